@@ -1,0 +1,78 @@
+"""Names for things: a registry maps the name used in a config to the factory that builds the thing.
+
+Whatever is registered is picked up by the conformance tests of its kind, built with `example` arguments.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from diffusion_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """One line that names the wrong name, the nearest valid one and all valid ones."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r};{hint} known: {', '.join(sorted(known))}"
+
+
+class Registry(Generic[T]):
+    """A table of factories of one `kind` ("sampler", "noise schedule", ...)."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._factories: dict[str, Callable[..., T]] = {}
+        self._examples: dict[str, dict[str, Any]] = {}
+
+    def register(self, name: str, *, example: Mapping[str, Any] | None = None):
+        """Decorator that files a factory under `name`; `example` arguments build its smallest instance."""
+
+        def add(factory):
+            if name in self._factories:
+                raise ValueError(f"{self.kind} {name!r} is registered already")
+            self._factories[name] = factory
+            self._examples[name] = dict(example or {})
+            return factory
+
+        return add
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._factories
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        if name not in self._factories:
+            raise UserError(unknown_name(self.kind, name, list(self._factories)))
+        return self._factories[name]
+
+    def build(self, spec: str | Mapping[str, Any], **defaults: Any) -> T:
+        """Build from a name or a mapping {"name": ..., **arguments}; `defaults` fill what the spec omits.
+
+        Raises:
+          UserError: unknown name, or an argument that the factory does not have.
+        """
+        spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+        if "name" not in spec:
+            raise UserError(f"a {self.kind} needs a `name`; known: {', '.join(self)}")
+        factory = self[spec.pop("name")]
+        arguments = {**defaults, **{key: _frozen(value) for key, value in spec.items()}}
+        parameters = inspect.signature(factory).parameters
+        for key in arguments:
+            if key not in parameters:
+                raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, list(parameters)))
+        return factory(**arguments)
+
+    def example(self, name: str) -> T:
+        """The smallest instance, as the conformance tests build it."""
+        return self[name](**self._examples[name])
+
+
+def _frozen(value):
+    """Lists become tuples, so that what is built stays hashable."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,63 @@
+"""Random numbers as a function of (seed, stream name, step, position in the global batch), and of nothing else.
+
+No draw depends on how many devices, hosts or microbatches share the work: every example of a batch has its own
+key, folded from its position in the *global* batch. A `BatchKey` is that family of keys.
+"""
+
+import dataclasses
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def stream_key(seed: int, stream: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+    """The key of one named random stream at one step."""
+    return jax.random.fold_in(fold_name(jax.random.key(seed), stream), step)
+
+
+def fold_name(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """Fold a name into a key; the same name gives the same key on every machine and Python."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "index"], meta_fields=["size"])
+@dataclasses.dataclass(frozen=True)
+class BatchKey:
+    """The keys of the examples at positions `index` of a global batch of `size` examples."""
+
+    key: Key[Array, ""]
+    index: Int[Array, " batch"]
+    size: int
+
+    @classmethod
+    def create(cls, key: Key[Array, ""], size: int) -> "BatchKey":
+        """Keys of a whole global batch."""
+        return cls(key, jnp.arange(size), size)
+
+    def fold_in(self, name: str) -> "BatchKey":
+        """An independent family of keys for the use called `name`."""
+        return dataclasses.replace(self, key=fold_name(self.key, name))
+
+    def at_step(self, step: int | Int[Array, ""]) -> "BatchKey":
+        """An independent family of keys for one step of a loop, for example of a sampler."""
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, step))
+
+    def per_example(self) -> Key[Array, " batch"]:
+        """One key per example."""
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, self.index)
+
+    def normal(self, shape: tuple[int, ...], dtype=None) -> Float[Array, " batch ..."]:
+        """Unit Gaussian of shape [batch, *shape]."""
+        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(self.per_example())
+
+    def uniform(self, dtype=None) -> Float[Array, " batch"]:
+        """Independent uniform variates in [0, 1), one per example."""
+        return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(self.per_example())
+
+    def stratified(self, dtype=None) -> Float[Array, " batch"]:
+        """Low-discrepancy uniform variates (u + i / size) mod 1 with one shared u (Kingma et al. 2021, sec. 4.1)."""
+        shared = jax.random.uniform(self.key, (), dtype)
+        return (shared + self.index.astype(shared.dtype) / self.size) % 1.0
