@@ -1,0 +1,290 @@
+"""DiT, the diffusion transformer (Peebles & Xie 2023).
+
+The image is cut into patches of p x p pixels, one token each. A block is a transformer block whose two layer norms
+have no parameters of their own: the conditioning vector c = time + label gives shift, scale and gate of each branch
+
+    x <- x + gate_1(c) * attention((1 + scale_1(c)) * norm(x) + shift_1(c))
+    x <- x + gate_2(c) * mlp      ((1 + scale_2(c)) * norm(x) + shift_2(c))
+
+through one dense layer that starts at zero, so that every block starts as the identity ("adaLN-Zero", sec. 3.2).
+The blocks are one scan over stacked parameters: the compile time does not grow with the depth.
+"""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.layers import TimeMLP, at_least_float32, attention, sinusoidal_embedding
+from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.registry import MODELS
+from diffusion_jax.registry import unknown_name
+
+Tokens = Float[Array, "batch tokens dim"]
+Vector = Float[Array, "batch dim"]
+
+# Table 1 of the paper: name -> (depth, hidden size, heads). A size is named with its patch, as in "XL/2".
+DIT_SIZES: dict[str, tuple[int, int, int]] = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+
+# What of a block's activations the backward pass keeps; the rest is computed again.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+TIME_WAVES = 256  # width of the sinusoidal embedding, at every size of network
+
+_xavier = nn.initializers.xavier_uniform()
+_normal = nn.initializers.normal(0.02)
+_zeros = nn.initializers.zeros
+
+
+@functools.lru_cache
+def position_embedding(size: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
+    """Fixed sine-cosine embedding of a size x size grid, row by row: the first half of `dim` tells the column."""
+    frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim / 4))
+    row, column = np.mgrid[:size, :size].reshape(2, -1, 1) * frequencies
+    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1)
+
+
+def patchify(x: Float[Array, "batch height width channels"], patch: int) -> Tokens:
+    """Tokens in row order; inside a token (row, column, channel)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+def unpatchify(tokens: Tokens, patch: int, size: int) -> Float[Array, "batch size size channels"]:
+    """The inverse of `patchify` for square images."""
+    batch, grid = tokens.shape[0], size // patch
+    x = tokens.reshape(batch, grid, grid, patch, patch, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, size, size, -1)
+
+
+def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
+    """(1 + scale) * x + shift, the same for all tokens of an example."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class ConditioningEmbedding(nn.Module, kw_only=True):
+    """Time and, where there are classes, label as one vector."""
+
+    features: int
+    num_classes: int
+    frequency_shift: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, time: Float[Array, " batch"], conditioning: Conditioning) -> Vector:
+        waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
+        vector = TimeMLP(features=self.features, kernel_init=_normal, dtype=self.dtype, name="time")(waves)
+        if self.num_classes:
+            table = nn.Embed(
+                self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
+            )
+            vector += table(conditioning["label"])
+        return vector
+
+
+class DiTBlock(nn.Module, kw_only=True):
+    """One adaLN-Zero block, in the form that scan wants: (carry, broadcast input) -> (carry, nothing)."""
+
+    num_heads: int
+    mlp_ratio: float
+    norm_eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Tokens, vector: Vector) -> tuple[Tokens, None]:
+        batch, tokens, dim = x.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
+        norm = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False, dtype=self.dtype)
+        modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(nn.silu(vector))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
+
+        h = dense(3 * dim, name="qkv")(modulate(norm(x), shift_1, scale_1))
+        h = h.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        h = attention(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(x.shape)
+        x += gate_1[:, None] * dense(dim, name="attention_out")(h)
+
+        h = dense(round(self.mlp_ratio * dim), name="mlp_in")(modulate(norm(x), shift_2, scale_2))
+        x += gate_2[:, None] * dense(dim, name="mlp_out")(nn.gelu(h, approximate=True))
+        return x, None
+
+
+class FinalLayer(nn.Module, kw_only=True):
+    """Modulated layer norm and a linear map to the pixels of a patch; both start at zero."""
+
+    features: int
+    norm_eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Tokens, vector: Vector) -> Tokens:
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_zeros)
+        shift, scale = jnp.split(dense(2 * x.shape[-1], name="modulation")(nn.silu(vector)), 2, axis=-1)
+        x = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False, dtype=self.dtype)(x)
+        return dense(self.features, name="linear")(modulate(x, shift, scale))
+
+
+class DiT(Network, kw_only=True):
+    """The diffusion transformer. Built by size through the factory `dit`, or field by field.
+
+    Attributes:
+      patch_size: side of a patch, in pixels.
+      hidden_size, depth, num_heads: of the transformer.
+      mlp_ratio: hidden units of the MLP, in units of hidden_size.
+      learn_sigma: put out 2 * image_channels channels, the prediction and the interpolated log variance.
+      frequency_shift: of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
+      norm_eps: added to the variance of layer norms.
+      remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
+      scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
+    """
+
+    patch_size: int = 2
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = False
+    frequency_shift: int = 0
+    norm_eps: float = 1e-6
+    remat: Literal["none", "full", "dots"] = "none"
+    scan_unroll: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise UserError(f"DiT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise UserError(
+                f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
+                "(sine and cosine of two coordinates)"
+            )
+        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+            raise UserError(unknown_name("remat policy", self.remat, ["none", *REMAT_POLICIES]))
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        time: Float[Array, " batch"],
+        conditioning: Conditioning,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width out_channels"]:
+        """See `Network`. There is no dropout: `dropout_keys` changes nothing. UserError for other image sizes."""
+        del dropout_keys
+        self.check_inputs(x, time, conditioning)
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            raise UserError(f"DiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
+
+        embed = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
+        position = position_embedding(self.image_size // self.patch_size, self.hidden_size)
+        h = embed(patchify(x, self.patch_size))
+        h += jnp.asarray(position, h.dtype)
+        vector = ConditioningEmbedding(
+            features=self.hidden_size,
+            num_classes=self.num_classes,
+            frequency_shift=self.frequency_shift,
+            dtype=self.dtype,
+            name="conditioning",
+        )(time, conditioning)
+
+        h, _ = self._blocks()(h, vector)
+
+        out_channels = self.image_channels * (2 if self.learn_sigma else 1)
+        final = FinalLayer(
+            features=self.patch_size**2 * out_channels, norm_eps=self.norm_eps, dtype=self.dtype, name="final"
+        )
+        h = unpatchify(final(h, vector), self.patch_size, self.image_size)
+        return h.astype(at_least_float32(h.dtype))
+
+    def _blocks(self) -> nn.Module:
+        """All blocks as one module whose parameters have a leading axis of length `depth`."""
+        block = DiTBlock
+        if self.remat != "none":
+            # Inside a loop the compiler cannot merge the second computation with the first; unrolled, it could.
+            is_loop = self.scan_unroll < self.depth
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not is_loop)
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+            unroll=self.scan_unroll,
+        )
+        return stack(
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+            name="blocks",
+        )
+
+
+@MODELS.register(
+    "dit",
+    example={
+        "image_size": 4,
+        "image_channels": 2,
+        "num_classes": 3,
+        "patch_size": 2,
+        "hidden_size": 16,
+        "depth": 2,
+        "num_heads": 2,
+    },
+)
+def dit(
+    *,
+    image_size: int,
+    image_channels: int,
+    num_classes: int = 0,
+    size: str = "S/2",
+    patch_size: int | None = None,
+    hidden_size: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_ratio: float = 4.0,
+    learn_sigma: bool = False,
+    frequency_shift: int = 0,
+    norm_eps: float = 1e-6,
+    remat: Literal["none", "full", "dots"] = "none",
+    scan_unroll: int = 1,
+    dtype: DTypeLike = jnp.float32,
+) -> DiT:
+    """A DiT of a named size: S, B, L or XL, a stroke, and the patch size, as in "XL/2".
+
+    Whatever is given besides overrides the size, so that {"size": "S/2", "depth": 4} is a shallow S/2.
+    """
+    name, stroke, patch = size.partition("/")
+    if name not in DIT_SIZES or not stroke or not patch.isdigit() or int(patch) == 0:
+        raise UserError(unknown_name("DiT size", size, [f"{known}/{p}" for known in DIT_SIZES for p in (2, 4, 8)]))
+    named_depth, named_hidden_size, named_num_heads = DIT_SIZES[name]
+    return DiT(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        patch_size=patch_size or int(patch),
+        hidden_size=hidden_size or named_hidden_size,
+        depth=depth or named_depth,
+        num_heads=num_heads or named_num_heads,
+        mlp_ratio=mlp_ratio,
+        learn_sigma=learn_sigma,
+        frequency_shift=frequency_shift,
+        norm_eps=norm_eps,
+        remat=remat,
+        scan_unroll=scan_unroll,
+        dtype=dtype,
+    )

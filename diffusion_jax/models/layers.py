@@ -1,0 +1,123 @@
+"""Layers that several networks share. Statistics, softmax and time embeddings are float32 at least."""
+
+import math
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.counter_prng import counter_key
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """float32, or float64 where that is the dtype."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def sinusoidal_embedding(
+    time: Float[Array, " batch"],
+    dim: int,
+    *,
+    flip_sin_to_cos: bool = False,
+    frequency_shift: int = 1,
+    max_period: float = 10_000.0,
+) -> Float[Array, "batch dim"]:
+    """Sines and cosines of `time` at geometric frequencies (Vaswani et al. 2017, sec. 3.5).
+
+        frequency_i = max_period ** (-i / (dim / 2 - frequency_shift)),    i = 0 ... dim / 2 - 1
+
+    DDPM: [sin, cos] and frequency_shift 1, so that the last frequency is 1 / max_period exactly.
+    ADM and DiT: [cos, sin] (flip_sin_to_cos) and frequency_shift 0.
+    """
+    half = dim // 2
+    if dim % 2 or half <= frequency_shift:
+        raise UserError(f"a sinusoidal embedding needs an even dim > {2 * frequency_shift}, got {dim}")
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / (half - frequency_shift))
+    time = time.astype(at_least_float32(time.dtype))
+    angles = time[:, None] * jnp.asarray(frequencies, time.dtype)
+    waves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(waves, axis=-1)
+
+
+def attention(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+) -> Float[Array, "batch queries heads dim"]:
+    """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
+
+    Written as two products, without a kernel of its own derivative rule: forward-mode differentiation (jvp) works.
+    """
+    wide = at_least_float32(query.dtype)
+    query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class GroupNorm(nn.Module, kw_only=True):
+    """Group normalisation (Wu & He 2018) over height, width and the channels of a group.
+
+    The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves four channels
+    or more to a group. Computed as sums per channel: the groups are formed on [batch, channels], and the image is
+    read once for the sums and once for the affine map.
+    """
+
+    max_groups: int = 32
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        channels = x.shape[-1]
+        limit = max(1, min(self.max_groups, channels // 4))
+        groups = max(n for n in range(1, limit + 1) if channels % n == 0)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+        x = x.astype(at_least_float32(x.dtype))
+        moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])  # [2, batch, channels]
+        mean, square = moments.reshape(*moments.shape[:2], groups, -1).mean(-1)
+        inverse_std = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+        mean, inverse_std = (jnp.repeat(v, channels // groups, axis=-1) for v in (mean, inverse_std))
+        gain = inverse_std * scale
+        shift = bias - mean * gain
+        return (x * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+
+class TimeMLP(nn.Module, kw_only=True):
+    """Two dense layers with a SiLU between, from a sinusoidal embedding to the conditioning vector."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: Float[Array, "batch dim"]) -> Float[Array, "batch features"]:
+        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="dense_0")(embedding)
+        return nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="dense_1")(nn.silu(x))
+
+
+class Dropout(nn.Module, kw_only=True):
+    """Dropout whose mask belongs to the example: it does not depend on how a batch is split over devices.
+
+    The mask of an example is drawn from its own key, folded with the path of this layer in the network.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch ..."], keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch ..."]:
+        if keys is None or self.rate == 0.0:
+            return x
+        salt = zlib.crc32("/".join(self.path).encode())
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(counter_key(keys), salt)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)

@@ -1,0 +1,96 @@
+"""What every network of this room is, and what one does with a network before training it.
+
+A network is a Flax linen module called as `module.apply({"params": p}, x, time, conditioning, dropout_keys)`.
+As linen modules are dataclasses it is hashable and may be a static argument of jit.
+"""
+
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.counter_prng import counter_key
+
+Conditioning = Mapping[str, Int[Array, " batch"]]
+
+
+class Network(nn.Module, kw_only=True):
+    """Base of all networks: the shape of the data, and the class labels.
+
+    Subclasses define `__call__(x, time, conditioning, dropout_keys=None)`:
+      x: [batch, height, width, channels].
+      time: float32 [batch], the input of the time embedding, scaled already.
+      conditioning: {"label": int32 [batch]} where num_classes > 0, else {}.
+      dropout_keys: one key per example switches dropout on; None means deterministic.
+      Returns float32 [batch, height, width, output channels].
+
+    Attributes:
+      image_size: height and width of the images.
+      image_channels: channels of the images.
+      num_classes: classes of the data; index num_classes is the null class. 0: unconditional.
+      dtype: what activations are computed in; parameters are float32 always.
+    """
+
+    image_size: int
+    image_channels: int
+    num_classes: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return (self.image_size, self.image_size, self.image_channels)
+
+    @nn.nowrap
+    def null_conditioning(self, batch_size: int) -> dict[str, Int[Array, " batch"]]:
+        """The conditioning that says nothing: the null class for every example, or {} without classes."""
+        if self.num_classes == 0:
+            return {}
+        return {"label": jnp.full((batch_size,), self.num_classes, jnp.int32)}
+
+    @nn.nowrap
+    def check_inputs(self, x: Array, time: Array, conditioning: Conditioning) -> None:
+        """Raise UserError where the shapes or the conditioning are not what the network is built for."""
+        name = type(self).__name__
+        if x.ndim != 4 or x.shape[-1] != self.image_channels:
+            raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
+        if time.shape != x.shape[:1]:
+            raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
+        expected = {"label"} if self.num_classes else set()
+        if set(conditioning) != expected:
+            raise UserError(
+                f"{name} with num_classes={self.num_classes} takes conditioning {sorted(expected)}, got "
+                f"{sorted(conditioning)}; set num_classes, or use null_conditioning(batch_size)"
+            )
+
+
+def example_inputs(
+    module: Network, batch_size: int = 1, image_shape: tuple[int, int, int] | None = None
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, " batch"], Conditioning]:
+    """Zeros of the shapes that `module` takes: (x, time, conditioning)."""
+    x = jnp.zeros((batch_size, *(image_shape or module.image_shape)), jnp.float32)
+    return x, jnp.zeros((batch_size,), jnp.float32), module.null_conditioning(batch_size)
+
+
+def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, int, int] | None = None) -> PyTree:
+    """Initial parameters, float32: a function of the module and the key, whatever the devices and the sharding.
+
+    May be called inside jit with out_shardings, so that a large network is born sharded.
+    """
+
+    @jax.jit
+    def init(key):
+        return module.init({"params": counter_key(key)}, *example_inputs(module, 1, image_shape))["params"]
+
+    return init(key)
+
+
+def count_parameters(module: Network) -> int:
+    """Trainable parameters, counted from shapes alone: nothing is allocated."""
+    shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
