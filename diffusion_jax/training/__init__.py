@@ -1,0 +1,21 @@
+"""The training state, the pure train step, the optimizer, EMA and checkpoints."""
+
+from diffusion_jax.training.checkpointing import Checkpointer, CorruptCheckpointError
+from diffusion_jax.training.ema import EmaConfig
+from diffusion_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
+from diffusion_jax.training.state import TrainState, create_state
+from diffusion_jax.training.step import Trainable, make_train_step, make_validation_step
+
+__all__ = [
+    "OPTIMIZERS",
+    "Checkpointer",
+    "CorruptCheckpointError",
+    "EmaConfig",
+    "TrainState",
+    "Trainable",
+    "create_state",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "make_train_step",
+    "make_validation_step",
+]

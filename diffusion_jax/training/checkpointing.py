@@ -1,0 +1,227 @@
+"""Checkpoints: written asynchronously by Orbax, verified on the way back, never silently replaced by another.
+
+A checkpoint holds the canonical training state, and a JSON record of what else a bit-exact resume needs (the position
+in the data, the metrics not yet logged) with a fingerprint of every array. A restore computes the fingerprints again:
+a file that lost a chunk, which the array store would read back as zeros, is found out.
+"""
+
+import contextlib
+import errno
+import gc
+import io
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.parallel.rules import path_name
+
+
+class CorruptCheckpointError(UserError):
+    """A checkpoint that can not be read back as it was written."""
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of an array as uint32, flattened in no particular order of meaning."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+@jax.jit
+def fingerprints(state: Any) -> dict[str, jax.Array]:
+    """One uint32 per leaf: a position-weighted sum of its bits modulo 2^32, whatever its sharding."""
+
+    def fingerprint(x):
+        words = _words(x)
+        position = jnp.zeros(words.shape, jnp.uint32)
+        for axis, length in enumerate(words.shape):
+            position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+
+    return {path_name(path): fingerprint(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of an error's message, not longer than a terminal's line or two."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+@contextlib.contextmanager
+def _storage_errors(directory: epath.Path) -> Iterator[None]:
+    """Turn the many ways in which storage says "full" or "not yours" into one line each."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        for cause in _chain(error):
+            number = getattr(cause, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
+                raise RunError(
+                    f"no space left for checkpoints in {directory}; the last complete checkpoint is intact: free some "
+                    "space and run the same command again"
+                ) from error
+            if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise UserError(f"can not write to {directory}: {_one_line(cause)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Swallow what Orbax's own threads print while it fails: a traceback for every array of a damaged checkpoint.
+
+    The error itself still reaches the caller.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+    sys.unraisablehook = lambda _: None
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                yield
+            except BaseException:
+                time.sleep(0.5)  # the other reads under way fail in their own threads, and print there
+                gc.collect()  # abandoned coroutines complain when they are collected: let it be now
+                raise
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
+
+
+class Checkpointer:
+    """The checkpoints of one run, under `directory`.
+
+    Args:
+      directory: created when missing.
+      keep_last: how many of the newest are kept.
+      keep_best: how many of the best by `best_metric` are kept besides.
+      best_metric: the name of a metric given to `save`; the smallest is best unless `best_mode` is "max".
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "loss",
+        best_mode: str = "min",
+    ):
+        self.directory = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
+        policies = [preservation_policy.LatestN(keep_last)]
+        if keep_best:
+            policies.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=best_mode == "min",
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        with _storage_errors(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=True,
+                ),
+            )
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def save(self, step: int, state: Any, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Begin to write a checkpoint; the values are those of now even if the state is donated afterwards.
+
+        Raises:
+          RunError: this or the previous write failed, for example because the disk is full.
+        """
+        prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
+        with _storage_errors(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    record=ocp.args.JsonSave({**record, "step": step, "fingerprints": prints}),
+                ),
+                metrics=dict(metrics) or None,
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Wait for the write under way; raises RunError if it failed."""
+        with _storage_errors(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, abstract_state: Any, *, part: str | None = None) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint back and verify it.
+
+        Args:
+          step: one of `steps()`.
+          abstract_state: tree of ShapeDtypeStruct with shardings: the form in which the state is wanted.
+
+        Returns:
+          The state and the record given to `save`.
+
+        Raises:
+          CorruptCheckpointError: it can not be read, or is not what was written.
+        """
+        try:
+            with _quiet_threads():
+                read = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
+                    ),
+                )
+        except Exception as error:  # Orbax and TensorStore raise many types for a damaged file; all mean the same here
+            raise CorruptCheckpointError(f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}") from error
+        record = read.record
+        now = jax.device_get(fingerprints(read.state))
+        wrong = [name for name, value in now.items() if int(value) != record["fingerprints"].get(name)]
+        if wrong or record.get("step") != step:
+            raise CorruptCheckpointError(
+                f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays are not what was written"
+                + (f", the first is {wrong[0]}" if wrong else "")
+            )
+        return read.state, record
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Move the checkpoints newer than `step` out of the way; returns where they went."""
+        moved = []
+        for newer in [s for s in self.steps() if s > step]:
+            target = Path(f"{self.directory}.set_aside") / str(newer)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            shutil.move(str(self.directory / str(newer)), target)
+            moved.append(target)
+        self._manager.reload()
+        return moved
+
+    def close(self) -> None:
+        """Wait for what is under way and let go of the directory."""
+        with _storage_errors(self.directory):
+            self._manager.close()

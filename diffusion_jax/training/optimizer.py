@@ -1,0 +1,62 @@
+"""Optimizers from Optax by name, with the learning-rate schedules and the gradient clipping of the papers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry, unknown_name
+
+OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer")
+
+
+@OPTIMIZERS.register("adam")
+def adam(learning_rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+    """Adam (Kingma & Ba 2015)."""
+    return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(
+    learning_rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+):
+    """AdamW (Loshchilov & Hutter 2019); the decay is multiplied by the learning rate."""
+    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+@OPTIMIZERS.register("radam")
+def radam(learning_rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+    """Rectified Adam (Liu et al. 2020), as used for consistency models."""
+    return optax.radam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(learning_rate: optax.Schedule, momentum: float = 0.0):
+    """Stochastic gradient descent."""
+    return optax.sgd(learning_rate, momentum=momentum or None)
+
+
+def learning_rate_schedule(peak: float, *, decay: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over `warmup_steps`, then `decay`: "constant", or "cosine" to 0 at the end.
+
+    The first step already has a rate above 0: step n warms up at (n + 1) / warmup_steps.
+    """
+    if decay == "constant":
+        after = optax.constant_schedule(peak)
+    elif decay == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
+    else:
+        raise UserError(unknown_name("learning-rate schedule", decay, ["constant", "cosine"]))
+    if not warmup_steps:
+        return after
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1) if warmup_steps > 1 else after
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    spec: Mapping[str, Any], *, learning_rate: optax.Schedule, clip_norm: float = 0.0
+) -> optax.GradientTransformation:
+    """The named optimizer behind clipping of the gradient's global norm (0: no clipping)."""
+    optimizer = OPTIMIZERS.build(spec, learning_rate=learning_rate)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer

@@ -1,0 +1,1 @@
+"""The runner: train, sample, evaluate, prepare data. Thin: parse, wire, loop, report."""

@@ -1,0 +1,136 @@
+"""The command line's contract: flags checked before anything runs, one clear line for every expected failure.
+
+Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line when the cause is
+known, a traceback when it is not).
+"""
+
+import difflib
+import errno
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_jax.errors import RunError, UserError
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """The --config flag: a file with `get_config()`; any field is overridden by --config.a.b=value."""
+    return config_flags.DEFINE_config_file("config", default, "config file, for example configs/digits_unet.py")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parse the flags, run `main(argv)`, and exit by the contract above."""
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; options begin with --, see --help")
+            return main(argv)
+        except UserError as error:
+            return _fail(error, 2)
+        except RunError as error:
+            return _fail(error, 1)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return _fail(f"no space left on the device of {error.filename or 'the workdir'}", 1)
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                return _fail(f"no permission: {error.strerror}: {error.filename}", 2)
+            raise
+
+    _quiet()
+    app.run(guarded, flags_parser=_parse)
+
+
+def _fail(error: Exception | str, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _quiet() -> None:
+    """Leave the terminal to the progress bar: libraries report only what a user should act on."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    for name in ("orbax", "tensorflow_datasets", "grain", "asyncio", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(orbax|tensorflow_datasets|google)\..*")
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(_fail(_explain(argv, error), 2))
+    except (FileNotFoundError, ImportError, SyntaxError, IsADirectoryError) as error:
+        named = [arg for arg in argv if arg.startswith("--config=")]
+        sys.exit(_fail(f"can not read {named[0] if named else '--config'}: {_first_line(error)}", 2))
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """Name the flag that is wrong and the nearest valid one."""
+    config = next((holder.value for name in flags.FLAGS if (holder := flags.FLAGS[name]).name == "config"), None)
+    if isinstance(error, AttributeError | KeyError) and isinstance(config, ConfigDict):
+        known = list(flatten(config))
+        groups = {name.rpartition(".")[0] for name in known}
+        for arg in argv:
+            name = arg.removeprefix("--config.").partition("=")[0]
+            if arg.startswith("--config.") and name not in known and name not in groups:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                return f"the config has no field {name!r}{hint}"
+    text = _first_line(error)
+    match = re.match(r"flag --(config\.\S+?)=(.*?): (.*)", text)
+    if match:
+        return f"wrong type for --{match[1]}: {match[3]}"
+    return text.removesuffix(".") + "; see --help"
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """All fields of a config by dotted name, in order."""
+    flat: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def writable_directory(path: str | Path) -> Path | str:
+    """Create a directory, or say why it can not be written. Remote paths (gs://...) are left to the storage layer.
+
+    Raises:
+      UserError: not a directory, or no permission.
+    """
+    if "://" in str(path):
+        return str(path)
+    directory = Path(path).expanduser().absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{directory} is not a directory") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"can not create {directory}: {error.strerror}") from error
+    probe = directory / f".writable.{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"can not write to {directory}: {error.strerror}") from error
+    return directory
