@@ -1,0 +1,155 @@
+"""Grids of images as PNG files: samples by class, samples beside their nearest training images.
+
+The gaps are transparent and captions are mid-grey, so a grid sits well on a light page and on a dark one. Small images
+are enlarged by whole factors, pixel by pixel: nothing is smoothed away.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.errors import UserError
+from experiments.writers import replace_file
+
+_READABLE = 48  # pixels: the side to which small images are enlarged
+_CAPTION = (128, 128, 128, 255)
+_CAPTION_SIZE = 13
+
+Images = UInt8[np.ndarray, "n height width channels"] | Float[np.ndarray, "n height width channels"]
+
+
+def to_uint8(images: Images) -> UInt8[np.ndarray, "n height width channels"]:
+    """Images as bytes: uint8 as they are; floats from [-1, 1], cut off beyond it, not-a-number as black."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    scaled = (np.clip(np.nan_to_num(images.astype(np.float32), nan=-1.0), -1.0, 1.0) + 1.0) * 127.5
+    return np.round(scaled).astype(np.uint8)
+
+
+def balanced_labels(num_images: int, num_classes: int) -> Int[np.ndarray, " n"]:
+    """Labels 0, 1, ..., K-1, 0, 1, ...: what to ask of a model for a grid with one class in each column."""
+    return np.arange(num_images, dtype=np.int32) % num_classes
+
+
+def make_grid(
+    images: Images,
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
+    class_names: Sequence[str] | None = None,
+    gap: int = 4,
+) -> UInt8[np.ndarray, "height width 4"]:
+    """Lay images out on a transparent ground.
+
+    Args:
+      images: uint8, or floats in [-1, 1]; one channel (grey) or three.
+      columns: images in a row; about square by default. With labels, classes side by side before a new block begins.
+      scale: whole factor of enlargement; by default what brings images to about 48 pixels.
+      labels: with them each column holds one class, in the order of the labels, its name above it.
+      class_names: captions by label; the numbers by default.
+      gap: transparent pixels between images.
+
+    Raises:
+      UserError: not [n, height, width, 1 or 3], no images, or labels of another number.
+    """
+    images = to_uint8(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise UserError(f"a picture needs images [n, height, width, 1 or 3], not {list(images.shape)}")
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise UserError(f"{len(images)} images, but labels of shape {list(np.shape(labels))}")
+    side = max(images.shape[1:3])
+    scale = scale or max(1, -(-_READABLE // side))
+    tiles = np.repeat(np.repeat(images, scale, axis=1), scale, axis=2)
+    tiles = np.broadcast_to(tiles, (*tiles.shape[:3], 3))
+    if labels is None:
+        columns = min(len(images), columns or int(np.ceil(np.sqrt(len(images)))))
+        return _block([list(tiles[c::columns]) for c in range(columns)], None, gap)
+    classes = [int(k) for k in np.unique(labels)]
+    per_block = min(len(classes), columns or 16)
+    blocks = []
+    for start in range(0, len(classes), per_block):
+        part = classes[start : start + per_block]
+        names = [str(k) if class_names is None else class_names[k] for k in part]
+        blocks.append(_block([list(tiles[np.asarray(labels) == k]) for k in part], names, gap))
+    return _stack(blocks, gap)
+
+
+def save_grid(images: Images, path: str | os.PathLike, **layout) -> None:
+    """`make_grid(images, **layout)` as a PNG file, written whole or not at all.
+
+    Raises:
+      UserError: images that are no grid (see `make_grid`).
+      RunError: the file could not be written.
+    """
+    _save(make_grid(images, **layout), path)
+
+
+def save_neighbours(
+    samples: Images,
+    neighbours: Images,
+    path: str | os.PathLike,
+    *,
+    distances: Float[np.ndarray, " n"] | None = None,
+    columns: int = 10,
+    scale: int | None = None,
+) -> None:
+    """Pairs, the sample above and its nearest training image below it, with the distance as caption.
+
+    With distances the pairs are put in order, the closest first: the ones to look at when in doubt about copying.
+    """
+    samples, neighbours = to_uint8(samples), to_uint8(neighbours)
+    if samples.shape != neighbours.shape:
+        raise UserError(f"samples {list(samples.shape)} and neighbours {list(neighbours.shape)} make no pairs")
+    order = np.arange(len(samples)) if distances is None else np.argsort(distances, kind="stable")
+    blocks = []
+    for start in range(0, len(order), columns):
+        part = order[start : start + columns]
+        pairs = np.stack([samples[part], neighbours[part]], axis=1).reshape(-1, *samples.shape[1:])
+        names = None if distances is None else [f"{distances[i]:.3f}" for i in part]
+        position = np.repeat(np.arange(len(part)), 2)
+        block = make_grid(pairs, labels=position, class_names=names or [""] * len(part), columns=len(part), scale=scale)
+        blocks.append(block)
+    _save(_stack(blocks, 12), path)
+
+
+def _block(columns: list[list[np.ndarray]], captions: list[str] | None, gap: int) -> np.ndarray:
+    """Columns of RGB tiles of one size, captions above them where there are any."""
+    height, width = columns[0][0].shape[:2]
+    rows = max(len(column) for column in columns)
+    head = _CAPTION_SIZE + 6 if captions and any(captions) else 0
+    canvas = np.zeros((head + rows * (height + gap) - gap, len(columns) * (width + gap) - gap, 4), np.uint8)
+    for c, column in enumerate(columns):
+        for r, tile in enumerate(column):
+            top, left = head + r * (height + gap), c * (width + gap)
+            canvas[top : top + height, left : left + width, :3] = tile
+            canvas[top : top + height, left : left + width, 3] = 255
+    if not head:
+        return canvas
+    picture = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_CAPTION_SIZE)
+    for c, caption in enumerate(captions):
+        while caption and draw.textlength(caption, font=font) > width + gap:
+            caption = caption[:-1]
+        draw.text((c * (width + gap) + width / 2, head / 2), caption, fill=_CAPTION, font=font, anchor="mm")
+    return np.asarray(picture)
+
+
+def _stack(blocks: list[np.ndarray], gap: int) -> np.ndarray:
+    """Blocks below one another, the narrower ones filled up with transparency."""
+    width = max(block.shape[1] for block in blocks)
+    parts = []
+    for block in blocks:
+        parts.append(np.pad(block, ((0, gap), (0, width - block.shape[1]), (0, 0))))
+    return np.concatenate(parts)[:-gap] if gap else np.concatenate(parts)
+
+
+def _save(grid: np.ndarray, path: str | os.PathLike) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,327 @@
+"""Where a run writes its numbers: `metrics.jsonl`, `timings.jsonl` and TensorBoard events.
+
+The writers have the methods of `clu.metric_writers` and work with clu's own (`MultiWriter`, `LoggingWriter`, the
+periodic actions), but without TensorFlow: clu imports its TensorFlow writer unconditionally, so this module puts a
+tensorboardX writer in that place before clu is imported. Import clu's writers and periodic actions from here.
+
+`metrics.jsonl` holds only what is a function of the configuration: a killed and resumed run writes the same bytes as
+one that was never killed. Whatever depends on the clock goes to `timings.jsonl`. One line is one JSON object: "step" first,
+then the names in order; floats in the shortest form that reads back to the same bits.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from tensorboardX.summary import hparams as hparams_summaries
+
+from diffusion_jax.errors import RunError, UserError
+
+METRICS_FILE = "metrics.jsonl"
+TIMINGS_FILE = "timings.jsonl"
+TIMING_NAMES = frozenset(  # those of clu's ReportProgress, and those of the train loop
+    {"steps_per_sec", "uptime", "images_per_second", "compile_seconds", "elapsed_seconds"}
+)
+
+
+class TensorboardWriter:
+    """clu's MetricWriter interface on tensorboardX. The event file is opened by the first write.
+
+    Args:
+      logdir: directory of the event files.
+      purge_step: on resume, TensorBoard is told to forget events of this step and later ones.
+    """
+
+    def __init__(self, logdir: str | os.PathLike, *, purge_step: int | None = None):
+        self._logdir = os.fspath(logdir)
+        self._purge_step = purge_step
+        self._opened: tensorboardX.SummaryWriter | None = None
+
+    @property
+    def _writer(self) -> tensorboardX.SummaryWriter:
+        if self._opened is None:
+            suffix = f".{time.time_ns()}"  # two writers within one second must not share a file
+            self._opened = tensorboardX.SummaryWriter(self._logdir, purge_step=self._purge_step, filename_suffix=suffix)
+        return self._opened
+
+    def resume(self, step: int) -> None:
+        """Let TensorBoard forget what was logged after `step`; to be called before the first write."""
+        self.close()
+        self._purge_step = step + 1
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Images [h, w, c] or [n, h, w, c]: uint8, or floats in [0, 1]."""
+        for name, value in images.items():
+            value = np.asarray(value)
+            self._writer.add_images(name, value[None] if value.ndim == 3 else value, step, dataformats="NHWC")
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
+        for name, value in arrays.items():
+            self._writer.add_histogram(name, np.asarray(value), step, bins=(num_buckets or {}).get(name, 30))
+
+    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
+        raise NotImplementedError("audio is not written; this codebase makes images")
+
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        raise NotImplementedError("videos are not written; write their frames with write_images")
+
+    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+        raise NotImplementedError("raw summaries need TensorFlow's protocol buffers; use write_scalars or write_images")
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
+        for summary in hparams_summaries(flat, {}):
+            self._writer.file_writer.add_summary(summary)
+
+    def flush(self) -> None:
+        if self._opened is not None:
+            self._opened.flush()
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+
+def _import_clu_without_tensorflow() -> None:
+    shim = types.ModuleType("clu.metric_writers.summary_writer")
+    shim.SummaryWriter = TensorboardWriter
+    sys.modules.setdefault("clu.metric_writers.summary_writer", shim)
+
+
+_import_clu_without_tensorflow()
+
+from clu import metric_writers, periodic_actions  # noqa: E402
+
+metric_writers.MetricWriter.register(TensorboardWriter)
+
+
+class JsonlWriter(metric_writers.MetricWriter):
+    """Scalars as JSON lines; the names in TIMING_NAMES go to `timings.jsonl`, all others to `metrics.jsonl`.
+
+    What is written for one step in several calls becomes one line; it reaches the disk with the first write of another
+    step, with `flush` and with `close`. Flush before saving a checkpoint: rows up to a checkpoint must not be lost with
+    the process. Pictures, texts and hyperparameters have other homes in a workdir and are passed over.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._files = {name: _JsonLines(Path(workdir) / name) for name in (METRICS_FILE, TIMINGS_FILE)}
+
+    def resume(self, step: int) -> None:
+        """Drop the rows after `step`, all rows if `step` is 0, and half-written ones."""
+        for file in self._files.values():
+            file.resume(step)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._files[TIMINGS_FILE if name in TIMING_NAMES else METRICS_FILE].add(step, name, value)
+
+    def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._files[TIMINGS_FILE].add(step, name, value)
+
+    def write_summaries(self, step, values, metadata=None) -> None: ...
+    def write_images(self, step, images) -> None: ...
+    def write_videos(self, step, videos) -> None: ...
+    def write_audios(self, step, audios, *, sample_rate) -> None: ...
+    def write_texts(self, step, texts) -> None: ...
+    def write_histograms(self, step, arrays, num_buckets=None) -> None: ...
+    def write_hparams(self, hparams) -> None: ...
+
+    def flush(self) -> None:
+        for file in self._files.values():
+            file.flush()
+
+    def close(self) -> None:
+        self.flush()
+
+
+class _JsonLines:
+    """One file of rows; the row of the current step waits in memory until it is whole."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._step: int | None = None
+        self._row: dict[str, int | float] = {}
+        self._mended = False
+
+    def add(self, step: int, name: str, value: Any) -> None:
+        if step != self._step:
+            self.flush()
+        self._step = int(step)
+        self._row[name] = _number(name, value)
+
+    def flush(self) -> None:
+        if not self._row:
+            return
+        line = json.dumps({"step": self._step, **dict(sorted(self._row.items()))}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._mended:
+                self._rewrite(lambda _: True)
+            with open(self._path, "ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"could not write {self._path}: {error.strerror}; rows and checkpoints written so far are safe, "
+                "the same command goes on from the last checkpoint"
+            ) from error
+        self._row = {}
+
+    def resume(self, step: int) -> None:
+        self._step, self._row = None, {}
+        self._rewrite(lambda row: step > 0 and row["step"] <= step)
+
+    def _rewrite(self, keep: Callable[[dict], bool]) -> None:
+        """Replace the file by its rows that `keep` accepts, unless that changes nothing; a half line always goes."""
+        self._mended = True
+        if not self._path.exists():
+            return
+        before = self._path.read_bytes()
+        kept = "".join(json.dumps(row) + "\n" for row in _parse(self._path, before) if keep(row)).encode()
+        if kept != before:
+            replace_file(self._path, kept)
+
+
+class RunWriter(metric_writers.MultiWriter):
+    """clu's MultiWriter, with timings and with resuming. Made by `create_writer`."""
+
+    def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Numbers that depend on the clock: to `timings.jsonl` and TensorBoard, never to `metrics.jsonl`."""
+        for writer in self._writers:
+            (writer.write_timings if isinstance(writer, JsonlWriter) else writer.write_scalars)(step, scalars)
+
+    def resume(self, step: int) -> None:
+        """Forget what was logged after `step`, the step of the checkpoint that was restored; 0 is a fresh start.
+
+        To be called once, before the first write.
+        """
+        for writer in self._writers:
+            if isinstance(writer, JsonlWriter | TensorboardWriter):
+                writer.resume(step)
+
+
+def create_writer(workdir: str | os.PathLike, *, primary: bool = True, log: bool = False) -> RunWriter:
+    """The writer of a run: JSON lines and TensorBoard events in `workdir`; with `log` also absl's INFO log.
+
+    With `primary` False (every host but the first) it writes nothing at all.
+    """
+    if not primary:
+        return RunWriter([])
+    writers = [JsonlWriter(workdir), TensorboardWriter(workdir)]
+    return RunWriter([*writers, metric_writers.LoggingWriter()] if log else writers)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` or `timings.jsonl`, merged by step, in the order of their steps.
+
+    Raises:
+      UserError: no such file, or a line other than the last is no row. A last line that a killed process left half
+        written is passed over.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; has this workdir been trained in?")
+    rows: dict[int, dict[str, Any]] = {}
+    for row in _parse(path, path.read_bytes()):
+        rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+@contextlib.contextmanager
+def profile(
+    workdir: str | os.PathLike, *, num_steps: int = 0, first_step: int = 10, primary: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """One profile of `num_steps` training steps, by clu's Profile action, for TensorBoard or xprof.
+
+        with profile(workdir, num_steps=5, first_step=start + 10) as profile_step:
+            for step in range(start, end):
+                ...
+                profile_step(step)
+
+    With num_steps = 0, and on hosts that are not primary, nothing is done. A profile still open at the end of the block
+    is written there.
+    """
+    if not num_steps or not primary:
+        yield lambda step: None
+        return
+    action = periodic_actions.Profile(
+        logdir=os.fspath(workdir),
+        num_profile_steps=num_steps,
+        profile_duration_ms=None,
+        first_profile=first_step,
+        every_secs=None,
+    )
+    try:
+        yield lambda step: action(step) and None
+    finally:
+        if action._session_running:
+            action._end_session(periodic_actions.profiler.stop())
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file so that at any moment there is either the old content or the new, never a part.
+
+    Raises:
+      RunError: the disk is full or not writable; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"could not write {path}: {error.strerror}; what was there is untouched") from error
+
+
+def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
+    lines = content.decode(errors="replace").split("\n")
+    last = len(lines) - 1  # what follows the last newline: nothing, or a half line
+    rows = []
+    for number, line in enumerate(lines):
+        if not line and number == last:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number != last:
+            raise UserError(
+                f"{path}, line {number + 1} is not a row of metrics: {line[:60]!r}; mend or remove that line"
+            )
+    return rows
+
+
+def _number(name: str, value: Any) -> int | float:
+    value = np.asarray(value)
+    if value.size != 1 or not (value.dtype.kind in "biuf" or value.dtype.name == "bfloat16"):
+        raise ValueError(f"{name!r} is no scalar: {value.dtype} {list(value.shape)}")
+    return int(value.item()) if value.dtype.kind in "biu" else float(value.item())
