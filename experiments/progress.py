@@ -4,14 +4,15 @@ import sys
 import time
 from typing import Any, TextIO
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 
-class ProgressBar:
+class Progress:
     """A context manager around the training loop.
 
-        with ProgressBar(total=20_000, start=restored_step, primary=jax.process_index() == 0) as progress:
+        with Progress(total=20_000, start=restored_step, primary=jax.process_index() == 0) as progress:
             for step in ...:
                 progress.update(step, loss=metrics["loss"], images_per_second=rate)
 
@@ -46,14 +47,14 @@ class ProgressBar:
         self._first: tuple[int, float] | None = None  # step and time of the first update: before it lies compilation
         self._last_line = -float("inf")
         self._last_step = start
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: rich_progress.Progress | None = None
+        self._task: rich_progress.TaskID | None = None
         self._primary = primary
         self._terminal = primary and self._stream.isatty()
 
-    def __enter__(self) -> "ProgressBar":
+    def __enter__(self) -> "Progress":
         if self._terminal:
-            self._bar = Progress(
+            self._bar = rich_progress.Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
@@ -96,6 +97,13 @@ class ProgressBar:
             self._bar.update(self._task, completed=step, numbers=self._numbers())
         elif not self._terminal and now - self._last_line >= self._every_seconds:
             self._print_line(now)
+
+    def message(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._primary:
+            print(text, file=self._stream, flush=True)
 
     def _numbers(self) -> str:
         loss = None if self._loss is None else f"loss {self._loss:.4g}"

@@ -5,8 +5,8 @@ periodic actions), but without TensorFlow: clu imports its TensorFlow writer unc
 tensorboardX writer in that place before clu is imported. Import clu's writers and periodic actions from here.
 
 `metrics.jsonl` holds only what is a function of the configuration: a killed and resumed run writes the same bytes as
-one that was never killed. Whatever depends on the clock goes to `timings.jsonl`. One line is one JSON object: "step" first,
-then the names in order; floats in the shortest form that reads back to the same bits.
+one that was never killed. Whatever depends on the clock goes to `timings.jsonl`. One line is one JSON object: "step"
+first, then the names in order; floats in the shortest form that reads back to the same bits.
 """
 
 import contextlib
@@ -225,7 +225,12 @@ def create_writer(workdir: str | os.PathLike, *, primary: bool = True, log: bool
     """The writer of a run: JSON lines and TensorBoard events in `workdir`; with `log` also absl's INFO log.
 
     With `primary` False (every host but the first) it writes nothing at all.
+
+    Raises:
+      UserError: the workdir is a URL; rows cannot be appended to an object in a bucket.
     """
+    if "://" in os.fspath(workdir):
+        raise UserError(f"{workdir}: metrics are written to a file system; mount the bucket and give its path")
     if not primary:
         return RunWriter([])
     writers = [JsonlWriter(workdir), TensorboardWriter(workdir)]

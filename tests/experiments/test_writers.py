@@ -153,6 +153,11 @@ def test_other_hosts_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bucket_is_refused():
+    with pytest.raises(UserError, match="mount the bucket"):
+        create_writer("gs://bucket/run")
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     writer = create_writer(tmp_path)
