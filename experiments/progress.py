@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 
-class Progress:
+class ProgressBar:
     """A context manager around the training loop.
 
-        with Progress(total=20_000, start=restored_step, primary=jax.process_index() == 0) as progress:
+        with ProgressBar(total=20_000, start=restored_step, primary=jax.process_index() == 0) as progress:
             for step in ...:
                 progress.update(step, loss=metrics["loss"], images_per_second=rate)
 
@@ -52,7 +52,7 @@ class Progress:
         self._primary = primary
         self._terminal = primary and self._stream.isatty()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         if self._terminal:
             self._bar = rich_progress.Progress(
                 TextColumn("[bold]{task.description}"),

@@ -6,7 +6,7 @@ import pytest
 from rich import progress as rich_progress
 
 from experiments import progress
-from experiments.progress import Progress, format_seconds
+from experiments.progress import ProgressBar, format_seconds
 
 
 class Clock:
@@ -41,7 +41,7 @@ def clock(monkeypatch):
 
 def test_a_log_gets_a_line_every_few_seconds(clock):
     stream = io.StringIO()
-    with Progress(total=100, stream=stream, every_seconds=10) as bar:
+    with ProgressBar(total=100, stream=stream, every_seconds=10) as bar:
         for step in range(1, 101):
             clock.now += 1.0
             bar.update(step, loss=1.0 / step, images_per_second=1234.4)
@@ -54,7 +54,7 @@ def test_a_log_gets_a_line_every_few_seconds(clock):
 
 def test_a_resumed_run_estimates_from_its_own_steps(clock):
     stream = io.StringIO()
-    with Progress(total=1000, start=900, stream=stream, every_seconds=10) as bar:
+    with ProgressBar(total=1000, start=900, stream=stream, every_seconds=10) as bar:
         for step in range(901, 912):
             clock.now += 2.0
             bar.update(step)
@@ -63,7 +63,7 @@ def test_a_resumed_run_estimates_from_its_own_steps(clock):
 
 def test_a_value_that_is_not_ready_is_not_waited_for(clock):
     stream = io.StringIO()
-    with Progress(total=10, stream=stream, every_seconds=0) as bar:
+    with ProgressBar(total=10, stream=stream, every_seconds=0) as bar:
         bar.update(1, loss=0.5)
         bar.update(2, loss=Pending(), images_per_second=Pending())
     assert "train 2/10 (20%)  loss 0.5" in stream.getvalue()
@@ -71,7 +71,7 @@ def test_a_value_that_is_not_ready_is_not_waited_for(clock):
 
 def test_other_hosts_are_silent():
     for stream in (io.StringIO(), Terminal()):
-        with Progress(total=10, stream=stream, every_seconds=0, primary=False) as bar:
+        with ProgressBar(total=10, stream=stream, every_seconds=0, primary=False) as bar:
             bar.update(10, loss=Pending())
         assert stream.getvalue() == ""
 
@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
-    with Progress(total=10, start=5, stream=stream) as bar:
+    with ProgressBar(total=10, start=5, stream=stream) as bar:
         assert isinstance(bar._bar, rich_progress.Progress)
         bar.update(10, loss=0.25, images_per_second=10_000)
     assert "10/10" in stream.getvalue()
@@ -91,10 +91,10 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 def test_a_message_is_a_line_of_its_own(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     for stream in (io.StringIO(), Terminal()):
-        with Progress(total=10, stream=stream) as bar:
+        with ProgressBar(total=10, stream=stream) as bar:
             bar.message("saved [step 3]")
         assert "saved [step 3]\n" in stream.getvalue()
-    with Progress(total=10, stream=stream, primary=False) as bar:
+    with ProgressBar(total=10, stream=stream, primary=False) as bar:
         bar.message("never shown")
     assert "never" not in stream.getvalue()
 
@@ -103,7 +103,7 @@ def test_nothing_is_claimed_to_be_done_after_an_error(clock):
     stream = io.StringIO()
 
     def interrupted():
-        with Progress(total=10, stream=stream) as bar:
+        with ProgressBar(total=10, stream=stream) as bar:
             bar.update(1)
             raise KeyboardInterrupt
 
