@@ -1,0 +1,99 @@
+"""How much the error at each noise level counts.
+
+A loss compares target = a x0 + b noise with its prediction. At fixed xt an error in the target and the error it implies
+in x0 are proportional (see `schedulers/prediction.py`, eq. 2; d = alpha b - sigma a is the kind's determinant):
+
+    (1)   error in x0 = -(sigma / d) error in target,
+
+so a weight stated for squared x0 errors becomes, for any kind,
+
+    (2)   w_kind = w_x0 sigma^2 / d^2.
+
+    kind        sigma^2 / d^2 (variance preserving)       so that, for example
+    epsilon     1 / SNR                                   epsilon-MSE is x0-MSE weighted by SNR
+    v           1 / (SNR + 1)                             v-MSE is x0-MSE weighted by SNR + 1
+    edm         c_out^2                                   EDM's weight is one: c_out^2 = 1 / lambda
+
+A weighting is written once, for x0, and (2) gives the rest.
+"""
+
+import dataclasses
+import math
+
+from jaxtyping import Array, Float
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.schedulers import NoiseSchedule, PredictionKind
+from diffusion_jax.schedulers.arrays import array_module
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """A weight on squared x0 errors, and by (2) on the squared errors of any kind."""
+
+    def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """The weight on the squared error of x0."""
+        raise NotImplementedError
+
+    def __call__(
+        self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """The weight on the squared error of `kind`: eq. (2)."""
+        return self.x0_weight(schedule.log_snr(t)) * (schedule.sigma(t) / kind.determinant(schedule, t)) ** 2
+
+
+WEIGHTINGS: Registry[Weighting] = Registry("loss weighting")
+
+
+@WEIGHTINGS.register("uniform")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformWeighting(Weighting):
+    """1 in whatever kind the loss is taken: the "simple" loss of Ho et al. 2020, eq. 14, for epsilon."""
+
+    def __call__(
+        self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        alpha = schedule.alpha(t)
+        return array_module(alpha).ones_like(alpha)
+
+
+@WEIGHTINGS.register("snr")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SNRWeighting(Weighting):
+    """The SNR, clipped to [minimum, maximum], on squared x0 errors.
+
+    Unclipped it is the plain epsilon-MSE whatever the kind; minimum = 1 is the truncated SNR of Salimans & Ho 2022
+    (arXiv 2202.00512, sec. 4); maximum = gamma is Min-SNR-gamma.
+    """
+
+    minimum: float = 0.0
+    maximum: float = math.inf
+
+    def __post_init__(self):
+        if not 0 <= self.minimum <= self.maximum or self.maximum == 0:
+            raise UserError(f"weighting snr needs 0 <= minimum <= maximum, got {self.minimum}, {self.maximum}")
+
+    def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        xp = array_module(log_snr)
+        return xp.clip(xp.exp(log_snr), self.minimum, self.maximum)
+
+
+@WEIGHTINGS.register("min_snr")
+def min_snr(gamma: float = 5.0) -> SNRWeighting:
+    """min(SNR, gamma) on squared x0 errors (Hang et al. 2023, arXiv 2303.09556, Min-SNR)."""
+    return SNRWeighting(maximum=gamma)
+
+
+@WEIGHTINGS.register("edm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMWeighting(Weighting):
+    """lambda = (s^2 + sd^2) / (s sd)^2 with s = sigma / alpha (Karras et al. 2022, table 1) = SNR + 1 / sd^2.
+
+    On the kind `edm` with the same `sigma_data` it is uniform.
+    """
+
+    sigma_data: float = 0.5
+
+    def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        return array_module(log_snr).exp(log_snr) + 1.0 / self.sigma_data**2
