@@ -1,0 +1,32 @@
+"""Data: named sources (TFDS, digits, image folders, synthetic latents), transforms, and a resumable pipeline."""
+
+from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
+from diffusion_jax.data.pipeline import BatchReader, Pipeline, load_arrays
+from diffusion_jax.data.sources import (
+    ArraySource,
+    Dataset,
+    DatasetInfo,
+    Source,
+    SyntheticLatents,
+    datasets,
+    default_data_dir,
+    open_dataset,
+)
+from diffusion_jax.data.transforms import crops, to_uint8, to_unit_range
+
+__all__ = [
+    "ArraySource",
+    "BatchReader",
+    "Dataset",
+    "DatasetInfo",
+    "Pipeline",
+    "Source",
+    "SyntheticLatents",
+    "crops",
+    "datasets",
+    "default_data_dir",
+    "load_arrays",
+    "open_dataset",
+    "to_uint8",
+    "to_unit_range",
+]

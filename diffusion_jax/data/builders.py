@@ -1,0 +1,275 @@
+"""TFDS builders that need neither a network nor TensorFlow, and the preparation of any data set as array_record.
+
+`Digits`: the 1797 real 8x8 pictures of handwritten digits that scikit-learn carries. `idx_builder`: TFDS's own
+`mnist`, `fashion_mnist` and `kmnist` from local files in LeCun's idx format.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import importlib.util
+import io
+import logging
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+
+from diffusion_jax.data import tfds_source
+from diffusion_jax.errors import UserError
+
+FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"
+"""Where Debian's package dataset-fashion-mnist puts the idx files."""
+
+IDX_NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+IDX_STEMS = {"train": "train", "test": "t10k"}
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """scikit-learn's digits: 8x8 grey, values 0..16 scaled to 0..255; every fifth picture of each class is for test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits of 43 people, 8x8 grey (UCI Optical Recognition, via scikit-learn).",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "index": tfds.features.Scalar(np.int64),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in ("train", "test")}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        from sklearn.datasets import load_digits  # slow to import, needed once
+
+        digits = load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        is_test = np.zeros(len(images), bool)
+        for label in range(10):
+            is_test[np.flatnonzero(digits.target == label)[2::5]] = True
+        for i in np.flatnonzero(is_test == (split == "test")):
+            yield (
+                int(i),
+                {"image": PIL.Image.fromarray(images[i]), "label": int(digits.target[i]), "index": int(i)},
+            )
+
+
+def idx_builder(name: str, idx_dir: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
+    """TFDS's own builder of an idx data set, made to read `idx_dir` instead of downloading.
+
+    What it writes is what TFDS's builder would write, so `tfds.data_source(name)` reads it as stock.
+    """
+    from tensorflow_datasets.image_classification import mnist
+
+    with tfds.core.registered.skip_registration():
+
+        class IdxBuilder(getattr(mnist, IDX_NAMES[name])):
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(stem) for split, stem in IDX_STEMS.items()}
+
+            def _generate_examples(self, stem):
+                images, labels = _read_pair(Path(idx_dir), stem)
+                for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    yield i, {"image": PIL.Image.fromarray(image), "label": int(label)}
+
+    IdxBuilder.name = name
+    return IdxBuilder(data_dir=data_dir, file_format="array_record")
+
+
+def _read_pair(directory: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, 28, 28] and labels [n] of one split."""
+    image_file, label_file = (directory / file for file in _idx_files(stem))
+    images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)
+    if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
+        raise UserError(
+            f"{image_file} (shape {images.shape}) and {label_file} (shape {labels.shape}, largest "
+            f"{labels.max(initial=0)}) are not 28x28 images with as many labels 0..9"
+        )
+    return images, labels
+
+
+def _idx_files(stem: str) -> tuple[str, str]:
+    return f"{stem}-images-idx3-ubyte.gz", f"{stem}-labels-idx1-ubyte.gz"
+
+
+def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
+    """Read one gzipped idx file of bytes: 0 0 8 ndim, the dimensions as big-endian int32, the values.
+
+    Raises:
+      UserError: the file cannot be read, or is not of this form.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read the idx file {path}: {error}") from error
+    header = 4 + 4 * ndim
+    if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
+        raise UserError(f"{path} is not an idx file of {ndim}-dimensional unsigned bytes")
+    shape = struct.unpack(f">{ndim}i", content[4:header])
+    if min(shape) < 0 or len(content) - header != np.prod(shape):
+        raise UserError(f"{path} is cut short or too long: its header says {shape}, it has {len(content) - header}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a preparation left behind: the directory, the examples of each split, whether it was there before."""
+
+    directory: str
+    num_examples: dict[str, int]
+    was_there: bool
+
+
+def prepare(
+    name: str, data_dir: str, *, idx_dir: str | None = None, manual_dir: str | None = None, progress: bool = True
+) -> Prepared:
+    """Bring a TFDS data set into `data_dir` as array_record files; nothing is done if it is there.
+
+    Args:
+      name: any TFDS name, or "digits".
+      data_dir: TFDS directory.
+      idx_dir: for mnist, fashion_mnist and kmnist: directory of the four local idx .gz files.
+      manual_dir: for data that TFDS cannot download (imagenet2012): where you put the archives.
+      progress: whether to show TFDS's progress bars.
+
+    Raises:
+      UserError: unknown name, no network, no files, no TensorFlow where the stock builder needs it, disk trouble.
+    """
+    builder = tfds_source.get_builder(name, data_dir)
+    was_there = tfds_source.is_prepared(builder)
+    if was_there:
+        tfds_source.require_prepared(name, builder, data_dir)
+    elif builder.name == "digits":
+        prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
+    elif builder.name in IDX_NAMES and (idx_dir or not _has_tensorflow()):
+        idx_dir = find_idx_dir(builder.name, idx_dir)
+        prepare_atomically(lambda staging: idx_builder(builder.name, idx_dir, staging), data_dir, progress)
+    else:
+        _prepare_stock(name, data_dir, manual_dir, progress)
+    builder = tfds_source.get_builder(name, data_dir)
+    splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+    return Prepared(str(builder.data_dir), splits, was_there)
+
+
+def find_idx_dir(name: str, idx_dir: str | None) -> str:
+    """The directory of the four idx files of `name`, checked to be there."""
+    directory = Path(idx_dir or (FASHION_MNIST_DIR if name == "fashion_mnist" else ""))
+    files = [file for stem in IDX_STEMS.values() for file in _idx_files(stem)]
+    missing = [file for file in files if not (directory / file).is_file()]
+    if not missing and (idx_dir or name == "fashion_mnist"):
+        return str(directory)
+    if idx_dir:
+        raise UserError(f"{directory} has no {missing[0]}; --idx_dir must hold {', '.join(files)}")
+    mend = "`apt install dataset-fashion-mnist`, or " if name == "fashion_mnist" else ""
+    raise UserError(
+        f"no idx files for {name}: {mend}give --idx_dir=DIRECTORY with {', '.join(files)}; "
+        "downloading them needs TensorFlow (`pip install .[tf]`)"
+    )
+
+
+def prepare_atomically(
+    make_builder: Callable[[str], tfds.core.DatasetBuilder], data_dir: str, progress: bool = False
+) -> None:
+    """Prepare in a directory of our own and rename it into place: any number of processes may do so at once.
+
+    The first to finish wins, the others drop theirs; a process killed on the way leaves no half data set.
+    """
+    with _errors_for_users(data_dir):
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as staging:
+            builder = make_builder(staging)
+            with _quiet(progress):
+                builder.download_and_prepare()
+            made = Path(builder.data_dir)
+            target = Path(data_dir) / made.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                made.rename(target)
+            except OSError:
+                if not (target / "dataset_info.json").exists():
+                    raise
+
+
+def _prepare_stock(name: str, data_dir: str, manual_dir: str | None, progress: bool) -> None:
+    """Let TFDS download and prepare; it writes to a temporary directory and renames by itself."""
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    with _errors_for_users(data_dir, name):
+        builder = tfds_source.get_builder(name, data_dir, file_format="array_record")
+        with _quiet(progress), _patient_for_seconds():
+            builder.download_and_prepare(download_config=config)
+
+
+@contextlib.contextmanager
+def _patient_for_seconds() -> Iterator[None]:
+    """Three attempts at a download instead of TFDS's ten, which take minutes where there is no network."""
+    from tensorflow_datasets.core.download import downloader
+
+    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = retries
+
+
+@contextlib.contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """No log lines and no announcements of TFDS; progress bars (standard error) if wanted."""
+    log = logging.getLogger("urllib3")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    tfds.display_progress_bar(progress)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+        tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _errors_for_users(data_dir: str, name: str = "") -> Iterator[None]:
+    """Turn what can go wrong in a preparation into one line with its mend."""
+    import requests
+    from tensorflow_datasets.core.download import download_manager, extractor, util
+
+    needs_tensorflow = f"TFDS's builder of {name!r} needs TensorFlow to prepare it: `pip install .[tf]`"
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        if "tensorflow" not in str(error):
+            raise UserError(f"preparing {name!r} needs a package that is missing: {error}") from error
+        raise UserError(needs_tensorflow) from error
+    except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
+        url = getattr(getattr(error, "request", None), "url", None)
+        raise UserError(f"cannot download {name!r}{f' from {url}' if url else ''}: no network?") from error
+    except (util.DownloadError, extractor.ExtractError, download_manager.NonMatchingChecksumError) as error:
+        if "tensorflow" in str(error):
+            raise UserError(needs_tensorflow) from error
+        raise UserError(f"preparing {name!r}: {' '.join(str(error).split())}") from error
+    except AssertionError as error:  # TFDS wants files that must be downloaded by hand
+        raise UserError(f"preparing {name!r}: {' '.join(str(error).split())}; see --manual_dir") from error
+    except OSError as error:
+        raise UserError(f"cannot write the data set to {os.path.abspath(data_dir)}: {error}") from error
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None

@@ -1,0 +1,328 @@
+"""The data pipeline: batches addressed by position, read by Grain.
+
+Example k of the global batch of step s has the global position p = s * batch_size + k. Everything about it follows
+from (seed, p) alone:
+
+    epoch, place = divmod(p, num_examples)
+    example      = permutation(seed, epoch)[place]          (1)
+    random bits  = Philox(seed)[p]                          (2)
+
+so the batch at step s does not depend on how many processes, worker processes or threads read it, nor on where the run
+was last resumed. Host h of H reads the rows h * batch_size / H ... (h + 1) * batch_size / H of every global batch.
+
+(1) sorts random words of a counter-based generator, which numpy keeps the same in all versions (it does not promise
+that of `Generator.permutation`); it is computed once an epoch, where Grain's index_shuffle would cost 15 us an example.
+Grain sees a random-access source whose elements are whole batches: it prefetches them in threads or worker processes
+while the accelerator computes, at a cost per batch rather than per example.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import Int, UInt64
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.sources import ArraySource, Batch, Dataset, DatasetInfo, Source, open_dataset
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import unknown_name
+
+_ORDER, _AUGMENT = 0, 1  # streams of (seed, stream, position)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A data pipeline; its fields are its configuration.
+
+    Attributes:
+      dataset: name of the data set (see `sources.open_dataset`).
+      split: split, or slice of one in TFDS notation.
+      batch_size: size of the GLOBAL batch.
+      image_size: side of the square images that come out; None leaves images as they are.
+      crop: name in `transforms.crops`: none, adm, edm, pad.
+      flip: mirror each image with probability 1/2.
+      shuffle: another order in every epoch; otherwise always the order of the source.
+      seed: of order and flips.
+      channels: 1 or 3 to convert images to grey or RGB; None leaves them.
+      options: arguments of the data set's opener, a mapping.
+      data_dir: TFDS directory; None takes `sources.default_data_dir()`.
+      num_workers: worker processes; 0 reads in threads of this one.
+      prefetch: batches kept ready (by each worker).
+      memory_limit: bytes; a split that takes no more, decoded, is held in memory. 0 always reads from disk.
+    """
+
+    dataset: str
+    split: str = "train"
+    batch_size: int
+    image_size: int | None = None
+    crop: str = "none"
+    flip: bool = False
+    shuffle: bool = True
+    seed: int = 0
+    channels: int | None = None
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    data_dir: str | None = None
+    num_workers: int = 0
+    prefetch: int = 4
+    memory_limit: int = 2**30
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        for name, least in [("batch_size", 1), ("image_size", 1), ("seed", 0), ("num_workers", 0), ("prefetch", 0)]:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"data.{name} must be an integer of at least {least}, not {value!r}")
+        if self.seed >= 2**64:
+            raise UserError(f"data.seed must be below 2**64, not {self.seed}")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"data.channels must be 1, 3 or None, not {self.channels!r}")
+        if self.crop != "none" and self.image_size is None:
+            raise UserError(f"data.crop={self.crop!r} needs data.image_size")
+        _ = self._crop
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Pipeline":
+        """Build from a mapping of fields, such as `config.data.to_dict()`.
+
+        Raises:
+          UserError: an unknown field (the message names the nearest), a missing one, a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in config:
+            if key not in known:
+                raise UserError(unknown_name("field of data", key, known))
+        for key in ("dataset", "batch_size"):
+            if key not in config:
+                raise UserError(f"data.{key} is missing")
+        return cls(**config)
+
+    @functools.cached_property
+    def info(self) -> DatasetInfo:
+        """The split as it comes out of the pipeline; opens the data set, reads no example."""
+        height, width, channels = self._opened.info.image_shape
+        if self.image_size is not None:
+            height = width = self.image_size
+        if height is None or width is None:
+            raise UserError(
+                f"the images of dataset {self.dataset!r} differ in size: "
+                "set data.image_size and data.crop ('adm' or 'edm')"
+            )
+        return dataclasses.replace(self._opened.info, image_shape=(height, width, self.channels or channels))
+
+    def batches(
+        self, start_step: int = 0, *, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Training batches from step `start_step` on, without end.
+
+        Args:
+          start_step: the first step; the stream from there is that of a run which never stopped.
+          process_index: this host.
+          process_count: number of hosts; must divide batch_size.
+
+        Returns:
+          An iterator of {"image": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
+          [local_batch]}; data without classes has no "label".
+
+        Raises:
+          UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
+        """
+        if start_step < 0:
+            raise UserError(f"start_step must not be negative, it is {start_step}")
+        return self._iterate(self.reader(process_index, process_count), start_step)
+
+    def epoch_batches(
+        self, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Every example once, in the order of the source, neither shuffled nor flipped; for evaluation.
+
+        The last batch may be short. Every host makes the same number of batches; of a short one its share may be empty.
+        """
+        reader = self._reader(batch_size or self.batch_size, process_index, process_count)
+        in_order = {"shuffle": False, "flip": False, "num_positions": self.info.num_examples}
+        return self._iterate(dataclasses.replace(reader, **in_order), 0)
+
+    def arrays(self, max_examples: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decoded examples: images uint8 [n, height, width, channels] and labels int32 [n], or None without classes.
+
+        With `max_examples` they are spread evenly over the split, so that a split sorted by class gives all classes.
+        """
+        total = self.info.num_examples
+        count = total if max_examples is None else min(total, max_examples)
+        batch = _read_all(self._source, np.arange(count, dtype=np.int64) * total // max(count, 1))
+        return batch["image"], batch.get("label")
+
+    def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
+        """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""
+        return self._reader(self.batch_size, process_index, process_count)
+
+    def _reader(self, batch_size: int, process_index: int, process_count: int) -> "BatchReader":
+        if not 0 <= process_index < process_count:
+            raise UserError(f"process_index {process_index} is not in 0..{process_count - 1}")
+        if batch_size % process_count:
+            raise UserError(f"data.batch_size={batch_size} is not divisible by the {process_count} processes")
+        local = batch_size // process_count
+        return BatchReader(
+            source=self._source,
+            num_examples=self.info.num_examples,
+            batch_size=batch_size,
+            first_row=process_index * local,
+            num_rows=local,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            flip=self.flip,
+        )
+
+    @functools.cached_property
+    def _opened(self) -> Dataset:
+        opened = open_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
+        if opened.info.num_examples == 0:
+            raise UserError(f"split {self.split!r} of dataset {self.dataset!r} has no examples")
+        return opened
+
+    @functools.cached_property
+    def _crop(self) -> transforms.Crop:
+        return transforms.crops.build(self.crop, size=self.image_size)
+
+    @functools.cached_property
+    def _source(self) -> "ArraySource | TransformedSource":
+        """Cropped examples, from memory if they fit."""
+        shape, dtype = self.info.image_shape, np.dtype(self.info.dtype)
+        source = TransformedSource(self._opened.source, self._crop, shape, dtype)
+        if self.info.num_examples * int(np.prod(shape)) * dtype.itemsize > self.memory_limit:
+            return source
+        batch = _read_all(source, np.arange(self.info.num_examples))
+        return ArraySource(batch["image"], batch.get("label"))
+
+    def _iterate(self, reader: "BatchReader", start_step: int) -> Iterator[Batch]:
+        """Hand the reader to Grain: slice it at the start, read ahead."""
+        import grain  # 1 s; not needed for planning
+
+        in_memory = isinstance(reader.source, ArraySource)  # then threads would cost more than they save
+        threads = 0 if in_memory else min(self.prefetch, os.cpu_count() or 1, 16)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self.prefetch if threads else 0)
+        batches = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(options)
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, also where there is no absl.app
+            workers = grain.MultiprocessingOptions(
+                num_workers=self.num_workers, per_worker_buffer_size=max(self.prefetch, 1)
+            )
+            batches = batches.mp_prefetch(workers)
+        iterator = iter(batches)
+        stream = (batch for batch in iterator)
+        weakref.finalize(stream, iterator.close)  # ends threads and workers, also at exit
+        return stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BatchReader:
+    """Random-access source whose element s is one host's rows of the global batch of step s."""
+
+    source: "ArraySource | TransformedSource"
+    num_examples: int
+    batch_size: int
+    first_row: int
+    num_rows: int
+    seed: int
+    shuffle: bool
+    flip: bool
+    num_positions: int | None = None  # None: without end
+
+    def __len__(self) -> int:
+        return sys.maxsize if self.num_positions is None else -(-self.num_positions // self.batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        start = int(step) * self.batch_size + self.first_row
+        stop = start + self.num_rows
+        if self.num_positions is not None:
+            start, stop = min(start, self.num_positions), min(stop, self.num_positions)
+        read = self.source.read(self.examples(start, stop))
+        image = read["image"]
+        if self.flip:
+            image = transforms.random_flip(image, random_bits(self.seed, start, stop)[:, 0])
+        if image.dtype == np.uint8:
+            image = transforms.to_unit_range(image)
+        batch = {"image": np.ascontiguousarray(image)}
+        return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
+
+    def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
+        """The examples at the global positions start..stop-1, equation (1)."""
+        epochs, places = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_examples)
+        if not self.shuffle:
+            return places
+        chosen = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen[epochs == epoch] = permutation(self.seed, int(epoch), self.num_examples)[places[epochs == epoch]]
+        return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
+    """The order of one epoch, a permutation of 0..size-1."""
+    words = np.random.Philox(key=seed + (_ORDER << 64), counter=epoch << 128).random_raw(size)
+    return np.argsort(words, kind="stable")
+
+
+def random_bits(seed: int, start: int, stop: int) -> UInt64[np.ndarray, "positions 4"]:
+    """256 random bits of each global position, equation (2): one block of a counter-based generator each."""
+    generator = np.random.Philox(key=seed + (_AUGMENT << 64), counter=start)
+    return generator.random_raw(4 * (stop - start)).reshape(-1, 4)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransformedSource:
+    """A source whose images are converted and cropped as they are read."""
+
+    source: Source
+    crop: transforms.Crop
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
+        """The examples at `indices`, stacked."""
+        read_many = getattr(self.source, "__getitems__", None)
+        examples = read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+        images = np.empty((len(examples), *self.shape), self.dtype)
+        for image, example in zip(images, examples, strict=True):
+            converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
+            if converted.shape != self.shape:
+                raise UserError(f"an image has shape {converted.shape} where {self.shape} is expected")
+            image[...] = converted
+        if not examples or "label" not in examples[0]:
+            return {"image": images}
+        return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
+
+
+def _read_all(source: "ArraySource | TransformedSource", indices: Int[np.ndarray, " n"], chunk: int = 256) -> Batch:
+    """The examples at `indices`, decoded by several threads."""
+    if isinstance(source, ArraySource) or len(indices) <= chunk:
+        return source.read(indices)
+    parts = [indices[i : i + chunk] for i in range(0, len(indices), chunk)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        batches = list(pool.map(source.read, parts))
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def load_arrays(
+    dataset: str,
+    split: str = "train",
+    data_dir: str | None = None,
+    max_examples: int | None = None,
+    **fields: Any,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decoded examples of a split for metrics and reports: see `Pipeline.arrays`.
+
+    `fields` are further fields of `Pipeline`: image_size, crop, channels, options.
+    """
+    config = {"dataset": dataset, "split": split, "data_dir": data_dir, "batch_size": 1, "memory_limit": 0, **fields}
+    return Pipeline.from_config(config).arrays(max_examples)

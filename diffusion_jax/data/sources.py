@@ -1,0 +1,182 @@
+"""Random-access sources of examples, and the one function that opens any of them by name.
+
+A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
+without classes has no "label", and latents are float32 instead of uint8. Names registered here (`digits`, `folder`,
+`synthetic_latents`) are our own; every other name is a data set of TensorFlow Datasets.
+"""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry, unknown_name
+
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known of a split before any example is read.
+
+    Attributes:
+      name: name of the data set.
+      split: the split, as asked for.
+      num_examples: number of examples in the split.
+      image_shape: (height, width, channels); None where it differs from image to image.
+      num_classes: number of classes, 0 if the data has none.
+      class_names: their names, () if the data has no classes.
+      dtype: "uint8" for images, "float32" for latents.
+    """
+
+    name: str
+    split: str
+    num_examples: int
+    image_shape: tuple[int | None, int | None, int]
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    dtype: str = "uint8"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An opened split: what it is, and its examples."""
+
+    info: DatasetInfo
+    source: Source
+
+
+datasets: Registry[Dataset] = Registry("dataset")
+"""Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
+
+
+def default_data_dir() -> str:
+    """Where prepared data lives: the environment's TFDS_DATA_DIR, else `data` in the current directory."""
+    return os.environ.get("TFDS_DATA_DIR") or "data"
+
+
+def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> Dataset:
+    """Open one split of a data set; cheap, reads no example.
+
+    Args:
+      name: one of `datasets`, `folder:/path/to/images`, or any TFDS name ("cifar10", "lsun/church", "mnist:3.0.1").
+      split: a split, or a slice of one in TFDS notation ("train[:90%]").
+      data_dir: TFDS directory; None takes `default_data_dir()`.
+      **options: arguments of the opener, for example `path` of "folder" or `label_key` of TFDS data.
+
+    Raises:
+      UserError: unknown name, option or split, or data that is not there or not prepared.
+    """
+    data_dir = os.path.expanduser(data_dir or default_data_dir())
+    if name.startswith("folder:"):
+        name, options = "folder", {"path": name.removeprefix("folder:"), **options}
+    if name in datasets:
+        return datasets.build({"name": name, **options}, split=split, data_dir=data_dir)
+    from diffusion_jax.data import tfds_source  # imports TFDS
+
+    known = list(inspect.signature(tfds_source.open_tfds).parameters)
+    for key in options:
+        if key not in known:
+            raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
+    return tfds_source.open_tfds(name, split=split, data_dir=data_dir, **options)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Examples held in memory; reads a whole batch with one indexing operation."""
+
+    images: Shaped[np.ndarray, "examples height width channels"]
+    labels: Int[np.ndarray, " examples"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        example: Example = {"image": self.images[index]}
+        return example if self.labels is None else {**example, "label": int(self.labels[index])}
+
+    def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
+        """The examples at `indices`, stacked."""
+        batch = {"image": self.images[indices]}
+        return batch if self.labels is None else {**batch, "label": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticLatents:
+    """A class-conditional Gaussian mixture in latent space: a stand-in for planning and timing, not data.
+
+    Example i has label i mod num_classes and is mean[label] / sqrt(2) + noise / sqrt(2), both unit Gaussian, so that
+    the whole has unit variance. Every example is a function of (seed, index).
+    """
+
+    num_examples: int
+    size: int
+    channels: int
+    num_classes: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, index: int) -> Example:
+        label = index % self.num_classes
+        latent = (self._normal(0, label) + self._normal(1, index)) * np.float32(0.5**0.5)
+        return {"image": latent, "label": label}
+
+    def _normal(self, stream: int, index: int) -> np.ndarray:
+        bits = np.random.Philox(key=self.seed + (stream << 64), counter=index << 128)
+        return np.random.Generator(bits).standard_normal((self.size, self.size, self.channels), np.float32)
+
+
+@datasets.register("synthetic_latents", example={"num_examples": 8, "size": 4, "num_classes": 3})
+def open_synthetic_latents(
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    num_examples: int = 1024,
+    size: int = 32,
+    channels: int = 4,
+    num_classes: int = 1000,
+    seed: int = 0,
+) -> Dataset:
+    """Made-up latents [size, size, channels] with labels (see `SyntheticLatents`); splits differ in their seed only."""
+    if min(num_examples, size, channels, num_classes) < 1:
+        raise UserError("synthetic_latents: num_examples, size, channels and num_classes must be at least 1")
+    if split not in ("train", "test"):
+        raise UserError(f"synthetic_latents has the splits 'train' and 'test', not {split!r}")
+    source = SyntheticLatents(num_examples, size, channels, num_classes, seed=2 * seed + (split == "test"))
+    info = DatasetInfo(
+        name="synthetic_latents",
+        split=split,
+        num_examples=num_examples,
+        image_shape=(size, size, channels),
+        num_classes=num_classes,
+        class_names=tuple(str(i) for i in range(num_classes)),
+        dtype="float32",
+    )
+    return Dataset(info=info, source=source)
+
+
+@datasets.register("digits")
+def open_digits(*, split: str = "train", data_dir: str | None = None) -> Dataset:
+    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network)."""
+    from diffusion_jax.data import builders, tfds_source  # imports TFDS
+
+    data_dir = data_dir or default_data_dir()
+    if not tfds_source.is_prepared(builders.Digits(data_dir=data_dir)):
+        builders.prepare("digits", data_dir, progress=False)
+    return tfds_source.open_tfds("digits", split=split, data_dir=data_dir)

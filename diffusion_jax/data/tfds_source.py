@@ -1,0 +1,141 @@
+"""Any data set of TensorFlow Datasets as a random-access source, read from array_record files without TensorFlow.
+
+Opening never downloads and never prepares (TFDS's own `tfds.data_source` would, and fails half-way without
+TensorFlow): data that is not there is a UserError that names the command which brings it.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.errors import UserError
+
+
+def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_not_tfds_noise)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """Examples of a TFDS data source with its features renamed to "image" and "label"."""
+
+    records: Sequence[dict[str, Any]]
+    directory: str
+    image_key: str
+    label_key: str | None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        try:
+            records = self.records.__getitems__([int(i) for i in indices])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"cannot read the data in {self.directory}: {_first_line(error)}; "
+                "if a file is damaged, remove that directory and prepare it again"
+            ) from error
+        return [self._rename(record) for record in records]
+
+    def _rename(self, record: dict[str, Any]) -> Example:
+        example: Example = {"image": record[self.image_key]}
+        return example if self.label_key is None else {**example, "label": int(record[self.label_key])}
+
+
+def open_tfds(
+    name: str, *, split: str = "train", data_dir: str, image_key: str = "image", label_key: str | None = "label"
+) -> Dataset:
+    """Open one split of a prepared TFDS data set.
+
+    Args:
+      name: TFDS name, with config and version if wanted: "lsun/church:3.1.0".
+      split: TFDS split: "train", "train[:90%]".
+      data_dir: directory in TFDS's layout, data_dir/name/[config/]version.
+      image_key: the feature that holds the image.
+      label_key: the feature that holds the class; a data set without a feature "label" has no classes.
+
+    Raises:
+      UserError: unknown data set, split or feature; data not prepared, or not as array_record.
+    """
+    builder = get_builder(name, data_dir)
+    label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
+    for key in filter(None, (image_key, label_key)):
+        if key not in builder.info.features:
+            raise UserError(f"dataset {name!r} has no feature {key!r}; it has {', '.join(builder.info.features)}")
+    label = builder.info.features[label_key] if label_key else None
+    if label_key and not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"feature {label_key!r} of dataset {name!r} is not a class label: {label}")
+    try:
+        records = builder.as_data_source(split)
+    except (ValueError, NotImplementedError, KeyError, FileNotFoundError) as error:
+        require_prepared(name, builder, data_dir)
+        raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from error
+    info = DatasetInfo(
+        name=name,
+        split=split,
+        num_examples=len(records),
+        image_shape=tuple(builder.info.features[image_key].shape),
+        num_classes=label.num_classes if label else 0,
+        class_names=tuple(label.names) if label else (),
+    )
+    return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
+
+
+def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of a data set, from its code or from the files in `data_dir`.
+
+    Raises:
+      UserError: no such data set; the message gives the nearest names.
+    """
+    try:
+        return tfds.builder(name, data_dir=data_dir, **arguments)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        known = [*datasets, *tfds.core.registered.list_imported_builders(), *_available(error)]
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3, cutoff=0.5)
+        hint = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+        raise UserError(f"unknown dataset {name!r}{hint} (any TFDS name, {', '.join(datasets)})") from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # unknown config or version
+        raise UserError(f"dataset {name!r}: {_first_line(error)}") from error
+
+
+def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str) -> None:
+    """Raise a UserError with the mend if a data set is not on disk, or in a format without random access."""
+    if not is_prepared(builder):
+        raise UserError(
+            f"dataset {name!r} is not prepared in {data_dir}; run: "
+            f"python -m experiments.prepare_data --dataset={name} --data_dir={data_dir}"
+        )
+    file_format = json.loads((Path(builder.data_dir) / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    if file_format not in ("array_record", "parquet"):
+        raise UserError(
+            f"dataset {name!r} is in {builder.data_dir} as {file_format}, which has no random access; prepare it "
+            "as array_record in another directory: "
+            f"python -m experiments.prepare_data --dataset={name} --data_dir=ANOTHER_DIRECTORY"
+        )
+
+
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether the builder's directory holds a finished data set."""
+    return (Path(builder.data_dir) / "dataset_info.json").exists()
+
+
+def _available(error: Exception) -> list[str]:
+    """The names that TFDS lists in its error message."""
+    return [line.strip("\t -") for line in str(error).splitlines() if line.startswith("\t- ")]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

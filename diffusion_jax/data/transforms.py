@@ -1,0 +1,145 @@
+"""Image transforms in numpy and PIL: crops to a target size, flips, and the map between uint8 and [-1, 1].
+
+Crops are deterministic, image [height, width, channels] -> image; they run once per example where the data fits into
+memory. Published FID references differ by the crop used (a test of a model must use its own):
+  adm   "center_crop_arr" of Dhariwal & Nichol 2021 (arXiv:2105.05233), also DiT: halve with a box filter while the
+        short side is at least twice the target, resize the short side to the target (bicubic), cut the centre;
+  edm   "center-crop" of Karras et al. 2022 (arXiv:2206.00364): cut the central square, resize it (Lanczos).
+The random transform, a flip, works on a batch and 64 random bits per example, so that it depends on nothing else.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Float, UInt8, UInt64
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+
+Image = UInt8[np.ndarray, "height width channels"]
+
+
+class Crop(Protocol):
+    """Brings any image to size x size; does nothing to an image of that size."""
+
+    size: int | None
+
+    def __call__(self, image: Image) -> Image: ...
+
+
+crops: Registry[Crop] = Registry("crop")
+
+
+@crops.register("none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoCrop:
+    """Takes images as they are; with a `size`, refuses any other."""
+
+    size: int | None = None
+
+    def __call__(self, image: Image) -> Image:
+        if self.size is not None and image.shape[:2] != (self.size, self.size):
+            raise UserError(
+                f"an image is {image.shape[0]}x{image.shape[1]}, not {self.size}x{self.size}: "
+                f"choose a crop ({', '.join(name for name in crops if name != 'none')})"
+            )
+        return image
+
+
+@crops.register("adm", example={"size": 4})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdmCrop:
+    """Box halving, bicubic to the short side, central square (ADM, DiT, EDM2)."""
+
+    size: int
+
+    def __call__(self, image: Image) -> Image:
+        if image.shape[:2] == (self.size, self.size):
+            return image
+        picture = to_pil(image)
+        while min(picture.size) >= 2 * self.size:
+            picture = picture.resize((picture.width // 2, picture.height // 2), PIL.Image.Resampling.BOX)
+        scale = self.size / min(picture.size)
+        shape = (round(picture.width * scale), round(picture.height * scale))
+        resized = from_pil(picture.resize(shape, PIL.Image.Resampling.BICUBIC))
+        top, left = ((side - self.size) // 2 for side in resized.shape[:2])
+        return resized[top : top + self.size, left : left + self.size]
+
+
+@crops.register("edm", example={"size": 4})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdmCrop:
+    """Central square, then Lanczos (EDM)."""
+
+    size: int
+
+    def __call__(self, image: Image) -> Image:
+        if image.shape[:2] == (self.size, self.size):
+            return image
+        height, width = image.shape[:2]
+        side = min(height, width)
+        square = image[(height - side) // 2 : (height + side) // 2, (width - side) // 2 : (width + side) // 2]
+        return from_pil(to_pil(square).resize((self.size, self.size), PIL.Image.Resampling.LANCZOS))
+
+
+@crops.register("pad", example={"size": 12})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pad:
+    """Adds a black border on all sides alike (28 -> 32 for MNIST)."""
+
+    size: int
+
+    def __call__(self, image: Image) -> Image:
+        missing = [self.size - side for side in image.shape[:2]]
+        if min(missing) < 0:
+            raise UserError(f"crop 'pad' to {self.size}: an image of {image.shape[0]}x{image.shape[1]} is larger")
+        return np.pad(image, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
+
+
+def to_pil(image: Image) -> PIL.Image.Image:
+    """A grey ([h, w, 1]) or RGB ([h, w, 3]) PIL image."""
+    if image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise UserError(f"crops need uint8 images of 1 or 3 channels, not {image.dtype} of shape {image.shape}")
+    return PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def from_pil(picture: PIL.Image.Image) -> Image:
+    """The array [h, w, 1 or 3] of a PIL image of mode L or RGB."""
+    array = np.asarray(picture, np.uint8)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Grey to RGB by repetition, RGB to grey by ITU-R 601-2 luma (PIL), alpha dropped; nothing if it fits."""
+    if image.shape[-1] == channels or image.dtype != np.uint8:
+        return image
+    if channels == 3 and image.shape[-1] == 1:
+        return np.repeat(image, 3, axis=-1)
+    if channels == 3 and image.shape[-1] == 4:
+        return image[..., :3]
+    return from_pil(to_pil(image[..., :3]).convert("L" if channels == 1 else "RGB"))
+
+
+def random_flip(
+    images: np.ndarray,  # Shaped "batch height width channels"
+    bits: UInt64[np.ndarray, " batch"],
+) -> np.ndarray:
+    """Mirror left and right the images whose highest random bit is set (probability 1/2)."""
+    flip = (bits >> np.uint64(63)).astype(bool)
+    return np.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def to_unit_range(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """uint8 0..255 -> float32 [-1, 1] by x / 127.5 - 1."""
+    scaled = images.astype(np.float32)
+    scaled /= np.float32(127.5)
+    scaled -= np.float32(1)
+    return scaled
+
+
+def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """[-1, 1] -> uint8: round((x + 1) * 127.5), clipped; the exact inverse of `to_unit_range`."""
+    scaled = (np.asarray(images, np.float32) + np.float32(1)) * np.float32(127.5)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
