@@ -161,32 +161,37 @@ class _JsonLines:
         self._path = path
         self._step: int | None = None
         self._row: dict[str, int | float] = {}
-        self._mended = False
+        self._mended = self._unsynced = False
 
     def add(self, step: int, name: str, value: Any) -> None:
         if step != self._step:
-            self.flush()
+            self._write()
         self._step = int(step)
         self._row[name] = _number(name, value)
 
     def flush(self) -> None:
-        if not self._row:
+        """Write what waits, and have the disk hold it: a machine may go away, not only the process."""
+        self._write(sync=True)
+
+    def _write(self, *, sync: bool = False) -> None:
+        if not self._row and not (sync and self._unsynced):
             return
-        line = json.dumps({"step": self._step, **dict(sorted(self._row.items()))}) + "\n"
+        line = json.dumps({"step": self._step, **dict(sorted(self._row.items()))}) + "\n" if self._row else ""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self._mended:
                 self._rewrite(lambda _: True)
             with open(self._path, "ab") as file:
                 file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             raise RunError(
                 f"could not write {self._path}: {error.strerror}; rows and checkpoints written so far are safe, "
                 "the same command goes on from the last checkpoint"
             ) from error
-        self._row = {}
+        self._row, self._unsynced = {}, not sync
 
     def resume(self, step: int) -> None:
         self._step, self._row = None, {}
