@@ -2,7 +2,8 @@
 
 A layout places the training state and the batches, and compiles `step(state, batch, axis_name) -> (state, metrics)`:
 
-- `jit`: one program over a mesh with axes data and fsdp; the compiler partitions it. The state is sharded by rules.
+- `jit`: one program over a mesh with axes data, fsdp and tensor; the compiler partitions it. The state is sharded by
+  rules.
 - `pmap`: the plain data-parallel way; every device holds the whole state under a leading device axis, and the step
   averages what it must over the axis name that it is given.
 
@@ -22,7 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.rules import FSDP_RULES, REPLICATED_RULES, Rules, shardings
+from diffusion_jax.parallel.rules import FSDP_RULES, REPLICATED_RULES, TENSOR_RULES, Rules, shardings
 from diffusion_jax.registry import Registry
 
 LAYOUTS: Registry["Layout"] = Registry("parallel strategy")
@@ -102,26 +103,30 @@ def _mesh(shape: Mapping[str, int]) -> Mesh:
     free = [axis for axis, length in shape.items() if length == -1]
     if len(free) > 1 or available % known or (not free and known != available):
         wanted = " x ".join(f"{axis}:{length}" for axis, length in shape.items())
-        raise UserError(f"mesh {wanted} does not fit {available} devices; the axes must multiply to that (-1: the rest)")
+        raise UserError(
+            f"mesh {wanted} does not fit {available} devices; the axes must multiply to that (-1: the rest)"
+        )
     lengths = [available // known if length == -1 else length for length in shape.values()]
     return jax.make_mesh(tuple(lengths), tuple(shape), axis_types=(AxisType.Auto,) * len(lengths))
 
 
 @LAYOUTS.register("jit")
 class JitLayout(Layout):
-    """Sharded jit over a mesh of axes data and fsdp; parameters are sharded by `rules` when fsdp > 1.
+    """Sharded jit over a mesh of axes data, fsdp and tensor; parameters are sharded by rules.
 
     Args:
       data: devices that hold copies of the parameters and different examples; -1 for all the rest.
       fsdp: devices over which parameters, optimizer and EMA are sharded; they hold different examples too.
-      rules: sharding rules (see `rules.py`); by default FSDP_RULES when fsdp > 1.
+      tensor: devices over which the wide layers of one example are split.
+      rules: sharding rules (see `rules.py`); by default those for the axes that are longer than 1.
     """
 
     batch_axes = ("data", "fsdp")
 
-    def __init__(self, data: int = -1, fsdp: int = 1, rules: Rules | None = None):
-        self.mesh = _mesh({"data": data, "fsdp": fsdp})
-        self.rules = rules or (FSDP_RULES if self.mesh.shape["fsdp"] > 1 else REPLICATED_RULES)
+    def __init__(self, data: int = -1, fsdp: int = 1, tensor: int = 1, rules: Rules | None = None):
+        self.mesh = _mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+        default = TENSOR_RULES if tensor > 1 else FSDP_RULES if self.mesh.shape["fsdp"] > 1 else REPLICATED_RULES
+        self.rules = rules or default
 
     def canonical_shardings(self, abstract_state: Any) -> Any:
         return shardings(abstract_state, self.mesh, self.rules)
@@ -157,9 +162,7 @@ class PmapLayout(Layout):
             lambda state: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (jax.device_count(), *x.shape)), state),
             out_shardings=self.batch_sharding,
         )
-        self._drop_axis = jax.jit(
-            lambda state: jax.tree.map(lambda x: x[0], state), out_shardings=self.replicated
-        )
+        self._drop_axis = jax.jit(lambda state: jax.tree.map(lambda x: x[0], state), out_shardings=self.replicated)
 
     def canonical_shardings(self, abstract_state: Any) -> Any:
         return shardings(abstract_state, self.mesh, REPLICATED_RULES)

@@ -1,8 +1,8 @@
 """Sharding by regular expressions on parameter names.
 
-A rule is (pattern, spec); the first pattern found in the "/"-joined path of a leaf decides. A spec is either a tuple
-of mesh axis names (or None) for the leading dimensions, or the string "largest:AXIS", which shards the largest
-dimension that AXIS divides. Optimizer moments and EMA copies carry the parameter's path as a suffix of their own, so
+A rule is (pattern, spec); the first pattern found in the "/"-joined path of a leaf decides. A spec is a tuple of mesh
+axis names (or None) for the leading dimensions, for the trailing ones when it begins with `...`, or the string
+"largest:AXIS", which shards the largest dimension that AXIS divides. Optimizer moments and EMA copies carry the parameter's path as a suffix of their own, so
 the same rules shard them in the same way.
 """
 
@@ -15,12 +15,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
 
-Spec = str | tuple[str | None, ...]
+Spec = str | tuple[Any, ...]
 Rules = Sequence[tuple[str, Spec]]
 
 REPLICATED_RULES: Rules = ((r".*", ()),)
 # Matrices, kernels and embeddings are sharded; biases and norms are too small to be worth a gather.
 FSDP_RULES: Rules = ((r"(kernel|embedding)$", "largest:fsdp"), (r".*", ()))
+
+# Megatron's split (Shoeybi et al. 2019, sec. 3): the first of two dense layers by columns, the second by rows.
+TENSOR_RULES: Rules = (
+    (r"(qkv|mlp_in)/kernel$", (..., None, "tensor")),
+    (r"(qkv|mlp_in)/bias$", (..., "tensor")),
+    (r"(_attention/out|attention_out|mlp_out)/kernel$", (..., "tensor", None)),
+    *FSDP_RULES,
+)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -43,6 +51,8 @@ def _partition(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P
             return PartitionSpec()
         chosen = max(divisible, key=lambda d: shape[d])
         return PartitionSpec(*(axis if d == chosen else None for d in range(chosen + 1)))
+    if spec[:1] == (...,):
+        spec = (None,) * (len(shape) - len(spec) + 1) + spec[1:]
     for dimension, axis in enumerate(spec):
         if axis is not None and axis not in mesh.shape:
             raise UserError(f"sharding rule for {name!r} names axis {axis!r}; the mesh has {', '.join(mesh.shape)}")

@@ -197,7 +197,9 @@ class Checkpointer:
                     ),
                 )
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file; all mean the same here
-            raise CorruptCheckpointError(f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}") from error
+            raise CorruptCheckpointError(
+                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+            ) from error
         record = read.record
         now = jax.device_get(fingerprints(read.state))
         wrong = [name for name, value in now.items() if int(value) != record["fingerprints"].get(name)]

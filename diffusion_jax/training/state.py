@@ -36,9 +36,7 @@ class TrainState:
         return self.ema[name or next(iter(self.ema))]
 
 
-def create_state(
-    init_params: Callable[[], Any], optimizer: optax.GradientTransformation, ema: EmaConfig
-) -> TrainState:
+def create_state(init_params: Callable[[], Any], optimizer: optax.GradientTransformation, ema: EmaConfig) -> TrainState:
     """The state before the first step."""
     params = init_params()
     return TrainState(

@@ -49,9 +49,7 @@ class Trainable:
         """The part of a batch that the network is conditioned on."""
         return {name: batch[name] for name in self.network.null_conditioning(1)}
 
-    def denoiser(
-        self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None
-    ) -> Denoiser:
+    def denoiser(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Denoiser:
         """The denoiser with parameters, conditioning and dropout masks bound."""
 
         def network_fn(x, time):
@@ -124,12 +122,14 @@ def make_train_step(
             rows = _microbatch((dict(batch), index), accumulation)
             first = jax.eval_shape(gradient_of, *jax.tree.map(lambda x: x[0], rows))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-            total, _ = jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradient_of(*row)), None), zeros, rows)
+            total, _ = jax.lax.scan(
+                lambda sums, row: (jax.tree.map(jnp.add, sums, gradient_of(*row)), None), zeros, rows
+            )
             gradient, metrics = jax.tree.map(lambda x: x / accumulation, total)
         if axis_name is not None:
             gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
 
-        gradient_norm = optax.global_norm(gradient)
+        gradient_norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)

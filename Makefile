@@ -1,0 +1,48 @@
+# Two commands: `make quickstart` trains on real digits and shows what it learned; `make test` passes the tests.
+VENV ?= .venv
+WORKDIR ?= runs/digits
+ARGS ?=
+PYTHON ?= python3
+
+# The first Python on this machine that is 3.11 or newer and can make virtual environments.
+FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done
+RUN = $(VENV)/bin/python -m
+
+.PHONY: quickstart test test-slow lint install install-dev clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+quickstart: install  ## train on real digits, no download; ends with a picture and a report
+	$(RUN) experiments.train --config=configs/digits_unet.py --workdir=$(WORKDIR) $(ARGS)
+
+test: install-dev  ## the default test suite
+	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: install-dev  ## the long tests
+	$(RUN) pytest -m slow $(ARGS)
+
+lint: install-dev  ## style
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+install: $(VENV)/installed  ## the virtual environment, in $(VENV)
+install-dev: $(VENV)/installed-dev
+
+$(VENV)/bin/python:
+	@python="$$($(FIND_PYTHON))"; \
+	if [ -z "$$python" ]; then \
+		echo "error: needs Python >= 3.11 with the venv module (Debian: apt install python3-venv); or make PYTHON=..." >&2; exit 2; \
+	fi; \
+	"$$python" -m venv $(VENV)
+
+$(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+clean:  ## remove the virtual environment and caches, not data or runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,59 @@
+"""Evaluate a trained run.
+
+    python -m experiments.evaluate --workdir=runs/digits --metrics=class_accuracy,nearest_neighbours
+
+Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_jax import parallel
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import METRICS
+from diffusion_jax.samplers import SAMPLERS
+from experiments import cli, evaluation
+from experiments.report import write_report
+from experiments.restoring import restore_params
+
+WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
+METRIC_NAMES = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRICS)}; by default what the config says")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
+SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
+STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "of the samples")
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
+EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
+CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
+
+
+def main(argv: Sequence[str]) -> None:
+    if not WORKDIR.value:
+        raise UserError("give --workdir=..., the directory of a trained run")
+    for name in METRIC_NAMES.value or ():
+        METRICS[name]
+    if SAMPLER.value:
+        SAMPLERS[SAMPLER.value]
+    experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
+    results = evaluation.evaluate(
+        experiment,
+        params,
+        Path(WORKDIR.value),
+        metrics=tuple(METRIC_NAMES.value) if METRIC_NAMES.value else None,
+        num_samples=NUM_SAMPLES.value,
+        make=make,
+        seed=SEED.value,
+        source=source,
+    )
+    if parallel.is_primary():
+        report = write_report(WORKDIR.value)
+        print(json.dumps(results, indent=2))
+        print(f"report: {report}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""Samples of a trained network, judged by the metrics that the config or the command line names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import parallel
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, nearest
+from experiments.generation import Generator
+from experiments.pictures import balanced_labels, save_grid, save_neighbours
+from experiments.progress import ProgressBar
+from experiments.wiring import Experiment
+from experiments.writers import replace_file
+
+GRID_SIZE = 100  # samples in final.png
+NEIGHBOURS = 20  # pairs in neighbours.png
+
+
+def generator(
+    experiment: Experiment,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+) -> Generator:
+    """The config's way of sampling, or as asked."""
+    sampling = experiment.config.sampling
+    return Generator(
+        experiment=experiment,
+        sampler=experiment.sampler(sampler),
+        grid=experiment.grid(steps),
+        guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
+        batch_size=batch_size or sampling.batch_size,
+    )
+
+
+def draw(make: Generator, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> np.ndarray:
+    """Samples with a progress bar."""
+    with ProgressBar(total=num_samples, description="sample", primary=parallel.is_primary()) as progress:
+        return make.generate(params, labels, num_samples, seed, progress.update)
+
+
+def real_images(experiment: Experiment, split: str) -> ImageSet:
+    """Real images as the network sees them: cropped and resized, not augmented."""
+    images, labels = experiment.pipeline.arrays(split, max_examples=experiment.config.evaluation.max_real)
+    return ImageSet(images=images, labels=labels)
+
+
+def evaluate(
+    experiment: Experiment,
+    params: Any,
+    directory: Path,
+    *,
+    metrics: tuple[str, ...] | None = None,
+    num_samples: int | None = None,
+    make: Generator | None = None,
+    seed: int | None = None,
+    source: dict[str, Any],
+) -> dict[str, dict[str, float]]:
+    """Draw samples and judge them; writes samples/final.png, neighbours.png and evaluation.json.
+
+    Raises:
+      UserError: unknown metric (before anything is drawn), or data that a metric can not take.
+    """
+    config = experiment.config
+    names = tuple(config.evaluation.metrics) if metrics is None else metrics
+    for name in names:
+        METRICS[name]
+    if names and not experiment.pipeline.info.is_image:
+        raise UserError(f"metrics {', '.join(names)} need images; {config.data.dataset} holds latents")
+    if names and not config.data.validation_split:
+        raise UserError("metrics need held-out data; set data.validation_split")
+    make = make or generator(experiment)
+    seed = config.seed if seed is None else seed
+    wanted = num_samples or config.evaluation.num_samples
+    count = max(wanted, GRID_SIZE)
+    labels = labels_for(experiment, count)
+    images = draw(make, params, labels, count, seed)
+    if not parallel.is_primary() or not experiment.pipeline.info.is_image:
+        return {}
+    shown = None if labels is None else labels[:GRID_SIZE]
+    save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+    if not names:
+        return {}
+    images, labels = images[:wanted], None if labels is None else labels[:wanted]
+    train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
+    results = evaluate_all(names, ImageSet(images=images, labels=labels), train=train, test=test)
+    distances, indices = nearest(images, train.images)
+    closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]
+    save_neighbours(
+        images[closest], train.images[indices[closest]], directory / "neighbours.png", distances=distances[closest]
+    )
+    settings = {
+        "num_samples": wanted,
+        "seed": seed,
+        "sampler": str(make.sampler),
+        "network_evaluations": make.network_evaluations,
+        "guidance_scale": make.guidance_scale,
+        "devices": jax.device_count(),
+        **source,
+    }
+    text = json.dumps({**results, "settings": settings}, indent=2)
+    replace_file(directory / "evaluation.json", (text + "\n").encode())
+    return results
+
+
+def labels_for(experiment: Experiment, num_samples: int) -> np.ndarray | None:
+    """Labels of balanced classes; None where the data has no classes."""
+    classes = experiment.pipeline.info.num_classes
+    return balanced_labels(num_samples, classes) if classes else None
+
+
+def class_names(experiment: Experiment) -> dict[str, Any]:
+    """Captions for grids, where the data names its classes."""
+    names = experiment.pipeline.info.class_names
+    return {"class_names": names} if names else {}

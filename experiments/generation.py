@@ -1,0 +1,97 @@
+"""Samples from a trained network: balanced classes, any number, the same pictures whatever the batch size."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.data import to_uint8
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey, stream_key
+from diffusion_jax.samplers import Sampler, classifier_free, sample
+from diffusion_jax.schedulers import TimeGrid
+from experiments.wiring import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """One compiled sampler of a fixed batch size.
+
+    Attributes:
+      experiment: the network and its parameterization.
+      sampler: how to go back.
+      grid: at which times.
+      guidance_scale: of classifier-free guidance; 1 is none.
+      batch_size: samples per call; rounded up to a multiple of the devices.
+    """
+
+    experiment: Experiment
+    sampler: Sampler
+    grid: TimeGrid
+    guidance_scale: float = 1.0
+    batch_size: int = 256
+
+    def __post_init__(self):
+        shards = self.experiment.layout.num_batch_shards
+        object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
+        if self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
+            raise UserError("guidance_scale needs a class-conditional network; this one has no classes: use 1")
+        object.__setattr__(self, "_run", jax.jit(self._sample, out_shardings=self.experiment.layout.batch_sharding))
+
+    @property
+    def network_evaluations(self) -> int:
+        """Network evaluations per sample (NFE); guidance doubles them."""
+        evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
+        return evaluations * (1 if self.guidance_scale in (0.0, 1.0) else 2)
+
+    def _sample(self, params: Any, conditioning: dict[str, jax.Array], key: jax.Array, index: jax.Array) -> jax.Array:
+        trainable = self.experiment.trainable
+
+        def conditional(xt, t, condition):
+            return trainable.denoiser(params, condition)(xt, t)
+
+        def denoise(xt, t):
+            return conditional(xt, t, conditioning)
+
+        if self.guidance_scale != 1.0:
+            null = trainable.network.null_conditioning(index.shape[0])
+            denoise = classifier_free(conditional, conditioning, null, self.guidance_scale)
+        shape = self.experiment.pipeline.info.image_shape
+        batch_key = BatchKey(key, index, self.batch_size)
+        transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
+        return sample(self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform).x0
+
+    def batches(self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> Iterator[np.ndarray]:
+        """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone."""
+        layout = self.experiment.layout
+        key = stream_key(seed, "sample")
+        rows = slice(
+            jax.process_index() * self.batch_size // jax.process_count(),
+            (jax.process_index() + 1) * self.batch_size // jax.process_count(),
+        )
+        for first in range(0, num_samples, self.batch_size):
+            index = np.arange(first, first + self.batch_size)
+            batch = {"index": index[rows].astype(np.int32)}
+            if labels is not None:
+                batch["label"] = labels[index % len(labels)][rows].astype(np.int32)
+            placed = layout.global_batch(batch)
+            x = self._run(params, {"label": placed["label"]} if labels is not None else {}, key, placed["index"])
+            if jax.process_count() > 1:
+                x = multihost_utils.process_allgather(x, tiled=True)
+            yield np.asarray(x, np.float32)[: num_samples - first]
+
+    def generate(
+        self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
+    ) -> np.ndarray:
+        """All samples as uint8 [num_samples, height, width, channels] (float32 where the data is not images)."""
+        parts = []
+        for part in self.batches(params, labels, num_samples, seed):
+            parts.append(part)
+            if progress is not None:
+                progress(sum(map(len, parts)))
+        x = np.concatenate(parts)
+        return to_uint8(x) if self.experiment.pipeline.info.is_image else x

@@ -1,0 +1,50 @@
+"""A trained run, read back for sampling and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import training
+from diffusion_jax.errors import UserError
+from experiments import workdir
+from experiments.wiring import Experiment
+
+
+def open_checkpoints(experiment: Experiment, directory: Path | str) -> training.Checkpointer:
+    """The checkpoints of the run in `directory`."""
+    spec = experiment.config.checkpoint
+    return training.Checkpointer(
+        f"{directory}/checkpoints",
+        keep_last=spec.keep_last,
+        keep_best=spec.keep_best,
+        best_metric=spec.best_metric,
+        best_mode=spec.best_mode,
+    )
+
+
+def restore_params(
+    directory: Path | str, *, step: int | None = None, ema: str | None = None
+) -> tuple[Experiment, Any, dict[str, Any]]:
+    """The experiment of a workdir, parameters to sample with, and where they come from.
+
+    Args:
+      directory: the workdir of a run.
+      step: of the checkpoint; the newest by default.
+      ema: which average, or "params" for the parameters themselves; by default what the config says.
+
+    Raises:
+      UserError: no run, no such checkpoint or average, or a damaged checkpoint.
+    """
+    config = workdir.read_config(directory)
+    config.parallel.strategy = "jit"  # sampling needs no device axis; any layout reads any checkpoint
+    experiment = Experiment(config)
+    name = experiment.known_ema(config.sampling.ema if ema is None else ema)
+    checkpointer = open_checkpoints(experiment, directory)
+    steps = checkpointer.steps()
+    if not steps:
+        raise UserError(f"no checkpoint in {directory}/checkpoints yet: train first, with --workdir={directory}")
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint {step} in {directory}/checkpoints; there are: {', '.join(map(str, steps))}")
+    chosen = steps[-1] if step is None else step
+    state, _ = checkpointer.restore(chosen, experiment.abstract_state)
+    checkpointer.close()
+    return experiment, state.evaluation_params(name), {"step": chosen, "parameters": name}

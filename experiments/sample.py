@@ -1,0 +1,97 @@
+"""Draw samples from a trained run.
+
+    python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --seed=0] [--out=x.npz]
+
+Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
+Sample i depends on the seed, i and its label, not on the batch size.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from diffusion_jax import parallel
+from diffusion_jax.errors import UserError
+from diffusion_jax.samplers import SAMPLERS
+from experiments import cli, evaluation
+from experiments.pictures import balanced_labels, save_grid
+from experiments.restoring import restore_params
+from experiments.writers import replace_file
+
+WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "where to write, ending in .npz; by default samples/samples.npz in the workdir")
+SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
+STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "of the samples")
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
+LABELS = flags.DEFINE_list("labels", None, "classes to draw, in turn, for example 3,7; by default all")
+EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
+CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "samples per call; changes the speed, not the samples", lower_bound=1
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    if not WORKDIR.value:
+        raise UserError("give --workdir=..., the directory of a trained run")
+    out = Path(OUT.value or f"{WORKDIR.value}/samples/samples.npz")
+    if out.suffix != ".npz":
+        raise UserError(f"--out must end in .npz, got {out}")
+    cli.writable_directory(out.parent)
+    if SAMPLER.value:
+        SAMPLERS[SAMPLER.value]
+    experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    info = experiment.pipeline.info
+    labels = chosen_labels(LABELS.value, info.num_classes, NUM_SAMPLES.value)
+    make = evaluation.generator(
+        experiment,
+        sampler=SAMPLER.value,
+        steps=STEPS.value,
+        guidance_scale=GUIDANCE.value,
+        batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, NUM_SAMPLES.value),
+    )
+    images = evaluation.draw(make, params, labels, NUM_SAMPLES.value, SEED.value)
+    if not parallel.is_primary():
+        return
+    with_labels = {} if labels is None else {"labels": labels}
+    save_npz(out, images=images, **with_labels)
+    print(f"{len(images)} samples of step {source['step']} ({source['parameters']}), {make.network_evaluations} network "
+          f"evaluations each: {out}")  # fmt: skip
+    if info.is_image:
+        shown = min(len(images), evaluation.GRID_SIZE)
+        grid_labels = None if labels is None else labels[:shown]
+        save_grid(images[:shown], out.with_suffix(".png"), labels=grid_labels, **evaluation.class_names(experiment))
+        print(f"picture: {out.with_suffix('.png')}")
+
+
+def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:
+    """The label of every sample.
+
+    Raises:
+      UserError: a label that is no class, or labels for a network without classes.
+    """
+    if not names:
+        return balanced_labels(num_samples, num_classes) if num_classes else None
+    if not num_classes:
+        raise UserError("--labels needs a class-conditional network; this one has no classes")
+    wrong = [name for name in names if not name.strip().isdigit() or int(name) >= num_classes]
+    if wrong:
+        raise UserError(f"--labels: {wrong[0]!r} is no class; classes are 0 to {num_classes - 1}")
+    return np.resize(np.array([int(name) for name in names], np.int32), num_samples)
+
+
+def save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as a compressed .npz, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    replace_file(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,169 @@
+"""From a config to the objects it names. The only place that knows both."""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, models, parallel, training
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES
+from diffusion_jax.registry import unknown_name
+from diffusion_jax.rng import stream_key
+from diffusion_jax.samplers import SAMPLERS, Sampler
+from diffusion_jax.schedulers import GRIDS, TIME_SAMPLERS, Parameterization, TimeGrid
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a config names, built when first asked for."""
+
+    config: ConfigDict
+
+    @cached_property
+    def pipeline(self) -> data.Pipeline:
+        """The training data."""
+        return self._pipeline(self.config.data.split)
+
+    @cached_property
+    def validation_pipeline(self) -> data.Pipeline | None:
+        """Held-out data in the form of the training data, not augmented; None when the config names none."""
+        split = self.config.data.validation_split
+        return dataclasses.replace(self._pipeline(split), flip=False, shuffle=False) if split else None
+
+    def _pipeline(self, split: str) -> data.Pipeline:
+        fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
+        fields.update(split=split, data_dir=fields.get("data_dir") or None)
+        return data.Pipeline.from_config(
+            {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
+        )
+
+    @cached_property
+    def network(self) -> Any:
+        """The Flax module."""
+        dtype = self.config.train.dtype
+        if dtype not in DTYPES:
+            raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
+        size, _, channels = self.pipeline.info.image_shape
+        return models.MODELS.build(
+            self.config.model,
+            image_size=size,
+            image_channels=channels,
+            num_classes=self.pipeline.info.num_classes,
+            dtype=DTYPES[dtype],
+        )
+
+    @cached_property
+    def parameterization(self) -> Parameterization:
+        """What the network's output means."""
+        return Parameterization.build(
+            schedule=self.config.schedule, prediction=self.config.prediction, time_input=self.config.time_input
+        )
+
+    @cached_property
+    def trainable(self) -> training.Trainable:
+        """Network, parameterization and objective together."""
+        schedule = self.parameterization.schedule
+        return training.Trainable(
+            network=self.network,
+            parameterization=self.parameterization,
+            objective=OBJECTIVES.build(
+                self.config.objective, schedule=schedule, time_sampler=TIME_SAMPLERS.build(self.config.time_sampler)
+            ),
+            conditioning_dropout=self.config.train.conditioning_dropout,
+        )
+
+    @cached_property
+    def learning_rate(self) -> optax.Schedule:
+        """The learning rate by step."""
+        spec = self.config.optimizer
+        return training.learning_rate_schedule(
+            spec.learning_rate, decay=spec.decay, warmup_steps=spec.warmup_steps, total_steps=self.config.train.steps
+        )
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        own = ("learning_rate", "decay", "warmup_steps", "clip_norm")
+        spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
+        return training.make_optimizer(
+            spec, learning_rate=self.learning_rate, clip_norm=self.config.optimizer.clip_norm
+        )
+
+    @cached_property
+    def ema(self) -> training.EmaConfig:
+        """Which averages of the parameters are kept."""
+        spec = self.config.ema
+        return training.EmaConfig(
+            decays=tuple(spec.decays), half_lives=tuple(spec.half_lives), ramp_up_ratio=spec.ramp_up_ratio
+        )
+
+    @cached_property
+    def layout(self) -> parallel.Layout:
+        """Placement on the devices there are."""
+        spec = dict(self.config.parallel)
+        name = spec.pop("strategy")
+        arguments = {key: value for key, value in spec.items() if name == "jit"}
+        return parallel.LAYOUTS.build({"name": name, **arguments})
+
+    def init_state(self) -> training.TrainState:
+        """The state before the first step (traceable; the layout decides where it is made)."""
+        key = stream_key(self.config.seed, "init")
+        return training.create_state(lambda: models.init_params(self.network, key), self.optimizer, self.ema)
+
+    @cached_property
+    def abstract_state(self) -> Any:
+        """Shapes, dtypes and shardings of the canonical state, without making it."""
+        shapes = jax.eval_shape(self.init_state)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.layout.canonical_shardings(shapes),
+        )
+
+    def train_step(self) -> Any:
+        """The pure train step `(state, batch, axis_name) -> (state, metrics)`."""
+        train = self.config.train
+        return training.make_train_step(
+            self.trainable,
+            self.optimizer,
+            ema=self.ema,
+            learning_rate=self.learning_rate,
+            batch_size=train.batch_size,
+            seed=self.config.seed,
+            accumulation=train.accumulation,
+        )
+
+    def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
+        """Zeros in the form of `rows` rows of a batch."""
+        batch = {"image": np.zeros((rows, *self.pipeline.info.image_shape), np.float32)}
+        if self.pipeline.info.num_classes:
+            batch["label"] = np.zeros((rows,), np.int32)
+        return batch
+
+    def sampler(self, name: str | None = None) -> Sampler:
+        """The config's sampler, or the one named, with its default options."""
+        return SAMPLERS.build(name or self.config.sampling.sampler)
+
+    def grid(self, steps: int | None = None) -> TimeGrid:
+        """The config's sampling-time grid, with as many steps as asked."""
+        sampling = self.config.sampling
+        return GRIDS.build(sampling.grid)(self.parameterization.schedule, steps or sampling.steps)
+
+    def known_ema(self, name: str) -> str:
+        """The average of the parameters to evaluate; "" means the first one.
+
+        Raises:
+          UserError: the config keeps no average of that name.
+        """
+        known = [*self.ema.names, "params"]
+        if name and name not in known:
+            raise UserError(unknown_name("average of the parameters", name, known))
+        return name or known[0]

@@ -1,0 +1,46 @@
+"""Metadata and dependencies; pyproject.toml holds the build system and tool settings only."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "diffusion_jax" / "__init__.py").read_text())[1]
+
+setup(
+    name="diffusion_jax",
+    version=VERSION,
+    description="TPU-first diffusion research in JAX and Flax: from a config to a picture, a number and a comparison.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["diffusion_jax*", "experiments*", "configs*", "benchmarks*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets needs it without saying so
+        "ml_collections>=1.1.0",
+        "clu>=0.0.12",
+        "absl-py",
+        "etils",
+        "jaxtyping>=0.3.11",
+        "matplotlib",
+        "numpy>=2.0",
+        "pillow",
+        "rich",
+        "scikit-learn",
+        "scipy",
+        "tensorboardX>=2.6.5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "gpu": ["jax[cuda12]>=0.10.2"],
+        "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "safetensors", "chex"],
+    },
+)

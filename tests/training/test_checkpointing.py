@@ -1,0 +1,118 @@
+"""Checkpoints: what comes back is what was written, or a named error; never something else."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from diffusion_jax import parallel
+from diffusion_jax.training import Checkpointer, CorruptCheckpointError
+
+
+def a_state(shift=0.0):
+    rng = np.random.default_rng(0)
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(64, 32)).astype(np.float32)) + shift,
+        "zeros": jnp.zeros((16,)),
+        "half": jnp.ones((8,), jnp.bfloat16),
+        "step": jnp.int32(3),
+    }
+
+
+def abstract(state, sharding=None):
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def test_round_trip_is_bit_exact_onto_any_devices(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    state = a_state()
+    checkpointer.save(5, state, {"window": [{"loss": 0.1}]}, {})
+    checkpointer.wait()
+    mesh = parallel.LAYOUTS.build({"name": "jit", "data": 1, "fsdp": 8}).mesh
+    for sharding in (None, NamedSharding(mesh, PartitionSpec())):
+        restored, record = checkpointer.restore(5, abstract(state, sharding))
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        assert record["window"] == [{"loss": 0.1}]
+
+
+def test_saved_values_are_those_at_the_time_of_saving(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    state = a_state()
+    expected = jax.device_get(state)
+    checkpointer.save(1, state, {}, {})
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)  # the arrays are gone or changed
+    restored, _ = checkpointer.restore(1, abstract(expected))
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c", keep_last=2, keep_best=1, best_metric="validation_loss")
+    for step, loss in enumerate([0.5, 0.2, 0.9, 0.4, 0.3, 0.6], start=1):
+        checkpointer.save(step, a_state(), {}, {"validation_loss": loss})
+    checkpointer.wait()
+    assert checkpointer.steps() == [2, 5, 6]
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_no_damage_goes_unnoticed(tmp_path, damage, capfd):
+    """Whichever file is damaged: the state is still the one written, or the error says that it is corrupt."""
+    checkpointer = Checkpointer(tmp_path / "c")
+    state = a_state()
+    checkpointer.save(4, state, {"window": []}, {})
+    checkpointer.wait()
+    messages = []
+    for file in _files(tmp_path / "c" / "4"):
+        content = file.read_bytes()
+        middle = len(content) // 2
+        if damage == "truncate":
+            file.write_bytes(content[:middle])
+        elif damage == "flip":
+            file.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+        else:
+            file.unlink()
+        try:
+            restored, _ = checkpointer.restore(4, abstract(state))
+        except CorruptCheckpointError as error:
+            messages.append(str(error))
+        else:
+            jax.tree.map(np.testing.assert_array_equal, restored, state)
+        file.write_bytes(content)
+    assert len(messages) >= 2
+    assert all(f"checkpoint 4 in {tmp_path}/c is corrupt" in message for message in messages)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_record_of_another_state_is_noticed(tmp_path):
+    """Files that read back perfectly well, but are not the state that was saved with this record."""
+    first, second = Checkpointer(tmp_path / "a"), Checkpointer(tmp_path / "b")
+    first.save(1, a_state(), {}, {})
+    second.save(1, a_state(shift=1e-6), {}, {})
+    first.wait()
+    second.wait()
+    (tmp_path / "a" / "1" / "record").rename(tmp_path / "record")
+    (tmp_path / "b" / "1" / "record").rename(tmp_path / "a" / "1" / "record")
+    with pytest.raises(CorruptCheckpointError, match="1 arrays are not what was written, the first is kernel"):
+        first.restore(1, abstract(a_state()))
+
+
+def test_newer_checkpoints_are_set_aside_not_deleted(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c", keep_last=3)
+    for step in (1, 2, 3):
+        checkpointer.save(step, a_state(step), {}, {})
+    checkpointer.wait()
+    moved = checkpointer.set_aside_after(1)
+    assert [path.name for path in moved] == ["2", "3"]
+    assert all((path / "state").is_dir() for path in moved)
+    checkpointer.save(2, a_state(9), {}, {})
+    checkpointer.wait()
+    assert checkpointer.steps() == [1, 2]
+    restored, _ = checkpointer.restore(2, abstract(a_state()))
+    np.testing.assert_array_equal(restored["kernel"], a_state(9)["kernel"])

@@ -1,0 +1,54 @@
+"""Learning-rate schedules, clipping and names."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import OPTIMIZERS, learning_rate_schedule, make_optimizer
+
+
+def test_warmup_then_constant():
+    rate = learning_rate_schedule(2e-4, decay="constant", warmup_steps=4, total_steps=100)
+    np.testing.assert_allclose([rate(n) for n in range(6)], np.array([0.25, 0.5, 0.75, 1, 1, 1]) * 2e-4, rtol=1e-6)
+
+
+def test_warmup_then_cosine_to_zero():
+    rate = learning_rate_schedule(1.0, decay="cosine", warmup_steps=10, total_steps=110)
+    np.testing.assert_allclose([rate(9), rate(10), rate(60), rate(110)], [1, 1, 0.5, 0], atol=1e-6)
+
+
+def test_no_warmup_begins_at_the_peak():
+    assert learning_rate_schedule(0.1, decay="constant", warmup_steps=0, total_steps=10)(0) == pytest.approx(0.1)
+
+
+def test_gradient_is_clipped_to_the_global_norm():
+    optimizer = make_optimizer({"name": "sgd"}, learning_rate=lambda step: 1.0, clip_norm=1.0)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    update, _ = optimizer.update(
+        {"a": jnp.array([3.0, 0.0]), "b": jnp.array([0.0, 4.0])}, optimizer.init(params), params
+    )
+    np.testing.assert_allclose(update["a"], [-0.6, 0], rtol=1e-6)
+    np.testing.assert_allclose(update["b"], [0, -0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_descends(name):
+    optimizer = make_optimizer({"name": name}, learning_rate=lambda step: 0.05)
+    params = jnp.array([1.0, -2.0])
+    state = optimizer.init(params)
+    for _ in range(200):
+        update, state = optimizer.update(2 * params, state, params)
+        params = params + update
+    assert float(jnp.abs(params).max()) < 0.5
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="unknown optimizer 'adma'; did you mean 'adam'"):
+        make_optimizer({"name": "adma"}, learning_rate=lambda step: 1.0)
+    with pytest.raises(
+        UserError, match="unknown argument of optimizer 'adam' 'beta1'; known: b1, b2, eps, learning_rate"
+    ):
+        make_optimizer({"name": "adam", "beta1": 0.5}, learning_rate=lambda step: 1.0)
+    with pytest.raises(UserError, match="unknown learning-rate schedule 'linear'"):
+        learning_rate_schedule(1.0, decay="linear", warmup_steps=0, total_steps=1)
