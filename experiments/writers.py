@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
-from tensorboardX.summary import hparams as hparams_summaries
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from diffusion_jax.errors import RunError, UserError
 
@@ -35,22 +36,17 @@ TIMING_NAMES = frozenset(  # those of clu's ReportProgress, and those of the tra
 class TensorboardWriter:
     """clu's MetricWriter interface on tensorboardX. The event file is opened by the first write.
 
+    Events are written at once, in the calling thread: tensorboardX's own queue would block for ever on a full disk.
+
     Args:
       logdir: directory of the event files.
       purge_step: on resume, TensorBoard is told to forget events of this step and later ones.
     """
 
     def __init__(self, logdir: str | os.PathLike, *, purge_step: int | None = None):
-        self._logdir = os.fspath(logdir)
+        self._logdir = Path(logdir)
         self._purge_step = purge_step
-        self._opened: tensorboardX.SummaryWriter | None = None
-
-    @property
-    def _writer(self) -> tensorboardX.SummaryWriter:
-        if self._opened is None:
-            suffix = f".{time.time_ns()}"  # two writers within one second must not share a file
-            self._opened = tensorboardX.SummaryWriter(self._logdir, purge_step=self._purge_step, filename_suffix=suffix)
-        return self._opened
+        self._file: EventsWriter | None = None
 
     def resume(self, step: int) -> None:
         """Let TensorBoard forget what was logged after `step`; to be called before the first write."""
@@ -59,23 +55,24 @@ class TensorboardWriter:
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), step)
+            self._write(step, summary.scalar(name, float(value)))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Images [h, w, c] or [n, h, w, c]: uint8, or floats in [0, 1]."""
         for name, value in images.items():
             value = np.asarray(value)
-            self._writer.add_images(name, value[None] if value.ndim == 3 else value, step, dataformats="NHWC")
+            batch = value[None] if value.ndim == 3 else value
+            self._write(step, summary.image(name, batch, dataformats="NHWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._write(step, summary.text(name, text))
 
     def write_histograms(
         self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
     ) -> None:
         for name, value in arrays.items():
-            self._writer.add_histogram(name, np.asarray(value), step, bins=(num_buckets or {}).get(name, 30))
+            self._write(step, summary.histogram(name, np.asarray(value), (num_buckets or {}).get(name, 30)))
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
         raise NotImplementedError("audio is not written; this codebase makes images")
@@ -88,17 +85,37 @@ class TensorboardWriter:
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
-        for summary in hparams_summaries(flat, {}):
-            self._writer.file_writer.add_summary(summary)
+        for part in summary.hparams(flat, {}):
+            self._write(0, part)
 
     def flush(self) -> None:
-        if self._opened is not None:
-            self._opened.flush()
+        if self._file is not None:
+            with self._one_clear_error():
+                self._file.flush()
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        if self._file is not None:
+            with self._one_clear_error():
+                self._file.close()
+            self._file = None
+
+    def _write(self, step: int, content: summary_pb2.Summary) -> None:
+        with self._one_clear_error():
+            if self._file is None:
+                self._logdir.mkdir(parents=True, exist_ok=True)
+                # Files are read in the order of their names; two within one second must not share one.
+                self._file = EventsWriter(str(self._logdir / "events"), f".{time.time_ns()}")
+                if self._purge_step is not None:
+                    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                    self._file.write_event(event_pb2.Event(step=self._purge_step, session_log=start))
+            self._file.write_event(event_pb2.Event(step=int(step), wall_time=time.time(), summary=content))
+
+    @contextlib.contextmanager
+    def _one_clear_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"could not write TensorBoard events in {self._logdir}: {error.strerror}") from error
 
 
 def _import_clu_without_tensorflow() -> None:
@@ -187,6 +204,7 @@ class _JsonLines:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
+            self._mended = False  # part of the line may be there
             raise RunError(
                 f"could not write {self._path}: {error.strerror}; rows and checkpoints written so far are safe, "
                 "the same command goes on from the last checkpoint"

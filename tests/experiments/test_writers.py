@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,16 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     writer = create_writer(tmp_path)
     writer.write_scalars(1, {"loss": 1.0})
     with pytest.raises(RunError, match=r"could not write .*metrics\.jsonl.*safe"):
+        writer.flush()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_does_not_hang_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115
+    writer = writers.TensorboardWriter(tmp_path)
+    for step in range(50):
+        writer.write_scalars(step, {"loss": 1.0})
+    with pytest.raises(RunError, match="No space left"):
         writer.flush()
 
 
