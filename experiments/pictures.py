@@ -17,7 +17,7 @@ from experiments.writers import replace_file
 
 _READABLE = 48  # pixels: the side to which small images are enlarged
 _CAPTION = (128, 128, 128, 255)
-_CAPTION_SIZE = 13
+_CAPTION_SIZE = 13  # less where a name is long
 
 Images = UInt8[np.ndarray, "n height width channels"] | Float[np.ndarray, "n height width channels"]
 
@@ -132,9 +132,13 @@ def _block(columns: list[list[np.ndarray]], captions: list[str] | None, gap: int
     if not head:
         return canvas
     picture = Image.fromarray(canvas)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_CAPTION_SIZE)
+    draw = ImageDraw.Draw(picture)
     for c, caption in enumerate(captions):
-        while caption and draw.textlength(caption, font=font) > width + gap:
+        size = _CAPTION_SIZE
+        while size > 9 and draw.textlength(caption, font=ImageFont.load_default(size)) > width:
+            size -= 1
+        font = ImageFont.load_default(size)
+        while draw.textlength(caption, font=font) > width + gap:
             caption = caption[:-1]
         draw.text((c * (width + gap) + width / 2, head / 2), caption, fill=_CAPTION, font=font, anchor="mm")
     return np.asarray(picture)

@@ -74,6 +74,7 @@ img { max-width: 100%; height: auto; display: block; }
 .player { display: flex; align-items: center; gap: 14px; width: 100%; font-variant-numeric: tabular-nums;
   font-size: 14px; }
 .player input { flex: 1; accent-color: var(--s0); margin: 0; max-width: 560px; }
+.player input[max="0"] { display: none; }
 .player output { min-width: 12ch; }
 .strip { display: flex; gap: 10px; overflow-x: auto; padding: 4px 2px 10px; margin-top: 14px; }
 .strip button { flex: none; border: 0; background: none; padding: 5px; border-radius: 6px; cursor: pointer;
