@@ -148,14 +148,20 @@ class Pipeline:
         in_order = {"shuffle": False, "flip": False, "num_positions": self.info.num_examples}
         return self._iterate(dataclasses.replace(reader, **in_order), 0)
 
-    def arrays(self, max_examples: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def arrays(
+        self, split: str | None = None, *, max_examples: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Decoded examples: images uint8 [n, height, width, channels] and labels int32 [n], or None without classes.
 
-        With `max_examples` they are spread evenly over the split, so that a split sorted by class gives all classes.
+        Cropped as in training, not flipped. `split` may name another split of the same data. With `max_examples` they
+        are spread evenly over the split, so that a split sorted by class gives all classes.
         """
+        if split not in (None, self.split):
+            return dataclasses.replace(self, split=split).arrays(max_examples=max_examples)
         total = self.info.num_examples
         count = total if max_examples is None else min(total, max_examples)
-        batch = _read_all(self._source, np.arange(count, dtype=np.int64) * total // max(count, 1))
+        source = self._source if count == total else self.__dict__.get("_source", self._cropped)
+        batch = _read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1))
         return batch["image"], batch.get("label")
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
@@ -190,14 +196,18 @@ class Pipeline:
     def _crop(self) -> transforms.Crop:
         return transforms.crops.build(self.crop, size=self.image_size)
 
+    @property
+    def _cropped(self) -> "TransformedSource":
+        """Cropped examples, decoded when read."""
+        return TransformedSource(self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype))
+
     @functools.cached_property
     def _source(self) -> "ArraySource | TransformedSource":
         """Cropped examples, from memory if they fit."""
-        shape, dtype = self.info.image_shape, np.dtype(self.info.dtype)
-        source = TransformedSource(self._opened.source, self._crop, shape, dtype)
-        if self.info.num_examples * int(np.prod(shape)) * dtype.itemsize > self.memory_limit:
+        info, source = self.info, self._cropped
+        if info.num_examples * int(np.prod(info.image_shape)) * source.dtype.itemsize > self.memory_limit:
             return source
-        batch = _read_all(source, np.arange(self.info.num_examples))
+        batch = _read_all(source, np.arange(info.num_examples))
         return ArraySource(batch["image"], batch.get("label"))
 
     def _iterate(self, reader: "BatchReader", start_step: int) -> Iterator[Batch]:
@@ -325,4 +335,4 @@ def load_arrays(
     `fields` are further fields of `Pipeline`: image_size, crop, channels, options.
     """
     config = {"dataset": dataset, "split": split, "data_dir": data_dir, "batch_size": 1, "memory_limit": 0, **fields}
-    return Pipeline.from_config(config).arrays(max_examples)
+    return Pipeline.from_config(config).arrays(max_examples=max_examples)

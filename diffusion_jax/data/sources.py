@@ -51,6 +51,11 @@ class DatasetInfo:
     class_names: tuple[str, ...] = ()
     dtype: str = "uint8"
 
+    @property
+    def is_image(self) -> bool:
+        """Whether the examples are pictures (latents are not)."""
+        return self.dtype == "uint8"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -73,7 +78,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     """Open one split of a data set; cheap, reads no example.
 
     Args:
-      name: one of `datasets`, `folder:/path/to/images`, or any TFDS name ("cifar10", "lsun/church", "mnist:3.0.1").
+      name: one of `datasets`, `folder:/path/to/images`, or any TFDS name ("cifar10", "lsun/bedroom", "mnist:3.0.1").
       split: a split, or a slice of one in TFDS notation ("train[:90%]").
       data_dir: TFDS directory; None takes `default_data_dir()`.
       **options: arguments of the opener, for example `path` of "folder" or `label_key` of TFDS data.
@@ -88,7 +93,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
         return datasets.build({"name": name, **options}, split=split, data_dir=data_dir)
     from diffusion_jax.data import tfds_source  # imports TFDS
 
-    known = list(inspect.signature(tfds_source.open_tfds).parameters)
+    known = [key for key in inspect.signature(tfds_source.open_tfds).parameters if key.endswith("_key")]
     for key in options:
         if key not in known:
             raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
@@ -174,9 +179,9 @@ def open_synthetic_latents(
 @datasets.register("digits")
 def open_digits(*, split: str = "train", data_dir: str | None = None) -> Dataset:
     """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network)."""
-    from diffusion_jax.data import builders, tfds_source  # imports TFDS
+    from diffusion_jax.data import builders, tfds_source  # imports TFDS; registers "digits" there
 
     data_dir = data_dir or default_data_dir()
-    if not tfds_source.is_prepared(builders.Digits(data_dir=data_dir)):
+    if not tfds_source.is_prepared(tfds_source.get_builder("digits", data_dir)):
         builders.prepare("digits", data_dir, progress=False)
     return tfds_source.open_tfds("digits", split=split, data_dir=data_dir)

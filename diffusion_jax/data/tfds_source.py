@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
@@ -61,7 +62,7 @@ def open_tfds(
     """Open one split of a prepared TFDS data set.
 
     Args:
-      name: TFDS name, with config and version if wanted: "lsun/church:3.1.0".
+      name: TFDS name, with config and version if wanted: "lsun/church_outdoor:3.1.0".
       split: TFDS split: "train", "train[:90%]".
       data_dir: directory in TFDS's layout, data_dir/name/[config/]version.
       image_key: the feature that holds the image.
@@ -107,8 +108,16 @@ def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.Dataset
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3, cutoff=0.5)
         hint = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
         raise UserError(f"unknown dataset {name!r}{hint} (any TFDS name, {', '.join(datasets)})") from error
+    except json_format.Error as error:
+        raise UserError(
+            f"the description of dataset {name!r} in {data_dir} is damaged: {_first_line(error)}; "
+            "remove the directory of that dataset and prepare it again"
+        ) from error
     except (ValueError, RuntimeError, AssertionError) as error:  # unknown config or version
-        raise UserError(f"dataset {name!r}: {_first_line(error)}") from error
+        configs = ", ".join(tfds.builder_cls(name.split("/")[0].split(":")[0]).builder_configs)
+        raise UserError(
+            f"dataset {name!r}: {_first_line(error)}{f'; its configs are {configs}' if configs else ''}"
+        ) from error
 
 
 def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str) -> None:

@@ -1,0 +1,101 @@
+"""Does the loader keep up with the train step? Images per second of both, measured in one run.
+
+    python -m benchmarks.data --config=configs/digits_unet.py [--seconds=3 --workers=2]
+
+Prints a table; the last column is the ratio to the train step alone. The loader keeps up where it is well above 1 on
+the machine that trains. The last row trains on batches from the loader: near 1 means that nothing is lost to waiting.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import Any
+
+import jax
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.data import Pipeline
+from diffusion_jax.errors import UserError
+from experiments import cli
+from experiments.wiring import Experiment
+
+CONFIG = cli.define_config()
+SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure each row.", lower_bound=0.01)
+WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes in the row that has them; 0 leaves it out.")
+
+Step = Callable[[Any], Any]
+
+
+def throughput(batches: Iterator[Any], batch_size: int, seconds: float, step: Step | None = None) -> float:
+    """Images per second of taking batches, and of running `step` on each if given; the first is not counted."""
+    result = step(next(batches)) if step else next(batches)
+    jax.block_until_ready(result)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        batch = next(batches)
+        result = step(batch) if step else None
+        count += 1
+    jax.block_until_ready(result)
+    return count * batch_size / (time.perf_counter() - start)
+
+
+def loader_rows(pipeline: Pipeline, seconds: float, num_workers: int) -> dict[str, float]:
+    """Images per second of the pipeline in this process, and with worker processes."""
+    rows = {"loader, in process": dataclasses.replace(pipeline, num_workers=0)}
+    if num_workers:
+        rows[f"loader, {num_workers} workers"] = dataclasses.replace(pipeline, num_workers=num_workers)
+    return {name: throughput(one.batches(), one.batch_size, seconds) for name, one in rows.items()}
+
+
+def step_rows(pipeline: Pipeline, step: Step, seconds: float, rounds: int = 3) -> dict[str, float]:
+    """Images per second of the step on one batch again and again, and on batches from the pipeline: best of `rounds`."""
+    batches = pipeline.batches()
+    sources = {"train step alone": repeat(next(batches)), "train step fed by the loader": batches}
+    rows = dict.fromkeys(sources, 0.0)
+    for _ in range(rounds):  # in turn, so that a busy moment of the machine hits both
+        for name, source in sources.items():
+            rows[name] = max(rows[name], throughput(source, pipeline.batch_size, seconds / rounds, step))
+    return rows
+
+
+def train_step(experiment: Experiment) -> Step:
+    """The config's compiled train step as a function of a batch alone; it keeps the state."""
+    layout = experiment.layout
+    step = layout.compile(experiment.train_step(), experiment.abstract_state)
+    state = layout.init(experiment.init_state)
+
+    def run(batch: Any) -> Any:
+        nonlocal state
+        state, metrics = step(state, layout.place_batch(batch))
+        return metrics
+
+    return run
+
+
+def print_table(title: str, rows: dict[str, float]) -> None:
+    """The rows, with their ratio to the train step alone."""
+    table = Table(title=title)
+    for name in ("", "images/s", "ratio to the step"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:,.0f}", f"{value / rows['train step alone']:,.2f}")
+    Console().print(table)
+
+
+def main(_: list[str]) -> None:
+    """Measure and print."""
+    if CONFIG.value is None:
+        raise UserError("--config is missing: for example --config=configs/digits_unet.py")
+    experiment = Experiment(CONFIG.value)
+    pipeline = experiment.pipeline
+    rows = loader_rows(pipeline, SECONDS.value, WORKERS.value)
+    rows |= step_rows(pipeline, train_step(experiment), SECONDS.value)
+    shape = "x".join(str(side) for side in pipeline.info.image_shape)
+    print_table(f"{pipeline.dataset}, {shape}, batch {pipeline.batch_size}, {jax.device_count()} device(s)", rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
