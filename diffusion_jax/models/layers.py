@@ -80,11 +80,14 @@ class GroupNorm(nn.Module, kw_only=True):
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
 
+        def group_mean(v):  # [batch, height, width, channels] -> [batch, channels], equal within a group
+            v = v.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
+            return jnp.repeat(v, channels // groups, axis=-1)
+
         x = x.astype(at_least_float32(x.dtype))
-        moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])  # [2, batch, channels]
-        mean, square = moments.reshape(*moments.shape[:2], groups, -1).mean(-1)
-        inverse_std = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
-        mean, inverse_std = (jnp.repeat(v, channels // groups, axis=-1) for v in (mean, inverse_std))
+        mean = group_mean(x)
+        variance = jnp.maximum(group_mean(jnp.square(x)) - jnp.square(mean), 0.0)
+        inverse_std = jax.lax.rsqrt(variance + self.epsilon)
         gain = inverse_std * scale
         shift = bias - mean * gain
         return (x * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)

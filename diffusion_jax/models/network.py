@@ -6,6 +6,7 @@ As linen modules are dataclasses it is hashable and may be a static argument of 
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,10 @@ class Network(nn.Module, kw_only=True):
       image_channels: channels of the images.
       num_classes: classes of the data; index num_classes is the null class. 0: unconditional.
       dtype: what activations are computed in; parameters are float32 always.
+      zero_at_init: whether the class promises that a fresh network outputs zero.
     """
+
+    zero_at_init: ClassVar[bool] = True
 
     image_size: int
     image_channels: int

@@ -1,0 +1,215 @@
+"""What every registered network must satisfy. A new one is picked up by its registration."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params
+
+BATCH = 4
+
+
+class Subject:
+    """A registered network with parameters that are all at work, inputs, and a compiled call."""
+
+    def __init__(self, name):
+        self.module = MODELS.example(name)
+        self.init_params = init_params(self.module, jax.random.key(0))
+        draw = np.random.default_rng(0)
+        self.params = jax.tree.map(
+            lambda p: np.float32(p + 0.2 * draw.standard_normal(p.shape)), jax.device_get(self.init_params)
+        )
+        self.x = np.float32(draw.standard_normal((BATCH, *self.module.image_shape)))
+        self.time = np.linspace(0.1, 3.0, BATCH, dtype=np.float32)
+        classes = self.module.num_classes
+        self.conditioning = {"label": np.arange(BATCH, dtype=np.int32) % classes} if classes else {}
+        self.apply = jax.jit(functools.partial(apply, self.module))
+
+    def __call__(self, params=None, x=None, time=None, conditioning=None, dropout_keys=None):
+        return self.apply(
+            self.params if params is None else params,
+            self.x if x is None else x,
+            self.time if time is None else time,
+            self.conditioning if conditioning is None else conditioning,
+            dropout_keys,
+        )
+
+
+def apply(module, params, *inputs):
+    return module.apply({"params": params}, *inputs)
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def subject(request):
+    return Subject(request.param)
+
+
+def half(tree, which):
+    return jax.tree.map(lambda leaf: leaf[: BATCH // 2] if which == 0 else leaf[BATCH // 2 :], tree)
+
+
+def test_output(subject):
+    output = subject()
+    assert output.shape == subject.x.shape
+    assert output.dtype == jnp.float32
+    assert bool(jnp.isfinite(output).all())
+    assert float(jnp.abs(output).max()) > 1e-3
+
+
+def test_initial_output_is_zero(subject):
+    if subject.module.zero_at_init:
+        assert float(jnp.abs(subject(params=subject.init_params)).max()) < 1e-6
+
+
+def test_params_are_float32_and_counted(subject):
+    leaves = jax.tree.leaves(subject.init_params)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    assert count_parameters(subject.module) == sum(leaf.size for leaf in leaves)
+
+
+def test_init_depends_on_key_and_not_on_sharding(subject):
+    mesh = jax.make_mesh((2,), ("data",))
+    last_axis = jax.sharding.PartitionSpec
+    shardings = jax.tree.map(
+        lambda p: jax.NamedSharding(
+            mesh, last_axis(*[None] * (p.ndim - 1), "data") if p.shape[-1] % 2 == 0 else last_axis()
+        ),
+        subject.init_params,
+    )
+    init = jax.jit(lambda key: init_params(subject.module, key), out_shardings=shardings)
+    same, other = init(jax.random.key(0)), init(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, same, subject.init_params)
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (same, other)), strict=True))
+
+
+def test_gradients_are_finite(subject):
+    def loss(params, x):
+        return jnp.mean((subject.apply(params, x, subject.time, subject.conditioning, None) - 1.0) ** 2)
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(subject.params, subject.x)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+    assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradients))
+
+
+def test_vmap_is_batching(subject):
+    stacked = jax.tree.map(
+        lambda leaf: leaf.reshape(2, BATCH // 2, *leaf.shape[1:]), (subject.x, subject.time, subject.conditioning)
+    )
+    batched = jax.jit(jax.vmap(functools.partial(apply, subject.module), in_axes=(None, 0, 0, 0)))
+    output = batched(subject.params, *stacked)
+    np.testing.assert_allclose(output.reshape(subject.x.shape), subject(), atol=1e-5)
+
+
+def test_jvp_is_the_finite_difference(subject, x64):
+    module = subject.module.clone(dtype=jnp.float64)
+    params, x, time = jax.tree.map(np.float64, (subject.params, subject.x[:1], subject.time[:1]))
+    conditioning = jax.tree.map(lambda leaf: leaf[:1], subject.conditioning)
+    draw = np.random.default_rng(1)
+    tangents = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape), (params, x, time))
+
+    @jax.jit
+    def run(params, x, time):
+        return module.apply({"params": params}, x, time, conditioning)
+
+    _, derivative = jax.jvp(run, (params, x, time), tangents)
+    step = 1e-6
+    ahead, behind = (
+        run(*jax.tree.map(lambda p, v, s=sign: p + s * step * v, (params, x, time), tangents)) for sign in (1, -1)
+    )
+    assert derivative.dtype == jnp.float64
+    difference = (ahead - behind) / (2 * step)
+    assert float(jnp.abs(derivative - difference).max() / jnp.abs(derivative).max()) < 1e-6
+
+
+def test_bfloat16_computes_nearly_the_same(subject):
+    module = subject.module.clone(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    output = jax.jit(module.apply)({"params": subject.params}, subject.x, subject.time, subject.conditioning)
+    expected = subject()
+    assert output.dtype == jnp.float32
+    assert float(jnp.abs(output - expected).max() / jnp.abs(expected).max()) < 0.1
+    assert float(jnp.abs(output - expected).max()) > 0
+
+
+def test_examples_are_independent(subject):
+    changed = jax.tree.map(np.copy, (subject.x, subject.time, subject.conditioning))
+    for leaf in jax.tree.leaves(changed):
+        leaf[1:] = np.roll(leaf[1:], 1, axis=0)
+    np.testing.assert_allclose(subject(x=changed[0], time=changed[1], conditioning=changed[2])[0], subject()[0])
+
+
+def test_dropout_belongs_to_the_example(subject):
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    whole = subject(dropout_keys=keys)
+    parts = [
+        subject(None, *half((subject.x, subject.time, subject.conditioning), i), dropout_keys=half(keys, i))
+        for i in (0, 1)
+    ]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+    np.testing.assert_array_equal(subject(dropout_keys=keys), whole)
+    if getattr(subject.module, "dropout", 0.0):
+        other = jax.random.split(jax.random.key(8), BATCH)
+        assert float(jnp.abs(subject(dropout_keys=other) - whole).max()) > 1e-3
+        assert float(jnp.abs(subject() - whole).max()) > 1e-3
+
+
+def test_time_and_label_matter(subject):
+    expected = subject()
+    assert float(jnp.abs(subject(time=subject.time + 1.0) - expected).max()) > 1e-3
+    if subject.module.num_classes:
+        null = subject(conditioning=subject.module.null_conditioning(BATCH))
+        assert bool((jnp.abs(null - expected).max((1, 2, 3)) > 1e-3).all())
+
+
+def test_null_conditioning(subject):
+    classes = subject.module.num_classes
+    null = subject.module.null_conditioning(3)
+    assert set(null) == ({"label"} if classes else set())
+    if classes:
+        assert null["label"].dtype == jnp.int32
+        assert null["label"].tolist() == [classes] * 3
+    unconditional = subject.module.clone(num_classes=0)
+    assert unconditional.null_conditioning(3) == {}
+    shape = jax.eval_shape(unconditional.init_with_output, jax.random.key(0), *example_inputs(unconditional, 3))[0]
+    assert shape.shape == (3, *subject.module.image_shape)
+
+
+def test_wrong_inputs_are_named(subject):
+    x, time, conditioning = example_inputs(subject.module, 2)
+    wrong = [
+        (x[..., :1], time, conditioning, "images"),
+        (x[0], time, conditioning, "images"),
+        (x, time[:1], conditioning, "one time per example"),
+        (x, time, {} if conditioning else {"label": jnp.zeros(2, jnp.int32)}, "conditioning"),
+    ]
+    for *inputs, message in wrong:
+        with pytest.raises(UserError, match=message):
+            subject.module.apply({"params": subject.params}, *inputs)
+
+
+def test_is_a_static_argument(subject):
+    again = subject.module.clone()
+    assert again == subject.module
+    assert hash(again) == hash(subject.module)
+    assert subject.module.clone(num_classes=7) != subject.module
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(module, x):
+        traces.append(module)
+        return x + module.image_channels
+
+    for module in (subject.module, again):
+        run(module, 1.0)
+    assert len(traces) == 1
+
+
+def test_exports(subject):
+    inputs = (subject.params, subject.x, subject.time, subject.conditioning)
+    exported = jax.export.export(jax.jit(functools.partial(apply, subject.module)))(*inputs)
+    np.testing.assert_allclose(exported.call(*inputs), subject(), atol=1e-6)
