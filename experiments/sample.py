@@ -1,11 +1,12 @@
 """Draw samples from a trained run.
 
-    python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --seed=0] [--out=x.npz]
+    python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
 
 Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
 Sample i depends on the seed, i and its label, not on the batch size.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def main(argv: Sequence[str]) -> None:
         return
     with_labels = {} if labels is None else {"labels": labels}
     save_npz(out, images=images, **with_labels)
-    print(f"{len(images)} samples of step {source['step']} ({source['parameters']}), {make.network_evaluations} network "
-          f"evaluations each: {out}")  # fmt: skip
+    print(
+        f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
+        f"{make.network_evaluations} network evaluations each: {out}"
+    )
     if info.is_image:
         shown = min(len(images), evaluation.GRID_SIZE)
         grid_labels = None if labels is None else labels[:shown]
@@ -86,8 +89,6 @@ def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -
 
 def save_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as a compressed .npz, whole or not at all."""
-    import io
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     replace_file(path, buffer.getvalue())

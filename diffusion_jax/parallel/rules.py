@@ -2,8 +2,8 @@
 
 A rule is (pattern, spec); the first pattern found in the "/"-joined path of a leaf decides. A spec is a tuple of mesh
 axis names (or None) for the leading dimensions, for the trailing ones when it begins with `...`, or the string
-"largest:AXIS", which shards the largest dimension that AXIS divides. Optimizer moments and EMA copies carry the parameter's path as a suffix of their own, so
-the same rules shard them in the same way.
+"largest:AXIS", which shards the largest dimension that AXIS divides. Optimizer moments and EMA copies carry the
+parameter's path as a suffix of their own, so the same rules shard them in the same way.
 """
 
 import re
@@ -37,10 +37,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def _partition(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    for pattern, spec in rules:
-        if re.search(pattern, name):
-            break
-    else:
+    spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
+    if spec is None:
         raise UserError(f"no sharding rule matches parameter {name!r}; end the rules with ('.*', ())")
     if isinstance(spec, str):
         kind, _, axis = spec.partition(":")

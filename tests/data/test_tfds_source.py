@@ -1,0 +1,101 @@
+"""TFDS data that is unknown, not prepared, damaged, or asked for wrongly: one line with the mend."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffusion_jax import data
+from diffusion_jax.errors import UserError
+
+
+@pytest.fixture
+def damaged(digits_dir, tmp_path):
+    """A copy of digits to damage."""
+    shutil.copytree(digits_dir, tmp_path / "data")
+    return tmp_path / "data" / "digits" / "1.0.0"
+
+
+def test_not_prepared(tmp_path):
+    command = rf"python -m experiments\.prepare_data --dataset=cifar10 --data_dir={tmp_path}"
+    with pytest.raises(UserError, match=command):
+        data.open_dataset("cifar10", data_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cifra10", "cifar10"), ("digit", "digits"), ("fashion-mnist", "fashion_mnist")]
+)
+def test_unknown_name(name, nearest, tmp_path):
+    with pytest.raises(UserError, match=f"unknown dataset '{name}'; the nearest are .*{nearest}"):
+        data.open_dataset(name, data_dir=str(tmp_path))
+
+
+def test_unknown_config(tmp_path):
+    with pytest.raises(UserError, match=r"its configs are .*church_outdoor"):
+        data.open_dataset("lsun/church", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["validation", "train[:x%]", "train[:0%]"])
+def test_wrong_split(split, digits_dir):
+    with pytest.raises(UserError, match="dataset 'digits', split"):
+        data.open_dataset("digits", split=split, data_dir=digits_dir)
+
+
+def test_part_of_a_split(digits_dir):
+    sizes = [
+        data.open_dataset("digits", split=s, data_dir=digits_dir).info.num_examples
+        for s in ("train[:90%]", "train[90%:]", "train+test")
+    ]
+    assert sizes == [1293, 144, 1797]
+
+
+def test_data_prepared_as_tfrecord(damaged):
+    path = damaged / "dataset_info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match="as tfrecord, which has no random access"):
+        data.open_dataset("digits", data_dir=str(damaged.parents[1]))
+
+
+@pytest.mark.parametrize("damage", ["short", "zeros", "bits", "missing", "description"])
+def test_damaged_files(damage, damaged):
+    (path,) = damaged.glob("*train*")
+    content = path.read_bytes()
+    middle = len(content) // 3
+    if damage == "short":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "zeros":
+        path.write_bytes(bytes(len(content)))
+    elif damage == "bits":
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        (damaged / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match="prepare it again"):
+        data.load_arrays("digits", "train", str(damaged.parents[1]))
+
+
+def test_wrong_features(mock_tfds):
+    with pytest.raises(UserError, match="no feature 'picture'; it has .*image"):
+        data.open_dataset("cifar10", image_key="picture")
+    with pytest.raises(UserError, match="no feature 'class'"):
+        data.open_dataset("cifar10", label_key="class")
+    with pytest.raises(UserError, match="is not a class label"):
+        data.open_dataset("celeb_a", label_key="attributes")
+    with pytest.raises(UserError, match=r"unknown option .*did you mean 'label_key'"):
+        data.open_dataset("cifar10", label="x")
+
+
+def test_another_label(mock_tfds):
+    assert data.open_dataset("cifar100", label_key="coarse_label").info.num_classes == 20
+    assert data.open_dataset("cifar100", label_key=None).info.num_classes == 0
+
+
+def test_environment_names_the_directory(digits_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)
+    assert data.default_data_dir() == digits_dir
+    assert data.open_dataset("digits").info.num_examples == 1437
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert Path(data.default_data_dir()) == Path("data")

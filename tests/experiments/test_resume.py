@@ -1,0 +1,138 @@
+"""Promise 1: a run killed anywhere and resumed is the uninterrupted run, bit for bit. Real processes, real signals."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+
+def final_state(workdir, step=60):
+    """Everything saved at the end: parameters, optimizer, EMA, step, and the record beside them."""
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        read = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        )
+    return read.state, read.record
+
+
+def assert_same_run(workdir, reference):
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    (state, record), (expected, expected_record) = final_state(workdir), final_state(reference)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert record == expected_record
+    for picture in (reference / "samples").glob("*.png"):
+        assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes(), picture.name
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path):
+    """Killed before the first checkpoint, between checkpoints, while one is being written, and just after."""
+    workdir = tmp_path / "run"
+    arguments = command.train_arguments(workdir)
+    checkpoints = workdir / "checkpoints"
+    moments = [
+        lambda: rows(workdir) >= 1,  # before any checkpoint
+        lambda: bool(list(checkpoints.glob("20.orbax-checkpoint-tmp*"))),  # during the first save
+        lambda: rows(workdir) >= 3,  # between two checkpoints, with a row that must be written again
+        lambda: bool(list(checkpoints.glob("40.orbax-checkpoint-tmp*"))),
+        lambda: (checkpoints / "40").exists(),
+        lambda: bool(list(checkpoints.glob("60.orbax-checkpoint-tmp*"))),
+    ]
+    killed = 0
+    for moment in moments:
+        process = command.start("train", *arguments)
+        killed += command.kill_when(process, moment)
+        process.communicate()
+    assert killed >= 4
+    out, _ = command.run("train", *arguments)
+    assert_same_run(workdir, finished[0])
+    assert "report.html" in out
+    assert (workdir / "report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path, number):
+    workdir = tmp_path / "run"
+    arguments = command.train_arguments(workdir)
+    process = command.start("train", *arguments)
+    assert command.kill_when(process, lambda: rows(workdir) >= 3, number=number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"stopped by {number.name} at step" in out
+    assert "the same command resumes" in out
+    step = int(out.split("at step ")[1].split(",")[0])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    out, _ = command.run("train", *arguments)
+    assert f"resuming {workdir} at step {step}" in out
+    state, _ = final_state(workdir)
+    expected, _ = final_state(finished[0])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert (workdir / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
+def test_finished_run_says_so_and_changes_nothing(command, finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    out, _ = command.run("train", *command.train_arguments(workdir))
+    assert f"{workdir} is finished: 60 of 60 steps are done" in out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_another_config_is_refused_with_the_differing_fields(command, finished):
+    workdir, _ = finished
+    line = command.fails(
+        "train", *command.train_arguments(workdir, "--config.optimizer.learning_rate=0.5", "--config.seed=3")
+    )
+    assert "optimizer.learning_rate: 0.002 -> 0.5" in line
+    assert "seed: 0 -> 3" in line
+    assert "train.steps" not in line
+
+
+def test_corrupt_newest_checkpoint_stops_until_told_to_use_the_one_before(command, finished, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = command.train_arguments(workdir)
+    command.run("train", *arguments)
+    newest = workdir / "checkpoints" / "60"
+    for file in newest.rglob("manifest.ocdbt"):
+        file.write_bytes(file.read_bytes()[:20])
+    line = command.fails("train", *arguments)
+    assert "checkpoint 60" in line
+    assert "corrupt" in line
+    assert "--resume_from=40" in line
+    line = command.fails("train", *arguments, "--resume_from=33")
+    assert "no checkpoint 33" in line
+    out, _ = command.run("train", *arguments, "--resume_from=40")
+    assert "resuming" in out
+    assert "set aside" in out
+    assert_same_run(workdir, finished[0])
+
+
+def test_logged_rows_are_complete_and_in_order(finished):
+    workdir, out = finished
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == [10, 20, 30, 40, 50, 60]
+    assert all(np.isfinite(row["loss"]) for row in found)
+    assert [row["step"] for row in found if "validation_loss" in row] == [20, 40, 60]
+    assert not any("second" in name for row in found for name in row), "no wall clock in results"
+    for name in (
+        "config.json",
+        "environment.json",
+        "parameters.txt",
+        "evaluation.json",
+        "report.html",
+        "neighbours.png",
+    ):
+        assert (workdir / name).stat().st_size > 0, name
+    assert {path.name for path in (workdir / "samples").iterdir()} == {
+        "step_0000030.png",
+        "step_0000060.png",
+        "final.png",
+    }
+    assert f"report:  {workdir}/report.html" in out

@@ -1,0 +1,74 @@
+"""Loss weights by kind: published numbers and the identities between kinds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.objectives import WEIGHTINGS
+from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES
+from tests.samplers.closed_form import LogSNRLine
+
+SCHEDULE = LogSNRLine()
+SNR = np.array([0.1, 1.0, 5.0, 100.0])
+
+
+def weight(weighting, kind, snr=SNR, schedule=SCHEDULE):
+    t = schedule.time_of_log_snr(np.log(snr))
+    return WEIGHTINGS.build(weighting)(PREDICTIONS.build(kind), schedule, t)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("epsilon", np.minimum(SNR, 5) / SNR),
+        ("x0", np.minimum(SNR, 5)),
+        ("v", np.minimum(SNR, 5) / (SNR + 1)),
+        ("score", np.minimum(SNR, 5) / SNR / (SNR + 1)),
+    ],
+)
+def test_min_snr_by_kind(kind, expected):
+    np.testing.assert_allclose(weight("min_snr", kind), expected, rtol=1e-12)
+
+
+def test_min_snr_published_numbers():
+    np.testing.assert_allclose(weight("min_snr", "epsilon"), [1, 1, 1, 0.05], rtol=1e-12)
+    np.testing.assert_allclose(weight("min_snr", "v"), [0.0909, 0.5, 0.8333, 0.049505], atol=5e-5)
+
+
+def test_snr_weights():
+    np.testing.assert_allclose(weight("snr", "epsilon"), 1, rtol=1e-12)
+    np.testing.assert_allclose(weight("snr", "x0"), SNR, rtol=1e-12)
+    np.testing.assert_allclose(weight({"name": "snr", "minimum": 1.0}, "x0"), np.maximum(SNR, 1), rtol=1e-12)
+
+
+def test_v_is_x0_weighted_by_snr_plus_one():
+    for name in WEIGHTINGS:
+        if name != "uniform":
+            np.testing.assert_allclose(weight(name, "v") * (SNR + 1), weight(name, "x0"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_the_edm_weight_is_uniform_on_the_edm_kind(schedule):
+    schedule = SCHEDULES.example(schedule)
+    t = np.linspace(0.01, 0.99, 33)
+    found = WEIGHTINGS.build("edm")(PREDICTIONS.build("edm"), schedule, t)
+    np.testing.assert_allclose(found, 1, rtol=1e-9)
+
+
+def test_edm_lambda():
+    """Karras et al. 2022: lambda = (sigma^2 + sd^2) / (sigma sd)^2 on D."""
+    found = weight("edm", "x0", np.array([0.002, 0.5, 80.0]) ** -2.0, SCHEDULES.build("edm"))
+    np.testing.assert_allclose(found, [250004, 8, 4.00015625], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", list(PREDICTIONS))
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_every_weight_is_finite_and_positive_and_uniform_is_one(name, kind):
+    for schedule in map(SCHEDULES.example, SCHEDULES):
+        t = jnp.linspace(1e-3, 0.999, 101)
+        found = WEIGHTINGS.example(name)(PREDICTIONS.example(kind), schedule, t)
+        assert found.shape == t.shape
+        assert np.all(np.isfinite(found))
+        assert np.all(found > 0)
+        if name == "uniform":
+            np.testing.assert_array_equal(found, 1)

@@ -1,0 +1,142 @@
+"""Distributions whose denoiser is known exactly, a schedule with any range of log-SNR, and exact variances.
+
+For data N(mean, std^2) on any schedule, with V = alpha^2 std^2 + sigma^2,
+
+    E[x0 | xt]    = mean + alpha std^2 / V (xt - alpha mean),
+    E[noise | xt] = sigma / V (xt - alpha mean),
+    x_t           = alpha_t mean + (x_1 - alpha_1 mean) sqrt(V_t / V_1)     the probability-flow ODE's solution.
+
+A mixture of Gaussians averages the same over the responsibilities of its components.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.samplers import State, transitions
+from diffusion_jax.schedulers import NoiseSchedule, Prediction
+from diffusion_jax.schedulers.arrays import array_module, as_float, like_data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """Every coordinate independently N(mean, std^2)."""
+
+    mean: float = 0.3
+    std: float = 0.5
+
+    def marginal(self, schedule, t):
+        """Mean and standard deviation of xt."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return alpha * self.mean, array_module(alpha).sqrt((alpha * self.std) ** 2 + sigma**2)
+
+    def denoiser(self, schedule):
+        def denoise(xt, t):
+            alpha, sigma = (like_data(c, xt) for c in (schedule.alpha(t), schedule.sigma(t)))
+            scaled = (xt - alpha * self.mean) / ((alpha * self.std) ** 2 + sigma**2)
+            return Prediction(x0=self.mean + alpha * self.std**2 * scaled, noise=sigma * scaled)
+
+        return denoise
+
+    def flow(self, schedule, x_1, grid):
+        """Where the probability-flow ODE takes x_1 over the whole grid; x at its last point."""
+        mean_1, std_1 = self.marginal(schedule, grid.times[0])
+        alpha, sigma = grid.alphas[-1], grid.sigmas[-1]
+        return alpha * self.mean + (x_1 - mean_1) * np.sqrt((alpha * self.std) ** 2 + sigma**2) / std_1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture of one-dimensional Gaussians, every coordinate independent."""
+
+    weights: tuple[float, ...] = (0.3, 0.7)
+    means: tuple[float, ...] = (-1.0, 0.8)
+    stds: tuple[float, ...] = (0.2, 0.35)
+
+    def denoiser(self, schedule):
+        parts = [Gaussian(mean=m, std=s) for m, s in zip(self.means, self.stds, strict=True)]
+
+        def denoise(xt, t):
+            logits = []
+            for part, weight in zip(parts, self.weights, strict=True):
+                mean, std = (like_data(c, xt) for c in part.marginal(schedule, t))
+                logits.append(jnp.log(weight) - jnp.log(std) - 0.5 * ((xt - mean) / std) ** 2)
+            responsibilities = jax.nn.softmax(jnp.stack(logits), axis=0)
+            predictions = [part.denoiser(schedule)(xt, t) for part in parts]
+            return jax.tree.map(lambda *p: jnp.sum(responsibilities * jnp.stack(p), axis=0), *predictions)
+
+        return denoise
+
+
+def point_mass_denoiser(schedule, x0):
+    """The denoiser of data that is x0 for certain."""
+    return lambda xt, t: Prediction.from_x0(schedule, jnp.broadcast_to(x0, xt.shape), xt, t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSNRLine(NoiseSchedule):
+    """Variance preserving with log_snr linear in t; derivatives are the base class's."""
+
+    first: float = 20.0
+    last: float = -20.0
+
+    def log_snr(self, t):
+        return self.first + (self.last - self.first) * as_float(t)
+
+    def alpha(self, t):
+        log_snr = self.log_snr(t)
+        xp = array_module(log_snr)
+        return xp.exp(-0.5 * xp.logaddexp(xp.zeros_like(log_snr), -log_snr))
+
+    def sigma(self, t):
+        log_snr = self.log_snr(t)
+        xp = array_module(log_snr)
+        return xp.exp(-0.5 * xp.logaddexp(xp.zeros_like(log_snr), log_snr))
+
+    def time_of_log_snr(self, log_snr):
+        return (as_float(log_snr) - self.first) / (self.last - self.first)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearSDE(NoiseSchedule):
+    """The VP SDE with beta from 0.1 to 20 (Song et al. 2021); log alpha = -(19.9 t^2 / 2 + 0.1 t) / 2."""
+
+    def _log_alpha(self, t):
+        t = as_float(t)
+        return -0.25 * 19.9 * t**2 - 0.05 * t
+
+    def alpha(self, t):
+        log_alpha = self._log_alpha(t)
+        return array_module(log_alpha).exp(log_alpha)
+
+    def sigma(self, t):
+        log_alpha = self._log_alpha(t)
+        xp = array_module(log_alpha)
+        return xp.sqrt(-xp.expm1(2 * log_alpha))
+
+    def time_of_log_snr(self, log_snr):
+        minus_log_alpha = 0.5 * np.logaddexp(0.0, -as_float(log_snr))
+        return 2 * minus_log_alpha / (np.sqrt(0.05**2 + 19.9 * minus_log_alpha) + 0.05)
+
+
+class UnitNoise:
+    """Stands in for a BatchKey: no noise for the first example, 1 for the second."""
+
+    def normal(self, shape, dtype=None):
+        return jnp.array([0.0, 1.0], dtype).reshape(2, *(1 for _ in shape))
+
+
+def exact_variance(sampler, denoiser, grid):
+    """The variance of a linear one-step sampler's output, started from the prior, without sampling.
+
+    A step is x_s = A x_t + B z for data of mean 0: run on x_t = (1, 0) with z = (0, 1) it returns (A, B).
+    """
+
+    def step(variance, transition):
+        a, b = sampler.step(denoiser, State(x=jnp.array([1.0, 0.0])), transition, UnitNoise()).x
+        return a**2 * variance + b**2, None
+
+    prior = jnp.asarray(grid.schedule.prior_std**2, jnp.result_type(float))
+    return float(jax.lax.scan(step, prior, transitions(sampler, grid))[0])
