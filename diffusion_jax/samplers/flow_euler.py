@@ -5,15 +5,17 @@ Along the marginal flow (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, 
     (1)   dx / dt = E[alpha'(t) x0 + sigma'(t) noise | xt] = velocity(xt, t),
     (2)   x_s = x_t + (s - t) velocity(x_t, t).
 
-On rectified_flow alpha' = -1 and sigma' = 1, so velocity = noise - x0 and (2) coincides with DDIM. Other schedules may
-be walked too, as long as t = 0 is clean data: the jump of edm from t = 0 to clean data takes no time.
+On rectified_flow alpha' = -1 and sigma' = 1, so velocity = noise - x0 and (2) coincides with DDIM.
+
+A transition to clean data returns the predicted x0. On rectified_flow that is what (2) says anyway; on other schedules
+(2) cannot say it, because sigma' is unbounded at t = 0 (tables of betas) or because the jump to clean data takes no
+time (edm).
 """
 
 import dataclasses
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, State, Transition
 from diffusion_jax.schedulers import Denoiser, TimeGrid
@@ -25,19 +27,14 @@ class FlowEuler(Sampler):
     """Eq. (2)."""
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
-        step_size = np.diff(grid.times)
-        if np.any(step_size == 0):
-            raise UserError(
-                f"sampler flow_euler steps in t, and {type(grid.schedule).__name__} still has noise at t = 0; "
-                "use euler, ddim or dpmpp_2m"
-            )
-        times = grid.times[:-1]
+        times, step_size, to_clean = grid.times[:-1], np.diff(grid.times), grid.sigmas[1:] == 0
         return {
-            "step_x0": step_size * grid.schedule.alpha_derivative(times),
-            "step_noise": step_size * grid.schedule.sigma_derivative(times),
+            "keep": np.where(to_clean, 0.0, 1.0),
+            "step_x0": np.where(to_clean, 1.0, step_size * grid.schedule.alpha_derivative(times)),
+            "step_noise": np.where(to_clean, 0.0, step_size * grid.schedule.sigma_derivative(times)),
         }
 
     def step(self, denoise: Denoiser, state: State, transition: Transition, key: BatchKey | None) -> State:
         c = transition.constants
         prediction = denoise(state.x, transition.t)
-        return State(x=state.x + c["step_x0"] * prediction.x0 + c["step_noise"] * prediction.noise)
+        return State(x=c["keep"] * state.x + c["step_x0"] * prediction.x0 + c["step_noise"] * prediction.noise)
