@@ -51,7 +51,7 @@ def loader_rows(pipeline: Pipeline, seconds: float, num_workers: int) -> dict[st
 
 
 def step_rows(pipeline: Pipeline, step: Step, seconds: float, rounds: int = 3) -> dict[str, float]:
-    """Images per second of the step on one batch again and again, and on batches from the pipeline: best of `rounds`."""
+    """Images per second of the step on one batch again and again, and on the pipeline's batches: best of `rounds`."""
     batches = pipeline.batches()
     sources = {"train step alone": repeat(next(batches)), "train step fed by the loader": batches}
     rows = dict.fromkeys(sources, 0.0)

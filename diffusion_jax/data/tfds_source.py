@@ -101,23 +101,31 @@ def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.Dataset
     Raises:
       UserError: no such data set; the message gives the nearest names.
     """
+    base = name.split("/")[0].split(":")[0]
     try:
         return tfds.builder(name, data_dir=data_dir, **arguments)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*datasets, *tfds.core.registered.list_imported_builders(), *_available(error)]
-        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3, cutoff=0.5)
-        hint = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
-        raise UserError(f"unknown dataset {name!r}{hint} (any TFDS name, {', '.join(datasets)})") from error
+        raise UserError(_unknown(name, base)) from error
     except json_format.Error as error:
         raise UserError(
             f"the description of dataset {name!r} in {data_dir} is damaged: {_first_line(error)}; "
             "remove the directory of that dataset and prepare it again"
         ) from error
-    except (ValueError, RuntimeError, AssertionError) as error:  # unknown config or version
-        configs = ", ".join(tfds.builder_cls(name.split("/")[0].split(":")[0]).builder_configs)
+    except (ValueError, RuntimeError, AssertionError) as error:  # a name of wrong form, unknown config or version
+        if base not in tfds.list_builders(with_community_datasets=False):
+            raise UserError(_unknown(name, base)) from error
+        configs = ", ".join(tfds.builder_cls(base).builder_configs)
         raise UserError(
             f"dataset {name!r}: {_first_line(error)}{f'; its configs are {configs}' if configs else ''}"
         ) from error
+
+
+def _unknown(name: str, base: str) -> str:
+    """One line with the nearest names."""
+    known = [*datasets, *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
+    hint = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+    return f"unknown dataset {name!r}{hint} (any TFDS name, {', '.join(datasets)})"
 
 
 def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str) -> None:
@@ -139,11 +147,6 @@ def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Whether the builder's directory holds a finished data set."""
     return (Path(builder.data_dir) / "dataset_info.json").exists()
-
-
-def _available(error: Exception) -> list[str]:
-    """The names that TFDS lists in its error message."""
-    return [line.strip("\t -") for line in str(error).splitlines() if line.startswith("\t- ")]
 
 
 def _first_line(error: Exception) -> str:

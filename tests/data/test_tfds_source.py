@@ -44,10 +44,8 @@ def test_wrong_split(split, digits_dir):
 
 
 def test_part_of_a_split(digits_dir):
-    sizes = [
-        data.open_dataset("digits", split=s, data_dir=digits_dir).info.num_examples
-        for s in ("train[:90%]", "train[90%:]", "train+test")
-    ]
+    splits = ("train[:90%]", "train[90%:]", "train+test")
+    sizes = [data.open_dataset("digits", split=split, data_dir=digits_dir).info.num_examples for split in splits]
     assert sizes == [1293, 144, 1797]
 
 
@@ -78,7 +76,7 @@ def test_damaged_files(damage, damaged):
 
 
 def test_wrong_features(mock_tfds):
-    with pytest.raises(UserError, match="no feature 'picture'; it has .*image"):
+    with pytest.raises(UserError, match=r"no feature 'picture'; it has .*image"):
         data.open_dataset("cifar10", image_key="picture")
     with pytest.raises(UserError, match="no feature 'class'"):
         data.open_dataset("cifar10", label_key="class")
