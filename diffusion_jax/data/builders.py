@@ -154,6 +154,7 @@ def prepare(
     Raises:
       UserError: unknown name, no network, no files, no TensorFlow where the stock builder needs it, disk trouble.
     """
+    data_dir = os.path.expanduser(data_dir)
     builder = tfds_source.get_builder(name, data_dir)
     was_there = tfds_source.is_prepared(builder)
     if was_there:

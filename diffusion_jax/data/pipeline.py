@@ -74,7 +74,8 @@ class Pipeline:
     memory_limit: int = 2**30
 
     def __post_init__(self):
-        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(self.options).items()}
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
         for name, least in [("batch_size", 1), ("image_size", 1), ("seed", 0), ("num_workers", 0), ("prefetch", 0)]:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -317,10 +318,17 @@ def _read_all(source: "ArraySource | TransformedSource", indices: Int[np.ndarray
     """The examples at `indices`, decoded by several threads."""
     if isinstance(source, ArraySource) or len(indices) <= chunk:
         return source.read(indices)
-    parts = [indices[i : i + chunk] for i in range(0, len(indices), chunk)]
+    example = source.read(indices[:1])
+    whole = {key: np.empty((len(indices), *value.shape[1:]), value.dtype) for key, value in example.items()}
+
+    def fill(start: int) -> None:
+        for key, value in source.read(indices[start : start + chunk]).items():
+            whole[key][start : start + chunk] = value
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        batches = list(pool.map(source.read, parts))
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        for _ in pool.map(fill, range(0, len(indices), chunk)):
+            pass  # raises what a thread raised
+    return whole
 
 
 def load_arrays(

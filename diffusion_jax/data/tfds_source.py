@@ -9,7 +9,6 @@ import difflib
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -135,7 +134,7 @@ def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str
             f"dataset {name!r} is not prepared in {data_dir}; run: "
             f"python -m experiments.prepare_data --dataset={name} --data_dir={data_dir}"
         )
-    file_format = json.loads((Path(builder.data_dir) / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    file_format = json.loads((builder.data_path / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if file_format not in ("array_record", "parquet"):
         raise UserError(
             f"dataset {name!r} is in {builder.data_dir} as {file_format}, which has no random access; prepare it "
@@ -146,7 +145,7 @@ def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Whether the builder's directory holds a finished data set."""
-    return (Path(builder.data_dir) / "dataset_info.json").exists()
+    return (builder.data_path / "dataset_info.json").exists()
 
 
 def _first_line(error: Exception) -> str:

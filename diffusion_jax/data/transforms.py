@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float, UInt8, UInt64
+from jaxtyping import Float, Shaped, UInt8, UInt64
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -123,9 +123,8 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def random_flip(
-    images: np.ndarray,  # Shaped "batch height width channels"
-    bits: UInt64[np.ndarray, " batch"],
-) -> np.ndarray:
+    images: Shaped[np.ndarray, "batch height width channels"], bits: UInt64[np.ndarray, " batch"]
+) -> Shaped[np.ndarray, "batch height width channels"]:
     """Mirror left and right the images whose highest random bit is set (probability 1/2)."""
     flip = (bits >> np.uint64(63)).astype(bool)
     return np.where(flip[:, None, None, None], images[:, :, ::-1], images)

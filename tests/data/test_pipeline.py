@@ -140,6 +140,11 @@ def test_worker_processes_give_the_same_stream(pipeline, workers, memory_limit):
     assert_same(take(stream, 5), take(expected, 5))
 
 
+def test_evaluation_with_more_workers_than_batches(pipeline):
+    parallel = dataclasses.replace(pipeline, num_workers=2)
+    assert_same(list(parallel.epoch_batches(1437)), list(pipeline.epoch_batches(1437)))
+
+
 @pytest.mark.parametrize("hosts", [1, 3])
 @pytest.mark.parametrize("batch_size", [None, 600])
 def test_evaluation_gives_every_example_once_in_order(pipeline, hosts, batch_size):
@@ -211,7 +216,7 @@ def test_grey_as_colour(pipeline):
 
 
 def test_pipeline_is_hashable_and_built_from_a_mapping(digits_dir):
-    config = {"dataset": "digits", "batch_size": 2, "data_dir": digits_dir, "options": {}}
+    config = {"dataset": "digits", "batch_size": 2, "data_dir": digits_dir, "options": {"x": [1]}}
     assert hash(data.Pipeline.from_config(config)) == hash(data.Pipeline(**config))
 
 
