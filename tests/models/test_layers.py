@@ -52,12 +52,13 @@ def test_attention_softmax_is_float32_in_bfloat16():
     np.testing.assert_allclose(np.float32(output), 1.0, atol=0.01)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (24, 6), (128, 32), (144, 24), (3, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (144, 24), (3, 1)])
 def test_group_norm_is_flax_group_norm(channels, groups):
     x = np.float32(2.0 + np.random.default_rng(0).standard_normal((2, 4, 4, channels)))
-    ours, flax = GroupNorm(), nn.GroupNorm(num_groups=groups)
+    layers = GroupNorm(), nn.GroupNorm(num_groups=groups)
     params = {"params": {"scale": np.linspace(0.5, 2.0, channels), "bias": np.linspace(-1.0, 1.0, channels)}}
-    np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=2e-5)
+    ours, flax = jax.jit(lambda params, x: [layer.apply(params, x) for layer in layers])(params, x)
+    np.testing.assert_allclose(ours, flax, atol=2e-5)
 
 
 class TwoDropouts(nn.Module):
