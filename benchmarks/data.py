@@ -31,14 +31,14 @@ Step = Callable[[Any], Any]
 
 def throughput(batches: Iterator[Any], batch_size: int, seconds: float, step: Step | None = None) -> float:
     """Images per second of taking batches, and of running `step` on each if given; the first is not counted."""
-    result = step(next(batches)) if step else next(batches)
-    jax.block_until_ready(result)
+    step = step or (lambda batch: None)
+    pending = jax.block_until_ready(step(next(batches)))
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        batch = next(batches)
-        result = step(batch) if step else None
-        count += 1
-    jax.block_until_ready(result)
+        result = step(next(batches))
+        jax.block_until_ready(pending)  # at most one step runs ahead
+        pending, count = result, count + 1
+    jax.block_until_ready(pending)
     return count * batch_size / (time.perf_counter() - start)
 
 
