@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 128
     config.train.accumulation = 1
     config.train.dtype = "float32"
+    config.train.class_conditional = True
     config.train.conditioning_dropout = 0.1
 
     config.optimizer = ConfigDict(dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, eps=1e-8))
@@ -82,6 +83,7 @@ def get_config() -> ConfigDict:
     config.log.num_samples = 100
 
     config.checkpoint = ConfigDict()
+    config.checkpoint.directory = ""
     config.checkpoint.every = 500
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1

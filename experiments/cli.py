@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -64,32 +65,46 @@ def _quiet() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
+        known = _config_fields(argv)
         return flags.FLAGS(argv)
+    except UserError as error:
+        sys.exit(_fail(error, 2))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(_fail(_explain(argv, error), 2))
-    except (FileNotFoundError, ImportError, SyntaxError, IsADirectoryError) as error:
-        named = [arg for arg in argv if arg.startswith("--config=")]
-        sys.exit(_fail(f"can not read {named[0] if named else '--config'}: {_first_line(error)}", 2))
+        sys.exit(_fail(_explain(argv, known, error), 2))
+
+
+def _config_fields(argv: Sequence[str]) -> list[str]:
+    """The fields of the config file that the command line names; empty when it names none.
+
+    Raises:
+      UserError: there is no such file, or it is no config.
+    """
+    path = next((arg.partition("=")[2] for arg in argv if arg.startswith("--config=")), None)
+    if path is None:
+        return []
+    file, _, argument = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"can not read --config={path}: no such file")
+    try:
+        get_config = runpy.run_path(file)["get_config"]
+        return list(flatten(get_config(argument) if argument else get_config()))
+    except Exception as error:  # whatever a config file may raise: it is the user's program
+        raise UserError(f"can not read --config={path}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _explain(argv: Sequence[str], error: Exception) -> str:
+def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str:
     """Name the flag that is wrong and the nearest valid one."""
-    config = next((holder.value for name in flags.FLAGS if (holder := flags.FLAGS[name]).name == "config"), None)
-    if isinstance(error, AttributeError | KeyError) and isinstance(config, ConfigDict):
-        known = list(flatten(config))
-        groups = {name.rpartition(".")[0] for name in known}
-        for arg in argv:
-            name = arg.removeprefix("--config.").partition("=")[0]
-            if arg.startswith("--config.") and name not in known and name not in groups:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-                return f"the config has no field {name!r}{hint}"
+    groups = {name.rpartition(".")[0] for name in known}
+    for arg in argv if known else ():
+        name = arg.removeprefix("--config.").partition("=")[0]
+        if arg.startswith("--config.") and name not in known and name not in groups:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            return f"the config has no field {name!r}{hint}"
     text = _first_line(error)
     match = re.match(r"flag --(config\.\S+?)=(.*?): (.*)", text)
     if match:
@@ -108,14 +123,14 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def writable_directory(path: str | Path) -> Path | str:
-    """Create a directory, or say why it can not be written. Remote paths (gs://...) are left to the storage layer.
+def writable_directory(path: str | Path) -> Path:
+    """Create a directory, or say why it can not be written.
 
     Raises:
-      UserError: not a directory, or no permission.
+      UserError: not a directory, no permission, or not on this machine.
     """
     if "://" in str(path):
-        return str(path)
+        raise UserError(f"{path}: logs and pictures need a local directory; only checkpoint.directory may be remote")
     directory = Path(path).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def evaluate(
 
 def labels_for(experiment: Experiment, num_samples: int) -> np.ndarray | None:
     """Labels of balanced classes; None where the data has no classes."""
-    classes = experiment.pipeline.info.num_classes
+    classes = experiment.num_classes
     return balanced_labels(num_samples, classes) if classes else None
 
 

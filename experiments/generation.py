@@ -39,7 +39,7 @@ class Generator:
         shards = self.experiment.layout.num_batch_shards
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
-            raise UserError("guidance_scale needs a class-conditional network; this one has no classes: use 1")
+            raise UserError("guidance needs a class-conditional network; this one has no classes: use guidance_scale 1")
         object.__setattr__(self, "_run", jax.jit(self._sample, out_shardings=self.experiment.layout.batch_sharding))
 
     @property

@@ -10,10 +10,10 @@ from experiments.wiring import Experiment
 
 
 def open_checkpoints(experiment: Experiment, directory: Path | str) -> training.Checkpointer:
-    """The checkpoints of the run in `directory`."""
+    """The checkpoints of the run in `directory`; they may lie elsewhere, for example in a bucket."""
     spec = experiment.config.checkpoint
     return training.Checkpointer(
-        f"{directory}/checkpoints",
+        spec.directory or f"{directory}/checkpoints",
         keep_last=spec.keep_last,
         keep_best=spec.keep_best,
         best_metric=spec.best_metric,

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     info = experiment.pipeline.info
-    labels = chosen_labels(LABELS.value, info.num_classes, NUM_SAMPLES.value)
+    labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
     make = evaluation.generator(
         experiment,
         sampler=SAMPLER.value,

@@ -60,16 +60,15 @@ def main(argv: Sequence[str]) -> int:
         )
     if DISTRIBUTED.value or COORDINATOR.value:
         parallel.initialize_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    directory = cli.writable_directory(WORKDIR.value)
-    return train(Experiment(CONFIG.value), directory, stop)
+    experiment = Experiment(CONFIG.value)
+    experiment.check()
+    return train(experiment, cli.writable_directory(WORKDIR.value), stop)
 
 
 def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, layout, primary = experiment.config, experiment.layout, parallel.is_primary()
-    layout.check_batch(config.train.batch_size, config.train.accumulation)
     ema = experiment.known_ema(config.sampling.ema)
-    pipeline = experiment.pipeline
     workdir.claim(directory, config, primary=primary)
     checkpointer = open_checkpoints(experiment, directory)
 
@@ -100,7 +99,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     observer = Observer(experiment, directory, writer, primary)
     window: list[Any] = list(record.get("window", []))  # metrics of the steps since the last row
     latest: dict[str, float] = dict(record.get("latest", {}))
-    batches = pipeline.batches(start_step=start, process_index=jax.process_index(), process_count=jax.process_count())
+    batches = experiment.pipeline.batches(start_step=start, process_index=jax.process_index(), process_count=jax.process_count())
     progress = ProgressBar(total=config.train.steps, start=start, description="train", primary=primary)
     with (
         progress,

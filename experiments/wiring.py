@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, models, parallel, training
 from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import METRICS
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
@@ -36,7 +37,7 @@ class Experiment:
     def validation_pipeline(self) -> data.Pipeline | None:
         """Held-out data in the form of the training data, not augmented; None when the config names none."""
         split = self.config.data.validation_split
-        return dataclasses.replace(self._pipeline(split), flip=False, shuffle=False) if split else None
+        return dataclasses.replace(self._pipeline(split), flip=False) if split else None
 
     def _pipeline(self, split: str) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
@@ -44,6 +45,11 @@ class Experiment:
         return data.Pipeline.from_config(
             {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
         )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network is conditioned on; 0 for an unconditional one."""
+        return self.pipeline.info.num_classes if self.config.train.class_conditional else 0
 
     @cached_property
     def network(self) -> Any:
@@ -56,7 +62,7 @@ class Experiment:
             self.config.model,
             image_size=size,
             image_channels=channels,
-            num_classes=self.pipeline.info.num_classes,
+            num_classes=self.num_classes,
             dtype=DTYPES[dtype],
         )
 
@@ -113,6 +119,22 @@ class Experiment:
         arguments = {key: value for key, value in spec.items() if name == "jit"}
         return parallel.LAYOUTS.build({"name": name, **arguments})
 
+    def check(self) -> None:
+        """Build everything that the config names, so that a wrong name is an error before anything is begun.
+
+        Raises:
+          UserError: the first thing that is wrong.
+        """
+        for name in self.config.evaluation.metrics:
+            METRICS[name]
+        self.layout.check_batch(self.config.train.batch_size, self.config.train.accumulation)
+        _ = (self.trainable, self.optimizer, self.sampler(), self.grid(), self.validation_pipeline)
+        self.known_ema(self.config.sampling.ema)
+        if self.config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
+            raise UserError("sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1")
+        if self.validation_pipeline is None and (self.config.log.validate_every or self.config.evaluation.metrics):
+            raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
     def init_state(self) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made)."""
         key = stream_key(self.config.seed, "init")
@@ -144,7 +166,7 @@ class Experiment:
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
         batch = {"image": np.zeros((rows, *self.pipeline.info.image_shape), np.float32)}
-        if self.pipeline.info.num_classes:
+        if self.pipeline.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         return batch
 

@@ -73,6 +73,8 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
         for cause in _chain(error):
             number = getattr(cause, "errno", None)
             if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
@@ -149,7 +151,8 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Begin to write a checkpoint; the values are those of now even if the state is donated afterwards.
@@ -157,6 +160,8 @@ class Checkpointer:
         Raises:
           RunError: this or the previous write failed, for example because the disk is full.
         """
+        with _storage_errors(self.directory):
+            self._require_space(step, state)
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
         with _storage_errors(self.directory):
             self._manager.save(
@@ -167,6 +172,20 @@ class Checkpointer:
                 ),
                 metrics=dict(metrics) or None,
                 force=True,
+            )
+
+    def _require_space(self, step: int, state: Any) -> None:
+        """Refuse to begin a write that can not end: Orbax would leave a torn directory and a page of tracebacks."""
+        if "://" in str(self.directory):
+            return
+        needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))) + 2**20
+        self._manager.wait_until_finished()  # what is being written takes space too
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise RunError(
+                f"no space left for checkpoint {step} in {self.directory}: it needs {needed / 2**20:.0f} MB, "
+                f"{free / 2**20:.0f} MB are free; the last complete checkpoint is intact: free some space and run the "
+                "same command again"
             )
 
     def wait(self) -> None:
@@ -210,15 +229,15 @@ class Checkpointer:
             )
         return read.state, record
 
-    def set_aside_after(self, step: int) -> list[Path]:
+    def set_aside_after(self, step: int) -> list[epath.Path]:
         """Move the checkpoints newer than `step` out of the way; returns where they went."""
         moved = []
         for newer in [s for s in self.steps() if s > step]:
-            target = Path(f"{self.directory}.set_aside") / str(newer)
+            target = epath.Path(f"{self.directory}.set_aside") / str(newer)
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
-                shutil.rmtree(target)
-            shutil.move(str(self.directory / str(newer)), target)
+                target.rmtree()
+            (self.directory / str(newer)).rename(target)
             moved.append(target)
         self._manager.reload()
         return moved
