@@ -143,6 +143,8 @@ class UNet(Network, kw_only=True):
             raise UserError(
                 f"attention_resolutions={self.attention_resolutions}: this UNet has resolutions {sorted(resolutions)}"
             )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout is a rate in [0, 1), got {self.dropout}")
         if self.downsample_padding not in ("same", "symmetric"):
             raise UserError(f"downsample_padding is 'same' or 'symmetric', got {self.downsample_padding!r}")
 

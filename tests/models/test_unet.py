@@ -32,6 +32,7 @@ def test_parameter_counts(fields, count):
     [
         ({"image_size": 28}, "does not divide by 8"),
         ({"image_size": 8, "channel_multipliers": (1, 2)}, r"attention_resolutions=\(16,\).*\[4, 8\]"),
+        ({"image_size": 32, "dropout": 1.0}, r"rate in \[0, 1\), got 1.0"),
         ({"image_size": 32, "downsample_padding": "valid"}, "'same' or 'symmetric'"),
     ],
 )
