@@ -3,7 +3,7 @@
 The i-th word of a stream with key (k0, k1) is `mix(k1 ^ mix(k0 + i))`, where `mix` is the 32-bit finaliser of
 MurmurHash3. Two reasons to prefer it here to threefry, jax's default:
 
-* it compiles some twenty times faster, and a network draws once per parameter and once per dropout layer;
+* it compiles faster, and a network draws once per parameter: a small U-Net is initialised in 1.3 s, not 4.4 s (CPU);
 * it is integer arithmetic on an index, so that the numbers are the same on every backend and under every sharding
   (XLA's own RngBitGenerator, `impl="rbg"`, promises neither).
 
