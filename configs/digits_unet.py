@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         name="unet",
         base_channels=32,
         channel_multipliers=(1, 2),
-        num_res_blocks=2,
+        num_res_blocks=1,
         attention_resolutions=(4,),
         dropout=0.1,
     ))  # fmt: skip
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict(dict(name="denoising", prediction="edm", weighting="uniform"))
 
     config.train = ConfigDict()
-    config.train.steps = 3_000
+    config.train.steps = 900
     config.train.batch_size = 128
     config.train.accumulation = 1
     config.train.dtype = "float32"
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
     config.ema = ConfigDict()
     config.ema.decays = ()
-    config.ema.half_lives = (20_000,)
+    config.ema.half_lives = (10_000,)
     config.ema.ramp_up_ratio = 0.05
 
     config.parallel = ConfigDict()
@@ -76,15 +76,15 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 250
 
     config.log = ConfigDict()
-    config.log.every = 50
-    config.log.validate_every = 500
+    config.log.every = 25
+    config.log.validate_every = 150
     config.log.validation_examples = 256
-    config.log.sample_every = 500
+    config.log.sample_every = 150
     config.log.num_samples = 100
 
     config.checkpoint = ConfigDict()
     config.checkpoint.directory = ""
-    config.checkpoint.every = 500
+    config.checkpoint.every = 150
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
     config.checkpoint.best_metric = "validation_loss"
