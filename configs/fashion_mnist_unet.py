@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(
         name="unet",
-        base_channels=32,
-        channel_multipliers=(1, 2, 2),
-        num_res_blocks=2,
+        base_channels=16,
+        channel_multipliers=(1, 2, 4),
+        num_res_blocks=1,
         attention_resolutions=(7,),
         dropout=0.1,
     ))  # fmt: skip
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict(dict(name="flow_matching"))
 
     config.train = ConfigDict()
-    config.train.steps = 20_000
+    config.train.steps = 10_000
     config.train.batch_size = 128
     config.train.accumulation = 1
     config.train.dtype = "float32"
