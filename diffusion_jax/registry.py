@@ -55,17 +55,22 @@ class Registry(Generic[T]):
         """Build from a name or a mapping {"name": ..., **arguments}; `defaults` fill what the spec omits.
 
         Raises:
-          UserError: unknown name, or an argument that the factory does not have.
+          UserError: unknown name, an argument that the factory does not have, or one that it lacks.
         """
         spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         if "name" not in spec:
             raise UserError(f"a {self.kind} needs a `name`; known: {', '.join(self)}")
         factory = self[spec.pop("name")]
         arguments = {**defaults, **{key: _frozen(value) for key, value in spec.items()}}
-        parameters = inspect.signature(factory).parameters
+        signature = inspect.signature(factory)
+        known = [key for key in signature.parameters if key not in ("parent", "name")]  # Flax modules' own
         for key in arguments:
-            if key not in parameters:
-                raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, list(parameters)))
+            if key not in known:
+                raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, known))
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise UserError(f"{self.kind} {factory.__name__!r}: {error}") from error
         return factory(**arguments)
 
     def example(self, name: str) -> T:

@@ -47,6 +47,7 @@ class ProgressBar:
         self._first: tuple[int, float] | None = None  # step and time of the first update: before it lies compilation
         self._last_line = -float("inf")
         self._last_step = start
+        self._printed_step = start
         self._bar: rich_progress.Progress | None = None
         self._task: rich_progress.TaskID | None = None
         self._primary = primary
@@ -74,7 +75,7 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._primary and self._first is not None and exception[0] is None:
+        elif self._primary and self._printed_step != self._last_step and exception[0] is None:
             self._print_line(time.monotonic())
 
     def update(self, step: int, loss: Any = None, images_per_second: Any = None) -> None:
@@ -111,7 +112,7 @@ class ProgressBar:
         return "  ".join(part for part in (loss, rate) if part)
 
     def _print_line(self, now: float) -> None:
-        self._last_line = now
+        self._last_line, self._printed_step = now, self._last_step
         done = f"{self._description} {self._last_step}/{self._total} ({self._last_step / max(self._total, 1):.0%})"
         step, since = self._first
         left = ""
