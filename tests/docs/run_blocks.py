@@ -1,0 +1,64 @@
+"""Run the Python blocks of a page, each as a module of its own, in a process of their own: what they register, and what
+they set in JAX, reaches no other test.
+
+    python tests/docs/run_blocks.py docs/extending.md --names=NAME,NAME [--rooms=tests/schedulers,...]
+    python tests/docs/run_blocks.py README.md --block=0
+
+With names, prints which conformance tests pick them up, and runs those of the given rooms.
+"""
+
+import argparse
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+ROOMS = tuple(f"tests/{room}" for room in ("schedulers", "samplers", "objectives", "models", "metrics"))
+
+
+def python_blocks(text: str) -> list[tuple[int, str]]:
+    """(line number, source) of every fenced python block."""
+    blocks = re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    return [(text[: block.start(1)].count("\n"), block[1]) for block in blocks]
+
+
+def run(page: Path, only: int | None) -> None:
+    """Execute the blocks in order; a traceback names the page and its line."""
+    blocks = python_blocks(page.read_text())
+    for line, source in blocks if only is None else [blocks[only]]:
+        module = types.ModuleType(f"{page.stem}_line_{line}")
+        sys.modules[module.__name__] = module
+        exec(compile("\n" * line + source, str(page), "exec"), module.__dict__)
+
+
+class Collected:
+    """A pytest plugin that prints what was collected."""
+
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            print("collected", item.nodeid)
+
+
+def conformance(names: list[str], rooms: list[str]) -> int:
+    """Collect the tests that name one of `names`, run those below `rooms`; returns pytest's exit code."""
+    import pytest
+
+    os.chdir(ROOT)
+    options = ["-q", "-p", "no:cacheprovider", "--durations=0", "-k", " or ".join(names)]
+    code = pytest.main([*options, "--collect-only", *ROOMS], plugins=[Collected()])
+    return int(code or (pytest.main([*options, *rooms]) if rooms else 0))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--block", type=int)
+    parser.add_argument("--names", type=lambda text: text.split(","))
+    parser.add_argument("--rooms", type=lambda text: text.split(","), default=[])
+    arguments = parser.parse_args()
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # as tests/conftest.py does, which comes too late here
+    sys.path.insert(0, str(ROOT))
+    run(arguments.page, arguments.block)
+    sys.exit(conformance(arguments.names, arguments.rooms) if arguments.names else 0)

@@ -1,0 +1,73 @@
+"""The house: imports run downwards only, and rooms on one floor do not know each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
+
+FLOORS = {
+    **dict.fromkeys(("errors", "registry", "rng", "typing"), 0),
+    **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
+    **dict.fromkeys(("objectives", "samplers", "weights"), 2),
+    "training": 3,
+    **dict.fromkeys(("experiments", "benchmarks"), 4),
+    "configs": 5,
+}
+# Who may know a room of the same floor, and why.
+SAME_FLOOR = {
+    ("registry", "errors"): "an unknown name is a UserError",
+    ("benchmarks", "experiments"): "benchmarks time what the runner builds from a config",
+}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def room(module: str) -> str:
+    """The room of a dotted name: "diffusion_jax.samplers.ddim" is in "samplers", "experiments.cli" in "experiments"."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "diffusion_jax" and len(parts) > 1 else parts[0]
+
+
+def room_of_file(path: Path) -> str:
+    return room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it; `from diffusion_jax import data` gives diffusion_jax.data."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
+            in_package = node.module == "diffusion_jax"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if in_package else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    here = room_of_file(path)
+    if here in ("__init__", "diffusion_jax"):
+        return
+    assert here in FLOORS, f"{here}: give the new room a floor in {__file__}"
+    for module in imported(path):
+        there = room(module)
+        assert module.split(".")[0] != "tests", f"{here} imports the tests"
+        if module.split(".")[0] not in PACKAGES or there in (here, "__version__"):
+            continue
+        assert there in FLOORS, f"{there}: give the new room a floor in {__file__}"
+        below, same = FLOORS[there] < FLOORS[here], (here, there) in SAME_FLOOR
+        assert below or same, f"{here} (floor {FLOORS[here]}) imports {module} (floor {FLOORS[there]})"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.name)
+def test_configs_are_data_only(path):
+    assert imported(path) <= {"ml_collections"}
+
+
+def test_exceptions_are_still_needed():
+    used = {(room_of_file(path), room(module)) for path in FILES for module in imported(path)}
+    assert set(SAME_FLOOR) <= used
