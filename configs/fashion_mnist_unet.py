@@ -1,14 +1,14 @@
 """Class-conditional flow matching on Fashion-MNIST.
 
 Rectified flow (Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747) with the logit-normal times of
-Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206), a small DDPM U-Net on 28x28 images, Euler's method at 32 steps.
+Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206); a small DDPM U-Net on 28x28 images, Euler's method, 32 steps.
 
 Prepare the data once, from the idx files of Debian's package dataset-fashion-mnist or a directory of your own:
 
     python -m experiments.prepare_data --dataset=fashion_mnist [--idx_dir=...]
 
 Expected: nothing published at this size. A classifier trained on the real images (86% on held-out ones) should name the
-asked-for class of the samples at a similar rate; docs and reports state what was measured.
+asked-for class of the samples at a similar rate; not run to the end here. The report of a run states what it measured.
 
     python -m experiments.train --config=configs/fashion_mnist_unet.py --workdir=runs/fashion
 """
