@@ -70,8 +70,8 @@ class Generator:
         layout = self.experiment.layout
         key = stream_key(seed, "sample")
         rows = slice(
-            jax.process_index() * self.batch_size // jax.process_count(),
-            (jax.process_index() + 1) * self.batch_size // jax.process_count(),
+            layout.host_index * self.batch_size // layout.host_count,
+            (layout.host_index + 1) * self.batch_size // layout.host_count,
         )
         for first in range(0, num_samples, self.batch_size):
             index = np.arange(first, first + self.batch_size)

@@ -53,22 +53,33 @@ class StopSignal:
 
 
 def main(argv: Sequence[str]) -> int:
-    stop = StopSignal()
     if not WORKDIR.value or CONFIG.value is None:
         raise UserError(
             "give --config=... and --workdir=..., for example --config=configs/digits_unet.py --workdir=runs/digits"
         )
-    if DISTRIBUTED.value or COORDINATOR.value:
-        parallel.initialize_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    joining = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if DISTRIBUTED.value or joining != (None, None, None):
+        parallel.initialize_hosts(*joining)
+    stop = StopSignal()
     experiment = Experiment(CONFIG.value)
     experiment.check()
-    return train(experiment, cli.writable_directory(WORKDIR.value), stop)
+    directory = cli.writable_directory(WORKDIR.value)
+    try:
+        return train(experiment, directory, stop)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise RunError(
+            f"process {jax.process_index()} of {jax.process_count()} had to stop: {str(error).splitlines()[0][:200]}; "
+            "if another one ended first, it says why; the same command in all of them resumes from the last checkpoint"
+        ) from error
 
 
 def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, layout, primary = experiment.config, experiment.layout, parallel.is_primary()
     ema = experiment.known_ema(config.sampling.ema)
+    parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
     workdir.claim(directory, config, primary=primary)
     checkpointer = open_checkpoints(experiment, directory)
 
@@ -76,7 +87,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     writer = create_writer(directory, primary=primary)
     writer.resume(start)
     if start >= config.train.steps:
-        print(f"{directory} is finished: {start} of {config.train.steps} steps are done", flush=True)
+        if primary:
+            print(f"{directory} is finished: {start} of {config.train.steps} steps are done", flush=True)
         return finish(experiment, state.evaluation_params(ema), directory, again=False)
     if primary:
         workdir.write_environment(directory)
@@ -87,7 +99,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
             count = parameter_overview.count_parameters(state.params)
             print(f"{config.model.name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
 
-    rows = config.train.batch_size // jax.process_count()
+    rows = config.train.batch_size // layout.host_count
     began = time.perf_counter()
     step_fn = layout.compile(experiment.train_step(), experiment.abstract_state)
     running = layout.from_canonical(state)
@@ -99,7 +111,9 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     observer = Observer(experiment, directory, writer, primary)
     window: list[Any] = list(record.get("window", []))  # metrics of the steps since the last row
     latest: dict[str, float] = dict(record.get("latest", {}))
-    batches = experiment.pipeline.batches(start_step=start, process_index=jax.process_index(), process_count=jax.process_count())
+    batches = experiment.pipeline.batches(
+        start_step=start, process_index=layout.host_index, process_count=layout.host_count
+    )
     progress = ProgressBar(total=config.train.steps, start=start, description="train", primary=primary)
     with (
         progress,
@@ -111,10 +125,12 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
             window.append(metrics)
             profiled(step)
             last = step == config.train.steps
-            # Several hosts must agree to stop at one step; they ask each other when they log, which waits anyway.
             logs = due(step, config.log.every) or last
-            stopping = parallel.agree_to_stop(stop.received is not None) if logs or jax.process_count() == 1 else False
-            saves = due(step, config.checkpoint.every) or last or stopping
+            saves = due(step, config.checkpoint.every) or last
+            # Several hosts must agree to stop at one step; they ask each other where they wait for the devices anyway.
+            asks = logs or saves or jax.process_count() == 1
+            stopping = parallel.any_process(stop.received is not None) if asks else False
+            saves = saves or stopping
             if logs or saves:
                 window = [fetched(layout, metrics) for metrics in window]
                 check_finite(layout, running, directory, checkpointer)
@@ -143,7 +159,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
                 checkpointer.close()
                 writer.close()
                 by = stop.received.name if stop.received else "another host"
-                print(f"stopped by {by} at step {step}, which is saved; the same command resumes", flush=True)
+                if primary:
+                    print(f"stopped by {by} at step {step}, which is saved; the same command resumes", flush=True)
                 return 0
     checkpointer.close()
     writer.close()
@@ -191,10 +208,10 @@ def begin(
             else "no older one is left: use another --workdir"
         )
         raise UserError(f"{error}; {mend}") from error
-    if resume_from is not None and parallel.is_primary():
-        for moved in checkpointer.set_aside_after(step):
-            print(f"set aside {moved}", flush=True)
+    moved = [] if resume_from is None else checkpointer.set_aside_after(step)
     if parallel.is_primary():
+        for directory_moved in moved:
+            print(f"set aside {directory_moved}", flush=True)
         print(f"resuming {directory} at step {step}", flush=True)
     return state, step, record
 
@@ -236,7 +253,7 @@ class Observer:
         if not size:
             raise UserError(f"validation needs {config.train.batch_size} examples, one batch; the split has {examples}")
         batches = self.experiment.validation_pipeline.batches(
-            start_step=0, process_index=jax.process_index(), process_count=jax.process_count()
+            start_step=0, process_index=layout.host_index, process_count=layout.host_count
         )
         losses = []
         for first in range(0, size, config.train.batch_size):
@@ -262,11 +279,12 @@ def finish(experiment: Experiment, params: Any, directory: Path, *, again: bool)
     config = experiment.config
     source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
     report = Path(directory) / "report.html"
-    if again or not report.exists():
+    if parallel.any_process(again or (parallel.is_primary() and not report.exists())):
         results = evaluation.evaluate(experiment, params, Path(directory), source=source)
         if parallel.is_primary():
             write_report(directory)
             print(json.dumps(results, indent=2) if results else "no metrics asked for", flush=True)
+    parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
     if parallel.is_primary():
         print(f"picture: {directory}/samples/final.png\nreport:  {report}", flush=True)
     return 0

@@ -24,9 +24,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a config names, built when first asked for."""
+    """Everything a config names, built when first asked for.
+
+    Attributes:
+      config: the config.
+      devices: which devices to run on, or to compile for; by default all there are.
+    """
 
     config: ConfigDict
+    devices: tuple[jax.Device, ...] | None = None
 
     @cached_property
     def pipeline(self) -> data.Pipeline:
@@ -113,10 +119,10 @@ class Experiment:
 
     @cached_property
     def layout(self) -> parallel.Layout:
-        """Placement on the devices there are."""
+        """Placement on the devices."""
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
-        arguments = {key: value for key, value in spec.items() if name == "jit"}
+        arguments = {**spec, "devices": self.devices} if name == "jit" else {}
         return parallel.LAYOUTS.build({"name": name, **arguments})
 
     def check(self) -> None:

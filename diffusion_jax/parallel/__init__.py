@@ -1,6 +1,6 @@
 """Meshes, sharding rules and the two ways to run one step on many devices. Nothing here knows of diffusion."""
 
-from diffusion_jax.parallel.hosts import agree_to_stop, initialize_hosts, is_primary
+from diffusion_jax.parallel.hosts import any_process, initialize_hosts, is_primary, require_same, wait_for_all
 from diffusion_jax.parallel.layout import LAYOUTS, JitLayout, Layout, PmapLayout
 from diffusion_jax.parallel.rules import FSDP_RULES, REPLICATED_RULES, TENSOR_RULES, shardings
 
@@ -12,8 +12,10 @@ __all__ = [
     "JitLayout",
     "Layout",
     "PmapLayout",
-    "agree_to_stop",
+    "any_process",
     "initialize_hosts",
     "is_primary",
+    "require_same",
     "shardings",
+    "wait_for_all",
 ]

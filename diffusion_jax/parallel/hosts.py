@@ -1,4 +1,6 @@
-"""Several processes as one program: joining, who writes, and stopping together."""
+"""Several processes as one program: joining, agreeing, who writes, and ending together."""
+
+import zlib
 
 import jax
 import numpy as np
@@ -6,11 +8,15 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
 
+HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead and the others end; JAX's own choice is 100
+SHUTDOWN_SECONDS = 30  # for which a process that ends waits for the others; JAX's own choice is 300
+
 
 def initialize_hosts(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Join the other processes of this run; must precede any other use of JAX.
 
-    With all three arguments None, the cluster (Cloud TPU, Slurm, GKE) is detected by JAX itself.
+    With all three arguments None, the cluster (Cloud TPU, Slurm, GKE) is detected by JAX itself. SIGTERM stays with
+    the caller: JAX's own handler, which would take it for a notice of preemption, is not installed.
 
     Raises:
       UserError: only some of the three are given, or the others did not answer.
@@ -18,8 +24,15 @@ def initialize_hosts(coordinator_address: str | None, num_processes: int | None,
     given = [value is not None for value in (coordinator_address, num_processes, process_id)]
     if any(given) and not all(given):
         raise UserError("give all of --coordinator_address, --num_processes and --process_id, or none of them")
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the other processes: {error}") from error
 
@@ -29,8 +42,26 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def agree_to_stop(wanted_here: bool) -> bool:
-    """Whether any process wants to stop; every process gets the same answer at the same step."""
+def any_process(here: bool) -> bool:
+    """Whether it holds in any process; every process must ask, and gets the same answer."""
     if jax.process_count() == 1:
-        return wanted_here
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(wanted_here))))
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
+
+
+def require_same(what: str, text: str) -> None:
+    """Raise UserError, in every process, unless `text` is the same in all of them."""
+    if jax.process_count() == 1:
+        return
+    found = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    different = np.flatnonzero(found != found[0])
+    if different.size:
+        raise UserError(
+            f"{what} differs between the processes of this run: process {different[0]} is not like process 0"
+        )
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

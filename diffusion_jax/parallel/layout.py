@@ -7,6 +7,9 @@ A layout places the training state and the batches, and compiles `step(state, ba
 - `pmap`: the plain data-parallel way; every device holds the whole state under a leading device axis, and the step
   averages what it must over the axis name that it is given.
 
+Every host reads its own rows of a batch, in one piece: `host_index` of `host_count` equal shares. The meshes are
+ordered so that this is possible, and the rows lie in the global batch as they would on one host.
+
 Outside the step the state is seen in its *canonical* form, without a device axis: that is what is saved, restored,
 evaluated and sampled from, so a run may go on under the other layout.
 """
@@ -14,7 +17,7 @@ evaluated and sampled from, so a run may go on under the other layout.
 import abc
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +53,22 @@ class Layout(abc.ABC):
                 f"batch size {batch_size} is not divisible by {self.num_batch_shards} devices{micro}; "
                 f"use a multiple of {self.num_batch_shards * accumulation}"
             )
+
+    @functools.cached_property
+    def _host_share(self) -> tuple[int, int]:
+        owned = _shards_by_host(self.mesh, self.num_batch_shards)
+        mine = owned.get(jax.process_index(), range(self.num_batch_shards))
+        return mine.start // len(mine), self.num_batch_shards // len(mine)
+
+    @property
+    def host_index(self) -> int:
+        """Which share of every batch this host reads; hosts that split examples between them read the same."""
+        return self._host_share[0]
+
+    @property
+    def host_count(self) -> int:
+        """Into how many shares the hosts divide a batch."""
+        return self._host_share[1]
 
     @property
     def replicated(self) -> NamedSharding:
@@ -96,18 +115,43 @@ class Layout(abc.ABC):
         return {name: float(value.addressable_shards[0].data.reshape(())) for name, value in metrics.items()}
 
 
-def _mesh(shape: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices; one axis length may be -1, "the rest"."""
-    available = jax.device_count()
+def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices, or those given; one axis length may be -1, "the rest".
+
+    JAX orders devices along the links between them, which may lead through one host several times. Then they are
+    ordered host by host instead, so that every host's shards of a batch, whose axes come first, are neighbours.
+    """
+    devices = list(jax.devices() if devices is None else devices)
     known = math.prod(length for length in shape.values() if length != -1)
     free = [axis for axis, length in shape.items() if length == -1]
-    if len(free) > 1 or available % known or (not free and known != available):
-        wanted = " x ".join(f"{axis}:{length}" for axis, length in shape.items())
+    wanted = " x ".join(f"{axis}:{length}" for axis, length in shape.items())
+    if len(free) > 1 or known < 1 or len(devices) % known or (not free and known != len(devices)):
         raise UserError(
-            f"mesh {wanted} does not fit {available} devices; the axes must multiply to that (-1: the rest)"
+            f"mesh {wanted} does not fit {len(devices)} devices; the axes must multiply to that (-1: the rest)"
         )
-    lengths = [available // known if length == -1 else length for length in shape.values()]
-    return jax.make_mesh(tuple(lengths), tuple(shape), axis_types=(AxisType.Auto,) * len(lengths))
+    lengths = tuple(len(devices) // known if length == -1 else length for length in shape.values())
+    types = (AxisType.Auto,) * len(lengths)
+    mesh = jax.make_mesh(lengths, tuple(shape), axis_types=types, devices=devices)
+    num_shards = math.prod(mesh.shape[axis] for axis in batch_axes)
+    if _shards_by_host(mesh, num_shards) is None:
+        by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(by_host).reshape(lengths), tuple(shape), axis_types=types)
+        if _shards_by_host(mesh, num_shards) is None:
+            hosts = len({device.process_index for device in devices})
+            raise UserError(f"mesh {wanted} does not divide the batch evenly among {hosts} hosts")
+    return mesh
+
+
+def _shards_by_host(mesh: Mesh, num_shards: int) -> dict[int, range] | None:
+    """The shards of a batch that each host's devices hold; None unless they are equal shares in one piece each."""
+    owned: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(num_shards, -1)):
+        for device in devices:
+            owned.setdefault(device.process_index, set()).add(shard)
+    size = len(next(iter(owned.values())))
+    ranges = {host: range(min(shards), min(shards) + size) for host, shards in owned.items()}
+    even = all(set(ranges[host]) == shards and min(shards) % size == 0 for host, shards in owned.items())
+    return ranges if even else None
 
 
 @LAYOUTS.register("jit")
@@ -119,12 +163,20 @@ class JitLayout(Layout):
       fsdp: devices over which parameters, optimizer and EMA are sharded; they hold different examples too.
       tensor: devices over which the wide layers of one example are split.
       rules: sharding rules (see `rules.py`); by default those for the axes that are longer than 1.
+      devices: which devices; all there are by default. Those of a topology that is not there can be compiled for.
     """
 
     batch_axes = ("data", "fsdp")
 
-    def __init__(self, data: int = -1, fsdp: int = 1, tensor: int = 1, rules: Rules | None = None):
-        self.mesh = _mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+    def __init__(
+        self,
+        data: int = -1,
+        fsdp: int = 1,
+        tensor: int = 1,
+        rules: Rules | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.mesh = _mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, self.batch_axes, devices)
         default = TENSOR_RULES if tensor > 1 else FSDP_RULES if self.mesh.shape["fsdp"] > 1 else REPLICATED_RULES
         self.rules = rules or default
 
@@ -157,7 +209,7 @@ class PmapLayout(Layout):
     batch_axes = ("devices",)
 
     def __init__(self) -> None:
-        self.mesh = _mesh({"devices": -1})
+        self.mesh = _mesh({"devices": -1}, self.batch_axes)
         self._add_axis = jax.jit(
             lambda state: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (jax.device_count(), *x.shape)), state),
             out_shardings=self.batch_sharding,
@@ -179,4 +231,9 @@ class PmapLayout(Layout):
         return self._drop_axis(state)
 
     def compile(self, step: Step, abstract_state: Any) -> Step:
-        return jax.pmap(functools.partial(step, axis_name="devices"), axis_name="devices", donate_argnums=0)
+        return jax.pmap(
+            functools.partial(step, axis_name="devices"),
+            axis_name="devices",
+            devices=tuple(self.mesh.devices.flat),
+            donate_argnums=0,
+        )

@@ -24,6 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.parallel import any_process, is_primary, wait_for_all
 from diffusion_jax.parallel.rules import path_name
 
 
@@ -181,7 +182,7 @@ class Checkpointer:
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))) + 2**20
         self._manager.wait_until_finished()  # what is being written takes space too
         free = shutil.disk_usage(self.directory).free
-        if free < needed:
+        if any_process(free < needed):  # the answer may be another one a moment later; all must give up or none
             raise RunError(
                 f"no space left for checkpoint {step} in {self.directory}: it needs {needed / 2**20:.0f} MB, "
                 f"{free / 2**20:.0f} MB are free; the last complete checkpoint is intact: free some space and run the "
@@ -230,15 +231,17 @@ class Checkpointer:
         return read.state, record
 
     def set_aside_after(self, step: int) -> list[epath.Path]:
-        """Move the checkpoints newer than `step` out of the way; returns where they went."""
-        moved = []
-        for newer in [s for s in self.steps() if s > step]:
-            target = epath.Path(f"{self.directory}.set_aside") / str(newer)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            (self.directory / str(newer)).rename(target)
-            moved.append(target)
+        """Move the checkpoints newer than `step` out of the way; returns where they went. For every process to call."""
+        newer = [s for s in self.steps() if s > step]
+        moved = [epath.Path(f"{self.directory}.set_aside") / str(s) for s in newer]
+        wait_for_all("set aside: all have looked")
+        for number, target in zip(newer, moved, strict=True):
+            if is_primary():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                (self.directory / str(number)).rename(target)
+        wait_for_all("set aside: done")
         self._manager.reload()
         return moved
 

@@ -1,7 +1,9 @@
 """Real processes: the commands as a user types them, on a network so small that a run takes seconds."""
 
+import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +81,31 @@ class Command:
             raise
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out, err
+
+    def start_two(self, *arguments, others=(), devices=2):
+        """One training run of two processes on this machine; the second one gets the arguments `others` besides."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        join = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2")
+        return [
+            self.start("train", *arguments, *join, f"--process_id={i}", *extra, JAX_NUM_CPU_DEVICES=str(devices))
+            for i, extra in enumerate([(), others])
+        ]
+
+    @staticmethod
+    def finish_two(processes, *, codes=(0, 0), timeout=200):
+        """Wait for both; returns [(stdout, stderr), (stdout, stderr)] after checking the exit codes."""
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # a full pipe of one must not stop the other
+            try:
+                results = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
+            finally:
+                for process in processes:
+                    if process.poll() is None:
+                        process.kill()
+        found = tuple(process.returncode for process in processes)
+        assert found == codes, f"exit codes {found}\n{results}"
+        return results
 
     def fails(self, module, *arguments, code=2, **env):
         """Run it, require the exit code and one clear line without a traceback; returns that line."""

@@ -1,0 +1,135 @@
+"""Promise 2 with real processes: two of them, two devices each, are one run that equals a run of one process."""
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+SHORT = (
+    "--config.train.steps=32",
+    "--config.log.every=8",
+    "--config.log.validate_every=16",
+    "--config.log.sample_every=0",
+    "--config.checkpoint.every=16",
+    "--config.sampling.batch_size=100",
+    "--config.evaluation.metrics=()",
+)
+FSDP = ("--config.parallel.data=1", "--config.parallel.fsdp=4")
+PMAP = ("--config.parallel.strategy=pmap",)
+
+
+@pytest.fixture(scope="module")
+def arguments(command):
+    """The arguments of a short run."""
+    return lambda workdir, *more: command.train_arguments(workdir, *SHORT, *more)
+
+
+@pytest.fixture(scope="module")
+def reference(command, arguments, tmp_path_factory):
+    """The run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    command.run("train", *arguments(workdir))
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(workdir):
+    """What is saved at the end, on one device of this process."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    path = workdir / "checkpoints" / "32" / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        return checkpointer.restore(path, wanted)
+
+
+def assert_same_run(workdir, expected):
+    """The same rows but for rounding, and the same final parameters, optimizer and averages."""
+    found, wanted = rows(workdir), rows(expected)
+    assert [row["step"] for row in found] == [row["step"] for row in wanted] == [8, 16, 24, 32]
+    for row, other in zip(found, wanted, strict=True):
+        assert row.keys() == other.keys()
+        for name in ("loss", "validation_loss"):
+            if name in row:
+                np.testing.assert_allclose(row[name], other[name], rtol=1e-5, err_msg=f"{name} at {row['step']}")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), final_state(workdir), final_state(expected)
+    )
+
+
+def test_data_parallel(command, arguments, reference, tmp_path):
+    workdir = tmp_path / "run"
+    with_pictures = arguments(workdir, "--config.log.sample_every=16")
+    (out, _), (other_out, other_err) = command.finish_two(command.start_two(*with_pictures))
+    assert_same_run(workdir, reference)
+    assert "report.html" in out
+    said = [line for line in (other_out + other_err).splitlines() if "[Gloo]" not in line]
+    assert not said, "only process 0 reports"
+    pictures = {path.name for path in (workdir / "samples").iterdir()}
+    assert pictures >= {"step_0000016.png", "step_0000032.png", "final.png"}
+    assert json.loads((workdir / "environment.json").read_text())["processes"] == 2
+
+
+def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    (out, _), _ = command.finish_two(command.start_two(*arguments(workdir, *PMAP), "--resume_from=16"))
+    assert f"set aside {workdir}/checkpoints.set_aside/32" in out
+    assert f"resuming {workdir} at step 16" in out
+    assert_same_run(workdir, reference)
+
+
+def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, tmp_path):
+    """Both stop at the same step, with exit code 0; one process goes on from the shards of two."""
+    workdir = tmp_path / "run"
+    processes = command.start_two(*arguments(workdir, *FSDP))
+    assert command.kill_when(processes[1], (workdir / "config.json").exists, number=signal.SIGTERM)
+    (out, _), _ = command.finish_two(processes)
+    assert "stopped by another host at step 8, which is saved; the same command resumes" in out
+    assert (workdir / "checkpoints" / "8").is_dir()
+    out, _ = command.run("train", *arguments(workdir))
+    assert f"resuming {workdir} at step 8" in out
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_finished_run_says_so_in_two_processes_too(command, arguments, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    (out, _), (other_out, _) = command.finish_two(command.start_two(*arguments(tmp_path / "run")))
+    assert "is finished: 32 of 32" in out
+    assert "is finished" not in other_out
+
+
+@pytest.mark.parametrize(
+    ("victim", "moment"), [(0, "config.json"), pytest.param(1, "metrics.jsonl", marks=pytest.mark.slow)]
+)
+def test_the_other_process_does_not_outlive_one_that_was_killed(command, arguments, tmp_path, victim, moment):
+    """Process 0 keeps the connections, so its end is seen at once; that of another by the heartbeat it misses."""
+    workdir = tmp_path / "run"
+    processes = command.start_two(*arguments(workdir, "--config.train.steps=100000", "--config.log.validate_every=0"))
+    assert command.kill_when(processes[victim], (workdir / moment).exists)
+    began = time.monotonic()
+    codes = (-signal.SIGKILL, -signal.SIGABRT)
+    command.finish_two(processes, codes=codes if victim == 0 else codes[::-1], timeout=60)
+    assert time.monotonic() - began < 60
+
+
+def test_processes_with_different_configs_are_refused(command, arguments, tmp_path):
+    processes = command.start_two(*arguments(tmp_path / "run"), others=("--config.seed=7",))
+    for _, err in command.finish_two(processes, codes=(2, 2)):
+        assert "error: the config differs between the processes of this run: process 1 is not like process 0" in err
+        assert "Traceback" not in err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_incomplete_address_of_the_other_processes(command, arguments, tmp_path):
+    line = command.fails("train", *arguments(tmp_path / "run"), "--num_processes=2")
+    assert "give all of --coordinator_address, --num_processes and --process_id" in line
