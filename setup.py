@@ -14,7 +14,7 @@ setup(
     description="TPU-first diffusion research in JAX and Flax: from a config to a picture, a number and a comparison.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["diffusion_jax*", "experiments*", "configs*", "benchmarks*"]),
+    packages=find_packages(include=["diffusion_jax*", "experiments*"]),
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2",
@@ -38,7 +38,7 @@ setup(
         "tensorboardX>=2.6.5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "dev": ["pytest>=9", "pytest-xdist", "ruff", "safetensors", "chex"],

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.prediction = ConfigDict(dict(name="epsilon"))
     config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000))
-    config.objective = ConfigDict(dict(name="denoising", prediction="epsilon", weighting="uniform"))
+    config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 
     config.train = ConfigDict()
     config.train.steps = 800_000

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.prediction = ConfigDict(dict(name="v"))
     config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000, low_discrepancy=True))
-    config.objective = ConfigDict(dict(name="denoising", prediction="v"))
+    config.objective = ConfigDict(dict(name="denoising"))
     config.objective.weighting = ConfigDict(dict(name="min_snr", gamma=5.0))
 
     config.train = ConfigDict()

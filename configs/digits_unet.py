@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.prediction = ConfigDict(dict(name="edm", sigma_data=0.5))
     config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
     config.time_sampler = ConfigDict(dict(name="log_normal", low_discrepancy=True))
-    config.objective = ConfigDict(dict(name="denoising", prediction="edm", weighting="uniform"))
+    config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 
     config.train = ConfigDict()
     config.train.steps = 900

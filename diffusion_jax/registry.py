@@ -52,7 +52,9 @@ class Registry(Generic[T]):
         return self._factories[name]
 
     def build(self, spec: str | Mapping[str, Any], **defaults: Any) -> T:
-        """Build from a name or a mapping {"name": ..., **arguments}; `defaults` fill what the spec omits.
+        """Build from a name or a mapping {"name": ..., **arguments}.
+
+        `defaults` fill what the spec omits, where the factory has such an argument at all.
 
         Raises:
           UserError: unknown name, an argument that the factory does not have, or one that it lacks.
@@ -61,12 +63,13 @@ class Registry(Generic[T]):
         if "name" not in spec:
             raise UserError(f"a {self.kind} needs a `name`; known: {', '.join(self)}")
         factory = self[spec.pop("name")]
-        arguments = {**defaults, **{key: _frozen(value) for key, value in spec.items()}}
         signature = inspect.signature(factory)
         known = [key for key in signature.parameters if key not in ("parent", "name")]  # Flax modules' own
-        for key in arguments:
+        for key in spec:
             if key not in known:
                 raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, known))
+        offered = {key: value for key, value in defaults.items() if key in known}
+        arguments = {**offered, **{key: _frozen(value) for key, value in spec.items()}}
         try:
             signature.bind(**arguments)
         except TypeError as error:

@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/digits --metrics=class_accuracy,nearest_neighbours
 
-Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html.
+Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html; with
+--out=other.json it only writes the numbers there, for comparing samplers.
 """
 
 import json
@@ -27,6 +28,7 @@ STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lowe
 SEED = flags.DEFINE_integer("seed", 0, "of the samples")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
+OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 
 
@@ -48,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
         make=make,
         seed=SEED.value,
         source=source,
+        out=Path(OUT.value) if OUT.value else None,
     )
     if parallel.is_primary():
-        report = write_report(WORKDIR.value)
         print(json.dumps(results, indent=2))
-        print(f"report: {report}")
+        print(f"numbers: {OUT.value}" if OUT.value else f"report: {write_report(WORKDIR.value)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Samples of a trained network, judged by the metrics that the config or the command line names."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from experiments.writers import replace_file
 
 GRID_SIZE = 100  # samples in final.png
 NEIGHBOURS = 20  # pairs in neighbours.png
+PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
 
 
 def generator(
@@ -61,8 +63,11 @@ def evaluate(
     make: Generator | None = None,
     seed: int | None = None,
     source: dict[str, Any],
+    out: Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Draw samples and judge them; writes samples/final.png, neighbours.png and evaluation.json.
+    """Draw samples and judge them; writes evaluation.json and the pictures of the report.
+
+    With `out` only the numbers are written, to that file, and what the report shows stays as it is.
 
     Raises:
       UserError: unknown metric (before anything is drawn), or data that a metric can not take.
@@ -81,20 +86,26 @@ def evaluate(
     count = max(wanted, GRID_SIZE)
     labels = labels_for(experiment, count)
     images = draw(make, params, labels, count, seed)
+    if out is None:
+        follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
+        path_images = follow.generate(params, labels, PATHS, seed)
     if not parallel.is_primary() or not experiment.pipeline.info.is_image:
         return {}
-    shown = None if labels is None else labels[:GRID_SIZE]
-    save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+    if out is None:
+        shown = None if labels is None else labels[:GRID_SIZE]
+        save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+        save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
     train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
     results = evaluate_all(names, ImageSet(images=images, labels=labels), train=train, test=test)
-    distances, indices = nearest(images, train.images)
-    closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]
-    save_neighbours(
-        images[closest], train.images[indices[closest]], directory / "neighbours.png", distances=distances[closest]
-    )
+    if out is None:
+        distances, indices = nearest(images, train.images)
+        closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]
+        save_neighbours(
+            images[closest], train.images[indices[closest]], directory / "neighbours.png", distances=distances[closest]
+        )
     settings = {
         "num_samples": wanted,
         "seed": seed,
@@ -105,8 +116,16 @@ def evaluate(
         **source,
     }
     text = json.dumps({**results, "settings": settings}, indent=2)
-    replace_file(directory / "evaluation.json", (text + "\n").encode())
+    replace_file(out or directory / "evaluation.json", (text + "\n").encode())
     return results
+
+
+def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
+    """A row for each sample, from noise at the left to the finished picture; the time t is above each column."""
+    times = make.grid.times[dataclasses.replace(make, path_points=PATH_POINTS).path_indices]
+    columns = np.tile(np.arange(PATH_POINTS), len(images))
+    captions = [f"{time:.2f}" for time in times]
+    save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
 
 
 def labels_for(experiment: Experiment, num_samples: int) -> np.ndarray | None:

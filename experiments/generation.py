@@ -27,6 +27,8 @@ class Generator:
       grid: at which times.
       guidance_scale: of classifier-free guidance; 1 is none.
       batch_size: samples per call; rounded up to a multiple of the devices.
+      path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
+        axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
     """
 
     experiment: Experiment
@@ -34,6 +36,7 @@ class Generator:
     grid: TimeGrid
     guidance_scale: float = 1.0
     batch_size: int = 256
+    path_points: int = 0
 
     def __post_init__(self):
         shards = self.experiment.layout.num_batch_shards
@@ -63,7 +66,20 @@ class Generator:
         shape = self.experiment.pipeline.info.image_shape
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
-        return sample(self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform).x0
+        follow = self.path_points > 0
+        result = sample(
+            self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform, return_trajectory=follow
+        )
+        if not follow:
+            return result.x0
+        points = self.path_indices
+        scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
+        return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+
+    @property
+    def path_indices(self) -> np.ndarray:
+        """The points of the grid that `path_points` shows, the first and the last among them."""
+        return np.linspace(0, self.grid.num_steps, self.path_points).round().astype(int)
 
     def batches(self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> Iterator[np.ndarray]:
         """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone."""

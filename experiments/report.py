@@ -6,7 +6,7 @@ part is optional; what the workdir lacks is not shown, what cannot be read is na
     config.json         nested object, as the runner writes it
     metrics.jsonl       rows {"step": n, name: number, ...}; `validation_loss` joins the chart of `loss`, and so on
     timings.jsonl       rows with `images_per_second`, `compile_seconds` (one per start of the process), others
-    samples/            step_<n>.png and final.png
+    samples/            step_<n>.png, final.png and denoising.png
     evaluation.json     {metric: {name: number}} or {"metric/name": number}; `<name>_low`, `<name>_high` are the 95%
                         interval of `<name>`, `class_<k>` belongs to a class; "settings": how the samples were drawn
     neighbours.png      pairs, a sample above its nearest training image
@@ -111,6 +111,7 @@ def _render(run: _Run) -> str:
     sections = [
         ("Loss", _loss(run)),
         ("Samples", _samples(run)),
+        ("From noise to data", _denoising(run)),
         ("Evaluation", evaluation_section(run.groups, run.settings)),
         ("Nearest neighbours", _neighbours(run)),
         ("Other curves", _other_curves(run)),
@@ -250,6 +251,15 @@ def _samples(run: _Run) -> str:
     )
     strip = f'<div class="strip">{thumbs}</div>{few}' if thumbs else ""
     return f'<div class="gallery"><div class="samples">{columns}</div>{strip}</div>'
+
+
+def _denoising(run: _Run) -> str:
+    image = _image(run.path / "samples" / "denoising.png", "samples on their way from noise to data")
+    about = (
+        "Each row is one sample at several moments of sampling; above stands the time t, from 1 (noise) to 0 (data). "
+        "Scaled so that signal and noise together keep their strength."
+    )
+    return f'<p class="about">{about}</p><figure>{image}</figure>' if image else ""
 
 
 def _evenly(items: list[int], most: int) -> list[int]:

@@ -87,7 +87,10 @@ class Experiment:
             network=self.network,
             parameterization=self.parameterization,
             objective=OBJECTIVES.build(
-                self.config.objective, schedule=schedule, time_sampler=TIME_SAMPLERS.build(self.config.time_sampler)
+                self.config.objective,
+                schedule=schedule,
+                prediction=self.parameterization.prediction,
+                time_sampler=TIME_SAMPLERS.build(self.config.time_sampler),
             ),
             conditioning_dropout=self.config.train.conditioning_dropout,
         )

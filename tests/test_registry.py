@@ -24,6 +24,7 @@ def shapes():
 def test_builds_from_a_name_or_a_mapping_with_defaults(shapes):
     assert shapes.build("box", size=3).size == 3
     assert shapes.build({"name": "box", "size": 5}, size=3).size == 5, "what the config says wins"
+    assert shapes.build("box", size=3, colour="red").size == 3, "what a factory does not know is not forced on it"
     assert shapes.example("box").size == 2
     assert hash(shapes.build({"name": "box", "size": 1, "sides": [1, [2]]})), "lists become tuples"
 

@@ -10,6 +10,7 @@ is DDPM with the small variance.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
     """Eq. (1) with eta in [0, 1]."""
+
+    order: ClassVar[int] = 1
 
     eta: float = 0.0
 

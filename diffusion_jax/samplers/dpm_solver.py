@@ -18,6 +18,7 @@ first order: D_i = x0_i. At sigma_{i+1} = 0, (4) returns x0_i.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ class MultistepState:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolverPP2M(Sampler):
     """Eq. (2) to (4)."""
+
+    order: ClassVar[int] = 2
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         h = np.diff(0.5 * grid.log_snrs)

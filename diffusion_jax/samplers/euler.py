@@ -13,6 +13,7 @@ Multiplied out, (2) is DDIM with eta = 0; in exact arithmetic the two are one sa
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Euler(Sampler):
     """Eq. (2); needs alpha > 0 at t = 1."""
+
+    order: ClassVar[int] = 1
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         require_signal(self, grid)

@@ -13,6 +13,7 @@ time (edm).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowEuler(Sampler):
     """Eq. (2)."""
+
+    order: ClassVar[int] = 1
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         times, step_size, to_clean = grid.times[:-1], np.diff(grid.times), grid.sigmas[1:] == 0

@@ -20,6 +20,7 @@ A schedule that has no noise level above that of t = 1 cannot churn there; the r
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -35,6 +36,8 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
     """EDM's sampler, with the paper's names for the churn options; needs alpha > 0 at t = 1."""
+
+    order: ClassVar[int] = 2
 
     s_churn: float = 0.0
     s_min: float = 0.0

@@ -19,7 +19,7 @@ does not depend on how the batch is split.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,13 @@ class State:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """An update rule t -> s. A member gives `step`, and what of the rest differs from these defaults."""
+    """An update rule t -> s. A member gives `step`, and what of the rest differs from these defaults.
+
+    `order` is the order of convergence to the exact solution of the probability-flow ODE, of a sampler that draws no
+    noise with its default options; the conformance tests measure it.
+    """
+
+    order: ClassVar[int | None] = None
 
     @property
     def stochastic(self) -> bool:

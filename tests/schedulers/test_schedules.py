@@ -29,8 +29,8 @@ def test_monotone(schedule):
 def test_endpoints(schedule):
     if not isinstance(schedule, LogSNRLine):
         assert schedule.alpha(0.0) == 1
-        assert schedule.sigma(0.0) < 0.01
-    assert schedule.log_snr(1.0) < -8
+        assert schedule.sigma(0.0) <= 0.01
+    assert schedule.log_snr(1.0) < -7.8  # the published variance-exploding range ends at sigma = 50
     np.testing.assert_allclose(schedule.prior_std, schedule.sigma(1.0), rtol=1e-4)
 
 
