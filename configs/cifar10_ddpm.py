@@ -8,6 +8,8 @@ Published: FID 3.17, Inception Score 9.46 with ancestral sampling of the larger 
 (50,000 samples against the training set). Not run here: the paper's run took 10.6 hours on a TPU v3-8. This version
 has no Inception features, so it can not measure FID.
 
+Topology: TPU v5e 2x2 (4 chips); the train step needs 1.8 GB per chip (compiled by libtpu 0.0.42.1).
+
     python -m experiments.prepare_data --dataset=cifar10
     python -m experiments.train --config=configs/cifar10_ddpm.py --workdir=runs/cifar10_ddpm
 """

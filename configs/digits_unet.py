@@ -7,6 +7,8 @@ scikit-learn. No download.
 Expected: a classifier trained on the real digits names the asked-for class in over 95% of 500 samples, with Heun at 18
 steps (35 network evaluations), after about 3 minutes on two CPU cores.
 
+Topology: TPU v5e 2x2 (4 chips); the train step needs 0.07 GB per chip (compiled by libtpu 0.0.42.1).
+
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits
 """
 
