@@ -9,7 +9,9 @@ import contextlib
 import errno
 import gc
 import io
+import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -118,7 +120,12 @@ class Checkpointer:
       directory: created when missing.
       keep_last: how many of the newest are kept.
       keep_best: how many of the best by `best_metric` are kept besides.
-      best_metric: the name of a metric given to `save`; the smallest is best unless `best_mode` is "max".
+      best_metric: the name of a metric given to `save`; a checkpoint saved without it is never the best.
+      best_mode: "min" or "max".
+      read_only: for looking at the checkpoints of a run that may be under way; nothing is changed, or cleaned up.
+
+    Raises:
+      UserError: no checkpoint would be kept, or `best_mode` is neither.
     """
 
     def __init__(
@@ -129,26 +136,38 @@ class Checkpointer:
         keep_best: int = 0,
         best_metric: str = "loss",
         best_mode: str = "min",
+        read_only: bool = False,
     ):
+        if keep_last < 1 or keep_best < 0 or best_mode not in ("min", "max"):
+            raise UserError(
+                "checkpoint needs keep_last >= 1, keep_best >= 0 and best_mode min or max, "
+                f"got {keep_last}, {keep_best}, {best_mode!r}"
+            )
         self.directory = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
+        worst = math.inf if best_mode == "min" else -math.inf
+
+        def quality(metrics: Mapping[str, float]) -> float:
+            return metrics.get(best_metric, worst)
+
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
-            policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=best_mode == "min",
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
+            best = preservation_policy.BestN(
+                get_metric_fn=quality,
+                reverse=best_mode == "min",
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
             )
+            policies.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=quality,  # Orbax reads the metrics of earlier checkpoints back only if this is there
+            best_mode=best_mode,
+            cleanup_tmp_directories=True,
+        )
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
         with _storage_errors(self.directory):
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                    cleanup_tmp_directories=True,
-                ),
-            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
@@ -164,12 +183,14 @@ class Checkpointer:
         with _storage_errors(self.directory):
             self._require_space(step, state)
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
+        # A copy: Orbax writes it later, when the caller may have added to its lists.
+        frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints}))
         with _storage_errors(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    record=ocp.args.JsonSave({**record, "step": step, "fingerprints": prints}),
+                    record=ocp.args.JsonSave(frozen),
                 ),
                 metrics=dict(metrics) or None,
                 force=True,
@@ -195,7 +216,17 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def restore(self, step: int, abstract_state: Any, *, part: str | None = None) -> tuple[Any, dict[str, Any]]:
+    def read_record(self, step: int) -> dict[str, Any]:
+        """The record alone; raises CorruptCheckpointError."""
+        try:
+            with _quiet_threads():
+                return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        except Exception as error:  # as in `restore`
+            raise CorruptCheckpointError(
+                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+            ) from error
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back and verify it.
 
         Args:
@@ -232,7 +263,7 @@ class Checkpointer:
 
     def set_aside_after(self, step: int) -> list[epath.Path]:
         """Move the checkpoints newer than `step` out of the way; returns where they went. For every process to call."""
-        newer = [s for s in self.steps() if s > step]
+        newer = [s for s in reversed(self.steps()) if s > step]  # the newest first: killed half-way, the rest is older
         moved = [epath.Path(f"{self.directory}.set_aside") / str(s) for s in newer]
         wait_for_all("set aside: all have looked")
         for number, target in zip(newer, moved, strict=True):

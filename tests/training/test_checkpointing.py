@@ -39,14 +39,23 @@ def test_round_trip_is_bit_exact_onto_any_devices(tmp_path):
         assert record["window"] == [{"loss": 0.1}]
 
 
-def test_saved_values_are_those_at_the_time_of_saving(tmp_path):
+def test_saved_values_are_those_at_the_time_of_saving(tmp_path, monkeypatch):
     checkpointer = Checkpointer(tmp_path / "c")
+    save, given = checkpointer._manager.save, []
+    monkeypatch.setattr(
+        checkpointer._manager, "save", lambda *a, args, **k: (given.append(args), save(*a, args=args, **k))
+    )
     state = a_state()
     expected = jax.device_get(state)
-    checkpointer.save(1, state, {}, {})
+    window = [{"loss": 0.5}]
+    checkpointer.save(1, state, {"window": window}, {})
+    window.append({"loss": jnp.float32(0.25)})  # the next step's metrics, while the checkpoint is being written
+    assert given[0]["record"].item["window"] == [{"loss": 0.5}], "a slow writer sees what was given"
     jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)  # the arrays are gone or changed
-    restored, _ = checkpointer.restore(1, abstract(expected))
+    checkpointer.wait()
+    restored, record = checkpointer.restore(1, abstract(expected))
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert record["window"] == [{"loss": 0.5}]
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
