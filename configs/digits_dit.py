@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
     config.parallel.data = -1
     config.parallel.fsdp = 1
     config.parallel.tensor = 1
+    config.parallel.rules = ()
 
     config.sampling = ConfigDict()
     config.sampling.sampler = ConfigDict(dict(name="dpmpp_2m"))

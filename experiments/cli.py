@@ -79,9 +79,12 @@ def _config_fields(argv: Sequence[str]) -> list[str]:
     Raises:
       UserError: there is no such file, or it is no config.
     """
-    path = next((arg.partition("=")[2] for arg in argv if arg.startswith("--config=")), None)
-    if path is None:
+    following = [*argv[1:], ""]
+    named = [arg.partition("=")[2] if "=" in arg else after for arg, after in zip(argv, following, strict=True)
+             if arg.partition("=")[0] in ("--config", "-config")]  # fmt: skip
+    if not named:
         return []
+    path = named[-1]
     file, _, argument = path.partition(":")
     if not Path(file).is_file():
         raise UserError(f"can not read --config={path}: no such file")

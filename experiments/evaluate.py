@@ -25,7 +25,7 @@ METRIC_NAMES = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRICS)}
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
 SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "of the samples")
+SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
 OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")

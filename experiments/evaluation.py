@@ -20,6 +20,7 @@ from experiments.writers import replace_file
 GRID_SIZE = 100  # samples in final.png
 NEIGHBOURS = 20  # pairs in neighbours.png
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
+MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
 
 
 def generator(
@@ -76,24 +77,28 @@ def evaluate(
     names = tuple(config.evaluation.metrics) if metrics is None else metrics
     for name in names:
         METRICS[name]
-    if names and not experiment.pipeline.info.is_image:
+    if names and not experiment.info.is_image:
         raise UserError(f"metrics {', '.join(names)} need images; {config.data.dataset} holds latents")
     if names and not config.data.validation_split:
         raise UserError("metrics need held-out data; set data.validation_split")
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
+    if not experiment.info.is_image:
+        return {}  # latents have neither pictures nor metrics here
     count = max(wanted, GRID_SIZE)
     labels = labels_for(experiment, count)
     images = draw(make, params, labels, count, seed)
-    if out is None:
+    follows = out is None and make.path_bytes <= MOST_PATH_BYTES
+    if follows:
         follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
         path_images = follow.generate(params, labels, PATHS, seed)
-    if not parallel.is_primary() or not experiment.pipeline.info.is_image:
+    if not parallel.is_primary():
         return {}
     if out is None:
         shown = None if labels is None else labels[:GRID_SIZE]
         save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+    if follows:
         save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:
         return {}
@@ -136,5 +141,5 @@ def labels_for(experiment: Experiment, num_samples: int) -> np.ndarray | None:
 
 def class_names(experiment: Experiment) -> dict[str, Any]:
     """Captions for grids, where the data names its classes."""
-    names = experiment.pipeline.info.class_names
+    names = experiment.info.class_names
     return {"class_names": names} if names else {}

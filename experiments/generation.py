@@ -1,6 +1,7 @@
 """Samples from a trained network: balanced classes, any number, the same pictures whatever the batch size."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +64,7 @@ class Generator:
         if self.guidance_scale != 1.0:
             null = trainable.network.null_conditioning(index.shape[0])
             denoise = classifier_free(conditional, conditioning, null, self.guidance_scale)
-        shape = self.experiment.pipeline.info.image_shape
+        shape = self.experiment.info.image_shape
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
         follow = self.path_points > 0
@@ -80,6 +81,11 @@ class Generator:
     def path_indices(self) -> np.ndarray:
         """The points of the grid that `path_points` shows, the first and the last among them."""
         return np.linspace(0, self.grid.num_steps, self.path_points).round().astype(int)
+
+    @property
+    def path_bytes(self) -> int:
+        """Memory for the whole way of one sample, which a generator with `path_points` holds on the device."""
+        return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.info.image_shape)
 
     def batches(self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> Iterator[np.ndarray]:
         """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone."""
@@ -110,4 +116,4 @@ class Generator:
             if progress is not None:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
-        return to_uint8(x) if self.experiment.pipeline.info.is_image else x
+        return to_uint8(x) if self.experiment.info.is_image else x

@@ -9,7 +9,9 @@ from experiments import workdir
 from experiments.wiring import Experiment
 
 
-def open_checkpoints(experiment: Experiment, directory: Path | str) -> training.Checkpointer:
+def open_checkpoints(
+    experiment: Experiment, directory: Path | str, *, read_only: bool = False
+) -> training.Checkpointer:
     """The checkpoints of the run in `directory`; they may lie elsewhere, for example in a bucket."""
     spec = experiment.config.checkpoint
     return training.Checkpointer(
@@ -18,6 +20,7 @@ def open_checkpoints(experiment: Experiment, directory: Path | str) -> training.
         keep_best=spec.keep_best,
         best_metric=spec.best_metric,
         best_mode=spec.best_mode,
+        read_only=read_only,
     )
 
 
@@ -35,10 +38,10 @@ def restore_params(
       UserError: no run, no such checkpoint or average, or a damaged checkpoint.
     """
     config = workdir.read_config(directory)
-    config.parallel.strategy = "jit"  # sampling needs no device axis; any layout reads any checkpoint
-    experiment = Experiment(config)
+    config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)  # any layout reads any checkpoint
+    experiment = Experiment(config, stored_info=workdir.read_info(directory))
     name = experiment.known_ema(config.sampling.ema if ema is None else ema)
-    checkpointer = open_checkpoints(experiment, directory)
+    checkpointer = open_checkpoints(experiment, directory, read_only=True)
     steps = checkpointer.steps()
     if not steps:
         raise UserError(f"no checkpoint in {directory}/checkpoints yet: train first, with --workdir={directory}")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLER.value:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
-    info = experiment.pipeline.info
+    info = experiment.info
     labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
     make = evaluation.generator(
         experiment,

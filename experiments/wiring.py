@@ -29,10 +29,17 @@ class Experiment:
     Attributes:
       config: the config.
       devices: which devices to run on, or to compile for; by default all there are.
+      stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
     """
 
     config: ConfigDict
     devices: tuple[jax.Device, ...] | None = None
+    stored_info: data.DatasetInfo | None = None
+
+    @property
+    def info(self) -> data.DatasetInfo:
+        """Shape and classes of the data."""
+        return self.stored_info or self.pipeline.info
 
     @cached_property
     def pipeline(self) -> data.Pipeline:
@@ -55,7 +62,7 @@ class Experiment:
     @property
     def num_classes(self) -> int:
         """Classes that the network is conditioned on; 0 for an unconditional one."""
-        return self.pipeline.info.num_classes if self.config.train.class_conditional else 0
+        return self.info.num_classes if self.config.train.class_conditional else 0
 
     @cached_property
     def network(self) -> Any:
@@ -63,7 +70,7 @@ class Experiment:
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
-        size, _, channels = self.pipeline.info.image_shape
+        size, _, channels = self.info.image_shape
         return models.MODELS.build(
             self.config.model,
             image_size=size,
@@ -125,8 +132,28 @@ class Experiment:
         """Placement on the devices."""
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
-        arguments = {**spec, "devices": self.devices} if name == "jit" else {}
-        return parallel.LAYOUTS.build({"name": name, **arguments})
+        if name == "pmap":
+            if spec.pop("fsdp") != 1 or spec.pop("tensor") != 1:
+                raise UserError("parallel.strategy=pmap knows data parallelism only: use fsdp=1 and tensor=1, or jit")
+            return parallel.LAYOUTS.build(name)
+        return parallel.LAYOUTS.build({"name": name, **spec}, devices=self.devices)
+
+    @property
+    def validation_size(self) -> int:
+        """Examples that the validation loss is taken over: whole batches.
+
+        Raises:
+          UserError: there is not one batch.
+        """
+        log, batch_size = self.config.log, self.config.train.batch_size
+        examples = self.validation_pipeline.info.num_examples
+        size = min(examples, log.validation_examples) // batch_size * batch_size
+        if not size:
+            raise UserError(
+                f"validation needs one batch of {batch_size} examples; the split has {examples} and "
+                f"log.validation_examples is {log.validation_examples}"
+            )
+        return size
 
     def check(self) -> None:
         """Build everything that the config names, so that a wrong name is an error before anything is begun.
@@ -134,15 +161,29 @@ class Experiment:
         Raises:
           UserError: the first thing that is wrong.
         """
-        for name in self.config.evaluation.metrics:
+        config = self.config
+        for name in config.evaluation.metrics:
             METRICS[name]
-        self.layout.check_batch(self.config.train.batch_size, self.config.train.accumulation)
-        _ = (self.trainable, self.optimizer, self.sampler(), self.grid(), self.validation_pipeline)
-        self.known_ema(self.config.sampling.ema)
-        if self.config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
+        least = {"train.steps": 1, "train.batch_size": 1, "train.accumulation": 1, "log.every": 1, "log.num_samples": 1}
+        least |= {"checkpoint.every": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0}
+        for name, bound in least.items():
+            group, field = name.split(".")
+            if config[group][field] < bound:
+                raise UserError(f"{name} must be at least {bound}, it is {config[group][field]}")
+        if not 0 <= config.train.conditioning_dropout <= 1:
+            raise UserError(f"train.conditioning_dropout must be in [0, 1], it is {config.train.conditioning_dropout}")
+        self.layout.check_batch(config.train.batch_size, config.train.accumulation)
+        _ = (self.trainable, self.optimizer, self.sampler(), self.grid())
+        self.known_ema(config.sampling.ema)
+        if config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
             raise UserError("sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1")
-        if self.validation_pipeline is None and (self.config.log.validate_every or self.config.evaluation.metrics):
+        if self.validation_pipeline is not None:
+            _ = self.validation_size
+        elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+        measured = {"loss"} | ({"validation_loss"} if config.log.validate_every else set())
+        if config.checkpoint.keep_best and config.checkpoint.best_metric not in measured:
+            raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, list(measured)))
 
     def init_state(self) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made)."""
@@ -174,8 +215,8 @@ class Experiment:
 
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
-        batch = {"image": np.zeros((rows, *self.pipeline.info.image_shape), np.float32)}
-        if self.pipeline.info.num_classes:  # the pipeline gives labels also to an unconditional network
+        batch = {"image": np.zeros((rows, *self.info.image_shape), np.float32)}
+        if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         return batch
 

@@ -1,10 +1,15 @@
 """A run's directory: the config it belongs to, and where everything lies."""
 
+import contextlib
+import dataclasses
+import fcntl
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from experiments.cli import flatten
 from experiments.writers import replace_file
 
-# Where the work is done does not change what comes out, so a run may go on under another layout.
-LAYOUT_FIELDS = "parallel."
+# Where and how the work is done does not change what comes out, so a run may go on with other values of these.
+PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "checkpoint.directory")
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -25,32 +31,66 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def claim(workdir: Path | str, config: ConfigDict, *, primary: bool = True) -> None:
-    """Write config.json, or check that the one there is the same.
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Hold the workdir for this process; the system lets go of it when the process ends, however it ends.
 
     Raises:
-      UserError: the workdir belongs to another config; the message lists the fields that differ.
+      UserError: another process is training there.
     """
-    path = Path(workdir) / "config.json"
-    if path.exists():
-        differences = _differences(read_config(workdir), ConfigDict(to_json(config)))
-        if differences:
-            raise UserError(
-                f"{workdir} belongs to a run with another config; differing fields (there -> here): "
-                f"{'; '.join(differences)}. Give another --workdir, or the config of that run"
-            )
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another one"
+            raise UserError(f"process {holder} is training in {workdir}: wait for it, or stop it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True) -> None:
+    """Write config.json and data.json, or check that those there are the same.
+
+    Raises:
+      UserError: the workdir belongs to another config, or the data has changed; the message lists what differs.
+    """
+    if (workdir / "config.json").exists():
+        require_same_config(to_json(read_config(workdir)), config, workdir)
+        known = read_info(workdir)
+        if known != info:
+            raise UserError(f"the data is not that of the run in {workdir}: {known} there, {info} here")
     elif primary:
-        replace_file(path, (json.dumps(to_json(config), indent=2) + "\n").encode())
+        replace_file(workdir / "data.json", (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode())
+        replace_file(workdir / "config.json", (json.dumps(to_json(config), indent=2) + "\n").encode())
 
 
-def _differences(there: ConfigDict, here: ConfigDict) -> list[str]:
-    before, now = flatten(there), flatten(here)
-    names = sorted(set(before) | set(now))
-    return [
+def require_same_config(there: dict[str, Any], config: ConfigDict, owner: Any) -> None:
+    """Raise UserError with the fields that differ, unless `there` is the config, but for where the work is done."""
+    before, now = flatten(ConfigDict(there)), flatten(ConfigDict(to_json(config)))
+    differences = [
         f"{name}: {before.get(name, 'absent')!r} -> {now.get(name, 'absent')!r}"
-        for name in names
-        if before.get(name, "absent") != now.get(name, "absent") and not name.startswith(LAYOUT_FIELDS)
+        for name in sorted(set(before) | set(now))
+        if before.get(name, "absent") != now.get(name, "absent") and not name.startswith(PLACE_FIELDS)
     ]
+    if differences:
+        raise UserError(
+            f"{owner} belongs to a run with another config; differing fields (there -> here): "
+            f"{'; '.join(differences)}. Give another --workdir (and checkpoint.directory), or the config of that run"
+        )
+
+
+def read_info(workdir: Path | str) -> DatasetInfo:
+    """What the run in `workdir` knows of its data; raises UserError when that file is missing or damaged."""
+    path = Path(workdir) / "data.json"
+    try:
+        fields = json.loads(path.read_text())
+        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return DatasetInfo(**{**fields, **tuples})
+    except (FileNotFoundError, json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
@@ -68,7 +108,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def write_environment(workdir: Path | str) -> None:
+def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
     """environment.json: versions, devices and the commit, for the report."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "diffusion_jax")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
@@ -80,9 +120,15 @@ def write_environment(workdir: Path | str) -> None:
         "processes": jax.process_count(),
         **versions,
         "commit": _commit(),
-        "command": " ".join(["python -m experiments.train", *sys.argv[1:]]),
+        "num_parameters": num_parameters,
+        "command": shlex.join(["python", "-m", "experiments.train", *_lasting(sys.argv[1:])]),
     }
     replace_file(Path(workdir) / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
+
+
+def _lasting(arguments: Sequence[str]) -> list[str]:
+    """The arguments that belong to every start of the run, not to this one."""
+    return [arg for arg in arguments if not arg.startswith(("--resume_from", "--profile_steps"))]
 
 
 def _installed(name: str) -> bool:

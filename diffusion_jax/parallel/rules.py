@@ -22,11 +22,11 @@ REPLICATED_RULES: Rules = ((r".*", ()),)
 # Matrices, kernels and embeddings are sharded; biases and norms are too small to be worth a gather.
 FSDP_RULES: Rules = ((r"(kernel|embedding)$", "largest:fsdp"), (r".*", ()))
 
-# Megatron's split (Shoeybi et al. 2019, sec. 3): the first of two dense layers by columns, the second by rows.
+# The wide layers of a transformer by columns, then by rows (Shoeybi et al. 2019, sec. 3), and over fsdp the other way.
 TENSOR_RULES: Rules = (
-    (r"(qkv|mlp_in)/kernel$", (..., None, "tensor")),
+    (r"(qkv|mlp_in)/kernel$", (..., "fsdp", "tensor")),
     (r"(qkv|mlp_in)/bias$", (..., "tensor")),
-    (r"(_attention/out|attention_out|mlp_out)/kernel$", (..., "tensor", None)),
+    (r"(_attention/out|attention_out|mlp_out)/kernel$", (..., "tensor", "fsdp")),
     *FSDP_RULES,
 )
 

@@ -47,15 +47,22 @@ def classifier_free(
     if guidance_scale in (0.0, 1.0):
         only = conditioning if guidance_scale == 1.0 else null
         return lambda xt, t: denoise_conditional(xt, t, only)
-    doubled = jax.tree.map(lambda n, c: jnp.concatenate([n, c]), dict(null), dict(conditioning))
+    doubled = jax.tree.map(_interleave, dict(null), dict(conditioning))
 
     def denoise(xt: Float[Array, "batch ..."], t: Float[Array, "*batch"]) -> Prediction:
         t = jnp.asarray(t)
-        both = denoise_conditional(jnp.concatenate([xt, xt]), jnp.concatenate([t, t]) if t.ndim else t, doubled)
-        return jax.tree.map(lambda prediction: _extrapolate(*jnp.split(prediction, 2), guidance_scale), both)
+        both = denoise_conditional(_interleave(xt, xt), _interleave(t, t) if t.ndim else t, doubled)
+        return jax.tree.map(lambda prediction: _extrapolate(prediction, guidance_scale), both)
 
     return denoise
 
 
-def _extrapolate(unconditional: Array, conditional: Array, guidance_scale: float) -> Array:
+def _interleave(a: Array, b: Array) -> Array:
+    """Rows a_0, b_0, a_1, b_1, ..."""
+    return jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:])
+
+
+def _extrapolate(both: Array, guidance_scale: float) -> Array:
+    pairs = both.reshape(-1, 2, *both.shape[1:])
+    unconditional, conditional = pairs[:, 0], pairs[:, 1]
     return unconditional + guidance_scale * (conditional - unconditional)

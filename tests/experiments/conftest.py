@@ -121,7 +121,7 @@ class Command:
         deadline = time.monotonic() + timeout
         while process.poll() is None and time.monotonic() < deadline:
             if condition():
-                process.send_signal(number)
+                process.send_signal(number)  # 0 sends nothing: only wait
                 return True
             time.sleep(0.001)
         assert process.poll() is not None, "the condition never held"

@@ -1,6 +1,7 @@
 """Promise 1: a run killed anywhere and resumed is the uninterrupted run, bit for bit. Real processes, real signals."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -18,11 +19,11 @@ def final_state(workdir, step=60):
     return read.state, read.record
 
 
-def assert_same_run(workdir, reference):
+def assert_same_run(workdir, reference, branch=None):
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     (state, record), (expected, expected_record) = final_state(workdir), final_state(reference)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
-    assert record == expected_record
+    assert record == {**expected_record, "branch": branch}
     for picture in (reference / "samples").glob("*.png"):
         assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes(), picture.name
 
@@ -59,10 +60,12 @@ def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path, number):
+    """At a step that is neither logged nor validated, so that nothing is known of its quality."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(workdir)
     process = command.start("train", *arguments)
-    assert command.kill_when(process, lambda: rows(workdir) >= 3, number=number)
+    # a row reaches the disk with the next one, or with a checkpoint; the first checkpoint is that of step 20
+    assert command.kill_when(process, lambda: rows(workdir) >= 2, number=number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"stopped by {number.name} at step" in out
@@ -77,12 +80,72 @@ def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path
     assert (workdir / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
 
 
+def test_signal_long_after_a_validation(command, tmp_path):
+    """The best checkpoint so far is kept, and the one of the signal, whose quality nobody knows."""
+    workdir = tmp_path / "run"
+    process = command.start("train", *command.train_arguments(workdir, "--config.train.steps=100000"))
+    assert command.kill_when(process, lambda: (workdir / "checkpoints" / "40").exists(), number=signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert int(out.split("at step ")[1].split(",")[0]) >= 40
+
+
+def test_signal_before_the_first_step(command, tmp_path):
+    workdir = tmp_path / "run"
+    process = command.start("train", *command.train_arguments(workdir))
+    assert command.kill_when(process, lambda: (workdir / "config.json").exists(), number=signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "before a step was done" in out or "at step" in out
+
+
+def test_one_trainer_in_a_workdir_and_readers_do_no_harm(command, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = command.train_arguments(workdir, "--config.train.steps=100000", "--config.checkpoint.every=5")
+    process = command.start("train", *arguments)
+    try:
+        assert_soon = command.kill_when(process, lambda: (workdir / "checkpoints" / "20").exists(), number=0)
+        assert assert_soon
+        assert f"process {process.pid} is training in {workdir}" in command.fails("train", *arguments)
+        for _ in range(3):
+            command.run("sample", f"--workdir={workdir}", "--num_samples=2", f"--out={tmp_path}/x.npz")
+        assert process.poll() is None, process.communicate()[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+def test_checkpoints_of_another_run_are_refused(command, tmp_path):
+    """A shared checkpoint directory, a new workdir, another config: never silently the other run's weights."""
+    bucket = f"--config.checkpoint.directory={tmp_path}/bucket"
+    command.run("train", *command.train_arguments(tmp_path / "a", bucket, "--config.train.steps=20"))
+    line = command.fails("train", *command.train_arguments(tmp_path / "b", bucket, "--config.seed=7"))
+    assert "another config" in line
+    assert "seed: 0 -> 7" in line
+    assert "train.steps: 20 -> 60" in line
+
+
+def test_sampling_needs_neither_the_data_nor_the_mesh_of_the_training(command, finished, tmp_path):
+    workdir = tmp_path / "moved"
+    shutil.copytree(finished[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["parallel"] |= {"data": 4, "fsdp": 2}
+    config["data"] |= {"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")}
+    (workdir / "config.json").write_text(json.dumps(config))
+    command.run("sample", f"--workdir={workdir}", "--num_samples=2", f"--out={tmp_path}/x.npz")
+
+
 def test_finished_run_says_so_and_changes_nothing(command, finished):
     workdir, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+    def files():
+        return {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+
+    before = files()
     out, _ = command.run("train", *command.train_arguments(workdir))
     assert f"{workdir} is finished: 60 of 60 steps are done" in out
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    assert files() == before
 
 
 def test_another_config_is_refused_with_the_differing_fields(command, finished):
@@ -111,7 +174,9 @@ def test_corrupt_newest_checkpoint_stops_until_told_to_use_the_one_before(comman
     out, _ = command.run("train", *arguments, "--resume_from=40")
     assert "resuming" in out
     assert "set aside" in out
-    assert_same_run(workdir, finished[0])
+    assert_same_run(workdir, finished[0], branch=40)
+    out, _ = command.run("train", *arguments, "--resume_from=40")
+    assert "is finished" in out, "the flag is obeyed once"
 
 
 def test_logged_rows_are_complete_and_in_order(finished):
@@ -134,5 +199,6 @@ def test_logged_rows_are_complete_and_in_order(finished):
         "step_0000030.png",
         "step_0000060.png",
         "final.png",
+        "denoising.png",
     }
     assert f"report:  {workdir}/report.html" in out

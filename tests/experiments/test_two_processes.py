@@ -114,7 +114,8 @@ def test_finished_run_says_so_in_two_processes_too(command, arguments, reference
 def test_the_other_process_does_not_outlive_one_that_was_killed(command, arguments, tmp_path, victim, moment):
     """Process 0 keeps the connections, so its end is seen at once; that of another by the heartbeat it misses."""
     workdir = tmp_path / "run"
-    processes = command.start_two(*arguments(workdir, "--config.train.steps=100000", "--config.log.validate_every=0"))
+    endless = ("--config.train.steps=100000", "--config.log.validate_every=0", "--config.checkpoint.best_metric=loss")
+    processes = command.start_two(*arguments(workdir, *endless))
     assert command.kill_when(processes[victim], (workdir / moment).exists)
     began = time.monotonic()
     codes = (-signal.SIGKILL, -signal.SIGABRT)

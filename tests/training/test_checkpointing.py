@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax import parallel
+from diffusion_jax.errors import UserError
 from diffusion_jax.training import Checkpointer, CorruptCheckpointError
 
 
@@ -66,6 +67,29 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert checkpointer.steps() == [2, 5, 6]
 
 
+def test_the_best_is_kept_across_restarts_and_unmeasured_ones_are_not_best(tmp_path):
+    def open_again():
+        return Checkpointer(tmp_path / "c", keep_last=1, keep_best=1, best_metric="validation_loss")
+
+    for step, metrics in enumerate([{"validation_loss": 0.1}, {"loss": 0.01}, {}, {"validation_loss": 0.5}], start=1):
+        checkpointer = open_again()
+        checkpointer.save(step, a_state(), {}, metrics)
+        checkpointer.close()
+    assert open_again().steps() == [1, 4]
+
+
+def test_reading_leaves_a_write_under_way_alone(tmp_path):
+    (tmp_path / "c" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert Checkpointer(tmp_path / "c", read_only=True).steps() == []
+    assert (tmp_path / "c" / "7.orbax-checkpoint-tmp").exists()
+
+
+@pytest.mark.parametrize("fields", [{"keep_last": 0}, {"best_mode": "lowest"}, {"keep_best": -1}])
+def test_impossible_policies_are_refused(tmp_path, fields):
+    with pytest.raises(UserError, match="keep_last >= 1"):
+        Checkpointer(tmp_path / "c", **fields)
+
+
 def _files(directory: Path) -> list[Path]:
     return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
 
@@ -118,7 +142,7 @@ def test_newer_checkpoints_are_set_aside_not_deleted(tmp_path):
         checkpointer.save(step, a_state(step), {}, {})
     checkpointer.wait()
     moved = checkpointer.set_aside_after(1)
-    assert [path.name for path in moved] == ["2", "3"]
+    assert [path.name for path in moved] == ["3", "2"]
     assert all((path / "state").is_dir() for path in moved)
     checkpointer.save(2, a_state(9), {}, {})
     checkpointer.wait()

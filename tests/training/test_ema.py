@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.training import EmaConfig
 
 
@@ -20,17 +21,25 @@ def test_average_of_a_ramp_matches_the_closed_form(x64):
 def test_half_life_in_images_gives_edm_decays():
     """EDM: half-life 0.5 Mimg at batch 512 is decay .99929047; ImageNet-64: 50 Mimg at 4096 is .99994322."""
     config = EmaConfig(half_lives=(500_000, 50_000_000), ramp_up_ratio=None)
-    np.testing.assert_allclose(config.decay_at(0, 512)["half_life_500000"], 0.9992904691, rtol=1e-7)
-    np.testing.assert_allclose(config.decay_at(0, 4096)["half_life_5e+07"], 0.9999432190, rtol=1e-7)
+    np.testing.assert_allclose(config.gains_at(0, 512)["half_life_500000"], 1 - 0.9992904691232699, rtol=1e-6)
+    np.testing.assert_allclose(config.gains_at(0, 4096)["half_life_50000000"], 1 - 0.9999432189950708, rtol=1e-6)
 
 
 def test_ramp_forgets_the_initial_parameters():
     config = EmaConfig(half_lives=(500_000,), ramp_up_ratio=0.05)
-    assert config.decay_at(0, 512)["half_life_500000"] == 0  # nothing seen yet: the average is the parameters
+    assert config.gains_at(0, 512)["half_life_500000"] == 1  # nothing seen yet: the average is the parameters
     # after 1000 steps 512,000 images were seen, so the half-life is 25,600 of them
-    np.testing.assert_allclose(config.decay_at(1000, 512)["half_life_500000"], 0.5 ** (512 / 25_600), rtol=1e-6)
-    full = config.decay_at(10**6, 512)["half_life_500000"]
-    np.testing.assert_allclose(full, 0.9992904691, rtol=1e-7)
+    np.testing.assert_allclose(config.gains_at(1000, 512)["half_life_500000"], 1 - 0.5 ** (512 / 25_600), rtol=1e-6)
+    full = config.gains_at(10**6, 512)["half_life_500000"]
+    np.testing.assert_allclose(full, 1 - 0.9992904691232699, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"decays": (1.5,)}, {"decays": (0.0,)}, {"half_lives": (0,)}, {"decays": (0.9, 0.9)}]
+)
+def test_impossible_averages_are_refused(fields):
+    with pytest.raises(UserError, match="ema"):
+        EmaConfig(**fields)
 
 
 def test_several_averages_are_kept_in_float32_and_named():

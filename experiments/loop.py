@@ -1,0 +1,229 @@
+"""The training loop: step, log, look, save, stop. One host sync per logged row, none per step."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import parallel, training
+from diffusion_jax.errors import RunError
+from experiments import evaluation, workdir
+from experiments.pictures import save_grid
+from experiments.progress import ProgressBar
+from experiments.wiring import Experiment
+from experiments.writers import RunWriter, profile
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._in_loop = False
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def arm(self) -> None:
+        """From now on a signal is noted, for the loop to save and stop."""
+        self._in_loop = True
+
+    def disarm(self) -> None:
+        """From now on signals have their usual effect."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if not self._in_loop:
+            print(
+                f"stopped by {signal.Signals(number).name} before a step was done; the same command goes on", flush=True
+            )
+            os._exit(0)  # no clean-up: a compilation may be under way in other threads
+        self.received = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Loop:
+    """The loop over steps of one run.
+
+    Args:
+      experiment: what is trained.
+      directory: the workdir.
+      writer: where the numbers go.
+      checkpointer: where the states go.
+      record: what was saved with the state to start from: the metrics not yet logged, and `branch`, the checkpoint that
+        --resume_from went back to.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: Path,
+        writer: RunWriter,
+        checkpointer: training.Checkpointer,
+        record: dict[str, Any],
+    ):
+        self.experiment, self.config, self.layout = experiment, experiment.config, experiment.layout
+        self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
+        self.observer = Observer(experiment, directory, writer)
+        self.branch: int | None = record["branch"]
+        self.window: list[Any] = list(record["window"])  # metrics of the steps since the last row
+
+    def run(
+        self, state: training.TrainState, start: int, stop: StopSignal, *, profile_steps: int = 0
+    ) -> training.TrainState | None:
+        """From step `start` to the last one; the canonical state there, or None when told to stop on the way."""
+        config, layout, primary = self.config, self.layout, parallel.is_primary()
+        running, step_fn = self._compile(state, start)
+        del state
+        batches = self.experiment.pipeline.batches(
+            start_step=start, process_index=layout.host_index, process_count=layout.host_count
+        )
+        progress = ProgressBar(total=config.train.steps, start=start, description="train", primary=primary)
+        profiling = profile(self.directory, num_steps=profile_steps, first_step=start + 10, primary=primary)
+        stop.arm()
+        with progress, profiling as profile_step:
+            self._clock = (time.perf_counter(), start)
+            for step in range(start + 1, config.train.steps + 1):
+                running, metrics = step_fn(running, layout.place_batch(next(batches)))
+                self.window.append(metrics)
+                profile_step(step)
+                last = step == config.train.steps
+                logs = last or due(step, config.log.every)
+                saves = last or due(step, config.checkpoint.every)
+                # Several hosts must agree to stop at one step; they ask where they wait for the devices anyway.
+                asks = logs or saves or jax.process_count() == 1
+                stops = parallel.any_process(stop.received is not None) if asks else False
+                if logs or saves or stops:
+                    self._fetch(running)
+                measured = self._log(step, progress) if logs else {}
+                measured |= self._look(step, running, last)
+                if saves or stops:
+                    self._save(step, running, measured)
+                if logs:
+                    self._clock = (time.perf_counter(), step)
+                if stops and not last:
+                    self.checkpointer.close()
+                    if primary:
+                        by = stop.received.name if stop.received else "another host"
+                        print(f"stopped by {by} at step {step}, which is saved; the same command resumes", flush=True)
+                    return None
+        return layout.to_canonical(running)
+
+    def _compile(self, state: training.TrainState, start: int) -> tuple[Any, Any]:
+        """The state as the step takes it, and the step, compiled ahead of time."""
+        began = time.perf_counter()
+        running = self.layout.from_canonical(state)
+        rows = self.config.train.batch_size // self.layout.host_count
+        example = self.layout.place_batch(self.experiment.abstract_batch(rows))
+        step_fn = self.layout.compile(self.experiment.train_step(), self.experiment.abstract_state)
+        compiled = step_fn.lower(running, example).compile()
+        self.writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
+        return running, compiled
+
+    def _fetch(self, running: Any) -> None:
+        """Metrics of the window to the host, which waits for the devices.
+
+        Raises:
+          RunError: some step's loss or gradient was not finite; what came before it is kept.
+        """
+        self.window = [
+            {
+                name: value if isinstance(value, float) else self.layout.fetch({name: value})[name]
+                for name, value in metrics.items()
+            }
+            for metrics in self.window
+        ]
+        bad = int(self.layout.fetch({"step": running.nonfinite_step})["step"])
+        if bad < 0:
+            return
+        self.checkpointer.wait()
+        steps = self.checkpointer.steps()
+        kept = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
+        raise RunError(
+            f"loss or gradient is not finite at step {bad}; {kept} in {self.checkpointer.directory}: "
+            "lower optimizer.learning_rate, set optimizer.clip_norm, or look at the data"
+        )
+
+    def _log(self, step: int, progress: ProgressBar) -> dict[str, float]:
+        """One row: the mean of every metric over the steps since the last one."""
+        row = {name: float(np.mean([metrics[name] for metrics in self.window])) for name in self.window[0]}
+        self.window = []
+        self.writer.write_scalars(step, row)
+        then, step_then = self._clock
+        speed = (step - step_then) * self.config.train.batch_size / (time.perf_counter() - then)
+        self.writer.write_timings(step, {"images_per_second": speed})
+        progress.update(step, row["loss"], speed)
+        return row
+
+    def _look(self, step: int, running: Any, last: bool) -> dict[str, float]:
+        """Validation and pictures, where they are due; the validation loss."""
+        log = self.config.log
+        validates = log.validate_every > 0 and (last or due(step, log.validate_every))
+        draws = due(step, log.sample_every)
+        if not validates and not draws:
+            return {}
+        canonical = self.layout.to_canonical(running)
+        if draws:
+            self.observer.draw(step, canonical)
+        return self.observer.validate(step, canonical) if validates else {}
+
+    def _save(self, step: int, running: Any, measured: dict[str, float]) -> None:
+        """A checkpoint, judged by what was measured at this very step; the rows up to it reach the disk before it."""
+        self.writer.flush()
+        record = {
+            "config": workdir.to_json(self.config),
+            "position": step * self.config.train.batch_size,
+            "window": self.window,
+            "branch": self.branch,
+        }
+        self.checkpointer.save(step, self.layout.to_canonical(running), record, measured)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at this one."""
+    return every > 0 and step % every == 0
+
+
+class Observer:
+    """What is looked at during training: the validation loss, and pictures."""
+
+    def __init__(self, experiment: Experiment, directory: Path, writer: RunWriter):
+        self.experiment, self.directory, self.writer = experiment, directory, writer
+        self._ema = experiment.config.sampling.ema
+        log = experiment.config.log
+        if log.sample_every:
+            self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
+        if log.validate_every:
+            step = training.make_validation_step(experiment.trainable, seed=experiment.config.seed)
+            self._validate = jax.jit(step, static_argnums=3)
+
+    def validate(self, step: int, state: training.TrainState) -> dict[str, float]:
+        """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""
+        config, layout = self.experiment.config, self.experiment.layout
+        params = state.evaluation_params(self._ema)
+        size = self.experiment.validation_size
+        batches = self.experiment.validation_pipeline.batches(
+            start_step=0, process_index=layout.host_index, process_count=layout.host_count
+        )
+        losses = []
+        for first in range(0, size, config.train.batch_size):
+            metrics = self._validate(params, layout.global_batch(next(batches)), np.int32(first), size)
+            losses.append(metrics["loss"])
+        result = {"validation_loss": float(np.mean(jax.device_get(losses)))}
+        self.writer.write_scalars(step, result)
+        return result
+
+    def draw(self, step: int, state: training.TrainState) -> None:
+        """A grid of samples, the same noise every time."""
+        config = self.experiment.config
+        params = state.evaluation_params(self._ema)
+        labels = evaluation.labels_for(self.experiment, config.log.num_samples)
+        images = self._generator.generate(params, labels, config.log.num_samples, config.seed)
+        if parallel.is_primary() and self.experiment.info.is_image:
+            names = evaluation.class_names(self.experiment)
+            save_grid(images, self.directory / "samples" / f"step_{step:07d}.png", labels=labels, **names)
+            self.writer.write_images(step, {"samples": images[:64]})
