@@ -19,11 +19,14 @@ from experiments.writers import RunWriter, profile
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save."""
+    """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save.
+
+    One of several processes may not go alone, which would be the others' end: it stops in the loop, with them.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._in_loop = False
+        self._in_loop = jax.process_count() > 1
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
 from experiments.writers import replace_file
 
@@ -22,13 +23,10 @@ _CAPTION_SIZE = 13  # less where a name is long
 Images = UInt8[np.ndarray, "n height width channels"] | Float[np.ndarray, "n height width channels"]
 
 
-def to_uint8(images: Images) -> UInt8[np.ndarray, "n height width channels"]:
+def as_bytes(images: Images) -> UInt8[np.ndarray, "n height width channels"]:
     """Images as bytes: uint8 as they are; floats from [-1, 1], cut off beyond it, not-a-number as black."""
     images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images
-    scaled = (np.clip(np.nan_to_num(images.astype(np.float32), nan=-1.0), -1.0, 1.0) + 1.0) * 127.5
-    return np.round(scaled).astype(np.uint8)
+    return images if images.dtype == np.uint8 else to_uint8(np.nan_to_num(images, nan=-1.0))
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Int[np.ndarray, " n"]:
@@ -58,7 +56,7 @@ def make_grid(
     Raises:
       UserError: not [n, height, width, 1 or 3], no images, or labels of another number.
     """
-    images = to_uint8(images)
+    images = as_bytes(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise UserError(f"a picture needs images [n, height, width, 1 or 3], not {list(images.shape)}")
     if labels is not None and np.shape(labels) != (len(images),):
@@ -103,7 +101,7 @@ def save_neighbours(
 
     With distances the pairs are put in order, the closest first: the ones to look at when in doubt about copying.
     """
-    samples, neighbours = to_uint8(samples), to_uint8(neighbours)
+    samples, neighbours = as_bytes(samples), as_bytes(neighbours)
     if samples.shape != neighbours.shape:
         raise UserError(f"samples {list(samples.shape)} and neighbours {list(neighbours.shape)} make no pairs")
     order = np.arange(len(samples)) if distances is None else np.argsort(distances, kind="stable")

@@ -3,7 +3,7 @@
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
 
 Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
-Sample i depends on the seed, i and its label, not on the batch size.
+Sample i depends on the seed, i and its label; on the batch size by rounding only.
 """
 
 import io
@@ -32,7 +32,7 @@ LABELS = flags.DEFINE_list("labels", None, "classes to draw, in turn, for exampl
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "samples per call; changes the speed, not the samples", lower_bound=1
+    "batch_size", None, "samples per call; changes the speed, and the samples by rounding only", lower_bound=1
 )
 
 

@@ -88,7 +88,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, time: Float[Array, " batch"], conditioning: Conditioning) -> Vector:
         waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
-        vector = TimeMLP(features=self.features, kernel_init=_normal, dtype=self.dtype, name="time")(waves)
+        vector = TimeMLP(features=self.features, kernel_init=_normal, name="time")(waves)
         if self.num_classes:
             table = nn.Embed(
                 self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"

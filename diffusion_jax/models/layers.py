@@ -94,16 +94,15 @@ class GroupNorm(nn.Module, kw_only=True):
 
 
 class TimeMLP(nn.Module, kw_only=True):
-    """Two dense layers with a SiLU between, from a sinusoidal embedding to the conditioning vector."""
+    """Two dense layers with a SiLU between, from a sinusoidal embedding to the conditioning; float32 at least."""
 
     features: int
     kernel_init: nn.initializers.Initializer
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, embedding: Float[Array, "batch dim"]) -> Float[Array, "batch features"]:
-        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="dense_0")(embedding)
-        return nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="dense_1")(nn.silu(x))
+        x = nn.Dense(self.features, kernel_init=self.kernel_init, name="dense_0")(embedding)
+        return nn.Dense(self.features, kernel_init=self.kernel_init, name="dense_1")(nn.silu(x))
 
 
 class Dropout(nn.Module, kw_only=True):

@@ -206,7 +206,7 @@ class UNet(Network, kw_only=True):
         waves = sinusoidal_embedding(
             time, self.base_channels, flip_sin_to_cos=self.flip_sin_to_cos, frequency_shift=self.frequency_shift
         )
-        embedding = TimeMLP(features=features, kernel_init=_glorot, dtype=self.dtype, name="time")(waves)
+        embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_classes:
             rows = self.num_classes + 1
             table = nn.Embed(rows, features, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0), name="label")

@@ -29,14 +29,15 @@ EXAMPLES = {
     "brightness": "tests/metrics/test_metrics.py",
 }
 FRESH_RUN = """
+import pathlib
+
 import experiments.workdir
 from configs.digits_unet import get_config
 from experiments.restoring import open_checkpoints
 from experiments.wiring import Experiment
 
-config = get_config()
-experiments.workdir.claim("runs/digits", config)
-experiment = Experiment(config)
+experiment = Experiment(get_config())
+experiments.workdir.claim(pathlib.Path("runs/digits"), experiment.config, experiment.info)
 checkpointer = open_checkpoints(experiment, "runs/digits")
 checkpointer.save(0, experiment.layout.init(experiment.init_state), {}, {})
 checkpointer.close()

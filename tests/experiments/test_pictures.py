@@ -57,9 +57,9 @@ def test_balanced_labels():
 
 def test_floats_are_read_as_minus_one_to_one():
     floats = np.array([-2.0, -1.0, 0.0, 1.0, 3.0, np.nan, np.inf]).reshape(-1, 1, 1, 1)
-    np.testing.assert_array_equal(pictures.to_uint8(floats).ravel(), [0, 0, 128, 255, 255, 0, 255])
+    np.testing.assert_array_equal(pictures.as_bytes(floats).ravel(), [0, 0, 128, 255, 255, 0, 255])
     every = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    np.testing.assert_array_equal(pictures.to_uint8(every / 127.5 - 1), every)
+    np.testing.assert_array_equal(pictures.as_bytes(every / 127.5 - 1), every)
 
 
 def test_a_saved_grid_reads_back_and_leaves_nothing_else(tmp_path):
