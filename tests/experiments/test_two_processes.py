@@ -11,11 +11,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 SHORT = (
-    "--config.train.steps=32",
-    "--config.log.every=8",
-    "--config.log.validate_every=16",
+    "--config.train.steps=16",
+    "--config.log.every=4",
+    "--config.log.validate_every=8",
     "--config.log.sample_every=0",
-    "--config.checkpoint.every=16",
+    "--config.checkpoint.every=8",
     "--config.sampling.batch_size=100",
     "--config.evaluation.metrics=()",
 )
@@ -44,7 +44,7 @@ def rows(workdir):
 def final_state(workdir):
     """What is saved at the end, on one device of this process."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    path = workdir / "checkpoints" / "32" / "state"
+    path = workdir / "checkpoints" / "16" / "state"
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
@@ -54,7 +54,7 @@ def final_state(workdir):
 def assert_same_run(workdir, expected):
     """The same rows but for rounding, and the same final parameters, optimizer and averages."""
     found, wanted = rows(workdir), rows(expected)
-    assert [row["step"] for row in found] == [row["step"] for row in wanted] == [8, 16, 24, 32]
+    assert [row["step"] for row in found] == [row["step"] for row in wanted] == [4, 8, 12, 16]
     for row, other in zip(found, wanted, strict=True):
         assert row.keys() == other.keys()
         for name in ("loss", "validation_loss"):
@@ -67,23 +67,23 @@ def assert_same_run(workdir, expected):
 
 def test_data_parallel(command, arguments, reference, tmp_path):
     workdir = tmp_path / "run"
-    with_pictures = arguments(workdir, "--config.log.sample_every=16")
+    with_pictures = arguments(workdir, "--config.log.sample_every=8")
     (out, _), (other_out, other_err) = command.finish_two(command.start_two(*with_pictures))
     assert_same_run(workdir, reference)
     assert "report.html" in out
     said = [line for line in (other_out + other_err).splitlines() if "[Gloo]" not in line]
     assert not said, "only process 0 reports"
     pictures = {path.name for path in (workdir / "samples").iterdir()}
-    assert pictures >= {"step_0000016.png", "step_0000032.png", "final.png"}
+    assert pictures >= {"step_0000008.png", "step_0000016.png", "final.png"}
     assert json.loads((workdir / "environment.json").read_text())["processes"] == 2
 
 
 def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
-    (out, _), _ = command.finish_two(command.start_two(*arguments(workdir, *PMAP), "--resume_from=16"))
-    assert f"set aside {workdir}/checkpoints.set_aside/32" in out
-    assert f"resuming {workdir} at step 16" in out
+    (out, _), _ = command.finish_two(command.start_two(*arguments(workdir, *PMAP), "--resume_from=8"))
+    assert f"set aside {workdir}/checkpoints.set_aside/16" in out
+    assert f"resuming {workdir} at step 8" in out
     assert_same_run(workdir, reference)
 
 
@@ -93,10 +93,10 @@ def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, 
     processes = command.start_two(*arguments(workdir, *FSDP))
     assert command.kill_when(processes[1], (workdir / "config.json").exists, number=signal.SIGTERM)
     (out, _), _ = command.finish_two(processes)
-    assert "stopped by another host at step 8, which is saved; the same command resumes" in out
-    assert (workdir / "checkpoints" / "8").is_dir()
+    assert "stopped by another host at step 4, which is saved; the same command resumes" in out
+    assert (workdir / "checkpoints" / "4").is_dir()
     out, _ = command.run("train", *arguments(workdir))
-    assert f"resuming {workdir} at step 8" in out
+    assert f"resuming {workdir} at step 4" in out
     assert_same_run(workdir, reference)
 
 
@@ -104,7 +104,7 @@ def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, 
 def test_finished_run_says_so_in_two_processes_too(command, arguments, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
     (out, _), (other_out, _) = command.finish_two(command.start_two(*arguments(tmp_path / "run")))
-    assert "is finished: 32 of 32" in out
+    assert "is finished: 16 of 16" in out
     assert "is finished" not in other_out
 
 
