@@ -126,6 +126,7 @@ def test_fashion_mnist_keeps_its_class_names(idx_dir, tmp_path):
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", 12, 28, 28) + bytes(12 * 784))[:-20], "cannot read"),
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", 3, 28, 28) + bytes(3 * 784)), "as many labels"),
     ],
+    ids=["no_gzip", "no_images", "short", "damaged", "other_number"],  # the bytes hold the time of compression
 )
 def test_damaged_idx_files(content, message, idx_dir, tmp_path):
     (idx_dir / "train-images-idx3-ubyte.gz").write_bytes(content)
