@@ -181,9 +181,9 @@ class Experiment:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
-        measured = {"loss"} | ({"validation_loss"} if config.log.validate_every else set())
+        measured = ["loss", "validation_loss"]
         if config.checkpoint.keep_best and config.checkpoint.best_metric not in measured:
-            raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, list(measured)))
+            raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, measured))
 
     def init_state(self) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made)."""
