@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     config.objective.weighting = ConfigDict(dict(name="min_snr", gamma=5.0))
 
     config.train = ConfigDict()
-    config.train.steps = 6_000
+    config.train.steps = 1_500
     config.train.batch_size = 128
     config.train.accumulation = 1
     config.train.dtype = "float32"

@@ -171,7 +171,9 @@ def test_corrupt_newest_checkpoint_stops_until_told_to_use_the_one_before(comman
     assert "--resume_from=40" in line
     line = command.fails("train", *arguments, "--resume_from=33")
     assert "no checkpoint 33" in line
+    (workdir / "evaluation.json").unlink()
     out, _ = command.run("train", *arguments, "--resume_from=40")
+    assert (workdir / "evaluation.json").exists(), "what follows from the end is made anew"
     assert "resuming" in out
     assert "set aside" in out
     assert_same_run(workdir, finished[0], branch=40)
