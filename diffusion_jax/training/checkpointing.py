@@ -107,6 +107,7 @@ def _quiet_threads() -> Iterator[None]:
             except BaseException:
                 time.sleep(0.5)  # the other reads under way fail in their own threads, and print there
                 gc.collect()  # abandoned coroutines complain when they are collected: let it be now
+                level = logging.CRITICAL  # abandoned tasks do so whenever they are, also at exit: asyncio stays quiet
                 raise
     finally:
         sys.unraisablehook = hook
