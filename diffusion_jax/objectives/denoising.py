@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.objective import OBJECTIVES, Batch, Objective
+from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import (
@@ -56,8 +56,8 @@ class Denoising(Objective):
     weighting: Weighting
 
     def loss(
-        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (3) over batch["image"], [batch, ...].
 
         Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0.

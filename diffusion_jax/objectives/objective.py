@@ -1,33 +1,108 @@
 """What training minimises: a pure function of a denoiser, a batch and keys.
 
-    loss, metrics = objective.loss(denoise_fn, batch, key)
+    loss, metrics = objective.loss(denoise_fn, batch, key, context)
 
 `denoise_fn` is a Denoiser with parameters, conditioning and dropout bound, so an objective knows nothing of networks.
 The loss is the mean over the examples it is given; whoever shards the batch averages over the shards. Random numbers
 come from the per-example keys only, so an example's share of the loss does not depend on how the batch is split.
+
+What some losses need besides comes in a `Context`, explicitly: the step of training (curricula), the same network with
+averaged parameters (consistency training, shortcut models), a frozen teacher (distillation), parameters of the loss's
+own (a learned noise schedule or uncertainty), and state of its own (importance sampling of times).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from jaxtyping import Array, Float
+import jax
+from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Denoiser
 
 Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "state"],
+    meta_fields=["target", "teacher", "unconditional"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a loss may need besides denoiser, batch and keys.
+
+    Attributes:
+      step: optimizer steps done, an int32 scalar or a Python number.
+      target: the denoiser with averaged parameters, without gradient; same conditioning and dropout masks.
+      teacher: the denoiser of a frozen, trained network.
+      unconditional: the denoiser with the null conditioning, for losses that train guidance into the network.
+      params: the objective's own trainable parameters, from `init_params`.
+      state: the objective's own state, from `init_state`.
+    """
+
+    step: Int[Array, ""] | int = 0
+    target: Denoiser | None = None
+    teacher: Denoiser | None = None
+    unconditional: Denoiser | None = None
+    params: Any = None
+    state: Any = None
+
+
+NO_CONTEXT = Context()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A training loss."""
+    """A training loss.
+
+    `modality` says what the denoiser takes: "image" (floats, a `Denoiser`) or "tokens" (integers, a `TokenDenoiser`).
+    `needs` names the fields of `Context` that must not be None: of "target", "teacher".
+    `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
+    """
+
+    modality: ClassVar[str] = "image"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    num_times: ClassVar[int] = 1
+
+    def init_params(self, key: Key[Array, ""]) -> Any:
+        """The objective's own trainable parameters; None where it has none."""
+        return None
+
+    def init_state(self) -> Any:
+        """The objective's own state, which `update_state` carries on from step to step; None where it has none."""
+        return None
+
+    def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
+        """The state after a step, from `observed`: per-example values over the whole global batch, in its order."""
+        return state
 
     def loss(
-        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The scalar to differentiate, and the scalars to log, "loss" among them."""
         raise NotImplementedError
+
+    def loss_and_observed(
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
+        """The loss, and (metrics, per-example values for `update_state`); the latter only where there is a state."""
+        loss, metrics = self.loss(denoise_fn, batch, key, context)
+        return loss, (metrics, {})
+
+    def require(self, context: Context) -> None:
+        """Raise UserError where the context lacks what the objective needs."""
+        missing = sorted(name for name in self.needs if getattr(context, name) is None)
+        if missing:
+            raise UserError(
+                f"objective {type(self).__name__} needs a {' and a '.join(missing)} network: pass it in Context "
+                "(in a config: `teacher.workdir` names the teacher's run, `ema.target` sets the target's average)"
+            )
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")

@@ -108,17 +108,24 @@ class Sampler:
         """The sample, from the state at the last point of the grid."""
         return state.x
 
+    def evaluations(self, state: Any, num_steps: int, *, ends_clean: bool = True) -> int | Int[Array, ""]:
+        """Evaluations made: `nfe`, but for an adaptive sampler, which counts them in its last state."""
+        return self.nfe(num_steps, ends_clean=ends_clean)
+
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
+Projection = Callable[[Float[Array, "batch ..."], Transition, BatchKey | None], Float[Array, "batch ..."]]
+"""(x_s, transition t -> s, key) -> x_s: a correction of the state at time s; key is None where `sample` got none."""
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "trajectory"], meta_fields=["nfe"])
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "nfe", "trajectory"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleResult:
     """The samples [batch, ...], the number of denoiser evaluations, and all states [N + 1, batch, ...] if asked for."""
 
     x0: Float[Array, "batch ..."]
-    nfe: int
+    nfe: int | Int[Array, ""]
     trajectory: Float[Array, "steps batch ..."] | None = None
 
 
@@ -130,6 +137,7 @@ def sample(
     key: BatchKey | None = None,
     *,
     x0_transform: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None,
+    project: Projection | None = None,
     return_trajectory: bool = False,
 ) -> SampleResult:
     """Draw samples; to be called inside jit, with `sampler` and `grid` static.
@@ -142,6 +150,7 @@ def sample(
         example, whose noise is then drawn from `key`.
       key: per-example keys; may be left out when `noise` is given and the sampler is deterministic.
       x0_transform: applied to every prediction of x0, for example clipping; the predicted noise is made to agree.
+      project: applied to the state after every step, for example to put known pixels back (see `inverse.py`).
       return_trajectory: also return the state at every point of the grid.
 
     Raises:
@@ -158,13 +167,16 @@ def sample(
     def step(state: Any, transition: Transition) -> tuple[Any, Array | None]:
         step_key = None if step_keys is None else step_keys.at_step(transition.index)
         state = sampler.step(denoise, state, transition, step_key)
+        if project is not None:
+            project_key = None if step_key is None else step_key.fold_in("project")
+            state = dataclasses.replace(state, x=project(state.x, transition, project_key))
         return state, state.x if return_trajectory else None
 
     x_1 = grid.schedule.prior_std * as_compute(noise)
     state, visited = jax.lax.scan(step, sampler.init(x_1), transitions(sampler, grid))
     return SampleResult(
         x0=sampler.finish(state),
-        nfe=sampler.nfe(grid.num_steps, ends_clean=grid.ends_clean),
+        nfe=sampler.evaluations(state, grid.num_steps, ends_clean=grid.ends_clean),
         trajectory=jnp.concatenate([x_1[None], visited]) if return_trajectory else None,
     )
 
@@ -199,10 +211,11 @@ def require_signal(sampler: Sampler, grid: TimeGrid) -> None:
 def _in_compute_dtype(denoiser: Denoiser, grid: TimeGrid, x0_transform: Callable[[Array], Array] | None) -> Denoiser:
     """The denoiser with predictions in the precision of the state, transformed if asked."""
 
-    def denoise(xt: Float[Array, "batch ..."], t: Float[Array, ""]) -> Prediction:
-        prediction = jax.tree.map(as_compute, denoiser(xt, t))
+    def denoise(xt: Float[Array, "batch ..."], t: Float[Array, "*batch"], *s: Float[Array, "*batch"]) -> Prediction:
+        prediction = jax.tree.map(as_compute, denoiser(xt, t, *s))
         if x0_transform is None:
             return prediction
-        return Prediction.from_x0(grid.schedule, x0_transform(prediction.x0), xt, t)
+        transformed = Prediction.from_x0(grid.schedule, x0_transform(prediction.x0), xt, t)
+        return dataclasses.replace(transformed, variance_fraction=prediction.variance_fraction)
 
     return denoise

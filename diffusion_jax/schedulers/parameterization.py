@@ -27,8 +27,11 @@ from diffusion_jax.schedulers.arrays import array_module, as_compute, as_float, 
 from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, EDMOutput, Prediction, PredictionKind
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 
-NetworkFn = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
-"""(scaled xt, time input) -> output, with parameters, conditioning and dropout bound."""
+NetworkFn = Callable[..., Float[Array, "batch ..."]]
+"""(scaled xt, time input) -> output, with parameters, conditioning and dropout bound.
+
+A network of two times is called (scaled xt, time input, second time input); see `Denoiser`.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,8 @@ class Parameterization:
     ) -> Prediction:
         """Read a network's output as a Prediction.
 
-        Only the first C channels are read when the head has more than the data (learned variances, for example).
+        The first C channels are the prediction. A head of exactly 2 C channels has a learned variance in the others,
+        with -1 for the small and 1 for the large one (Nichol & Dhariwal 2021, eq. 15); any other surplus is not read.
 
         Raises:
           UserError: the output has fewer channels than the data, or other leading axes.
@@ -191,13 +195,25 @@ class Parameterization:
                 f"the network returned {output.shape} for data {xt.shape}; "
                 "it must keep the leading axes and return at least as many channels"
             )
-        return Prediction.from_target(self.prediction, self.schedule, output[..., :channels], xt, t)
+        prediction = Prediction.from_target(self.prediction, self.schedule, output[..., :channels], xt, t)
+        if output.shape[-1] != 2 * channels:
+            return prediction
+        return dataclasses.replace(prediction, variance_fraction=0.5 * (as_compute(output[..., channels:]) + 1.0))
 
     def denoiser(self, network_fn: NetworkFn) -> Denoiser:
-        """The Denoiser of a network whose parameters, conditioning and dropout are bound."""
+        """The Denoiser of a network whose parameters, conditioning and dropout are bound.
 
-        def denoise(xt: Float[Array, "batch ..."], t: Float[Array, "*batch"]) -> Prediction:
-            return self.prediction_of(network_fn(*self.network_inputs(xt, t)), xt, t)
+        With a second time s, which only a network of two times takes, it is a flow map (see `Denoiser`).
+        """
+
+        def denoise(
+            xt: Float[Array, "batch ..."], t: Float[Array, "*batch"], s: Float[Array, "*batch"] | None = None
+        ) -> Prediction:
+            x, time = self.network_inputs(xt, t)
+            if s is None:
+                return self.prediction_of(network_fn(x, time), xt, t)
+            second = jnp.broadcast_to(self.time_input(self.schedule, as_compute(s)), xt.shape[:1])
+            return self.prediction_of(network_fn(x, time, second), xt, t)
 
         return denoise
 

@@ -132,13 +132,18 @@ class EDMOutput(PredictionKind):
         return sigma / (self.sigma_data * r), -self.sigma_data * alpha / r
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "variance_fraction"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """An estimate of the data and of the noise that together made some xt; both [batch, ...]."""
+    """An estimate of the data and of the noise that together made some xt; both [batch, ...].
+
+    `variance_fraction` is what a network with a head for learned variances says besides (Nichol & Dhariwal 2021,
+    eq. 15): 0 is the small variance of the reverse step, 1 the large one, log-linear between; None without such a head.
+    """
 
     x0: Float[Array, "batch ..."]
     noise: Float[Array, "batch ..."]
+    variance_fraction: Float[Array, "batch ..."] | None = None
 
     @classmethod
     def from_target(
@@ -177,9 +182,18 @@ class Prediction:
         a, b = (like_data(c, self.x0) for c in kind.coefficients(schedule, as_compute(t)))
         return a * self.x0 + b * self.noise
 
+    def at(self, schedule: NoiseSchedule, s: Float[Array, "*batch"]) -> Float[Array, "batch ..."]:
+        """alpha(s) x0 + sigma(s) noise: where a DDIM step (Song et al. 2020, eq. 12 with eta = 0) to time s ends."""
+        return corrupt(schedule, self.x0, self.noise, s)
 
-Denoiser = Callable[[Float[Array, "batch ..."], Float[Array, "*batch"]], Prediction]
-"""(xt, t) -> Prediction, with parameters and conditioning bound; t is [] or [batch]."""
+
+Denoiser = Callable[..., Prediction]
+"""(xt, t) -> Prediction, with parameters and conditioning bound; t is [] or [batch].
+
+A *flow map* is called with a second time, (xt, t, s) -> Prediction, and means: alpha(s) x0 + sigma(s) noise is where
+the probability-flow ODE takes xt from t to s. At s = t it is an ordinary denoiser, and for every s a DDIM step with it
+is exact. Shortcut models, MeanFlow and consistency trajectories are flow maps in other words.
+"""
 
 
 def corrupt(
