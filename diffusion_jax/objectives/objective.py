@@ -82,6 +82,13 @@ class Objective:
         """The state after a step, from `observed`: per-example values over the whole global batch, in its order."""
         return state
 
+    def target_decay_at(self, step: Int[Array, ""]) -> Float[Array, ""] | float:
+        """Decay of the average that is `Context.target`, at an optimizer step; 0: the parameters themselves.
+
+        Used where `needs` has "target": target <- decay target + (1 - decay) params, after every step.
+        """
+        return 0.0
+
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -101,7 +108,7 @@ class Objective:
         if missing:
             raise UserError(
                 f"objective {type(self).__name__} needs a {' and a '.join(missing)} network: pass it in Context "
-                "(in a config: `teacher.workdir` names the teacher's run, `ema.target` sets the target's average)"
+                "(in a config, `teacher.workdir` names the run of the teacher)"
             )
 
 
