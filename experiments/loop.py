@@ -202,19 +202,20 @@ class Observer:
             self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
         if log.validate_every:
             step = training.make_validation_step(experiment.trainable, seed=experiment.config.seed)
-            self._validate = jax.jit(step, static_argnums=3)
+            self._validate = jax.jit(step, static_argnums=4)
 
     def validate(self, step: int, state: training.TrainState) -> dict[str, float]:
         """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""
         config, layout = self.experiment.config, self.experiment.layout
         params = state.evaluation_params(self._ema)
+        context = state.replace(params={}, opt_state=(), ema={})  # the loss needs the rest
         size = self.experiment.validation_size
         batches = self.experiment.validation_pipeline.batches(
             start_step=0, process_index=layout.host_index, process_count=layout.host_count
         )
         losses = []
         for first in range(0, size, config.train.batch_size):
-            metrics = self._validate(params, layout.global_batch(next(batches)), np.int32(first), size)
+            metrics = self._validate(params, context, layout.global_batch(next(batches)), np.int32(first), size)
             losses.append(metrics["loss"])
         result = {"validation_loss": float(np.mean(jax.device_get(losses)))}
         self.writer.write_scalars(step, result)

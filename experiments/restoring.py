@@ -39,7 +39,7 @@ def restore_params(
     """
     config = workdir.read_config(directory)
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)  # any layout reads any checkpoint
-    experiment = Experiment(config, stored_info=workdir.read_info(directory))
+    experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
     name = experiment.known_ema(config.sampling.ema if ema is None else ema)
     checkpointer = open_checkpoints(experiment, directory, read_only=True)
     steps = checkpointer.steps()

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from clu import parameter_overview
+from flax.traverse_util import flatten_dict
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from experiments import cli, evaluation, workdir
 from experiments.loop import Loop, StopSignal
 from experiments.report import write_report
-from experiments.restoring import open_checkpoints
+from experiments.restoring import open_checkpoints, restore_params
 from experiments.wiring import Experiment
 from experiments.writers import RunWriter, create_writer, replace_file
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
     stop = StopSignal()
-    experiment = Experiment(CONFIG.value)
+    experiment = Experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
     directory = cli.writable_directory(WORKDIR.value)
     try:
@@ -113,7 +115,12 @@ def begin(
         init = jax.jit(
             experiment.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
         )
-        return init(), 0, {"branch": None, "window": []}
+        state = init()
+        if experiment.teacher is not None:
+            state = taught(experiment, state)
+            if parallel.is_primary():
+                workdir.keep_teacher(directory, experiment.config.teacher.workdir)
+        return state, 0, {"branch": None, "window": []}
     step = steps[-1] if resume_from is None or grown_from(checkpointer, steps[-1], resume_from) else resume_from
     try:
         workdir.require_same_config(checkpointer.read_record(step)["config"], experiment.config, checkpointer.directory)
@@ -136,6 +143,42 @@ def begin(
             print(f"set aside {directory_moved}", flush=True)
         print(f"resuming {directory} at step {step}", flush=True)
     return state, step, {**record, "branch": record["branch"] if resume_from is None else resume_from}
+
+
+def taught(experiment: Experiment, state: training.TrainState) -> training.TrainState:
+    """A first state with the teacher's weights in it: as the teacher, and as the start if `teacher.initialize`.
+
+    Raises:
+      UserError: the network cannot start from the teacher's weights; the message names what differs.
+    """
+    spec = experiment.config.teacher
+    _, params, source = restore_params(spec.workdir)
+    if parallel.is_primary():
+        print(f"teacher: {spec.workdir}, step {source['step']} ({source['parameters']})", flush=True)
+
+    def placed(like: Any) -> Any:
+        return jax.tree.map(lambda x, old: jax.device_put(jnp.array(x, copy=True), old.sharding), params, like)
+
+    if state.teacher is not None:
+        state = state.replace(teacher=placed(state.teacher))
+    if not spec.initialize:
+        return state
+    own = {name: value for name, value in state.params.items() if name != training.OBJECTIVE}
+    shapes, theirs = (jax.tree.map(jnp.shape, tree) for tree in (own, params))
+    if shapes != theirs:
+        here, there = (set(flatten_dict(tree, sep="/").items()) for tree in (shapes, theirs))
+        different = sorted({name for name, _ in here ^ there})
+        raise UserError(
+            f"teacher.initialize: the network is not that of {spec.workdir}; {len(different)} parameters differ, "
+            f"among them {', '.join(different[:4])}; "
+            "give it the same model, or set teacher.initialize=False"
+        )
+
+    def started(tree: Any) -> Any:
+        return tree if tree is None else {**tree, **placed({name: tree[name] for name in own})}
+
+    ema = {name: started(average) for name, average in state.ema.items()}
+    return state.replace(params=started(state.params), ema=ema, target=started(state.target))
 
 
 def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: int) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,20 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, models, parallel, training
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import METRICS
-from diffusion_jax.objectives import OBJECTIVES
+from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import SAMPLERS, Sampler
-from diffusion_jax.schedulers import GRIDS, TIME_SAMPLERS, Parameterization, TimeGrid
+from diffusion_jax.schedulers import (
+    GRIDS,
+    PREDICTIONS,
+    SCHEDULES,
+    TIME_SAMPLERS,
+    Parameterization,
+    TimeGrid,
+    built,
+)
+from experiments import workdir
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -30,11 +40,13 @@ class Experiment:
       config: the config.
       devices: which devices to run on, or to compile for; by default all there are.
       stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
+      directory: the workdir, where there is one already.
     """
 
     config: ConfigDict
     devices: tuple[jax.Device, ...] | None = None
     stored_info: data.DatasetInfo | None = None
+    directory: Path | None = None
 
     @property
     def info(self) -> data.DatasetInfo:
@@ -80,6 +92,16 @@ class Experiment:
         )
 
     @cached_property
+    def objective(self) -> Objective:
+        """The loss."""
+        return OBJECTIVES.build(
+            self.config.objective,
+            schedule=built(SCHEDULES, self.config.schedule),
+            prediction=built(PREDICTIONS, self.config.prediction),
+            time_sampler=TIME_SAMPLERS.build(self.config.time_sampler),
+        )
+
+    @cached_property
     def parameterization(self) -> Parameterization:
         """What the network's output means."""
         return Parameterization.build(
@@ -89,18 +111,25 @@ class Experiment:
     @cached_property
     def trainable(self) -> training.Trainable:
         """Network, parameterization and objective together."""
-        schedule = self.parameterization.schedule
         return training.Trainable(
             network=self.network,
             parameterization=self.parameterization,
-            objective=OBJECTIVES.build(
-                self.config.objective,
-                schedule=schedule,
-                prediction=self.parameterization.prediction,
-                time_sampler=TIME_SAMPLERS.build(self.config.time_sampler),
-            ),
+            objective=self.objective,
             conditioning_dropout=self.config.train.conditioning_dropout,
+            teacher=self.teacher.trainable if self.teacher and "teacher" in self.objective.needs else None,
         )
+
+    @cached_property
+    def teacher(self) -> "Experiment | None":
+        """The finished run that `teacher.workdir` names: to start from, and to learn from where the objective does."""
+        named = self.config.get("teacher", {}).get("workdir", "")
+        if not named:
+            return None
+        copy = self.directory and workdir.teacher_copy(self.directory)
+        directory = copy if copy and copy.exists() else Path(named)
+        config = workdir.read_config(directory)
+        config.parallel = self.config.parallel
+        return Experiment(config, devices=self.devices, stored_info=workdir.read_info(directory), directory=directory)
 
     @cached_property
     def learning_rate(self) -> optax.Schedule:
@@ -175,6 +204,16 @@ class Experiment:
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
         _ = (self.trainable, self.optimizer, self.sampler(), self.grid())
         self.known_ema(config.sampling.ema)
+        if "teacher" in self.objective.needs and self.teacher is None:
+            raise UserError(
+                f"objective {config.objective.name} learns from a trained network: train one first, for example with "
+                "--config=configs/digits_unet.py --workdir=runs/digits, and give --config.teacher.workdir=runs/digits"
+            )
+        if self.objective.num_times != self.network.num_times:
+            raise UserError(
+                f"objective {config.objective.name} needs a network of {self.objective.num_times} times, the config's "
+                f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
+            )
         if config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
             raise UserError("sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1")
         if self.validation_pipeline is not None:
@@ -188,7 +227,15 @@ class Experiment:
     def init_state(self) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made)."""
         key = stream_key(self.config.seed, "init")
-        return training.create_state(lambda: models.init_params(self.network, key), self.optimizer, self.ema)
+        trainable = self.trainable
+        return training.create_state(
+            lambda: trainable.init_params(key, models.init_params),
+            self.optimizer,
+            self.ema,
+            with_target="target" in self.objective.needs,
+            teacher=trainable.teacher and models.init_params(trainable.teacher.network, key),
+            objective_state=self.objective.init_state(),
+        )
 
     @cached_property
     def abstract_state(self) -> Any:

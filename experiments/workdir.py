@@ -67,6 +67,18 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
         replace_file(workdir / "config.json", (json.dumps(to_json(config), indent=2) + "\n").encode())
 
 
+def teacher_copy(workdir: Path | str) -> Path:
+    """Where a run keeps what describes the run that it learned from: its config and data, not its weights."""
+    return Path(workdir) / "teacher"
+
+
+def keep_teacher(workdir: Path, teacher: Path | str) -> None:
+    """Copy config.json and data.json of the teacher's run, so that this run can be read without it."""
+    teacher_copy(workdir).mkdir(exist_ok=True)
+    for name in ("data.json", "config.json"):
+        replace_file(teacher_copy(workdir) / name, (Path(teacher) / name).read_bytes())
+
+
 def require_same_config(there: dict[str, Any], config: ConfigDict, owner: Any) -> None:
     """Raise UserError with the fields that differ, unless `there` is the config, but for where the work is done."""
     before, now = flatten(ConfigDict(there)), flatten(ConfigDict(to_json(config)))

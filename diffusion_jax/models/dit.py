@@ -82,6 +82,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
 
     features: int
     num_classes: int
+    num_times: int = 1
     frequency_shift: int = 0
     dtype: DTypeLike = jnp.float32
 
@@ -89,6 +90,12 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
     def __call__(self, time: Float[Array, " batch"], conditioning: Conditioning) -> Vector:
         waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
         vector = TimeMLP(features=self.features, kernel_init=_normal, name="time")(waves)
+        if self.num_times == 2:
+            interval = time - conditioning["second_time"]
+            waves = sinusoidal_embedding(
+                interval, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
+            )
+            vector += TimeMLP(features=self.features, kernel_init=_normal, name="interval")(waves)
         if self.num_classes:
             table = nn.Embed(
                 self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
@@ -146,6 +153,7 @@ class DiT(Network, kw_only=True):
       hidden_size, depth, num_heads: of the transformer.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       learn_sigma: put out 2 * image_channels channels, the prediction and the interpolated log variance.
+      out_channels: channels of the output otherwise; None means image_channels.
       frequency_shift: of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
       norm_eps: added to the variance of layer norms.
       remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
@@ -158,6 +166,7 @@ class DiT(Network, kw_only=True):
     num_heads: int = 6
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
+    out_channels: int | None = None
     frequency_shift: int = 0
     norm_eps: float = 1e-6
     remat: Literal["none", "full", "dots"] = "none"
@@ -196,6 +205,7 @@ class DiT(Network, kw_only=True):
         vector = ConditioningEmbedding(
             features=self.hidden_size,
             num_classes=self.num_classes,
+            num_times=self.num_times,
             frequency_shift=self.frequency_shift,
             dtype=self.dtype,
             name="conditioning",
@@ -203,7 +213,7 @@ class DiT(Network, kw_only=True):
 
         h, _ = self._blocks()(h, vector)
 
-        out_channels = self.image_channels * (2 if self.learn_sigma else 1)
+        out_channels = 2 * self.image_channels if self.learn_sigma else self.out_channels or self.image_channels
         final = FinalLayer(
             features=self.patch_size**2 * out_channels, norm_eps=self.norm_eps, dtype=self.dtype, name="final"
         )
@@ -251,6 +261,7 @@ def dit(
     image_size: int,
     image_channels: int,
     num_classes: int = 0,
+    num_times: int = 1,
     size: str = "S/2",
     patch_size: int | None = None,
     hidden_size: int | None = None,
@@ -258,6 +269,7 @@ def dit(
     num_heads: int | None = None,
     mlp_ratio: float = 4.0,
     learn_sigma: bool = False,
+    out_channels: int | None = None,
     frequency_shift: int = 0,
     norm_eps: float = 1e-6,
     remat: Literal["none", "full", "dots"] = "none",
@@ -276,12 +288,14 @@ def dit(
         image_size=image_size,
         image_channels=image_channels,
         num_classes=num_classes,
+        num_times=num_times,
         patch_size=patch_size or int(patch),
         hidden_size=hidden_size or named_hidden_size,
         depth=depth or named_depth,
         num_heads=num_heads or named_num_heads,
         mlp_ratio=mlp_ratio,
         learn_sigma=learn_sigma,
+        out_channels=out_channels,
         frequency_shift=frequency_shift,
         norm_eps=norm_eps,
         remat=remat,

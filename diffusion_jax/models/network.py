@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.counter_prng import counter_key
 
-Conditioning = Mapping[str, Int[Array, " batch"]]
+Conditioning = Mapping[str, Int[Array, " batch"] | Float[Array, " batch"]]
 
 
 class Network(nn.Module, kw_only=True):
@@ -26,7 +26,7 @@ class Network(nn.Module, kw_only=True):
     Subclasses define `__call__(x, time, conditioning, dropout_keys=None)`:
       x: [batch, height, width, channels].
       time: float32 [batch], the input of the time embedding, scaled already.
-      conditioning: {"label": int32 [batch]} where num_classes > 0, else {}.
+      conditioning: "label", int32 [batch], where num_classes > 0; "second_time", float32 [batch], where num_times = 2.
       dropout_keys: one key per example switches dropout on; None means deterministic.
       Returns float32 [batch, height, width, output channels].
 
@@ -34,6 +34,8 @@ class Network(nn.Module, kw_only=True):
       image_size: height and width of the images.
       image_channels: channels of the images.
       num_classes: classes of the data; index num_classes is the null class. 0: unconditional.
+      num_times: 2 for a network that also sees a second time, as flow maps need: it is in the units of `time`, and
+        enters as the embedding of the interval time - second_time.
       dtype: what activations are computed in; parameters are float32 always.
       zero_at_init: whether the class promises that a fresh network outputs zero.
     """
@@ -43,6 +45,7 @@ class Network(nn.Module, kw_only=True):
     image_size: int
     image_channels: int
     num_classes: int = 0
+    num_times: int = 1
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -65,11 +68,12 @@ class Network(nn.Module, kw_only=True):
             raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
         if time.shape != x.shape[:1]:
             raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
-        expected = {"label"} if self.num_classes else set()
+        expected = ({"label"} if self.num_classes else set()) | ({"second_time"} if self.num_times == 2 else set())
         if set(conditioning) != expected:
             raise UserError(
-                f"{name} with num_classes={self.num_classes} takes conditioning {sorted(expected)}, got "
-                f"{sorted(conditioning)}; set num_classes, or use null_conditioning(batch_size)"
+                f"{name} with num_classes={self.num_classes} and num_times={self.num_times} takes conditioning "
+                f"{sorted(expected)}, got {sorted(conditioning)}; set num_classes or num_times, or use "
+                "null_conditioning(batch_size)"
             )
 
 
@@ -78,7 +82,9 @@ def example_inputs(
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, " batch"], Conditioning]:
     """Zeros of the shapes that `module` takes: (x, time, conditioning)."""
     x = jnp.zeros((batch_size, *(image_shape or module.image_shape)), jnp.float32)
-    return x, jnp.zeros((batch_size,), jnp.float32), module.null_conditioning(batch_size)
+    time = jnp.zeros((batch_size,), jnp.float32)
+    second = {"second_time": time} if module.num_times == 2 else {}
+    return x, time, {**module.null_conditioning(batch_size), **second}
 
 
 def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, int, int] | None = None) -> PyTree:

@@ -207,6 +207,14 @@ class UNet(Network, kw_only=True):
             time, self.base_channels, flip_sin_to_cos=self.flip_sin_to_cos, frequency_shift=self.frequency_shift
         )
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
+        if self.num_times == 2:
+            interval = sinusoidal_embedding(
+                time - conditioning["second_time"],
+                self.base_channels,
+                flip_sin_to_cos=self.flip_sin_to_cos,
+                frequency_shift=self.frequency_shift,
+            )
+            embedding += TimeMLP(features=features, kernel_init=_glorot, name="interval")(interval)
         if self.num_classes:
             rows = self.num_classes + 1
             table = nn.Embed(rows, features, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0), name="label")

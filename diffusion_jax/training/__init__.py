@@ -4,9 +4,10 @@ from diffusion_jax.training.checkpointing import Checkpointer, CorruptCheckpoint
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
 from diffusion_jax.training.state import TrainState, create_state
-from diffusion_jax.training.step import Trainable, make_train_step, make_validation_step
+from diffusion_jax.training.step import OBJECTIVE, Trainable, make_train_step, make_validation_step
 
 __all__ = [
+    "OBJECTIVE",
     "OPTIMIZERS",
     "Checkpointer",
     "CorruptCheckpointError",

@@ -18,14 +18,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.objectives import Objective
-from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.schedulers import Denoiser, Parameterization
+from diffusion_jax.objectives import Context, Objective
+from diffusion_jax.rng import BatchKey, fold_name, stream_key
+from diffusion_jax.schedulers import Denoiser
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.state import TrainState
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+
+
+OBJECTIVE = "objective"  # where the objective's own parameters are, among those of the network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,31 +37,54 @@ class Trainable:
 
     Attributes:
       network: a Flax module called with (x, time, conditioning, dropout_keys).
-      parameterization: turns the network into a denoiser.
+      parameterization: turns the network into a denoiser: a `Parameterization`, or a `TokenParameterization` where the
+        objective's modality is "tokens".
       objective: the loss.
       conditioning_dropout: probability of replacing an example's conditioning by the null conditioning, which
         classifier-free guidance needs (Ho & Salimans 2022).
+      teacher: the frozen network to learn from, where the objective needs one; its parameters are in the state.
     """
 
     network: Any
-    parameterization: Parameterization
+    parameterization: Any
     objective: Objective
     conditioning_dropout: float = 0.0
+    teacher: "Trainable | None" = None
+
+    def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Any:
+        """Parameters of the network, by `init_network(network, key)`, and of the objective."""
+        params = init_network(self.network, key)
+        own = self.objective.init_params(fold_name(key, OBJECTIVE))
+        return params if own is None else {**params, OBJECTIVE: own}
 
     def conditioning(self, batch: Batch) -> dict[str, Array]:
         """The part of a batch that the network is conditioned on."""
         return {name: batch[name] for name in self.network.null_conditioning(1)}
 
     def denoiser(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Denoiser:
-        """The denoiser with parameters, conditioning and dropout masks bound."""
+        """The denoiser with parameters, conditioning and dropout masks bound: every call has the same masks.
 
-        def network_fn(x, time):
-            return self.network.apply({"params": params}, x, time, conditioning, dropout_keys)
+        A network of two times is a flow map; asked without a second time it denoises, with s = t.
+        """
+        own = {name: value for name, value in params.items() if name != OBJECTIVE}
+
+        def network_fn(x, time, second_time=None):
+            second = (
+                {} if self.network.num_times == 1 else {"second_time": time if second_time is None else second_time}
+            )
+            return self.network.apply({"params": own}, x, time, {**conditioning, **second}, dropout_keys)
 
         return self.parameterization.denoiser(network_fn)
 
-    def loss(self, params: Any, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Metrics]:
-        """The training loss, with dropout of units and of conditioning."""
+    def loss(self, params: Any, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
+        """The training loss, with dropout of units and of conditioning, and (metrics, values for `update_state`).
+
+        Args:
+          params: the parameters to differentiate with respect to.
+          state: gives the step, the target's and teacher's parameters and the objective's state.
+          batch: examples.
+          key: their keys.
+        """
         conditioning = self.conditioning(batch)
         if self.conditioning_dropout and conditioning:
             dropped = key.fold_in("conditioning").uniform() < self.conditioning_dropout
@@ -68,12 +94,32 @@ class Trainable:
                 conditioning,
                 null,
             )
-        denoise = self.denoiser(params, conditioning, key.fold_in("dropout").per_example())
-        return self.objective.loss(denoise, batch, key.fold_in("objective"))
+        dropout_keys = key.fold_in("dropout").per_example()
+        return self._loss(params, state, batch, conditioning, dropout_keys, key.fold_in("objective"))
 
-    def validation_loss(self, params: Any, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Metrics]:
+    def validation_loss(
+        self, params: Any, state: TrainState, batch: Batch, key: BatchKey
+    ) -> tuple[Float[Array, ""], Any]:
         """The same loss without any dropout."""
-        return self.objective.loss(self.denoiser(params, self.conditioning(batch)), batch, key)
+        return self._loss(params, state, batch, self.conditioning(batch), None, key)
+
+    def _loss(self, params, state, batch, conditioning, dropout_keys, key):
+        denoise = self.denoiser(params, conditioning, dropout_keys)
+        target = teacher = None
+        if state.target is not None:
+            target = self.denoiser(jax.lax.stop_gradient(state.target), conditioning, dropout_keys)
+        if state.teacher is not None and self.teacher is not None:
+            teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditioning)
+        null = self.network.null_conditioning(key.index.shape[0])
+        context = Context(
+            step=state.step,
+            target=target,
+            teacher=teacher,
+            unconditional=self.denoiser(params, null, dropout_keys) if null else None,
+            params=params.get(OBJECTIVE),
+            state=state.objective_state,
+        )
+        return self.objective.loss_and_observed(denoise, batch, key, context)
 
 
 def _microbatch(tree: Any, accumulation: int) -> Any:
@@ -81,6 +127,15 @@ def _microbatch(tree: Any, accumulation: int) -> Any:
     return jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0), tree
     )
+
+
+def _whole(observed: Any, accumulation: int, axis_name: str | None) -> Any:
+    """Per-example values of all microbatches and devices in the order of the global batch."""
+    if accumulation > 1:  # the inverse of `_microbatch`
+        observed = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), observed)
+    if axis_name is not None:
+        observed = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), observed)
+    return observed
 
 
 def make_train_step(
@@ -113,25 +168,37 @@ def make_train_step(
 
         def gradient_of(rows, row_index):
             batch_key = BatchKey(key, row_index, batch_size)
-            (_, metrics), gradient = jax.value_and_grad(trainable.loss, has_aux=True)(state.params, rows, batch_key)
-            return gradient, metrics
+            gradient_fn = jax.value_and_grad(trainable.loss, has_aux=True)
+            (_, (metrics, observed)), gradient = gradient_fn(state.params, state, rows, batch_key)
+            return (gradient, metrics), observed
 
         if accumulation == 1:
-            gradient, metrics = gradient_of(dict(batch), index)
+            (gradient, metrics), observed = gradient_of(dict(batch), index)
         else:
             rows = _microbatch((dict(batch), index), accumulation)
-            first = jax.eval_shape(gradient_of, *jax.tree.map(lambda x: x[0], rows))
+            first, _ = jax.eval_shape(gradient_of, *jax.tree.map(lambda x: x[0], rows))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-            total, _ = jax.lax.scan(
-                lambda sums, row: (jax.tree.map(jnp.add, sums, gradient_of(*row)), None), zeros, rows
-            )
+
+            def add(sums, row):
+                terms, observed = gradient_of(*row)
+                return jax.tree.map(jnp.add, sums, terms), observed
+
+            total, observed = jax.lax.scan(add, zeros, rows)
             gradient, metrics = jax.tree.map(lambda x: x / accumulation, total)
         if axis_name is not None:
             gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
+        objective_state = state.objective_state
+        if objective_state is not None:
+            observed = _whole(observed, accumulation, axis_name)
+            objective_state = trainable.objective.update_state(objective_state, observed)
 
         gradient_norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        target = state.target
+        if target is not None:
+            decay = trainable.objective.target_decay_at(state.step)
+            target = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), target, params)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
         metrics = {**metrics, "gradient_norm": gradient_norm, "learning_rate": jnp.float32(learning_rate(state.step))}
         return TrainState(
@@ -140,19 +207,24 @@ def make_train_step(
             opt_state=opt_state,
             ema=ema.update(state.ema, params, state.step, batch_size),
             nonfinite_step=jnp.where((state.nonfinite_step < 0) & ~finite, state.step + 1, state.nonfinite_step),
+            target=target,
+            teacher=state.teacher,
+            objective_state=objective_state,
         ), metrics
 
     return train_step
 
 
 def make_validation_step(trainable: Trainable, *, seed: int) -> Callable[..., Metrics]:
-    """Build `validation_step(params, batch, first, size) -> metrics`; the same noise at every call for an example.
+    """Build `validation_step(params, state, batch, first, size) -> metrics`; an example's noise is always the same.
 
-    `first` is the position of the batch's first row in the validation set of `size` examples.
+    `params` are those to judge, an average perhaps; the rest of what the loss needs is in `state`. `first` is the
+    position of the batch's first row in the validation set of `size` examples.
     """
 
-    def validation_step(params: Any, batch: Batch, first: Array, size: int) -> Metrics:
+    def validation_step(params: Any, state: TrainState, batch: Batch, first: Array, size: int) -> Metrics:
         index = first + jnp.arange(next(iter(batch.values())).shape[0])
-        return trainable.validation_loss(params, batch, BatchKey(stream_key(seed, "validation"), index, size))[1]
+        key = BatchKey(stream_key(seed, "validation"), index, size)
+        return trainable.validation_loss(params, state, batch, key)[1][0]
 
     return validation_step

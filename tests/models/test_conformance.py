@@ -213,3 +213,20 @@ def test_exports(subject):
     inputs = (subject.params, subject.x, subject.time, subject.conditioning)
     exported = jax.export.export(jax.jit(functools.partial(apply, subject.module)))(*inputs)
     np.testing.assert_allclose(exported.call(*inputs), subject(), atol=1e-6)
+
+
+def test_a_network_of_two_times_sees_both(subject):
+    """Its parameters are those of a network of one time and an embedding of the interval more."""
+    module = subject.module.clone(num_times=2)
+    params = init_params(module, jax.random.key(0))
+    assert count_parameters(module) > count_parameters(subject.module)
+    draw = np.random.default_rng(3)
+    params = jax.tree.map(lambda p: np.float32(p + 0.2 * draw.standard_normal(p.shape)), jax.device_get(params))
+    run = jax.jit(functools.partial(apply, module))
+    outputs = [
+        run(params, subject.x, subject.time, {**subject.conditioning, "second_time": np.float32(scale * subject.time)})
+        for scale in (1.0, 0.2)
+    ]
+    assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-4
+    with pytest.raises(UserError, match="second_time"):
+        module.apply({"params": params}, subject.x, subject.time, subject.conditioning)

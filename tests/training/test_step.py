@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.rng import BatchKey, stream_key
+from diffusion_jax.training import TrainState
 
 
 def test_first_nonfinite_step_is_remembered(make_trainable, make_step, batch):
@@ -37,6 +38,7 @@ def test_conditioning_is_dropped_at_the_asked_rate(make_trainable, batch):
     seen = []
 
     class Spy:
+        num_times = 1
         null_conditioning = staticmethod(trainable.network.null_conditioning)
 
         @staticmethod
@@ -47,11 +49,12 @@ def test_conditioning_is_dropped_at_the_asked_rate(make_trainable, batch):
     object.__setattr__(trainable, "network", Spy)
     labels = np.arange(3000, dtype=np.int32) % 3
     rows = {"image": np.zeros((3000, 4, 4, 1), np.float32), "label": labels}
-    trainable.loss({}, rows, BatchKey.create(stream_key(0, "train"), 3000))
+    state = TrainState(step=0, params={}, opt_state=(), ema={}, nonfinite_step=-1)
+    trainable.loss({}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
     dropped = np.asarray(seen[0]) == 3
     assert 0.17 < dropped.mean() < 0.23
     np.testing.assert_array_equal(np.asarray(seen[0])[~dropped], labels[~dropped])
-    trainable.validation_loss({}, rows, BatchKey.create(stream_key(0, "train"), 3000))
+    trainable.validation_loss({}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
     np.testing.assert_array_equal(seen[1], labels)
 
 
