@@ -1,9 +1,16 @@
 """The way in: noise schedules, predictions, parameterisations, and the times that training and sampling visit."""
 
-from diffusion_jax.schedulers import edm, rectified_flow, variance_preserving  # noqa: F401  (fill SCHEDULES)
+from diffusion_jax.schedulers import (  # noqa: F401  (fill SCHEDULES)
+    continuous,
+    edm,
+    rectified_flow,
+    tables,
+    variance_preserving,
+)
 from diffusion_jax.schedulers.parameterization import INPUT_SCALES, TIME_INPUTS, Parameterization, built
 from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, Prediction, PredictionKind, corrupt
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
+from diffusion_jax.schedulers.tables import space_timesteps
 from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, TimeGrid
 from diffusion_jax.schedulers.time_samplers import TIME_SAMPLERS, TimeSampler
 
@@ -24,4 +31,5 @@ __all__ = [
     "TimeSampler",
     "built",
     "corrupt",
+    "space_timesteps",
 ]

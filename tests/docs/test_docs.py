@@ -21,7 +21,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 DOCSTRINGS = sorted(path for room in ("configs", "experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 # What the blocks of docs/extending.md register, and the file whose conformance tests pick it up.
 EXAMPLES = {
-    "vp_sde": "tests/schedulers/test_schedules.py",
+    "power": "tests/schedulers/test_schedules.py",
     "data_minus_noise": "tests/schedulers/test_predictions.py",
     "ddpm_then_ddim": "tests/samplers/test_samplers.py",
     "pseudo_huber": "tests/objectives/test_objectives.py",

@@ -99,28 +99,6 @@ class LogSNRLine(NoiseSchedule):
         return (as_float(log_snr) - self.first) / (self.last - self.first)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearSDE(NoiseSchedule):
-    """The VP SDE with beta from 0.1 to 20 (Song et al. 2021); log alpha = -(19.9 t^2 / 2 + 0.1 t) / 2."""
-
-    def _log_alpha(self, t):
-        t = as_float(t)
-        return -0.25 * 19.9 * t**2 - 0.05 * t
-
-    def alpha(self, t):
-        log_alpha = self._log_alpha(t)
-        return array_module(log_alpha).exp(log_alpha)
-
-    def sigma(self, t):
-        log_alpha = self._log_alpha(t)
-        xp = array_module(log_alpha)
-        return xp.sqrt(-xp.expm1(2 * log_alpha))
-
-    def time_of_log_snr(self, log_snr):
-        minus_log_alpha = 0.5 * np.logaddexp(0.0, -as_float(log_snr))
-        return 2 * minus_log_alpha / (np.sqrt(0.05**2 + 19.9 * minus_log_alpha) + 0.05)
-
-
 class UnitNoise:
     """Stands in for a BatchKey: no noise for the first example, 1 for the second."""
 

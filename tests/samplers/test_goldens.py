@@ -7,9 +7,10 @@ import pytest
 
 from diffusion_jax.samplers import SAMPLERS, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid
-from tests.samplers.closed_form import Gaussian, LinearSDE, Mixture, exact_variance
+from tests.samplers.closed_form import Gaussian, Mixture, exact_variance
 
 pytestmark = pytest.mark.usefixtures("x64")
+VP_SDE = SCHEDULES.build("vp_sde")
 DATA, CENTRED = Gaussian(), Gaussian(mean=0.0)
 
 
@@ -46,13 +47,13 @@ def test_a_float32_state_is_enough(sampler, value):
     [("ddim", 12, 0.708801844993), ("ddim", 24, 0.751693522052), ("dpmpp_2m", 12, 0.813253736115)],
 )
 def test_vp_sde_uniform_in_log_snr(sampler, num_steps, value):
-    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(LinearSDE(), num_steps)
+    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(VP_SDE, num_steps)
     np.testing.assert_allclose(run(sampler, grid), value, rtol=0, atol=1e-11)
 
 
 def test_vp_sde_exact_flow():
-    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(LinearSDE(), 12)
-    np.testing.assert_allclose(Gaussian().flow(LinearSDE(), 1.0, grid), 0.7990881414904365, rtol=1e-14)
+    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(VP_SDE, 12)
+    np.testing.assert_allclose(Gaussian().flow(VP_SDE, 1.0, grid), 0.7990881414904365, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
