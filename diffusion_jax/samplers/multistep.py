@@ -1,0 +1,186 @@
+"""One frame for every solver whose step is a linear combination of what is known already.
+
+Let m_i be what the network predicts at point i of the grid, as x0 or as noise. Multistep solvers, single-step solvers
+whose intermediate points are points of the grid, and predictor-corrector pairs all compute
+
+    (1)   corrected = x_i + sum_j K_ij (known)           once m_i is there, where the method corrects at all,
+    (2)   x_{i+1} = A_i x_i + P_i p + sum_{j < k} B_ij m_{i-j} + C_i z,        z ~ N(0, I),
+
+with p an earlier state (the start of a single-step solver's step). One evaluation per transition, and every number in
+(1), (2) follows from the grid: a member only computes them, on the host, in float64. See `dpm_solver.py`, `adams.py`,
+`unipc.py`.
+
+With lambda = log_snr / 2 and h = lambda_{i+1} - lambda_i > 0, a step of first order is (Lu et al. 2022, 2206.00927 eq.
+3.7 and 2211.01095 eq. 9), in the two forms which are the same number,
+
+    (3)   x0 form:     x_{i+1} = sigma_{i+1} / sigma_i x_i - alpha_{i+1} (e^{-h} - 1) x0_i,
+    (4)   noise form:  x_{i+1} = alpha_{i+1} / alpha_i x_i - sigma_{i+1} (e^{h} - 1) noise_i.
+
+At sigma_{i+1} = 0 and at alpha_i = 0 h is infinite; there (3) still holds, and (4) where alpha_i > 0. Steps that touch
+an infinite h are taken in first order.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers.sampler import Sampler, Transition, require_signal
+from diffusion_jax.schedulers import Denoiser, TimeGrid
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "start", "history"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultistepState:
+    """The current xt, an earlier state p, and the predictions before this one, the newest first; [batch, ...] each."""
+
+    x: Float[Array, "batch ..."]
+    start: Float[Array, "batch ..."]
+    history: tuple[Float[Array, "batch ..."], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """The numbers of (1), (2), float64 with a row for each of N transitions.
+
+    Attributes:
+      x: A, [N].
+      history: B, [N, k]; column j belongs to m_{i-j}.
+      start: P, [N], where the method uses an earlier state.
+      restart: [N], whether x_i becomes that earlier state at the start of transition i.
+      fresh: C, [N], where the method draws noise.
+      corrector: [N, k + 3] weights of (x_i, p, m_i, m_{i-1}, ..., m_{i-k}) in the corrected x_i.
+    """
+
+    x: np.ndarray
+    history: np.ndarray
+    start: np.ndarray | None = None
+    restart: np.ndarray | None = None
+    fresh: np.ndarray | None = None
+    corrector: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearMultistep(Sampler):
+    """Eq. (1), (2). A member says what it interpolates, "x0" or "noise", and its coefficients."""
+
+    @property
+    def predicts(self) -> str:
+        """The kind of m: "x0" or "noise"."""
+        return "x0"
+
+    @property
+    def memory(self) -> int:
+        """k: how many predictions a step uses, with the current one."""
+        return 1
+
+    def coefficients(self, grid: TimeGrid) -> Coefficients:
+        """The numbers of (1), (2) on a grid."""
+        raise NotImplementedError
+
+    def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
+        if self.predicts == "noise":
+            require_signal(self, grid)
+        found = dataclasses.asdict(self.coefficients(grid))
+        return {name: np.asarray(value, np.float64) for name, value in found.items() if value is not None}
+
+    def init(self, x: Float[Array, "batch ..."]) -> MultistepState:
+        past = self.memory - 1 + (1 if self.corrects else 0)
+        return MultistepState(x=x, start=x, history=(jnp.zeros_like(x),) * past)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether there is a corrector."""
+        return False
+
+    def step(
+        self, denoise: Denoiser, state: MultistepState, transition: Transition, key: BatchKey | None
+    ) -> MultistepState:
+        c = transition.constants
+        new = getattr(denoise(state.x, transition.t), self.predicts)
+        known = (new, *state.history)
+        x, start = state.x, state.start
+        if "corrector" in c:
+            x = _combine(c["corrector"], (x, start, *known))
+        if "restart" in c:
+            start = jnp.where(c["restart"] > 0, x, start)
+        elif "corrector" in c:
+            start = x
+        moved = c["x"] * x + _combine(c["history"], known)
+        if "start" in c:
+            moved = moved + c["start"] * start
+        if "fresh" in c:
+            moved = moved + c["fresh"] * key.normal(x.shape[1:], x.dtype)
+        return MultistepState(x=moved, start=start, history=known[: len(state.history)])
+
+
+def _combine(weights: Float[Array, " k"], terms: tuple[Array, ...]) -> Array:
+    """sum_j weights_j terms_j over as many terms as there are weights, in one elementwise expression."""
+    parts = [weights[j] * term for j, term in zip(range(weights.shape[0]), terms, strict=False)]
+    return functools.reduce(jnp.add, parts)
+
+
+def half_log_snrs(grid: TimeGrid) -> np.ndarray:
+    """lambda at every point of the grid, [N + 1]."""
+    return 0.5 * grid.log_snrs
+
+
+def first_order(grid: TimeGrid, predicts: str, i: int, j: int) -> tuple[float, float]:
+    """Eq. (3) or (4) from point i to point j: the weights of x_i and of the prediction there."""
+    alphas, sigmas, lambdas = grid.alphas, grid.sigmas, half_log_snrs(grid)
+    if predicts == "x0":
+        return sigmas[j] / sigmas[i], -alphas[j] * np.expm1(lambdas[i] - lambdas[j])
+    ratio = alphas[j] / alphas[i]
+    return ratio, sigmas[j] * -np.expm1(lambdas[j] - lambdas[i]) if sigmas[j] > 0 else -ratio * sigmas[i]
+
+
+def orders_of(grid: TimeGrid, order: int, *, lower_order_final: bool) -> np.ndarray:
+    """The order of every transition: as much as the history and finite values of h allow.
+
+    `lower_order_final` ends a grid of fewer than 15 transitions with orders ..., 2, 1, which is steadier (Lu et al.
+    2022, 2211.01095, sec. 6 and code).
+    """
+    finite = np.isfinite(grid.log_snrs)
+    steps = grid.num_steps
+    orders = []
+    for i in range(steps):
+        usable = 0
+        while usable < order and i - usable >= 0 and finite[i - usable]:
+            usable += 1
+        allowed = min(order, steps - i) if lower_order_final and steps < 15 else order
+        orders.append(max(1, min(usable, allowed) if finite[i + 1] else 1))
+    return np.array(orders)
+
+
+def assemble(
+    grid: TimeGrid, predicts: str, memory: int, row: Callable[[int], tuple[float, np.ndarray]]
+) -> Coefficients:
+    """Coefficients from a function i -> (A_i, B_i of any length up to `memory`)."""
+    rows = [row(i) for i in range(grid.num_steps)]
+    history = np.zeros((grid.num_steps, memory))
+    for i, (_, weights) in enumerate(rows):
+        history[i, : len(weights)] = weights
+    return Coefficients(x=np.array([x for x, _ in rows]), history=history)
+
+
+def lagrange_integrals(
+    nodes: np.ndarray, first: float, last: float, weight: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Integrals from `first` to `last` of weight(u) l_j(u), l_j the Lagrange polynomials of `nodes`.
+
+    By Gauss-Legendre quadrature with 40 points, which is exact to rounding for a polynomial and for exp over the length
+    of any step that one would take.
+    """
+    points, weights = np.polynomial.legendre.leggauss(40)
+    u = 0.5 * (first + last) + 0.5 * (last - first) * points
+    measure = 0.5 * (last - first) * weights * weight(u)
+    basis = [
+        np.prod([(u - other) / (node - other) for k, other in enumerate(nodes) if k != j], axis=0) * np.ones_like(u)
+        for j, node in enumerate(nodes)
+    ]
+    return np.array([np.sum(measure * values) for values in basis])
