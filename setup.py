@@ -33,6 +33,8 @@ setup(
         "pillow",
         "rich",
         "scikit-learn",
+        "scipy",
+        "diffrax>=0.7.2",
         "tensorboardX>=2.6.5",
     ],
     extras_require={

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.schedule = ConfigDict(dict(name="cosine", num_steps=1000))
     config.prediction = ConfigDict(dict(name="v"))
     config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
-    config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000, low_discrepancy=True))
+    config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"))
     config.objective = ConfigDict(dict(name="denoising"))
     config.objective.weighting = ConfigDict(dict(name="min_snr", gamma=5.0))
 

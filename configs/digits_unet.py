@@ -1,4 +1,4 @@
-"""Class-conditional EDM on scikit-learn's handwritten digits: the quickstart.
+"""Class-conditional EDM on scikit-learn's handwritten digits: the quickstart; and every other objective, by name.
 
 Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv:2206.00364): EDM
 preconditioning, log-normal noise levels, Heun's sampler; a small DDPM U-Net on 1,437 real 8x8 images, which come with
@@ -10,12 +10,51 @@ steps (35 network evaluations), after about 3 minutes on two CPU cores.
 Topology: TPU v5e 2x2 (4 chips); the train step needs 0.07 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits
+
+`:objective=NAME` after the file gives the same network, data and budget with another objective, and the schedule,
+prediction and sampler that belong to it (`RECIPES` below). Those that learn from a trained network name its run:
+
+    python -m experiments.train --config=configs/digits_unet.py:objective=meanflow --workdir=runs/meanflow
+    python -m experiments.train --config=configs/digits_unet.py:objective=consistency_distillation \
+        --workdir=runs/consistency --config.teacher.workdir=runs/digits
 """
 
 from ml_collections import ConfigDict
 
+# Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group.
+FLOW = {
+    "schedule": dict(name="rectified_flow"),
+    "prediction": dict(name="velocity"),
+    "time_input": dict(name="scaled_t", scale=1000.0),
+    "time_sampler": dict(name="logit_normal", uniforms="low_discrepancy"),
+    "sampling.sampler": dict(name="flow_heun"),
+}
+FLOW_MAP = {
+    **FLOW,
+    "model.num_times": 2,
+    "time_sampler": dict(name="uniform"),
+    "sampling.sampler": dict(name="flow_map"),
+    "sampling.steps": 4,
+}
+TABLE = {
+    "schedule": dict(name="cosine", num_steps=1000),
+    "prediction": dict(name="epsilon"),
+    "time_input": dict(name="discrete_index", num_steps=1000),
+    "time_sampler": dict(name="discrete_uniform", num_steps=1000),
+    "sampling.sampler": dict(name="ddpm", variance="learned"),
+    "sampling.steps": 100,
+    "model.out_channels": 2,
+}
+CONSISTENCY = {"sampling.sampler": dict(name="consistency"), "sampling.steps": 2}
+TOKENS = {"sampling.steps": 64}
+RECIPES = {
+    "denoising": {},
+    "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The quickstart, or "objective=NAME" for one of `RECIPES`."""
     config = ConfigDict()
     config.seed = 0
 
@@ -41,8 +80,10 @@ def get_config() -> ConfigDict:
     config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
     config.prediction = ConfigDict(dict(name="edm", sigma_data=0.5))
     config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
-    config.time_sampler = ConfigDict(dict(name="log_normal", low_discrepancy=True))
+    config.time_sampler = ConfigDict(dict(name="log_normal", uniforms="low_discrepancy"))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
+
+    config.teacher = ConfigDict(dict(workdir="", initialize=True))
 
     config.train = ConfigDict()
     config.train.steps = 900
@@ -97,4 +138,14 @@ def get_config() -> ConfigDict:
     config.evaluation.metrics = ("class_accuracy", "nearest_neighbours")
     config.evaluation.num_samples = 500
     config.evaluation.max_real = 50_000
+
+    objective = argument.removeprefix("objective=")
+    if argument and (objective == argument or objective not in RECIPES):
+        raise ValueError(f"{argument!r} is not objective=NAME with one of {', '.join(RECIPES)}")
+    for name, value in RECIPES.get(objective, {}).items():
+        group, _, field = name.partition(".")
+        if field:
+            config[group][field] = value
+        else:
+            config[group] = ConfigDict(value)
     return config

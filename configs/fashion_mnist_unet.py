@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.schedule = ConfigDict(dict(name="rectified_flow"))
     config.prediction = ConfigDict(dict(name="velocity"))
     config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="logit_normal", mean=0.0, std=1.0, low_discrepancy=True))
+    config.time_sampler = ConfigDict(dict(name="logit_normal", mean=0.0, std=1.0, uniforms="low_discrepancy"))
     config.objective = ConfigDict(dict(name="flow_matching"))
 
     config.train = ConfigDict()

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.counter_prng import counter_key
+
 
 def stream_key(seed: int, stream: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
     """The key of one named random stream at one step."""
@@ -45,6 +47,10 @@ class BatchKey:
         """An independent family of keys for one step of a loop, for example of a sampler."""
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, step))
 
+    def counter_based(self) -> "BatchKey":
+        """The same family for the cheap generator of `counter_prng.py`, for noise drawn at every step of a loop."""
+        return dataclasses.replace(self, key=counter_key(self.key))
+
     def per_example(self) -> Key[Array, " batch"]:
         """One key per example."""
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, self.index)
@@ -58,6 +64,16 @@ class BatchKey:
         return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(self.per_example())
 
     def stratified(self, dtype=None) -> Float[Array, " batch"]:
-        """Low-discrepancy uniform variates (u + i / size) mod 1 with one shared u (Kingma et al. 2021, sec. 4.1)."""
+        """Uniform variates (i + u_i) / size: one in each of `size` equal strata, each jittered by itself."""
+        u = self.uniform(dtype)
+        return (self.index.astype(u.dtype) + u) / self.size
+
+    def antithetic(self, dtype=None) -> Float[Array, " batch"]:
+        """Uniform variates in pairs u, 1 - u: positions 2 k and 2 k + 1 of the global batch share a draw."""
+        u = dataclasses.replace(self, index=self.index // 2).uniform(dtype)
+        return jnp.where(self.index % 2 == 0, u, 1 - u)
+
+    def low_discrepancy(self, dtype=None) -> Float[Array, " batch"]:
+        """Uniform variates (u + i / size) mod 1 with one shared u (Kingma et al. 2021, app. I.1)."""
         shared = jax.random.uniform(self.key, (), dtype)
         return (shared + self.index.astype(shared.dtype) / self.size) % 1.0

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "rng", "typing"), 0),
+    **dict.fromkeys(("errors", "registry", "rng", "counter_prng"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("objectives", "samplers", "weights"), 2),
     "training": 3,
@@ -19,6 +19,7 @@ FLOORS = {
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {
     ("registry", "errors"): "an unknown name is a UserError",
+    ("rng", "counter_prng"): "the noise of sampler steps is drawn by the cheap generator",
     ("benchmarks", "experiments"): "benchmarks time what the runner builds from a config",
 }
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

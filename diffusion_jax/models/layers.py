@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.counter_prng import counter_key
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.counter_prng import counter_key
 
 Conditioning = Mapping[str, Int[Array, " batch"] | Float[Array, " batch"]]
 

@@ -3,7 +3,7 @@
 Song et al. 2020 (arXiv 2010.02502), eq. 12 and 16, in the terms of x_t = alpha_t x0 + sigma_t noise:
 
     (1)   x_s = alpha_s x0 + sqrt(sigma_s^2 - sigma_eta^2) noise + sigma_eta z,      z ~ N(0, I),
-    (2)   sigma_eta = eta sqrt(variance of q(x_s | x_t, x0))                         (see `ddpm.py`, eq. 2).
+    (2)   sigma_eta = eta sqrt(variance of q(x_s | x_t, x0))                         (`schedulers/gaussian_chain.py`).
 
 eta = 0 is deterministic, an Euler step of the probability-flow ODE in sigma / alpha; it is also DPM-Solver-1. eta = 1
 is DDPM with the small variance.
@@ -16,9 +16,8 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers.ddpm import reverse_variances
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, State, Transition
-from diffusion_jax.schedulers import Denoiser, TimeGrid
+from diffusion_jax.schedulers import Denoiser, ReverseSteps, TimeGrid
 
 
 @SAMPLERS.register("ddim")
@@ -52,7 +51,7 @@ class DDIM(Sampler):
             sigmas = np.where(ends < 1e-9, 0.0, grid.schedule.sigma(ends))
             alphas = np.where(ends < 1e-9, 1.0, grid.schedule.alpha(ends))
             return {"fresh": np.zeros_like(ends), "signal": alphas, "kept": sigmas}
-        variance = self.eta**2 * reverse_variances(grid)[0]
+        variance = self.eta**2 * ReverseSteps.of(grid).small
         return {
             "fresh": np.sqrt(variance),
             "signal": grid.alphas[1:],

@@ -1,66 +1,64 @@
 """DDPM: ancestral sampling, one Gaussian step of the reversed chain at a time.
 
-Ho et al. 2020 (arXiv 2006.11239), algorithm 2, written for any schedule (Kingma et al. 2021, arXiv 2107.00630, app. A).
-For s < t let
+Ho et al. 2020 (arXiv 2006.11239), algorithm 2, written for any schedule: x_s is drawn from q(x_s | x_t, x0) of
+`schedulers/gaussian_chain.py`, eq. (1), with the predicted x0 in the place of x0. Its variance is
 
-    (1)   alpha_ts = alpha_t / alpha_s,      sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2,
+    small      that of q(x_s | x_t, x0)
+    large      that of q(x_t | x_s)
+    learned    between the two, as the network says (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15)
 
-the scale and variance of q(x_t | x_s); on neighbouring steps of a DDPM table sigma_ts^2 is beta_t. Then
-
-    (2)   q(x_s | x_t, x0) = N( alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s sigma_ts^2 / sigma_t^2 x0,
-                                sigma_ts^2 sigma_s^2 / sigma_t^2 ),                          (Ho et al., eq. 6, 7)
-
-and the sampler puts the predicted x0 in the place of x0. Its variance is that of (2), "small", which is right for data
-at a point, or sigma_ts^2, "large", which is right for unit Gaussian data (Ho et al., sec. 3.2).
-
-The transition to clean data has sigma_s = 0 and gets no noise: it returns the predicted x0.
+The transition to clean data gets no noise: it returns the predicted x0.
 """
 
 import dataclasses
+from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, State, Transition
-from diffusion_jax.schedulers import Denoiser, TimeGrid
+from diffusion_jax.schedulers import Denoiser, ReverseSteps, TimeGrid
+
+VARIANCES = ("small", "large", "learned")
 
 
 @SAMPLERS.register("ddpm")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDPM(Sampler):
-    """Ancestral sampling with `variance` "small" or "large"."""
+    """Ancestral sampling with `variance` "small", "large" or "learned"."""
 
-    variance: str = "small"
+    variance: Literal["small", "large", "learned"] = "small"
 
     def __post_init__(self):
-        if self.variance not in ("small", "large"):
-            raise UserError(f"the variance of sampler ddpm is 'small' or 'large', got {self.variance!r}")
+        if self.variance not in VARIANCES:
+            raise UserError(f"the variance of sampler ddpm is one of {VARIANCES}, got {self.variance!r}")
 
     @property
     def stochastic(self) -> bool:
         return True
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
-        alpha_t, alpha_s = grid.alphas[:-1], grid.alphas[1:]
-        sigma_t, sigma_s = grid.sigmas[:-1], grid.sigmas[1:]
-        small, large = reverse_variances(grid)
-        return {
-            "mean_xt": alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
-            "mean_x0": alpha_s * large / sigma_t**2,
-            "std": np.sqrt(small if self.variance == "small" else np.where(sigma_s > 0, large, 0.0)),
-        }
+        steps, noisy = ReverseSteps.of(grid), grid.sigmas[1:] > 0
+        constants = {"mean_xt": steps.mean_xt, "mean_x0": steps.mean_x0}
+        if self.variance == "learned":
+            return {**constants, "log_small": steps.log_small, "log_large": steps.log_large, "noisy": 1.0 * noisy}
+        return {**constants, "std": np.sqrt(np.where(noisy, getattr(steps, self.variance), 0.0))}
 
     def step(self, denoise: Denoiser, state: State, transition: Transition, key: BatchKey | None) -> State:
         c = transition.constants
-        x0 = denoise(state.x, transition.t).x0
-        mean = c["mean_xt"] * state.x + c["mean_x0"] * x0
-        return State(x=mean + c["std"] * key.normal(mean.shape[1:], mean.dtype))
-
-
-def reverse_variances(grid: TimeGrid) -> tuple[np.ndarray, np.ndarray]:
-    """The variance of q(x_s | x_t, x0) and that of q(x_t | x_s), for every transition; float64 [N] each."""
-    sigma_t, sigma_s = grid.sigmas[:-1], grid.sigmas[1:]
-    # sigma_ts^2 = sigma_t^2 (1 - SNR_t / SNR_s), without cancellation
-    large = -(sigma_t**2) * np.expm1(grid.log_snrs[:-1] - grid.log_snrs[1:])
-    return large * (sigma_s / sigma_t) ** 2, large
+        prediction = denoise(state.x, transition.t)
+        mean = c["mean_xt"] * state.x + c["mean_x0"] * prediction.x0
+        if self.variance == "learned":
+            fraction = prediction.variance_fraction
+            if fraction is None:
+                raise UserError(
+                    "sampler ddpm with variance='learned' needs a network that learned variances: a head of twice "
+                    "the channels (model.out_channels) trained by the hybrid or vlb objective; use 'small' or 'large'"
+                )
+            log_variance = fraction * c["log_large"] + (1.0 - fraction) * c["log_small"]
+            std = c["noisy"] * jnp.exp(0.5 * log_variance)
+        else:
+            std = c["std"]
+        return State(x=mean + std * key.normal(mean.shape[1:], mean.dtype))

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, State, Transition
 from diffusion_jax.schedulers import Denoiser, TimeGrid
@@ -31,13 +32,23 @@ class FlowEuler(Sampler):
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         times, step_size, to_clean = grid.times[:-1], np.diff(grid.times), grid.sigmas[1:] == 0
+        if not np.isfinite(grid.schedule.alpha_derivative(times[~to_clean])).all():
+            raise UserError(
+                f"sampler {type(self).__name__} steps in t, and alpha' is infinite at t = 1 of "
+                f"{type(grid.schedule).__name__}; use ddim or dpmpp_2m"
+            )
         return {
             "keep": np.where(to_clean, 0.0, 1.0),
-            "step_x0": np.where(to_clean, 1.0, step_size * grid.schedule.alpha_derivative(times)),
-            "step_noise": np.where(to_clean, 0.0, step_size * grid.schedule.sigma_derivative(times)),
+            "step_x0": np.where(to_clean, 1.0, step_size * _finite(grid.schedule.alpha_derivative(times), to_clean)),
+            "step_noise": np.where(to_clean, 0.0, step_size * _finite(grid.schedule.sigma_derivative(times), to_clean)),
         }
 
     def step(self, denoise: Denoiser, state: State, transition: Transition, key: BatchKey | None) -> State:
         c = transition.constants
         prediction = denoise(state.x, transition.t)
         return State(x=c["keep"] * state.x + c["step_x0"] * prediction.x0 + c["step_noise"] * prediction.noise)
+
+
+def _finite(slopes: np.ndarray, unused: np.ndarray) -> np.ndarray:
+    """The slopes, with zeros where they are not used and may be infinite."""
+    return np.where(unused, 0.0, slopes)

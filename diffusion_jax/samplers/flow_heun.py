@@ -32,11 +32,12 @@ class FlowHeun(FlowEuler):
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         ends, step_size, to_clean = grid.times[1:], np.diff(grid.times), grid.sigmas[1:] == 0
-        sigma_slope = np.zeros_like(ends)
+        alpha_slope, sigma_slope = np.zeros_like(ends), np.zeros_like(ends)
+        alpha_slope[~to_clean] = grid.schedule.alpha_derivative(ends[~to_clean])
         sigma_slope[~to_clean] = grid.schedule.sigma_derivative(ends[~to_clean])
         return {
             **super().constants(grid),
-            "end_x0": np.where(to_clean, 0.0, step_size * grid.schedule.alpha_derivative(ends)),
+            "end_x0": step_size * alpha_slope,
             "end_noise": step_size * sigma_slope,
         }
 

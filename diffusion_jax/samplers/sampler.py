@@ -19,7 +19,7 @@ does not depend on how the batch is split.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,13 @@ class Sampler:
 
     `order` is the order of convergence to the exact solution of the probability-flow ODE, of a sampler that draws no
     noise with its default options; the conformance tests measure it.
+
+    `denoiser_kind` is what the denoiser must be: "denoiser", x0 is the mean of the data given xt; "consistency", x0 is
+    where the probability-flow ODE ends; "flow_map", called with a second time (see `schedulers.Denoiser`).
     """
 
     order: ClassVar[int | None] = None
+    denoiser_kind: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
 
     @property
     def stochastic(self) -> bool:
@@ -161,7 +165,7 @@ def sample(
         raise UserError(f"sampler {type(sampler).__name__} draws random numbers here; give it a key")
     if draws_prior:
         noise = key.fold_in("prior").normal(noise, compute_dtype())
-    step_keys = None if key is None else key.fold_in("sampler")
+    step_keys = None if key is None else key.fold_in("sampler").counter_based()
     denoise = _in_compute_dtype(denoiser, grid, x0_transform)
 
     def step(state: Any, transition: Transition) -> tuple[Any, Array | None]:

@@ -7,6 +7,9 @@ from diffusion_jax.schedulers import (  # noqa: F401  (fill SCHEDULES)
     tables,
     variance_preserving,
 )
+from diffusion_jax.schedulers.conversion import on_schedule
+from diffusion_jax.schedulers.gaussian_chain import ReverseSteps
+from diffusion_jax.schedulers.learned import LearnedSchedule, MonotoneGamma
 from diffusion_jax.schedulers.parameterization import INPUT_SCALES, TIME_INPUTS, Parameterization, built
 from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, Prediction, PredictionKind, corrupt
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
@@ -23,13 +26,17 @@ __all__ = [
     "TIME_SAMPLERS",
     "Denoiser",
     "GridRule",
+    "LearnedSchedule",
+    "MonotoneGamma",
     "NoiseSchedule",
     "Parameterization",
     "Prediction",
     "PredictionKind",
+    "ReverseSteps",
     "TimeGrid",
     "TimeSampler",
     "built",
     "corrupt",
+    "on_schedule",
     "space_timesteps",
 ]

@@ -283,6 +283,23 @@ class Sigmoid(NoiseSchedule):
         here = low + t * (high - low)
         return xp.sqrt(xp.sinh(t * (high - low)) * math.cosh(high) / math.sinh(high - low) / xp.cosh(here))
 
+    def alpha_derivative(self, t: Array) -> Array:
+        """Minus infinity at t = 1, where alpha ends as a square root."""
+        with np.errstate(divide="ignore"):
+            return -self._rate(t) / self.alpha(t)
+
+    def sigma_derivative(self, t: Array) -> Array:
+        """Infinite at t = 0, where sigma starts as a square root."""
+        with np.errstate(divide="ignore"):
+            return self._rate(t) / self.sigma(t)
+
+    def _rate(self, t: Array) -> Array:
+        """Half the derivative of sigma^2 = (tanh(here) - tanh(low)) / (tanh(high) - tanh(low))."""
+        low, high = self._ends
+        here = low + as_float(t) * (high - low)
+        xp = array_module(here)
+        return 0.5 * (high - low) / (math.tanh(high) - math.tanh(low)) / xp.cosh(here) ** 2
+
     def time_of_log_snr(self, log_snr: Array) -> Array:
         """From sigma^2 / alpha^2 = sinh(t d) cosh(high) / (sinh((1 - t) d) cosh(low)), d = high - low."""
         log_snr = as_float(log_snr)

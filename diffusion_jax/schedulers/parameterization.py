@@ -4,6 +4,7 @@ A network is called as `network_fn(x, time) -> output`. Around it stand three ch
 
     input scale    x = c_in(t) xt                          identity | unit_variance
     time input     time = c_noise(t), float32 [batch]      discrete_index | scaled_t | t | quarter_log_sigma
+                                                            | log_half_sigma
     prediction     output = a(t) x0 + b(t) noise           a kind of `prediction.py`
 
 EDM (Karras et al. 2022, table 1) is unit_variance, quarter_log_sigma and the kind `edm`; DDPM is identity,
@@ -60,7 +61,7 @@ class DiscreteIndex(TimeInput):
 @TIME_INPUTS.register("scaled_t")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledT(TimeInput):
-    """1000 t, for embeddings made for step indices (SD3 and others)."""
+    """1000 t, for embeddings made for step indices (SD3 and others); 999 t is that of continuous VP networks."""
 
     scale: float = 1000.0
 
@@ -84,6 +85,15 @@ class QuarterLogSigma(TimeInput):
 
     def __call__(self, schedule: NoiseSchedule, t: Array) -> Array:
         return -0.125 * schedule.log_snr(t)
+
+
+@TIME_INPUTS.register("log_half_sigma")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogHalfSigma(TimeInput):
+    """c_noise = ln(sigma / (2 alpha)): that of VE networks (Karras et al. 2022, table 1; Song et al. 2021)."""
+
+    def __call__(self, schedule: NoiseSchedule, t: Array) -> Array:
+        return -0.5 * schedule.log_snr(t) - np.log(2.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,10 +145,13 @@ class Parameterization:
 
     def __post_init__(self):
         one = np.float64(1.0)
-        if self.prediction.determinant(self.schedule, one) == 0:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            determinant = self.prediction.determinant(self.schedule, one)
+        if determinant == 0 or not np.isfinite(determinant):
+            where = "alpha = 0" if determinant == 0 else "its slope is infinite"
             raise UserError(
                 f"prediction {type(self.prediction).__name__} does not determine x0 at t = 1 of "
-                f"{type(self.schedule).__name__}, where alpha = 0; use velocity, v, x0 or edm"
+                f"{type(self.schedule).__name__}, where {where}; use v, x0 or edm (or velocity on rectified_flow)"
             )
         if not np.isfinite(self.time_input(self.schedule, one)):
             raise UserError(

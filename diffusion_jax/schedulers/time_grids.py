@@ -11,13 +11,29 @@ A rule spaces its points in some measure of noise:
     karras     in (sigma / alpha)^(1 / rho), Karras et al. 2022, eq. 5, for any schedule
     log_snr    in log-SNR, Lu et al. 2022 (arXiv 2206.00927, DPM-Solver)
 
-The last two need finite noise levels. At an end where the schedule's log-SNR is infinite they space their points
+    exponential  another name of log_snr: equal ratios of noise levels
+    beta       at quantiles of a Beta distribution over t, Lee et al. 2024 (arXiv 2407.12173)
+
+and those of a model of T discrete steps, step n at t = (n + 1) / T; N of them are visited, then clean data:
+
+    linspace   equally from step T - 1 to step 0
+    leading    0, k, 2 k, ... with the whole stride k = T // N: the first is not T - 1
+    trailing   T - 1, T - 1 - T / N, ...
+    quadratic  equal in the root, up to 0.8 T (Song et al. 2020, arXiv 2010.02502, app. D.2)
+
+Two rules change another's grid: `shift` moves times towards noise (SD3), `edm_discretised` rounds noise levels to those
+of a discrete model.
+
+karras and log_snr need finite noise levels. At an end where the schedule's log-SNR is infinite they space their points
 between t_min or t_max instead and reach that end by one more transition. All return N transitions exactly.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
+import scipy.stats
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -58,6 +74,12 @@ class TimeGrid:
             )
         return cls(schedule=schedule, times=times, alphas=alphas, sigmas=sigmas, log_snrs=log_snrs)
 
+    def moved(self, change: Callable[[np.ndarray], np.ndarray]) -> "TimeGrid":
+        """The grid through `change(times)`; clean data that was jumped to stays the last point."""
+        jumps = self.ends_clean and self.schedule.sigma(0.0) > 0
+        times = self.times[:-1] if jumps else self.times
+        return TimeGrid.from_times(self.schedule, change(times), to_clean=self.ends_clean)
+
     @property
     def num_steps(self) -> int:
         """N, the number of transitions."""
@@ -80,7 +102,9 @@ class TimeGrid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridRule:
-    """How the points of a grid are spaced."""
+    """How the points of a grid are spaced; `starts_at_one` says whether always from t = 1."""
+
+    starts_at_one: ClassVar[bool] = True
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
         """The grid of `num_steps` transitions.
@@ -152,13 +176,156 @@ class KarrasGrid(NoiseLevelGrid):
         return -2.0 * self.rho * np.log(roots)
 
 
-@GRIDS.register("log_snr")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogSNRGrid(NoiseLevelGrid):
     """Equal steps in log-SNR."""
 
     def spaced(self, first: float, last: float, num_points: int) -> np.ndarray:
         return np.linspace(first, last, num_points)
+
+
+GRIDS.register("log_snr")(LogSNRGrid)
+GRIDS.register("exponential")(LogSNRGrid)
+
+
+@GRIDS.register("beta")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BetaGrid(GridRule):
+    """Times at equally spaced quantiles of Beta(a, b): dense at both ends for a, b < 1."""
+
+    a: float = 0.6
+    b: float = 0.6
+
+    def __post_init__(self):
+        if self.a <= 0 or self.b <= 0:
+            raise UserError(f"time grid beta needs a > 0 and b > 0, got {self.a} and {self.b}")
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
+        uniform = UniformGrid()(schedule, num_steps)
+        return uniform.moved(lambda times: scipy.stats.beta.ppf(times, self.a, self.b))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteGrid(GridRule):
+    """Base of the rules that choose among T discrete steps.
+
+    `rounded` moves every choice to a whole step; without it a network of continuous time sees fractions. `offset` is
+    added to all steps (diffusers calls it steps_offset).
+    """
+
+    num_train_steps: int = 1000
+    rounded: bool = False
+    offset: int = 0
+    to_clean: bool = True
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        """N choices among 0 ... T - 1, falling."""
+        raise NotImplementedError
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
+        _require_steps(num_steps)
+        if num_steps > self.num_train_steps:
+            raise UserError(f"{num_steps} steps are more than the {self.num_train_steps} of the model: take fewer")
+        count = num_steps if self.to_clean else num_steps + 1
+        indices = self.indices(count) + self.offset
+        indices = np.round(indices) if self.rounded else indices
+        if indices[0] > self.num_train_steps - 1 or indices[-1] < 0:
+            raise UserError(f"offset {self.offset} leads outside of the model's steps: {indices[0]} ... {indices[-1]}")
+        return TimeGrid.from_times(schedule, (indices + 1) / self.num_train_steps, to_clean=self.to_clean)
+
+
+@GRIDS.register("linspace")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinspaceGrid(DiscreteGrid):
+    """From step T - 1 to step 0."""
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return np.linspace(self.num_train_steps - 1, 0, num_steps)
+
+
+@GRIDS.register("leading")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeadingGrid(DiscreteGrid):
+    """Whole strides from step 0 upwards."""
+
+    starts_at_one: ClassVar[bool] = False
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return np.arange(num_steps)[::-1] * (self.num_train_steps // num_steps) * 1.0
+
+
+@GRIDS.register("trailing")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrailingGrid(DiscreteGrid):
+    """Strides of T / N from step T - 1 downwards."""
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return self.num_train_steps * (1 - np.arange(num_steps) / num_steps) - 1
+
+
+@GRIDS.register("quadratic")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuadraticGrid(DiscreteGrid):
+    """Squares of equal steps up to `top` T."""
+
+    starts_at_one: ClassVar[bool] = False
+
+    top: float = 0.8
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return np.linspace((self.top * self.num_train_steps) ** 0.5, 0, num_steps) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChangedGrid(GridRule):
+    """Base of the rules that change the grid of another one, `base`."""
+
+    base: str | Mapping[str, Any] | GridRule = "uniform"
+
+    def __post_init__(self):
+        if isinstance(self.base, str) or hasattr(self.base, "keys"):
+            object.__setattr__(self, "base", GRIDS.build(self.base))
+
+
+@GRIDS.register("shift")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShiftGrid(ChangedGrid):
+    """t -> shift t / (1 + (shift - 1) t): towards noise, as higher resolutions want (Esser et al. 2024, eq. 23)."""
+
+    shift: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.shift <= 0:
+            raise UserError(f"time grid shift needs shift > 0, got {self.shift}")
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
+        return self.base(schedule, num_steps).moved(lambda t: self.shift * t / (1.0 + (self.shift - 1.0) * t))
+
+
+@GRIDS.register("edm_discretised")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMDiscretisedGrid(ChangedGrid):
+    """Noise levels rounded to the nearest of a model's `num_train_steps` own (Karras et al. 2022, table 1, iDDPM).
+
+    Two points that round to one level are refused: fewer steps, or a model of more levels, will mend it.
+    """
+
+    num_train_steps: int = 1000
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
+        own = (np.arange(self.num_train_steps) + 1) / self.num_train_steps
+        with np.errstate(divide="ignore"):
+            levels = np.exp(-0.5 * schedule.log_snr(own))
+
+        def nearest(times: np.ndarray) -> np.ndarray:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                wanted = np.exp(-0.5 * schedule.log_snr(times))
+                gaps = np.abs(levels - wanted[:, None])
+            rounded = own[np.argmin(np.where(np.isnan(gaps), 0.0, gaps), axis=1)]
+            return np.where(times == 0.0, 0.0 if schedule.sigma(0.0) == 0 else rounded, rounded)
+
+        return self.base(schedule, num_steps).moved(nearest)
 
 
 def _require_steps(num_steps: int) -> None:

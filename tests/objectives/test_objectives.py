@@ -15,7 +15,7 @@ RECIPES = {
     "v": {"name": "denoising", "schedule": "cosine", "time_sampler": "uniform", "prediction": "v"},
     "min_snr": {"name": "denoising", "prediction": "v", "weighting": {"name": "min_snr", "gamma": 5.0}},
     "edm": {"name": "denoising", "schedule": "edm", "time_sampler": "log_normal", "prediction": "edm"},
-    "sd3": {"name": "flow_matching", "time_sampler": {"name": "logit_normal", "low_discrepancy": True}},
+    "sd3": {"name": "flow_matching", "time_sampler": {"name": "logit_normal", "uniforms": "low_discrepancy"}},
     **{name: {"name": name} for name in OBJECTIVES},
 }
 

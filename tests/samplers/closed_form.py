@@ -14,6 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
+import scipy.stats
 
 from diffusion_jax.samplers import State, transitions
 from diffusion_jax.schedulers import NoiseSchedule, Prediction
@@ -37,6 +39,31 @@ class Gaussian:
             alpha, sigma = (like_data(c, xt) for c in (schedule.alpha(t), schedule.sigma(t)))
             scaled = (xt - alpha * self.mean) / ((alpha * self.std) ** 2 + sigma**2)
             return Prediction(x0=self.mean + alpha * self.std**2 * scaled, noise=sigma * scaled)
+
+        return denoise
+
+    def flow_map(self, schedule):
+        """The exact flow map: asked for time s, or for clean data if none is given (a consistency function)."""
+
+        def denoise(xt, t, s=None):
+            t = jnp.asarray(t, jnp.result_type(float))
+            alpha_t, sigma_t = (like_data(c, xt) for c in (schedule.alpha(t), schedule.sigma(t)))
+            mean_t, std_t = (like_data(c, xt) for c in self.marginal(schedule, t))
+            scaled = (xt - mean_t) / std_t
+            if s is None:
+                return Prediction.from_x0(schedule, self.mean + self.std * scaled, xt, t)
+            s = jnp.asarray(s, jnp.result_type(float))
+            alpha_s, sigma_s = (like_data(c, xt) for c in (schedule.alpha(s), schedule.sigma(s)))
+            mean_s, std_s = (like_data(c, xt) for c in self.marginal(schedule, s))
+            there = mean_s + std_s * scaled
+            d = alpha_s * sigma_t - alpha_t * sigma_s
+            exact = self.denoiser(schedule)(xt, t)
+            close = jnp.abs(d) < 1e-12
+            d = jnp.where(close, 1.0, d)
+            return Prediction(
+                x0=jnp.where(close, exact.x0, (sigma_t * there - sigma_s * xt) / d),
+                noise=jnp.where(close, exact.noise, (alpha_s * xt - alpha_t * there) / d),
+            )
 
         return denoise
 
@@ -68,6 +95,22 @@ class Mixture:
             return jax.tree.map(lambda *p: jnp.sum(responsibilities * jnp.stack(p), axis=0), *predictions)
 
         return denoise
+
+    def flow(self, schedule, x_1, grid):
+        """Where the probability-flow ODE takes x_1: in one dimension it keeps the quantile."""
+
+        def tail(x, alpha, sigma, sign):
+            """P(sign X > sign x) of the marginal."""
+            spreads = np.sqrt((alpha * np.array(self.stds)) ** 2 + sigma**2)
+            return np.sum(
+                np.array(self.weights) * scipy.stats.norm.sf(sign * (x - alpha * np.array(self.means)) / spreads)
+            )
+
+        first = grid.alphas[0], grid.sigmas[0]
+        last = grid.alphas[-1], grid.sigmas[-1]
+        sign = 1 if tail(x_1, *first, 1) < 0.5 else -1  # the smaller tail is the accurate one
+        wanted = tail(x_1, *first, sign)
+        return scipy.optimize.brentq(lambda x: tail(x, *last, sign) - wanted, -20.0, 20.0, xtol=1e-15, rtol=1e-15)
 
 
 def point_mass_denoiser(schedule, x0):

@@ -126,3 +126,49 @@ def test_mixture_denoiser():
     times = schedule.time_of_log_snr(-2 * np.log([0.1, 2.0]))
     found = Mixture().denoiser(schedule)(jnp.full((2,), 0.1), jnp.asarray(times)).x0
     np.testing.assert_allclose(found, [0.15282346511, 0.27800860325], rtol=0, atol=1e-11)
+
+
+LOG_SNR_12 = {
+    "dpm_solver_2s": 0.903152244968,
+    "dpm_solver_3s": 0.825039814963,
+    "dpmpp_2s": 0.745364945393,
+    "dpmpp_2m": 0.813253736115,
+    "dpmpp_3m": 0.814762842965,
+}
+
+
+@pytest.mark.parametrize(("sampler", "value"), LOG_SNR_12.items())
+def test_dpm_solvers_official_numbers(sampler, value):
+    """The official code, 12 steps equal in log-SNR from t = 1 to 1e-3 on the VP SDE, x = 1."""
+    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(VP_SDE, 12)
+    np.testing.assert_allclose(run(sampler, grid), value, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("solver_type", "order", "value"),
+    [("bh1", 2, 0.848593957874), ("bh2", 2, 0.813477503114), ("bh2", 3, 0.815976597971)],
+)
+def test_unipc_official_numbers(solver_type, order, value):
+    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(VP_SDE, 12)
+    spec = {"name": "unipc", "solver_type": solver_type, "solver_order": order, "lower_order_final": True}
+    np.testing.assert_allclose(run(spec, grid), value, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("sampler", "value"), [("dpm2", 0.813866790408), ("lms", 0.775357316320)])
+def test_more_of_karras_18_steps(sampler, value):
+    grid = GRIDS.build("uniform")(SCHEDULES.build("edm"), 18)
+    np.testing.assert_allclose(run(sampler, grid), value, rtol=0, atol=1e-11)
+
+
+def test_dpmpp_2m_on_equal_times():
+    """The official code's time_uniform grid."""
+    grid = TimeGrid.from_times(VP_SDE, np.linspace(1, 1e-3, 13), to_clean=False)
+    np.testing.assert_allclose(run("dpmpp_2m", grid), 0.974065526844, rtol=0, atol=1e-11)
+
+
+def test_exact_flow_of_the_mixture():
+    """The probability-flow ODE keeps quantiles."""
+    grid = GRIDS.build("uniform")(SCHEDULES.build("edm"), 18)
+    found = [Mixture().flow(grid.schedule, x, grid) for x in (-80.0, -20.0, 40.0, 80.0)]
+    expected = [-0.9868144114214011, 0.42644650841252, 0.8506935665662763, 1.0611429581514227]
+    np.testing.assert_allclose(found, expected, rtol=1e-7)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.counter_prng import counter_key
+from diffusion_jax.counter_prng import counter_key
 
 
 @pytest.fixture(scope="module")
