@@ -4,24 +4,33 @@ from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     adams,
     ddim,
     ddpm,
-    dpm2,
     dpm_solver,
     euler,
+    few_step,
     flow_euler,
     flow_heun,
     heun,
+    predictor_corrector,
+    restart,
+    rk45,
+    sde_multistep,
+    sit_sde,
+    two_stage,
     unipc,
 )
 from diffusion_jax.samplers.guidance import classifier_free
+from diffusion_jax.samplers.inversion import Inversion, invert
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, SampleResult, State, Transition, sample, transitions
 
 __all__ = [
     "SAMPLERS",
+    "Inversion",
     "SampleResult",
     "Sampler",
     "State",
     "Transition",
     "classifier_free",
+    "invert",
     "sample",
     "transitions",
 ]

@@ -65,3 +65,9 @@ class DDIM(Sampler):
         if self.stochastic:
             x = x + c["fresh"] * key.normal(x.shape[1:], x.dtype)
         return State(x=x)
+
+
+@SAMPLERS.register("euler_ancestral")
+def euler_ancestral(eta: float = 1.0) -> DDIM:
+    """k-diffusion's Euler a: an Euler step in sigma / alpha to a lower level, and fresh noise; it is DDIM with eta."""
+    return DDIM(eta=eta)

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import Denoiser, Prediction, TimeGrid
+from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction, TimeGrid
 from diffusion_jax.schedulers.arrays import as_compute, compute_dtype
 
 
@@ -39,13 +39,14 @@ from diffusion_jax.schedulers.arrays import as_compute, compute_dtype
         *("index", "is_last", "t", "s", "alpha_t", "sigma_t", "alpha_s", "sigma_s", "log_snr_t", "log_snr_s"),
         "constants",
     ],
-    meta_fields=[],
+    meta_fields=["schedule"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transition:
     """One step of the grid, from time t to the less noisy time s; scalars, or [N] for a whole grid.
 
-    log_snr_t is -inf where alpha_t = 0, log_snr_s is +inf at clean data.
+    log_snr_t is -inf where alpha_t = 0, log_snr_s is +inf at clean data. `constants` are the sampler's own, with any
+    axes after that of the steps.
     """
 
     index: Int[Array, "*steps"]
@@ -58,7 +59,8 @@ class Transition:
     sigma_s: Float[Array, "*steps"]
     log_snr_t: Float[Array, "*steps"]
     log_snr_s: Float[Array, "*steps"]
-    constants: Mapping[str, Float[Array, "*steps"]]
+    constants: Mapping[str, Float[Array, "..."]]
+    schedule: NoiseSchedule
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=[])
@@ -200,6 +202,7 @@ def transitions(sampler: Sampler, grid: TimeGrid) -> Transition:
         log_snr_t=as_compute(grid.log_snrs[:-1]),
         log_snr_s=as_compute(grid.log_snrs[1:]),
         constants={name: as_compute(values) for name, values in sampler.constants(grid).items()},
+        schedule=grid.schedule,
     )
 
 

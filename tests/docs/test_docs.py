@@ -149,8 +149,9 @@ def defined_flags(module: str) -> dict[str, str]:
 
 def config_fields(path: str) -> dict[str, object]:
     namespace: dict[str, object] = {"ConfigDict": ConfigDict}
+    path, _, argument = path.partition(":")
     exec(compile((ROOT / path).read_text(), path, "exec"), namespace)
-    return flatten(namespace["get_config"]())
+    return flatten(namespace["get_config"](*[argument] if argument else []))
 
 
 def is_open(value: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
-from diffusion_jax.samplers import State, transitions
+from diffusion_jax.samplers import sample
 from diffusion_jax.schedulers import NoiseSchedule, Prediction
 from diffusion_jax.schedulers.arrays import array_module, as_float, like_data
 
@@ -142,22 +142,31 @@ class LogSNRLine(NoiseSchedule):
         return (as_float(log_snr) - self.first) / (self.last - self.first)
 
 
-class UnitNoise:
-    """Stands in for a BatchKey: no noise for the first example, 1 for the second."""
+class GivenNoise:
+    """Stands in for a BatchKey of one example: the noise of step i, for the use with that name, is a given number."""
+
+    def __init__(self, numbers, use="", index=None):
+        self.numbers, self.use, self.index = numbers, use, index
+
+    def fold_in(self, name):
+        return GivenNoise(self.numbers, name, self.index)
+
+    def counter_based(self):
+        return self
+
+    def at_step(self, index):
+        return self if self.index is not None else GivenNoise(self.numbers, self.use, index)
 
     def normal(self, shape, dtype=None):
-        return jnp.array([0.0, 1.0], dtype).reshape(2, *(1 for _ in shape))
+        row = 1 if self.use == "middle" else 0
+        return jnp.full((1, *shape), self.numbers[row, self.index], dtype)
 
 
 def exact_variance(sampler, denoiser, grid):
-    """The variance of a linear one-step sampler's output, started from the prior, without sampling.
+    """The variance of a sampler's output, started from the prior, without sampling: it is linear for Gaussian data."""
 
-    A step is x_s = A x_t + B z for data of mean 0: run on x_t = (1, 0) with z = (0, 1) it returns (A, B).
-    """
+    def run(noise, numbers):
+        return sample(sampler, denoiser, grid, noise[None], GivenNoise(numbers)).x0[0]
 
-    def step(variance, transition):
-        a, b = sampler.step(denoiser, State(x=jnp.array([1.0, 0.0])), transition, UnitNoise()).x
-        return a**2 * variance + b**2, None
-
-    prior = jnp.asarray(grid.schedule.prior_std**2, jnp.result_type(float))
-    return float(jax.lax.scan(step, prior, transitions(sampler, grid))[0])
+    zeros = jnp.zeros(()), jnp.zeros((2, grid.num_steps))
+    return float(sum(jnp.sum(part**2) for part in jax.jit(jax.grad(run, argnums=(0, 1)))(*zeros)))

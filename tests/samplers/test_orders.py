@@ -18,9 +18,7 @@ from tests.samplers.closed_form import Gaussian, Mixture
 STEPS = (48, 96, 192)  # whole steps of two and of three transitions
 EXACT_THIRD = {"dpmpp_3m": "second_derivative", "dpm_solver_3m": "second_derivative"}
 MEASURED = [
-    name
-    for name in SAMPLERS
-    if SAMPLERS.example(name).order is not None and SAMPLERS.example(name).denoiser_kind == "denoiser"
+    name for name in SAMPLERS if SAMPLERS.example(name).order is not None and not SAMPLERS.example(name).stochastic
 ]
 SPECS = {name: SAMPLERS.example(name) for name in MEASURED} | {
     f"{name} exact": SAMPLERS.build({"name": name, "second_derivative": "exact"}) for name in EXACT_THIRD
