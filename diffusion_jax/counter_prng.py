@@ -5,7 +5,7 @@ The i-th word of a stream with key (k0, k1) is `mix(k1 ^ mix(k0 + i))`, where `m
 MurmurHash3. Reasons to prefer it here to threefry, jax's default:
 
 * it compiles faster, and a network draws once per parameter: a small U-Net is initialised in 1.3 s, not 4.4 s (CPU);
-* a Gaussian from it costs a seventh of one from threefry (CPU), and a sampler's step is little else than one;
+* a Gaussian from it costs a small part of one from threefry, and a sampler's step is little else than one;
 * it is integer arithmetic on an index, so that the numbers are the same on every backend and under every sharding
   (XLA's own RngBitGenerator, `impl="rbg"`, promises neither).
 
@@ -13,12 +13,13 @@ Its statistical quality is that of a good hash: ample for masks, initial weights
 and the prior of sampling, and data order, use threefry.
 """
 
+import functools
 import math
 
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Float, Key, UInt32
 
 
 def _mix(x: UInt32[Array, " *shape"]) -> UInt32[Array, " *shape"]:
@@ -73,3 +74,30 @@ def counter_key(key: Key[Array, " *batch"]) -> Key[Array, " *batch"]:
     """Keys of this generator, one for each given key of whatever kind."""
     words = jax.random.key_data(key)[..., :2]
     return jax.random.wrap_key_data(words, impl=_COUNTER_HASH)
+
+
+def is_counter_key(key: Key[Array, " *batch"]) -> bool:
+    """Whether a key is one of this generator."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and jax.random.key_impl(key) == _COUNTER_HASH
+
+
+# sin(2 pi v) / v in v^2, for |v| <= 1/2: fitted by least squares at Chebyshev points, error 1.2e-9.
+_SINE = (3.199154384, -14.86818441, 42.01603613, -76.70153227, 81.60502328, -41.34169703, 6.283185272)
+
+
+def counter_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, " *shape"]:
+    """Unit Gaussian, float32, by Box and Muller's method; at most 5.8 deviations.
+
+    Pairs share a radius, and so a logarithm, which is most of the cost: two thirds of that of `jax.random.normal` with
+    the same key (CPU). Fused into what uses it the latter may even lose its vector instructions, hence the barrier.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (2, (size + 1) // 2), jnp.uint32)
+    # 24 bits each: odd multiples of 2^-24 in (0, 1), and multiples in [-1/2, 1/2)
+    radius = jnp.sqrt(-2.0 * jnp.log(((words[0] >> 8) | 1).astype(jnp.float32) * jnp.float32(2.0**-24)))
+    turn = (words[1] >> 8).astype(jnp.float32) * jnp.float32(2.0**-24) - 0.5
+    radius, turn = jax.lax.optimization_barrier((radius, turn))
+    v = turn + jnp.array([[0.0], [0.25]], jnp.float32)  # sine and cosine
+    v -= jnp.floor(v + 0.5)
+    wave = functools.reduce(lambda sum_, a: sum_ * (v * v) + a, _SINE, jnp.float32(0.0)) * v
+    return (radius * wave).reshape(-1)[:size].reshape(shape)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.counter_prng import counter_key
+from diffusion_jax.counter_prng import counter_key, counter_normal, is_counter_key
 
 
 def stream_key(seed: int, stream: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
@@ -56,7 +56,10 @@ class BatchKey:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, self.index)
 
     def normal(self, shape: tuple[int, ...], dtype=None) -> Float[Array, " batch ..."]:
-        """Unit Gaussian of shape [batch, *shape]."""
+        """Unit Gaussian of shape [batch, *shape]; that of `counter_based` keys is float32 inside."""
+        if is_counter_key(self.key):
+            draws = jax.vmap(lambda key: counter_normal(key, shape))(self.per_example())
+            return draws if dtype is None else draws.astype(dtype)
         return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(self.per_example())
 
     def uniform(self, dtype=None) -> Float[Array, " batch"]:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.counter_prng import counter_key
+from diffusion_jax.counter_prng import counter_key, counter_normal, is_counter_key
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,18 @@ def test_other_widths(key, x64):
     wide = jax.random.uniform(key, (1000,), jnp.float64)
     assert wide.dtype == jnp.float64
     assert abs(float(wide.mean()) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_normal_is_box_and_muller_s_formula(key, size):
+    words = np.asarray(jax.random.bits(key, (2, (size + 1) // 2), jnp.uint32)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[0] // 256 // 2 * 2 + 1) / 2**24))
+    angle = 2 * np.pi * ((words[1] // 256) / 2**24 - 0.5)
+    expected = np.concatenate([radius * np.sin(angle), radius * np.cos(angle)])[:size]
+    np.testing.assert_allclose(counter_normal(key, (size,)), expected, rtol=1e-4, atol=2e-6)
+
+
+def test_which_keys_are_counter_keys(key):
+    assert is_counter_key(key)
+    assert is_counter_key(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(3)))
+    assert not is_counter_key(jax.random.key(0))

@@ -121,6 +121,10 @@ class Multistep(DPMSolver):
 class Singlestep(DPMSolver):
     """Eq. (3) from the start of a step of two or three transitions."""
 
+    @property
+    def uses_start(self) -> bool:
+        return True
+
     def spans(self, grid: TimeGrid) -> list[int]:
         """How many transitions each step spans."""
         finite = np.isfinite(grid.log_snrs)

@@ -37,11 +37,15 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "start", "history"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultistepState:
-    """The current xt, an earlier state p, and the predictions before this one, the newest first; [batch, ...] each."""
+    """The current xt, [batch, ...]; an earlier state p, where the method uses one; and the last predictions.
+
+    `history` is a ring, [k, batch, ...]: m_i is in place i mod k. Nothing is shifted; the weights of (1), (2) are put
+    in the order of the places beforehand.
+    """
 
     x: Float[Array, "batch ..."]
-    start: Float[Array, "batch ..."]
-    history: tuple[Float[Array, "batch ..."], ...]
+    start: Float[Array, "batch ..."] | None
+    history: Float[Array, "k batch ..."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +90,36 @@ class LinearMultistep(Sampler):
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         if self.predicts == "noise":
             require_signal(self, grid)
-        found = dataclasses.asdict(self.coefficients(grid))
-        return {name: np.asarray(value, np.float64) for name, value in found.items() if value is not None}
+        found = self.coefficients(grid)
+        places = self._ring_size
+        constants = {"x": found.x, "history": _in_ring(found.history, places)}
+        for name in ("start", "restart", "fresh"):
+            if getattr(found, name) is not None:
+                constants[name] = getattr(found, name)
+        if found.corrector is not None:
+            own, predictions = found.corrector[:, :2], found.corrector[:, 2:]
+            constants |= {"corrector": own, "corrector_history": _in_ring(predictions, places)}
+        return {name: np.asarray(value, np.float64) for name, value in constants.items()}
+
+    @property
+    def _ring_size(self) -> int:
+        return self.memory + (1 if self.corrects else 0)
 
     def init(self, x: Float[Array, "batch ..."]) -> MultistepState:
-        past = self.memory - 1 + (1 if self.corrects else 0)
-        return MultistepState(x=x, start=x, history=(jnp.zeros_like(x),) * past)
+        return MultistepState(
+            x=x,
+            start=x if self.uses_start else None,
+            history=jnp.zeros((self._ring_size, *x.shape), x.dtype),
+        )
 
     @property
     def corrects(self) -> bool:
         """Whether there is a corrector."""
+        return False
+
+    @property
+    def uses_start(self) -> bool:
+        """Whether an earlier state p is needed."""
         return False
 
     def step(
@@ -103,26 +127,39 @@ class LinearMultistep(Sampler):
     ) -> MultistepState:
         c = transition.constants
         new = getattr(denoise(state.x, transition.t), self.predicts)
-        known = (new, *state.history)
+        place = transition.index % self._ring_size
+        history = jax.lax.dynamic_update_index_in_dim(state.history, new, place, 0)
         x, start = state.x, state.start
         if "corrector" in c:
-            x = _combine(c["corrector"], (x, start, *known))
+            corrected = c["corrector"][0] * x + _combine(c["corrector_history"], history)
+            x = corrected if start is None else corrected + c["corrector"][1] * start
         if "restart" in c:
             start = jnp.where(c["restart"] > 0, x, start)
-        elif "corrector" in c:
+        elif start is not None:
             start = x
-        moved = c["x"] * x + _combine(c["history"], known)
+        moved = c["x"] * x + _combine(c["history"], history)
         if "start" in c:
             moved = moved + c["start"] * start
         if "fresh" in c:
             moved = moved + c["fresh"] * key.normal(x.shape[1:], x.dtype)
-        return MultistepState(x=moved, start=start, history=known[: len(state.history)])
+        return MultistepState(x=moved, start=start, history=history)
 
 
-def _combine(weights: Float[Array, " k"], terms: tuple[Array, ...]) -> Array:
-    """sum_j weights_j terms_j over as many terms as there are weights, in one elementwise expression."""
-    parts = [weights[j] * term for j, term in zip(range(weights.shape[0]), terms, strict=False)]
-    return functools.reduce(jnp.add, parts)
+def _in_ring(weights: np.ndarray, places: int) -> np.ndarray:
+    """[N, k] weights of (m_i, m_{i-1}, ...) as [N, places] weights of the places of a ring."""
+    steps = np.arange(len(weights))
+    ring = np.zeros((len(weights), places))
+    for back in range(weights.shape[1]):
+        if back < places:
+            ring[steps, (steps - back) % places] = weights[:, back]
+        elif np.any(weights[:, back]):
+            raise ValueError(f"a weight for the prediction {back} transitions ago, and {places} are kept")
+    return ring
+
+
+def _combine(weights: Float[Array, " k"], terms: Float[Array, "k batch ..."]) -> Float[Array, "batch ..."]:
+    """sum_j weights_j terms_j, in one elementwise expression."""
+    return functools.reduce(jnp.add, [weights[j] * terms[j] for j in range(terms.shape[0])])
 
 
 def half_log_snrs(grid: TimeGrid) -> np.ndarray:

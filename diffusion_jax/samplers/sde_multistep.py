@@ -178,5 +178,5 @@ class SASolver(SDEMultistep):
             earlier = min(self.corrector_order - 1, orders[i - 1])
             nodes = half_log_snrs(grid)[i::-1][: earlier + 1]
             corrector[i, 2 : 3 + earlier] = self._integrals(grid, i - 1, nodes)
-            corrector[i, 3:] -= found.history[i - 1]
+            corrector[i, 3 : 3 + k] -= found.history[i - 1]
         return dataclasses.replace(found, corrector=corrector)

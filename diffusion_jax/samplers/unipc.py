@@ -61,6 +61,10 @@ class UniPC(LinearMultistep):
     def corrects(self) -> bool:
         return self.use_corrector
 
+    @property
+    def uses_start(self) -> bool:
+        return self.use_corrector
+
     def _gains(self, h: float, ratios: np.ndarray) -> np.ndarray:
         """a_j B(h) of (1), from (3)."""
         scale = -h if self.solver_type == "bh1" else math.expm1(-h)

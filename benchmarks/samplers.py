@@ -1,0 +1,158 @@
+"""What a sampler costs besides the network, per step, in units of one elementwise pass over the state.
+
+    python -m benchmarks.samplers [--samplers=heun,dpmpp_2m] [--shape=64,32,32,4] [--json=costs.json]
+
+The network is the identity, so that what is left is the sampler's own arithmetic: its combinations of states, and its
+noise. The unit is a scan whose step is x <- a x + b, measured in turn with the sampler, round by round; the figure is
+the least over the rounds of each. Also shown: seconds to compile for 10 and for 100 steps, which are the same where no
+step is unrolled. Exit code 1 if a sampler costs more than --limit passes per evaluation of the network: a step of
+dpmpp_sde or predictor_corrector is two evaluations, each with its own noise. rk45 is shown and not judged: its
+arithmetic is Diffrax's.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import SAMPLERS, sample
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
+
+SAMPLERS_FLAG = flags.DEFINE_list("samplers", [], "Which samplers; all by default.")
+SHAPE = flags.DEFINE_list("shape", ["64", "32", "32", "4"], "Shape of the state, with the batch first.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each; the least counts.", lower_bound=1)
+LIMIT = flags.DEFINE_float("limit", 12.0, "The most passes that an evaluation may cost.")
+JSON = flags.DEFINE_string("json", "", "Also write the table to this file.")
+
+SHORT, LONG = 20, 120  # the cost of a step is the slope between these numbers of steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One row: passes and milliseconds per step, evaluations of the network per step, seconds to compile.
+
+    A step of rk45 is one of the solver's evaluations.
+    """
+
+    sampler: str
+    passes: float
+    milliseconds: float
+    evaluations_per_step: float
+    compile_10: float
+    compile_100: float
+
+    @property
+    def passes_per_evaluation(self) -> float:
+        """What is judged."""
+        return self.passes / max(1.0, self.evaluations_per_step)
+
+
+def identity(xt: jax.Array, t: jax.Array, *s: jax.Array) -> Prediction:
+    """A network that costs nothing."""
+    return Prediction(x0=xt, noise=xt)
+
+
+def program(name: str, num_steps: int, shape: tuple[int, ...]) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Sampling with the identity, from noise to (samples, evaluations)."""
+    sampler = SAMPLERS.build(name)
+    for schedule in ("edm", "rectified_flow"):
+        grid = GRIDS.build("uniform")(SCHEDULES.build(schedule), num_steps)
+        try:
+            sampler.constants(grid)
+            break
+        except UserError:
+            continue
+    keys = BatchKey.create(jax.random.key(0), shape[0])
+
+    def run(noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        result = sample(sampler, identity, grid, noise, keys)
+        return result.x0, jnp.asarray(result.nfe)
+
+    return run
+
+
+def one_pass(num_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """x <- a x + b, as often, with numbers that change from step to step."""
+    numbers = jnp.linspace(0.99, 1.0, num_steps)
+    return lambda x: jax.lax.scan(lambda x, a: (a * x + (1.0 - a), None), x, numbers)[0]
+
+
+def compiled(function: Callable, x: jax.Array) -> tuple[Callable, float]:
+    """The program, and the seconds it took to trace and compile."""
+    start = time.perf_counter()
+    ready = jax.jit(function).lower(x).compile()
+    return ready, time.perf_counter() - start
+
+
+def seconds(function: Callable, x: jax.Array) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    jax.block_until_ready(function(x))
+    return time.perf_counter() - start
+
+
+def measure(name: str, shape: tuple[int, ...], rounds: int) -> Cost:
+    """One sampler against the elementwise pass."""
+    x = jax.random.normal(jax.random.key(1), shape)
+    runs = {n: compiled(program(name, n, shape), x)[0] for n in (SHORT, LONG)}
+    passes = {n: compiled(one_pass(n), x)[0] for n in (SHORT, LONG)}
+    least = {key: float("inf") for key in ("short", "long", "pass_short", "pass_long")}
+    for n in (SHORT, LONG):  # warm
+        jax.block_until_ready((runs[n](x), passes[n](x)))
+    for _ in range(rounds):
+        for key, function in zip(least, (runs[SHORT], runs[LONG], passes[SHORT], passes[LONG]), strict=True):
+            least[key] = min(least[key], seconds(function, x))
+    evaluations = {n: int(runs[n](x)[1]) for n in (SHORT, LONG)}
+    per = evaluations[LONG] - evaluations[SHORT] if name == "rk45" else LONG - SHORT
+    step = (least["long"] - least["short"]) / per
+    unit = (least["pass_long"] - least["pass_short"]) / (LONG - SHORT)
+    compile_times = [compiled(program(name, n, shape), x)[1] for n in (10, 100)]
+    return Cost(
+        sampler=name,
+        passes=step / unit,
+        milliseconds=1e3 * step,
+        evaluations_per_step=(evaluations[LONG] - evaluations[SHORT]) / per,
+        compile_10=compile_times[0],
+        compile_100=compile_times[1],
+    )
+
+
+def main(_: list[str]) -> None:
+    """Measure, print, judge."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    shape = tuple(int(length) for length in SHAPE.value)
+    names = SAMPLERS_FLAG.value or list(SAMPLERS)
+    for name in names:
+        SAMPLERS[name]
+    costs = [measure(name, shape, ROUNDS.value) for name in track(names, "measuring", console=Console(stderr=True))]
+
+    slow = [cost for cost in costs if cost.passes_per_evaluation > LIMIT.value and cost.sampler != "rk45"]
+    table = Table(title=f"cost per step at {'x'.join(map(str, shape))} on {jax.devices()[0].device_kind}")
+    for column in ("sampler", "passes", "per NFE", "ms", "NFE", "compile 10", "compile 100"):
+        table.add_column(column, justify="left" if column == "sampler" else "right")
+    for cost in sorted(costs, key=lambda cost: cost.passes_per_evaluation):
+        over = " !" if cost in slow else ""
+        numbers = (f"{cost.passes:.1f}", f"{cost.passes_per_evaluation:.1f}{over}", f"{cost.milliseconds:.3f}")
+        seconds_to_compile = (f"{cost.compile_10:.2f} s", f"{cost.compile_100:.2f} s")
+        table.add_row(cost.sampler, *numbers, f"{cost.evaluations_per_step:.1f}", *seconds_to_compile)
+    Console().print(table)
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1))
+    if slow:
+        print(f"over {LIMIT.value} passes: {', '.join(cost.sampler for cost in slow)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
