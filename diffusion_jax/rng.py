@@ -62,6 +62,10 @@ class BatchKey:
             return draws if dtype is None else draws.astype(dtype)
         return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(self.per_example())
 
+    def uniforms(self, shape: tuple[int, ...]) -> Float[Array, " batch ..."]:
+        """Independent uniform variates in [0, 1) of shape [batch, *shape]."""
+        return jax.vmap(lambda key: jax.random.uniform(key, shape))(self.per_example())
+
     def uniform(self, dtype=None) -> Float[Array, " batch"]:
         """Independent uniform variates in [0, 1), one per example."""
         return jax.vmap(lambda key: jax.random.uniform(key, (), dtype))(self.per_example())

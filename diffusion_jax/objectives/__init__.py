@@ -1,5 +1,15 @@
-"""Losses: pure functions of (denoiser, batch, key)."""
+"""Losses: pure functions of (denoiser, batch, key, context)."""
 
+from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
+    consistency,
+    flow_map,
+    progressive,
+    reflow,
+    scm,
+    tokens,
+    vdm,
+    vlb,
+)
 from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting

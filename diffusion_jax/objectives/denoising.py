@@ -14,19 +14,27 @@ every kind follows from those.
     Karras et al. 2022, eq. 8      edm              log_normal          edm          uniform (= edm, lambda c_out^2 = 1)
     Lipman et al. 2022             rectified_flow   uniform             velocity     uniform
     Esser et al. 2024, SD3         rectified_flow   logit_normal        velocity     uniform
+    Ma et al. 2024, SiT            gvp              uniform             velocity     uniform
+    Li & He 2025, JiT              rectified_flow   logit_normal        x0           clipped_velocity
+    Karras et al. 2024, EDM2       edm              log_normal          edm          uniform, learned uncertainty
 
-`flow_matching` is the same objective under the names and defaults of its field.
+`flow_matching`, `stochastic_interpolant` and `jit` are the same objective under the names and defaults of their fields.
+
+With a learned uncertainty u(t) (`uncertainty.py`) the loss is E[w mse e^{-u} + u]. A time sampler that learns from the
+losses it caused gets them back through `update_state`; the factors that keep the loss unbiased are in (3).
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
+from diffusion_jax.objectives.uncertainty import LearnedUncertainty
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import (
@@ -54,25 +62,59 @@ class Denoising(Objective):
     time_sampler: TimeSampler
     prediction: PredictionKind
     weighting: Weighting
+    uncertainty: LearnedUncertainty | None = None
+
+    def init_params(self, key: Key[Array, ""]) -> Any:
+        return self.uncertainty and self.uncertainty.init()
+
+    def init_state(self) -> Any:
+        return self.time_sampler.init_state()
+
+    def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
+        return self.time_sampler.update(state, observed["t"], observed["loss"])
 
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (3) over batch["image"], [batch, ...].
 
-        Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0.
+        Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0; and
+        with a learned uncertainty its mean, `uncertainty`.
         """
-        if "image" not in batch:
-            raise UserError(f"a denoising objective needs batch['image'], got {sorted(batch)}")
-        x0 = as_compute(batch["image"])
-        t = self.time_sampler(key.fold_in("time"), self.schedule)
-        noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
+        loss, (metrics, _) = self.loss_and_observed(denoise_fn, batch, key, context)
+        return loss, metrics
 
+    def loss_and_observed(
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
+        x0 = image_of(batch)
+        t, factor = self.time_sampler.draw(key.fold_in("time"), self.schedule, context.state)
+        noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
+        terms, metrics = self.terms(denoise_fn, x0, noise, t, context)
+        loss = jnp.mean(factor * terms)
+        observed = {} if context.state is None else {"t": t, "loss": jax.lax.stop_gradient(terms)}
+        return loss, ({"loss": loss, **metrics}, observed)
+
+    def terms(
+        self,
+        denoise_fn: Denoiser,
+        x0: Float[Array, "batch ..."],
+        noise: Float[Array, "batch ..."],
+        t: Float[Array, " batch"],
+        context: Context = NO_CONTEXT,
+    ) -> tuple[Float[Array, " batch"], Metrics]:
+        """Every example's loss for given noise and times, and the metrics besides `loss`."""
         estimate = denoise_fn(corrupt(self.schedule, x0, noise, t), t)
         target = Prediction(x0=x0, noise=noise).value(self.prediction, self.schedule, t)
-        mse = _mean_square(estimate.value(self.prediction, self.schedule, t) - target)
-        loss = jnp.mean(self.weighting(self.prediction, self.schedule, t) * mse)
-        return loss, {"loss": loss, "mse": jnp.mean(mse), "x0_mse": jnp.mean(_mean_square(estimate.x0 - x0))}
+        mse = mean_square(estimate.value(self.prediction, self.schedule, t) - target)
+        terms = self.weighting(self.prediction, self.schedule, t) * mse
+        metrics = {"mse": jnp.mean(mse), "x0_mse": jnp.mean(mean_square(estimate.x0 - x0))}
+        if self.uncertainty is not None:
+            if context.params is None:
+                raise UserError("a learned uncertainty has parameters: give the objective's in Context.params")
+            u = self.uncertainty(context.params, self.schedule.log_snr(t))
+            terms, metrics = terms * jnp.exp(-u) + u, {**metrics, "uncertainty": jnp.mean(u)}
+        return terms, metrics
 
 
 @OBJECTIVES.register("denoising")
@@ -81,6 +123,7 @@ def denoising(
     time_sampler: Spec | TimeSampler = "discrete_uniform",
     prediction: Spec | PredictionKind = "epsilon",
     weighting: Spec | Weighting = "uniform",
+    uncertainty: bool = False,
 ) -> Denoising:
     """Build from names, mappings {"name": ..., **arguments} or objects; the defaults are DDPM's."""
     return Denoising(
@@ -88,6 +131,7 @@ def denoising(
         time_sampler=built(TIME_SAMPLERS, time_sampler),
         prediction=built(PREDICTIONS, prediction),
         weighting=built(WEIGHTINGS, weighting),
+        uncertainty=LearnedUncertainty() if uncertainty else None,
     )
 
 
@@ -99,5 +143,46 @@ def flow_matching(
     return denoising(schedule=schedule, time_sampler=time_sampler, prediction="velocity", weighting="uniform")
 
 
-def _mean_square(error: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+@OBJECTIVES.register("stochastic_interpolant")
+def stochastic_interpolant(
+    schedule: Spec | NoiseSchedule = "gvp", time_sampler: Spec | TimeSampler = "uniform"
+) -> Denoising:
+    """The velocity of a one-sided interpolant alpha(t) x0 + sigma(t) noise (Albergo et al. 2023, arXiv 2303.08797).
+
+    With a Gaussian at one end the velocity determines the score, and so the sampler `sit_sde` needs nothing else.
+    """
+    return flow_matching(schedule, time_sampler)
+
+
+@OBJECTIVES.register("jit")
+def jit(
+    schedule: Spec | NoiseSchedule = "rectified_flow",
+    time_sampler: Spec | TimeSampler | None = None,
+    least: float = 0.05,
+) -> Denoising:
+    """JiT: the network predicts x0 and is judged by the velocity that follows, with 1 / t clipped at 1 / `least`.
+
+    Their times are sigmoid(N(-0.8, 0.8^2)) with 1 for data, so here logit_normal with mean 0.8.
+    """
+    return denoising(
+        schedule=schedule,
+        time_sampler=time_sampler or {"name": "logit_normal", "mean": 0.8, "std": 0.8},
+        prediction="x0",
+        weighting={"name": "clipped_velocity", "least": least},
+    )
+
+
+def image_of(batch: Batch) -> Float[Array, "batch ..."]:
+    """batch["image"] in the precision of losses.
+
+    Raises:
+      UserError: there is none.
+    """
+    if "image" not in batch:
+        raise UserError(f"this objective needs batch['image'], got {sorted(batch)}")
+    return as_compute(batch["image"])
+
+
+def mean_square(error: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    """The mean over all axes but the first."""
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))

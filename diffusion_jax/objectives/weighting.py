@@ -97,3 +97,74 @@ class EDMWeighting(Weighting):
 
     def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
         return array_module(log_snr).exp(log_snr) + 1.0 / self.sigma_data**2
+
+
+@WEIGHTINGS.register("p2")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class P2Weighting(Weighting):
+    """1 / (k + SNR)^gamma on squared epsilon errors (Choi et al. 2022, arXiv 2204.00227, eq. 8)."""
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        snr = array_module(log_snr).exp(log_snr)
+        return snr / (self.k + snr) ** self.gamma
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RateWeighting(Weighting):
+    """Base of the weights per unit of log-SNR, with t uniform: w(log_snr) |d log_snr / dt| on squared epsilon errors.
+
+    Every such weight is an integral over log-SNR, and so the same loss on every schedule that covers the same noise
+    levels (Kingma et al. 2021; Kingma & Gao 2023, arXiv 2303.00848, eq. 4). Infinite where the log-SNR is: keep t_min
+    and t_max of the time sampler away from such an end.
+    """
+
+    def epsilon_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """w."""
+        raise NotImplementedError
+
+    def __call__(
+        self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        rate = -schedule.log_snr_derivative(t) * self.epsilon_weight(schedule.log_snr(t))
+        return rate * (schedule.alpha(t) / kind.determinant(schedule, t)) ** 2
+
+
+@WEIGHTINGS.register("likelihood")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LikelihoodWeighting(RateWeighting):
+    """w = 1/2: the loss is the diffusion term of the negative ELBO, in nats per dimension (Song et al. 2021; VDM)."""
+
+    def epsilon_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        return 0.5 * array_module(log_snr).ones_like(log_snr)
+
+
+@WEIGHTINGS.register("sigmoid")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmoidWeighting(RateWeighting):
+    """w = sigmoid(bias - log_snr): fine detail counts less (Kingma & Gao 2023; Hoogeboom et al. 2024, SiD2)."""
+
+    bias: float = -1.0
+
+    def epsilon_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        return 1.0 / (1.0 + array_module(log_snr).exp(log_snr - self.bias))
+
+
+@WEIGHTINGS.register("clipped_velocity")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClippedVelocityWeighting(Weighting):
+    """1 / max(sigma, least)^2 on squared x0 errors: on rectified_flow the velocity's error, (xt - x0) / max(t, least).
+
+    Li & He 2025 (arXiv 2511.13720, JiT) divide so, with least = 0.05.
+    """
+
+    least: float = 0.05
+
+    def __call__(
+        self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        sigma = schedule.sigma(t)
+        clipped = array_module(sigma).maximum(sigma, self.least)
+        return (sigma / (clipped * kind.determinant(schedule, t))) ** 2

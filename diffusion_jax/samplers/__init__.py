@@ -21,16 +21,21 @@ from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
 from diffusion_jax.samplers.guidance import classifier_free
 from diffusion_jax.samplers.inversion import Inversion, invert
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, SampleResult, State, Transition, sample, transitions
+from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, TokenSamples, sample_tokens
 
 __all__ = [
+    "DISCRETE_SAMPLERS",
     "SAMPLERS",
     "Inversion",
     "SampleResult",
     "Sampler",
     "State",
+    "TokenSampler",
+    "TokenSamples",
     "Transition",
     "classifier_free",
     "invert",
     "sample",
+    "sample_tokens",
     "transitions",
 ]

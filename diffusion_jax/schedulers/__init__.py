@@ -16,6 +16,15 @@ from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 from diffusion_jax.schedulers.tables import space_timesteps
 from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, TimeGrid
 from diffusion_jax.schedulers.time_samplers import TIME_SAMPLERS, TimeSampler
+from diffusion_jax.schedulers.token_chains import TokenChain
+from diffusion_jax.schedulers.tokens import (
+    TOKEN_SCHEDULES,
+    TokenDenoiser,
+    TokenParameterization,
+    TokenProcess,
+    from_tokens,
+    to_tokens,
+)
 
 __all__ = [
     "GRIDS",
@@ -24,6 +33,7 @@ __all__ = [
     "SCHEDULES",
     "TIME_INPUTS",
     "TIME_SAMPLERS",
+    "TOKEN_SCHEDULES",
     "Denoiser",
     "GridRule",
     "LearnedSchedule",
@@ -35,8 +45,14 @@ __all__ = [
     "ReverseSteps",
     "TimeGrid",
     "TimeSampler",
+    "TokenChain",
+    "TokenDenoiser",
+    "TokenParameterization",
+    "TokenProcess",
     "built",
     "corrupt",
+    "from_tokens",
     "on_schedule",
     "space_timesteps",
+    "to_tokens",
 ]

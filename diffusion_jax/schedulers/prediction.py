@@ -18,6 +18,7 @@ This one rule turns any kind into (x0, noise), and (1) turns that into any other
     score      0                 -1 / sigma       Song et al. 2021 (arXiv 2011.13456): score of q(xt | x0)
     velocity   alpha'            sigma'           Lipman et al. 2022: d xt / dt
     edm        see `EDMOutput`                    Karras et al. 2022, eq. 7, 8
+    consistency  see `ConsistencyOutput`          Song et al. 2023 (arXiv 2303.01469), app. C
 
 d = 0 means that the kind does not determine x0 there: epsilon and score where alpha = 0, x0 and score where sigma = 0.
 
@@ -47,6 +48,13 @@ class PredictionKind:
     def coefficients(self, schedule: NoiseSchedule, t: Array) -> tuple[Array, Array]:
         """(a, b) of (1), each of the shape of t; numpy float64 in, numpy float64 out."""
         raise NotImplementedError
+
+    def solution(self, schedule: NoiseSchedule, t: Array) -> tuple[Array, Array, Array, Array]:
+        """Coefficients of xt and target in x0, and of both in noise: eq. (2), (3), each of the shape of t."""
+        a, b = self.coefficients(schedule, t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        d = alpha * b - sigma * a
+        return b / d, -sigma / d, -a / d, alpha / d
 
     def determinant(self, schedule: NoiseSchedule, t: Array) -> Array:
         """d of (2): an error e in the target is an error -sigma e / d in x0."""
@@ -132,6 +140,49 @@ class EDMOutput(PredictionKind):
         return sigma / (self.sigma_data * r), -self.sigma_data * alpha / r
 
 
+@PREDICTIONS.register("consistency")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyOutput(PredictionKind):
+    """The raw output F of a consistency model: EDM's, changed so that x0 is exactly xt at the least noise level.
+
+    With s = sigma / alpha and its least value e at t = 0 (Song et al. 2023, app. C),
+
+        x0 = c_skip xt / alpha + c_out F,   c_skip = sd^2 / ((s - e)^2 + sd^2),   c_out = sd (s - e) / sqrt(s^2 + sd^2).
+
+    F is not determined by x0 at s = e, where c_out = 0; the way from F to x0 is. Where e = 0 this is the kind `edm`.
+    """
+
+    sigma_data: float = 0.5
+
+    def scalings(self, schedule: NoiseSchedule, t: Array) -> tuple[Array, Array]:
+        """c_skip and c_out."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        xp = array_module(alpha)
+        with np.errstate(divide="ignore"):
+            level = sigma / xp.maximum(alpha, 1e-30)
+        zero = t * 0 if isinstance(t, jax.Array) else np.float64(0.0)
+        excess = xp.maximum(level - schedule.sigma(zero) / schedule.alpha(zero), 0.0)
+        sd = self.sigma_data
+        # written for levels that may be infinite in all but name
+        skip = 1.0 / (1.0 + (excess / sd) ** 2)
+        return skip, sd * (excess / xp.hypot(level, sd * xp.ones_like(level)))
+
+    def coefficients(self, schedule: NoiseSchedule, t: Array) -> tuple[Array, Array]:
+        skip, out = self.scalings(schedule, t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        xp = array_module(alpha)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (1.0 - skip) / out, -skip * (sigma / xp.maximum(alpha, 1e-30)) / out
+
+    def solution(self, schedule: NoiseSchedule, t: Array) -> tuple[Array, Array, Array, Array]:
+        skip, out = self.scalings(schedule, t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        xp = array_module(alpha)
+        scale = skip / xp.maximum(alpha, 1e-15)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return scale, out, (1.0 - alpha * scale) / sigma, -alpha * out / sigma
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "variance_fraction"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -158,11 +209,8 @@ class Prediction:
         _require_same_shape(target, xt)
         t = as_compute(t)
         target, xt = as_compute(target), as_compute(xt)
-        a, b, alpha, sigma = (
-            like_data(c, xt) for c in (*kind.coefficients(schedule, t), schedule.alpha(t), schedule.sigma(t))
-        )
-        d = alpha * b - sigma * a
-        return cls(x0=(b / d) * xt - (sigma / d) * target, noise=(alpha / d) * target - (a / d) * xt)
+        x0_xt, x0_target, noise_xt, noise_target = (like_data(c, xt) for c in kind.solution(schedule, t))
+        return cls(x0=x0_xt * xt + x0_target * target, noise=noise_xt * xt + noise_target * target)
 
     @classmethod
     def from_x0(

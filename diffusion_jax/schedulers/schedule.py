@@ -60,6 +60,10 @@ class NoiseSchedule:
         """d sigma / dt, by forward-mode differentiation unless the member knows better."""
         return _derivative(self.sigma, t)
 
+    def log_snr_derivative(self, t: Array) -> Array:
+        """d log_snr / dt, negative; infinite where the log-SNR is."""
+        return _derivative(self.log_snr, t)
+
     @property
     def prior_std(self) -> float:
         """Standard deviation of the Gaussian from which sampling starts at t = 1."""

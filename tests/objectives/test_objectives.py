@@ -1,4 +1,4 @@
-"""What every registered objective must satisfy, and the published ones by their formulas."""
+"""Regressions on noise, data and velocity, by their formulas; what holds for all objectives is in test_conformance."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ RECIPES = {
     "min_snr": {"name": "denoising", "prediction": "v", "weighting": {"name": "min_snr", "gamma": 5.0}},
     "edm": {"name": "denoising", "schedule": "edm", "time_sampler": "log_normal", "prediction": "edm"},
     "sd3": {"name": "flow_matching", "time_sampler": {"name": "logit_normal", "uniforms": "low_discrepancy"}},
-    **{name: {"name": name} for name in OBJECTIVES},
+    **{name: {"name": name} for name in ("denoising", "flow_matching", "stochastic_interpolant", "jit")},
 }
 
 
@@ -47,20 +47,6 @@ def test_loss_and_metrics_are_finite_scalars(objective):
     assert loss == metrics["loss"] > 0
 
 
-def test_hashable(objective):
-    assert hash(objective) == hash(objective)
-
-
-def test_the_loss_is_the_mean_over_any_split_of_the_batch(objective):
-    denoiser, data = Gaussian().denoiser(objective.schedule), batch()["image"]
-    whole = objective.loss(denoiser, {"image": data}, keys(8))[0]
-    parts = [
-        objective.loss(denoiser, {"image": data[i : i + 2]}, BatchKey(jax.random.key(0), jnp.arange(i, i + 2), 8))[0]
-        for i in range(0, 8, 2)
-    ]
-    np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)
-
-
 def gradient(objective, dtype):
     """The gradient of the loss of a network with one weight."""
     parameterization = Parameterization.build(
@@ -72,12 +58,6 @@ def gradient(objective, dtype):
         return objective.loss(denoiser, batch(), keys(8))[0]
 
     return jax.jit(jax.grad(loss))(jnp.asarray(0.3, dtype))
-
-
-def test_gradients_through_a_parameterised_network_are_finite(objective):
-    found = gradient(objective, jnp.float32)
-    assert np.isfinite(found)
-    assert found != 0
 
 
 def test_gradients_in_bfloat16_are_those_in_float32():

@@ -28,13 +28,18 @@ def cycle_errors(schedule, t, first, second):
     return errors.x0, errors.noise
 
 
+def inside(t, *kinds):
+    """Without t = 0 where a consistency function is the identity there, and its network's output counts for nothing."""
+    return t[1:] if "consistency" in kinds else t
+
+
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_cycles_over_log_snr_20(first, second, x64):
     """1e-12, or what the division by alpha or sigma leaves of float64 beyond log-SNR +-14: exact to 10 ulp of xt.
 
     The errors are those of data and noise; in units of xt, alpha error(x0) and sigma error(noise), all are below 1e-12.
     """
-    schedule, t = LogSNRLine(), np.linspace(0, 1, 81)
+    schedule, t = LogSNRLine(), inside(np.linspace(0, 1, 81), first, second)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     allowed = np.maximum(1e-12, 3e-15 / np.minimum(alpha, sigma))
     x0_error, noise_error = cycle_errors(schedule, t, first, second)
@@ -55,7 +60,9 @@ def test_cycles_on_every_schedule(schedule, first, second, x64):
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_tolerance(kind):
     """In float32 errors stay below 1e-4 where alpha and sigma are at least 1e-2."""
-    x0_error, noise_error = cycle_errors(LogSNRLine(first=9.0, last=-9.0), np.linspace(0, 1, 25), kind, "v")
+    x0_error, noise_error = cycle_errors(
+        LogSNRLine(first=9.0, last=-9.0), inside(np.linspace(0, 1, 25), kind), kind, "v"
+    )
     assert np.all(x0_error <= 1e-4)
     assert np.all(noise_error <= 1e-4)
 

@@ -1,0 +1,241 @@
+"""Losses for tokens: D3PM, MDLM, SEDD and discrete flow matching.
+
+All in nats per token unless said otherwise; batch["image"] in [-1, 1] is read as `num_tokens` equally spaced values, or
+batch["tokens"] is given. p(x0 | x_t) is the softmax of a token denoiser's logits (`schedulers/tokens.py`).
+
+D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
+
+    (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) in the place of n = 1,
+    (2)   hybrid = vb + lambda E[-log p(x0 | x_n)],     lambda = 0.001 in the paper.
+
+MDLM (Sahoo et al. 2024, arXiv 2406.07524, eq. 10), masks in continuous time; the weight is -kept' / (1 - kept), 1 / t
+for the linear schedule, and tokens that are not masked are known and cost nothing:
+
+    (3)   E_t[ rate kept / (1 - kept) sum over masked of -log p(x0 | x_t) ].
+
+SEDD (Lou et al. 2023, arXiv 2310.16834, eq. 7 and 11), with s_y the predicted ratio p_t(y) / p_t(x_t) and r_y the true
+one given x0, over values y != x_t to which the reversed process may go:
+
+    (4)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],     c = 1 (mask), 1 / K
+    (uniform);
+
+the network's logits are log s_y, for masks log(s_y (e^sigma - 1)), so that they are log p(x0) where they are right.
+
+Discrete flow matching (Gat et al. 2024, arXiv 2407.15595, eq. 25): the cross-entropy of x0, over all tokens.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.denoising import Spec
+from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import built
+from diffusion_jax.schedulers.arrays import like_data
+from diffusion_jax.schedulers.token_chains import TokenChain
+from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenDenoiser, TokenProcess, TokenSchedule, to_tokens
+
+_LEAST_T = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenObjective(Objective):
+    """Base: a process, and tokens of a batch."""
+
+    modality: ClassVar[str] = "tokens"
+
+    process: TokenProcess | TokenChain
+
+    def tokens(self, batch: Batch) -> Int[Array, "batch ..."]:
+        """x0."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        if "image" not in batch:
+            raise UserError(f"an objective on tokens needs batch['image'] or batch['tokens'], got {sorted(batch)}")
+        return to_tokens(batch["image"], self.process.num_tokens)
+
+    def times(self, key: BatchKey) -> Float[Array, " batch"]:
+        """t in (0, 1], of low discrepancy."""
+        return jnp.maximum(key.fold_in("time").low_discrepancy(), _LEAST_T)
+
+
+def log_likelihood(logits: Float[Array, "batch ... K"], x0: Int[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """log p(x0 | x_t) of every token."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), x0[..., None], axis=-1)[..., 0]
+
+
+def _mean(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class D3PM(TokenObjective):
+    """Eq. (1), (2); `cross_entropy_weight` is lambda, `vb_weight` 0 leaves only the cross-entropy."""
+
+    process: TokenChain
+    cross_entropy_weight: float = 1e-3
+    vb_weight: float = 1.0
+
+    def loss(
+        self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Metrics `vb` in bits per token and `cross_entropy` in nats per token."""
+        x0, chain = self.tokens(batch), self.process
+        u = key.fold_in("time").low_discrepancy()
+        step = jnp.minimum(jnp.floor(u * chain.num_steps), chain.num_steps - 1).astype(jnp.int32) + 1
+        xt = chain.corrupt(x0, step, key.fold_in("corrupt"))
+        logits = denoise_fn(xt, step / chain.num_steps)
+        cross_entropy = _mean(-log_likelihood(logits, x0))
+        vb = chain.num_steps * self.bits(logits, x0, xt, step)
+        loss = jnp.mean(self.vb_weight * vb + self.cross_entropy_weight * cross_entropy)
+        return loss, {"loss": loss, "vb": jnp.mean(vb), "cross_entropy": jnp.mean(cross_entropy)}
+
+    def bits(
+        self,
+        logits: Float[Array, "batch ... K"],
+        x0: Int[Array, "batch ..."],
+        xt: Int[Array, "batch ..."],
+        step: Int[Array, " batch"],
+    ) -> Float[Array, " batch"]:
+        """One term of (1), in bits per token."""
+        true = self.process.posterior(xt, jax.nn.one_hot(x0, self.process.num_tokens), step)
+        found = self.process.posterior(xt, jax.nn.softmax(logits), step)
+        ratio = jnp.log(jnp.maximum(true, 1e-20)) - jnp.log(jnp.maximum(found, 1e-20))
+        kl = jnp.sum(true * ratio, axis=-1)
+        terms = jnp.where(like_data(step == 1, x0), -log_likelihood(logits, x0), kl)
+        return _mean(terms) / math.log(2.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MDLM(TokenObjective):
+    """Eq. (3)."""
+
+    def __post_init__(self):
+        if not self.process.has_mask:
+            raise UserError("mdlm is written for masks: noise must be 'mask'; for uniform noise use sedd")
+
+    def loss(
+        self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Metrics `bits`, the same per token in bits, and `cross_entropy` over the masked tokens."""
+        x0, t = self.tokens(batch), self.times(key)
+        xt, masked = self.process.corrupt(x0, t, key.fold_in("corrupt"))
+        costs = jnp.where(masked, -log_likelihood(denoise_fn(xt, t), x0), 0.0)
+        loss = jnp.mean(self.weight(t) * _mean(costs))
+        cross_entropy = jnp.sum(costs) / jnp.maximum(jnp.sum(masked), 1)
+        return loss, {"loss": loss, "bits": loss / math.log(2.0), "cross_entropy": cross_entropy}
+
+    def weight(self, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """-kept' / (1 - kept)."""
+        kept = self.process.schedule.kept(t)
+        return self.process.schedule.rate(t) * kept / (1.0 - kept)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SEDD(TokenObjective):
+    """Eq. (4)."""
+
+    def loss(
+        self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Metrics `bits`, the bound in bits per token, and `score_entropy`, without the rate."""
+        x0, t = self.tokens(batch), self.times(key)
+        xt, _ = self.process.corrupt(x0, t, key.fold_in("corrupt"))
+        entropy = _mean(self.score_entropy(denoise_fn(xt, t), x0, xt, t))
+        loss = jnp.mean(self.process.schedule.rate(t) * entropy)
+        return loss, {"loss": loss, "bits": loss / math.log(2.0), "score_entropy": jnp.mean(entropy)}
+
+    def score_entropy(
+        self,
+        logits: Float[Array, "batch ... K"],
+        x0: Int[Array, "batch ..."],
+        xt: Int[Array, "batch ..."],
+        t: Float[Array, " batch"],
+    ) -> Float[Array, "batch ..."]:
+        """The sum of (4) for every token; zero exactly where the ratios are right."""
+        size = self.process.num_tokens
+        kept = like_data(self.process.schedule.kept(t), logits)
+        is_x0, is_xt = jax.nn.one_hot(x0, size), jax.nn.one_hot(xt, size)  # no row for the mask
+        log_scores = log_ratios(self.process, logits, t)
+        if self.process.has_mask:
+            true, counts = kept / (1.0 - kept) * is_x0, jnp.ones_like(is_xt)
+            counts = counts * (xt == self.process.mask)[..., None]
+        else:
+            probability = kept * is_x0 + (1.0 - kept) / size
+            true = probability / jnp.sum(probability * is_xt, axis=-1, keepdims=True)
+            counts = (1.0 - is_xt) / size
+        constant = jnp.where(true > 0, true * (jnp.log(jnp.maximum(true, 1e-30)) - 1.0), 0.0)
+        return jnp.sum(counts * (jnp.exp(log_scores) - true * log_scores + constant), axis=-1)
+
+
+def log_ratios(
+    process: TokenProcess, logits: Float[Array, "batch ... K"], t: Float[Array, "*batch"]
+) -> Float[Array, "batch ... K"]:
+    """log s_y of SEDD from a network's logits."""
+    if not process.has_mask:
+        return logits
+    kept = jnp.asarray(process.schedule.kept(t), logits.dtype)
+    return logits + like_data(jnp.log(kept) - jnp.log1p(-kept), logits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteFlow(TokenObjective):
+    """The cross-entropy of x0."""
+
+    def loss(
+        self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Metric `cross_entropy` is that over the replaced tokens."""
+        x0, t = self.tokens(batch), self.times(key)
+        xt, replaced = self.process.corrupt(x0, t, key.fold_in("corrupt"))
+        costs = -log_likelihood(denoise_fn(xt, t), x0)
+        loss = jnp.mean(_mean(costs))
+        over_replaced = jnp.sum(costs * replaced) / jnp.maximum(jnp.sum(replaced), 1)
+        return loss, {"loss": loss, "cross_entropy": over_replaced}
+
+
+@OBJECTIVES.register("d3pm", example={"num_tokens": 4, "num_steps": 6})
+def d3pm(
+    num_tokens: int = 256,
+    num_steps: int = 1000,
+    kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian",
+    cross_entropy_weight: float = 1e-3,
+    vb_weight: float = 1.0,
+) -> D3PM:
+    """D3PM with the hybrid loss."""
+    chain = TokenChain(num_tokens=num_tokens, num_steps=num_steps, kind=kind)
+    return D3PM(process=chain, cross_entropy_weight=cross_entropy_weight, vb_weight=vb_weight)
+
+
+@OBJECTIVES.register("mdlm", example={"num_tokens": 4})
+def mdlm(num_tokens: int = 256, token_schedule: Spec | TokenSchedule = "linear") -> MDLM:
+    """Masked diffusion."""
+    return MDLM(process=TokenProcess(schedule=built(TOKEN_SCHEDULES, token_schedule), num_tokens=num_tokens))
+
+
+@OBJECTIVES.register("sedd", example={"num_tokens": 4})
+def sedd(
+    num_tokens: int = 256,
+    token_schedule: Spec | TokenSchedule = "linear",
+    noise: Literal["mask", "uniform"] = "mask",
+) -> SEDD:
+    """Score entropy."""
+    schedule = built(TOKEN_SCHEDULES, token_schedule)
+    return SEDD(process=TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise))
+
+
+@OBJECTIVES.register("discrete_flow", example={"num_tokens": 4})
+def discrete_flow(
+    num_tokens: int = 256,
+    token_schedule: Spec | TokenSchedule = "linear",
+    noise: Literal["mask", "uniform"] = "mask",
+) -> DiscreteFlow:
+    """Discrete flow matching with the mixture path."""
+    schedule = built(TOKEN_SCHEDULES, token_schedule)
+    return DiscreteFlow(process=TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise))

@@ -1,0 +1,143 @@
+"""Variational diffusion models: the negative ELBO in bits per dimension, with a fixed or a learned noise schedule.
+
+Kingma et al. 2021 (arXiv 2107.00630), eq. 11 to 18. With gamma(t) = -log_snr(t), increasing,
+
+    (1)   diffusion:       1/2 E_t[ gamma'(t) |noise - noise_hat(z_t, t)|^2 ]                        continuous time,
+                           T/2 E_i[ (e^{gamma(t_i) - gamma(t_{i-1})} - 1) |noise - noise_hat|^2 ]     T steps,
+    (2)   prior:           KL(q(z_1 | x) || N(0, I)),
+    (3)   reconstruction:  -log p(x | z_0),  p(x | z_0) ~ N(z_0; alpha_0 x, sigma_0^2) over the `bins` values of x.
+
+(1) in continuous time depends on gamma only through its ends; what a learned gamma can do besides is lower the variance
+of the estimate. The network keeps its own clock: it is asked at the time of its fixed schedule at which the log-SNR is
+that of the learned one (`on_schedule`), so that one denoiser serves both.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.denoising import Spec, image_of
+from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import (
+    PREDICTIONS,
+    SCHEDULES,
+    TIME_SAMPLERS,
+    Denoiser,
+    MonotoneGamma,
+    NoiseSchedule,
+    PredictionKind,
+    TimeSampler,
+    built,
+    corrupt,
+    on_schedule,
+)
+from diffusion_jax.schedulers.gaussian_chain import normal_kl
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDM(Objective):
+    """Eq. (1) to (3). `num_steps` 0 is continuous time; `gamma` None is the fixed `schedule`."""
+
+    schedule: NoiseSchedule
+    time_sampler: TimeSampler
+    prediction: PredictionKind
+    gamma: MonotoneGamma | None = None
+    num_steps: int = 0
+    bins: int = 256
+
+    def __post_init__(self):
+        for end in (0.0, 1.0):
+            if not math.isfinite(self.schedule.log_snr(end)):
+                raise UserError(
+                    f"vdm needs a schedule with finite log-SNR at both ends, {type(self.schedule).__name__} has not: "
+                    "use vdm_linear"
+                )
+        if self.num_steps < 0 or self.bins < 2:
+            raise UserError(f"vdm needs num_steps >= 0 and bins >= 2, got {self.num_steps} and {self.bins}")
+
+    def init_params(self, key: Key[Array, ""]) -> Any:
+        return self.gamma and self.gamma.init(key)
+
+    def loss(
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The negative ELBO in bits per dimension; metrics `diffusion`, `prior`, `reconstruction` and `x0_mse`."""
+        x0 = image_of(batch)
+        schedule, denoiser = self.schedule, denoise_fn
+        if self.gamma is not None:
+            if context.params is None:
+                raise UserError("a learned noise schedule has parameters: give the objective's in Context.params")
+            schedule = self.gamma.bind(context.params)
+            denoiser = on_schedule(denoise_fn, self.schedule, schedule)
+        t = self.time_sampler(key.fold_in("time"), self.schedule)
+        if self.num_steps:
+            t = (jnp.floor(jnp.clip(t, 0.0, 1.0 - 1e-7) * self.num_steps) + 1.0) / self.num_steps
+        noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
+        estimate = denoiser(corrupt(schedule, x0, noise, t), t)
+        error = _sum((noise - estimate.noise) ** 2)
+        if self.num_steps:
+            rise = schedule.log_snr(t - 1.0 / self.num_steps) - schedule.log_snr(t)
+            diffusion = 0.5 * self.num_steps * jnp.expm1(rise) * error
+        else:
+            diffusion = -0.5 * schedule.log_snr_derivative(t) * error
+        zero, one = jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype)
+        prior = _sum(normal_kl(schedule.alpha(one) * x0, 2.0 * jnp.log(schedule.sigma(one)), 0.0, 0.0))
+        reconstruction = self._reconstruction(schedule, zero, x0, key.fold_in("reconstruction"))
+        bits = math.log(2.0) * math.prod(x0.shape[1:])
+        terms = {"diffusion": diffusion, "prior": prior, "reconstruction": reconstruction}
+        metrics = {name: jnp.mean(value) / bits for name, value in terms.items()}
+        loss = sum(metrics.values())
+        x0_mse = jnp.mean((jax.lax.stop_gradient(estimate.x0) - x0) ** 2)
+        return loss, {"loss": loss, **metrics, "x0_mse": x0_mse}
+
+    def _reconstruction(
+        self, schedule: NoiseSchedule, zero: Array, x0: Float[Array, "batch ..."], key: BatchKey
+    ) -> Float[Array, " batch"]:
+        """Eq. (3) in nats, with one draw of z_0."""
+        level = schedule.sigma(zero) / schedule.alpha(zero)
+        noisy = x0 + level * key.normal(x0.shape[1:], x0.dtype)
+        values = jnp.linspace(-1.0, 1.0, self.bins, dtype=x0.dtype)
+
+        def add(total: Array, value: Array) -> tuple[Array, None]:
+            """log sum exp over the values, one at a time, relative to that of the true one."""
+            exponent = -0.5 * (((noisy - value) / level) ** 2 - ((noisy - x0) / level) ** 2)
+            return jnp.logaddexp(total, exponent), None
+
+        total, _ = jax.lax.scan(jax.checkpoint(add), jnp.full_like(x0, -jnp.inf), values)
+        return _sum(total)
+
+
+@OBJECTIVES.register("vdm", example={"bins": 16, "learned": True})
+def vdm(
+    schedule: Spec | NoiseSchedule = "vdm_linear",
+    time_sampler: Spec | TimeSampler | None = None,
+    prediction: Spec | PredictionKind = "epsilon",
+    learned: bool = False,
+    fixed_ends: bool = False,
+    features: int = 1024,
+    num_steps: int = 0,
+    bins: int = 256,
+) -> VDM:
+    """VDM with the fixed schedule, or with a learned one that starts as a line between the same ends."""
+    schedule = built(SCHEDULES, schedule)
+    ends = {"gamma_min": -float(schedule.log_snr(0.0)), "gamma_max": -float(schedule.log_snr(1.0))}
+    return VDM(
+        schedule=schedule,
+        time_sampler=built(
+            TIME_SAMPLERS, time_sampler or {"name": "uniform", "t_min": 0.0, "uniforms": "low_discrepancy"}
+        ),
+        prediction=built(PREDICTIONS, prediction),
+        gamma=MonotoneGamma(**ends, features=features, fixed_ends=fixed_ends) if learned else None,
+        num_steps=num_steps,
+        bins=bins,
+    )
+
+
+def _sum(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

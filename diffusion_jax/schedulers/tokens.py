@@ -1,0 +1,168 @@
+"""Diffusion of tokens in continuous time: which share of them is still there at time t, and what takes their place.
+
+A token x0 of K values keeps its value up to time t with probability kept(t), and is replaced otherwise, independently
+of all others (Austin et al. 2021, arXiv 2107.03006; Campbell et al. 2022; Sahoo et al. 2024, arXiv 2406.07524; Lou et
+al. 2023, arXiv 2310.16834; Gat et al. 2024, arXiv 2407.15595):
+
+    (1)   q(x_t | x0) = kept(t) [x_t = x0] + (1 - kept(t)) noise(x_t),     noise: all on the mask, or uniform on K
+    values.
+
+Time runs as everywhere: t = 0 is data, kept(0) = 1, and at t = 1 nothing or almost nothing is kept. With sigma(t) =
+-log kept(t), rate(t) = sigma'(t) is the rate at which tokens are replaced.
+
+    schedule     kept(t)
+    linear       1 - (1 - eps) t             log-linear in sigma: MDLM and SEDD
+    cosine       cos(pi t / 2)
+    geometric    exp(-s0 (s1 / s0)^t)        SEDD; a little noise is left at t = 0
+
+A *token denoiser* maps (tokens, t) to logits of x0 over the K values; the mask, if there is one, is token K.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers.arrays import as_compute, as_float, like_data
+
+TokenDenoiser = Callable[[Int[Array, "batch ..."], Float[Array, "*batch"]], Float[Array, "batch ... K"]]
+"""(tokens at time t, t) -> logits of the tokens at time 0; t is [] or [batch]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSchedule:
+    """kept(t) of (1)."""
+
+    def kept(self, t: Array) -> Array:
+        """The probability to be kept, same shape as t."""
+        raise NotImplementedError
+
+    def rate(self, t: Array) -> Array:
+        """-d log kept / dt."""
+        t = as_compute(t)
+        return -jax.jvp(lambda t: jnp.log(self.kept(t)), (t,), (jnp.ones_like(t),))[1]
+
+
+TOKEN_SCHEDULES: Registry[TokenSchedule] = Registry("token schedule")
+
+
+@TOKEN_SCHEDULES.register("linear")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearTokens(TokenSchedule):
+    """kept = 1 - (1 - eps) t; a share eps is left at t = 1."""
+
+    eps: float = 1e-3
+
+    def kept(self, t: Array) -> Array:
+        return 1.0 - (1.0 - self.eps) * as_float(t)
+
+    def rate(self, t: Array) -> Array:
+        return (1.0 - self.eps) / self.kept(t)
+
+
+@TOKEN_SCHEDULES.register("cosine")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineTokens(TokenSchedule):
+    """kept = (1 - eps) cos(pi t / 2) + eps."""
+
+    eps: float = 1e-3
+
+    def kept(self, t: Array) -> Array:
+        return (1.0 - self.eps) * jnp.cos(0.5 * math.pi * as_compute(t)) + self.eps
+
+
+@TOKEN_SCHEDULES.register("geometric")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeometricTokens(TokenSchedule):
+    """sigma = s0 (s1 / s0)^t."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def kept(self, t: Array) -> Array:
+        return jnp.exp(-self.sigma_min * (self.sigma_max / self.sigma_min) ** as_compute(t))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenProcess:
+    """Eq. (1): a schedule, the number of values K, and what replaces a token."""
+
+    schedule: TokenSchedule
+    num_tokens: int
+    noise: Literal["mask", "uniform"] = "mask"
+
+    def __post_init__(self):
+        if self.noise not in ("mask", "uniform") or self.num_tokens < 2:
+            raise UserError(
+                f"tokens need num_tokens >= 2 and noise 'mask' or 'uniform', got {self.num_tokens} and {self.noise!r}"
+            )
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether token K is the mask."""
+        return self.noise == "mask"
+
+    @property
+    def mask(self) -> int:
+        """The mask's index."""
+        return self.num_tokens
+
+    def prior(self, key: BatchKey, shape: tuple[int, ...]) -> Int[Array, "batch ..."]:
+        """Tokens of which nothing is kept, [batch, *shape]."""
+        if self.has_mask:
+            return jnp.full((key.index.shape[0], *shape), self.mask, jnp.int32)
+        return jnp.minimum((key.uniforms(shape) * self.num_tokens).astype(jnp.int32), self.num_tokens - 1)
+
+    def corrupt(
+        self, x0: Int[Array, "batch ..."], t: Float[Array, " batch"], key: BatchKey
+    ) -> tuple[Int[Array, "batch ..."], Bool[Array, "batch ..."]]:
+        """x_t of (1), and which tokens were replaced."""
+        kept = like_data(as_compute(self.schedule.kept(t)), x0)
+        replaced = key.fold_in("replaced").uniforms(x0.shape[1:]) >= kept
+        return jnp.where(replaced, self.prior(key.fold_in("noise"), x0.shape[1:]), x0), replaced
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenParameterization:
+    """What a network of images sees of tokens: one channel for each value, and the mask; it returns K per channel.
+
+    With `time_conditioning` False the network is told time 0 always, as MDLM does: the number of masks says it already.
+    """
+
+    num_tokens: int
+    has_mask: bool
+    time_conditioning: bool = True
+    scale: float = 1000.0
+
+    def channels(self, data_channels: int) -> tuple[int, int]:
+        """Channels into the network and out of it, for tokens [batch, height, width, data_channels]."""
+        return data_channels * (self.num_tokens + int(self.has_mask)), data_channels * self.num_tokens
+
+    def denoiser(self, network_fn: Callable[..., Float[Array, "batch ..."]]) -> TokenDenoiser:
+        """The token denoiser of a network whose parameters, conditioning and dropout are bound."""
+
+        def denoise(xt: Int[Array, "batch ..."], t: Float[Array, "*batch"]) -> Float[Array, "batch ... K"]:
+            one_hot = jax.nn.one_hot(xt, self.num_tokens + int(self.has_mask))
+            images = one_hot.reshape(*xt.shape[:-1], -1)
+            time = jnp.broadcast_to(as_compute(t) * (self.scale if self.time_conditioning else 0.0), xt.shape[:1])
+            logits = as_compute(network_fn(images, time))
+            return logits[..., : xt.shape[-1] * self.num_tokens].reshape(*xt.shape, self.num_tokens)
+
+        return denoise
+
+
+def to_tokens(image: Float[Array, "..."], num_tokens: int) -> Int[Array, "..."]:
+    """The nearest of `num_tokens` equally spaced values from -1 to 1."""
+    return jnp.clip(jnp.round((image + 1.0) * 0.5 * (num_tokens - 1)), 0, num_tokens - 1).astype(jnp.int32)
+
+
+def from_tokens(tokens: Int[Array, "..."], num_tokens: int) -> Float[Array, "..."]:
+    """The value in [-1, 1] of every token."""
+    return tokens.astype(jnp.float32) * (2.0 / (num_tokens - 1)) - 1.0

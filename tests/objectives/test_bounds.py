@@ -1,0 +1,172 @@
+"""Losses that are likelihoods: VDM and the variational bound of a chain, for Gaussian data where all is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS, Context
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, MonotoneGamma, Prediction, ReverseSteps
+from tests.samplers.closed_form import Gaussian
+
+CENTRED = Gaussian(mean=0.0)
+
+
+def keys(size, seed=0):
+    return BatchKey.create(jax.random.key(seed), size)
+
+
+def data(size):
+    return {"image": 0.5 * jax.random.normal(jax.random.key(5), (size, 4))}
+
+
+def bits(nats):
+    return nats / np.log(2)
+
+
+@pytest.mark.parametrize(("num_steps", "nats"), [(0, 5.9560146336186595), (1000, 6.006236783), (10, 15.72756446)])
+def test_vdm_diffusion_loss_of_a_gaussian(num_steps, nats):
+    """The continuous loss is 1/2 ln((1 + s^2 SNR(0)) / (1 + s^2 SNR(1))) (I-MMSE); T steps cost more."""
+    schedule = SCHEDULES.build("vdm_linear")
+    objective = OBJECTIVES.build({"name": "vdm", "num_steps": num_steps})
+    _, metrics = objective.loss(CENTRED.denoiser(schedule), data(40000), keys(40000))
+    np.testing.assert_allclose(metrics["diffusion"], bits(nats), rtol=0.012)
+    np.testing.assert_allclose(metrics["prior"], bits(8.4785515514795e-04), rtol=0.02)
+
+
+def test_the_continuous_loss_does_not_depend_on_the_learned_schedule_between_its_ends():
+    """VDM, eq. 18: only the ends of gamma matter."""
+    schedule = SCHEDULES.build("vdm_linear")
+    objective = OBJECTIVES.build({"name": "vdm", "learned": True, "fixed_ends": True, "features": 32})
+    params = MonotoneGamma(features=32, fixed_ends=True).init(jax.random.key(0))
+    bent = {**params, "w3": 40 * params["w3"]}
+    found = [
+        objective.loss(CENTRED.denoiser(schedule), data(20000), keys(20000), Context(params=p))[1]["diffusion"]
+        for p in (params, bent)
+    ]
+    np.testing.assert_allclose(found, bits(5.9560146336), rtol=0.02)
+    slopes = [np.ptp(np.diff(objective.gamma.gamma(p, np.linspace(0, 1, 20)))) for p in (params, bent)]
+    assert slopes[1] > 2 * slopes[0]  # they do differ
+
+
+def test_likelihood_weighting_is_the_diffusion_loss():
+    """In nats per dimension, for any kind of prediction."""
+    schedule, losses = SCHEDULES.build("vdm_linear"), []
+    for kind in ("epsilon", "x0", "v"):
+        recipe = {"name": "denoising", "schedule": schedule, "prediction": kind, "weighting": "likelihood"}
+        recipe["time_sampler"] = {"name": "uniform", "t_min": 0.0, "uniforms": "low_discrepancy"}
+        losses.append(OBJECTIVES.build(recipe).loss(CENTRED.denoiser(schedule), data(40000), keys(40000))[0])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-3)
+    np.testing.assert_allclose(losses[0], 5.9560146336, rtol=0.012)
+
+
+def test_rate_weights_are_the_same_loss_on_every_schedule():
+    """An integral over log-SNR: sigmoid weighting on two schedules with the same ends."""
+    losses = []
+    for name in ("vdm_linear", "clipped_cosine"):
+        ends = {"gamma_min": -8.0, "gamma_max": 8.0} if name == "vdm_linear" else {"log_snr_min": -8, "log_snr_max": 8}
+        schedule = SCHEDULES.build({"name": name, **ends})
+        t = (np.arange(20000) + 0.5) / 20000
+        weight = WEIGHTINGS.build({"name": "sigmoid", "bias": -1.0})(PREDICTIONS.build("epsilon"), schedule, t)
+        error = (0.5 * schedule.alpha(t)) ** 2 / ((0.5 * schedule.alpha(t)) ** 2 + schedule.sigma(t) ** 2)
+        losses.append(np.mean(weight * error))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_p2_and_clipped_velocity_weights():
+    snr = np.array([0.1, 1.0, 5.0, 100.0])
+    schedule = SCHEDULES.build("vp_sde")
+    p2 = WEIGHTINGS.build("p2")(PREDICTIONS.build("epsilon"), schedule, schedule.time_of_log_snr(np.log(snr)))
+    np.testing.assert_allclose(p2, [0.9091, 0.5, 0.1667, 0.0099], atol=5e-5)
+    flow, t = SCHEDULES.build("rectified_flow"), np.array([0.01, 0.05, 0.5])
+    jit = WEIGHTINGS.build("clipped_velocity")
+    np.testing.assert_allclose(jit(PREDICTIONS.build("velocity"), flow, t), [0.04, 1, 1], rtol=1e-12)
+    np.testing.assert_allclose(jit(PREDICTIONS.build("x0"), flow, t), [400, 400, 4], rtol=1e-12)
+
+
+def gaussian_with_variance(schedule, fraction):
+    exact = CENTRED.denoiser(schedule)
+
+    def denoise(xt, t):
+        prediction = exact(xt, t)
+        return Prediction(x0=prediction.x0, noise=prediction.noise, variance_fraction=jnp.full(xt.shape, fraction))
+
+    return denoise
+
+
+@pytest.mark.parametrize(("fraction", "total"), [(0.0, 6.302436875928332), (1.0, 5.645641041770938)])
+def test_ddpm_bound_of_a_gaussian(fraction, total, x64):
+    """sum over n >= 1 of E KL in bits, for data N(0, 0.25) with the small and the large variance, exactly."""
+    schedule = SCHEDULES.build("ddpm_linear")
+    objective = OBJECTIVES.build({"name": "vlb", "schedule": "ddpm_linear"})
+    n = np.arange(1, 1000)
+    t = (n + 1) / 1000
+    # The KL is a quadratic form of (x0, noise); its mean is that over the four points with the right second moments.
+    total_bits = 0.0
+    for x0_sign in (-1, 1):
+        for noise_sign in (-1, 1):
+            x0, noise = np.full((999, 1), 0.5 * x0_sign), np.full((999, 1), 1.0 * noise_sign)
+            xt = schedule.alpha(t)[:, None] * x0 + schedule.sigma(t)[:, None] * noise
+            estimate = gaussian_with_variance(schedule, fraction)(jnp.asarray(xt), jnp.asarray(t))
+            total_bits += 0.25 * float(
+                jnp.sum(objective.bits(estimate, jnp.asarray(x0), jnp.asarray(xt), jnp.asarray(t)))
+            )
+    np.testing.assert_allclose(total_bits, total, rtol=1e-9)
+
+
+def test_optimal_variance_is_between_the_bounds(x64):
+    """With the best fraction at every step the sum is the published 5.644065283229962 bits."""
+    schedule = SCHEDULES.build("ddpm_linear")
+    steps = ReverseSteps.of(GRIDS.build("uniform")(schedule, 1000))
+    alpha, sigma = (curve(np.arange(1000, 0, -1) / 1000) for curve in (schedule.alpha, schedule.sigma))
+    # Var[x_{n-1} | x_n] adds the uncertainty about x0 to the small variance.
+    best = steps.small + steps.mean_x0**2 * 0.25 * sigma**2 / (0.25 * alpha**2 + sigma**2)
+    kl = 0.5 * (np.log(best) - np.log(np.maximum(steps.small, 1e-300)))
+    np.testing.assert_allclose(np.sum(kl[:-1]) / np.log(2), 5.644065283229962, rtol=1e-9)
+    assert np.all((best[:-1] >= steps.small[:-1]) & (best[:-1] <= steps.large[:-1] * (1 + 1e-9)))
+
+
+def test_hybrid_teaches_the_variance_only():
+    """The gradient of lambda vlb does not reach the predicted x0."""
+    objective = OBJECTIVES.build({"name": "hybrid", "schedule": "vp_sde", "num_steps": 10, "vlb_weight": 1.0})
+    simple = OBJECTIVES.build({"name": "denoising", "schedule": "vp_sde", "time_sampler": objective.time_sampler})
+
+    def gradient(objective):
+        def loss(shift):
+            def denoise(xt, t):
+                p = gaussian_with_variance(objective.schedule, 0.5)(xt, t)
+                return Prediction(x0=p.x0 + shift, noise=p.noise - shift, variance_fraction=p.variance_fraction)
+
+            return objective.loss(denoise, data(64), keys(64))[0]
+
+        return jax.grad(loss)(0.1)
+
+    np.testing.assert_allclose(gradient(objective), gradient(simple), rtol=1e-5)
+
+
+def test_a_network_without_variances_is_one_clear_line():
+    objective = OBJECTIVES.example("hybrid")
+    with pytest.raises(UserError, match="twice the channels"):
+        objective.loss(CENTRED.denoiser(objective.schedule), data(4), keys(4))
+
+
+def test_learned_uncertainty_is_the_log_of_the_loss():
+    """At the best constant u the loss is 1 + log of the mean error; gradients with respect to u vanish there."""
+    recipe = {"name": "denoising", "schedule": "edm", "prediction": "edm", "time_sampler": "log_normal"}
+    plain, learned = (OBJECTIVES.build({**recipe, "uncertainty": flag}) for flag in (False, True))
+    denoiser = Gaussian(std=0.6).denoiser(plain.schedule)
+    start = learned.init_params(jax.random.key(0))
+    assert start["weight"].shape == (128,)
+    loss, metrics = learned.loss(denoiser, data(512), keys(512), Context(params=start))
+    np.testing.assert_allclose(loss, plain.loss(denoiser, data(512), keys(512))[0], rtol=1e-6)
+    assert metrics["uncertainty"] == 0
+
+    def value(params):
+        return learned.loss(denoiser, data(512), keys(512), Context(params=params))[0]
+
+    params, slope = start, jax.jit(jax.grad(value))
+    for _ in range(100):
+        params = jax.tree.map(lambda p, g: p - 20.0 * g, params, slope(params))
+    assert value(params) < loss - 0.05

@@ -1,0 +1,202 @@
+"""Losses of networks that jump: curricula, exact minima, identities of the papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES, Context
+from diffusion_jax.objectives.consistency import karras_probabilities
+from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES, Prediction, corrupt
+from tests.samplers.closed_form import Gaussian, point_mass_denoiser
+
+EDM, FLOW = SCHEDULES.build("edm"), SCHEDULES.build("rectified_flow")
+X0 = jnp.full((16, 2), 0.7)
+
+
+def keys(size=16, seed=0):
+    return BatchKey.create(jax.random.key(seed), size)
+
+
+def gaussian_batch(size):
+    return {"image": 0.3 + 0.5 * jax.random.normal(jax.random.key(3), (size, 2))}
+
+
+def test_ict_discretisation():
+    rule = Discretisation(rule="exponential", first=10, last=1280, total_steps=400_000)
+    assert rule.stage_length == 50_000
+    counts = [int(rule(step)) for step in range(0, 400_000, 50_000)]
+    assert counts == [11, 21, 41, 81, 161, 321, 641, 1281]
+    assert int(rule(10**6)) == rule.most == 1281
+
+
+def test_ct_discretisation_and_decay():
+    rule = Discretisation(rule="sqrt", first=2, last=150, total_steps=800_000)
+    assert [int(rule(step)) for step in (0, 1, 100_000, 400_000, 800_000)] == [2, 3, 54, 107, 151]
+    decays = [float(rule.target_decay(step, 0.9)) for step in (0, 400_000, 800_000)]
+    np.testing.assert_allclose(decays, [0.9, 0.99803258, 0.99860547], atol=2e-7)
+
+
+def test_ict_probabilities():
+    expected = [0.06263, 0.18174, 0.24550, 0.21349, 0.14245, 0.08060, 0.04108, 0.01958, 0.00894, 0.00398]
+    np.testing.assert_allclose(karras_probabilities(EDM, 11), expected, atol=6e-6)
+    objective = OBJECTIVES.build("ict")  # N = 11 at step 0
+    t, _ = jax.jit(objective.times)(BatchKey.create(jax.random.key(0), 200_000), 0)
+    found = np.bincount(np.round(np.asarray(t) * 10).astype(int) - 1) / 200_000
+    np.testing.assert_allclose(found, expected, atol=4e-3)
+
+
+def test_ect_ratio():
+    """r / t = 1 - (1 + 8 sigmoid(-t)) / q^a; with q = 256 constant that is near one."""
+    level = jnp.array([0.5, 5.0])
+    expected = 1 - (1 + 8 / (1 + np.exp([0.5, 5.0]))) / 256
+    np.testing.assert_allclose(EasyCurriculum(q=256.0, doubling=0).ratio(10**6, level), expected, rtol=1e-6)
+    rising = EasyCurriculum(q=2.0, doubling=10)
+    assert np.all(rising.ratio(0, level) <= rising.ratio(10, level))
+    assert np.all(rising.ratio(100, level) > 0.99)
+
+
+def test_consistency_scalings(x64):
+    """c_skip and c_out at the boundary, bitwise, and at sigma = 80."""
+    kind = PREDICTIONS.build("consistency")
+    np.testing.assert_array_equal(kind.scalings(EDM, np.float64(0.0)), [1.0, 0.0])
+    np.testing.assert_allclose(kind.scalings(EDM, np.float64(1.0)), [3.90629272e-05, 0.49997773], rtol=1e-7)
+    xt = jnp.array([[0.3, -1.7]])
+    prediction = Prediction.from_target(kind, EDM, jnp.array([[5.0, -9.0]]), xt, jnp.zeros(1))
+    np.testing.assert_array_equal(prediction.x0, xt)
+
+
+@pytest.mark.parametrize("name", ["consistency_training", "ict", "ect", "consistency_distillation"])
+def test_the_exact_consistency_function_has_no_loss_on_one_point(name):
+    exact = point_mass_denoiser(EDM, X0[0])
+    context = Context(step=0, target=exact, teacher=exact)
+    loss, metrics = OBJECTIVES.example(name).loss(exact, {"image": X0}, keys(), context)
+    np.testing.assert_allclose(metrics["mse"], 0, atol=1e-9)
+    np.testing.assert_allclose(loss, 0, atol=1e-3)
+
+
+def test_distillation_has_no_loss_at_the_exact_function_of_a_gaussian(x64):
+    """Heun's error between neighbours of 60 levels is all that is left."""
+    objective, teacher = OBJECTIVES.build({"name": "consistency_distillation", "levels": 60}), Gaussian().denoiser(EDM)
+
+    def loss(std):
+        f = Gaussian(std=std).flow_map(EDM)
+        return float(objective.loss(f, gaussian_batch(256), keys(256), Context(target=f, teacher=teacher))[0])
+
+    assert loss(0.5) < 0.1 * min(loss(0.4), loss(0.6))
+
+
+def test_consistency_training_has_its_gradient_at_zero_at_the_exact_function(x64):
+    """For f_a = a-scaled flow map of a Gaussian the expected gradient vanishes at the true scale, and only there."""
+    objective = OBJECTIVES.build({"name": "ict", "first": 160, "last": 160})
+
+    def gradient(std):
+        def loss(std):
+            return objective.loss(Gaussian(std=std).flow_map(EDM), gaussian_batch(8192), keys(8192), Context())[1][
+                "mse"
+            ]
+
+        return float(jax.jit(jax.grad(loss))(std))
+
+    below, at, above = gradient(0.4), gradient(0.5), gradient(0.6)
+    assert abs(at) < 0.15 * max(abs(below), abs(above))
+
+
+def test_scm_tangent_vanishes_at_the_exact_function(x64):
+    """df/da = 0 along every path of a point mass; with the teacher's slope also for a Gaussian."""
+    trig = SCHEDULES.build("trigflow")
+    exact = point_mass_denoiser(trig, X0[0])
+    scm = OBJECTIVES.build({"name": "scm", "warmup": 1})
+    _, metrics = scm.loss(exact, {"image": X0}, keys(), Context(step=5))
+    np.testing.assert_allclose(metrics["tangent"], 0, atol=1e-9)
+    scd = OBJECTIVES.build({"name": "scd", "warmup": 1})
+    f, teacher = Gaussian().flow_map(trig), Gaussian().denoiser(trig)
+    _, metrics = scd.loss(f, gaussian_batch(64), keys(64), Context(step=5, teacher=teacher))
+    np.testing.assert_allclose(metrics["tangent"], 0, atol=1e-7)
+    _, wrong = scd.loss(
+        Gaussian(std=0.7).flow_map(trig), gaussian_batch(64), keys(64), Context(step=5, teacher=teacher)
+    )
+    assert wrong["tangent"] > 0.01
+
+
+def test_progressive_distillation_target(x64):
+    """One DDIM step with the target lands where two of the teacher's do; at the last step it is the teacher's x0."""
+    schedule = SCHEDULES.build("vp_sde")
+    objective = OBJECTIVES.build({"name": "progressive_distillation", "schedule": "vp_sde", "num_steps": 4})
+    teacher = Gaussian().denoiser(schedule)
+    t = jnp.array([1.0, 0.75, 0.5, 0.25])
+    zt = corrupt(schedule, jnp.full((4, 2), 0.4), jnp.full((4, 2), -0.8), t)
+    half = teacher(zt, t).at(schedule, t - 0.125)
+    second = teacher(half, t - 0.125)
+    x = objective.target(teacher, zt, t)
+    student = Prediction.from_x0(schedule, x, zt, t).at(schedule, t - 0.25)
+    np.testing.assert_allclose(student[:3], second.at(schedule, t - 0.25)[:3], rtol=1e-12)
+    np.testing.assert_array_equal(x[3], second.x0[3])
+
+
+@pytest.mark.parametrize("name", ["meanflow", "shortcut"])
+def test_the_exact_flow_map_of_one_point_has_no_loss(name, x64):
+    exact = point_mass_denoiser(FLOW, X0[0])
+    flow_map = lambda xt, t, *s: exact(xt, t)  # noqa: E731
+    loss, _ = OBJECTIVES.example(name).loss(flow_map, {"image": X0}, keys(), Context(target=flow_map))
+    np.testing.assert_allclose(loss, 0, atol=1e-9)
+
+
+def test_mean_flow_identity_on_a_gaussian(x64):
+    """With the marginal velocity in the place of the example's, the loss of the exact flow map is zero."""
+    f = Gaussian().flow_map(FLOW)
+    objective = OBJECTIVES.build({"name": "meanflow", "omega": 0.0, "kappa": 1.0, "instantaneous": 0.0})
+    _, exact = objective.loss(f, gaussian_batch(64), keys(64), Context(unconditional=f))
+    wrong = Gaussian(std=0.6).flow_map(FLOW)
+    blend = lambda xt, t, s: wrong(xt, t, s) if s is not t else f(xt, t, s)  # noqa: E731
+    _, other = objective.loss(blend, gaussian_batch(64), keys(64), Context(unconditional=f))
+    assert exact["mse"] < 1e-12 < 1e-6 < other["mse"]
+
+
+def test_shortcut_bootstrap_is_exact_for_a_flow_map(x64):
+    """u(x, t, t - 2d) is the mean of two jumps of d."""
+    f = Gaussian().flow_map(FLOW)
+    objective = OBJECTIVES.build({"name": "shortcut", "bootstrap": 1.0})
+    _, metrics = objective.loss(f, gaussian_batch(64), keys(64), Context(target=f))
+    np.testing.assert_allclose(metrics["bootstrap"], 0, atol=1e-18)
+
+
+def test_reflow_pairs_make_straight_paths():
+    """On its own pairs the flow-matching loss of the straight flow of a Gaussian is zero; on independent ones not."""
+
+    def straight(xt, t):
+        t = jnp.reshape(t, (-1, 1)) if jnp.ndim(t) else t
+        noise = (xt - 0.3 * (1 - t)) / (t + 0.5 * (1 - t))
+        return Prediction(x0=0.3 + 0.5 * noise, noise=noise)
+
+    objective = OBJECTIVES.build({"name": "reflow", "steps": 4})
+    loss, _ = objective.loss(straight, gaussian_batch(64), keys(64), Context(teacher=straight))
+    np.testing.assert_allclose(loss, 0, atol=1e-9)
+    independent = OBJECTIVES.build("flow_matching").loss(straight, gaussian_batch(64), keys(64))[0]
+    assert independent > 0.1
+    noise = keys(64).normal((2,))
+    given = {"image": 0.3 + 0.5 * noise, "noise": noise}
+    np.testing.assert_allclose(objective.loss(straight, given, keys(64))[0], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "meanflow", "schedule": "edm"}, "schedule.name=rectified_flow"),
+        ({"name": "scm", "schedule": "edm"}, "schedule.name=trigflow"),
+        ({"name": "ict", "schedule": "rectified_flow"}, "infinite at t = 1"),
+        ({"name": "shortcut", "base_steps": 100}, "power of two"),
+        ({"name": "progressive_distillation", "num_steps": 0}, "num_steps >= 1"),
+        ({"name": "vdm", "schedule": "vp_sde"}, "use vdm_linear"),
+        ({"name": "vlb", "schedule": "edm"}, "use ddpm_linear"),
+        ({"name": "mdlm", "num_tokens": 1}, "num_tokens >= 2"),
+        ({"name": "d3pm", "kind": "mask"}, "'absorbing'"),
+    ],
+    ids=str,
+)
+def test_impossible_recipes_are_refused(spec, message):
+    with pytest.raises(UserError, match=message):
+        OBJECTIVES.build(spec)

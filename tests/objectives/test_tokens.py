@@ -1,0 +1,276 @@
+"""Discrete diffusion: D3PM's matrices, bounds of known value, samplers whose marginals are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, sample_tokens
+from diffusion_jax.schedulers import TOKEN_SCHEDULES, TokenChain, TokenProcess, from_tokens, to_tokens
+
+P = np.array([0.1, 0.4, 0.2, 0.3])  # of one token
+TRUE_LOGITS = jnp.log(jnp.asarray(P, jnp.float32))
+
+
+def keys(size, seed=0):
+    return BatchKey.create(jax.random.key(seed), size)
+
+
+def process(noise="mask", schedule="linear"):
+    return TokenProcess(schedule=TOKEN_SCHEDULES.build(schedule), num_tokens=4, noise=noise)
+
+
+def x0_posterior(noise, schedule="linear"):
+    """log p(x0 | x_t) of independent tokens with distribution P: the exact token denoiser."""
+    kind = process(noise, schedule)
+
+    def denoise(xt, t):
+        kept = jnp.asarray(kind.schedule.kept(t)).reshape(-1, *(1,) * xt.ndim) if jnp.ndim(t) else kind.schedule.kept(t)
+        if noise == "mask":
+            known = jax.nn.one_hot(xt, 4) > 0
+            return jnp.where((xt == 4)[..., None], TRUE_LOGITS, jnp.where(known, 0.0, -30.0))
+        likelihood = kept * jax.nn.one_hot(xt, 4) + (1 - kept) / 4
+        return jnp.log(likelihood * jnp.asarray(P, jnp.float32))
+
+    return denoise
+
+
+def score_logits(noise, schedule="linear"):
+    """What SEDD's network would return: log p(x0) for masks, log ratios of the marginal for uniform noise."""
+    kind = process(noise, schedule)
+
+    def denoise(xt, t):
+        if noise == "mask":
+            return jnp.broadcast_to(TRUE_LOGITS, (*xt.shape, 4))
+        kept = jnp.asarray(kind.schedule.kept(t))
+        kept = kept.reshape(-1, *(1,) * xt.ndim) if kept.ndim else kept
+        marginal = kept * jnp.asarray(P, jnp.float32) + (1 - kept) / 4
+        marginal = jnp.broadcast_to(marginal, (*xt.shape, 4))
+        return jnp.log(marginal) - jnp.log(jnp.take_along_axis(marginal, jnp.minimum(xt, 3)[..., None], -1))
+
+    return denoise
+
+
+def draws(size, shape=(8,)):
+    return jax.random.categorical(jax.random.key(9), TRUE_LOGITS, shape=(size, *shape))
+
+
+def test_d3pm_matrices():
+    chain = TokenChain(num_tokens=256, num_steps=2, kind="gaussian")
+    q = chain.matrix(0.02)
+    np.testing.assert_allclose(q.sum(0), 1, atol=1e-12)
+    np.testing.assert_allclose(q.sum(1), 1, atol=1e-12)
+    found = [q[0, 0], q[128, 128], q[0, 1]]
+    np.testing.assert_allclose(found, [0.51564479531, 0.03128959062, 0.0311934998], rtol=1e-8)
+    assert chain.absorbing == 128
+    uniform = TokenChain(num_tokens=5, num_steps=7, kind="uniform")
+    kept = np.cumprod(1 - uniform.betas())
+    np.testing.assert_allclose(uniform.matrices[1][-1], kept[-1] * np.eye(5) + (1 - kept[-1]) / 5, atol=1e-7)
+
+
+def test_d3pm_absorbing_share_is_t():
+    chain = TokenChain(num_tokens=6, num_steps=10, kind="absorbing")
+    masked = chain.matrices[1][:, 0, chain.absorbing]
+    np.testing.assert_allclose(masked, np.arange(11) / 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
+def test_d3pm_posterior_is_bayes_rule(kind):
+    chain = TokenChain(num_tokens=4, num_steps=6, kind=kind)
+    single, cumulative = (table.astype(np.float64) for table in chain.matrices)
+    for step in (2, 5):
+        for x0 in range(4):
+            for xt in range(4):
+                if cumulative[step][x0, xt] < 1e-6:
+                    continue
+                expected = cumulative[step - 1][x0] * single[step - 1][:, xt] / cumulative[step][x0, xt]
+                found = chain.posterior(jnp.array([[xt]]), jax.nn.one_hot(jnp.array([[x0]]), 4), jnp.array([step]))
+                np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
+def test_d3pm_perfect_model_has_no_kl_and_uniform_logits_cost_log2_k(kind):
+    chain = TokenChain(num_tokens=4, num_steps=6, kind=kind)
+    objective = OBJECTIVES.build({"name": "d3pm", "kind": kind, "num_tokens": 4, "num_steps": 6})
+    x0 = draws(12)
+    step = jnp.asarray(np.tile(np.arange(1, 7), 2))
+    xt = chain.corrupt(x0, step, keys(12))
+    knows = 40.0 * jax.nn.one_hot(x0, 4)
+    np.testing.assert_allclose(objective.bits(knows, x0, xt, step), 0, atol=1e-5)
+    guess = objective.bits(jnp.zeros((12, 8, 4)), x0, xt, step)
+    np.testing.assert_allclose(guess[np.asarray(step) == 1], 2.0, rtol=1e-5)
+    assert np.all(guess > -1e-6)
+
+
+def test_mdlm_weight_is_one_over_t_and_a_uniform_guess_costs_log_v():
+    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 50257})
+    t = jnp.linspace(0.05, 1.0, 20)
+    np.testing.assert_allclose(objective.weight(t), 1 / t, rtol=1e-5)
+    masked = 1 - objective.process.schedule.kept(t)
+    np.testing.assert_allclose(objective.weight(t) * masked * np.log(50257), 10.8140802146, rtol=1e-5)
+
+
+def test_mdlm_known_tokens_cost_nothing_and_the_bound_is_the_entropy():
+    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
+    batch = {"tokens": draws(20000)}
+    seen = {}
+
+    def denoise(xt, t):
+        seen["xt"] = xt
+        return x0_posterior("mask")(xt, t)
+
+    loss, metrics = objective.loss(denoise, batch, keys(20000))
+    entropy = -np.sum(P * np.log(P))
+    np.testing.assert_allclose(loss, 0.999 * entropy, rtol=0.02)
+    np.testing.assert_allclose(metrics["bits"], loss / np.log(2), rtol=1e-6)
+    wrong_where_known = lambda xt, t: jnp.where((xt == 4)[..., None], TRUE_LOGITS, 0.0)  # noqa: E731
+    np.testing.assert_allclose(objective.loss(wrong_where_known, batch, keys(20000))[0], loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["mask", "uniform"])
+def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
+    """Not negative, zero for the ratios given x0, and in the mean least for the marginal ratios."""
+    objective = OBJECTIVES.build({"name": "sedd", "num_tokens": 4, "noise": noise})
+    x0, t = draws(64), jnp.full((64,), 0.5)
+    xt, _ = objective.process.corrupt(x0, t, keys(64))
+    if noise == "uniform":
+        kept = objective.process.schedule.kept(0.5)
+        p = kept * jax.nn.one_hot(x0, 4) + (1 - kept) / 4
+        exact = jnp.log(p) - jnp.log(jnp.take_along_axis(p, xt[..., None], -1))
+    else:
+        exact = jnp.where(jax.nn.one_hot(x0, 4) > 0, 0.0, -40.0)
+    np.testing.assert_allclose(objective.score_entropy(exact, x0, xt, t), 0, atol=1e-5)
+    assert np.all(objective.score_entropy(exact + 0.3, x0, xt, t) >= -1e-6)
+    batch = {"tokens": draws(20000)}
+    best = objective.loss(score_logits(noise), batch, keys(20000))[0]
+    for shift in (-0.3, 0.3):
+        worse = lambda xt, t, s=shift: score_logits(noise)(xt, t) + s * jnp.arange(4.0)  # noqa: E731
+        assert objective.loss(worse, batch, keys(20000))[0] > best
+
+
+def test_discrete_flow_is_least_at_the_posterior():
+    for noise in ("mask", "uniform"):
+        objective = OBJECTIVES.build({"name": "discrete_flow", "num_tokens": 4, "noise": noise})
+        batch = {"tokens": draws(20000)}
+        best = objective.loss(x0_posterior(noise), batch, keys(20000))[0]
+        other = lambda xt, t, n=noise: x0_posterior(n)(xt, t) + 0.3 * jnp.arange(4.0)  # noqa: E731
+        assert objective.loss(other, batch, keys(20000))[0] > best
+
+
+SAMPLERS_AND_NOISE = [
+    ("mdlm", "mask", x0_posterior),
+    ("mdlm_cached", "mask", x0_posterior),
+    ("sedd_euler", "mask", score_logits),
+    ("sedd_euler", "uniform", score_logits),
+    ("sedd_tau_leaping", "mask", score_logits),
+    ("sedd_tau_leaping", "uniform", score_logits),
+    ("sedd_analytic", "mask", score_logits),
+    ("sedd_analytic", "uniform", score_logits),
+    ("discrete_flow_euler", "mask", x0_posterior),
+    ("discrete_flow_euler", "uniform", x0_posterior),
+]
+
+
+@pytest.mark.parametrize(("name", "noise", "exact"), SAMPLERS_AND_NOISE)
+def test_samplers_give_the_distribution_of_the_data(name, noise, exact):
+    run = jax.jit(lambda key: sample_tokens(DISCRETE_SAMPLERS.build(name), exact(noise), process(noise), 64, (8,), key))
+    tokens = np.asarray(run(keys(4096)).tokens)
+    shares = np.bincount(tokens.ravel(), minlength=4) / tokens.size
+    assert len(shares) == 4
+    np.testing.assert_allclose(shares, P, atol=0.02)
+
+
+def test_one_step_of_mdlm_is_a_draw_from_the_model():
+    tokens = sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), x0_posterior("mask"), process(), 1, (8,), keys(4096)).tokens
+    np.testing.assert_allclose(np.bincount(np.asarray(tokens).ravel()) / tokens.size, P, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
+def test_d3pm_ancestral_gives_the_distribution_of_the_data(kind):
+    chain = TokenChain(num_tokens=4, num_steps=20, kind=kind)
+    cumulative = jnp.asarray(chain.matrices[1])
+
+    def denoise(xt, t):
+        """The joint of eq. 4 has x_n in it already, so that the right p does not; the last step wants p(x0 | x_1)."""
+        likelihood = jnp.swapaxes(cumulative[1], 0, 1)[xt]
+        last = jnp.log(jnp.maximum(likelihood * jnp.asarray(P, jnp.float32), 1e-30))
+        return jnp.where(t < 1.5 / 20, last, TRUE_LOGITS)
+
+    sampler = DISCRETE_SAMPLERS.build("d3pm_ancestral")
+    tokens = np.asarray(jax.jit(lambda key: sample_tokens(sampler, denoise, chain, 20, (8,), key).tokens)(keys(4096)))
+    mixed = P @ np.asarray(cumulative[-1])  # the gaussian chain is far from uniform after 20 steps
+    tolerance = 0.02 if np.abs(mixed - chain.prior_probabilities()).max() < 0.01 else 0.2
+    np.testing.assert_allclose(np.bincount(tokens.ravel(), minlength=4) / tokens.size, P, atol=tolerance)
+
+
+def test_cached_logits_are_the_same_logits():
+    """A network that does not see the time is asked only after a change: same tokens, fewer evaluations."""
+    args = (x0_posterior("mask"), process(), 200, (2,), keys(4))
+    plain, cached = (sample_tokens(DISCRETE_SAMPLERS.build(n), *args) for n in ("mdlm", "mdlm_cached"))
+    np.testing.assert_array_equal(plain.tokens, cached.tokens)
+    assert plain.nfe == 200
+    assert 1 <= int(cached.nfe) <= 9  # at most one for every token that changes, and the first
+
+
+def test_the_mixture_path_follows_the_matrix_exponential():
+    """One token, uniform noise, posterior known: the chain's marginals are those of the continuous-time process."""
+    kind, p = process("uniform"), jnp.asarray(P)
+    sampler = DISCRETE_SAMPLERS.build("discrete_flow_euler")
+    result = sample_tokens(sampler, x0_posterior("uniform"), kind, 100, (4,), keys(8192), return_trajectory=True)
+    for index in (25, 50, 75):
+        kept = float(kind.schedule.kept(1 - index / 100))
+        shares = np.bincount(np.asarray(result.trajectory[index]).ravel(), minlength=4) / (4 * 8192)
+        sigma = -np.log(kept)
+        generator = sigma * (np.full((4, 4), 0.25) - np.eye(4))
+        expected = np.asarray(p) @ scipy.linalg.expm(generator)
+        np.testing.assert_allclose(shares, expected, atol=0.015)
+
+
+@pytest.mark.parametrize("name", list(DISCRETE_SAMPLERS))
+def test_samples_depend_neither_on_the_split_nor_on_jit(name):
+    kind = TokenChain(num_tokens=4, num_steps=5, kind="uniform") if name == "d3pm_ancestral" else process()
+    logits = lambda xt, t: jnp.sin(jnp.arange(4.0) + xt[..., None])  # noqa: E731
+
+    def run(index):
+        key = BatchKey(jax.random.key(0), index, 4)
+        return sample_tokens(DISCRETE_SAMPLERS.build(name), logits, kind, 5, (3, 2), key).tokens
+
+    whole = jax.jit(run)(jnp.arange(4))
+    assert whole.shape == (4, 3, 2)
+    assert np.all((whole >= 0) & (whole < 4))
+    if name != "mdlm_cached":
+        np.testing.assert_array_equal(whole, jnp.concatenate([run(jnp.arange(2)), run(jnp.arange(2, 4))]))
+
+
+def test_token_schedules():
+    t = np.linspace(0.01, 0.99, 9)
+    for name in TOKEN_SCHEDULES:
+        schedule = TOKEN_SCHEDULES.example(name)
+        kept = np.asarray(schedule.kept(jnp.asarray(t)))
+        assert np.all(np.diff(kept) < 0)
+        np.testing.assert_allclose(kept[0], 1, atol=0.02)
+        slope = (np.log(schedule.kept(jnp.asarray(t - 1e-3))) - np.log(schedule.kept(jnp.asarray(t + 1e-3)))) / 2e-3
+        np.testing.assert_allclose(schedule.rate(jnp.asarray(t)), slope, rtol=0.02, atol=1e-3)
+
+
+def test_pictures_to_tokens_and_back():
+    tokens = jnp.arange(17)
+    np.testing.assert_array_equal(to_tokens(from_tokens(tokens, 17), 17), tokens)
+    np.testing.assert_allclose(from_tokens(jnp.array([0, 16]), 17), [-1, 1])
+
+
+def test_impossible_samplers_are_refused():
+    logits = x0_posterior("uniform")
+    with pytest.raises(UserError, match="use sedd_analytic"):
+        sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), logits, process("uniform"), 4, (2,), keys(2))
+    with pytest.raises(UserError, match="use mdlm"):
+        sample_tokens(DISCRETE_SAMPLERS.build("d3pm_ancestral"), logits, process(), 4, (2,), keys(2))
+    chain = TokenChain(num_tokens=4, num_steps=6)
+    with pytest.raises(UserError, match="every step of its chain"):
+        sample_tokens(DISCRETE_SAMPLERS.build("d3pm_ancestral"), logits, chain, 4, (2,), keys(2))
+    with pytest.raises(UserError, match="at least 1 step"):
+        sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), logits, process(), 0, (2,), keys(2))
