@@ -9,12 +9,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "rng", "counter_prng"), 0),
+    **dict.fromkeys(("errors", "registry", "rng", "counter_prng", "ode"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
-    **dict.fromkeys(("objectives", "samplers", "weights"), 2),
-    "training": 3,
-    **dict.fromkeys(("experiments", "benchmarks"), 4),
-    "configs": 5,
+    "likelihood": 2,
+    **dict.fromkeys(("objectives", "samplers", "weights"), 3),
+    "training": 4,
+    **dict.fromkeys(("experiments", "benchmarks"), 5),
+    "configs": 6,
 }
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {

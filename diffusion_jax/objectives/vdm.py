@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import elbo_terms
 from diffusion_jax.objectives.denoising import Spec, image_of
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
@@ -34,10 +35,8 @@ from diffusion_jax.schedulers import (
     PredictionKind,
     TimeSampler,
     built,
-    corrupt,
     on_schedule,
 )
-from diffusion_jax.schedulers.gaussian_chain import normal_kl
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,38 +78,14 @@ class VDM(Objective):
         if self.num_steps:
             t = (jnp.floor(jnp.clip(t, 0.0, 1.0 - 1e-7) * self.num_steps) + 1.0) / self.num_steps
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
-        estimate = denoiser(corrupt(schedule, x0, noise, t), t)
-        error = _sum((noise - estimate.noise) ** 2)
-        if self.num_steps:
-            rise = schedule.log_snr(t - 1.0 / self.num_steps) - schedule.log_snr(t)
-            diffusion = 0.5 * self.num_steps * jnp.expm1(rise) * error
-        else:
-            diffusion = -0.5 * schedule.log_snr_derivative(t) * error
-        zero, one = jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype)
-        prior = _sum(normal_kl(schedule.alpha(one) * x0, 2.0 * jnp.log(schedule.sigma(one)), 0.0, 0.0))
-        reconstruction = self._reconstruction(schedule, zero, x0, key.fold_in("reconstruction"))
-        bits = math.log(2.0) * math.prod(x0.shape[1:])
-        terms = {"diffusion": diffusion, "prior": prior, "reconstruction": reconstruction}
-        metrics = {name: jnp.mean(value) / bits for name, value in terms.items()}
+        first_noise = key.fold_in("reconstruction").normal(x0.shape[1:], x0.dtype)
+        terms, estimate = elbo_terms(
+            denoiser, schedule, x0, t, noise, first_noise, num_steps=self.num_steps, bins=self.bins
+        )
+        metrics = {name: jnp.mean(value) for name, value in terms.items()}
         loss = sum(metrics.values())
         x0_mse = jnp.mean((jax.lax.stop_gradient(estimate.x0) - x0) ** 2)
         return loss, {"loss": loss, **metrics, "x0_mse": x0_mse}
-
-    def _reconstruction(
-        self, schedule: NoiseSchedule, zero: Array, x0: Float[Array, "batch ..."], key: BatchKey
-    ) -> Float[Array, " batch"]:
-        """Eq. (3) in nats, with one draw of z_0."""
-        level = schedule.sigma(zero) / schedule.alpha(zero)
-        noisy = x0 + level * key.normal(x0.shape[1:], x0.dtype)
-        values = jnp.linspace(-1.0, 1.0, self.bins, dtype=x0.dtype)
-
-        def add(total: Array, value: Array) -> tuple[Array, None]:
-            """log sum exp over the values, one at a time, relative to that of the true one."""
-            exponent = -0.5 * (((noisy - value) / level) ** 2 - ((noisy - x0) / level) ** 2)
-            return jnp.logaddexp(total, exponent), None
-
-        total, _ = jax.lax.scan(jax.checkpoint(add), jnp.full_like(x0, -jnp.inf), values)
-        return _sum(total)
 
 
 @OBJECTIVES.register("vdm", example={"bins": 16, "learned": True})
@@ -137,7 +112,3 @@ def vdm(
         num_steps=num_steps,
         bins=bins,
     )
-
-
-def _sum(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
-    return jnp.sum(values, axis=tuple(range(1, values.ndim)))

@@ -13,13 +13,13 @@ x0 is taken to have `bins` equally spaced values in [-1, 1].
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import transition_bits
 from diffusion_jax.objectives.denoising import Denoising, Spec, denoising
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Metrics
 from diffusion_jax.schedulers import (
@@ -32,8 +32,6 @@ from diffusion_jax.schedulers import (
     TimeSampler,
     corrupt,
 )
-from diffusion_jax.schedulers.arrays import like_data
-from diffusion_jax.schedulers.gaussian_chain import discretised_log_likelihood, normal_kl
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,21 +89,7 @@ class VariationalBound(Denoising):
                 "(model.out_channels)"
             )
         place = jnp.clip(self.num_steps - jnp.round(t * self.num_steps).astype(jnp.int32), 0, self.num_steps - 1)
-
-        def at(table):
-            return like_data(jnp.asarray(table, x0.dtype)[place], x0)
-
-        steps = self._steps
-        kept, gain = at(steps.mean_xt), at(steps.mean_x0)
-        log_small, log_large = at(steps.log_small), at(steps.log_large)
-        fraction = estimate.variance_fraction
-        log_variance = fraction * log_large + (1.0 - fraction) * log_small
-        mean = kept * xt + gain * estimate.x0
-        kl = normal_kl(kept * xt + gain * x0, log_small, mean, log_variance)
-        decoder = -discretised_log_likelihood(x0, mean, 0.5 * log_variance, bins=self.bins)
-        first = like_data(place == self.num_steps - 1, x0)
-        nats = jnp.where(first, decoder, kl)
-        return jnp.mean(nats, axis=tuple(range(1, x0.ndim))) / math.log(2.0)
+        return transition_bits(self._steps, place, estimate, x0, xt, bins=self.bins)
 
 
 def _bound(hybrid, schedule, time_sampler, prediction, num_steps, vlb_weight, bins) -> VariationalBound:

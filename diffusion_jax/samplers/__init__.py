@@ -18,7 +18,17 @@ from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     two_stage,
     unipc,
 )
-from diffusion_jax.samplers.guidance import classifier_free
+from diffusion_jax.samplers.guidance import (
+    AdaptiveProjected,
+    Extrapolate,
+    Rescaled,
+    autoguidance,
+    classifier_free,
+    classifier_guided,
+    dynamic_threshold,
+    interval,
+)
+from diffusion_jax.samplers.inverse import posterior, repaint, replacement, sdedit
 from diffusion_jax.samplers.inversion import Inversion, invert
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, SampleResult, State, Transition, sample, transitions
 from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, TokenSamples, sample_tokens
@@ -26,16 +36,27 @@ from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, Token
 __all__ = [
     "DISCRETE_SAMPLERS",
     "SAMPLERS",
+    "AdaptiveProjected",
+    "Extrapolate",
     "Inversion",
+    "Rescaled",
     "SampleResult",
     "Sampler",
     "State",
     "TokenSampler",
     "TokenSamples",
     "Transition",
+    "autoguidance",
     "classifier_free",
+    "classifier_guided",
+    "dynamic_threshold",
+    "interval",
     "invert",
+    "posterior",
+    "repaint",
+    "replacement",
     "sample",
     "sample_tokens",
+    "sdedit",
     "transitions",
 ]

@@ -15,23 +15,19 @@ example its own, so that a sample does not depend on its neighbours. The transit
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import ClassVar
 
-import diffrax
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.ode import STAGES, integrate
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, Transition
 from diffusion_jax.schedulers import Denoiser, TimeGrid
 from diffusion_jax.schedulers.arrays import like_data
-
-_STAGES = 6  # evaluations per step; the seventh is the first of the next step
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "evaluations"], meta_fields=[])
@@ -65,7 +61,7 @@ class RK45(Sampler):
 
     def nfe(self, num_steps: int, *, ends_clean: bool = True) -> int:
         """The least: one step of the solver for every transition."""
-        return num_steps * (_STAGES + 1) + (1 if ends_clean else 0)
+        return num_steps * (STAGES + 1) + (1 if ends_clean else 0)
 
     def evaluations(self, state: CountingState, num_steps: int, *, ends_clean: bool = True) -> Int[Array, ""]:
         return state.evaluations
@@ -103,78 +99,20 @@ class RK45(Sampler):
             prediction = denoise(radius * z, t)
             return like_data(jnp.cos(angle), z) * prediction.noise - like_data(jnp.sin(angle), z) * prediction.x0
 
-        slope, captured = _for_one_example(slopes, state.x, jnp.zeros(state.x.shape[:1], state.x.dtype))
+        def integrated() -> tuple[Array, Array]:
+            z, evaluations = integrate(
+                slopes,
+                state.x / c["radius_t"],
+                c["angle_t"],
+                c["angle_s"],
+                rtol=self.rtol,
+                atol=self.atol,
+                first_step=self.first_step,
+                max_steps=self.max_steps,
+            )
+            return c["radius_s"] * z, evaluations
 
-        def solve(z: Array) -> tuple[Array, Array]:
-            term = diffrax.ODETerm(lambda angle, z, captured: slope(z, angle, *captured))
-            return self._solve(term, z, c["angle_t"], c["angle_s"], captured)
-
-        def integrate() -> tuple[Array, Array]:
-            z, steps = jax.vmap(solve)(state.x / c["radius_t"])
-            return c["radius_s"] * z, 1 + _STAGES * jnp.max(steps).astype(jnp.int32)
-
-        x, evaluations = jax.lax.cond(c["angle_s"] < c["angle_t"], integrate, lambda: (state.x, jnp.int32(0)))
+        x, evaluations = jax.lax.cond(c["angle_s"] < c["angle_t"], integrated, lambda: (state.x, jnp.int32(0)))
         to_clean = c["to_clean"] > 0
         x = jax.lax.cond(to_clean, lambda: denoise(x, c["end"]).x0, lambda: x)
         return CountingState(x=x, evaluations=state.evaluations + evaluations + to_clean.astype(jnp.int32))
-
-    def _solve(self, term: diffrax.ODETerm, z: Array, first: Array, last: Array, captured: list) -> tuple[Array, Array]:
-        """One example from angle `first` down to `last`: its z there, and the steps tried.
-
-        The loop is ours, with Diffrax's solver and step-size controller: `diffeqsolve` calls back to the host to raise
-        errors, and a program that does so can not be exported.
-        """
-        # Progress p in [0, 1] is the solver's time, so that it runs forwards.
-        length = last - first
-        solver, controller = diffrax.Dopri5(), diffrax.PIDController(rtol=self.rtol, atol=self.atol)
-        progress = diffrax.ODETerm(lambda p, z, args: length * term.vf(first + p * length, z, args))
-        zero, one = jnp.zeros_like(first), jnp.ones_like(first)
-        order = solver.error_order(progress)
-        second, controller_state = controller.init(
-            progress, zero, one, z, jnp.full_like(first, self.first_step), captured, solver.func, order
-        )
-        solver_state = solver.init(progress, zero, second, z, captured)
-
-        def more(carry) -> Array:
-            p, _, _, _, _, steps = carry
-            return (p < 1) & (steps < self.max_steps)
-
-        def step(carry):
-            p, p_next, z, solver_state, controller_state, steps = carry
-            p_next = jnp.minimum(p_next, 1.0)
-            z_next, error, _, new_solver_state, _ = solver.step(
-                progress, p, p_next, z, captured, solver_state, made_jump=False
-            )
-            keep, p, p_next, _, controller_state, _ = controller.adapt_step_size(
-                p, p_next, z, z_next, captured, error, order, controller_state
-            )
-            z, solver_state = jax.tree.map(
-                lambda new, old: jnp.where(keep, new, old), (z_next, new_solver_state), (z, solver_state)
-            )
-            return p, p_next, z, solver_state, controller_state, steps + 1
-
-        carry = (zero, second, z, solver_state, controller_state, jnp.int32(0))
-        p, _, z, _, _, steps = jax.lax.while_loop(more, step, carry)
-        return jnp.where(p >= 1, z, jnp.nan), steps
-
-
-def _for_one_example(
-    batched: Callable[[Array, Array], Array], x: Array, angle: Array
-) -> tuple[Callable[..., Array], list[Array]]:
-    """A function of one example, (z, angle, *captured), which under vmap is one call of `batched` for the whole batch.
-
-    Also what `batched` closes over, such as parameters and labels: it must enter the solver's loop as an argument.
-    """
-    program = jax.make_jaxpr(batched)(x, angle)
-
-    @jax.custom_batching.custom_vmap
-    def one(z: Array, angle: Array, *captured: Array) -> Array:
-        return jnp.zeros_like(z)
-
-    @one.def_vmap
-    def _(size: int, is_batched: list, z: Array, angle: Array, *captured: Array) -> tuple[Array, bool]:
-        whole = z if is_batched[0] else jnp.broadcast_to(z, (size, *z.shape))
-        run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(program.jaxpr, captured))
-        return run(whole, jnp.broadcast_to(angle, (size,)))[0], True
-
-    return one, program.consts

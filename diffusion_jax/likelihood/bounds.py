@@ -1,0 +1,165 @@
+"""Variational bounds: of a chain of T Gaussian steps, term by term, and of a VDM.
+
+Chain (Sohl-Dickstein et al. 2015; Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021), in bits per dimension,
+
+    (1)   -log2 p(x0) <= KL(q(x_T | x0) || N(0, I)) + sum_{n >= 1} KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n))
+                          - log2 p(x0 | x_1),
+
+where p is Gaussian around the mean that the predicted x0 implies; its variance is that of `gaussian_chain.py`, eq. (2):
+small, large, or the learned one between. x0 has `bins` equally spaced values in [-1, 1].
+
+VDM (Kingma et al. 2021, arXiv 2107.00630, eq. 11 to 18): see `elbo_terms`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction, ReverseSteps, TimeGrid, corrupt
+from diffusion_jax.schedulers.arrays import as_compute, like_data
+from diffusion_jax.schedulers.gaussian_chain import discretised_log_likelihood, normal_kl, prior_kl
+
+
+def _per_dimension(nats: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    """Bits per dimension of every example."""
+    return jnp.mean(nats, axis=tuple(range(1, nats.ndim))) / math.log(2.0)
+
+
+def transition_bits(
+    steps: ReverseSteps,
+    place: Int[Array, " batch"],
+    estimate: Prediction,
+    x0: Float[Array, "batch ..."],
+    xt: Float[Array, "batch ..."],
+    *,
+    bins: int = 256,
+) -> Float[Array, " batch"]:
+    """One term of (1) for every example, in bits per dimension.
+
+    Args:
+      steps: the chain's reverse steps, in the order of the grid: the last one ends in clean data.
+      place: which transition, 0 ... T - 1.
+      estimate: the prediction at xt, with a `variance_fraction`.
+      x0: the data.
+      xt: the state at the start of the transition.
+      bins: levels of the data.
+    """
+
+    def at(table) -> Float[Array, "batch ..."]:
+        return like_data(jnp.asarray(table, x0.dtype)[place], x0)
+
+    kept, gain = at(steps.mean_xt), at(steps.mean_x0)
+    log_small, log_large = at(steps.log_small), at(steps.log_large)
+    fraction = estimate.variance_fraction
+    log_variance = fraction * log_large + (1.0 - fraction) * log_small
+    mean = kept * xt + gain * estimate.x0
+    kl = normal_kl(kept * xt + gain * x0, log_small, mean, log_variance)
+    decoder = -discretised_log_likelihood(x0, mean, 0.5 * log_variance, bins=bins)
+    return _per_dimension(jnp.where(like_data(place == len(steps.small) - 1, x0), decoder, kl))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["total", "prior", "terms"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChainBound:
+    """Eq. (1) in bits per dimension: total, prior [batch]; terms [T, batch] from the noisiest step to the decoder."""
+
+    total: Float[Array, " batch"]
+    prior: Float[Array, " batch"]
+    terms: Float[Array, "steps batch"]
+
+
+def chain_bound(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Float[Array, "batch ..."],
+    key: BatchKey,
+    *,
+    num_steps: int = 1000,
+    variance: Literal["small", "large", "learned"] = "learned",
+    bins: int = 256,
+) -> ChainBound:
+    """Eq. (1) with one draw of noise per step; T evaluations of the denoiser, as one scan.
+
+    Raises:
+      UserError: the schedule is not a chain from clean data to noise, or there is no learned variance.
+    """
+    if variance not in ("small", "large", "learned"):
+        raise UserError(f"the variance of a chain is 'small', 'large' or 'learned', got {variance!r}")
+    if schedule.sigma(0.0) != 0 or schedule.alpha(1.0) == 0:
+        raise UserError(
+            f"a chain's bound needs sigma(0) = 0 and alpha(1) > 0, which {type(schedule).__name__} has not: use "
+            "log_likelihood, or a schedule such as ddpm_linear"
+        )
+    grid = TimeGrid.from_times(schedule, [n / num_steps for n in range(num_steps, -1, -1)])
+    steps, x0 = ReverseSteps.of(grid), as_compute(x0)
+    times = as_compute(grid.times[:-1])
+
+    def term(_: None, place: Int[Array, ""]) -> tuple[None, Float[Array, " batch"]]:
+        t = jnp.broadcast_to(times[place], x0.shape[:1])
+        noise = key.fold_in("bound").at_step(place).normal(x0.shape[1:], x0.dtype)
+        xt = corrupt(schedule, x0, noise, t)
+        estimate = denoiser(xt, t)
+        if variance != "learned":
+            fraction = jnp.full_like(x0, 1.0 if variance == "large" else 0.0)
+            estimate = dataclasses.replace(estimate, variance_fraction=fraction)
+        elif estimate.variance_fraction is None:
+            raise UserError("this network has no learned variances: say variance='small' or 'large'")
+        return None, transition_bits(steps, jnp.broadcast_to(place, x0.shape[:1]), estimate, x0, xt, bins=bins)
+
+    _, terms = jax.lax.scan(term, None, jnp.arange(num_steps))
+    prior = _per_dimension(prior_kl(x0, float(schedule.alpha(1.0)), float(schedule.sigma(1.0))))
+    return ChainBound(total=prior + jnp.sum(terms, axis=0), prior=prior, terms=terms)
+
+
+def elbo_terms(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Float[Array, "batch ..."],
+    t: Float[Array, " batch"],
+    noise: Float[Array, "batch ..."],
+    first_noise: Float[Array, "batch ..."],
+    *,
+    num_steps: int = 0,
+    bins: int = 256,
+) -> tuple[dict[str, Float[Array, " batch"]], Prediction]:
+    """The negative ELBO of a VDM at given times and noise, in bits per dimension: diffusion, prior, reconstruction.
+
+    With gamma = -log_snr, increasing in t,
+
+        diffusion        1/2 gamma'(t) |noise - noise_hat|^2,  or T/2 (e^{gamma(t) - gamma(t - 1/T)} - 1) |...|^2
+        prior            KL(q(z_1 | x) || N(0, I))
+        reconstruction   -log p(x | z_0),  p(x | z_0) ~ N(z_0; alpha_0 x, sigma_0^2) over the `bins` values of x;
+
+    their mean over t uniform (on the steps i / T), is the bound. Also returns the prediction at t.
+    """
+    estimate = denoiser(corrupt(schedule, x0, noise, t), t)
+    if num_steps:
+        rise = schedule.log_snr(t - 1.0 / num_steps) - schedule.log_snr(t)
+        weight = 0.5 * num_steps * jnp.expm1(rise)
+    else:
+        weight = -0.5 * schedule.log_snr_derivative(t)
+    zero, one = jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype)
+    prior = normal_kl(schedule.alpha(one) * x0, 2.0 * jnp.log(schedule.sigma(one)), 0.0, 0.0)
+
+    level = schedule.sigma(zero) / schedule.alpha(zero)
+    noisy = x0 + level * first_noise
+
+    def add(total: Array, value: Array) -> tuple[Array, None]:
+        """log sum exp over the values, one at a time, relative to the true one."""
+        exponent = -0.5 * (((noisy - value) / level) ** 2 - ((noisy - x0) / level) ** 2)
+        return jnp.logaddexp(total, exponent), None
+
+    values = jnp.linspace(-1.0, 1.0, bins, dtype=x0.dtype)
+    reconstruction, _ = jax.lax.scan(jax.checkpoint(add), jnp.full_like(x0, -jnp.inf), values)
+    return {
+        "diffusion": weight * _per_dimension((noise - estimate.noise) ** 2),
+        "prior": _per_dimension(prior),
+        "reconstruction": _per_dimension(reconstruction),
+    }, estimate

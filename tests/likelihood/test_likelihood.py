@@ -1,0 +1,138 @@
+"""Likelihoods of Gaussian data, where all is known, and what must not be mixed up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import bits_per_dim, chain_bound, dequantise, elbo_terms, log_likelihood
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers import SCHEDULES
+from tests.samplers.closed_form import Gaussian, Mixture
+
+EDM, VP = SCHEDULES.build("edm"), SCHEDULES.build("vp_sde")
+CENTRED = Gaussian(mean=0.0)
+
+
+def keys(size, seed=0):
+    return BatchKey.create(jax.random.key(seed), size)
+
+
+@pytest.mark.parametrize("steps", [0, 200])
+def test_flow_likelihood_of_a_gaussian(steps, x64):
+    """log p(.7) of N(.3, .25), sigma_max = 80, prior N(0, 80^2): -.5487914116; x_1 and the determinant too."""
+    x = jnp.array([[0.7]])
+    found = log_likelihood(Gaussian().denoiser(EDM), EDM, x, divergence="exact", steps=steps, rtol=1e-10, atol=1e-10)
+    std_first = np.sqrt(0.25 + 0.002**2)
+    expected_x1 = 0.3 + 0.4 * np.sqrt(0.25 + 80**2) / std_first
+    np.testing.assert_allclose(found.x_1, [[expected_x1]], rtol=1e-6)
+    np.testing.assert_allclose(found.log_determinant, np.log(np.sqrt(0.25 + 80**2) / std_first), rtol=1e-6)
+    np.testing.assert_allclose(found.log_determinant, 5.0751933461, atol=1e-5)
+    # The published numbers are for sigma_min = 0: 1e-5 of the density is the noise left at 0.002.
+    np.testing.assert_allclose(found.x_1, 64.30124999, rtol=1e-5)
+    np.testing.assert_allclose(found.log_likelihood, -0.5487914116, atol=2e-5)
+    np.testing.assert_allclose(found.log_likelihood, -0.5457913526447273, atol=5e-3)  # the data's own
+
+
+def test_flow_likelihood_without_noise_left(x64):
+    """The VP SDE from 1e-5 with its prior N(0, 1): -.5473770606."""
+    found = log_likelihood(
+        Gaussian().denoiser(VP), VP, jnp.array([[0.7]]), divergence="exact", rtol=1e-9, atol=1e-9, t_first=1e-5
+    )
+    np.testing.assert_allclose(found.log_likelihood, -0.5473770606, atol=2e-6)
+
+
+def test_hutchinson_is_exact_for_a_diagonal_jacobian_and_unbiased(x64):
+    x = jnp.array([[0.7, -0.2], [0.1, 0.9]])
+    exact, estimate = (
+        log_likelihood(Gaussian().denoiser(VP), VP, x, keys(2), divergence=d, steps=50) for d in ("exact", "hutchinson")
+    )
+    np.testing.assert_allclose(exact.log_likelihood, estimate.log_likelihood, rtol=1e-9)
+    assert exact.nfe == 200
+
+
+def test_flow_likelihood_of_a_mixture(x64):
+    """Against the density itself, with noise of sigma_min on the data; independent coordinates add up."""
+    x = jnp.array([[-1.0, 0.8], [0.2, 0.5]])
+    found = log_likelihood(Mixture().denoiser(EDM), EDM, x, divergence="exact", rtol=1e-8, atol=1e-8)
+    weights, means, stds = np.array([0.3, 0.7]), np.array([-1.0, 0.8]), np.hypot([0.2, 0.35], 0.002)
+    density = np.sum(weights * np.exp(-0.5 * ((np.asarray(x)[..., None] - means) / stds) ** 2) / stds, -1)
+    expected = np.sum(np.log(density / np.sqrt(2 * np.pi)), axis=1)
+    np.testing.assert_allclose(found.log_likelihood, expected, atol=0.01)  # the prior's mean is 0, the data's is not
+
+
+def test_each_example_has_its_own_steps():
+    x = jnp.array([[0.7], [3.0]])
+    whole = log_likelihood(Mixture().denoiser(EDM), EDM, x, keys(2))
+    alone = log_likelihood(Mixture().denoiser(EDM), EDM, x[:1], BatchKey(jax.random.key(0), jnp.array([0]), 2))
+    np.testing.assert_allclose(whole.log_likelihood[:1], alone.log_likelihood, rtol=1e-4)
+
+
+def test_chain_bound_by_term():
+    """DDPM's chain on N(0, 1/4) in 256 levels: large variance 5.6456 bits of KL, near the entropy with its decoder."""
+    schedule = SCHEDULES.build("ddpm_linear")
+    x0 = jnp.round((0.5 * jax.random.normal(jax.random.key(2), (64, 16)).clip(-1.9, 1.9) + 1) * 127.5) / 127.5 - 1
+    run = jax.jit(lambda x: chain_bound(CENTRED.denoiser(schedule), schedule, x, keys(64), variance="large"))
+    bound = run(x0)
+    assert bound.terms.shape == (1000, 64)
+    np.testing.assert_allclose(bound.total, bound.prior + bound.terms.sum(0), rtol=1e-5)
+    second_moment = float(jnp.mean(x0**2))
+    np.testing.assert_allclose(np.mean(bound.prior), 2.911295e-05 * second_moment, rtol=0.02)
+    np.testing.assert_allclose(np.mean(bound.terms[:-1].sum(0)), 5.6456, rtol=0.04)
+    entropy = np.log2(0.5 * np.sqrt(2 * np.pi * np.e) * 127.5)  # of a level, for the Gaussian
+    np.testing.assert_allclose(np.mean(bound.total), entropy, atol=0.25)
+    with pytest.raises(UserError, match="no learned variances"):
+        chain_bound(CENTRED.denoiser(schedule), schedule, x0, keys(64), num_steps=3)
+    with pytest.raises(UserError, match="use log_likelihood"):
+        chain_bound(CENTRED.denoiser(EDM), EDM, x0, keys(64))
+
+
+def test_vdm_bound_is_near_the_entropy():
+    """-ELBO - H = KL(q(z1) || N) + .5 ln(1 + 1 / (s^2 SNR0)) = 9.67e-6 for a Gaussian of continuous values."""
+    schedule = SCHEDULES.build("vdm_linear")
+    snr0, snr1 = (np.exp(schedule.log_snr(t)) for t in (0.0, 1.0))
+    alpha2 = 1 / (1 + 1 / snr1)
+    variance = alpha2 * 0.25 + 1 - alpha2
+    gap = 0.5 * (variance - 1 - np.log(variance)) + 0.5 * np.log1p(1 / (0.25 * snr0))
+    np.testing.assert_allclose(gap, 9.669327e-06, rtol=1e-5)
+    x0 = 0.5 * jax.random.normal(jax.random.key(0), (40000, 4))
+    key, u = keys(40000), keys(40000, 1)
+    noise = [key.fold_in(n).normal((4,)) for n in ("a", "b")]
+    terms, _ = elbo_terms(CENTRED.denoiser(schedule), schedule, x0, u.low_discrepancy(), *noise, bins=16)
+    np.testing.assert_allclose(np.mean(terms["diffusion"]) * np.log(2), 5.9560146336, rtol=0.012)
+    np.testing.assert_allclose(np.mean(terms["prior"]) * np.log(2), 8.4785515514795e-04, rtol=0.02)
+
+
+def test_kinds_are_not_mixed_up():
+    nats = jnp.array([-10.0])
+    assert bits_per_dim(nats, 4, kind="density").kind == "density"
+    uniform = bits_per_dim(nats, 4, kind="uniform", bins=256)
+    np.testing.assert_allclose(uniform.bits, 10 / (4 * np.log(2)) + 7, rtol=1e-6)
+    np.testing.assert_allclose(
+        bits_per_dim(nats, 4, kind="discretised", bins=256).bits, 10 / (4 * np.log(2)), rtol=1e-6
+    )
+    with pytest.raises(UserError, match="needs the number of levels"):
+        bits_per_dim(nats, 4, kind="uniform")
+    with pytest.raises(UserError, match="leave them out"):
+        bits_per_dim(nats, 4, kind="density", bins=256)
+    with pytest.raises(UserError, match="did you mean 'discretised'"):
+        bits_per_dim(nats, 4, kind="discretized")
+
+
+def test_dequantised_uniform_levels_cost_their_bits():
+    """Data uniform over 16 levels: dequantised they are uniform on [-1, 1], and cost exactly 4 bits."""
+    image = jnp.linspace(-1, 1, 16)[:, None]
+    x = dequantise(image, keys(16), bins=16)
+    assert np.all((x >= -1) & (x <= 1))
+    np.testing.assert_array_equal(np.floor((np.asarray(x[:, 0]) + 1) * 8), np.arange(16))
+    density = jnp.full((16,), np.log(0.5))
+    np.testing.assert_allclose(bits_per_dim(density, 1, kind="uniform", bins=16).bits, 4, rtol=1e-6)
+
+
+def test_bad_options_are_refused():
+    x = jnp.zeros((2, 1))
+    with pytest.raises(UserError, match="give a key"):
+        log_likelihood(CENTRED.denoiser(EDM), EDM, x)
+    with pytest.raises(UserError, match="'exact' or 'hutchinson'"):
+        log_likelihood(CENTRED.denoiser(EDM), EDM, x, divergence="trace")
