@@ -26,31 +26,113 @@ FLOW = {
     "schedule": dict(name="rectified_flow"),
     "prediction": dict(name="velocity"),
     "time_input": dict(name="scaled_t", scale=1000.0),
-    "time_sampler": dict(name="logit_normal", uniforms="low_discrepancy"),
+    "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
     "sampling.sampler": dict(name="flow_heun"),
 }
-FLOW_MAP = {
-    **FLOW,
-    "model.num_times": 2,
-    "time_sampler": dict(name="uniform"),
-    "sampling.sampler": dict(name="flow_map"),
-    "sampling.steps": 4,
-}
-TABLE = {
+FLOW_MAP = {**FLOW, "model.num_times": 2, "sampling.sampler": dict(name="flow_map"), "sampling.steps": 4}
+CHAIN = {
     "schedule": dict(name="cosine", num_steps=1000),
     "prediction": dict(name="epsilon"),
     "time_input": dict(name="discrete_index", num_steps=1000),
-    "time_sampler": dict(name="discrete_uniform", num_steps=1000),
+    "time_sampler": dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"),
+    "model.out_channels": 2,
     "sampling.sampler": dict(name="ddpm", variance="learned"),
     "sampling.steps": 100,
-    "model.out_channels": 2,
 }
-CONSISTENCY = {"sampling.sampler": dict(name="consistency"), "sampling.steps": 2}
+# Consistency models keep the quickstart's schedule and network, and jump.
+CONSISTENCY = {
+    "prediction": dict(name="consistency", sigma_data=0.5),
+    "sampling.sampler": dict(name="consistency"),
+    "sampling.steps": 2,
+}
+ANGLE = {
+    "schedule": dict(name="trigflow"),
+    "prediction": dict(name="v"),
+    "time_input": dict(name="scaled_t", scale=1000.0),
+    "time_sampler": dict(name="log_normal", mean=-1.0, std=1.4),
+    "sampling.sampler": dict(name="scm"),
+    "sampling.steps": 2,
+    "optimizer.learning_rate": 5e-4,
+}
+# The digits have 17 levels, from 0 to 16.
 TOKENS = {"sampling.steps": 64}
 RECIPES = {
     "denoising": {},
     "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
+    "stochastic_interpolant": {
+        **FLOW,
+        "schedule": dict(name="gvp"),
+        "objective": dict(name="stochastic_interpolant"),
+        "sampling.sampler": dict(name="sit_sde"),
+        "sampling.steps": 64,
+    },
+    "jit": {
+        **FLOW,
+        "prediction": dict(name="x0"),
+        "time_sampler": dict(name="logit_normal", mean=0.8, std=0.8),
+        "objective": dict(name="jit"),
+    },
+    "reflow": {**FLOW, "objective": dict(name="reflow"), "sampling.steps": 4},
+    "hybrid": {**CHAIN, "objective": dict(name="hybrid", num_steps=1000, bins=17)},
+    "vlb": {
+        **CHAIN,
+        "time_sampler": dict(name="loss_second_moment", num_steps=1000),
+        "objective": dict(name="vlb", num_steps=1000, bins=17),
+    },
+    "vdm": {
+        "schedule": dict(name="vdm_linear"),
+        "prediction": dict(name="epsilon"),
+        "time_sampler": dict(name="uniform", t_min=0.0, uniforms="low_discrepancy"),
+        "objective": dict(name="vdm", learned=True, bins=17),
+        "sampling.sampler": dict(name="ddpm"),
+        "sampling.steps": 100,
+    },
+    "consistency_training": {
+        **CONSISTENCY,
+        "objective": dict(name="consistency_training", last=40, total_steps=900),
+    },
+    "ict": {**CONSISTENCY, "objective": dict(name="ict", last=160, total_steps=900)},
+    "ect": {**CONSISTENCY, "objective": dict(name="ect", doubling=150)},
+    "consistency_distillation": {**CONSISTENCY, "objective": dict(name="consistency_distillation")},
+    "scm": {**ANGLE, "objective": dict(name="scm", warmup=400)},
+    "scd": {**ANGLE, "objective": dict(name="scd", warmup=400)},
+    "progressive_distillation": {
+        "objective": dict(name="progressive_distillation", num_steps=4, weighting=dict(name="edm", sigma_data=0.5)),
+        "sampling.sampler": dict(name="ddim"),
+        "sampling.grid": dict(name="uniform"),
+        "sampling.steps": 5,
+    },
+    "shortcut": {**FLOW_MAP, "objective": dict(name="shortcut")},
+    "meanflow": {
+        **FLOW_MAP,
+        "time_sampler": dict(name="logit_normal", mean=-0.4, std=1.0),
+        "objective": dict(name="meanflow"),
+        "sampling.steps": 1,
+    },
+    "d3pm": {
+        "objective": dict(name="d3pm", num_tokens=17, num_steps=64, kind="gaussian", cross_entropy_weight=0.1),
+        "sampling.sampler": dict(name="d3pm_ancestral"),
+        **TOKENS,
+    },
+    "mdlm": {
+        "objective": dict(name="mdlm", num_tokens=17),
+        "sampling.sampler": dict(name="mdlm"),
+        **TOKENS,
+    },
+    "sedd": {
+        "objective": dict(name="sedd", num_tokens=17),
+        "sampling.sampler": dict(name="sedd_analytic"),
+        **TOKENS,
+    },
+    "discrete_flow": {
+        "objective": dict(name="discrete_flow", num_tokens=17),
+        "sampling.sampler": dict(name="discrete_flow_euler"),
+        **TOKENS,
+    },
 }
+# These learn from the quickstart's network on another schedule, from which they can not start.
+for _name in ("reflow", "scd"):
+    RECIPES[_name]["teacher.initialize"] = False
 
 
 def get_config(argument: str = "") -> ConfigDict:

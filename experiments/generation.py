@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.samplers import Sampler, classifier_free, sample
-from diffusion_jax.schedulers import TimeGrid
+from diffusion_jax.samplers import Sampler, TokenSampler, classifier_free, sample, sample_tokens
+from diffusion_jax.schedulers import TimeGrid, from_tokens
 from experiments.wiring import Experiment
 
 
@@ -33,7 +33,7 @@ class Generator:
     """
 
     experiment: Experiment
-    sampler: Sampler
+    sampler: Sampler | TokenSampler
     grid: TimeGrid
     guidance_scale: float = 1.0
     batch_size: int = 256
@@ -48,18 +48,23 @@ class Generator:
 
     @property
     def network_evaluations(self) -> int:
-        """Network evaluations per sample (NFE); guidance doubles them."""
-        evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
+        """Network evaluations per sample (NFE), which guidance doubles: the least of an adaptive sampler, the most of
+        one that caches.
+        """
+        if self.experiment.samples_tokens:
+            evaluations = self.grid.num_steps
+        else:
+            evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
         return evaluations * (1 if self.guidance_scale in (0.0, 1.0) else 2)
 
     def _sample(self, params: Any, conditioning: dict[str, jax.Array], key: jax.Array, index: jax.Array) -> jax.Array:
         trainable = self.experiment.trainable
 
-        def conditional(xt, t, condition):
-            return trainable.denoiser(params, condition)(xt, t)
+        def conditional(xt, t, condition, *s):
+            return trainable.denoiser(params, condition)(xt, t, *s)
 
-        def denoise(xt, t):
-            return conditional(xt, t, conditioning)
+        def denoise(xt, t, *s):
+            return conditional(xt, t, conditioning, *s)
 
         if self.guidance_scale != 1.0:
             null = trainable.network.null_conditioning(index.shape[0])
@@ -68,6 +73,8 @@ class Generator:
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
         follow = self.path_points > 0
+        if self.experiment.samples_tokens:
+            return self._sample_tokens(denoise, batch_key)
         result = sample(
             self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform, return_trajectory=follow
         )
@@ -76,6 +83,17 @@ class Generator:
         points = self.path_indices
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
         return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+
+    def _sample_tokens(self, denoise: Any, key: BatchKey) -> jax.Array:
+        """The same for tokens; a mask is shown as 0, half-way between black and white."""
+        process, shape = self.experiment.objective.process, self.experiment.info.image_shape
+        follow = self.path_points > 0
+        result = sample_tokens(
+            self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow
+        )
+        tokens = result.trajectory[self.path_indices] if follow else result.tokens
+        values = jnp.where(tokens == process.num_tokens, 0.0, from_tokens(tokens, process.num_tokens))
+        return jnp.moveaxis(values, 0, 1) if follow else values
 
     @property
     def path_indices(self) -> np.ndarray:

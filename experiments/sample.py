@@ -15,7 +15,7 @@ from absl import flags
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from experiments import cli, evaluation
 from experiments.pictures import balanced_labels, save_grid
 from experiments.restoring import restore_params
@@ -24,7 +24,11 @@ from experiments.writers import replace_file
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "where to write, ending in .npz; by default samples/samples.npz in the workdir")
-SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
+SAMPLER = flags.DEFINE_string(
+    "sampler",
+    None,
+    f"one of {', '.join(SAMPLERS)} (of tokens: {', '.join(DISCRETE_SAMPLERS)}); by default what the config says",
+)
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the samples")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")

@@ -17,7 +17,7 @@ from diffusion_jax.metrics import METRICS
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import SAMPLERS, Sampler
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
     PREDICTIONS,
@@ -25,6 +25,7 @@ from diffusion_jax.schedulers import (
     TIME_SAMPLERS,
     Parameterization,
     TimeGrid,
+    TokenParameterization,
     built,
 )
 from experiments import workdir
@@ -83,13 +84,21 @@ class Experiment:
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
         size, _, channels = self.info.image_shape
+        spec = dict(self.config.model)
+        if self.samples_tokens:
+            channels, spec["out_channels"] = self.parameterization.channels(channels)
         return models.MODELS.build(
-            self.config.model,
+            spec,
             image_size=size,
             image_channels=channels,
             num_classes=self.num_classes,
             dtype=DTYPES[dtype],
         )
+
+    @property
+    def samples_tokens(self) -> bool:
+        """Whether the objective is one on tokens."""
+        return self.objective.modality == "tokens"
 
     @cached_property
     def objective(self) -> Objective:
@@ -102,8 +111,14 @@ class Experiment:
         )
 
     @cached_property
-    def parameterization(self) -> Parameterization:
+    def parameterization(self) -> Parameterization | TokenParameterization:
         """What the network's output means."""
+        if self.samples_tokens:
+            process = self.objective.process
+            # With masks the time can be read off the tokens, and MDLM does not say it.
+            return TokenParameterization(
+                num_tokens=process.num_tokens, has_mask=process.has_mask, time_conditioning=not process.has_mask
+            )
         return Parameterization.build(
             schedule=self.config.schedule, prediction=self.config.prediction, time_input=self.config.time_input
         )
@@ -202,7 +217,12 @@ class Experiment:
         if not 0 <= config.train.conditioning_dropout <= 1:
             raise UserError(f"train.conditioning_dropout must be in [0, 1], it is {config.train.conditioning_dropout}")
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
-        _ = (self.trainable, self.optimizer, self.sampler(), self.grid())
+        _ = (self.trainable, self.optimizer)
+        sampler, grid = self.sampler(), self.grid()
+        if self.samples_tokens:
+            sampler.check(self.objective.process, grid.num_steps)
+        else:
+            sampler.constants(grid)
         self.known_ema(config.sampling.ema)
         if "teacher" in self.objective.needs and self.teacher is None:
             raise UserError(
@@ -267,13 +287,30 @@ class Experiment:
             batch["label"] = np.zeros((rows,), np.int32)
         return batch
 
-    def sampler(self, name: str | None = None) -> Sampler:
-        """The config's sampler, or the one named, with its default options."""
-        return SAMPLERS.build(name or self.config.sampling.sampler)
+    def sampler(self, name: str | None = None) -> Sampler | TokenSampler:
+        """The config's sampler, or the one named, with its default options.
+
+        Raises:
+          UserError: no such sampler, or one that does not fit what the objective trains.
+        """
+        registry = DISCRETE_SAMPLERS if self.samples_tokens else SAMPLERS
+        sampler = registry.build(name or self.config.sampling.sampler)
+        if self.samples_tokens:
+            return sampler
+        made, wanted = self.objective.makes, sampler.denoiser_kind
+        if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
+            fitting = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
+            raise UserError(
+                f"sampler {name or self.config.sampling.sampler.name} wants a {wanted}, and objective "
+                f"{self.config.objective.name} trains a {made}: use {', '.join(fitting)}"
+            )
+        return sampler
 
     def grid(self, steps: int | None = None) -> TimeGrid:
         """The config's sampling-time grid, with as many steps as asked."""
         sampling = self.config.sampling
+        if self.samples_tokens:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
+            return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
         return GRIDS.build(sampling.grid)(self.parameterization.schedule, steps or sampling.steps)
 
     def known_ema(self, name: str) -> str:

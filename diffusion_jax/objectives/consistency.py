@@ -50,6 +50,8 @@ from diffusion_jax.schedulers.arrays import like_data
 class Consistency(Objective):
     """Base of (1): the distance and its weight; a member gives the pairs of times."""
 
+    makes: ClassVar[Literal["consistency"]] = "consistency"
+
     schedule: NoiseSchedule
     prediction: PredictionKind
     distance: Literal["squared", "pseudo_huber"] = "pseudo_huber"

@@ -21,7 +21,7 @@ with the right side from the averaged parameters, for a share `bootstrap` of the
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class FlowMapObjective(Objective):
     """Base: the schedule must be the straight path."""
 
     num_times: ClassVar[int] = 2
+    makes: ClassVar[Literal["flow_map"]] = "flow_map"
 
     schedule: NoiseSchedule
     prediction: PredictionKind

@@ -14,7 +14,7 @@ own (a learned noise schedule or uncertainty), and state of its own (importance 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 from jaxtyping import Array, Float, Int, Key
@@ -64,11 +64,13 @@ class Objective:
     `modality` says what the denoiser takes: "image" (floats, a `Denoiser`) or "tokens" (integers, a `TokenDenoiser`).
     `needs` names the fields of `Context` that must not be None: of "target", "teacher".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
+    `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
     """
 
     modality: ClassVar[str] = "image"
     needs: ClassVar[frozenset[str]] = frozenset()
     num_times: ClassVar[int] = 1
+    makes: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
 
     def init_params(self, key: Key[Array, ""]) -> Any:
         """The objective's own trainable parameters; None where it has none."""

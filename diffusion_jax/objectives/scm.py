@@ -15,7 +15,7 @@ from 0 to 1 over the first `warmup` steps. |g| is the norm of an example divided
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ from diffusion_jax.schedulers.continuous import Trigonometric
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinuousConsistency(Objective):
     """Eq. (1) to (4)."""
+
+    makes: ClassVar[Literal["consistency"]] = "consistency"
 
     schedule: NoiseSchedule
     time_sampler: TimeSampler

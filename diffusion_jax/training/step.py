@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.rng import BatchKey, fold_name, stream_key
-from diffusion_jax.schedulers import Denoiser
+from diffusion_jax.schedulers import Denoiser, on_schedule
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.state import TrainState
 
@@ -110,6 +110,8 @@ class Trainable:
             target = self.denoiser(jax.lax.stop_gradient(state.target), conditioning, dropout_keys)
         if state.teacher is not None and self.teacher is not None:
             teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditioning)
+            own, theirs = self.parameterization.schedule, self.teacher.parameterization.schedule
+            teacher = teacher if own == theirs else on_schedule(teacher, theirs, own)
         null = self.network.null_conditioning(key.index.shape[0])
         context = Context(
             step=state.step,

@@ -1,0 +1,86 @@
+"""configs/digits_unet.py:objective=NAME: a recipe for every objective, and every recipe trains."""
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.digits_unet import RECIPES, get_config
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES
+from experiments.wiring import Experiment
+
+TAUGHT = {name for name in OBJECTIVES if "teacher" in OBJECTIVES.example(name).needs}
+# A large share of the digits' network is not needed to see that a step fits together.
+SMALL = {"base_channels": 8, "channel_multipliers": (1,), "attention_resolutions": ()}
+
+
+def config_of(name, data_dir):
+    config = get_config(f"objective={name}")
+    config.model.update(ConfigDict(SMALL))
+    config.data.data_dir = str(data_dir)
+    return config
+
+
+def test_there_is_a_recipe_for_every_objective():
+    assert set(RECIPES) == set(OBJECTIVES)
+    with pytest.raises(ValueError, match="objective=NAME"):
+        get_config("objective=nothing")
+    with pytest.raises(ValueError, match="objective=NAME"):
+        get_config("meanflow")
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - TAUGHT))
+def test_the_train_step_fits_together(name, data_dir):
+    """Everything is built and checked, and one step is traced: loss, gradient, target, the objective's own state."""
+    experiment = Experiment(config_of(name, data_dir))
+    experiment.check()
+    state, batch = jax.eval_shape(experiment.init_state), experiment.abstract_batch(128)
+    after, metrics = jax.eval_shape(experiment.train_step(), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert "loss" in metrics
+
+
+@pytest.mark.parametrize("name", sorted(TAUGHT))
+def test_a_missing_teacher_is_one_clear_line(name, data_dir):
+    with pytest.raises(UserError, match=r"--config\.teacher\.workdir"):
+        Experiment(config_of(name, data_dir)).check()
+
+
+def test_a_sampler_for_another_kind_of_network_is_refused(data_dir):
+    config = config_of("ict", data_dir)
+    config.sampling.sampler = ConfigDict({"name": "heun"})
+    with pytest.raises(UserError, match="trains a consistency: use consistency"):
+        Experiment(config).check()
+    tokens = config_of("mdlm", data_dir)
+    tokens.sampling.sampler = ConfigDict({"name": "heun"})
+    with pytest.raises(UserError, match="unknown sampler of tokens"):
+        Experiment(tokens).check()
+
+
+@pytest.mark.parametrize("name", ["meanflow", "mdlm", pytest.param("vdm", marks=pytest.mark.slow)])
+def test_a_run_from_the_command_line(command, tmp_path, name):
+    """To the picture and the report."""
+    arguments = command.train_arguments(
+        tmp_path / name,
+        "--config.train.steps=20",
+        f"--config.sampling.sampler.name={RECIPES[name]['sampling.sampler']['name']}",
+        config=f"configs/digits_unet.py:objective={name}",
+    )
+    command.run("train", *arguments)
+    assert (tmp_path / name / "samples" / "final.png").stat().st_size > 0
+    assert (tmp_path / name / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TAUGHT))
+def test_a_run_with_a_teacher(command, tmp_path, name):
+    command.run("train", *command.train_arguments(tmp_path / "teacher"))
+    recipe = RECIPES[name]["sampling.sampler"]["name"]
+    arguments = command.train_arguments(
+        tmp_path / name,
+        f"--config.teacher.workdir={tmp_path / 'teacher'}",
+        f"--config.sampling.sampler.name={recipe}",
+        config=f"configs/digits_unet.py:objective={name}",
+    )
+    command.run("train", *arguments)
+    assert (tmp_path / name / "samples" / "final.png").stat().st_size > 0
