@@ -18,10 +18,10 @@ quickstart: install  ## train on real digits, no download; ends with a picture a
 	$(RUN) experiments.train --config=configs/digits_unet.py --workdir=$(WORKDIR) $(ARGS)
 
 test: install-dev  ## the default test suite
-	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) pytest $(ARGS)
 
 test-slow: install-dev  ## the long tests
-	$(RUN) pytest -m slow $(ARGS)
+	$(RUN) pytest -m slow -n 0 $(ARGS)
 
 lint: install-dev  ## style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

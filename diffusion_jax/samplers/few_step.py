@@ -85,15 +85,12 @@ class FlowMap(Sampler):
         return self.gamma > 0
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
-        lower = (1.0 - self.gamma) * grid.times[1:]
-        clean = grid.sigmas[1:] == 0
-        alpha, sigma = (np.where(clean, end, curve(lower)) for end, curve in self._ends(grid))
+        lower, clean = (1.0 - self.gamma) * grid.times[1:], grid.sigmas[1:] == 0
+        alpha = np.where(clean, 1.0, grid.schedule.alpha(lower))
+        sigma = np.where(clean, 0.0, grid.schedule.sigma(lower))
         ratio = grid.alphas[1:] / alpha
         fresh = np.sqrt(np.maximum(grid.sigmas[1:] ** 2 - (ratio * sigma) ** 2, 0.0))
         return {"lower": lower, "x0": ratio * alpha, "noise": ratio * sigma, "fresh": fresh}
-
-    def _ends(self, grid: TimeGrid):
-        return (1.0, grid.schedule.alpha), (0.0, grid.schedule.sigma)
 
     def step(self, denoise: Denoiser, state: State, transition: Transition, key: BatchKey | None) -> State:
         c = transition.constants

@@ -2,8 +2,9 @@
 
 With p = softmax of the token denoiser's logits at (x_t, t), for a step t -> s:
 
-    d3pm_ancestral      x_{n-1} from the chain's posterior averaged over p (Austin et al. 2021, eq. 4); N must divide T
-    mdlm                every mask is lifted with probability (kept_s - kept_t) / (1 - kept_t), to a draw of p (Sahoo et
+    d3pm_ancestral      x_{n-1} from the chain's posterior averaged over p (Austin et al. 2021, eq. 4); N is the chain's
+    T mdlm                every mask is lifted with probability (kept_s - kept_t) / (1 - kept_t), to a draw of p (Sahoo
+    et
                         al. 2024, eq. 6)
     mdlm_cached         the same; where no token changed in the last step the logits are those of before, so that the
                         network is asked less often. For networks that do not see the time.

@@ -46,7 +46,7 @@ def conformance(names: list[str], rooms: list[str]) -> int:
     import pytest
 
     os.chdir(ROOT)
-    options = ["-q", "-p", "no:cacheprovider", "--durations=0", "-k", " or ".join(names)]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k", " or ".join(names)]
     code = pytest.main([*options, "--collect-only", *ROOMS], plugins=[Collected()])
     return int(code or (pytest.main([*options, *rooms]) if rooms else 0))
 

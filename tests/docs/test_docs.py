@@ -24,7 +24,7 @@ EXAMPLES = {
     "power": "tests/schedulers/test_schedules.py",
     "data_minus_noise": "tests/schedulers/test_predictions.py",
     "ddpm_then_ddim": "tests/samplers/test_samplers.py",
-    "pseudo_huber": "tests/objectives/test_objectives.py",
+    "pseudo_huber": "tests/objectives/test_conformance.py",
     "convnet": "tests/models/test_conformance.py",
     "brightness": "tests/metrics/test_metrics.py",
 }
@@ -217,7 +217,7 @@ def test_paths_exist(path):
     for name in {name.rstrip(".") for name in named}:
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text):
-        assert (ROOT / "".join(target)).exists(), target
+        assert (path.parent / "".join(target)).exists(), target
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

@@ -176,3 +176,41 @@ def test_exact_flow_of_the_mixture():
     found = [Mixture().flow(grid.schedule, x, grid) for x in (-80.0, -20.0, 40.0, 80.0)]
     expected = [-0.9868144114214011, 0.42644650841252, 0.8506935665662763, 1.0611429581514227]
     np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+LEADING_20 = (np.arange(21) * 47.0)[::-1][:-1]
+TRAILING_20 = np.arange(999, -1, -50)
+LINSPACE_20 = np.linspace(0, 999, 21).round()[::-1][:-1]
+
+
+@pytest.mark.parametrize(
+    ("indices", "two_m", "deis"),
+    [
+        (LEADING_20, 0.7788476, 0.8133988),
+        (TRAILING_20, 0.7772994, 0.8175050),
+        (LINSPACE_20, 0.7760259, 0.8183150),
+    ],
+    ids=["leading", "trailing", "linspace"],
+)
+def test_diffusers_on_the_linear_table(indices, two_m, deis):
+    """Their tables are float32; DEIS there ends at the first noise level, which it visits twice."""
+    schedule = SCHEDULES.build("ddpm_linear")
+    np.testing.assert_allclose(run("dpmpp_2m", steps(schedule, indices)), two_m, rtol=0, atol=1e-6)
+    times = (np.append(indices, 0) + 1) / 1000
+    grid = TimeGrid.from_times(schedule, times, to_clean=False)
+    np.testing.assert_allclose(run("deis", grid), deis, rtol=0, atol=5e-6)
+
+
+def test_diffusers_pndm_and_ddim_linspace():
+    schedule = SCHEDULES.build("ddpm_linear")
+    leading = TimeGrid.from_times(schedule, (np.arange(20)[::-1] * 50 + 1) / 1000, to_clean=False)
+    np.testing.assert_allclose(run("pndm", leading), 0.7990608, rtol=0, atol=1e-6)
+    linspace = steps(schedule, np.linspace(999, 0, 10))
+    np.testing.assert_allclose(run({"name": "ddim", "step_length": 0.1}, linspace), 0.7031647, rtol=0, atol=1e-6)
+
+
+def test_variance_exploding_flow():
+    """From x = 80 at sigma = 80: x(0) and x(.002)."""
+    last = [TimeGrid.from_times(SCHEDULES.build("edm"), [1.0, 0.0], to_clean=clean) for clean in (True, False)]
+    found = [DATA.flow(grid.schedule, 80.0, grid) for grid in last]
+    np.testing.assert_allclose(found, [0.7981152712811139, 0.7981192561873446], rtol=1e-13)

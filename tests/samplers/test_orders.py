@@ -89,7 +89,8 @@ def main():
     ]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
     for index, (name, sampler) in enumerate(SPECS.items()):
-        style = {"color": plt.cm.tab20(index % 20), "marker": "o.sv^"[index % 5], "linewidth": 1, "markersize": 4}
+        line = "--" if "exact" in name else "-"
+        style = {"color": plt.cm.tab20(index % 20), "marker": "o.sv^"[index % 5], "markersize": 4, "linestyle": line}
         both = [errors(sampler, data) for data in (Gaussian(), Mixture())]
         for axis, found in zip(axes, both, strict=True):
             axis.loglog(STEPS, found, label=name, **style)

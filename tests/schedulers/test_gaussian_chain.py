@@ -70,7 +70,7 @@ def test_discretised_likelihood_values():
     e = np.exp(1.0)
     published = np.log([approximate_cdf(e * (-1 + half)), approximate_cdf(e * half) - approximate_cdf(-e * half)])
     np.testing.assert_allclose(published, [-5.7403588, -4.7670746], rtol=1e-6)  # they compute in float32
-    np.testing.assert_allclose(found, published, atol=0.03)
+    np.testing.assert_allclose(found, published, atol=0.06)
 
 
 def test_far_tails_are_finite():
