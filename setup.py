@@ -34,6 +34,7 @@ setup(
         "rich",
         "scikit-learn",
         "scipy",
+        "matplotlib",
         "diffrax>=0.7.2",
         "tensorboardX>=2.6.5",
     ],

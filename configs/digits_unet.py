@@ -40,10 +40,11 @@ CHAIN = {
     "sampling.steps": 100,
     "sampling.clip_x0": True,  # at t = 1 hardly any signal is left, and an error of epsilon is thousands in x0
 }
-# Consistency models keep the quickstart's schedule and network, and jump.
+# Consistency models keep the quickstart's schedule and network, and jump: from t = 1, and once more from the middle.
 CONSISTENCY = {
     "prediction": dict(name="consistency", sigma_data=0.5),
     "sampling.sampler": dict(name="consistency"),
+    "sampling.grid": dict(name="trailing"),
     "sampling.steps": 2,
 }
 ANGLE = {
@@ -98,10 +99,10 @@ RECIPES = {
     "scm": {**ANGLE, "objective": dict(name="scm", warmup=400)},
     "scd": {**ANGLE, "objective": dict(name="scd", warmup=400)},
     "progressive_distillation": {
-        "objective": dict(name="progressive_distillation", num_steps=4, weighting=dict(name="edm", sigma_data=0.5)),
+        "objective": dict(name="progressive_distillation", num_steps=8, weighting=dict(name="edm", sigma_data=0.5)),
         "sampling.sampler": dict(name="ddim"),
-        "sampling.grid": dict(name="uniform"),
-        "sampling.steps": 5,
+        "sampling.grid": dict(name="trailing"),
+        "sampling.steps": 8,
     },
     "shortcut": {**FLOW_MAP, "objective": dict(name="shortcut")},
     "meanflow": {
