@@ -29,7 +29,15 @@ FLOW = {
     "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
     "sampling.sampler": dict(name="flow_heun"),
 }
-FLOW_MAP = {**FLOW, "model.num_times": 2, "sampling.sampler": dict(name="flow_map"), "sampling.steps": 4}
+# Losses with a derivative in time want an embedding without high frequencies.
+SMOOTH = dict(name="scaled_t", scale=10.0)
+FLOW_MAP = {
+    **FLOW,
+    "model.num_times": 2,
+    "time_input": SMOOTH,
+    "sampling.sampler": dict(name="flow_map"),
+    "sampling.steps": 4,
+}
 CHAIN = {
     "schedule": dict(name="cosine", num_steps=1000),
     "prediction": dict(name="epsilon"),
@@ -50,7 +58,7 @@ CONSISTENCY = {
 ANGLE = {
     "schedule": dict(name="trigflow"),
     "prediction": dict(name="v"),
-    "time_input": dict(name="scaled_t", scale=1000.0),
+    "time_input": SMOOTH,
     "time_sampler": dict(name="log_normal", mean=-1.0, std=1.4),
     "sampling.sampler": dict(name="scm"),
     "sampling.steps": 2,

@@ -8,6 +8,8 @@ from diffusion_jax.errors import UserError
 from experiments import workdir
 from experiments.wiring import Experiment
 
+_ATTEMPTS = 5  # to read the newest checkpoint of a run that is under way
+
 
 def open_checkpoints(
     experiment: Experiment, directory: Path | str, *, read_only: bool = False
@@ -41,6 +43,18 @@ def restore_params(
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)  # any layout reads any checkpoint
     experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
     name = experiment.known_ema(config.sampling.ema if ema is None else ema)
+    state = None
+    for attempt in range(_ATTEMPTS):
+        chosen, state = _read(experiment, directory, step, last=attempt == _ATTEMPTS - 1)
+        if state is not None:
+            break
+    return experiment, state.evaluation_params(name), {"step": chosen, "parameters": name}
+
+
+def _read(
+    experiment: Experiment, directory: Path | str, step: int | None, *, last: bool
+) -> tuple[int, training.TrainState | None]:
+    """The step that was chosen, and its state; None if a trainer deleted it meanwhile."""
     checkpointer = open_checkpoints(experiment, directory, read_only=True)
     steps = checkpointer.steps()
     if not steps:
@@ -48,6 +62,14 @@ def restore_params(
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint {step} in {directory}/checkpoints; there are: {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
-    state, _ = checkpointer.restore(chosen, experiment.abstract_state)
-    checkpointer.close()
-    return experiment, state.evaluation_params(name), {"step": chosen, "parameters": name}
+    try:
+        return chosen, checkpointer.restore(chosen, experiment.abstract_state)[0]
+    except training.CorruptCheckpointError:
+        now = open_checkpoints(experiment, directory, read_only=True)
+        deleted = chosen not in now.steps()  # a trainer at work keeps only its newest checkpoints
+        now.close()
+        if step is not None or not deleted or last:
+            raise
+        return chosen, None
+    finally:
+        checkpointer.close()

@@ -9,6 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from diffusion_jax import training
+from experiments.restoring import restore_params
+
 
 def final_state(workdir, step=60):
     """Everything saved at the end: parameters, optimizer, EMA, step, and the record beside them."""
@@ -114,6 +117,23 @@ def test_one_trainer_in_a_workdir_and_readers_do_no_harm(command, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+def test_a_checkpoint_deleted_while_it_is_read_is_not_a_damaged_one(finished, tmp_path, monkeypatch):
+    """A trainer at work deletes old checkpoints; a reader that was on one goes on to what is there now."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    restore = training.Checkpointer.restore
+
+    def delete_first(self, step, abstract_state):
+        if step == newest:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+        return restore(self, step, abstract_state)
+
+    monkeypatch.setattr(training.Checkpointer, "restore", delete_first)
+    _, _, source = restore_params(workdir)
+    assert source["step"] < newest
 
 
 def test_checkpoints_of_another_run_are_refused(command, tmp_path):
