@@ -24,11 +24,10 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum, log_normal_probabilities
+from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
 from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
@@ -123,11 +122,11 @@ class DiscreteConsistency(Consistency):
         if self.log_normal is None:
             index = jnp.floor(u * (count - 1))
         else:
-            index = jnp.searchsorted(self._cumulative(count), u, side="right")
+            index = jnp.searchsorted(self.cumulative(count), u, side="right")
         index = jnp.clip(index, 0, count - 2)
         return (index + 1) / (count - 1), index / (count - 1)
 
-    def _cumulative(self, count: Int[Array, ""]) -> Float[Array, " most"]:
+    def cumulative(self, count: Int[Array, ""]) -> Float[Array, " most"]:
         """The distribution function over the intervals, 1 beyond the last."""
         mean, std = self.log_normal
         points = jnp.arange(1, self.discretisation.most)
@@ -262,9 +261,3 @@ def ect(
         time_sampler=built(TIME_SAMPLERS, time_sampler or {"name": "log_normal", "mean": -1.1, "std": 2.0}),
         curriculum=EasyCurriculum(q=q, doubling=doubling),
     )
-
-
-def karras_probabilities(schedule: NoiseSchedule, count: int) -> np.ndarray:
-    """iCT's probabilities of the intervals between `count` levels equal in t, float64."""
-    times = np.linspace(0.0, 1.0, count)
-    return log_normal_probabilities(schedule.sigma(times) / schedule.alpha(times))

@@ -14,7 +14,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
@@ -60,13 +59,6 @@ class Discretisation:
     def target_decay(self, step: Int[Array, ""] | int, initial: float) -> Float[Array, ""]:
         """mu(k) of CT, which is `initial` for N = first."""
         return jnp.exp(self.first * math.log(initial) / self(step))
-
-
-def log_normal_probabilities(levels: np.ndarray, mean: float = -1.1, std: float = 2.0) -> np.ndarray:
-    """P(i) of iCT for the intervals between rising noise levels: the log-normal's mass between them, normalised."""
-    z = (np.log(levels) - mean) / (math.sqrt(2) * std)
-    mass = np.diff([math.erf(value) for value in z])
-    return mass / mass.sum()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

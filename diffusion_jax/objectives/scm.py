@@ -74,6 +74,8 @@ class ContinuousConsistency(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (4); metrics `mse`, |F - F_stop - g|^2 / D, `tangent`, |g| before (3), and `x0_mse`."""
         self.require(context)
+        if context.params is None:
+            raise UserError("the adaptive weight of scm has parameters: give the objective's in Context.params")
         x0, kind = image_of(batch), PREDICTIONS.build("v")
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t = self.time_sampler(key.fold_in("time"), self.schedule)
@@ -92,7 +94,7 @@ class ContinuousConsistency(Objective):
         stopped = jax.lax.stop_gradient(stopped)
         estimate = denoise_fn(xt, t)
         mse = mean_square(estimate.value(kind, self.schedule, t) - stopped - tangent)
-        u = self.uncertainty(context.params or self.uncertainty.init(), self.schedule.log_snr(t))
+        u = self.uncertainty(context.params, self.schedule.log_snr(t))
         loss = jnp.mean(mse * jnp.exp(-u) + u)
         return loss, {
             "loss": loss,

@@ -216,7 +216,8 @@ def test_an_untrained_network_gives_finite_samples(name):
         denoiser = parameterization.denoiser(lambda x, *time: jnp.zeros_like(x))
         x0 = sample(sampler, denoiser, grid, (2,), keys(3), x0_transform=lambda x: jnp.clip(x, -1, 1)).x0
         assert np.all(np.isfinite(x0))
-        assert np.all(np.abs(x0) <= 3)
+        if name not in ("lms", "ipndm", "pndm"):  # these extrapolate the noise to the end; all others return an x0
+            assert np.all(np.abs(x0) <= 1.01)
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
