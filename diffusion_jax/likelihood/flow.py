@@ -1,7 +1,7 @@
 """Exact likelihood by the probability-flow ODE.
 
-Song et al. 2021 (arXiv 2011.13456), app. D.2, in the angle of `samplers/rk45.py`: u = atan(sigma / alpha), z = xt / r
-with r = sqrt(alpha^2 + sigma^2), dz/du = v(z, u) = cos(u) noise - sin(u) x0. Along the flow
+Song et al. 2021 (arXiv 2011.13456), app. D.2, in the angle of `schedulers/angle.py`: u = atan(sigma / alpha), z = xt /
+r with r = sqrt(alpha^2 + sigma^2), dz/du = v(z, u) = cos(u) noise - sin(u) x0. Along the flow
 
     (1)   d log p(z) / du = -div v(z, u),      log p(x) = log p(z) - D log r,
     (2)   log p(x_first) = log p(x_last) + D log(r_last / r_first) + integral of div v du,
@@ -24,7 +24,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.ode import integrate
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Denoiser, NoiseSchedule
-from diffusion_jax.schedulers.arrays import as_compute, like_data
+from diffusion_jax.schedulers.angle import angle_velocity
+from diffusion_jax.schedulers.arrays import as_compute
 
 
 @functools.partial(
@@ -85,13 +86,7 @@ def log_likelihood(
     probes = _probes(x, key, divergence, num_probes)
 
     def velocity(z: Array, u: Array) -> Array:
-        at_last = u >= last
-        inner = jnp.clip(jnp.where(at_last, 0.5 * (first + last), u), first, None)
-        t = schedule.time_of_log_snr(-2.0 * jnp.log(jnp.tan(inner)))
-        t = jnp.clip(jnp.where(at_last, 1.0, t), begin, 1.0)
-        radius = like_data(jnp.hypot(schedule.alpha(t), schedule.sigma(t)), z)
-        prediction = denoiser(radius * z, t)
-        return like_data(jnp.cos(u), z) * prediction.noise - like_data(jnp.sin(u), z) * prediction.x0
+        return angle_velocity(denoiser, schedule, z, u, noisy=(last, 1.0), clean=(first, begin))
 
     def slopes(y: tuple[Array, Array], u: Array) -> tuple[Array, Array]:
         z, _ = y

@@ -27,7 +27,7 @@ from diffusion_jax.ode import STAGES, integrate
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, Transition
 from diffusion_jax.schedulers import Denoiser, TimeGrid
-from diffusion_jax.schedulers.arrays import like_data
+from diffusion_jax.schedulers.angle import angle_velocity
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "evaluations"], meta_fields=[])
@@ -87,17 +87,11 @@ class RK45(Sampler):
     def step(
         self, denoise: Denoiser, state: CountingState, transition: Transition, key: BatchKey | None
     ) -> CountingState:
-        c, schedule = transition.constants, transition.schedule
+        c = transition.constants
 
         def slopes(z: Float[Array, "batch ..."], angle: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
-            """Eq. (1), every example at its own angle."""
-            at_start = angle >= c["angle_t"]
-            inner = jnp.where(at_start, 0.5 * (c["angle_t"] + c["angle_s"]), angle)  # a finite log-SNR
-            t = schedule.time_of_log_snr(-2.0 * jnp.log(jnp.tan(inner)))
-            t = jnp.clip(jnp.where(at_start, transition.t, t), c["end"], transition.t)
-            radius = like_data(jnp.hypot(schedule.alpha(t), schedule.sigma(t)), z)
-            prediction = denoise(radius * z, t)
-            return like_data(jnp.cos(angle), z) * prediction.noise - like_data(jnp.sin(angle), z) * prediction.x0
+            noisy, clean = (c["angle_t"], transition.t), (c["angle_s"], c["end"])
+            return angle_velocity(denoise, transition.schedule, z, angle, noisy=noisy, clean=clean)
 
         def integrated() -> tuple[Array, Array]:
             z, evaluations = integrate(
