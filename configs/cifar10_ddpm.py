@@ -59,11 +59,13 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(dict(name="adam", learning_rate=2e-4, b1=0.9, b2=0.999, eps=1e-8))
     config.optimizer.warmup_steps = 5_000
     config.optimizer.decay = "constant"
+    config.optimizer.decay_steps = 0
     config.optimizer.clip_norm = 1.0
 
     config.ema = ConfigDict()
     config.ema.decays = (0.9999,)
     config.ema.half_lives = ()
+    config.ema.widths = ()
     config.ema.ramp_up_ratio = 0.05
 
     config.parallel = ConfigDict()

@@ -57,11 +57,13 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0))
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
+    config.optimizer.decay_steps = 0
     config.optimizer.clip_norm = 1.0
 
     config.ema = ConfigDict()
     config.ema.decays = ()
     config.ema.half_lives = (20_000,)
+    config.ema.widths = ()
     config.ema.ramp_up_ratio = 0.05
 
     config.parallel = ConfigDict()

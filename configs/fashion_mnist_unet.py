@@ -58,11 +58,13 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8))
     config.optimizer.warmup_steps = 500
     config.optimizer.decay = "cosine"
+    config.optimizer.decay_steps = 0
     config.optimizer.clip_norm = 1.0
 
     config.ema = ConfigDict()
     config.ema.decays = ()
     config.ema.half_lives = (200_000,)
+    config.ema.widths = ()
     config.ema.ramp_up_ratio = 0.05
 
     config.parallel = ConfigDict()

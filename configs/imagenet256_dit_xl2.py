@@ -51,11 +51,13 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(dict(name="adamw", learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0))
     config.optimizer.warmup_steps = 0
     config.optimizer.decay = "constant"
+    config.optimizer.decay_steps = 0
     config.optimizer.clip_norm = 0.0
 
     config.ema = ConfigDict()
     config.ema.decays = (0.9999,)
     config.ema.half_lives = ()
+    config.ema.widths = ()
     config.ema.ramp_up_ratio = 0.05
 
     config.parallel = ConfigDict()

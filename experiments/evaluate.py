@@ -27,7 +27,7 @@ SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; b
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
-EMA = flags.DEFINE_string("ema", None, "which average of the parameters, or 'params' for none")
+EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 

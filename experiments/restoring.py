@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from diffusion_jax import training
 from diffusion_jax.errors import UserError
 from experiments import workdir
@@ -34,7 +37,9 @@ def restore_params(
     Args:
       directory: the workdir of a run.
       step: of the checkpoint; the newest by default.
-      ema: which average, or "params" for the parameters themselves; by default what the config says.
+      ema: which average, or "params" for the parameters themselves; by default what the config says. A run that keeps
+        power-function averages (`ema.widths`) has those of every other width too, as "width_0.07": they are put
+        together from all of its checkpoints up to `step` (`diffusion_jax.training.post_hoc_coefficients`).
 
     Raises:
       UserError: no run, no such checkpoint or average, or a damaged checkpoint.
@@ -42,13 +47,41 @@ def restore_params(
     config = workdir.read_config(directory)
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)  # any layout reads any checkpoint
     experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
-    name = experiment.known_ema(config.sampling.ema if ema is None else ema)
+    name = config.sampling.ema if ema is None else ema
+    if name not in experiment.ema.names and name.startswith("width_") and experiment.ema.widths:
+        return experiment, *_post_hoc(experiment, directory, step, name)
+    name = experiment.known_ema(name)
     state = None
     for attempt in range(_ATTEMPTS):
         chosen, state = _read(experiment, directory, step, last=attempt == _ATTEMPTS - 1)
         if state is not None:
             break
     return experiment, state.evaluation_params(name), {"step": chosen, "parameters": name}
+
+
+def _post_hoc(experiment: Experiment, directory: Path | str, step: int | None, name: str) -> tuple[Any, dict[str, Any]]:
+    """The power-function average `name` from the averages in all checkpoints up to `step`, and where it comes from."""
+    try:
+        width = float(name.removeprefix("width_"))
+    except ValueError:
+        raise UserError(f"{name!r} names no average: width_ is followed by a number, as in width_0.07") from None
+    checkpointer = open_checkpoints(experiment, directory, read_only=True)
+    steps = checkpointer.steps()
+    checkpointer.close()
+    stored = [(kept, s) for s in steps if step is None or s <= step for kept in experiment.ema.widths]
+    if not stored or step not in (None, *steps):
+        raise UserError(f"no checkpoint to build {name} from in {directory}; there are: {', '.join(map(str, steps))}")
+    chosen = stored[-1][1]
+    coefficients = training.post_hoc_coefficients(*zip(*stored, strict=True), width=width, step=chosen)
+    total = None
+    for at in dict.fromkeys(s for _, s in stored):
+        _, state = _read(experiment, directory, at, last=True)
+        for (kept, s), coefficient in zip(stored, coefficients, strict=True):
+            if s == at:
+                part = jax.tree.map(lambda x, c=coefficient: c * np.asarray(x, np.float64), state.ema[f"width_{kept}"])
+                total = part if total is None else jax.tree.map(np.add, total, part)
+    params = jax.tree.map(lambda x, like: jax.device_put(x.astype(np.float32), like.sharding), total, state.params)
+    return params, {"step": chosen, "parameters": name, "from_steps": sorted({s for _, s in stored})}
 
 
 def _read(

@@ -151,13 +151,17 @@ class Experiment:
         """The learning rate by step."""
         spec = self.config.optimizer
         return training.learning_rate_schedule(
-            spec.learning_rate, decay=spec.decay, warmup_steps=spec.warmup_steps, total_steps=self.config.train.steps
+            spec.learning_rate,
+            decay=spec.decay,
+            warmup_steps=spec.warmup_steps,
+            total_steps=self.config.train.steps,
+            decay_steps=spec.get("decay_steps", 0),
         )
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
-        own = ("learning_rate", "decay", "warmup_steps", "clip_norm")
+        own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
         spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
         return training.make_optimizer(
             spec, learning_rate=self.learning_rate, clip_norm=self.config.optimizer.clip_norm
@@ -168,7 +172,10 @@ class Experiment:
         """Which averages of the parameters are kept."""
         spec = self.config.ema
         return training.EmaConfig(
-            decays=tuple(spec.decays), half_lives=tuple(spec.half_lives), ramp_up_ratio=spec.ramp_up_ratio
+            decays=tuple(spec.decays),
+            half_lives=tuple(spec.half_lives),
+            widths=tuple(spec.get("widths", ())),
+            ramp_up_ratio=spec.ramp_up_ratio,
         )
 
     @cached_property

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from diffusion_jax.errors import UserError
@@ -37,17 +38,35 @@ def sgd(learning_rate: optax.Schedule, momentum: float = 0.0):
     return optax.sgd(learning_rate, momentum=momentum or None)
 
 
-def learning_rate_schedule(peak: float, *, decay: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over `warmup_steps`, then `decay`: "constant", or "cosine" to 0 at the end.
+def learning_rate_schedule(
+    peak: float, *, decay: str, warmup_steps: int, total_steps: int, decay_steps: int = 0
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over `warmup_steps`, then `decay`.
 
     The first step already has a rate above 0: step n warms up at (n + 1) / warmup_steps.
+
+    Args:
+      peak: the highest rate.
+      decay: "constant", "cosine" (to 0 at the end), or "inverse_sqrt": peak / sqrt(max(n / decay_steps, 1)) at step
+        n, counted from the beginning (Karras et al. 2024, EDM2, equation 67).
+      warmup_steps: steps of the warm-up; 0 for none.
+      total_steps: steps of the whole training.
+      decay_steps: where "inverse_sqrt" begins to fall.
     """
     if decay == "constant":
         after = optax.constant_schedule(peak)
     elif decay == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
+    elif decay == "inverse_sqrt":
+        if decay_steps < 1:
+            raise UserError(
+                "optimizer.decay=inverse_sqrt needs optimizer.decay_steps > 0: where the rate begins to fall"
+            )
+
+        def after(count):  # counted from the end of the warm-up
+            return peak / jnp.sqrt(jnp.maximum((count + warmup_steps) / decay_steps, 1))
     else:
-        raise UserError(unknown_name("learning-rate schedule", decay, ["constant", "cosine"]))
+        raise UserError(unknown_name("learning-rate schedule", decay, ["constant", "cosine", "inverse_sqrt"]))
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1) if warmup_steps > 1 else after

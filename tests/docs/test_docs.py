@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_flags_in_the_text_exist(path):
     modules = [f"experiments.{file.stem}" for file in (ROOT / "experiments").glob("*.py")]
     flags = {name: kind for module in modules for name, kind in defined_flags(module).items()}
     for words in re.findall(r"`(--[^`\n]+)`", path.read_text()):
-        check_words(path.name, words.split(), flags)
+        check_words(path.name, shlex.split(words), flags)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

@@ -10,6 +10,7 @@ from diffusion_jax.likelihood import elbo_terms
 from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS, Context
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, MonotoneGamma, Prediction, ReverseSteps
+from diffusion_jax.schedulers.gaussian_chain import prior_kl
 from tests.samplers.closed_form import Gaussian
 
 CENTRED = Gaussian(mean=0.0)
@@ -159,6 +160,16 @@ def test_optimal_variance_is_between_the_bounds(x64):
     kl = 0.5 * (np.log(best) - np.log(np.maximum(steps.small, 1e-300)))
     np.testing.assert_allclose(np.sum(kl[:-1]) / np.log(2), 5.644065283229962, rtol=1e-9)
     assert np.all((best[:-1] >= steps.small[:-1]) & (best[:-1] <= steps.large[:-1] * (1 + 1e-9)))
+
+    # The reverse chain is then exact: the bound misses the entropy only by the KL of q(x_T) from the prior.
+    entropy = 0.5 * np.log(2 * np.pi * np.e * 0.25)
+    assert entropy == pytest.approx(0.7257913526447274, rel=1e-15)
+    decoder = 0.5 * np.log(2 * np.pi * np.e * best[-1])
+    a, s = float(alpha[0]), float(sigma[0])
+    prior = float(prior_kl(jnp.float64(0.5), a, s))  # x0^2 = 0.25 on average
+    assert decoder + kl[:-1].sum() + prior - entropy == pytest.approx(2.2905e-10, abs=5e-13)
+    variance = 0.25 * a**2 + s**2
+    assert 0.5 * (variance - 1 - np.log(variance)) == pytest.approx(2.2905e-10, rel=1e-4)
 
 
 def test_hybrid_teaches_the_variance_only():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import EmaConfig
+from diffusion_jax.training import EmaConfig, post_hoc_coefficients, power_from_width, width_from_power
 
 
 def test_average_of_a_ramp_matches_the_closed_form(x64):
@@ -51,3 +51,53 @@ def test_several_averages_are_kept_in_float32_and_named():
     values = [float(averages[name]["w"][0]) for name in config.names]
     assert values == pytest.approx([0.5, 0.9, 0.5])
     assert all(average["w"].dtype == jnp.float32 for average in averages.values())
+
+
+def test_width_and_power_are_the_published_pairs():
+    """EDM2: relative standard deviation 0.05 is gamma 16.97, 0.10 is gamma 6.94; the uniform average is 12^(-1/2)."""
+    assert power_from_width(0.05) == pytest.approx(16.9721986, abs=5e-8)
+    assert power_from_width(0.10) == pytest.approx(6.9372039, abs=5e-8)
+    for width in (0.01, 0.05, 0.1, 0.2, 0.28):
+        assert width_from_power(power_from_width(width)) == pytest.approx(width, rel=1e-12)
+    assert width_from_power(0.0) == pytest.approx(12**-0.5)
+    for impossible in (0.0, 0.3, -1.0):
+        with pytest.raises(UserError, match="width"):
+            EmaConfig(widths=(impossible,))
+
+
+def test_power_decays_are_the_published_values():
+    """EDM2: beta(t = 1000, dt = 1) is .98217951 for width 0.05 and .99209027 for 0.10."""
+    gains = EmaConfig(widths=(0.05, 0.10)).gains_at(999, 2048)
+    assert float(gains["width_0.05"]) == pytest.approx(1 - 0.98217951, abs=1e-8)
+    assert float(gains["width_0.1"]) == pytest.approx(1 - 0.99209027, abs=1e-8)
+    assert float(EmaConfig(widths=(0.05,)).gains_at(0, 2048)["width_0.05"]) == 1
+
+
+def test_a_stored_profile_is_reconstructed_from_itself():
+    """Asked for what is stored at the last step, the coefficients are a unit vector."""
+    widths, steps = [0.05, 0.10] * 4, np.repeat([250, 500, 750, 1000], 2)
+    for index in (6, 7):
+        found = post_hoc_coefficients(widths, steps, width=widths[index], step=1000)
+        np.testing.assert_allclose(found, np.eye(8)[index], atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [0.07, 0.15])
+def test_post_hoc_average_is_the_one_that_was_not_kept(x64, width):
+    """A wandering parameter: its average of another width from 16 snapshots of two, against tracking it."""
+    config = EmaConfig(widths=(0.05, 0.10, width))
+    path = np.cumsum(np.random.default_rng(0).normal(size=1600))
+    averages, stored = {name: jnp.float64(0.0) for name in config.names}, []
+    for step, value in enumerate(path):
+        averages = config.update(averages, jnp.float64(value), jnp.float64(step), 1)
+        if (step + 1) % 100 == 0:
+            stored += [(w, step + 1, float(averages[f"width_{w}"])) for w in (0.05, 0.10)]
+    widths, steps, values = zip(*stored, strict=True)
+    coefficients = post_hoc_coefficients(widths, steps, width=width, step=1600)
+    assert coefficients.sum() == pytest.approx(1, abs=1e-9)
+    spread = path.std()
+    assert abs(coefficients @ np.array(values) - float(averages[f"width_{width}"])) < 0.01 * spread
+
+
+def test_post_hoc_needs_something_stored():
+    with pytest.raises(UserError, match="stored"):
+        post_hoc_coefficients([], [], width=0.05, step=10)

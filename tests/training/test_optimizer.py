@@ -18,6 +18,19 @@ def test_warmup_then_cosine_to_zero():
     np.testing.assert_allclose([rate(9), rate(10), rate(60), rate(110)], [1, 1, 0.5, 0], atol=1e-6)
 
 
+def test_inverse_square_root_is_edm2s():
+    """EDM2-S: reference rate .01, 70,000 steps, ramp of 10 Mimg at batch 2048; a published table of values."""
+    rate = learning_rate_schedule(
+        0.01, decay="inverse_sqrt", decay_steps=70_000, warmup_steps=round(10e6 / 2048), total_steps=2**20
+    )
+    images = np.array([5e6, 10e6, 143.36e6, 573.44e6, 2147.48e6])
+    found = [float(rate(round(n / 2048))) for n in images]
+    np.testing.assert_allclose(found, [0.005, 0.01, 0.01, 0.005, 0.00258374], rtol=3e-4)
+    np.testing.assert_allclose(found[1:], [0.01, 0.01, 0.005, 0.00258374], atol=5e-9, rtol=1e-6)
+    with pytest.raises(UserError, match="decay_steps"):
+        learning_rate_schedule(0.01, decay="inverse_sqrt", warmup_steps=0, total_steps=10)
+
+
 def test_no_warmup_begins_at_the_peak():
     assert learning_rate_schedule(0.1, decay="constant", warmup_steps=0, total_steps=10)(0) == pytest.approx(0.1)
 

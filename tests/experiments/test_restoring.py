@@ -1,0 +1,36 @@
+"""Averages of the parameters put together after training."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from experiments.restoring import restore_params
+
+
+def test_a_power_average_of_any_width_is_put_together_from_checkpoints(finished):
+    """Asked for a width that was kept, under another spelling: what was kept. Others lie between their neighbours."""
+    workdir, _ = finished
+    _, kept, source = restore_params(workdir, ema="width_0.05")
+    _, found, built = restore_params(workdir, ema="width_0.050")
+    assert source["step"] == built["step"] == 60
+    assert len(built["from_steps"]) > 1
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
+        assert a.sharding == b.sharding
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+    def distance(width, params):
+        other = restore_params(workdir, ema=f"width_{width}")[1]
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True)
+        return sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+
+    assert 0 < distance(0.07, kept) < distance(0.1, kept)
+
+
+def test_what_names_no_average(finished):
+    with pytest.raises(UserError, match="followed by a number"):
+        restore_params(finished[0], ema="width_narrow")
+    with pytest.raises(UserError, match="width of a power-function"):
+        restore_params(finished[0], ema="width_0.4")
+    with pytest.raises(UserError, match="no checkpoint to build"):
+        restore_params(finished[0], ema="width_0.07", step=7)
