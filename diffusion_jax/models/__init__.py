@@ -1,22 +1,49 @@
 """Networks: Flax modules that map (x, time, conditioning) to an image-shaped output; they know nothing of noise."""
 
+from diffusion_jax.models.ddit import DDIT_SIZES, DDiT
 from diffusion_jax.models.dit import DIT_SIZES, DiT
+from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
+from diffusion_jax.models.jit import JIT_SIZES, JiT
 from diffusion_jax.models.layers import attention, sinusoidal_embedding
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.network import Network, count_parameters, example_inputs, init_params
+from diffusion_jax.models.network import (
+    Network,
+    count_parameters,
+    example_inputs,
+    init_params,
+    is_frozen,
+    parameter_shapes,
+)
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.song_unet import SongUNet
+from diffusion_jax.models.unet import ADM_MULTIPLIERS, LDM_SIZES, UNet
+from diffusion_jax.models.uvit import UVIT_SIZES, UViT
+from diffusion_jax.models.vdm import VDMUNet
 
 __all__ = [
+    "ADM_MULTIPLIERS",
+    "DDIT_SIZES",
     "DIT_SIZES",
+    "EDM2_SIZES",
+    "JIT_SIZES",
+    "LDM_SIZES",
     "MLP",
     "MODELS",
+    "UVIT_SIZES",
+    "DDiT",
     "DiT",
+    "EDM2UNet",
+    "JiT",
     "Network",
+    "SongUNet",
     "UNet",
+    "UViT",
+    "VDMUNet",
     "attention",
     "count_parameters",
     "example_inputs",
     "init_params",
+    "is_frozen",
+    "parameter_shapes",
     "sinusoidal_embedding",
 ]

@@ -2,13 +2,14 @@
 
 import math
 import zlib
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
@@ -60,6 +61,63 @@ def attention(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
+    """Attention of tokens to each other; the last axis of `qkv` is (query, key, value) x head x channel."""
+    batch, tokens, width = qkv.shape
+    if width % (3 * num_heads):
+        raise UserError(f"{width // 3} channels do not divide into num_heads={num_heads}")
+    parts = qkv.reshape(batch, tokens, 3, num_heads, width // (3 * num_heads))
+    return attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]).reshape(batch, tokens, width // 3)
+
+
+def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch 2*height 2*width channels"]:
+    """Every pixel twice in height and in width."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def downsample_average(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height/2 width/2 channels"]:
+    """The mean of every two by two pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def resample(
+    x: Float[Array, "batch height width channels"],
+    direction: Literal["up", "down"],
+    taps: tuple[float, ...] = (1, 1),
+    padding: int | None = None,
+) -> Float[Array, "batch height2 width2 channels"]:
+    """Twice or half the resolution, through a separable filter (Karras et al. 2019, StyleGAN; score SDE's FIR).
+
+    Args:
+      x: images.
+      direction: "up" or "down".
+      taps: the symmetric filter in one dimension, of even length; (1, 1) is nearest or the average.
+      padding: zeros around the images before filtering downwards; len(taps) / 2 - 1 by default.
+    """
+    if tuple(taps) == (1, 1) and padding is None:
+        return upsample_nearest(x) if direction == "up" else downsample_average(x)
+    kernel = np.outer(taps, taps) / np.sum(taps) ** 2
+    if direction == "up":
+        kernel = kernel * 4
+    size = len(taps)
+    pad = (size - 1) // 2 if padding is None else padding
+    edges = (size - 1 - pad,) * 2 if direction == "up" else (pad, pad)
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.broadcast_to(jnp.asarray(kernel, x.dtype)[..., None, None], (size, size, 1, x.shape[-1])),
+        window_strides=(1, 1) if direction == "up" else (2, 2),
+        padding=(edges, edges),
+        lhs_dilation=(2, 2) if direction == "up" else (1, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
 class GroupNorm(nn.Module, kw_only=True):
     """Group normalisation (Wu & He 2018) over height, width and the channels of a group.
 
@@ -108,18 +166,41 @@ class TimeMLP(nn.Module, kw_only=True):
 class Dropout(nn.Module, kw_only=True):
     """Dropout whose mask belongs to the example: it does not depend on how a batch is split over devices.
 
-    The mask of an example is drawn from its own key, folded with the path of this layer in the network.
+    The mask of an example is drawn from its own key, folded with the path of this layer in the network, and with the
+    number of the layer where layers are the steps of a scan and share the path. There the rate may be traced.
     """
 
-    rate: float
+    rate: float | Float[Array, ""]
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch ..."], keys: Key[Array, " batch"] | None = None
+        self,
+        x: Float[Array, "batch ..."],
+        keys: Key[Array, " batch"] | None = None,
+        layer: Int[Array, ""] | None = None,
     ) -> Float[Array, "batch ..."]:
-        if keys is None or self.rate == 0.0:
+        if keys is None or (isinstance(self.rate, (int, float)) and self.rate == 0.0):
             return x
         salt = zlib.crc32("/".join(self.path).encode())
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(counter_key(keys), salt)
+        if layer is not None:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+class LabelEmbedding(nn.Module, kw_only=True):
+    """A vector for every class, and for the null class `num_classes`: a row of its own, or zero (ADM and EDM)."""
+
+    num_classes: int
+    features: int
+    null: Literal["row", "zero"] = "row"
+    init: nn.initializers.Initializer = nn.initializers.normal(1.0)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, label: Int[Array, " batch"]) -> Float[Array, "batch features"]:
+        rows = self.num_classes + int(self.null == "row")
+        table = self.param("embedding", self.init, (rows, self.features), jnp.float32).astype(self.dtype)
+        vectors = table[jnp.minimum(label, rows - 1)]
+        return vectors if self.null == "row" else jnp.where((label < rows)[:, None], vectors, 0.0)

@@ -6,7 +6,7 @@ As linen modules are dataclasses it is hashable and may be a static argument of 
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -68,13 +68,18 @@ class Network(nn.Module, kw_only=True):
             raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
         if time.shape != x.shape[:1]:
             raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
-        expected = ({"label"} if self.num_classes else set()) | ({"second_time"} if self.num_times == 2 else set())
+        expected = set(self.null_conditioning(1)) | ({"second_time"} if self.num_times == 2 else set())
         if set(conditioning) != expected:
             raise UserError(
                 f"{name} with num_classes={self.num_classes} and num_times={self.num_times} takes conditioning "
                 f"{sorted(expected)}, got {sorted(conditioning)}; set num_classes or num_times, or use "
                 "null_conditioning(batch_size)"
             )
+
+    @nn.nowrap
+    def constrain(self, params: PyTree) -> PyTree:
+        """What an optimizer step is followed by: the nearest parameters that the network allows; here, all."""
+        return params
 
 
 def example_inputs(
@@ -100,7 +105,17 @@ def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, in
     return init(key)
 
 
-def count_parameters(module: Network) -> int:
-    """Trainable parameters, counted from shapes alone: nothing is allocated."""
-    shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+def is_frozen(path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at this path of a tree is a constant that is drawn once, such as a random frequency."""
+    return bool(path) and str(getattr(path[-1], "key", path[-1])).startswith("frozen_")
+
+
+def parameter_shapes(module: nn.Module) -> PyTree:
+    """The tree of `init_params` as ShapeDtypeStruct: nothing is allocated."""
+    return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+
+
+def count_parameters(module: nn.Module, *, frozen: bool = False) -> int:
+    """Trainable parameters, counted from shapes alone; with `frozen`, the constants among them too."""
+    leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(module))
+    return sum(math.prod(leaf.shape) for path, leaf in leaves if frozen or not is_frozen(path))

@@ -1,15 +1,18 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B).
+"""The U-Net of DDPM (Ho et al. 2020, appendix B) and its descendants: iDDPM, ADM, latent diffusion, consistency models.
 
 Levels l = 0 ... L-1 work at 1 / 2^l of the resolution with `base_channels * channel_multipliers[l]` channels. On the
 way down each level has `num_res_blocks` residual blocks and keeps every result; on the way up it has one block more,
 each taking one kept result along. At the resolutions of `attention_resolutions` self-attention follows every residual
 block, down and up; the middle has block, attention, block. The time embedding enters every residual block by
-addition.
+addition, or by scale and shift after the second norm (iDDPM, "adaptive group normalisation").
 
-The last layer of every residual branch, and of the network, starts at zero (the paper's code scales it by 1e-10): a
-fresh network outputs zero.
+The last layer of every residual branch, and of the network, starts at zero (DDPM's code scales it by 1e-10): a fresh
+network outputs zero.
+
+`UNet` states every choice; `adm` and `ldm_unet` name the networks of those papers.
 """
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -19,13 +22,26 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.layers import Dropout, GroupNorm, TimeMLP, at_least_float32, attention, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    Dropout,
+    GroupNorm,
+    LabelEmbedding,
+    TimeMLP,
+    at_least_float32,
+    attention,
+    resample,
+    self_attention,
+    sinusoidal_embedding,
+    upsample_nearest,
+)
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.registry import unknown_name
 
 Image = Float[Array, "batch height width channels"]
+Direction = Literal["up", "down"] | None
 
-# Glorot's rule, uniform: the paper's initialisation of everything that is not zero.
+# Glorot's rule, uniform: DDPM's initialisation of everything that is not zero.
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Three [C, C] kernels side by side have twice the mean fan of one: scale 2 gives each the variance of its own.
 _glorot_qkv = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
@@ -33,28 +49,61 @@ _zeros = nn.initializers.zeros
 
 
 class ResBlock(nn.Module, kw_only=True):
-    """norm, SiLU, conv, + time; norm, SiLU, dropout, conv; + shortcut."""
+    """norm, SiLU, conv, + time; norm, SiLU, dropout, conv; + shortcut.
+
+    Attributes:
+      features: channels of the output.
+      dropout: rate before the second convolution.
+      norm: makes a group norm.
+      dtype: of the computation.
+      scale_shift: time scales and shifts the second norm's result, instead of being added before it.
+      direction: "up" or "down" changes the resolution, between the first SiLU and convolution and on the shortcut.
+      taps: the filter of the change of resolution.
+      project: whether a shortcut that changes the resolution has a convolution always, as score SDE's does.
+      residual_scale: of the sum; 1/sqrt(2) in score SDE.
+      init: of the kernels.
+      last_init: of the second convolution.
+    """
 
     features: int
     dropout: float
     norm: functools.partial
     dtype: DTypeLike
+    scale_shift: bool = False
+    direction: Direction = None
+    taps: tuple[float, ...] = (1, 1)
+    project: bool = False
+    residual_scale: float = 1.0
+    init: nn.initializers.Initializer = _glorot
+    last_init: nn.initializers.Initializer = _zeros
 
     @nn.compact
     def __call__(
         self, x: Image, embedding: Float[Array, "batch dim"], dropout_keys: Key[Array, " batch"] | None
     ) -> Image:
         conv = functools.partial(nn.Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, self.features, dtype=self.dtype, kernel_init=_glorot)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.init)
 
-        h = conv(kernel_init=_glorot, name="conv_0")(nn.silu(self.norm(name="norm_0")(x)))
-        h += dense(name="time")(embedding)[:, None, None]
-        h = nn.silu(self.norm(name="norm_1")(h))
-        h = Dropout(rate=self.dropout, name="dropout")(h, dropout_keys)
-        h = conv(kernel_init=_zeros, name="conv_1")(h)
-        if x.shape[-1] != self.features:
-            x = dense(name="shortcut")(x)
-        return x + h
+        h = nn.silu(self.norm(name="norm_0")(x))
+        if self.direction:
+            h, x = (resample(v, self.direction, self.taps) for v in (h, x))
+        h = conv(kernel_init=self.init, name="conv_0")(h)
+        vector = dense(self.features * (2 if self.scale_shift else 1), name="time")(embedding)[:, None, None]
+        if self.scale_shift:
+            scale, shift = jnp.split(vector, 2, axis=-1)
+            h = self.norm(name="norm_1")(h) * (1 + scale) + shift
+        else:
+            h = self.norm(name="norm_1")(h + vector)
+        h = Dropout(rate=self.dropout, name="dropout")(nn.silu(h), dropout_keys)
+        h = conv(kernel_init=self.last_init, name="conv_1")(h)
+        if x.shape[-1] != self.features or (self.direction and self.project):
+            x = dense(self.features, name="shortcut")(x)
+        return scaled(x + h, self.residual_scale)
+
+
+def scaled(x: Image, factor: float) -> Image:
+    """factor * x; x itself for 1."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
 class AttentionBlock(nn.Module, kw_only=True):
@@ -63,24 +112,75 @@ class AttentionBlock(nn.Module, kw_only=True):
     num_heads: int
     norm: functools.partial
     dtype: DTypeLike
+    residual_scale: float = 1.0
+    init: nn.initializers.Initializer = _glorot_qkv
+    last_init: nn.initializers.Initializer = _zeros
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
         batch, height, width, channels = x.shape
-        if channels % self.num_heads:
-            raise UserError(f"{channels} channels do not divide into num_heads={self.num_heads}")
         h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
-        h = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=_glorot_qkv, name="qkv")(h)
-        h = h.reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
-        h = attention(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h)
+        h = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
+        h = self_attention(h, self.num_heads).reshape(x.shape)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
+        return scaled(x + h, self.residual_scale)
 
 
-def upsample_nearest(x: Image) -> Image:
-    """Every pixel twice in height and in width."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+class CrossAttention(nn.Module, kw_only=True):
+    """Attention of tokens to a context or to themselves, without biases but the last (Rombach et al. 2022, 3.3)."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        context = x if context is None else context
+        dim = x.shape[-1]
+
+        def heads(v, name):
+            v = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
+            return v.reshape(*v.shape[:2], self.num_heads, dim // self.num_heads)
+
+        h = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"))
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=_glorot, name="out")(h.reshape(x.shape))
+
+
+class TransformerBlock(nn.Module, kw_only=True):
+    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"]
+    ) -> Float[Array, "batch tokens dim"]:
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_glorot)
+        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x))
+        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")(norm(name="norm_1")(x), context)
+        h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
+        return x + dense(x.shape[-1], name="mlp_out")(h * nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nn.Module, kw_only=True):
+    """Transformer blocks over all positions, between two linear maps, on a residual branch (latent diffusion)."""
+
+    num_heads: int
+    depth: int
+    norm: functools.partial
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Image, context: Float[Array, "batch context width"]) -> Image:
+        batch, height, width, channels = x.shape
+        h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
+        for layer in range(self.depth):
+            h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context)
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 
 @MODELS.register(
@@ -97,17 +197,28 @@ def upsample_nearest(x: Image) -> Image:
     },
 )
 class UNet(Network, kw_only=True):
-    """The DDPM U-Net; the defaults are the paper's CIFAR-10 network (35,746,307 parameters at 32x32x3).
+    """A U-Net; the defaults are DDPM's CIFAR-10 network (35,746,307 parameters at 32x32x3).
 
     Takes images whose height and width divide by 2^(levels - 1), not only of `image_size`; attention stays at the
-    levels where `image_size` puts it. With classes, an embedding of num_classes + 1 rows adds to the time embedding.
+    levels where `image_size` puts it. With classes, an embedding of the label adds to the time embedding.
 
     Attributes:
-      base_channels: channels of the first level; also the width of the sinusoidal time embedding.
+      base_channels: the unit of channel_multipliers; also the width of the sinusoidal time embedding.
       channel_multipliers: channels of each level, in units of base_channels.
       num_res_blocks: residual blocks of each level on the way down.
       attention_resolutions: feature map sizes, in pixels of an image of `image_size`, that get self-attention.
+      up_attention: after "every" residual block of a level on the way up, or the "last" only, as score SDE has it.
       num_heads: attention heads.
+      head_channels: channels of a head, instead of `num_heads`.
+      scale_shift: time scales and shifts inside residual blocks, instead of being added.
+      resampling: "conv" changes resolution by a convolution, "residual" by a residual block (ADM, from BigGAN).
+      null_label: whether the null class has a "row" in the table of labels, or is "zero".
+      context_channels: width of conditioning["context"], [batch, tokens, width]; where it is not 0, transformers that
+        attend to the context take the place of self-attention (latent diffusion).
+      label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of being given.
+      transformer_depth: blocks of each transformer.
+      low_resolution_channels: channels of conditioning["low_resolution"], images of `image_size` beside the input (the
+        upsampled image of a super-resolution model); 0 for none.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
@@ -121,7 +232,16 @@ class UNet(Network, kw_only=True):
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
+    up_attention: Literal["every", "last"] = "every"
     num_heads: int = 1
+    head_channels: int | None = None
+    scale_shift: bool = False
+    resampling: Literal["conv", "residual"] = "conv"
+    null_label: Literal["row", "zero"] = "row"
+    context_channels: int = 0
+    label_context: bool = False
+    transformer_depth: int = 1
+    low_resolution_channels: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
     norm_groups: int = 32
@@ -145,8 +265,25 @@ class UNet(Network, kw_only=True):
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is a rate in [0, 1), got {self.dropout}")
-        if self.downsample_padding not in ("same", "symmetric"):
-            raise UserError(f"downsample_padding is 'same' or 'symmetric', got {self.downsample_padding!r}")
+        for field, known in (
+            ("downsample_padding", ("same", "symmetric")),
+            ("up_attention", ("every", "last")),
+            ("resampling", ("conv", "residual")),
+            ("null_label", ("row", "zero")),
+        ):
+            if getattr(self, field) not in known:
+                raise UserError(f"{field} is {known[0]!r} or {known[1]!r}, got {getattr(self, field)!r}")
+
+    @nn.nowrap
+    def null_conditioning(self, batch_size: int) -> dict[str, Array]:
+        """The null class, a context of zeros, a black image: whatever of these there is."""
+        null = super().null_conditioning(batch_size)
+        if self.context_channels and not self.label_context:
+            null["context"] = jnp.zeros((batch_size, 1, self.context_channels), jnp.float32)
+        if self.low_resolution_channels:
+            size = self.image_size
+            null["low_resolution"] = jnp.zeros((batch_size, size, size, self.low_resolution_channels), jnp.float32)
+        return null
 
     @nn.compact
     def __call__(
@@ -166,24 +303,49 @@ class UNet(Network, kw_only=True):
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
         embedding = nn.silu(self._embed(time, conditioning))
 
-        def stage(x, level, name, attend=True):
-            features = self.base_channels * self.channel_multipliers[level]
-            block = ResBlock(features=features, dropout=self.dropout, norm=norm, dtype=self.dtype, name=name)
+        context = None
+        if self.context_channels:
+            context = self._label_context(conditioning) if self.label_context else conditioning["context"]
+        if self.low_resolution_channels:
+            x = jnp.concatenate([x, conditioning["low_resolution"].astype(x.dtype)], axis=-1)
+
+        def stage(x, level, name, attend=True, direction=None):
+            features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])
+            block = ResBlock(
+                features=features,
+                dropout=self.dropout,
+                norm=norm,
+                dtype=self.dtype,
+                scale_shift=self.scale_shift,
+                direction=direction,
+                name=name,
+            )
             x = block(x, embedding, dropout_keys)
             return attend_to(x, f"{name}_attention") if attend and self._has_attention(level) else x
 
         def attend_to(x, name):
-            return AttentionBlock(num_heads=self.num_heads, norm=norm, dtype=self.dtype, name=name)(x)
+            heads = x.shape[-1] // self.head_channels if self.head_channels else self.num_heads
+            if context is None:
+                return AttentionBlock(num_heads=heads, norm=norm, dtype=self.dtype, name=name)(x)
+            inner = functools.partial(norm, epsilon=1e-6)
+            transformer = SpatialTransformer(
+                num_heads=heads, depth=self.transformer_depth, norm=inner, dtype=self.dtype, name=name
+            )
+            return transformer(x, context)
 
-        h = conv(self.base_channels, name="conv_in")(x)
+        h = conv(round(self.base_channels * self.channel_multipliers[0]), name="conv_in")(x)
         kept = [h]
         for level in range(levels):
             for block in range(self.num_res_blocks):
                 h = stage(h, level, f"down_{level}_{block}")
                 kept.append(h)
             if level < levels - 1:
-                padding = ((0, 1), (0, 1)) if self.downsample_padding == "same" else 1
-                h = conv(h.shape[-1], strides=2, padding=padding, name=f"down_{level}_downsample")(h)
+                name = f"down_{level}_downsample"
+                if self.resampling == "residual":
+                    h = stage(h, level, name, attend=False, direction="down")
+                else:
+                    padding = ((0, 1), (0, 1)) if self.downsample_padding == "same" else 1
+                    h = conv(h.shape[-1], strides=2, padding=padding, name=name)(h)
                 kept.append(h)
 
         h = stage(h, levels - 1, "middle_0", attend=False)
@@ -192,9 +354,14 @@ class UNet(Network, kw_only=True):
 
         for level in reversed(range(levels)):
             for block in range(self.num_res_blocks + 1):
-                h = stage(jnp.concatenate([h, kept.pop()], axis=-1), level, f"up_{level}_{block}")
+                attend = self.up_attention == "every" or block == self.num_res_blocks
+                h = stage(jnp.concatenate([h, kept.pop()], axis=-1), level, f"up_{level}_{block}", attend=attend)
             if level > 0:
-                h = conv(h.shape[-1], name=f"up_{level}_upsample")(upsample_nearest(h))
+                name = f"up_{level}_upsample"
+                if self.resampling == "residual":
+                    h = stage(h, level, name, attend=False, direction="up")
+                else:
+                    h = conv(h.shape[-1], name=name)(upsample_nearest(h))
 
         h = nn.silu(norm(name="norm_out")(h))
         h = conv(self.out_channels or self.image_channels, kernel_init=_zeros, name="conv_out")(h)
@@ -215,11 +382,170 @@ class UNet(Network, kw_only=True):
                 frequency_shift=self.frequency_shift,
             )
             embedding += TimeMLP(features=features, kernel_init=_glorot, name="interval")(interval)
-        if self.num_classes:
-            rows = self.num_classes + 1
-            table = nn.Embed(rows, features, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0), name="label")
+        if self.num_classes and not self.label_context:
+            table = LabelEmbedding(
+                num_classes=self.num_classes,
+                features=features,
+                null=self.null_label,
+                dtype=self.dtype,
+                name="label",
+            )
             embedding += table(conditioning["label"])
         return embedding
 
+    def _label_context(self, conditioning):
+        """The label's embedding, as the one token to attend to."""
+        table = LabelEmbedding(
+            num_classes=self.num_classes, features=self.context_channels, dtype=self.dtype, name="label"
+        )
+        return table(conditioning["label"])[:, None]
+
     def _has_attention(self, level: int) -> bool:
         return self.image_size // 2**level in self.attention_resolutions
+
+
+# Guided diffusion's multipliers by image size (ADM, Dhariwal & Nichol 2021, tables 11-14; iDDPM at 32).
+ADM_MULTIPLIERS: dict[int, tuple[float, ...]] = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
+
+
+@MODELS.register(
+    "adm",
+    example={
+        "image_size": 8,
+        "image_channels": 2,
+        "num_classes": 3,
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (4,),
+        "head_channels": 4,
+        "dropout": 0.5,
+    },
+)
+def adm(
+    *,
+    image_size: int,
+    image_channels: int,
+    num_classes: int = 0,
+    num_times: int = 1,
+    base_channels: int = 192,
+    channel_multipliers: tuple[float, ...] | None = None,
+    num_res_blocks: int = 3,
+    attention_resolutions: tuple[int, ...] = (32, 16, 8),
+    num_heads: int = 4,
+    head_channels: int | None = 64,
+    resampling: Literal["conv", "residual"] = "residual",
+    scale_shift: bool = True,
+    null_label: Literal["row", "zero"] = "zero",
+    low_resolution_channels: int = 0,
+    dropout: float = 0.0,
+    learn_sigma: bool = False,
+    out_channels: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> UNet:
+    """ADM (Dhariwal & Nichol 2021); the defaults are the ImageNet 64 network, and of consistency models and EDM there.
+
+    iDDPM's networks (Nichol & Dhariwal 2021) are those with resampling="conv", head_channels=None, num_heads=4 and
+    attention_resolutions=(16, 8). `channel_multipliers` default to those of the image size; `learn_sigma` doubles the
+    output's channels.
+    """
+    if channel_multipliers is None:
+        if image_size not in ADM_MULTIPLIERS:
+            raise UserError(
+                f"adm knows image_size {sorted(ADM_MULTIPLIERS)}; for {image_size} give channel_multipliers"
+            )
+        channel_multipliers = ADM_MULTIPLIERS[image_size]
+    return UNet(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        num_times=num_times,
+        base_channels=base_channels,
+        channel_multipliers=tuple(channel_multipliers),
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=tuple(attention_resolutions),
+        num_heads=num_heads,
+        head_channels=head_channels,
+        resampling=resampling,
+        scale_shift=scale_shift,
+        null_label=null_label,
+        low_resolution_channels=low_resolution_channels,
+        dropout=dropout,
+        out_channels=2 * image_channels if learn_sigma else out_channels,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        frequency_shift=0,
+        downsample_padding="symmetric",
+        dtype=dtype,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LDMSize:
+    """What tells the U-Nets of Rombach et al. 2022 (appendix D, tables 12-15) apart."""
+
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+    attention_at: tuple[int, ...]  # in units of downsampling
+    num_heads: int = 1
+    head_channels: int | None = None
+    context_channels: int = 0
+    label_context: bool = False
+    scale_shift: bool = False
+    resampling: Literal["conv", "residual"] = "conv"
+
+
+LDM_SIZES: dict[str, LDMSize] = {
+    "imagenet256": LDMSize(192, (1, 2, 3, 5), (2, 4, 8), context_channels=512, label_context=True),
+    "unconditional": LDMSize(224, (1, 2, 3, 4), (2, 4, 8), head_channels=32),  # CelebA-HQ, FFHQ, LSUN bedrooms
+    "churches": LDMSize(192, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, scale_shift=True, resampling="residual"),
+    "text": LDMSize(320, (1, 2, 4, 4), (1, 2, 4), num_heads=8, context_channels=1280),
+    "tiny": LDMSize(8, (1, 2), (2,), head_channels=4, context_channels=6),
+}
+
+
+@MODELS.register("ldm_unet", example={"image_size": 8, "image_channels": 2, "num_classes": 0, "size": "tiny"})
+def ldm_unet(
+    *,
+    image_size: int,
+    image_channels: int,
+    num_classes: int = 0,
+    num_times: int = 1,
+    size: str = "unconditional",
+    dropout: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> UNet:
+    """A U-Net of latent diffusion models (Rombach et al. 2022), by name; it works on latents of `image_size`."""
+    if size not in LDM_SIZES:
+        raise UserError(unknown_name("LDM size", size, list(LDM_SIZES)))
+    named = LDM_SIZES[size]
+    if named.label_context and not num_classes:
+        raise UserError(f"ldm_unet size {size} attends to the label: it needs num_classes > 0")
+    return UNet(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        num_times=num_times,
+        base_channels=named.base_channels,
+        channel_multipliers=named.channel_multipliers,
+        num_res_blocks=2,
+        attention_resolutions=tuple(image_size // factor for factor in named.attention_at),
+        num_heads=named.num_heads,
+        head_channels=named.head_channels,
+        context_channels=named.context_channels,
+        label_context=named.label_context,
+        scale_shift=named.scale_shift,
+        resampling=named.resampling,
+        dropout=dropout,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        frequency_shift=0,
+        downsample_padding="symmetric",
+        dtype=dtype,
+    )

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import is_frozen
 from diffusion_jax.registry import Registry, unknown_name
 
 OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer")
@@ -76,6 +78,17 @@ def learning_rate_schedule(
 def make_optimizer(
     spec: Mapping[str, Any], *, learning_rate: optax.Schedule, clip_norm: float = 0.0
 ) -> optax.GradientTransformation:
-    """The named optimizer behind clipping of the gradient's global norm (0: no clipping)."""
+    """The named optimizer behind clipping of the gradient's global norm (0: no clipping).
+
+    Constants among the parameters (`diffusion_jax.models.is_frozen`) are not touched, not even by a weight decay.
+    """
     optimizer = OPTIMIZERS.build(spec, learning_rate=learning_rate)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+    clipped = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+
+    def update(gradient, state, params=None):
+        updates, state = clipped.update(gradient, state, params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.zeros_like(x) if is_frozen(path) else x, updates
+        ), state
+
+    return optax.GradientTransformation(clipped.init, update)

@@ -57,6 +57,11 @@ class Trainable:
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
         return params if own is None else {**params, OBJECTIVE: own}
 
+    def constrain(self, params: Any) -> Any:
+        """The parameters after an update, as the network allows them."""
+        own = {name: value for name, value in params.items() if name != OBJECTIVE}
+        return {**params, **self.network.constrain(own)}
+
     def conditioning(self, batch: Batch) -> dict[str, Array]:
         """The part of a batch that the network is conditioned on."""
         return {name: batch[name] for name in self.network.null_conditioning(1)}
@@ -196,7 +201,7 @@ def make_train_step(
 
         gradient_norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = trainable.constrain(optax.apply_updates(state.params, updates))
         target = state.target
         if target is not None:
             decay = trainable.objective.target_decay_at(state.step)

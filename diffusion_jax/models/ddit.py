@@ -1,0 +1,194 @@
+"""DDiT, the transformer of discrete diffusion on text (Lou et al. 2024, SEDD; Sahoo et al. 2024, MDLM).
+
+DiT's blocks on tokens: layer norms have a scale, positions enter by rotary embeddings, and the last layer puts out one
+logit for every value a token can have. Tokens come as indices, [batch, length], or, as the token processes of this
+package hand them to networks, as one-hot channels of an image whose pixels are the sequence, row by row.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, modulate
+from diffusion_jax.models.layers import (
+    Dropout,
+    LabelEmbedding,
+    TimeMLP,
+    at_least_float32,
+    attention,
+    sinusoidal_embedding,
+)
+from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.registry import MODELS
+from diffusion_jax.registry import unknown_name
+
+# name -> (depth, hidden size, heads); width of the conditioning is 128 in both.
+DDIT_SIZES: dict[str, tuple[int, int, int]] = {"small": (12, 768, 12), "medium": (24, 1024, 16)}
+
+_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_normal = nn.initializers.normal(0.02)
+_zeros = nn.initializers.zeros
+
+
+def rotate_halves(x: Float[Array, "batch tokens heads dim"]) -> Float[Array, "batch tokens heads dim"]:
+    """Rotary embedding of positions 0, 1 ...: channel i turns with channel i + dim / 2 (GPT-NeoX's pairing)."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    cos, sin = (jnp.asarray(f(angles), at_least_float32(x.dtype))[:, None] for f in (np.cos, np.sin))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class DDiTBlock(nn.Module, kw_only=True):
+    """One block, in the form that scan wants."""
+
+    num_heads: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Tokens, layer: Int[Array, ""], vector: Vector, dropout_keys: Key[Array, " batch"] | None
+    ) -> tuple[Tokens, None]:
+        batch, tokens, dim = x.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_bias=False, dtype=self.dtype)
+        modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(vector)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
+
+        h = dense(3 * dim, use_bias=False, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
+        h = h.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        h = attention(rotate_halves(h[:, :, 0]), rotate_halves(h[:, :, 1]), h[:, :, 2]).reshape(x.shape)
+        h = dense(dim, use_bias=False, name="attention_out")(h)
+        x += gate_1[:, None] * Dropout(rate=self.dropout, name="dropout_0")(h, dropout_keys, layer)
+
+        h = nn.gelu(dense(4 * dim, name="mlp_in")(modulate(norm(name="norm_1")(x), shift_2, scale_2)))
+        h = dense(dim, name="mlp_out")(h)
+        x += gate_2[:, None] * Dropout(rate=self.dropout, name="dropout_1")(h, dropout_keys, layer)
+        return x, None
+
+
+class DDiT(Network, kw_only=True):
+    """The transformer on tokens; `image_channels` is the number of values of a token, the mask among them.
+
+    Attributes:
+      hidden_size, depth, num_heads: of the transformer.
+      conditioning_size: width of the time's vector.
+      dropout: rate on the residual branches; on when dropout keys are given.
+      out_channels: logits for a token; None means image_channels.
+    """
+
+    hidden_size: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    conditioning_size: int = 128
+    dropout: float = 0.0
+    out_channels: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % (2 * self.num_heads):
+            raise UserError(
+                f"DDiT: hidden_size={self.hidden_size} must divide by 2 num_heads = {2 * self.num_heads} "
+                "(pairs of channels turn together)"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width values"] | Int[Array, "batch length"],
+        time: Float[Array, " batch"],
+        conditioning: Conditioning,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width out_channels"] | Float[Array, "batch length out_channels"]:
+        """See `Network`. Indices give logits [batch, length, out_channels]; one-hot images give images of logits."""
+        indices = jnp.issubdtype(x.dtype, jnp.integer)
+        if not indices:
+            self.check_inputs(x, time, conditioning)
+        table = self.param("tokens", _init, (self.image_channels, self.hidden_size), jnp.float32).astype(self.dtype)
+        h = table[x] if indices else x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1]) @ table
+
+        vector = self._time(time, "time")
+        if self.num_times == 2:
+            vector += self._time(time - conditioning["second_time"], "interval")
+        if self.num_classes:
+            vector += LabelEmbedding(
+                num_classes=self.num_classes,
+                features=self.conditioning_size,
+                init=_normal,
+                dtype=self.dtype,
+                name="label",
+            )(conditioning["label"])
+        vector = nn.silu(vector)
+
+        stack = nn.scan(
+            DDiTBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+        )(num_heads=self.num_heads, dropout=self.dropout, dtype=self.dtype, name="blocks")
+        h, _ = stack(h, jnp.arange(self.depth), vector, dropout_keys)
+
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_zeros)
+        shift, scale = jnp.split(dense(2 * self.hidden_size, name="modulation")(vector), 2, axis=-1)
+        h = modulate(nn.LayerNorm(epsilon=1e-5, use_bias=False, dtype=self.dtype, name="norm_out")(h), shift, scale)
+        h = dense(self.out_channels or self.image_channels, name="linear_out")(h)
+        return h.astype(at_least_float32(h.dtype)).reshape(*(x.shape if indices else x.shape[:-1]), -1)
+
+    def _time(self, time, name):
+        """A time as a vector."""
+        waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=0)
+        return TimeMLP(features=self.conditioning_size, kernel_init=_init, name=name)(waves)
+
+
+@MODELS.register(
+    "ddit",
+    example={
+        "image_size": 2,
+        "image_channels": 4,
+        "num_classes": 3,
+        "hidden_size": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "conditioning_size": 8,
+        "dropout": 0.5,
+    },
+)
+def ddit(
+    *,
+    image_size: int,
+    image_channels: int,
+    num_classes: int = 0,
+    num_times: int = 1,
+    size: str = "small",
+    hidden_size: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    conditioning_size: int = 128,
+    dropout: float = 0.0,
+    out_channels: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> DDiT:
+    """A DDiT of a named size, small or medium; whatever is given besides overrides the size."""
+    if size not in DDIT_SIZES:
+        raise UserError(unknown_name("DDiT size", size, list(DDIT_SIZES)))
+    named_depth, named_hidden_size, named_num_heads = DDIT_SIZES[size]
+    return DDiT(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        num_times=num_times,
+        hidden_size=hidden_size or named_hidden_size,
+        depth=depth or named_depth,
+        num_heads=num_heads or named_num_heads,
+        conditioning_size=conditioning_size,
+        dropout=dropout,
+        out_channels=out_channels,
+        dtype=dtype,
+    )
