@@ -36,12 +36,14 @@ setup(
         "scipy",
         "matplotlib",
         "diffrax>=0.7.2",
+        "safetensors>=0.6",
+        "ml_dtypes",
         "tensorboardX>=2.6.5",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "safetensors"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff"],
     },
 )

@@ -1,5 +1,6 @@
 """Networks: Flax modules that map (x, time, conditioning) to an image-shaped output; they know nothing of noise."""
 
+from diffusion_jax.models.classifier import NoisyClassifier
 from diffusion_jax.models.ddit import DDIT_SIZES, DDiT
 from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
@@ -35,6 +36,7 @@ __all__ = [
     "EDM2UNet",
     "JiT",
     "Network",
+    "NoisyClassifier",
     "SongUNet",
     "UNet",
     "UViT",

@@ -155,6 +155,8 @@ class DiT(Network, kw_only=True):
       learn_sigma: put out 2 * image_channels channels, the prediction and the interpolated log variance.
       out_channels: channels of the output otherwise; None means image_channels.
       frequency_shift: of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
+      own_conditioning: every block embeds time and label with parameters of its own, as diffusers stores them (in the
+        published weights they are copies); the final layer sees the first block's.
       norm_eps: added to the variance of layer norms.
       remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
       scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
@@ -168,6 +170,7 @@ class DiT(Network, kw_only=True):
     learn_sigma: bool = False
     out_channels: int | None = None
     frequency_shift: int = 0
+    own_conditioning: bool = False
     norm_eps: float = 1e-6
     remat: Literal["none", "full", "dots"] = "none"
     scan_unroll: int = 1
@@ -202,7 +205,12 @@ class DiT(Network, kw_only=True):
         position = position_embedding(self.image_size // self.patch_size, self.hidden_size)
         h = embed(patchify(x, self.patch_size))
         h += jnp.asarray(position, h.dtype)
-        vector = ConditioningEmbedding(
+        embedding = ConditioningEmbedding
+        if self.own_conditioning:
+            embedding = nn.vmap(
+                embedding, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.depth
+            )
+        vector = embedding(
             features=self.hidden_size,
             num_classes=self.num_classes,
             num_times=self.num_times,
@@ -212,6 +220,8 @@ class DiT(Network, kw_only=True):
         )(time, conditioning)
 
         h, _ = self._blocks()(h, vector)
+        if self.own_conditioning:
+            vector = vector[0]
 
         out_channels = 2 * self.image_channels if self.learn_sigma else self.out_channels or self.image_channels
         final = FinalLayer(
@@ -231,7 +241,7 @@ class DiT(Network, kw_only=True):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=0 if self.own_conditioning else nn.broadcast,
             length=self.depth,
             unroll=self.scan_unroll,
         )
@@ -271,6 +281,7 @@ def dit(
     learn_sigma: bool = False,
     out_channels: int | None = None,
     frequency_shift: int = 0,
+    own_conditioning: bool = False,
     norm_eps: float = 1e-6,
     remat: Literal["none", "full", "dots"] = "none",
     scan_unroll: int = 1,
@@ -297,6 +308,7 @@ def dit(
         learn_sigma=learn_sigma,
         out_channels=out_channels,
         frequency_shift=frequency_shift,
+        own_conditioning=own_conditioning,
         norm_eps=norm_eps,
         remat=remat,
         scan_unroll=scan_unroll,

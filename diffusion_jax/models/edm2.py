@@ -228,14 +228,15 @@ class EDM2UNet(Network, kw_only=True):
 
     def _embed(self, time, conditioning, features):
         """Time and label as one vector; the null class is a row of zeros."""
+        linear = functools.partial(MPLinear, features=features, dtype=at_least_float32(self.dtype))
         waves = MPFourier(features=self.base_channels * self.channel_multipliers[0], name="time_waves")(time)
-        vector = MPLinear(features=features, name="time")(waves)
+        vector = linear(name="time")(waves)
         if self.num_times == 2:
             waves = MPFourier(features=self.base_channels, name="interval_waves")(time - conditioning["second_time"])
-            vector = mp_sum(vector, MPLinear(features=features, name="interval")(waves), 0.5)
+            vector = mp_sum(vector, linear(name="interval")(waves), 0.5)
         if self.num_classes:
             one_hot = jax.nn.one_hot(conditioning["label"], self.num_classes, dtype=vector.dtype)
-            label = MPLinear(features=features, name="label")(one_hot * math.sqrt(self.num_classes))
+            label = linear(name="label")(one_hot * math.sqrt(self.num_classes))
             vector = mp_sum(vector, label, self.label_balance)
         return mp_silu(vector)
 

@@ -85,7 +85,10 @@ class Network(nn.Module, kw_only=True):
 def example_inputs(
     module: Network, batch_size: int = 1, image_shape: tuple[int, int, int] | None = None
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, " batch"], Conditioning]:
-    """Zeros of the shapes that `module` takes: (x, time, conditioning)."""
+    """Zeros of the shapes that `module` takes: (x, time, conditioning); (x, time) for a classifier."""
+    if not isinstance(module, Network):
+        size = module.image_size
+        return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
     x = jnp.zeros((batch_size, *(image_shape or module.image_shape)), jnp.float32)
     time = jnp.zeros((batch_size,), jnp.float32)
     second = {"second_time": time} if module.num_times == 2 else {}
@@ -100,7 +103,8 @@ def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, in
 
     @jax.jit
     def init(key):
-        return module.init({"params": counter_key(key)}, *example_inputs(module, 1, image_shape))["params"]
+        inputs = example_inputs(module, 1, image_shape)
+        return module.init({"params": counter_key(key)}, *inputs)["params"]
 
     return init(key)
 

@@ -215,6 +215,7 @@ class UNet(Network, kw_only=True):
       null_label: whether the null class has a "row" in the table of labels, or is "zero".
       context_channels: width of conditioning["context"], [batch, tokens, width]; where it is not 0, transformers that
         attend to the context take the place of self-attention (latent diffusion).
+      context_tokens: tokens of the null context; a context may have any number.
       label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of being given.
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditioning["low_resolution"], images of `image_size` beside the input (the
@@ -239,6 +240,7 @@ class UNet(Network, kw_only=True):
     resampling: Literal["conv", "residual"] = "conv"
     null_label: Literal["row", "zero"] = "row"
     context_channels: int = 0
+    context_tokens: int = 1
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
@@ -279,7 +281,7 @@ class UNet(Network, kw_only=True):
         """The null class, a context of zeros, a black image: whatever of these there is."""
         null = super().null_conditioning(batch_size)
         if self.context_channels and not self.label_context:
-            null["context"] = jnp.zeros((batch_size, 1, self.context_channels), jnp.float32)
+            null["context"] = jnp.zeros((batch_size, self.context_tokens, self.context_channels), jnp.float32)
         if self.low_resolution_channels:
             size = self.image_size
             null["low_resolution"] = jnp.zeros((batch_size, size, size, self.low_resolution_channels), jnp.float32)
@@ -496,6 +498,7 @@ class LDMSize:
     num_heads: int = 1
     head_channels: int | None = None
     context_channels: int = 0
+    context_tokens: int = 1
     label_context: bool = False
     scale_shift: bool = False
     resampling: Literal["conv", "residual"] = "conv"
@@ -505,8 +508,8 @@ LDM_SIZES: dict[str, LDMSize] = {
     "imagenet256": LDMSize(192, (1, 2, 3, 5), (2, 4, 8), context_channels=512, label_context=True),
     "unconditional": LDMSize(224, (1, 2, 3, 4), (2, 4, 8), head_channels=32),  # CelebA-HQ, FFHQ, LSUN bedrooms
     "churches": LDMSize(192, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, scale_shift=True, resampling="residual"),
-    "text": LDMSize(320, (1, 2, 4, 4), (1, 2, 4), num_heads=8, context_channels=1280),
-    "tiny": LDMSize(8, (1, 2), (2,), head_channels=4, context_channels=6),
+    "text": LDMSize(320, (1, 2, 4, 4), (1, 2, 4), num_heads=8, context_channels=1280, context_tokens=77),
+    "tiny": LDMSize(8, (1, 2), (2,), head_channels=4, context_channels=6, context_tokens=3),
 }
 
 
@@ -539,6 +542,7 @@ def ldm_unet(
         num_heads=named.num_heads,
         head_channels=named.head_channels,
         context_channels=named.context_channels,
+        context_tokens=named.context_tokens,
         label_context=named.label_context,
         scale_shift=named.scale_shift,
         resampling=named.resampling,

@@ -1,0 +1,18 @@
+"""Published weights in and out: files read without running anything in them, and total maps of names."""
+
+from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
+from diffusion_jax.weights.names import WeightMap
+from diffusion_jax.weights.reading import read_config, read_state, write_state
+from diffusion_jax.weights.torch_files import read_torch_file
+
+__all__ = [
+    "FORMATS",
+    "WeightMap",
+    "find_format",
+    "load_params",
+    "read_config",
+    "read_state",
+    "read_torch_file",
+    "weight_map",
+    "write_state",
+]

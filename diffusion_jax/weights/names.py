@@ -1,0 +1,249 @@
+"""Maps between a network's parameters and the names and layouts of tensors elsewhere, exact in both directions.
+
+A map is data: for every parameter, from which tensors it is read and how it is written back. It is total: a tensor that
+is missing, one that nothing asks for, and one of the wrong shape are errors, listed by name, before anything is built.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from diffusion_jax.errors import UserError
+
+Path = tuple[str, ...]
+State = Mapping[str, np.ndarray]
+_LISTED = 12  # names that an error shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter: the tensors it is made of, how to read it from them, and how to write it back."""
+
+    names: tuple[str, ...]
+    read: Callable[[Sequence[np.ndarray]], np.ndarray]
+    write: Callable[[np.ndarray], Sequence[np.ndarray]]
+
+    def then(self, read: Callable[[np.ndarray], np.ndarray], write: Callable[[np.ndarray], np.ndarray]) -> "Entry":
+        """The same tensors with one more step between them and the parameter."""
+        return Entry(self.names, lambda tensors: read(self.read(tensors)), lambda ours: self.write(write(ours)))
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightMap:
+    """All parameters of a network.
+
+    Attributes:
+      entries: for every path in the tree of parameters its entry; a tuple of entries where parameters of all layers of
+        a scan are stacked.
+      constants: tensors that are stored elsewhere and computed here; they are compared on reading.
+      ignored: patterns of names of tensors that say nothing about the network.
+    """
+
+    entries: Mapping[Path, Entry | tuple[Entry, ...]]
+    constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Every tensor that is read."""
+        return [name for entry in self._flat() for name in entry.names]
+
+    def _flat(self) -> Iterator[Entry]:
+        for entry in self.entries.values():
+            yield from entry if isinstance(entry, tuple) else (entry,)
+
+    def params(self, state: State, shapes: PyTree) -> PyTree:
+        """The parameters, float32, from tensors by name.
+
+        Args:
+          state: the tensors.
+          shapes: the network's tree of parameters as arrays or ShapeDtypeStruct.
+
+        Raises:
+          UserError: tensors that are missing, unexpected, of the wrong shape or not finite.
+        """
+        wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
+        if set(wanted) != set(self.entries):
+            different = sorted("/".join(path) for path in set(wanted) ^ set(self.entries))
+            raise UserError(f"the map of names does not fit the network at {_some(different)}")
+        needed = self.names()
+        known = {*needed, *self.constants}
+        missing = [name for name in needed if name not in state]
+        unexpected = [
+            name for name in state if name not in known and not any(re.fullmatch(p, name) for p in self.ignored)
+        ]
+        if missing or unexpected:
+            raise UserError(
+                "these weights are not of this network: "
+                + "; ".join(
+                    f"{len(names)} {what}: {_some(names)}"
+                    for what, names in (("missing", missing), ("unexpected", unexpected))
+                    if names
+                )
+            )
+        self._require_constants(state)
+        params, wrong = {}, []
+        for path, entry in self.entries.items():
+            parts = entry if isinstance(entry, tuple) else (entry,)
+            shape = wanted[path][1:] if isinstance(entry, tuple) else wanted[path]
+            values = []
+            for part in parts:
+                value = _read(part, state)
+                if value is None or value.shape != shape:
+                    there = ", ".join(f"{name} {tuple(state[name].shape)}" for name in part.names)
+                    wrong.append(f"{there} for {'/'.join(path)} {shape}")
+                elif not np.isfinite(value).all():
+                    wrong.append(f"{', '.join(part.names)} is not finite")
+                else:
+                    values.append(value)
+            if len(values) == len(parts):
+                params[path] = np.stack(values) if isinstance(entry, tuple) else values[0]
+        if wrong:
+            raise UserError(f"{len(wrong)} tensors do not fit the network: {_some(wrong, '; ')}")
+        return unflatten_dict({path: np.array(value, np.float32, order="C") for path, value in params.items()})
+
+    def _require_constants(self, state: State) -> None:
+        for name, value in self.constants.items():
+            if name not in state:
+                continue
+            there = np.asarray(state[name], np.float64)
+            if there.shape != value.shape or not np.allclose(there, value, atol=2e-3 if there.size else 0):
+                raise UserError(f"{name} is a constant of this network, and the file has other values")
+
+    def state(self, params: PyTree) -> dict[str, np.ndarray]:
+        """The tensors of these parameters, as `params` would read them back."""
+        found: dict[str, np.ndarray] = {}
+        flat = flatten_dict(params)
+        for path, entry in self.entries.items():
+            value = np.asarray(flat[path])
+            pairs = zip(entry, value, strict=True) if isinstance(entry, tuple) else [(entry, value)]
+            for part, ours in pairs:
+                tensors = [np.array(tensor, order="C") for tensor in part.write(ours)]
+                found.update(zip(part.names, tensors, strict=True))
+        constants = {name: np.asarray(value, np.float32) for name, value in self.constants.items()}
+        return {**found, **constants}
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return separator.join(names[:_LISTED]) + rest
+
+
+def _read(entry: Entry, state: State) -> np.ndarray | None:
+    """The parameter; None where the tensors have not the form that the entry is for."""
+    try:
+        return entry.read([np.asarray(state[name]) for name in entry.names])
+    except (ValueError, IndexError):  # numpy's, of a transposition or a reshape that is impossible
+        return None
+
+
+# Entries. Names are those of modules: ".weight" and ".bias" are added.
+
+
+def same(name: str) -> Entry:
+    """A tensor as it is."""
+    return Entry((name,), lambda t: t[0], lambda ours: [ours])
+
+
+def transposed(name: str, ndim: int = 2) -> Entry:
+    """[out, in, 1 ...] there, [in, out] here: a dense layer, or a convolution of size 1 with `ndim` axes."""
+
+    def read(tensors):
+        tensor = tensors[0]
+        if tensor.ndim != ndim or tensor.size != tensor.shape[0] * tensor.shape[1]:
+            raise ValueError(f"{name} has shape {tensor.shape}")
+        return tensor.reshape(tensor.shape[:2]).T
+
+    return Entry((name,), read, lambda ours: [ours.T.reshape(*ours.T.shape, *(1,) * (ndim - 2))])
+
+
+def convolution_kernel(name: str) -> Entry:
+    """[out, in, height, width] there, [height, width, in, out] here."""
+    return Entry((name,), lambda t: t[0].transpose(2, 3, 1, 0), lambda ours: [ours.transpose(3, 2, 0, 1)])
+
+
+def joined(entries: Sequence[Entry]) -> Entry:
+    """Several tensors side by side along the last axis, of equal width."""
+    counts = [len(entry.names) for entry in entries]
+    starts = np.cumsum([0, *counts])
+
+    def read(tensors):
+        parts = [e.read(tensors[a : a + n]) for e, a, n in zip(entries, starts[:-1], counts, strict=True)]
+        return np.concatenate(parts, axis=-1)
+
+    def write(ours):
+        parts = np.split(ours, len(entries), axis=-1)
+        return [tensor for entry, part in zip(entries, parts, strict=True) for tensor in entry.write(part)]
+
+    return Entry(tuple(name for entry in entries for name in entry.names), read, write)
+
+
+def reordered(entry: Entry, order: np.ndarray) -> Entry:
+    """Output channels in another order: channel i here is channel order[i] there."""
+    back = np.argsort(order)
+    return entry.then(lambda x: x[..., order], lambda x: x[..., back])
+
+
+def qkv_order(channels: int, num_heads: int, layout: str) -> np.ndarray:
+    """Where (query, key, value) x head x channel are found in a fused layer with another order of these axes.
+
+    `layout` names the axes there: "3hc" (as here), "h3c" (guided diffusion's legacy order), "hc3" (EDM).
+    """
+    sizes = {"3": 3, "h": num_heads, "c": channels // num_heads}
+    there = np.arange(3 * channels).reshape([sizes[axis] for axis in layout])
+    return there.transpose([layout.index(axis) for axis in "3hc"]).reshape(-1)
+
+
+def prefixed(path: str, entries: Mapping[Path, Entry]) -> dict[Path, Entry]:
+    """The entries of a submodule at `path`, a name or several with strokes."""
+    return {(*path.split("/"), *rest): entry for rest, entry in entries.items()}
+
+
+def dense(name: str, *, bias: bool = True, ndim: int = 2) -> dict[Path, Entry]:
+    """A dense layer."""
+    entries: dict[Path, Entry] = {("kernel",): transposed(f"{name}.weight", ndim)}
+    return {**entries, ("bias",): same(f"{name}.bias")} if bias else entries
+
+
+def conv(name: str, *, bias: bool = True) -> dict[Path, Entry]:
+    """A convolution."""
+    entries: dict[Path, Entry] = {("kernel",): convolution_kernel(f"{name}.weight")}
+    return {**entries, ("bias",): same(f"{name}.bias")} if bias else entries
+
+
+def norm(name: str, *, bias: bool = True) -> dict[Path, Entry]:
+    """A normalisation with a scale."""
+    entries: dict[Path, Entry] = {("scale",): same(f"{name}.weight")}
+    return {**entries, ("bias",): same(f"{name}.bias")} if bias else entries
+
+
+def fused_qkv(
+    name: str, channels: int, num_heads: int, layout: str, *, ndim: int = 2, bias: bool = True
+) -> dict[Path, Entry]:
+    """A layer that puts out query, key and value, in the order of axes that `layout` says."""
+    order = qkv_order(channels, num_heads, layout)
+    return {path: reordered(entry, order) for path, entry in dense(name, bias=bias, ndim=ndim).items()}
+
+
+def separate_qkv(names: Sequence[str], *, bias: bool = True) -> dict[Path, Entry]:
+    """Three layers there, one here."""
+    layers = [dense(name, bias=bias) for name in names]
+    return {path: joined([layer[path] for layer in layers]) for path in layers[0]}
+
+
+def patch_embedding(name: str, *, patch: int, channels: int, bias: bool = True) -> dict[Path, Entry]:
+    """A convolution over patches there, a dense layer on (row, column, channel) here."""
+    kernel = convolution_kernel(f"{name}.weight").then(
+        lambda k: k.reshape(-1, k.shape[-1]), lambda k: k.reshape(patch, patch, channels, -1)
+    )
+    entries: dict[Path, Entry] = {("kernel",): kernel}
+    return {**entries, ("bias",): same(f"{name}.bias")} if bias else entries
+
+
+def stacked(path: str, layers: Iterable[Mapping[Path, Entry]]) -> dict[Path, tuple[Entry, ...]]:
+    """The layers of a scan."""
+    all_layers = list(layers)
+    return {(*path.split("/"), *rest): tuple(layer[rest] for layer in all_layers) for rest in all_layers[0]}

@@ -1,0 +1,519 @@
+"""Names of the U-Nets elsewhere: OpenAI's code (ADM, iDDPM, consistency models, LDM), diffusers, score SDE, EDM."""
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import EDM2UNet, NoisyClassifier, SongUNet, UNet
+from diffusion_jax.weights.names import (
+    Entry,
+    Path,
+    WeightMap,
+    conv,
+    convolution_kernel,
+    dense,
+    fused_qkv,
+    joined,
+    norm,
+    prefixed,
+    qkv_order,
+    reordered,
+    same,
+    separate_qkv,
+    transposed,
+)
+
+Entries = dict[Path, Entry]
+
+
+def _walk(network: UNet) -> list[tuple[str, str, int, int, bool, bool]]:
+    """The stages of a UNet in the order of computation.
+
+    Each is (name here, kind, level, channels out, whether there is a shortcut layer, whether attention follows); kind
+    is "block", or "resample" for a change of resolution.
+    """
+    width = [round(network.base_channels * multiplier) for multiplier in network.channel_multipliers]
+    attends = [network.image_size // 2**level in network.attention_resolutions for level in range(len(width))]
+    stages, channels = [], width[0]
+    kept = [channels]
+    for level, features in enumerate(width):
+        for block in range(network.num_res_blocks):
+            stages.append((f"down_{level}_{block}", "block", level, features, channels != features, attends[level]))
+            channels = features
+            kept.append(channels)
+        if level < len(width) - 1:
+            stages.append((f"down_{level}_downsample", "resample", level, channels, False, False))
+            kept.append(channels)
+    last = len(width) - 1
+    stages.append(("middle_0", "block", last, channels, False, True))
+    stages.append(("middle_1", "block", last, channels, False, False))
+    for level in reversed(range(len(width))):
+        for block in range(network.num_res_blocks + 1):
+            attend = attends[level] and (network.up_attention == "every" or block == network.num_res_blocks)
+            shortcut = channels + kept.pop() != width[level]
+            stages.append((f"up_{level}_{block}", "block", level, width[level], shortcut, attend))
+            channels = width[level]
+        if level > 0:
+            stages.append((f"up_{level}_upsample", "resample", level, channels, False, False))
+    return stages
+
+
+def _attention_name(stage: str) -> str:
+    return "middle_attention" if stage == "middle_0" else f"{stage}_attention"
+
+
+def _heads(network: UNet, channels: int) -> int:
+    return channels // network.head_channels if network.head_channels else network.num_heads
+
+
+def _time_mlp(first: str, second: str) -> Entries:
+    return {**prefixed("time/dense_0", dense(first)), **prefixed("time/dense_1", dense(second))}
+
+
+def _openai_block(name: str, *, shortcut: bool) -> Entries:
+    return {
+        **prefixed("norm_0", norm(f"{name}.in_layers.0")),
+        **prefixed("conv_0", conv(f"{name}.in_layers.2")),
+        **prefixed("time", dense(f"{name}.emb_layers.1")),
+        **prefixed("norm_1", norm(f"{name}.out_layers.0")),
+        **prefixed("conv_1", conv(f"{name}.out_layers.3")),
+        **(prefixed("shortcut", dense(f"{name}.skip_connection", ndim=4)) if shortcut else {}),
+    }
+
+
+def _openai_transformer(name: str, depth: int) -> Entries:
+    entries = {
+        **prefixed("norm", norm(f"{name}.norm")),
+        **prefixed("in", dense(f"{name}.proj_in", ndim=4)),
+        **prefixed("out", dense(f"{name}.proj_out", ndim=4)),
+    }
+    for layer in range(depth):
+        there, here = f"{name}.transformer_blocks.{layer}", f"block_{layer}"
+        for kind, attention in (("self", "attn1"), ("cross", "attn2")):
+            for ours, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+                entries |= prefixed(f"{here}/{kind}/{ours}", dense(f"{there}.{attention}.to_{letter}", bias=False))
+            entries |= prefixed(f"{here}/{kind}/out", dense(f"{there}.{attention}.to_out.0"))
+        for index in range(3):
+            entries |= prefixed(f"{here}/norm_{index}", norm(f"{there}.norm{index + 1}"))
+        entries |= prefixed(f"{here}/mlp_in", dense(f"{there}.ff.net.0.proj"))
+        entries |= prefixed(f"{here}/mlp_out", dense(f"{there}.ff.net.2"))
+    return entries
+
+
+def openai_unet(
+    network: UNet, *, qkv: str = "h3c", prefix: str = "", label: str = "label_emb", ignored: tuple[str, ...] = ()
+) -> WeightMap:
+    """Guided diffusion's UNetModel, improved diffusion's, the consistency models' and latent diffusion's.
+
+    Args:
+      network: the network here.
+      qkv: the order of axes in the fused attention layers: "h3c", or "3hc" with use_new_attention_order.
+      prefix: before every name.
+      label: name of the table of labels.
+      ignored: patterns of further names in the file.
+    """
+    p = prefix
+    entries = {
+        **prefixed("conv_in", conv(f"{p}input_blocks.0.0")),
+        **_time_mlp(f"{p}time_embed.0", f"{p}time_embed.2"),
+        **prefixed("norm_out", norm(f"{p}out.0")),
+        **prefixed("conv_out", conv(f"{p}out.2")),
+    }
+    if network.num_classes:
+        entries["label", "embedding"] = same(f"{label}.weight")
+    at = {"down": 0, "up": -1}
+    inner = 0
+    for stage, kind, _, channels, shortcut, attend in _walk(network):
+        side = stage.split("_")[0]
+        if side == "middle":
+            there, after = f"{p}middle_block.{2 * int(stage[-1])}", f"{p}middle_block.1"
+        elif kind == "block" or side == "down":
+            at[side] += 1
+            inner = 0
+            block = f"{p}{'input' if side == 'down' else 'output'}_blocks.{at[side]}"
+            there, after = f"{block}.0", f"{block}.1"
+        else:
+            there = f"{p}output_blocks.{at['up']}.{inner}"  # behind the last block of the level
+        if kind == "block" or network.resampling == "residual":
+            entries |= prefixed(stage, _openai_block(there, shortcut=shortcut))
+        else:
+            entries |= prefixed(stage, conv(f"{there}.{'op' if side == 'down' else 'conv'}"))
+        inner = 1
+        if attend:
+            inner = 2
+            if network.context_channels:
+                found = _openai_transformer(after, network.transformer_depth)
+            else:
+                found = {
+                    **prefixed("norm", norm(f"{after}.norm")),
+                    **prefixed("qkv", fused_qkv(f"{after}.qkv", channels, _heads(network, channels), qkv, ndim=3)),
+                    **prefixed("out", dense(f"{after}.proj_out", ndim=3)),
+                }
+            entries |= prefixed(_attention_name(stage), found)
+    return WeightMap(entries, ignored=ignored)
+
+
+def openai_classifier(network: NoisyClassifier) -> WeightMap:
+    """Guided diffusion's EncoderUNetModel with attention pooling."""
+    entries = {
+        **prefixed("conv_in", conv("input_blocks.0.0")),
+        **_time_mlp("time_embed.0", "time_embed.2"),
+        **prefixed("norm_out", norm("out.0")),
+        ("pool", "position"): transposed("out.2.positional_embedding"),
+        **prefixed("pool/out", dense("out.2.c_proj", ndim=3)),
+    }
+    width = [round(network.base_channels * multiplier) for multiplier in network.multipliers]
+
+    def attention(there: str, channels: int) -> Entries:
+        heads = channels // network.head_channels
+        return {
+            **prefixed("norm", norm(f"{there}.norm")),
+            **prefixed("qkv", fused_qkv(f"{there}.qkv", channels, heads, "h3c", ndim=3)),
+            **prefixed("out", dense(f"{there}.proj_out", ndim=3)),
+        }
+
+    heads = width[-1] // network.head_channels
+    entries |= prefixed("pool/qkv", fused_qkv("out.2.qkv_proj", width[-1], heads, "3hc", ndim=3))
+    number, channels = 0, width[0]
+    for level, features in enumerate(width):
+        for index in range(network.num_res_blocks):
+            number += 1
+            stage, there = f"down_{level}_{index}", f"input_blocks.{number}"
+            entries |= prefixed(stage, _openai_block(f"{there}.0", shortcut=channels != features))
+            if network.image_size // 2**level in network.attention_resolutions:
+                entries |= prefixed(f"{stage}_attention", attention(f"{there}.1", features))
+            channels = features
+        if level < len(width) - 1:
+            number += 1
+            stage = f"down_{level}_downsample"
+            entries |= prefixed(stage, _openai_block(f"input_blocks.{number}.0", shortcut=False))
+    for index in range(2):
+        entries |= prefixed(f"middle_{index}", _openai_block(f"middle_block.{2 * index}", shortcut=False))
+    entries |= prefixed("middle_attention", attention("middle_block.1", channels))
+    return WeightMap(entries)
+
+
+def ldm_unet(network: UNet) -> WeightMap:
+    """A whole checkpoint of latent diffusion: its U-Net, and the table of labels; the autoencoder is passed over."""
+    return openai_unet(
+        network,
+        prefix="model.diffusion_model.",
+        label="cond_stage_model.embedding",
+        ignored=(
+            r"first_stage_model\..*",
+            r"model_ema\..*",
+            r"(alphas|sqrt|log|posterior|betas|logvar|scale_factor|lvlb).*",
+            *(() if network.label_context else (r"cond_stage_model\..*",)),
+        ),
+    )
+
+
+def diffusers_unet(network: UNet) -> WeightMap:
+    """diffusers' UNet2DModel."""
+    levels = len(network.channel_multipliers)
+
+    def block(there: str, *, shortcut: bool) -> Entries:
+        return {
+            **prefixed("norm_0", norm(f"{there}.norm1")),
+            **prefixed("conv_0", conv(f"{there}.conv1")),
+            **prefixed("time", dense(f"{there}.time_emb_proj")),
+            **prefixed("norm_1", norm(f"{there}.norm2")),
+            **prefixed("conv_1", conv(f"{there}.conv2")),
+            **(prefixed("shortcut", dense(f"{there}.conv_shortcut", ndim=4)) if shortcut else {}),
+        }
+
+    entries = {
+        **prefixed("conv_in", conv("conv_in")),
+        **_time_mlp("time_embedding.linear_1", "time_embedding.linear_2"),
+        **prefixed("norm_out", norm("conv_norm_out")),
+        **prefixed("conv_out", conv("conv_out")),
+    }
+    if network.num_classes:
+        entries["label", "embedding"] = same("class_embedding.weight")
+    for stage, kind, level, _, shortcut, attend in _walk(network):
+        side, index = stage.split("_")[0], stage.split("_")[-1]
+        here = {"down": f"down_blocks.{level}", "up": f"up_blocks.{levels - 1 - level}", "middle": "mid_block"}[side]
+        if kind == "block":
+            entries |= prefixed(stage, block(f"{here}.resnets.{index}", shortcut=shortcut))
+        elif network.resampling == "residual":
+            entries |= prefixed(stage, block(f"{here}.{side}samplers.0", shortcut=False))
+        else:
+            entries |= prefixed(stage, conv(f"{here}.{side}samplers.0.conv"))
+        if attend:
+            there = f"{here}.attentions.{index}"
+            entries |= prefixed(
+                _attention_name(stage),
+                {
+                    **prefixed("norm", norm(f"{there}.group_norm")),
+                    **prefixed("qkv", separate_qkv([f"{there}.to_{letter}" for letter in "qkv"])),
+                    **prefixed("out", dense(f"{there}.to_out.0")),
+                },
+            )
+    return WeightMap(entries)
+
+
+def _nin(name: str) -> Entries:
+    """score SDE's layer of size 1, whose matrix is [in, out] there too."""
+    return {("kernel",): same(f"{name}.W"), ("bias",): same(f"{name}.b")}
+
+
+def _nin_attention(name: str) -> Entries:
+    layers = [_nin(f"{name}.NIN_{index}") for index in range(3)]
+    return {
+        **prefixed("norm", norm(f"{name}.GroupNorm_0")),
+        **prefixed("qkv", {path: joined([layer[path] for layer in layers]) for path in layers[0]}),
+        **prefixed("out", _nin(f"{name}.NIN_3")),
+    }
+
+
+def score_sde_ddpm(network: UNet) -> WeightMap:
+    """score_sde_pytorch's `ddpm`: modules numbered in the order of computation."""
+    entries: Entries = _time_mlp("all_modules.0", "all_modules.1")
+    number = 2
+
+    def take() -> str:
+        nonlocal number
+        number += 1
+        return f"all_modules.{number - 1}"
+
+    entries |= prefixed("conv_in", conv(take()))
+    for stage, kind, _, _, shortcut, attend in _walk(network):
+        there = take()
+        if kind == "block":
+            entries |= prefixed(
+                stage,
+                {
+                    **prefixed("norm_0", norm(f"{there}.GroupNorm_0")),
+                    **prefixed("conv_0", conv(f"{there}.Conv_0")),
+                    **prefixed("time", dense(f"{there}.Dense_0")),
+                    **prefixed("norm_1", norm(f"{there}.GroupNorm_1")),
+                    **prefixed("conv_1", conv(f"{there}.Conv_1")),
+                    **(prefixed("shortcut", _nin(f"{there}.NIN_0")) if shortcut else {}),
+                },
+            )
+        else:
+            entries |= prefixed(stage, conv(f"{there}.Conv_0"))
+        if attend:
+            entries |= prefixed(_attention_name(stage), _nin_attention(take()))
+    entries |= prefixed("norm_out", norm(take()))
+    entries |= prefixed("conv_out", conv(take()))
+    return WeightMap(entries, ignored=("sigmas",))
+
+
+def _song_walk(network: SongUNet) -> list[tuple[str, int, int, bool, bool]]:
+    """The stages of a SongUNet in order: (name here, level, channels out, shortcut layer, attention)."""
+    width = [network.base_channels * multiplier for multiplier in network.channel_multipliers]
+    attends = [network.image_size // 2**level in network.attention_resolutions for level in range(len(width))]
+    stages, channels = [], network.base_channels
+    kept = [channels]
+    for level, features in enumerate(width):
+        if level:
+            stages.append((f"down_{level}_downsample", level, channels, True, False))
+            kept.append(channels)
+        for block in range(network.num_res_blocks):
+            stages.append((f"down_{level}_{block}", level, features, channels != features, attends[level]))
+            channels = features
+            kept.append(channels)
+    last = len(width) - 1
+    stages += [("middle_0", last, channels, False, True), ("middle_1", last, channels, False, False)]
+    for level in reversed(range(len(width))):
+        if level < last:
+            stages.append((f"up_{level}_upsample", level, channels, True, False))
+        for block in range(network.num_res_blocks + 1):
+            attend = attends[level] and block == network.num_res_blocks
+            shortcut = channels + kept.pop() != width[level]
+            stages.append((f"up_{level}_{block}", level, width[level], shortcut, attend))
+            channels = width[level]
+    return stages
+
+
+def score_sde_ncsnpp(network: SongUNet) -> WeightMap:
+    """score_sde_pytorch's `ncsnpp` with BigGAN blocks, which is DDPM++ too: modules numbered in order."""
+    number = 0
+
+    def take() -> str:
+        nonlocal number
+        number += 1
+        return f"all_modules.{number - 1}"
+
+    entries: Entries = {}
+    if network.embedding == "fourier":
+        entries["time", "frozen_frequencies"] = same(f"{take()}.W")
+    entries |= prefixed("dense_0", dense(take()))
+    entries |= prefixed("dense_1", dense(take()))
+    entries |= prefixed("conv_in", conv(take()))
+    for stage, level, _, shortcut, attend in _song_walk(network):
+        there = take()
+        entries |= prefixed(
+            stage,
+            {
+                **prefixed("norm_0", norm(f"{there}.GroupNorm_0")),
+                **prefixed("conv_0", conv(f"{there}.Conv_0")),
+                **prefixed("time", dense(f"{there}.Dense_0")),
+                **prefixed("norm_1", norm(f"{there}.GroupNorm_1")),
+                **prefixed("conv_1", conv(f"{there}.Conv_1")),
+                **(prefixed("shortcut", dense(f"{there}.Conv_2", ndim=4)) if shortcut else {}),
+            },
+        )
+        if stage.endswith("downsample") and network.encoder == "skip":
+            entries |= prefixed(f"down_{level}_image", dense(f"{take()}.Conv_0", ndim=4))
+        if stage.endswith("downsample") and network.encoder == "residual":
+            there = f"{take()}.Conv2d_0"
+            entries[f"down_{level}_image", "Conv_0", "kernel"] = convolution_kernel(f"{there}.weight")
+            entries[f"down_{level}_image", "bias"] = same(f"{there}.bias")
+        if attend:
+            entries |= prefixed(f"{stage}_attention", _nin_attention(take()))
+        if stage == f"up_{level}_{network.num_res_blocks}" and (network.decoder == "skip" or level == 0):
+            entries |= prefixed(f"up_{level}_image_norm", norm(take()))
+            entries |= prefixed(f"up_{level}_image", conv(take()))
+    return WeightMap(entries, ignored=("sigmas",))
+
+
+def _filter(taps: tuple[float, ...]) -> np.ndarray:
+    kernel = np.outer(taps, taps) / np.sum(taps) ** 2
+    return kernel[None, None]
+
+
+def _edm_block(there: str, channels: int, *, shortcut: bool, heads: int) -> tuple[Entries, Entries]:
+    block = {
+        **prefixed("norm_0", norm(f"{there}.norm0")),
+        **prefixed("conv_0", conv(f"{there}.conv0")),
+        **prefixed("time", dense(f"{there}.affine")),
+        **prefixed("norm_1", norm(f"{there}.norm1")),
+        **prefixed("conv_1", conv(f"{there}.conv1")),
+        **(prefixed("shortcut", dense(f"{there}.skip", ndim=4)) if shortcut else {}),
+    }
+    if not heads:
+        return block, {}
+    return block, {
+        **prefixed("norm", norm(f"{there}.norm2")),
+        **prefixed("qkv", fused_qkv(f"{there}.qkv", channels, heads, "hc3", ndim=4)),
+        **prefixed("out", dense(f"{there}.proj", ndim=4)),
+    }
+
+
+def _edm_name(stage: str, level: int, image_size: int) -> str:
+    """EDM names blocks by their resolution."""
+    side, kind = stage.split("_")[0], stage.split("_")[-1]
+    half = "enc" if side == "down" else "dec"
+    ending = {"downsample": "down", "upsample": "up"}.get(kind, f"in{kind}" if side == "middle" else f"block{kind}")
+    size = image_size >> level
+    return f"{half}.{size}x{size}_{ending}"
+
+
+def edm_song(network: SongUNet) -> WeightMap:
+    """EDM's SongUNet, inside its preconditioning (prefix "model.")."""
+    size = network.image_size
+    entries = {
+        **prefixed("dense_0", dense("model.map_layer0")),
+        **prefixed("dense_1", dense("model.map_layer1")),
+        **prefixed("conv_in", conv(f"model.enc.{size}x{size}_conv")),
+    }
+    if network.embedding == "fourier":
+        entries["time", "frozen_frequencies"] = same("model.map_noise.freqs")
+    if network.num_classes:
+        entries |= prefixed("label", dense("model.map_label"))
+    if network.augment_channels:
+        entries |= prefixed("augment", dense("model.map_augment", bias=False))
+    constants = {}
+    for stage, level, channels, shortcut, attend in _song_walk(network):
+        there = f"model.{_edm_name(stage, level, size)}"
+        block, attention = _edm_block(there, channels, shortcut=shortcut, heads=1 if attend else 0)
+        entries |= prefixed(stage, block)
+        if attend:
+            entries |= prefixed(f"{stage}_attention", attention)
+        if stage.endswith("sample"):
+            constants |= {f"{there}.{part}.resample_filter": _filter(network.taps) for part in ("conv0", "skip")}
+        aux = f"model.{'enc' if stage.startswith('down') else 'dec'}.{size >> level}x{size >> level}_aux"
+        if stage.endswith("downsample") and network.encoder == "skip":
+            entries |= prefixed(f"down_{level}_image", dense(f"{aux}_skip", ndim=4))
+            constants[f"{aux}_down.resample_filter"] = _filter(network.taps)
+        if stage.endswith("downsample") and network.encoder == "residual":
+            entries[f"down_{level}_image", "Conv_0", "kernel"] = convolution_kernel(f"{aux}_residual.weight")
+            entries[f"down_{level}_image", "bias"] = same(f"{aux}_residual.bias")
+            constants[f"{aux}_residual.resample_filter"] = _filter(network.taps)
+        if stage == f"up_{level}_{network.num_res_blocks}" and (network.decoder == "skip" or level == 0):
+            entries |= prefixed(f"up_{level}_image_norm", norm(f"{aux}_norm"))
+            entries |= prefixed(f"up_{level}_image", conv(f"{aux}_conv"))
+        if stage.endswith("upsample") and network.decoder == "skip":
+            constants[f"{aux}_up.resample_filter"] = _filter(network.taps)
+    return WeightMap(entries, constants=constants)
+
+
+def edm_adm(network: UNet) -> WeightMap:
+    """EDM's DhariwalUNet, inside its preconditioning (prefix "model.")."""
+    if network.resampling != "residual" or not network.scale_shift:
+        raise UserError("EDM's ADM changes resolution in residual blocks and scales and shifts: use the model adm")
+    size = network.image_size
+    entries = {
+        **_time_mlp("model.map_layer0", "model.map_layer1"),
+        **prefixed("conv_in", conv(f"model.enc.{size}x{size}_conv")),
+        **prefixed("norm_out", norm("model.out_norm")),
+        **prefixed("conv_out", conv("model.out_conv")),
+    }
+    if network.num_classes:
+        entries["label", "embedding"] = transposed("model.map_label.weight")
+    constants = {}
+    for stage, kind, level, channels, shortcut, attend in _walk(network):
+        # A block that changes resolution is named by the resolution that it comes to.
+        to = level + {"downsample": 1, "upsample": -1}.get(stage.split("_")[-1], 0)
+        there = f"model.{_edm_name(stage, to, size)}"
+        heads = _heads(network, channels) if attend else 0
+        block, attention = _edm_block(there, channels, shortcut=shortcut, heads=heads)
+        entries |= prefixed(stage, block)
+        if attend:
+            entries |= prefixed(_attention_name(stage), attention)
+        if kind == "resample":
+            constants |= {f"{there}.{part}.resample_filter": _filter((1, 1)) for part in ("conv0", "skip")}
+    return WeightMap(entries, constants=constants)
+
+
+def edm2(network: EDM2UNet) -> WeightMap:
+    """EDM2's U-Net, inside its preconditioning (prefix "unet."); the head for the uncertainty is passed over."""
+    size = network.image_size
+    width = [network.base_channels * multiplier for multiplier in network.channel_multipliers]
+    attends = [size // 2**level in network.attention_resolutions for level in range(len(width))]
+    entries: Entries = {
+        ("time_waves", "frozen_frequencies"): same("unet.emb_fourier.freqs"),
+        ("time_waves", "frozen_phases"): same("unet.emb_fourier.phases"),
+        ("time", "kernel"): transposed("unet.emb_noise.weight"),
+        ("conv_in", "kernel"): convolution_kernel(f"unet.enc.{size}x{size}_conv.weight"),
+        ("conv_out", "kernel"): convolution_kernel("unet.out_conv.weight"),
+        ("out_gain",): same("unet.out_gain"),
+    }
+    if network.num_classes:
+        entries["label", "kernel"] = transposed("unet.emb_label.weight")
+
+    def add(stage: str, level: int, *, shortcut: bool, attend: bool) -> None:
+        there = f"unet.{_edm_name(stage, level, size)}"
+        entries[stage, "gain"] = same(f"{there}.emb_gain")
+        entries[stage, "conv_0", "kernel"] = convolution_kernel(f"{there}.conv_res0.weight")
+        entries[stage, "time", "kernel"] = transposed(f"{there}.emb_linear.weight")
+        entries[stage, "conv_1", "kernel"] = convolution_kernel(f"{there}.conv_res1.weight")
+        if shortcut:
+            entries[stage, "skip", "kernel"] = convolution_kernel(f"{there}.conv_skip.weight")
+        if attend:
+            order = qkv_order(width[level], width[level] // network.head_channels, "hc3")
+            qkv = convolution_kernel(f"{there}.attn_qkv.weight")
+            entries[stage, "qkv", "kernel"] = reordered(qkv, order)
+            entries[stage, "out", "kernel"] = convolution_kernel(f"{there}.attn_proj.weight")
+
+    channels = width[0]
+    kept = [channels]
+    for level, features in enumerate(width):
+        if level:
+            add(f"down_{level}_downsample", level, shortcut=False, attend=False)
+            kept.append(channels)
+        for block in range(network.num_res_blocks):
+            add(f"down_{level}_{block}", level, shortcut=channels != features, attend=attends[level])
+            channels = features
+            kept.append(channels)
+    last = len(width) - 1
+    add("middle_0", last, shortcut=False, attend=True)
+    add("middle_1", last, shortcut=False, attend=False)
+    for level in reversed(range(len(width))):
+        if level < last:
+            add(f"up_{level}_upsample", level, shortcut=False, attend=False)
+        for block in range(network.num_res_blocks + 1):
+            add(f"up_{level}_{block}", level, shortcut=channels + kept.pop() != width[level], attend=attends[level])
+            channels = width[level]
+    return WeightMap(entries, ignored=(r"logvar_(fourier|linear)\..*",))
