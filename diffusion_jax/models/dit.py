@@ -158,6 +158,7 @@ class DiT(Network, kw_only=True):
       own_conditioning: every block embeds time and label with parameters of its own, as diffusers stores them (in the
         published weights they are copies); the final layer sees the first block's.
       norm_eps: added to the variance of layer norms.
+      final_norm_eps: the same in the final layer; None means norm_eps.
       remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
       scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
     """
@@ -172,6 +173,7 @@ class DiT(Network, kw_only=True):
     frequency_shift: int = 0
     own_conditioning: bool = False
     norm_eps: float = 1e-6
+    final_norm_eps: float | None = None
     remat: Literal["none", "full", "dots"] = "none"
     scan_unroll: int = 1
 
@@ -225,7 +227,10 @@ class DiT(Network, kw_only=True):
 
         out_channels = 2 * self.image_channels if self.learn_sigma else self.out_channels or self.image_channels
         final = FinalLayer(
-            features=self.patch_size**2 * out_channels, norm_eps=self.norm_eps, dtype=self.dtype, name="final"
+            features=self.patch_size**2 * out_channels,
+            norm_eps=self.norm_eps if self.final_norm_eps is None else self.final_norm_eps,
+            dtype=self.dtype,
+            name="final",
         )
         h = unpatchify(final(h, vector), self.patch_size, self.image_size)
         return h.astype(at_least_float32(h.dtype))
@@ -283,6 +288,7 @@ def dit(
     frequency_shift: int = 0,
     own_conditioning: bool = False,
     norm_eps: float = 1e-6,
+    final_norm_eps: float | None = None,
     remat: Literal["none", "full", "dots"] = "none",
     scan_unroll: int = 1,
     dtype: DTypeLike = jnp.float32,
@@ -310,6 +316,7 @@ def dit(
         frequency_shift=frequency_shift,
         own_conditioning=own_conditioning,
         norm_eps=norm_eps,
+        final_norm_eps=final_norm_eps,
         remat=remat,
         scan_unroll=scan_unroll,
         dtype=dtype,

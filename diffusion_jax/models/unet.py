@@ -110,7 +110,7 @@ class AttentionBlock(nn.Module, kw_only=True):
     """Self-attention over all positions, on a residual branch."""
 
     num_heads: int
-    norm: functools.partial
+    norm: functools.partial | None
     dtype: DTypeLike
     residual_scale: float = 1.0
     init: nn.initializers.Initializer = _glorot_qkv
@@ -119,7 +119,8 @@ class AttentionBlock(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Image) -> Image:
         batch, height, width, channels = x.shape
-        h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
+        h = self.norm(name="norm")(x) if self.norm else x
+        h = h.reshape(batch, height * width, channels)
         h = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
         h = self_attention(h, self.num_heads).reshape(x.shape)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
@@ -208,6 +209,8 @@ class UNet(Network, kw_only=True):
       num_res_blocks: residual blocks of each level on the way down.
       attention_resolutions: feature map sizes, in pixels of an image of `image_size`, that get self-attention.
       up_attention: after "every" residual block of a level on the way up, or the "last" only, as score SDE has it.
+      middle_attention_norm: whether the attention in the middle has a norm; in diffusers' UNet2DModel with scale_shift
+        it has none.
       num_heads: attention heads.
       head_channels: channels of a head, instead of `num_heads`.
       scale_shift: time scales and shifts inside residual blocks, instead of being added.
@@ -234,6 +237,7 @@ class UNet(Network, kw_only=True):
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     up_attention: Literal["every", "last"] = "every"
+    middle_attention_norm: bool = True
     num_heads: int = 1
     head_channels: int | None = None
     scale_shift: bool = False
@@ -328,7 +332,8 @@ class UNet(Network, kw_only=True):
         def attend_to(x, name):
             heads = x.shape[-1] // self.head_channels if self.head_channels else self.num_heads
             if context is None:
-                return AttentionBlock(num_heads=heads, norm=norm, dtype=self.dtype, name=name)(x)
+                own = norm if self.middle_attention_norm or name != "middle_attention" else None
+                return AttentionBlock(num_heads=heads, norm=own, dtype=self.dtype, name=name)(x)
             inner = functools.partial(norm, epsilon=1e-6)
             transformer = SpatialTransformer(
                 num_heads=heads, depth=self.transformer_depth, norm=inner, dtype=self.dtype, name=name

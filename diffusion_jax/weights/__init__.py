@@ -1,5 +1,6 @@
 """Published weights in and out: files read without running anything in them, and total maps of names."""
 
+from diffusion_jax.weights.diffusers_config import network_spec
 from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_config, read_state, write_state
@@ -10,6 +11,7 @@ __all__ = [
     "WeightMap",
     "find_format",
     "load_params",
+    "network_spec",
     "read_config",
     "read_state",
     "read_torch_file",

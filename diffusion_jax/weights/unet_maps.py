@@ -240,10 +240,11 @@ def diffusers_unet(network: UNet) -> WeightMap:
             entries |= prefixed(stage, conv(f"{here}.{side}samplers.0.conv"))
         if attend:
             there = f"{here}.attentions.{index}"
+            has_norm = network.middle_attention_norm or side != "middle"
             entries |= prefixed(
                 _attention_name(stage),
                 {
-                    **prefixed("norm", norm(f"{there}.group_norm")),
+                    **(prefixed("norm", norm(f"{there}.group_norm")) if has_norm else {}),
                     **prefixed("qkv", separate_qkv([f"{there}.to_{letter}" for letter in "qkv"])),
                     **prefixed("out", dense(f"{there}.to_out.0")),
                 },
