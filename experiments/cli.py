@@ -60,6 +60,8 @@ def _quiet() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("orbax", "tensorflow_datasets", "grain", "asyncio", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax reports through absl's logger what options mean for it.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow_datasets|google)\..*")
 
 

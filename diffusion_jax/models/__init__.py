@@ -4,6 +4,7 @@ from diffusion_jax.models.classifier import NoisyClassifier
 from diffusion_jax.models.ddit import DDIT_SIZES, DDiT
 from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
+from diffusion_jax.models.flops import count_flops
 from diffusion_jax.models.jit import JIT_SIZES, JiT
 from diffusion_jax.models.layers import attention, sinusoidal_embedding
 from diffusion_jax.models.mlp import MLP
@@ -42,6 +43,7 @@ __all__ = [
     "UViT",
     "VDMUNet",
     "attention",
+    "count_flops",
     "count_parameters",
     "example_inputs",
     "init_params",

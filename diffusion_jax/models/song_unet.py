@@ -209,16 +209,17 @@ class SongUNet(Network, kw_only=True):
             return FourierEmbedding(dim=dim, name=name)(value)
 
         vector = waves(time, "time")
-        if self.num_classes:
-            # The null class is no class: a row of zeros.
-            one_hot = jax.nn.one_hot(conditioning["label"], self.num_classes, dtype=vector.dtype)
-            vector += dense(dim, name="label")(one_hot * math.sqrt(self.num_classes))
-        if self.augment_channels:
-            augment = conditioning["augment"].astype(vector.dtype)
-            vector += dense(dim, use_bias=False, name="augment")(augment)
         if self.num_times == 2:
             interval = waves(time - conditioning["second_time"], "interval")
             vector = jnp.concatenate([vector, interval], axis=-1)
+        width = vector.shape[-1]
+        if self.num_classes:
+            # The null class is no class: a row of zeros.
+            one_hot = jax.nn.one_hot(conditioning["label"], self.num_classes, dtype=vector.dtype)
+            vector += dense(width, name="label")(one_hot * math.sqrt(self.num_classes))
+        if self.augment_channels:
+            augment = conditioning["augment"].astype(vector.dtype)
+            vector += dense(width, use_bias=False, name="augment")(augment)
         vector = nn.silu(dense(4 * self.base_channels, name="dense_0")(vector))
         return nn.silu(dense(4 * self.base_channels, name="dense_1")(vector))
 

@@ -1,0 +1,190 @@
+"""Parameters of the papers' networks, as integers: counted on the official code, or published.
+
+Nothing is allocated. Trainable parameters unless said otherwise.
+"""
+
+import pytest
+
+from diffusion_jax.models import MODELS, NoisyClassifier, count_parameters
+
+CIFAR = {"image_size": 32, "image_channels": 3}
+IMAGENET64 = {"image_size": 64, "image_channels": 3, "num_classes": 1000}
+LATENT = {"image_size": 32, "image_channels": 4, "num_classes": 1000}
+LATENT512 = {"image_size": 64, "image_channels": 4, "num_classes": 1000}
+PIXELS256 = {"image_size": 256, "image_channels": 3, "num_classes": 1000}
+
+SCORE_SDE = {"channel_multipliers": (1, 2, 2, 2)}
+IDDPM = {
+    "name": "adm",
+    "image_channels": 3,
+    "base_channels": 128,
+    "resampling": "conv",
+    "head_channels": None,
+    "num_heads": 4,
+    "attention_resolutions": (16, 8),
+    "learn_sigma": True,
+}
+ADM = {"name": "adm", "image_channels": 3, "learn_sigma": True}
+ADM256 = {**ADM, "base_channels": 256, "num_res_blocks": 2}
+BIG = {"channel_multipliers": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, "encoder": "skip", "decoder": "skip"}
+
+COUNTS = {
+    "DDPM CIFAR-10": ({"name": "unet", **CIFAR}, 35_746_307),
+    "DDPM 256": (
+        {"name": "unet", "image_size": 256, "image_channels": 3, "channel_multipliers": (1, 1, 2, 2, 4, 4)},
+        113_673_219,
+    ),
+    "DDIM CelebA 64": (
+        {"name": "unet", "image_size": 64, "image_channels": 3, "channel_multipliers": (1, 2, 2, 2, 4)},
+        78_700_803,
+    ),
+    "D3PM CIFAR-10, logistic": ({"name": "unet", **CIFAR, "out_channels": 6}, 35_749_766),
+    "D3PM CIFAR-10, logits": ({"name": "unet", **CIFAR, "out_channels": 768}, 36_628_352),
+    "score SDE ddpm": ({"name": "unet", **CIFAR, "up_attention": "last"}, 35_218_947),
+    "score SDE DDPM++": ({"name": "ddpmpp", **CIFAR, **SCORE_SDE}, 61_804_419),
+    "score SDE DDPM++ deep": ({"name": "ddpmpp", **CIFAR, **SCORE_SDE, "num_res_blocks": 8}, 106_632_579),
+    "score SDE NCSN++": ({"name": "ncsnpp", **CIFAR, **SCORE_SDE}, 62_758_787),
+    "score SDE NCSN++ deep": ({"name": "ncsnpp", **CIFAR, **SCORE_SDE, "num_res_blocks": 8}, 107_586_947),
+    "score SDE NCSN++ VP": ({"name": "ncsnpp", **CIFAR, **SCORE_SDE, "embedding": "positional"}, 62_693_251),
+    "score SDE NCSN++ VP deep": (
+        {"name": "ncsnpp", **CIFAR, **SCORE_SDE, "embedding": "positional", "num_res_blocks": 8},
+        107_521_411,
+    ),
+    "score SDE NCSN++ 256": ({"name": "ncsnpp", "image_size": 256, "image_channels": 3, **BIG}, 65_574_421),
+    "score SDE NCSN++ 1024": (
+        {
+            "name": "ncsnpp",
+            "image_size": 1024,
+            "image_channels": 3,
+            **BIG,
+            "base_channels": 16,
+            "channel_multipliers": (1, 2, 4, 8, 16, 32, 32, 32),
+            "num_res_blocks": 1,
+        },
+        105_785_880,
+    ),
+    "iDDPM CIFAR-10": ({**IDDPM, "image_size": 32}, 52_546_438),
+    "iDDPM ImageNet 64": ({**IDDPM, "image_size": 64}, 121_063_942),
+    "iDDPM ImageNet 64, classes": (
+        {**IDDPM, "image_size": 64, "base_channels": 192, "num_classes": 1000},
+        273_049_350,
+    ),
+    "iDDPM LSUN 256": (
+        {
+            **IDDPM,
+            "image_size": 256,
+            "num_res_blocks": 2,
+            "num_heads": 1,
+            "scale_shift": False,
+            "attention_resolutions": (16,),
+        },
+        113_676_678,
+    ),
+    "ADM 64": ({**ADM, **IMAGENET64}, 295_904_454),
+    "ADM 128": ({**ADM256, "image_size": 128, "num_classes": 1000, "head_channels": None}, 421_529_606),
+    "ADM 256": ({**ADM256, "image_size": 256, "num_classes": 1000}, 553_838_086),
+    "ADM 256 unconditional": ({**ADM256, "image_size": 256}, 552_814_086),
+    "ADM 512": ({**ADM256, "image_size": 512, "num_classes": 1000}, 558_997_638),
+    "ADM-U 64 to 256": (
+        {**ADM, **PIXELS256, "num_res_blocks": 2, "low_resolution_channels": 3},
+        311_795_910,
+    ),
+    "ADM-U 128 to 512": (
+        {
+            **ADM,
+            **PIXELS256,
+            "image_size": 512,
+            "num_res_blocks": 2,
+            "low_resolution_channels": 3,
+            "attention_resolutions": (32, 16),
+            "channel_multipliers": (1, 1, 2, 2, 4, 4),
+        },
+        308_835_270,
+    ),
+    "EDM ADM, consistency model ImageNet 64": ({"name": "adm", **IMAGENET64}, 295_899_267),
+    "consistency model LSUN 256": (
+        {**ADM256, "learn_sigma": False, "image_size": 256, "scale_shift": False},
+        526_304_771,
+    ),
+    "EDM DDPM++": ({"name": "ddpmpp", **CIFAR}, 55_732_739),
+    "EDM DDPM++, classes": ({"name": "ddpmpp", **CIFAR, "num_classes": 10}, 55_734_147),
+    "EDM DDPM++, augmentation": ({"name": "ddpmpp", **CIFAR, "augment_channels": 9}, 55_733_891),
+    "EDM DDPM++, both": ({"name": "ddpmpp", **CIFAR, "num_classes": 10, "augment_channels": 9}, 55_735_299),
+    "EDM NCSN++": ({"name": "ncsnpp", **CIFAR}, 56_395_523),
+    "EDM NCSN++, classes": ({"name": "ncsnpp", **CIFAR, "num_classes": 10}, 56_398_339),
+    "EDM NCSN++, augmentation": ({"name": "ncsnpp", **CIFAR, "augment_channels": 9}, 56_397_827),
+    "EDM NCSN++, both": ({"name": "ncsnpp", **CIFAR, "num_classes": 10, "augment_channels": 9}, 56_400_643),
+    "EDM FFHQ DDPM++, augmentation": (
+        {"name": "ddpmpp", **CIFAR, **SCORE_SDE, "image_size": 64, "augment_channels": 9},
+        61_805_571,
+    ),
+    "EDM FFHQ NCSN++, augmentation": (
+        {"name": "ncsnpp", **CIFAR, **SCORE_SDE, "image_size": 64, "augment_channels": 9},
+        62_761_091,
+    ),
+    "MeanFlow CIFAR-10": ({"name": "ddpmpp", **CIFAR, "num_times": 2, "noise_channel_multiplier": 2}, 55_929_347),
+    "MeanFlow CIFAR-10, augmentation": (
+        {"name": "ddpmpp", **CIFAR, "num_times": 2, "noise_channel_multiplier": 2, "augment_channels": 6},
+        55_932_419,
+    ),
+    # The released EDM2 files add 128 weights of the loss (objectives/uncertainty.py).
+    "EDM2 XS": ({"name": "edm2", **LATENT512, "size": "XS"}, 124_713_253 - 128),
+    "EDM2 S": ({"name": "edm2", **LATENT512, "size": "S"}, 280_212_837 - 128),
+    "EDM2 M": ({"name": "edm2", **LATENT512, "size": "M"}, 497_807_781 - 128),
+    "EDM2 XXL": ({"name": "edm2", **LATENT512, "size": "XXL"}, 1_523_164_773 - 128),
+    "EDM2 XS unconditional": ({"name": "edm2", **LATENT512, "size": "XS", "num_classes": 0}, 124_201_253 - 128),
+    "EDM2 S unconditional": ({"name": "edm2", **LATENT512, "num_classes": 0}, 279_444_837 - 128),
+    "EDM2 S ImageNet 64": ({"name": "edm2", **IMAGENET64}, 280_209_381 - 128),
+    # The schedule's parameters, 2 or 3,074, are counted with the paper's networks.
+    "VDM CIFAR-10": ({"name": "vdm", **CIFAR}, 30_578_181 - 2),
+    "VDM CIFAR-10, augmented": ({"name": "vdm", **CIFAR, "features": 256}, 122_140_677 - 3_074),
+    "VDM ImageNet 32": ({"name": "vdm", **CIFAR, "features": 256}, 122_137_605 - 2),
+    "U-ViT CIFAR-10 S/2": ({"name": "uvit", **CIFAR, "size": "S/2"}, 44_255_328),
+    "U-ViT ImageNet 64 M/4": ({"name": "uvit", **IMAGENET64, "size": "M/4", "null_row": False}, 130_940_292),
+    "U-ViT ImageNet 256 L/2": ({"name": "uvit", **LATENT, "size": "L/2"}, 286_763_172),
+    "U-ViT ImageNet 256 H/2": ({"name": "uvit", **LATENT, "size": "H/2", "last_convolution": False}, 500_832_016),
+    "JiT B/16": ({"name": "jit", **PIXELS256, "size": "B/16"}, 131_123_712),
+    "JiT H/16": ({"name": "jit", **PIXELS256, "size": "H/16"}, 952_514_368),
+    "JiT B/32 at 512": ({"name": "jit", **PIXELS256, "image_size": 512, "size": "B/32"}, 133_190_400),
+    "MeanFlow B/4": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/4"}, 131_165_248),
+    # Shortcut models' code has 256 more, a table that its output does not depend on.
+    "MeanFlow B/2, shortcut B/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/2"}, 131_091_472),
+    "MeanFlow XL/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "XL/2"}, 676_440_592),
+    "MDLM and SEDD small": ({"name": "ddit", "image_size": 32, "image_channels": 50_258}, 169_627_218),
+    "MDLM LM1B": ({"name": "ddit", "image_size": 16, "image_channels": 30_522}, 139_292_986),
+    # With the 1001 x 512 table of labels, which the paper's code keeps outside its U-Net.
+    "LDM ImageNet 256": (
+        {"name": "ldm_unet", **LATENT512, "image_channels": 3, "size": "imagenet256"},
+        400_920_579 + 512_512,
+    ),
+    "LDM CelebA, FFHQ, bedrooms": ({"name": "ldm_unet", "image_size": 64, "image_channels": 3}, 274_056_163),
+    "LDM churches": (
+        {"name": "ldm_unet", "image_size": 32, "image_channels": 4, "size": "churches"},
+        294_966_916,
+    ),
+    "LDM text to image": ({"name": "ldm_unet", "image_size": 32, "image_channels": 4, "size": "text"}, 872_300_484),
+    "diffusers DiT-XL/2": (
+        {"name": "dit", **LATENT, "size": "XL/2", "learn_sigma": True, "own_conditioning": True},
+        749_826_464,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_parameter_count(name):
+    spec, count = COUNTS[name]
+    assert count_parameters(MODELS.build(spec)) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "count"),
+    [(64, 4, 65_438_568), (128, 2, 42_568_040), (256, 2, 54_096_360), (512, 2, 54_448_360)],
+)
+def test_adm_classifiers(size, blocks, count):
+    assert count_parameters(NoisyClassifier(image_size=size, num_res_blocks=blocks)) == count
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("score SDE NCSN++", 128), ("score SDE NCSN++ 1024", 16)])
+def test_random_frequencies_are_not_trained(name, frozen):
+    spec, count = COUNTS[name]
+    assert count_parameters(MODELS.build(spec), frozen=True) == count + frozen

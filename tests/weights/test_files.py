@@ -1,0 +1,295 @@
+"""Files of weights: the forms that are read, and damaged or hostile ones, of which nothing is run or half loaded."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import MODELS, init_params, parameter_shapes
+from diffusion_jax.weights import load_params, read_state, weight_map, write_state
+
+
+class Storage:
+    """Refers to numbers kept elsewhere in the file, as PyTorch's pickles do."""
+
+    def __init__(self, kind, key, values):
+        self.kind, self.key, self.values = kind, key, values
+
+
+class Global:
+    """Pickled as a name alone."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Call:
+    """Pickled as the call of a named function."""
+
+    def __init__(self, function, arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+class TorchPickler(pickle._Pickler):
+    """Writes what `torch.save` writes, without PyTorch."""
+
+    def __init__(self, *args, legacy=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.legacy, self.storages = legacy, {}
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, Storage):
+            return None
+        self.storages[obj.key] = obj.values
+        pid = ("storage", Global("torch", obj.kind), obj.key, "cpu", obj.values.size)
+        return (*pid, None) if self.legacy else pid
+
+    def save_global_name(self, obj):
+        self.write(b"c" + obj.module.encode() + b"\n" + obj.name.encode() + b"\n")
+
+    def reducer_override(self, obj):
+        return NotImplemented
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Global):
+            self.save_global_name(obj)
+        elif isinstance(obj, Call):
+            self.save(obj.function)
+            self.save(obj.arguments)
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+def tensor(key, values, kind="FloatStorage", shape=None, strides=None, offset=0):
+    storage = Storage(kind, key, values.reshape(-1))
+    shape = values.shape if shape is None else shape
+    if strides is None:
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+    arguments = (storage, offset, shape, strides, False, collections.OrderedDict())
+    return Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
+
+
+def dumps(obj, **kwargs):
+    buffer = io.BytesIO()
+    pickler = TorchPickler(buffer, protocol=2, **kwargs)
+    pickler.dump(obj)
+    return buffer.getvalue(), pickler.storages
+
+
+def save_zip(path, obj):
+    data, storages = dumps(obj)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        for key, values in storages.items():
+            archive.writestr(f"archive/data/{key}", values.tobytes())
+
+
+def save_legacy(path, obj):
+    data, storages = dumps(obj, legacy=True)
+    parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    raw = [struct.pack("<q", values.size) + values.tobytes() for values in storages.values()]
+    path.write_bytes(b"".join([*parts, data, pickle.dumps(list(storages), 2), *raw]))
+
+
+A = np.arange(6, dtype=np.float32).reshape(2, 3)
+B = np.array([1.5, -2.0], np.float16)
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_torch_files_of_both_forms(tmp_path, save):
+    path = tmp_path / "weights.pt"
+    found = {
+        "args": Call(Global("argparse", "Namespace"), ()),
+        "ema": collections.OrderedDict(
+            [
+                ("a", tensor("0", A)),
+                ("a.T", tensor("0", A, shape=(3, 2), strides=(1, 3))),
+                ("b", tensor("1", B, "HalfStorage")),
+            ]
+        ),
+        "model": {"module.a": tensor("2", 10 * A)},
+    }
+    save(path, found)
+    state = read_state(path)
+    np.testing.assert_array_equal(state["a"], A)
+    np.testing.assert_array_equal(state["a.T"], A.T)
+    np.testing.assert_array_equal(state["b"], B)
+    assert state["b"].dtype == np.float16
+    np.testing.assert_array_equal(read_state(path, entry="model")["a"], 10 * A)  # without "module."
+    with pytest.raises(UserError, match=r"no entry 'net'.*ema, model"):
+        read_state(path, entry="net")
+
+
+def test_score_sdes_average_is_a_list_in_the_models_order(tmp_path):
+    model = {
+        "module.sigmas": tensor("0", B.astype(np.float32)),
+        "module.all_modules.0.W": tensor("1", B.astype(np.float32)),
+        "module.all_modules.1.weight": tensor("2", A),
+    }
+    save_zip(tmp_path / "checkpoint.pth", {"model": model, "ema": {"shadow_params": [tensor("3", -A)], "decay": 0.999}})
+    state = read_state(tmp_path / "checkpoint.pth")
+    np.testing.assert_array_equal(state["all_modules.1.weight"], -A)
+    np.testing.assert_array_equal(state["all_modules.0.W"], B)
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize(
+    ("module", "name"), [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load")]
+)
+def test_a_pickle_that_runs_a_command_is_refused(tmp_path, save, module, name):
+    witness = tmp_path / "witness"
+    command = Call(Global(module, name), (f"touch {witness}",))
+    save(tmp_path / "evil.pt", {"a": tensor("0", A), "b": command})
+    with pytest.raises(UserError, match=rf"{module}.{name}.*nothing was read"):
+        read_state(tmp_path / "evil.pt")
+    assert not witness.exists()
+
+
+def test_edms_pickles_are_refused_with_the_way_out(tmp_path):
+    save_zip(tmp_path / "edm.pt", {"ema": Call(Global("torch_utils.persistence", "_reconstruct_persistent_obj"), ())})
+    with pytest.raises(UserError, match=r"code of its own.*safetensors\.torch\.save_file"):
+        read_state(tmp_path / "edm.pt")
+    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": os.system}))
+    with pytest.raises(UserError, match=r"plain pickle.*safetensors\.torch\.save_file"):
+        read_state(tmp_path / "edm.pkl")
+
+
+def test_views_outside_their_storage_are_refused(tmp_path):
+    save_zip(tmp_path / "a.pt", {"a": tensor("0", A, shape=(4, 3))})
+    with pytest.raises(UserError, match="element 11 of a storage of 6"):
+        read_state(tmp_path / "a.pt")
+    save_zip(tmp_path / "b.pt", {"a": tensor("0", A, offset=-1)})
+    with pytest.raises(UserError, match="negative"):
+        read_state(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_truncated_torch_files(tmp_path, save):
+    path = tmp_path / "weights.pt"
+    save(path, {"a": tensor("0", np.arange(5000, dtype=np.float32))})
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"weights\.pt"):
+            read_state(path)
+
+
+def lying_header(**changes):
+    header = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24], **changes}}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + A.tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not safetensors",
+        struct.pack("<Q", 2**60) + b"{}",
+        lying_header(shape=[2, 300]),
+        lying_header(data_offsets=[0, 4096]),
+        lying_header(data_offsets=[24, 0]),
+        lying_header(dtype="F99"),
+        lying_header()[:-5],
+    ],
+)
+def test_damaged_safetensors(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.safetensors is damaged"):
+        read_state(tmp_path / "a.safetensors")
+
+
+def test_npz_with_objects_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a=A)
+    np.testing.assert_array_equal(read_state(tmp_path / "a.npz")["a"], A)
+    np.savez(tmp_path / "b.npz", a=np.array([os.getcwd], dtype=object))
+    with pytest.raises(UserError, match="more than arrays"):
+        read_state(tmp_path / "b.npz")
+
+
+def test_shards_of_a_folder(tmp_path):
+    save_file({"a": A}, tmp_path / "one.safetensors")
+    save_file({"b": B}, tmp_path / "two.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(read_state(tmp_path)) == {"a", "b"}
+    index["weight_map"]["b"] = "../two.safetensors"
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="outside its folder"):
+        read_state(tmp_path)
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    with pytest.raises(UserError, match="no file or folder"):
+        read_state(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="no weights in"):
+        read_state(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=r"come as \.safetensors"):
+        read_state(tmp_path / "a.txt")
+
+
+@pytest.fixture(scope="module")
+def own():
+    network = MODELS.example("dit")
+    params = init_params(network, jax.random.key(0))
+    return network, params, weight_map("dit", network).state(params)
+
+
+def test_out_to_a_file_and_back(own, tmp_path):
+    network, params, state = own
+    write_state(tmp_path / "dit.safetensors", state, {"format": "dit"})
+    back = load_params(network, read_state(tmp_path / "dit.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(params))
+    assert [path.name for path in tmp_path.iterdir()] == ["dit.safetensors"]
+
+
+def without(state, *names):
+    return {name: value for name, value in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "blocks.1.attn.qkv.bias"), r"1 missing: blocks\.1\.attn\.qkv\.bias"),
+        (lambda s: {**s, "blocks.9.attn.qkv.bias": B}, r"1 unexpected: blocks\.9\.attn\.qkv\.bias"),
+        (lambda s: {**s, "blocks.0.mlp.fc1.weight": A}, r"blocks\.0\.mlp\.fc1\.weight \(2, 3\)"),
+        (lambda s: {**s, "t_embedder.mlp.0.bias": s["t_embedder.mlp.0.bias"] * np.nan}, "is not finite"),
+        (lambda s: {**s, "pos_embed": s["pos_embed"] + 1}, "pos_embed is a constant"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(own, change, message):
+    network, _, state = own
+    with pytest.raises(UserError, match=message):
+        weight_map("dit", network).params(change(state), parameter_shapes(network))
+
+
+def test_half_precision_comes_back_as_it_was(own):
+    network, _, state = own
+    half = {name: value.astype(np.float16) for name, value in state.items()}
+    maps = weight_map("dit", network)
+    back = maps.state(maps.params(half, parameter_shapes(network)))
+    assert all(np.array_equal(back[name].astype(np.float16), half[name]) for name in maps.names())
+
+
+def test_other_networks_weights_are_recognised_as_such(own):
+    _, _, state = own
+    with pytest.raises(UserError, match="names of no format of a UViT"):
+        load_params(MODELS.example("uvit"), state)
+    with pytest.raises(UserError, match="unknown format of weights 'dti'"):
+        load_params(MODELS.example("dit"), state, form="dti")
+    with pytest.raises(UserError, match="format edm2 is of EDM2UNet"):
+        load_params(MODELS.example("dit"), state, form="edm2")
