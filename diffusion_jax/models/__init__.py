@@ -1,12 +1,13 @@
 """Networks: Flax modules that map (x, time, conditioning) to an image-shaped output; they know nothing of noise."""
 
+from diffusion_jax.models.attention import attention
 from diffusion_jax.models.classifier import NoisyClassifier
 from diffusion_jax.models.ddit import DDIT_SIZES, DDiT
 from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
 from diffusion_jax.models.flops import count_flops
 from diffusion_jax.models.jit import JIT_SIZES, JiT
-from diffusion_jax.models.layers import attention, sinusoidal_embedding
+from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.network import (
     Network,

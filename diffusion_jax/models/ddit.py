@@ -14,15 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention import attention
 from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, modulate
-from diffusion_jax.models.layers import (
-    Dropout,
-    LabelEmbedding,
-    TimeMLP,
-    at_least_float32,
-    attention,
-    sinusoidal_embedding,
-)
+from diffusion_jax.models.layers import Dropout, LabelEmbedding, TimeMLP, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name

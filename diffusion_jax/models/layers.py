@@ -45,31 +45,6 @@ def sinusoidal_embedding(
     return jnp.concatenate(waves, axis=-1)
 
 
-def attention(
-    query: Float[Array, "batch queries heads dim"],
-    key: Float[Array, "batch keys heads dim"],
-    value: Float[Array, "batch keys heads dim"],
-) -> Float[Array, "batch queries heads dim"]:
-    """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
-
-    Written as two products, without a kernel of its own derivative rule: forward-mode differentiation (jvp) works.
-    """
-    wide = at_least_float32(query.dtype)
-    query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
-def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other; the last axis of `qkv` is (query, key, value) x head x channel."""
-    batch, tokens, width = qkv.shape
-    if width % (3 * num_heads):
-        raise UserError(f"{width // 3} channels do not divide into num_heads={num_heads}")
-    parts = qkv.reshape(batch, tokens, 3, num_heads, width // (3 * num_heads))
-    return attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]).reshape(batch, tokens, width // 3)
-
-
 def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch 2*height 2*width channels"]:
     """Every pixel twice in height and in width."""
     batch, height, width, channels = x.shape

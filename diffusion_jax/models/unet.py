@@ -22,15 +22,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention import attention, self_attention
 from diffusion_jax.models.layers import (
     Dropout,
     GroupNorm,
     LabelEmbedding,
     TimeMLP,
     at_least_float32,
-    attention,
     resample,
-    self_attention,
     sinusoidal_embedding,
     upsample_nearest,
 )

@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, patchify, unpatchify
-from diffusion_jax.models.layers import LabelEmbedding, at_least_float32, self_attention, sinusoidal_embedding
+from diffusion_jax.models.layers import LabelEmbedding, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name

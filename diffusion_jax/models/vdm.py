@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.models.layers import Dropout, GroupNorm, at_least_float32, self_attention, sinusoidal_embedding
+from diffusion_jax.models.attention import self_attention
+from diffusion_jax.models.layers import Dropout, GroupNorm, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet import Image

@@ -5,7 +5,8 @@ import pytest
 from flax import linen as nn
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.layers import Dropout, GroupNorm, attention, sinusoidal_embedding
+from diffusion_jax.models.attention import attention
+from diffusion_jax.models.layers import Dropout, GroupNorm, sinusoidal_embedding
 
 
 def test_time_embedding_of_adm_and_dit():

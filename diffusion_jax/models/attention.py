@@ -1,0 +1,143 @@
+"""Attention by one function: the same result by several ways, of which the best for shapes and platform is taken.
+
+    einsum      two products with the whole matrix of logits between; what short sequences want
+    xla         jax.nn.dot_product_attention
+    chunked     some queries at a time against all keys: memory grows with the length, not with its square
+    splash      the TPU's kernel, which never writes logits to memory; lengths that divide by 128
+
+All four differentiate forward and backward (jvp and grad): the kernel has rules for neither, its tangent is that of the
+chunked form.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import unknown_name
+
+Implementation = Literal["einsum", "xla", "chunked", "splash"]
+
+_WHOLE = 2048**2  # logits of a head that are still made at once
+_CHUNK = 2**20  # logits of a head in one chunk
+_SPLASH_BLOCK = 128
+
+
+def attention(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+    *,
+    implementation: Implementation | None = None,
+) -> Float[Array, "batch queries heads dim"]:
+    """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
+
+    Args:
+      query, key, value: as named.
+      implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
+        program is compiled for TPU and the lengths allow it, else chunks.
+
+    Raises:
+      UserError: an unknown implementation, or lengths that the kernel does not take.
+    """
+    if implementation is None:
+        return _einsum(query, key, value) if query.shape[1] * key.shape[1] <= _WHOLE else _long(query, key, value)
+    if implementation not in _IMPLEMENTATIONS:
+        raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
+    return _IMPLEMENTATIONS[implementation](query, key, value)
+
+
+def _einsum(query: Array, key: Array, value: Array) -> Array:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def _chunked(query: Array, key: Array, value: Array) -> Array:
+    length = query.shape[1]
+    size = max(1, min(length, _CHUNK // key.shape[1]))
+    count = -(-length // size)
+    padded = jnp.pad(query, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
+    chunks = padded.reshape(query.shape[0], count, size, *query.shape[2:]).swapaxes(0, 1)
+    # Backward, a chunk's logits are computed again: kept, they would be the whole matrix.
+    one = jax.checkpoint(lambda chunk: _einsum(chunk, key, value), prevent_cse=False)
+    found = jax.lax.map(one, chunks)
+    return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+
+
+def _splash_kernel(queries: int, keys: int, heads: int, *, interpret: bool) -> Callable[[Array, Array, Array], Array]:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
+    return splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def _fits_splash(query: Array, key: Array) -> bool:
+    return query.shape[1] % _SPLASH_BLOCK == 0 and key.shape[1] % _SPLASH_BLOCK == 0
+
+
+def _run_splash(query: Array, key: Array, value: Array, *, interpret: bool) -> Array:
+    kernel = _splash_kernel(query.shape[1], key.shape[1], query.shape[2], interpret=interpret)
+    query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+    found = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (query, key, value)))
+    return found.swapaxes(1, 2).astype(value.dtype)
+
+
+def _with_chunked_tangent(primal: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
+    """The function with the derivative of the chunked form."""
+    function = jax.custom_jvp(primal)
+    function.defjvp(lambda primals, tangents: jax.jvp(_chunked, primals, tangents))
+    return function
+
+
+@_with_chunked_tangent
+def _long(query: Array, key: Array, value: Array) -> Array:
+    if not _fits_splash(query, key):
+        return _chunked(query, key, value)
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        tpu=lambda *qkv: _run_splash(*qkv, interpret=False),
+        default=_chunked,
+    )
+
+
+@_with_chunked_tangent
+def _splash(query: Array, key: Array, value: Array) -> Array:
+    if not _fits_splash(query, key):
+        raise UserError(
+            f"splash attention takes lengths that divide by {_SPLASH_BLOCK}, got {query.shape[1]} queries and "
+            f"{key.shape[1]} keys; chunked takes any"
+        )
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        tpu=lambda *qkv: _run_splash(*qkv, interpret=False),
+        default=lambda *qkv: _run_splash(*qkv, interpret=True),
+    )
+
+
+_IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "einsum": _einsum,
+    "xla": jax.nn.dot_product_attention,
+    "chunked": _chunked,
+    "splash": _splash,
+}
+
+
+def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
+    """Attention of tokens to each other; the last axis of `qkv` is (query, key, value) x head x channel."""
+    batch, tokens, width = qkv.shape
+    if width % (3 * num_heads):
+        raise UserError(f"{width // 3} channels do not divide into num_heads={num_heads}")
+    parts = qkv.reshape(batch, tokens, 3, num_heads, width // (3 * num_heads))
+    return attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]).reshape(batch, tokens, width // 3)
