@@ -6,6 +6,7 @@ known, a traceback when it is not).
 
 import difflib
 import errno
+import importlib.util
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from absl import app, flags
@@ -20,6 +22,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import RunError, UserError
+
+_CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+_CONVOLUTION_FLAG_KNOWN = ("0.10.2",)  # jaxlib
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -47,12 +52,28 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             raise
 
     _quiet()
+    _quicken_cpu()
     app.run(guarded, flags_parser=_parse)
 
 
 def _fail(error: Exception | str, code: int) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _quicken_cpu() -> None:
+    """Let XLA run convolutions on all cores, where it is known how: on CPU, before JAX starts.
+
+    Measured with `benchmarks.models`: the train step of DDPM's U-Net is 1.5 times as fast. An XLA flag that a version
+    does not know ends the process, so it is given only to those that were tried; XLA_FLAGS that name it win.
+    """
+    accelerated = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"))
+    flags_there = os.environ.get("XLA_FLAGS", "")
+    only_cpu = os.environ.get("JAX_PLATFORMS", "") in ("cpu", "") and not accelerated
+    if only_cpu and metadata.version("jaxlib") in _CONVOLUTION_FLAG_KNOWN and _CONVOLUTION_FLAG not in flags_there:
+        os.environ["XLA_FLAGS"] = (
+            f"{flags_there} {_CONVOLUTION_FLAG}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION".strip()
+        )
 
 
 def _quiet() -> None:

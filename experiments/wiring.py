@@ -164,7 +164,10 @@ class Experiment:
         own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
         spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
         return training.make_optimizer(
-            spec, learning_rate=self.learning_rate, clip_norm=self.config.optimizer.clip_norm
+            spec,
+            learning_rate=self.learning_rate,
+            clip_norm=self.config.optimizer.clip_norm,
+            is_frozen=models.is_frozen,
         )
 
     @cached_property

@@ -104,7 +104,9 @@ class DDiT(Network, kw_only=True):
         indices = jnp.issubdtype(x.dtype, jnp.integer)
         if not indices:
             self.check_inputs(x, time, conditioning)
-        table = self.param("tokens", _init, (self.image_channels, self.hidden_size), jnp.float32).astype(self.dtype)
+        table = jnp.asarray(
+            self.param("tokens", _init, (self.image_channels, self.hidden_size), jnp.float32), self.dtype
+        )
         h = table[x] if indices else x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1]) @ table
 
         vector = self._time(time, "time")

@@ -176,6 +176,6 @@ class LabelEmbedding(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, label: Int[Array, " batch"]) -> Float[Array, "batch features"]:
         rows = self.num_classes + int(self.null == "row")
-        table = self.param("embedding", self.init, (rows, self.features), jnp.float32).astype(self.dtype)
+        table = jnp.asarray(self.param("embedding", self.init, (rows, self.features), jnp.float32), self.dtype)
         vectors = table[jnp.minimum(label, rows - 1)]
         return vectors if self.null == "row" else jnp.where((label < rows)[:, None], vectors, 0.0)

@@ -1,6 +1,6 @@
 """Optimizers from Optax by name, with the learning-rate schedules and the gradient clipping of the papers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models import is_frozen
 from diffusion_jax.registry import Registry, unknown_name
 
 OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer")
@@ -76,11 +75,15 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    spec: Mapping[str, Any], *, learning_rate: optax.Schedule, clip_norm: float = 0.0
+    spec: Mapping[str, Any],
+    *,
+    learning_rate: optax.Schedule,
+    clip_norm: float = 0.0,
+    is_frozen: Callable[[tuple[Any, ...]], bool] = lambda path: False,
 ) -> optax.GradientTransformation:
     """The named optimizer behind clipping of the gradient's global norm (0: no clipping).
 
-    Constants among the parameters (`diffusion_jax.models.is_frozen`) are not touched, not even by a weight decay.
+    Parameters at a path for which `is_frozen` holds are constants: not even a weight decay touches them.
     """
     optimizer = OPTIMIZERS.build(spec, learning_rate=learning_rate)
     clipped = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer

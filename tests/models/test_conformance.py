@@ -64,6 +64,11 @@ def test_output(subject):
     assert float(jnp.abs(output).max()) > 1e-3
 
 
+def test_parameters_may_be_numpy_arrays_bound_in_a_program(subject):
+    bound = jax.jit(lambda *inputs: apply(subject.module, subject.params, *inputs))
+    np.testing.assert_allclose(bound(subject.x, subject.time, subject.conditioning), subject(), atol=1e-4)
+
+
 def test_initial_output_is_zero(subject):
     if subject.module.zero_at_init:
         assert float(jnp.abs(subject(params=subject.init_params)).max()) < 1e-6

@@ -19,7 +19,7 @@ def make_trainable():
         small = {
             "unet": {"base_channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": ()},
             "dit": {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 2},
-        }[network]
+        }.get(network, {})
         module = models.MODELS.build(
             {"name": network, **small, **network_arguments}, image_size=4, image_channels=1, num_classes=3
         )

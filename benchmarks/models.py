@@ -1,0 +1,140 @@
+"""What networks cost: compile time against depth, and images per second against the machine's matrix products.
+
+    python -m benchmarks.models                  # about 4 minutes on two cores
+    python -m benchmarks.models --batch=64 --dtype=bfloat16
+
+First table: a DiT of depth 28 and one of depth 4, compiled; the blocks are one scan, so the ratio must stay below 1.3
+(exit code 1 otherwise). Second table: forward and train step (loss, gradient, Adam) of DiT-S/2 and of DDPM's CIFAR-10
+U-Net, as images per second and as per cent of the best matrix product measured in the same run.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.models import MODELS, Network, count_flops, example_inputs, init_params, parameter_shapes
+from experiments import cli
+
+BATCH = flags.DEFINE_integer("batch", 16, "images in a batch", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what activations are computed in")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each; the median counts", lower_bound=1)
+
+LIMIT = 1.3  # of the compile time at depth 28 to that at depth 4
+NETWORKS = {
+    "DiT-S/2, 32x32x4": {"name": "dit", "size": "S/2", "image_size": 32, "image_channels": 4},
+    "DDPM U-Net, 32x32x3": {"name": "unet", "image_size": 32, "image_channels": 3},
+}
+
+
+def forward(network: Network) -> Callable[..., jax.Array]:
+    """The network as a function of parameters and inputs."""
+    return lambda params, *inputs: network.apply({"params": params}, *inputs)
+
+
+def train_step(network: Network) -> Callable[..., Any]:
+    """One step of Adam on a squared error, (params, state, inputs) -> (params, state)."""
+    optimizer = optax.adam(1e-4)
+
+    def step(params, state, *inputs):
+        gradient = jax.grad(lambda p: jnp.mean((forward(network)(p, *inputs) - inputs[0]) ** 2))(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Of one call, after one that is not counted."""
+    jax.block_until_ready(function(*arguments))
+    found = []
+    for _ in range(ROUNDS.value):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def matmul_peak(dtype: jnp.dtype, size: int = 2048) -> float:
+    """Operations per second of the best matrix product of two that are tried."""
+    found = []
+    for n in (size // 2, size):
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+        found.append(2 * n**3 / median_seconds(jax.jit(jnp.matmul), a, a))
+    return max(found)
+
+
+def compile_seconds(depth: int) -> dict[str, float]:
+    """Of the forward and of the train step of a DiT of this depth."""
+    spec = {**NETWORKS["DiT-S/2, 32x32x4"], "depth": depth, "dtype": jnp.dtype(DTYPE.value)}
+    network = MODELS.build(spec)
+    params = parameter_shapes(network)
+    state = jax.eval_shape(optax.adam(1e-4).init, params)
+    inputs = jax.eval_shape(lambda: example_inputs(network, BATCH.value))
+    found = {}
+    for name, function, arguments in (
+        ("forward", forward(network), (params, *inputs)),
+        ("train step", train_step(network), (params, state, *inputs)),
+    ):
+        start = time.perf_counter()
+        jax.jit(function).lower(*arguments).compile()
+        found[name] = time.perf_counter() - start
+    return found
+
+
+def throughput(spec: dict[str, Any], peak: float) -> list[tuple[str, float, float]]:
+    """(what, images per second, share of the peak) of forward and train step."""
+    network = MODELS.build({**spec, "dtype": jnp.dtype(DTYPE.value)})
+    params = init_params(network, jax.random.key(0))
+    inputs = example_inputs(network, BATCH.value)
+    inputs = (jax.random.normal(jax.random.key(1), inputs[0].shape), *inputs[1:])
+    rows = []
+    for name, function, arguments in (
+        ("forward", forward(network), (params, *inputs)),
+        ("train step", train_step(network), (params, optax.adam(1e-4).init(params), *inputs)),
+    ):
+        seconds = median_seconds(jax.jit(function), *arguments)
+        flops = count_flops(function, *arguments)
+        rows.append((name, BATCH.value / seconds, flops / seconds / peak))
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    console = Console(width=100)
+    device = jax.devices()[0]
+    table = Table(title=f"compile time of a DiT of width 384 on {device.platform}")
+    for column in ("program", "depth 4", "depth 28", "ratio"):
+        table.add_column(column, justify="right" if column != "program" else "left")
+    shallow, deep = compile_seconds(4), compile_seconds(28)
+    ratios = {name: deep[name] / shallow[name] for name in shallow}
+    for name, ratio in ratios.items():
+        mark = " !" if ratio > LIMIT else ""
+        table.add_row(name, f"{shallow[name]:.2f} s", f"{deep[name]:.2f} s", f"{ratio:.2f}{mark}")
+    console.print(table)
+
+    peak = matmul_peak(jnp.dtype(DTYPE.value))
+    title = (
+        f"batch {BATCH.value}, {DTYPE.value}, on {device.device_kind}; matrix products reach {peak / 1e9:,.0f} GFLOP/s"
+    )
+    table = Table(title=title)
+    for column in ("network", "program", "images/s", "of that peak"):
+        table.add_column(column, justify="left" if column in ("network", "program") else "right")
+    for name, spec in NETWORKS.items():
+        for program, rate, share in throughput(spec, peak):
+            table.add_row(name, program, f"{rate:.1f}", f"{100 * share:.0f}%")
+    console.print(table)
+    slow = [name for name, ratio in ratios.items() if ratio > LIMIT]
+    if slow:
+        console.print(f"compile time grows with depth by more than {LIMIT}: {', '.join(slow)}")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
