@@ -222,6 +222,7 @@ class UNet(Network, kw_only=True):
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditioning["low_resolution"], images of `image_size` beside the input (the
         upsampled image of a super-resolution model); 0 for none.
+      augment_channels: length of conditioning["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
@@ -247,6 +248,7 @@ class UNet(Network, kw_only=True):
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
+    augment_channels: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
     norm_groups: int = 32
@@ -281,13 +283,15 @@ class UNet(Network, kw_only=True):
 
     @nn.nowrap
     def null_conditioning(self, batch_size: int) -> dict[str, Array]:
-        """The null class, a context of zeros, a black image: whatever of these there is."""
+        """The null class, a context of zeros, a grey image, no augmentation: whatever of these there is."""
         null = super().null_conditioning(batch_size)
         if self.context_channels and not self.label_context:
             null["context"] = jnp.zeros((batch_size, self.context_tokens, self.context_channels), jnp.float32)
         if self.low_resolution_channels:
             size = self.image_size
             null["low_resolution"] = jnp.zeros((batch_size, size, size, self.low_resolution_channels), jnp.float32)
+        if self.augment_channels:
+            null["augment"] = jnp.zeros((batch_size, self.augment_channels), jnp.float32)
         return null
 
     @nn.compact
@@ -379,6 +383,9 @@ class UNet(Network, kw_only=True):
         waves = sinusoidal_embedding(
             time, self.base_channels, flip_sin_to_cos=self.flip_sin_to_cos, frequency_shift=self.frequency_shift
         )
+        if self.augment_channels:
+            dense = nn.Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
+            waves += dense(conditioning["augment"].astype(waves.dtype))
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_times == 2:
             interval = sinusoidal_embedding(
@@ -431,6 +438,7 @@ ADM_MULTIPLIERS: dict[int, tuple[float, ...]] = {
         "num_res_blocks": 1,
         "attention_resolutions": (4,),
         "head_channels": 4,
+        "augment_channels": 2,
         "dropout": 0.5,
     },
 )
@@ -450,6 +458,7 @@ def adm(
     scale_shift: bool = True,
     null_label: Literal["row", "zero"] = "zero",
     low_resolution_channels: int = 0,
+    augment_channels: int = 0,
     dropout: float = 0.0,
     learn_sigma: bool = False,
     out_channels: int | None = None,
@@ -482,6 +491,7 @@ def adm(
         scale_shift=scale_shift,
         null_label=null_label,
         low_resolution_channels=low_resolution_channels,
+        augment_channels=augment_channels,
         dropout=dropout,
         out_channels=2 * image_channels if learn_sigma else out_channels,
         norm_eps=1e-5,

@@ -453,6 +453,8 @@ def edm_adm(network: UNet) -> WeightMap:
     }
     if network.num_classes:
         entries["label", "embedding"] = transposed("model.map_label.weight")
+    if network.augment_channels:
+        entries |= prefixed("augment", dense("model.map_augment", bias=False))
     constants = {}
     for stage, kind, level, channels, shortcut, attend in _walk(network):
         # A block that changes resolution is named by the resolution that it comes to.

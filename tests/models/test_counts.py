@@ -122,6 +122,8 @@ COUNTS = {
         {"name": "ncsnpp", **CIFAR, **SCORE_SDE, "image_size": 64, "augment_channels": 9},
         62_761_091,
     ),
+    # Guessed in the literature for iCT-deep, whose configuration is not public.
+    "iCT deep CIFAR-10, perhaps": ({"name": "ncsnpp", **CIFAR, "num_res_blocks": 8}, 97_610_499),
     "MeanFlow CIFAR-10": ({"name": "ddpmpp", **CIFAR, "num_times": 2, "noise_channel_multiplier": 2}, 55_929_347),
     "MeanFlow CIFAR-10, augmentation": (
         {"name": "ddpmpp", **CIFAR, "num_times": 2, "noise_channel_multiplier": 2, "augment_channels": 6},
@@ -174,6 +176,31 @@ COUNTS = {
 def test_parameter_count(name):
     spec, count = COUNTS[name]
     assert count_parameters(MODELS.build(spec)) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "total"),
+    [
+        ("S/2", 32_963_360),
+        ("B/2", 130_512_416),
+        ("L/2", 458_102_816),
+        ("XL/2", 675_129_632),
+        ("S/4", 32_920_448 + 64 * 384),
+        ("XL/8", 675_664_640 + 16 * 1152),
+    ],
+)
+def test_dit_with_its_fixed_positions(size, total):
+    """The authors' total has the table of positions in it, a constant that is computed here."""
+    network = MODELS.build({"name": "dit", **LATENT, "size": size, "learn_sigma": True})
+    tokens = (network.image_size // network.patch_size) ** 2
+    assert count_parameters(network) + tokens * network.hidden_size == total
+
+
+def test_dit_512_has_more_positions_and_the_same_parameters():
+    """675,129,632 at 256 and 676,014,368 at 512 pixels."""
+    network = MODELS.build({"name": "dit", **LATENT512, "size": "XL/2", "learn_sigma": True})
+    assert count_parameters(network) == 674_834_720
+    assert 674_834_720 + 32**2 * 1152 == 676_014_368
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,14 @@ def test_format_is_recognised(golden):
     name, network, tensors, _ = golden
     found = find_format(network, tensors)
     assert found == FORMAT[name].removesuffix("_new_order")  # the two orders have the same names
+
+
+def test_the_order_of_query_key_and_value_matters():
+    """Read in guided diffusion's other order of channels, the same tensors make another network."""
+    network, tensors, io = load("adm")
+    inputs = nhwc(io["x"]), np.float32(io["time"]), {"label": np.int32(io["label"])}
+    outputs = [
+        network.apply({"params": weight_map(form, network).params(tensors, parameter_shapes(network))}, *inputs)
+        for form in ("guided_diffusion", "guided_diffusion_new_order")
+    ]
+    assert np.abs(np.asarray(outputs[0]) - outputs[1]).max() > 1e-3
