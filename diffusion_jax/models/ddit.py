@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention
-from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, modulate
+from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
 from diffusion_jax.models.layers import Dropout, LabelEmbedding, TimeMLP, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
@@ -74,6 +74,7 @@ class DDiT(Network, kw_only=True):
       hidden_size, depth, num_heads: of the transformer.
       conditioning_size: width of the time's vector.
       dropout: rate on the residual branches; on when dropout keys are given.
+      remat: as of `DiT`.
       out_channels: logits for a token; None means image_channels.
     """
 
@@ -82,10 +83,12 @@ class DDiT(Network, kw_only=True):
     num_heads: int = 12
     conditioning_size: int = 128
     dropout: float = 0.0
+    remat: str = "none"
     out_channels: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        checkpointed(DDiTBlock, self.remat)
         if self.hidden_size % (2 * self.num_heads):
             raise UserError(
                 f"DDiT: hidden_size={self.hidden_size} must divide by 2 num_heads = {2 * self.num_heads} "
@@ -123,7 +126,7 @@ class DDiT(Network, kw_only=True):
         vector = nn.silu(vector)
 
         stack = nn.scan(
-            DDiTBlock,
+            checkpointed(DDiTBlock, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
@@ -168,6 +171,7 @@ def ddit(
     num_heads: int | None = None,
     conditioning_size: int = 128,
     dropout: float = 0.0,
+    remat: str = "none",
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> DDiT:
@@ -185,6 +189,7 @@ def ddit(
         num_heads=num_heads or named_num_heads,
         conditioning_size=conditioning_size,
         dropout=dropout,
+        remat=remat,
         out_channels=out_channels,
         dtype=dtype,
     )

@@ -44,6 +44,22 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+
+def checkpointed(block: type[nn.Module], remat: str, *, is_loop: bool = True) -> type[nn.Module]:
+    """The block with a named policy of what its backward pass keeps; "none" keeps everything.
+
+    Inside a loop the compiler cannot merge the second computation with the first; unrolled, it could.
+
+    Raises:
+      UserError: an unknown policy.
+    """
+    if remat == "none":
+        return block
+    if remat not in REMAT_POLICIES:
+        raise UserError(unknown_name("remat policy", remat, ["none", *REMAT_POLICIES]))
+    return nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
+
+
 TIME_WAVES = 256  # width of the sinusoidal embedding, at every size of network
 
 _xavier = nn.initializers.xavier_uniform()
@@ -187,8 +203,7 @@ class DiT(Network, kw_only=True):
                 f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
                 "(sine and cosine of two coordinates)"
             )
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise UserError(unknown_name("remat policy", self.remat, ["none", *REMAT_POLICIES]))
+        checkpointed(DiTBlock, self.remat)
 
     @nn.compact
     def __call__(
@@ -238,11 +253,7 @@ class DiT(Network, kw_only=True):
 
     def _blocks(self) -> nn.Module:
         """All blocks as one module whose parameters have a leading axis of length `depth`."""
-        block = DiTBlock
-        if self.remat != "none":
-            # Inside a loop the compiler cannot merge the second computation with the first; unrolled, it could.
-            is_loop = self.scan_unroll < self.depth
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not is_loop)
+        block = checkpointed(DiTBlock, self.remat, is_loop=self.scan_unroll < self.depth)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.dit import (
-    REMAT_POLICIES,
     TIME_WAVES,
     Tokens,
     Vector,
+    checkpointed,
     modulate,
     patchify,
     position_embedding,
@@ -161,8 +161,7 @@ class JiT(Network, kw_only=True):
             )
         if not 0 < self.context_start < self.depth:
             raise UserError(f"JiT: context_start={self.context_start} must lie between 0 and depth={self.depth}")
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise UserError(unknown_name("remat policy", self.remat, ["none", *REMAT_POLICIES]))
+        checkpointed(JiTBlock, self.remat)
 
     @nn.compact
     def __call__(
@@ -221,11 +220,8 @@ class JiT(Network, kw_only=True):
         """Blocks start ... stop - 1 as one scan."""
         numbers = np.arange(start, stop)
         middle = (numbers >= self.depth // 4) & (numbers < self.depth // 4 * 3)
-        block = JiTBlock
-        if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         stack = nn.scan(
-            block,
+            checkpointed(JiTBlock, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.dit import Tokens, patchify, unpatchify
+from diffusion_jax.models.dit import Tokens, checkpointed, patchify, unpatchify
 from diffusion_jax.models.layers import LabelEmbedding, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
@@ -63,6 +63,7 @@ class UViT(Network, kw_only=True):
       time_mlp: whether the time embedding goes through two dense layers.
       last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
       null_row: whether the null class has a row in the table of labels.
+      remat: as of `DiT`.
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -76,10 +77,12 @@ class UViT(Network, kw_only=True):
     time_mlp: bool = False
     last_convolution: bool = True
     null_row: bool = True
+    remat: str = "none"
     out_channels: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        checkpointed(UViTBlock, self.remat)
         if self.image_size % self.patch_size:
             raise UserError(f"UViT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
         if self.depth % 2 or self.hidden_size % self.num_heads:
@@ -123,7 +126,7 @@ class UViT(Network, kw_only=True):
 
         def half(name, skips):
             stack = nn.scan(
-                UViTBlock,
+                checkpointed(UViTBlock, self.remat),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast if skips is None else 0,
@@ -179,6 +182,7 @@ def uvit(
     time_mlp: bool = False,
     last_convolution: bool = True,
     null_row: bool = True,
+    remat: str = "none",
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> UViT:
@@ -199,6 +203,7 @@ def uvit(
         time_mlp=time_mlp,
         last_convolution=last_convolution,
         null_row=null_row,
+        remat=remat,
         out_channels=out_channels,
         dtype=dtype,
     )

@@ -1,0 +1,32 @@
+"""Computing activations again for the backward pass changes memory and time, and no number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import MODELS, example_inputs, init_params
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+def test_same_gradients(name, policy):
+    plain = MODELS.example(name)
+    params = init_params(plain, jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    inputs = example_inputs(plain, 2)
+
+    def gradient(network):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(network.apply({"params": p}, *inputs)))))(params)
+
+    expected, found = gradient(plain), gradient(plain.clone(remat=policy))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    jaxpr = jax.make_jaxpr(lambda p: plain.clone(remat=policy).apply({"params": p}, *inputs))(params)
+    assert "checkpoint" in str(jaxpr) or "remat" in str(jaxpr)
+
+
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+def test_unknown_policies_are_named(name):
+    with pytest.raises(UserError, match="unknown remat policy 'ful'; did you mean 'full'"):
+        MODELS.example(name).clone(remat="ful")
