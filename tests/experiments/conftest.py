@@ -137,5 +137,5 @@ def command(environment, data_dir):
 def finished(command, tmp_path_factory):
     """A finished tiny run, uninterrupted, that tests read and do not change."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    out, _ = command.run("train", *command.train_arguments(workdir, "--config.ema.widths=(0.05,0.1)"))
+    out, _ = command.run("train", *command.train_arguments(workdir))
     return workdir, out

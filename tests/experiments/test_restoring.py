@@ -8,9 +8,16 @@ from diffusion_jax.errors import UserError
 from experiments.restoring import restore_params
 
 
-def test_a_power_average_of_any_width_is_put_together_from_checkpoints(finished):
+@pytest.fixture(scope="module")
+def workdir(command, tmp_path_factory):
+    """A finished tiny run that kept two power-function averages."""
+    directory = tmp_path_factory.mktemp("widths") / "run"
+    command.run("train", *command.train_arguments(directory, "--config.ema.widths=(0.05,0.1)"))
+    return directory
+
+
+def test_a_power_average_of_any_width_is_put_together_from_checkpoints(workdir):
     """Asked for a width that was kept, under another spelling: what was kept. Others lie between their neighbours."""
-    workdir, _ = finished
     _, kept, source = restore_params(workdir, ema="width_0.05")
     _, found, built = restore_params(workdir, ema="width_0.050")
     assert source["step"] == built["step"] == 60
@@ -27,10 +34,10 @@ def test_a_power_average_of_any_width_is_put_together_from_checkpoints(finished)
     assert 0 < distance(0.07, kept) < distance(0.1, kept)
 
 
-def test_what_names_no_average(finished):
+def test_what_names_no_average(workdir):
     with pytest.raises(UserError, match="followed by a number"):
-        restore_params(finished[0], ema="width_narrow")
+        restore_params(workdir, ema="width_narrow")
     with pytest.raises(UserError, match="width of a power-function"):
-        restore_params(finished[0], ema="width_0.4")
+        restore_params(workdir, ema="width_0.4")
     with pytest.raises(UserError, match="no checkpoint to build"):
-        restore_params(finished[0], ema="width_0.07", step=7)
+        restore_params(workdir, ema="width_0.07", step=7)
