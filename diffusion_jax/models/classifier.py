@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.layers import GroupNorm, TimeMLP, at_least_float32, sinusoidal_embedding
-from diffusion_jax.models.unet import ADM_MULTIPLIERS, AttentionBlock, Image, ResBlock
+from diffusion_jax.models.unet import ADM_MULTIPLIERS
+from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock
 
 _init = nn.initializers.xavier_uniform()
 

@@ -24,9 +24,8 @@ from diffusion_jax.models.attention import attention
 from diffusion_jax.models.layers import Dropout, at_least_float32, resample
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.unet_blocks import Image, require_halvings
 from diffusion_jax.registry import unknown_name
-
-Image = Float[Array, "batch height width channels"]
 
 # Channels of the first level (paper, table 6).
 EDM2_SIZES: dict[str, int] = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
@@ -167,12 +166,7 @@ class EDM2UNet(Network, kw_only=True):
 
     def __post_init__(self):
         super().__post_init__()
-        halvings = len(self.channel_multipliers) - 1
-        if self.image_size % 2**halvings:
-            raise UserError(
-                f"EDM2UNet halves images {halvings} times: image_size={self.image_size} does not divide by "
-                f"{2**halvings}; pad the images or give fewer channel_multipliers"
-            )
+        require_halvings(self, len(self.channel_multipliers))
 
     @nn.compact
     def __call__(

@@ -22,7 +22,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers import GroupNorm, at_least_float32, resample, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.models.unet import AttentionBlock, Image, ResBlock
+from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, require_halvings
 
 _glorot = nn.initializers.xavier_uniform()
 # 1e-5 times Glorot: all but zero, as the papers' codes have it.
@@ -94,12 +94,7 @@ class SongUNet(Network, kw_only=True):
 
     def __post_init__(self):
         super().__post_init__()
-        halvings = len(self.channel_multipliers) - 1
-        if self.image_size % 2**halvings:
-            raise UserError(
-                f"SongUNet halves images {halvings} times: image_size={self.image_size} does not divide by "
-                f"{2**halvings}; pad the images or give fewer channel_multipliers"
-            )
+        require_halvings(self, len(self.channel_multipliers))
         for field, known in (
             ("embedding", ("positional", "fourier")),
             ("encoder", ("standard", "residual", "skip")),

@@ -17,7 +17,7 @@ from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.layers import Dropout, GroupNorm, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.models.unet import Image
+from diffusion_jax.models.unet_blocks import Image
 
 _lecun = nn.initializers.lecun_normal()
 _zeros = nn.initializers.zeros

@@ -1,0 +1,170 @@
+"""Blocks that U-Nets share: residual, attention, and the transformers that attend to a context."""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.attention import attention, self_attention
+from diffusion_jax.models.layers import Dropout, resample
+from diffusion_jax.models.network import Network
+
+Image = Float[Array, "batch height width channels"]
+Direction = Literal["up", "down"] | None
+
+# Glorot's rule, uniform: DDPM's initialisation of everything that is not zero.
+_glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+# Three [C, C] kernels side by side have twice the mean fan of one: scale 2 gives each the variance of its own.
+_glorot_qkv = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+_zeros = nn.initializers.zeros
+
+
+class ResBlock(nn.Module, kw_only=True):
+    """norm, SiLU, conv, + time; norm, SiLU, dropout, conv; + shortcut.
+
+    Attributes:
+      features: channels of the output.
+      dropout: rate before the second convolution.
+      norm: makes a group norm.
+      dtype: of the computation.
+      scale_shift: time scales and shifts the second norm's result, instead of being added before it.
+      direction: "up" or "down" changes the resolution, between the first SiLU and convolution and on the shortcut.
+      taps: the filter of the change of resolution.
+      project: whether a shortcut that changes the resolution has a convolution always, as score SDE's does.
+      residual_scale: of the sum; 1/sqrt(2) in score SDE.
+      init: of the kernels.
+      last_init: of the second convolution.
+    """
+
+    features: int
+    dropout: float
+    norm: functools.partial
+    dtype: DTypeLike
+    scale_shift: bool = False
+    direction: Direction = None
+    taps: tuple[float, ...] = (1, 1)
+    project: bool = False
+    residual_scale: float = 1.0
+    init: nn.initializers.Initializer = _glorot
+    last_init: nn.initializers.Initializer = _zeros
+
+    @nn.compact
+    def __call__(
+        self, x: Image, embedding: Float[Array, "batch dim"], dropout_keys: Key[Array, " batch"] | None
+    ) -> Image:
+        conv = functools.partial(nn.Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.init)
+
+        h = nn.silu(self.norm(name="norm_0")(x))
+        if self.direction:
+            h, x = (resample(v, self.direction, self.taps) for v in (h, x))
+        h = conv(kernel_init=self.init, name="conv_0")(h)
+        vector = dense(self.features * (2 if self.scale_shift else 1), name="time")(embedding)[:, None, None]
+        if self.scale_shift:
+            scale, shift = jnp.split(vector, 2, axis=-1)
+            h = self.norm(name="norm_1")(h) * (1 + scale) + shift
+        else:
+            h = self.norm(name="norm_1")(h + vector)
+        h = Dropout(rate=self.dropout, name="dropout")(nn.silu(h), dropout_keys)
+        h = conv(kernel_init=self.last_init, name="conv_1")(h)
+        if x.shape[-1] != self.features or (self.direction and self.project):
+            x = dense(self.features, name="shortcut")(x)
+        return scaled(x + h, self.residual_scale)
+
+
+def scaled(x: Image, factor: float) -> Image:
+    """factor * x; x itself for 1."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
+
+
+class AttentionBlock(nn.Module, kw_only=True):
+    """Self-attention over all positions, on a residual branch."""
+
+    num_heads: int
+    norm: functools.partial | None
+    dtype: DTypeLike
+    residual_scale: float = 1.0
+    init: nn.initializers.Initializer = _glorot_qkv
+    last_init: nn.initializers.Initializer = _zeros
+
+    @nn.compact
+    def __call__(self, x: Image) -> Image:
+        batch, height, width, channels = x.shape
+        h = self.norm(name="norm")(x) if self.norm else x
+        h = h.reshape(batch, height * width, channels)
+        h = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
+        h = self_attention(h, self.num_heads).reshape(x.shape)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
+        return scaled(x + h, self.residual_scale)
+
+
+class CrossAttention(nn.Module, kw_only=True):
+    """Attention of tokens to a context or to themselves, without biases but the last (Rombach et al. 2022, 3.3)."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        context = x if context is None else context
+        dim = x.shape[-1]
+
+        def heads(v, name):
+            v = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
+            return v.reshape(*v.shape[:2], self.num_heads, dim // self.num_heads)
+
+        h = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"))
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=_glorot, name="out")(h.reshape(x.shape))
+
+
+class TransformerBlock(nn.Module, kw_only=True):
+    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"]
+    ) -> Float[Array, "batch tokens dim"]:
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_glorot)
+        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x))
+        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")(norm(name="norm_1")(x), context)
+        h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
+        return x + dense(x.shape[-1], name="mlp_out")(h * nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nn.Module, kw_only=True):
+    """Transformer blocks over all positions, between two linear maps, on a residual branch (latent diffusion)."""
+
+    num_heads: int
+    depth: int
+    norm: functools.partial
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Image, context: Float[Array, "batch context width"]) -> Image:
+        batch, height, width, channels = x.shape
+        h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
+        for layer in range(self.depth):
+            h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context)
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
+
+
+def require_halvings(network: Network, levels: int) -> int:
+    """How often a network of so many levels halves its images; UserError where `image_size` does not divide so."""
+    halvings, size = levels - 1, network.image_size
+    if size % 2**halvings:
+        raise UserError(
+            f"{type(network).__name__} halves images {halvings} times: image_size={size} does not divide by "
+            f"{2**halvings}; pad the images or give fewer channel_multipliers"
+        )
+    return halvings
