@@ -15,7 +15,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.parallel import any_process, is_primary, wait_for_all
 from diffusion_jax.parallel.rules import path_name
+
+_LOOKS = 20  # at a directory from which another process deletes
 
 
 class CorruptCheckpointError(UserError):
@@ -114,6 +116,14 @@ def _quiet_threads() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _while_deleted(look: Callable[[], Any]) -> Any:
+    """Look at a directory from which a trainer at work may delete a checkpoint at the moment it is listed."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+    return look()
+
+
 class Checkpointer:
     """The checkpoints of one run, under `directory`.
 
@@ -168,11 +178,11 @@ class Checkpointer:
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
         with _storage_errors(self.directory):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = _while_deleted(lambda: ocp.CheckpointManager(self.directory, options=options))
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
-        self._manager.reload()
+        _while_deleted(self._manager.reload)
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -1,10 +1,12 @@
 """Checkpoints: what comes back is what was written, or a named error; never something else."""
 
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -149,3 +151,25 @@ def test_newer_checkpoints_are_set_aside_not_deleted(tmp_path):
     assert checkpointer.steps() == [1, 2]
     restored, _ = checkpointer.restore(2, abstract(a_state()))
     np.testing.assert_array_equal(restored["kernel"], a_state(9)["kernel"])
+
+
+def test_a_checkpoint_deleted_while_a_reader_lists_them_is_passed_over(tmp_path, monkeypatch):
+    """A trainer at work deletes its old checkpoints; the listing of another process may be at one just then."""
+    directory = tmp_path / "c"
+    writer = Checkpointer(directory, keep_last=9)
+    for step in (1, 2, 3):
+        writer.save(step, a_state(), {}, {})
+    writer.close()
+    stamp, gone = ocp.path.step.Metadata.commit_timestamp.fget, []
+
+    def deleted_first(self):
+        if self.step == 1 + len(gone) and len(gone) < 2:
+            gone.append(self.step)
+            shutil.rmtree(self.path)
+        return stamp(self)
+
+    monkeypatch.setattr(ocp.path.step.Metadata, "commit_timestamp", property(deleted_first))
+    reader = Checkpointer(directory, read_only=True)
+    assert reader.steps() == [3]
+    assert gone == [1, 2]
+    reader.close()
