@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
-from diffusion_jax.models.layers import Dropout, LabelEmbedding, TimeMLP, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    Dense,
+    Dropout,
+    LabelEmbedding,
+    TimeMLP,
+    at_least_float32,
+    recomputed,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -50,19 +58,20 @@ class DDiTBlock(nn.Module, kw_only=True):
         self, x: Tokens, layer: Int[Array, ""], vector: Vector, dropout_keys: Key[Array, " batch"] | None
     ) -> tuple[Tokens, None]:
         batch, tokens, dim = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_bias=False, dtype=self.dtype)
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(vector)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = dense(3 * dim, use_bias=False, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        h = h.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        h = attention(rotate_halves(h[:, :, 0]), rotate_halves(h[:, :, 1]), h[:, :, 2]).reshape(x.shape)
+        heads = (batch, tokens, self.num_heads, dim // self.num_heads)
+        query, key, value = (part.reshape(heads) for part in jnp.split(h, 3, axis=-1))
+        h = attention(rotate_halves(query), rotate_halves(key), value).reshape(x.shape)
         h = dense(dim, use_bias=False, name="attention_out")(h)
         x += gate_1[:, None] * Dropout(rate=self.dropout, name="dropout_0")(h, dropout_keys, layer)
 
-        h = nn.gelu(dense(4 * dim, name="mlp_in")(modulate(norm(name="norm_1")(x), shift_2, scale_2)))
-        h = dense(dim, name="mlp_out")(h)
+        h = dense(4 * dim, name="mlp_in")(modulate(norm(name="norm_1")(x), shift_2, scale_2))
+        h = dense(dim, name="mlp_out")(recomputed(nn.gelu)(h))
         x += gate_2[:, None] * Dropout(rate=self.dropout, name="dropout_1")(h, dropout_keys, layer)
         return x, None
 
@@ -134,7 +143,7 @@ class DDiT(Network, kw_only=True):
         )(num_heads=self.num_heads, dropout=self.dropout, dtype=self.dtype, name="blocks")
         h, _ = stack(h, jnp.arange(self.depth), vector, dropout_keys)
 
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_zeros)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_zeros)
         shift, scale = jnp.split(dense(2 * self.hidden_size, name="modulation")(vector), 2, axis=-1)
         h = modulate(nn.LayerNorm(epsilon=1e-5, use_bias=False, dtype=self.dtype, name="norm_out")(h), shift, scale)
         h = dense(self.out_channels or self.image_channels, name="linear_out")(h)

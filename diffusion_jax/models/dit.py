@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import attention
-from diffusion_jax.models.layers import TimeMLP, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.attention import self_attention
+from diffusion_jax.models.layers import Dense, TimeMLP, at_least_float32, layer_norm, recomputed, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -94,6 +94,11 @@ def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
+def modulated_norm(x: Tokens, shift: Vector, scale: Vector, *, epsilon: float) -> Tokens:
+    """Layer norm whose gain and offset belong to the example."""
+    return modulate(layer_norm(x, epsilon), shift, scale)
+
+
 class ConditioningEmbedding(nn.Module, kw_only=True):
     """Time and, where there are classes, label as one vector."""
 
@@ -131,19 +136,18 @@ class DiTBlock(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Tokens, vector: Vector) -> tuple[Tokens, None]:
-        batch, tokens, dim = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
-        norm = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False, dtype=self.dtype)
+        dim = x.shape[-1]
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
+        normed = recomputed(functools.partial(modulated_norm, epsilon=self.norm_eps))
+        gelu = recomputed(functools.partial(nn.gelu, approximate=True))
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(nn.silu(vector))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
-        h = dense(3 * dim, name="qkv")(modulate(norm(x), shift_1, scale_1))
-        h = h.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        h = attention(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(x.shape)
-        x += gate_1[:, None] * dense(dim, name="attention_out")(h)
+        h = dense(3 * dim, name="qkv")(normed(x, shift_1, scale_1))
+        x += gate_1[:, None] * dense(dim, name="attention_out")(self_attention(h, self.num_heads))
 
-        h = dense(round(self.mlp_ratio * dim), name="mlp_in")(modulate(norm(x), shift_2, scale_2))
-        x += gate_2[:, None] * dense(dim, name="mlp_out")(nn.gelu(h, approximate=True))
+        h = dense(round(self.mlp_ratio * dim), name="mlp_in")(normed(x, shift_2, scale_2))
+        x += gate_2[:, None] * dense(dim, name="mlp_out")(gelu(h))
         return x, None
 
 
@@ -156,10 +160,9 @@ class FinalLayer(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Tokens, vector: Vector) -> Tokens:
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_zeros)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_zeros)
         shift, scale = jnp.split(dense(2 * x.shape[-1], name="modulation")(nn.silu(vector)), 2, axis=-1)
-        x = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False, dtype=self.dtype)(x)
-        return dense(self.features, name="linear")(modulate(x, shift, scale))
+        return dense(self.features, name="linear")(modulated_norm(x, shift, scale, epsilon=self.norm_eps))
 
 
 class DiT(Network, kw_only=True):
@@ -219,7 +222,7 @@ class DiT(Network, kw_only=True):
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"DiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
 
-        embed = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
+        embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
         position = position_embedding(self.image_size // self.patch_size, self.hidden_size)
         h = embed(patchify(x, self.patch_size))
         h += jnp.asarray(position, h.dtype)

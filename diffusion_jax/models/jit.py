@@ -28,7 +28,15 @@ from diffusion_jax.models.dit import (
     position_embedding,
     unpatchify,
 )
-from diffusion_jax.models.layers import Dropout, LabelEmbedding, TimeMLP, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    Dense,
+    Dropout,
+    LabelEmbedding,
+    TimeMLP,
+    at_least_float32,
+    recomputed,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -97,7 +105,7 @@ class JiTBlock(nn.Module, kw_only=True):
         dropout_keys: Key[Array, " batch"] | None,
     ) -> tuple[Tokens, None]:
         batch, tokens, dim = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
         norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=self.dtype)
 
         def drop(h, name):
@@ -109,17 +117,19 @@ class JiTBlock(nn.Module, kw_only=True):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = dense(3 * dim, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        h = h.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        heads = (batch, tokens, self.num_heads, dim // self.num_heads)
+        query, key, value = (part.reshape(heads) for part in jnp.split(h, 3, axis=-1))
         angles = rotary_angles(round((tokens - self.prefix) ** 0.5), dim // self.num_heads, self.prefix)
-        query = rotate_pairs(norm(name="query_norm")(h[:, :, 0]), angles)
-        key = rotate_pairs(norm(name="key_norm")(h[:, :, 1]), angles)
-        h = dense(dim, name="attention_out")(attention(query, key, h[:, :, 2]).reshape(x.shape))
+        query = rotate_pairs(norm(name="query_norm")(query), angles)
+        key = rotate_pairs(norm(name="key_norm")(key), angles)
+        h = dense(dim, name="attention_out")(attention(query, key, value).reshape(x.shape))
         x += gate_1[:, None] * drop(h, "dropout_0")
 
         width = int(int(self.mlp_ratio * dim) * 2 / 3)
         h = dense(2 * width, name="mlp_in")(modulate(norm(name="norm_1")(x), shift_2, scale_2))
-        gate, h = jnp.split(h, 2, axis=-1)
-        x += gate_2[:, None] * dense(dim, name="mlp_out")(drop(nn.silu(gate) * h, "dropout_1"))
+        gated = recomputed(lambda gate, h: nn.silu(gate) * h)
+        h = gated(*jnp.split(h, 2, axis=-1))
+        x += gate_2[:, None] * dense(dim, name="mlp_out")(drop(h, "dropout_1"))
         return x, None
 
 
@@ -175,7 +185,7 @@ class JiT(Network, kw_only=True):
         self.check_inputs(x, time, conditioning)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"JiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
 
         vector = self._time(time, "time")
         if self.num_times == 2:

@@ -1,8 +1,10 @@
 """Layers that several networks share. Statistics, softmax and time embeddings are float32 at least."""
 
+import functools
 import math
 import zlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,40 @@ from diffusion_jax.errors import UserError
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """float32, or float64 where that is the dtype."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def dot_rows(
+    x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"], dimension_numbers: Any, **options: Any
+) -> Float[Array, "... outputs"]:
+    """`lax.dot_general` of a dense layer, with all positions of all examples as the rows of one matrix.
+
+    With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
+    transposes both factors in memory. The compiler for TPU makes the same of either form.
+    """
+    if x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
+        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+Dense = functools.partial(nn.Dense, dot_general=dot_rows)
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for a block inside a scan, of which only the arguments are kept for the backward pass.
+
+    For pointwise functions: to compute them again costs less than to write their intermediates to memory and to read
+    them, of which a GELU alone has five, as large as its argument.
+    """
+    return jax.checkpoint(function, prevent_cse=False)
+
+
+def layer_norm(x: Float[Array, "... channels"], epsilon: float) -> Float[Array, "... channels"]:
+    """Layer normalisation without gain and offset (Ba et al. 2016), with statistics in float32 at least."""
+    wide = x.astype(at_least_float32(x.dtype))
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
 
 def sinusoidal_embedding(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, self_attention
-from diffusion_jax.models.layers import Dropout, resample
+from diffusion_jax.models.layers import Dense, Dropout, resample
 from diffusion_jax.models.network import Network
 
 Image = Float[Array, "batch height width channels"]
@@ -57,7 +57,7 @@ class ResBlock(nn.Module, kw_only=True):
         self, x: Image, embedding: Float[Array, "batch dim"], dropout_keys: Key[Array, " batch"] | None
     ) -> Image:
         conv = functools.partial(nn.Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=self.init)
 
         h = nn.silu(self.norm(name="norm_0")(x))
         if self.direction:
@@ -96,9 +96,9 @@ class AttentionBlock(nn.Module, kw_only=True):
         batch, height, width, channels = x.shape
         h = self.norm(name="norm")(x) if self.norm else x
         h = h.reshape(batch, height * width, channels)
-        h = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
+        h = Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
         h = self_attention(h, self.num_heads).reshape(x.shape)
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
+        h = Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
         return scaled(x + h, self.residual_scale)
 
 
@@ -116,11 +116,11 @@ class CrossAttention(nn.Module, kw_only=True):
         dim = x.shape[-1]
 
         def heads(v, name):
-            v = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
+            v = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
             return v.reshape(*v.shape[:2], self.num_heads, dim // self.num_heads)
 
         h = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"))
-        return nn.Dense(dim, dtype=self.dtype, kernel_init=_glorot, name="out")(h.reshape(x.shape))
+        return Dense(dim, dtype=self.dtype, kernel_init=_glorot, name="out")(h.reshape(x.shape))
 
 
 class TransformerBlock(nn.Module, kw_only=True):
@@ -134,7 +134,7 @@ class TransformerBlock(nn.Module, kw_only=True):
         self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"]
     ) -> Float[Array, "batch tokens dim"]:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_glorot)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_glorot)
         x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x))
         x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")(norm(name="norm_1")(x), context)
         h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
@@ -153,10 +153,10 @@ class SpatialTransformer(nn.Module, kw_only=True):
     def __call__(self, x: Image, context: Float[Array, "batch context width"]) -> Image:
         batch, height, width, channels = x.shape
         h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
+        h = Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
         for layer in range(self.depth):
             h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 
 def require_halvings(network: Network, levels: int) -> int:

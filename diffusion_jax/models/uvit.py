@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, checkpointed, patchify, unpatchify
-from diffusion_jax.models.layers import LabelEmbedding, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import Dense, LabelEmbedding, at_least_float32, recomputed, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -42,14 +42,14 @@ class UViTBlock(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Tokens, skip: Tokens | None) -> tuple[Tokens, Tokens]:
         dim = x.shape[-1]
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         if skip is not None:
             x = dense(dim, name="skip")(jnp.concatenate([x, skip], axis=-1))
         h = self_attention(dense(3 * dim, use_bias=False, name="qkv")(norm(name="norm_0")(x)), self.num_heads)
         x += dense(dim, name="attention_out")(h)
-        h = nn.gelu(dense(round(self.mlp_ratio * dim), name="mlp_in")(norm(name="norm_1")(x)), approximate=False)
-        x += dense(dim, name="mlp_out")(h)
+        h = dense(round(self.mlp_ratio * dim), name="mlp_in")(norm(name="norm_1")(x))
+        x += dense(dim, name="mlp_out")(recomputed(functools.partial(nn.gelu, approximate=False))(h))
         return x, x
 
 
@@ -104,7 +104,7 @@ class UViT(Network, kw_only=True):
         self.check_inputs(x, time, conditioning)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"UViT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
 
         extra = [self._time_token(time, "time")]
         if self.num_times == 2:

@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import layers
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.layers import Dropout, GroupNorm, sinusoidal_embedding
 
@@ -81,3 +82,18 @@ def test_dropout():
         assert abs(float((left == right).mean()) - agreement) < 4.0 * np.sqrt(0.25 / left.size)
     np.testing.assert_array_equal(TwoDropouts().apply({}, x[2:3], keys[2:3])[0], a[2:3])
     np.testing.assert_array_equal(TwoDropouts().apply({}, x, None)[0], x)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 4, 5)])
+def test_dense_on_rows_is_the_dense_layer(shape, x64):
+    x = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    ours, flax = (layer(7, param_dtype=jnp.float64) for layer in (layers.Dense, nn.Dense))
+    params = flax.init(jax.random.key(1), x)
+    both = [jax.value_and_grad(lambda p, m=m: jnp.sum(jnp.sin(m.apply(p, x))))(params) for m in (ours, flax)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *both)
+
+
+def test_layer_norm_is_flax_layer_norm(x64):
+    x = 3 + jax.random.normal(jax.random.key(0), (4, 6, 10), jnp.float64)
+    flax = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False, param_dtype=jnp.float64)
+    np.testing.assert_allclose(layers.layer_norm(x, 1e-5), flax.apply({}, x), rtol=1e-10, atol=1e-12)
