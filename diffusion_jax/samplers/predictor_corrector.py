@@ -80,7 +80,9 @@ class PredictorCorrector(Sampler):
         x = jax.lax.fori_loop(0, self.num_corrections, correct, state.x) if self.num_corrections else state.x
         prediction = denoise(x, transition.t)
         mean = c["kept"] * x + c["x0"] * prediction.x0 + c["noise"] * prediction.noise
-        return State(x=mean + c["std"] * key.normal(x.shape[1:], x.dtype))
+        # The last step draws nothing; drawn outside the cond, noise and both moves would be one kernel, a slow one.
+        noise = jax.lax.cond(c["std"] > 0, lambda: key.normal(x.shape[1:], x.dtype), lambda: jnp.zeros_like(x))
+        return State(x=mean + c["std"] * noise)
 
 
 def langevin_step(

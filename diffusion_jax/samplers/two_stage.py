@@ -86,16 +86,15 @@ class TwoStage(Sampler):
         shape, dtype = z.shape[1:], z.dtype
         early = key.fold_in("middle").normal(shape, dtype) if self.stochastic and self.noisy_middle else None
 
-        def second_stage() -> jax.Array:
+        def second_stage() -> jax.Array:  # its part of the new state
             middle = c["middle_z"] * z + c["middle_x0"] * first
             if early is not None:
                 middle = middle + c["middle_noise"] * early
-            return denoise(c["middle_alpha"] * middle, c["middle_time"]).x0
+            part = c["end_middle_x0"] * denoise(c["middle_alpha"] * middle, c["middle_time"]).x0
+            return part if early is None else part + c["end_early_noise"] * early
 
-        second = jax.lax.cond(transition.sigma_s > 0, second_stage, lambda: jnp.zeros_like(first))
-        z_next = c["end_z"] * z + c["end_x0"] * first + c["end_middle_x0"] * second
-        if early is not None:
-            z_next = z_next + c["end_early_noise"] * early
+        second = jax.lax.cond(transition.sigma_s > 0, second_stage, lambda: jnp.zeros_like(z))
+        z_next = c["end_z"] * z + c["end_x0"] * first + second
         if self.stochastic:
             z_next = z_next + c["end_noise"] * key.normal(shape, dtype)
         return State(x=transition.alpha_s * z_next)
