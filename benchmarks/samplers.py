@@ -3,16 +3,15 @@
     python -m benchmarks.samplers [--samplers=heun,dpmpp_2m] [--shape=64,32,32,4] [--json=costs.json]
 
 The network is the identity, so that what is left is the sampler's own arithmetic: its combinations of states, and its
-noise. The unit is a compiled x -> a x + b, called by itself, measured in turn with the sampler, round by round; of each
-the figure is the least over the rounds of the mean over 100 steps, or calls. (Inside a loop, in place and in the cache,
-such a pass is a few times faster; the title of the table gives that too.) Also shown: seconds to compile for 10 and for
-100 steps, which are the same where no step is unrolled. Exit code 1 if a sampler costs more than --limit passes per
-step. A step of rk45 is one of its evaluations of the network, as it decides by itself how many it makes.
+noise. The unit is a compiled x -> a x + b, called by itself, measured in turn with the sampler, round by round; the
+figure is the least over the rounds of each. (Inside a loop, in place and in the cache, such a pass is a few times
+faster; the title of the table gives that too.) Also shown: seconds to compile for 10 and for 100 steps, which are the
+same where no step is unrolled. Exit code 1 if a sampler costs more than --limit passes per step. A step of rk45 is one
+of its evaluations of the network, as it decides by itself how many it makes.
 """
 
 import dataclasses
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -114,7 +113,7 @@ def measure(name: str, shape: tuple[int, ...], rounds: int) -> Cost:
     for _ in range(rounds):
         for n, function in runs.items():
             least[n] = min(least[n], seconds(function, x))
-        least["unit"] = min(least["unit"], statistics.fmean(seconds(unit_run, x) for _ in range(LONG - SHORT)))
+        least["unit"] = min(least["unit"], *(seconds(unit_run, x) for _ in range(50)))
     evaluations = {n: int(runs[n](x)[1]) for n in (SHORT, LONG)}
     per = evaluations[LONG] - evaluations[SHORT] if name == "rk45" else LONG - SHORT
     step, unit = (least[LONG] - least[SHORT]) / per, least["unit"]
