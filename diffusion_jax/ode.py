@@ -1,8 +1,8 @@
 """Adaptive Runge-Kutta of order 5(4) for a batch of which every example takes its own steps; by Diffrax, inside jit.
 
-Diffrax's solvers integrate one initial value. Under `vmap` each example of a batch gets its own loop, in lockstep with
-the others; `integrate` arranges that a right side written for whole batches, which has a network in it, is then called
-once for the batch and not once for every example. What an example becomes does not depend on its neighbours.
+Diffrax integrates one initial value with one step size. Here its method steps the whole batch from 0 to 1, with each
+example's own step length as a factor of the right side, which is called once for the batch; its controller then judges
+every example by itself. What an example becomes does not depend on its neighbours.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from typing import Any
 
 import diffrax
 import jax
-import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -45,66 +44,55 @@ def integrate(
       y at `last`, and the evaluations of `slopes` that the slowest example needed.
     """
     size = jax.tree.leaves(start)[0].shape[0]
-    slope, captured = _for_one_example(slopes, start, jnp.zeros((size,), first.dtype))
     length = last - first
-    # Progress p in [0, 1] is the solver's time, so that it runs forwards.
-    term = diffrax.ODETerm(lambda p, y, args: jax.tree.map(lambda d: length * d, slope(y, first + p * length, *args)))
+
+    def scaled(tree: Any, factors: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf * factors.reshape(-1, *(1,) * (leaf.ndim - 1)), tree)
+
+    def chosen(keep: Array, new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(keep.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old)
+
+    def slope(p: Array, y: Any) -> Any:
+        """dy/dp, where the progress p in [0, 1] runs forwards whatever u does."""
+        return jax.tree.map(lambda d: length * d, slopes(y, first + p * length))
+
+    # A step from p to p + dp, as one from 0 to 1.
+    term = diffrax.ODETerm(lambda part, y, at: scaled(slope(at[0] + part * at[1], y), at[1]))
     solver, controller = diffrax.Dopri5(), diffrax.PIDController(rtol=rtol, atol=atol)
     order = solver.error_order(term)
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
 
-    def solve(y: Any) -> tuple[Any, Array]:
-        """One example. Diffrax's own loop calls back to the host to raise errors, and can not be exported: so ours."""
-        begin = jnp.full_like(first, first_step)
-        second, controller_state = controller.init(term, zero, one, y, begin, captured, solver.func, order)
-        solver_state = solver.init(term, zero, second, y, captured)
-
-        def more(carry) -> Array:
-            return (carry[0] < 1) & (carry[-1] < max_steps)
-
-        def step(carry):
-            p, p_next, y, solver_state, controller_state, steps = carry
-            p_next = jnp.minimum(p_next, 1.0)
-            y_next, error, _, new_solver_state, _ = solver.step(
-                term, p, p_next, y, captured, solver_state, made_jump=False
-            )
-            keep, p, p_next, _, controller_state, _ = controller.adapt_step_size(
-                p, p_next, y, y_next, captured, error, order, controller_state
-            )
-            y, solver_state = jax.tree.map(
-                lambda new, old: jnp.where(keep, new, old), (y_next, new_solver_state), (y, solver_state)
-            )
-            return p, p_next, y, solver_state, controller_state, steps + 1
-
-        carry = (zero, second, y, solver_state, controller_state, jnp.int32(0))
-        p, _, y, _, _, steps = jax.lax.while_loop(more, step, carry)
-        return jax.tree.map(lambda leaf: jnp.where(p >= 1, leaf, jnp.nan), y), steps
-
-    end, steps = jax.vmap(solve)(start)
-    return end, 1 + STAGES * jnp.max(steps).astype(jnp.int32)
-
-
-def _for_one_example(
-    batched: Callable[[Any, Array], Any], start: Any, u: Array
-) -> tuple[Callable[..., Any], list[Array]]:
-    """A function of one example, (y, u, *captured), which under vmap is one call of `batched` for the whole batch.
-
-    Also what `batched` closes over, such as parameters and labels: it must enter the solver's loop as an argument.
-    """
-    program, shapes = jax.make_jaxpr(batched, return_shape=True)(start, u)
-    structure = jax.tree.structure(shapes)
-
-    @jax.custom_batching.custom_vmap
-    def one(y: Any, u: Array, *captured: Array) -> Any:
-        return jax.tree.map(jnp.zeros_like, y)
-
-    @one.def_vmap
-    def _(size: int, is_batched: list, y: Any, u: Array, *captured: Array) -> tuple[Any, Any]:
-        whole = jax.tree.map(
-            lambda leaf, batched: leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape)), y, is_batched[0]
+    def judge(p: Array, p_next: Array, y: Any, y_next: Any, error: Any, controller_state: Any) -> tuple[Any, ...]:
+        """One example: whether the step is kept, and the next."""
+        keep, p, p_next, _, controller_state, _ = controller.adapt_step_size(
+            p, p_next, y, y_next, None, error, order, controller_state
         )
-        run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(program.jaxpr, captured))
-        out = run(*jax.tree.leaves(whole), jnp.broadcast_to(u, (size,)))
-        return jax.tree.unflatten(structure, out), jax.tree.unflatten(structure, [True] * len(out))
+        return keep, p, p_next, controller_state
 
-    return one, program.consts
+    def more(carry: tuple[Any, ...]) -> Array:
+        return jnp.any(carry[0] < 1) & (carry[-1] < max_steps)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        p, p_next, y, f, controller_state, steps = carry
+        under_way = p < 1
+        p_next = jnp.minimum(p_next, 1.0)
+        dp = p_next - p
+        # The state of the method is (whether to evaluate the first slope, which is not needed; that slope).
+        y_next, error, _, (_, f_next), _ = solver.step(
+            term, zero, one, y, (p, dp), (jnp.array(False), scaled(f, dp)), made_jump=False
+        )
+        f_next = scaled(f_next, 1 / jnp.where(under_way, dp, 1.0))
+        keep, *moved = jax.vmap(judge)(p, p_next, y, y_next, error, controller_state)
+        y, f = chosen(keep & under_way, (y_next, f_next), (y, f))
+        p, p_next, controller_state = chosen(under_way, tuple(moved), (p, p_next, controller_state))
+        return p, p_next, y, f, controller_state, steps + 1
+
+    def begin(y: Any) -> tuple[Array, Any]:
+        return controller.init(term, zero, one, y, jnp.full_like(first, first_step), None, solver.func, order)
+
+    # Diffrax's own loop calls back to the host to raise errors, and can not be exported: so ours.
+    p = jnp.zeros((size,), first.dtype)
+    p_next, controller_state = jax.vmap(begin)(start)
+    carry = (p, p_next, start, slope(p, start), controller_state, jnp.int32(0))
+    p, _, y, _, _, steps = jax.lax.while_loop(more, step, carry)
+    return chosen(p >= 1, y, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), y)), 1 + STAGES * steps

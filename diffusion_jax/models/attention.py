@@ -138,11 +138,22 @@ _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
 }
 
 
-def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other; the last axis of `qkv` is (query, key, value) x head x channel."""
+def split_heads(
+    qkv: Float[Array, "batch tokens 3*dim"], num_heads: int
+) -> tuple[Float[Array, "batch tokens heads channels"], ...]:
+    """Query, key and value; the last axis of `qkv` is (query, key, value) x head x channel.
+
+    Raises:
+      UserError: it does not divide so.
+    """
     batch, tokens, width = qkv.shape
     if width % (3 * num_heads):
         raise UserError(f"{width // 3} channels do not divide into num_heads={num_heads}")
     heads = (batch, tokens, num_heads, width // (3 * num_heads))
-    query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-    return attention(query, key, value).reshape(batch, tokens, width // 3)
+    return tuple(part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+
+
+def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
+    """Attention of tokens to each other, of `qkv` as in `split_heads`."""
+    query, key, value = split_heads(qkv, num_heads)
+    return attention(query, key, value).reshape(*qkv.shape[:2], -1)

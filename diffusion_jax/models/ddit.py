@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import attention
+from diffusion_jax.models.attention import attention, split_heads
 from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
 from diffusion_jax.models.layers import (
     Dense,
@@ -57,15 +57,14 @@ class DDiTBlock(nn.Module, kw_only=True):
     def __call__(
         self, x: Tokens, layer: Int[Array, ""], vector: Vector, dropout_keys: Key[Array, " batch"] | None
     ) -> tuple[Tokens, None]:
-        batch, tokens, dim = x.shape
+        dim = x.shape[-1]
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_bias=False, dtype=self.dtype)
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(vector)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = dense(3 * dim, use_bias=False, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        heads = (batch, tokens, self.num_heads, dim // self.num_heads)
-        query, key, value = (part.reshape(heads) for part in jnp.split(h, 3, axis=-1))
+        query, key, value = split_heads(h, self.num_heads)
         h = attention(rotate_halves(query), rotate_halves(key), value).reshape(x.shape)
         h = dense(dim, use_bias=False, name="attention_out")(h)
         x += gate_1[:, None] * Dropout(rate=self.dropout, name="dropout_0")(h, dropout_keys, layer)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import attention
+from diffusion_jax.models.attention import attention, split_heads
 from diffusion_jax.models.dit import (
     TIME_WAVES,
     Tokens,
@@ -104,7 +104,7 @@ class JiTBlock(nn.Module, kw_only=True):
         vector: Vector,
         dropout_keys: Key[Array, " batch"] | None,
     ) -> tuple[Tokens, None]:
-        batch, tokens, dim = x.shape
+        tokens, dim = x.shape[1:]
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
         norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=self.dtype)
 
@@ -117,8 +117,7 @@ class JiTBlock(nn.Module, kw_only=True):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = dense(3 * dim, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        heads = (batch, tokens, self.num_heads, dim // self.num_heads)
-        query, key, value = (part.reshape(heads) for part in jnp.split(h, 3, axis=-1))
+        query, key, value = split_heads(h, self.num_heads)
         angles = rotary_angles(round((tokens - self.prefix) ** 0.5), dim // self.num_heads, self.prefix)
         query = rotate_pairs(norm(name="query_norm")(query), angles)
         key = rotate_pairs(norm(name="key_norm")(key), angles)

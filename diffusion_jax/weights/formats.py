@@ -21,7 +21,7 @@ from diffusion_jax.models import (
     parameter_shapes,
 )
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.weights import transformer_maps, unet_maps
+from diffusion_jax.weights import edm_maps, transformer_maps, unet_maps
 from diffusion_jax.weights.names import State, WeightMap, same
 
 
@@ -68,9 +68,9 @@ FORMATS: Mapping[str, tuple[type[nn.Module], Callable[..., WeightMap]]] = {
     "diffusers_unet": (UNet, unet_maps.diffusers_unet),
     "score_sde_ddpm": (UNet, unet_maps.score_sde_ddpm),
     "score_sde": (SongUNet, unet_maps.score_sde_ncsnpp),
-    "edm": (SongUNet, unet_maps.edm_song),
-    "edm_adm": (UNet, unet_maps.edm_adm),
-    "edm2": (EDM2UNet, unet_maps.edm2),
+    "edm": (SongUNet, edm_maps.edm_song),
+    "edm_adm": (UNet, edm_maps.edm_adm),
+    "edm2": (EDM2UNet, edm_maps.edm2),
     "vdm": (VDMUNet, vdm),
 }
 
