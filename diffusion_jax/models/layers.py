@@ -28,7 +28,8 @@ def dot_rows(
     """`lax.dot_general` of a dense layer, with all positions of all examples as the rows of one matrix.
 
     With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
-    transposes both factors in memory. The compiler for TPU makes the same of either form.
+    transposes both factors in memory. For TPU either form compiles to the same collectives and, within 1%, the same
+    memory (DiT-XL/2 over data, fsdp and tensor axes). Of the leading axes only the first may be divided among devices.
     """
     if x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
