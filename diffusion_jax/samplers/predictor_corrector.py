@@ -71,18 +71,23 @@ class PredictorCorrector(Sampler):
 
         def correct(i: int, x: Array) -> Array:
             z = key.fold_in("corrector").at_step(i).normal(x.shape[1:], x.dtype)
-            score = -denoise(x, transition.t).noise / transition.sigma_t
-            annealed = self.corrector == "annealed"
-            scale = transition.sigma_t if annealed else _norm(z) / jnp.maximum(_norm(score), 1e-12)
+            noise, scale = denoise(x, transition.t).noise, transition.sigma_t  # the score is -noise / sigma_t
+            if self.corrector == "langevin":
+                scale = _norm(z) / jnp.maximum(_norm(noise) / transition.sigma_t, 1e-12)
             step = 2.0 * c["ratio"] * (self.snr * scale) ** 2
-            return langevin_step(x, score, step, z)
+            return langevin_step(x, -noise / transition.sigma_t, step, z)
 
         x = jax.lax.fori_loop(0, self.num_corrections, correct, state.x) if self.num_corrections else state.x
         prediction = denoise(x, transition.t)
-        mean = c["kept"] * x + c["x0"] * prediction.x0 + c["noise"] * prediction.noise
-        # The last step draws nothing; drawn outside the cond, noise and both moves would be one kernel, a slow one.
-        noise = jax.lax.cond(c["std"] > 0, lambda: key.normal(x.shape[1:], x.dtype), lambda: jnp.zeros_like(x))
-        return State(x=mean + c["std"] * noise)
+
+        def mean() -> Array:
+            return c["kept"] * x + c["x0"] * prediction.x0 + c["noise"] * prediction.noise
+
+        def noisy() -> Array:
+            return mean() + c["std"] * key.normal(x.shape[1:], x.dtype)
+
+        # The last step draws nothing; and without the cond, both moves would be one pointwise kernel, a slow one.
+        return State(x=jax.lax.cond(c["std"] > 0, noisy, mean))
 
 
 def langevin_step(
