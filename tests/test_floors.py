@@ -21,6 +21,10 @@ FLOORS = {
 SAME_FLOOR = {
     ("registry", "errors"): "an unknown name is a UserError",
     ("rng", "counter_prng"): "the noise of sampler steps is drawn by the cheap generator",
+    (
+        "models",
+        "parallel",
+    ): "layers say which axis of an activation is the batch; what that means on a mesh is said there",
     ("benchmarks", "experiments"): "benchmarks time what the runner builds from a config",
 }
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.layers import GroupNorm, TimeMLP, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import Conv, Dense, GroupNorm, TimeMLP, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.unet import ADM_MULTIPLIERS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock
 
@@ -33,7 +33,7 @@ class AttentionPool(nn.Module, kw_only=True):
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         draw = nn.initializers.normal(channels**-0.5)
         tokens += self.param("position", draw, tokens.shape[1:], jnp.float32).astype(tokens.dtype)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
         h = self_attention(dense(3 * channels, name="qkv")(tokens), channels // self.head_channels)
         return dense(self.features, name="out")(h[:, 0])
 
@@ -103,7 +103,7 @@ class NoisyClassifier(nn.Module, kw_only=True):
             return AttentionBlock(num_heads=heads, norm=norm, dtype=self.dtype, name=f"{name}_attention")(h)
 
         width = [round(self.base_channels * multiplier) for multiplier in self.multipliers]
-        h = nn.Conv(width[0], (3, 3), padding=1, dtype=self.dtype, kernel_init=_init, name="conv_in")(x)
+        h = Conv(width[0], (3, 3), padding=1, dtype=self.dtype, kernel_init=_init, name="conv_in")(x)
         for level, features in enumerate(width):
             for index in range(self.num_res_blocks):
                 h = block(h, features, f"down_{level}_{index}")

@@ -21,10 +21,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention
-from diffusion_jax.models.layers import Dropout, at_least_float32, resample
+from diffusion_jax.models.layers import Dropout, at_least_float32, convolve, resample
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import Image, require_halvings
+from diffusion_jax.parallel.activations import by_example
 from diffusion_jax.registry import unknown_name
 
 # Channels of the first level (paper, table 6).
@@ -77,8 +78,8 @@ class MPLinear(nn.Module, kw_only=True):
         kernel = (kernel * (gain / math.sqrt(math.prod(shape[:-1])))).astype(self.dtype)
         x = x.astype(self.dtype)
         if not space:
-            return x @ kernel
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return by_example(jnp.matmul, x, kernel)
+        return convolve(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class MPFourier(nn.Module, kw_only=True):

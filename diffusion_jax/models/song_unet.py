@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.layers import GroupNorm, at_least_float32, resample, sinusoidal_embedding
+from diffusion_jax.models.layers import Conv, Dense, GroupNorm, at_least_float32, resample, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, require_halvings
@@ -55,7 +55,7 @@ class FusedDownsample(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Image) -> Image:
         pad = 1 + (len(self.taps) - 1) // 2
-        x = nn.Conv(self.features, (3, 3), padding=pad, use_bias=False, dtype=self.dtype, kernel_init=_glorot)(x)
+        x = Conv(self.features, (3, 3), padding=pad, use_bias=False, dtype=self.dtype, kernel_init=_glorot)(x)
         x = resample(x, "down", self.taps, padding=0)
         return x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
 
@@ -125,7 +125,7 @@ class SongUNet(Network, kw_only=True):
         levels = len(self.channel_multipliers)
         out_channels = self.out_channels or self.image_channels
         norm = functools.partial(GroupNorm, epsilon=1e-6, dtype=self.dtype)
-        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
+        conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
 
         def stage(x, features, name, *, attend=False, direction=None):
             x = ResBlock(
@@ -163,7 +163,7 @@ class SongUNet(Network, kw_only=True):
                 h = stage(h, h.shape[-1], f"down_{level}_downsample", direction="down")
                 if self.encoder == "skip":
                     image = resample(image, "down", self.taps)
-                    h += nn.Dense(h.shape[-1], dtype=self.dtype, kernel_init=_glorot, name=f"down_{level}_image")(image)
+                    h += Dense(h.shape[-1], dtype=self.dtype, kernel_init=_glorot, name=f"down_{level}_image")(image)
                 elif self.encoder == "residual":
                     down = FusedDownsample(
                         features=h.shape[-1], taps=self.taps, dtype=self.dtype, name=f"down_{level}_image"
@@ -196,7 +196,7 @@ class SongUNet(Network, kw_only=True):
     def _embed(self, time, conditioning):
         """Time, label and augmentation as one vector of 4 * base_channels."""
         dim = self.base_channels * self.noise_channel_multiplier
-        dense = functools.partial(nn.Dense, kernel_init=_glorot)
+        dense = functools.partial(Dense, kernel_init=_glorot)
 
         def waves(value, name):
             if self.embedding == "positional":

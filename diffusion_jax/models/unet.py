@@ -23,6 +23,8 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers import (
+    Conv,
+    Dense,
     GroupNorm,
     LabelEmbedding,
     TimeMLP,
@@ -160,7 +162,7 @@ class UNet(Network, kw_only=True):
             raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {2 ** (levels - 1)}")
 
         norm = functools.partial(GroupNorm, max_groups=self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype)
-        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
+        conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
         embedding = nn.silu(self._embed(time, conditioning))
 
         context = None
@@ -235,7 +237,7 @@ class UNet(Network, kw_only=True):
             time, self.base_channels, flip_sin_to_cos=self.flip_sin_to_cos, frequency_shift=self.frequency_shift
         )
         if self.augment_channels:
-            dense = nn.Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
+            dense = Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
             waves += dense(conditioning["augment"].astype(waves.dtype))
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_times == 2:

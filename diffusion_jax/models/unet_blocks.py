@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, self_attention
-from diffusion_jax.models.layers import Dense, Dropout, resample
+from diffusion_jax.models.layers import Conv, Dense, Dropout, resample
 from diffusion_jax.models.network import Network
 
 Image = Float[Array, "batch height width channels"]
@@ -56,7 +56,7 @@ class ResBlock(nn.Module, kw_only=True):
     def __call__(
         self, x: Image, embedding: Float[Array, "batch dim"], dropout_keys: Key[Array, " batch"] | None
     ) -> Image:
-        conv = functools.partial(nn.Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
+        conv = functools.partial(Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=self.init)
 
         h = nn.silu(self.norm(name="norm_0")(x))

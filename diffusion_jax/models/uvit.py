@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, checkpointed, patchify, unpatchify
-from diffusion_jax.models.layers import Dense, LabelEmbedding, at_least_float32, recomputed, sinusoidal_embedding
+from diffusion_jax.models.layers import Conv, Dense, LabelEmbedding, at_least_float32, recomputed, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -143,15 +143,15 @@ class UViT(Network, kw_only=True):
         h = dense(self.patch_size**2 * out_channels, name="linear_out")(h)[:, len(extra) :]
         h = unpatchify(h, self.patch_size, self.image_size)
         if self.last_convolution:
-            h = nn.Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(h)
+            h = Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(h)
         return h.astype(at_least_float32(h.dtype))
 
     def _time_token(self, time, name):
         """The time as a token."""
         waves = sinusoidal_embedding(time, self.hidden_size, flip_sin_to_cos=True, frequency_shift=0)
         if self.time_mlp:
-            hidden = nn.silu(nn.Dense(4 * self.hidden_size, kernel_init=_init, name=f"{name}_0")(waves))
-            waves = nn.Dense(self.hidden_size, kernel_init=_init, name=f"{name}_1")(hidden)
+            hidden = nn.silu(Dense(4 * self.hidden_size, kernel_init=_init, name=f"{name}_0")(waves))
+            waves = Dense(self.hidden_size, kernel_init=_init, name=f"{name}_1")(hidden)
         return waves[:, None]
 
 

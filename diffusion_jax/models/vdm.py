@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.layers import Dropout, GroupNorm, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import Conv, Dense, Dropout, GroupNorm, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import Image
@@ -35,8 +35,8 @@ class VDMBlock(nn.Module, kw_only=True):
         self, x: Image, embedding: Float[Array, "batch dim"], dropout_keys: Key[Array, " batch"] | None
     ) -> Image:
         norm = functools.partial(GroupNorm, dtype=self.dtype)
-        conv = functools.partial(nn.Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, self.features, dtype=self.dtype)
+        conv = functools.partial(Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
+        dense = functools.partial(Dense, self.features, dtype=self.dtype)
         h = conv(kernel_init=_lecun, name="conv_0")(nn.silu(norm(name="norm_0")(x)))
         h += dense(use_bias=False, kernel_init=_zeros, name="time")(embedding)[:, None, None]
         h = nn.silu(norm(name="norm_1")(h))
@@ -56,7 +56,7 @@ class VDMAttention(nn.Module, kw_only=True):
     def __call__(self, x: Image) -> Image:
         batch, height, width, channels = x.shape
         h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
-        dense = functools.partial(nn.Dense, channels, dtype=self.dtype, kernel_init=_lecun)
+        dense = functools.partial(Dense, channels, dtype=self.dtype, kernel_init=_lecun)
         h = self_attention(jnp.concatenate([dense(name=name)(h) for name in ("query", "key", "value")], axis=-1), 1)
         return x + dense(kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
@@ -114,7 +114,7 @@ class VDMUNet(Network, kw_only=True):
         label = conditioning["label"] if self.num_classes else jnp.zeros_like(time)
         vector = jnp.concatenate([*waves, label.astype(waves[0].dtype)[:, None]], axis=-1)
         for name in ("dense_0", "dense_1"):
-            vector = nn.silu(nn.Dense(4 * self.features, kernel_init=_lecun, name=name)(vector))
+            vector = nn.silu(Dense(4 * self.features, kernel_init=_lecun, name=name)(vector))
 
         def block(h, name, attend=self.attention):
             h = VDMBlock(features=self.features, dropout=self.dropout, dtype=self.dtype, name=name)(
@@ -122,7 +122,7 @@ class VDMUNet(Network, kw_only=True):
             )
             return VDMAttention(dtype=self.dtype, name=f"{name}_attention")(h) if attend else h
 
-        h = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=_lecun, name="conv_in")(
+        h = Conv(self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=_lecun, name="conv_in")(
             jnp.concatenate([x, self._fourier(x)], axis=-1) if self.fourier_features else x
         )
         kept = [h]
@@ -135,7 +135,7 @@ class VDMUNet(Network, kw_only=True):
             h = block(jnp.concatenate([h, kept.pop()], axis=-1), f"up_{index}")
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_out")(h))
         out_channels = self.out_channels or self.image_channels
-        h = nn.Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=_zeros, name="conv_out")(h)
+        h = Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=_zeros, name="conv_out")(h)
         h = h.astype(at_least_float32(h.dtype))
         return h + x if out_channels == x.shape[-1] else h
 

@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.activations import BATCH_AXES, in_force
 from diffusion_jax.parallel.rules import FSDP_RULES, REPLICATED_RULES, TENSOR_RULES, Rules, shardings
 from diffusion_jax.registry import Registry
 
@@ -166,7 +167,7 @@ class JitLayout(Layout):
       devices: which devices; all there are by default. Those of a topology that is not there can be compiled for.
     """
 
-    batch_axes = ("data", "fsdp")
+    batch_axes = BATCH_AXES
 
     def __init__(
         self,
@@ -194,8 +195,13 @@ class JitLayout(Layout):
 
     def compile(self, step: Step, abstract_state: Any) -> Step:
         placed = self.canonical_shardings(abstract_state)
+
+        def placed_step(state: Any, batch: Any) -> Any:
+            with in_force(self.mesh):
+                return step(state, batch, axis_name=None)
+
         return jax.jit(
-            functools.partial(step, axis_name=None),
+            placed_step,
             in_shardings=(placed, self.batch_sharding),
             out_shardings=(placed, self.replicated),
             donate_argnums=0,
