@@ -44,7 +44,8 @@ class Generator:
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
             raise UserError("guidance needs a class-conditional network; this one has no classes: use guidance_scale 1")
-        object.__setattr__(self, "_run", jax.jit(self._sample, out_shardings=self.experiment.layout.batch_sharding))
+        layout = self.experiment.layout
+        object.__setattr__(self, "_run", jax.jit(layout.placed(self._sample), out_shardings=layout.batch_sharding))
 
     @property
     def network_evaluations(self) -> int:
@@ -94,6 +95,14 @@ class Generator:
         tokens = result.trajectory[self.path_indices] if follow else result.tokens
         values = jnp.where(tokens == process.num_tokens, 0.0, from_tokens(tokens, process.num_tokens))
         return jnp.moveaxis(values, 0, 1) if follow else values
+
+    def lower(self, params: Any) -> jax.stages.Lowered:
+        """The sampler, traced for parameters given as arrays or as shapes with shardings."""
+        layout = self.experiment.layout
+        row = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=layout.batch_sharding)
+        key = jax.eval_shape(lambda: stream_key(0, "sample"))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
+        return self._run.lower(params, {"label": row} if self.experiment.num_classes else {}, key, row)
 
     @property
     def path_indices(self) -> np.ndarray:

@@ -202,7 +202,7 @@ class Observer:
             self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
         if log.validate_every:
             step = training.make_validation_step(experiment.trainable, seed=experiment.config.seed)
-            self._validate = jax.jit(step, static_argnums=4)
+            self._validate = jax.jit(experiment.layout.placed(step), static_argnums=4)
 
     def validate(self, step: int, state: training.TrainState) -> dict[str, float]:
         """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""

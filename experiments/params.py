@@ -3,7 +3,7 @@
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
     python -m experiments.params --config=configs/digits_unet.py --depth=2
 
-The data is not read where the config says its shape (`synthetic_latents`); otherwise it must be prepared.
+The data need not be there: its shape is known.
 """
 
 import json
@@ -29,7 +29,7 @@ JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of the ta
 def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError("give --config=..., for example --config=configs/papers/dit_xl2_imagenet256.py")
-    network = Experiment(CONFIG.value).network
+    network = Experiment.planned(CONFIG.value).network
     shapes = parameter_shapes(network)
     inputs = jax.eval_shape(lambda: example_inputs(network))
     flops = count_flops(lambda params, *args: network.apply({"params": params}, *args), shapes, *inputs)

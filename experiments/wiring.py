@@ -49,6 +49,12 @@ class Experiment:
     stored_info: data.DatasetInfo | None = None
     directory: Path | None = None
 
+    @classmethod
+    def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":
+        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there."""
+        info = cls(config)._pipeline(config.data.split).described()
+        return cls(config, devices=devices, stored_info=info)
+
     @property
     def info(self) -> data.DatasetInfo:
         """Shape and classes of the data."""

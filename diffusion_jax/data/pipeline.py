@@ -30,7 +30,7 @@ from absl import flags
 from jaxtyping import Int, UInt64
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.sources import ArraySource, Batch, Dataset, DatasetInfo, Source, open_dataset
+from diffusion_jax.data.sources import ArraySource, Batch, Dataset, DatasetInfo, Source, describe_dataset, open_dataset
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 
@@ -107,7 +107,16 @@ class Pipeline:
     @functools.cached_property
     def info(self) -> DatasetInfo:
         """The split as it comes out of the pipeline; opens the data set, reads no example."""
-        height, width, channels = self._opened.info.image_shape
+        return self._transformed(self._opened.info)
+
+    def described(self) -> DatasetInfo:
+        """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""
+        return self._transformed(
+            describe_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
+        )
+
+    def _transformed(self, info: DatasetInfo) -> DatasetInfo:
+        height, width, channels = info.image_shape
         if self.image_size is not None:
             height = width = self.image_size
         if height is None or width is None:
@@ -115,7 +124,7 @@ class Pipeline:
                 f"the images of dataset {self.dataset!r} differ in size: "
                 "set data.image_size and data.crop ('adm' or 'edm')"
             )
-        return dataclasses.replace(self._opened.info, image_shape=(height, width, self.channels or channels))
+        return dataclasses.replace(info, image_shape=(height, width, self.channels or channels))
 
     def batches(
         self, start_step: int = 0, *, process_index: int = 0, process_count: int = 1

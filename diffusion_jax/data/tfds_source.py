@@ -71,6 +71,35 @@ def open_tfds(
       UserError: unknown data set, split or feature; data not prepared, or not as array_record.
     """
     builder = get_builder(name, data_dir)
+    info, label_key = _describe(builder, name, split, image_key, label_key)
+    try:
+        records = builder.as_data_source(split)
+    except (ValueError, NotImplementedError, KeyError, FileNotFoundError) as error:
+        require_prepared(name, builder, data_dir)
+        raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from error
+    info = dataclasses.replace(info, num_examples=len(records))
+    return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
+
+
+def describe_tfds(
+    name: str, *, split: str = "train", data_dir: str, image_key: str = "image", label_key: str | None = "label"
+) -> DatasetInfo:
+    """What the code of a TFDS data set says of it, prepared or not; arguments and errors as of `open_tfds`.
+
+    `num_examples` is 0 where only the files would tell.
+    """
+    builder = get_builder(name, data_dir)
+    info, _ = _describe(builder, name, split, image_key, label_key)
+    try:
+        return dataclasses.replace(info, num_examples=builder.info.splits[split].num_examples)
+    except (KeyError, ValueError):
+        return info
+
+
+def _describe(
+    builder: tfds.core.DatasetBuilder, name: str, split: str, image_key: str, label_key: str | None
+) -> tuple[DatasetInfo, str | None]:
+    """All but the number of examples, and the feature that holds the class, if there is one."""
     label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
     for key in filter(None, (image_key, label_key)):
         if key not in builder.info.features:
@@ -78,20 +107,15 @@ def open_tfds(
     label = builder.info.features[label_key] if label_key else None
     if label_key and not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"feature {label_key!r} of dataset {name!r} is not a class label: {label}")
-    try:
-        records = builder.as_data_source(split)
-    except (ValueError, NotImplementedError, KeyError, FileNotFoundError) as error:
-        require_prepared(name, builder, data_dir)
-        raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from error
     info = DatasetInfo(
         name=name,
         split=split,
-        num_examples=len(records),
+        num_examples=0,
         image_shape=tuple(builder.info.features[image_key].shape),
         num_classes=label.num_classes if label else 0,
         class_names=tuple(label.names) if label else (),
     )
-    return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
+    return info, label_key
 
 
 def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.DatasetBuilder:

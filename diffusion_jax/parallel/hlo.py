@@ -228,53 +228,71 @@ class Program:
         for name, instruction, count in self._scheduled():
             if instruction.opcode in (*_FREE, *_CONTROL) or instruction.opcode.endswith("-done"):
                 continue
-            total += count * (self._bytes_read(name, instruction) + self._bytes_written(instruction))
+            total += count * (self._bytes_read(name, instruction) + self._bytes_written(name, instruction))
         return total
 
     def _bytes_read(self, inside: str, instruction: Instruction) -> int:
         shapes = [self._computations[inside][operand].shapes for operand in instruction.operands]
         if instruction.opcode in ("dynamic-slice", "gather", "slice", "slice-start"):
-            shapes = shapes[:1] if instruction.opcode in ("dynamic-slice", "gather") else shapes
-            return sum(_bytes(instruction.shapes[:1]) for shape in shapes if not shape[0].fast)
+            taken = instruction.shapes[instruction.opcode == "slice-start"]  # of a start, (source, result, ...)
+            return 0 if shapes[0][0].fast else taken.bytes
         if instruction.opcode == "dynamic-update-slice":
             return _bytes(shapes[1])
         if instruction.opcode != "fusion":
             return sum(map(_bytes, shapes))
-        inner = self._computations[_called(instruction)[0]]
-        parameters = {i.argument: i.name for i in inner.values() if i.opcode == "parameter"}
         return sum(
-            self._bytes_used(inner, parameters.get(str(i)), shape) for i, shape in enumerate(shapes) if _bytes(shape)
+            self._bytes_used(instruction, position, _bytes(shape)) for position, shape in enumerate(shapes) if shape
         )
 
-    @staticmethod
-    def _bytes_used(inner: dict[str, Instruction], parameter: str | None, shape: Sequence[Shape]) -> int:
-        """Of an operand of a fusion, what it reads."""
-        users = [i for i in inner.values() if parameter in i.operands]
-        if users and all(i.opcode in ("dynamic-slice", "slice", "gather") for i in users):
-            return min(_bytes(shape), sum(sum(s.bytes for s in i.shapes) for i in users))
-        if users and all(i.opcode == "dynamic-update-slice" and i.operands[0] == parameter for i in users):
-            return 0  # in place
-        return _bytes(shape)
+    def _bytes_used(self, fusion: Instruction, position: int, whole: int) -> int:
+        """Of the operand at a position, of so many bytes, what a fusion reads: slices, or all of it."""
+        inner = self._computations[_called(fusion)[0]]
+        parameter = next(i for i in inner.values() if i.opcode == "parameter" and i.argument == str(position))
+        names, used = [parameter.name], 0
+        for instruction in inner.values():  # in an order in which operands come first
+            if not set(names) & set(instruction.operands):
+                continue
+            if instruction.opcode == "bitcast":
+                names.append(instruction.name)
+            elif instruction.opcode in ("dynamic-slice", "slice", "gather"):
+                used += sum(shape.bytes for shape in instruction.shapes)
+            elif instruction.opcode == "fusion":
+                places = [i for i, operand in enumerate(instruction.operands) if operand in names]
+                used += sum(self._bytes_used(instruction, place, whole) for place in places)
+            elif instruction.opcode != "dynamic-update-slice" or instruction.operands[0] not in names:
+                return whole
+        return min(used, whole)
 
-    def _bytes_written(self, instruction: Instruction) -> int:
-        if instruction.opcode == "dynamic-update-slice":
-            return 0 if instruction.shapes[0].fast else instruction.shapes[0].bytes and self._update_bytes(instruction)
-        if instruction.opcode == "fusion":
-            inner = self._computations[_called(instruction)[0]]
-            root = list(inner.values())[-1]
-            if root.opcode == "dynamic-update-slice" and not instruction.shapes[0].fast:
-                return sum(s.bytes for s in inner[root.operands[1]].shapes)
+    def _bytes_written(self, inside: str, instruction: Instruction) -> int:
         if instruction.opcode in ("copy-start", "collective-permute-start"):  # (result, source, ...)
             return _bytes(instruction.shapes[:1])
         if instruction.opcode in ("all-gather-start", "slice-start"):  # (source, result, ...)
             return _bytes(instruction.shapes[1:2])
-        return _bytes(instruction.shapes)
+        if instruction.opcode != "fusion":
+            if not instruction.shapes:
+                return 0
+            first, *others = instruction.shapes
+            return self._bytes_of_result(self._computations[inside], instruction, first) + _bytes(others)
+        inner = self._computations[_called(instruction)[0]]
+        root = list(inner.values())[-1]
+        results = [inner[operand] for operand in root.operands] if root.opcode == "tuple" else [root]
+        if len(results) != len(instruction.shapes):
+            return _bytes(instruction.shapes)
+        return sum(
+            self._bytes_of_result(inner, result, shape)
+            for result, shape in zip(results, instruction.shapes, strict=True)
+        )
 
-    def _update_bytes(self, instruction: Instruction) -> int:
-        for computation in self._computations.values():
-            if computation.get(instruction.name) is instruction:
-                return sum(s.bytes for s in computation[instruction.operands[1]].shapes)
-        raise KeyError(instruction.name)
+    @staticmethod
+    def _bytes_of_result(around: dict[str, Instruction], result: Instruction, shape: Shape) -> int:
+        """What is written of a result that lies as `shape` says: an update in place writes the update alone."""
+        while result.opcode == "bitcast":
+            result = around[result.operands[0]]
+        if shape.fast:
+            return 0
+        if result.opcode == "dynamic-update-slice":
+            return sum(part.bytes for part in around[result.operands[1]].shapes)
+        return shape.bytes
 
     @functools.cached_property
     def collectives(self) -> dict[str, Collective]:
@@ -335,25 +353,26 @@ def _parse(name: str, rest: str) -> Instruction:
     """`SHAPE opcode(operands), attributes` as an instruction."""
     shape, rest = _split_shape(re.sub(r"/\*.*?\*/", "", rest))
     opcode, _, rest = rest.strip().partition("(")
-    depth, end = 1, len(rest)
-    for i, character in enumerate(rest):
+    end = _closing("(" + rest) - 1
+    argument = rest[: end - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
+    return Instruction(name, opcode, shape, operands, argument, rest[end:])
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis that opens a text has been closed."""
+    depth = 0
+    for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if not depth:
-            end = i
-            break
-    argument = rest[:end]
-    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-    return Instruction(name, opcode, shape, operands, argument, rest[end + 1 :])
+            return position + 1
+    return len(text)
 
 
 def _split_shape(text: str) -> tuple[tuple[Shape, ...], str]:
     if text.startswith("("):
-        depth = 0
-        for i, character in enumerate(text):
-            depth += (character == "(") - (character == ")")
-            if not depth:
-                break
-        arrays, rest = text[: i + 1], text[i + 1 :]
+        end = _closing(text)
+        arrays, rest = text[:end], text[end:]
     else:
         match = _ARRAY.match(text)
         arrays, rest = (match[0], text[match.end() :]) if match else ("", text.partition(" ")[2])

@@ -106,6 +106,16 @@ class Layout(abc.ABC):
     def compile(self, step: Step, abstract_state: Any) -> Step:
         """Compile the step; its state argument is donated."""
 
+    def placed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A canonical computation to be compiled, with its activations on this mesh (see `activations.py`)."""
+
+        @functools.wraps(function)
+        def traced(*arguments: Any) -> Any:
+            with in_force(self.mesh):
+                return function(*arguments)
+
+        return traced
+
     def init(self, init_fn: Callable[[], Any]) -> Any:
         """The step's state made by `init_fn`, created in place on every device that holds a part of it."""
         made = jax.jit(init_fn, out_shardings=self.canonical_shardings(jax.eval_shape(init_fn)))()
@@ -195,13 +205,8 @@ class JitLayout(Layout):
 
     def compile(self, step: Step, abstract_state: Any) -> Step:
         placed = self.canonical_shardings(abstract_state)
-
-        def placed_step(state: Any, batch: Any) -> Any:
-            with in_force(self.mesh):
-                return step(state, batch, axis_name=None)
-
         return jax.jit(
-            placed_step,
+            self.placed(functools.partial(step, axis_name=None)),
             in_shardings=(placed, self.batch_sharding),
             out_shardings=(placed, self.replicated),
             donate_argnums=0,

@@ -1,0 +1,184 @@
+"""Ask the real TPU compiler what a config needs on a slice, before renting it. Needs `pip install -e '.[tpu]'`, no TPU.
+
+    python -m experiments.plan --config=configs/imagenet256_dit_xl2.py --topology=v5e:4x4
+    python -m experiments.plan --config=configs/imagenet256_dit_xl2.py --topology=v5p:4x4x4
+    --compare=data,fsdp,fsdp+remat
+
+The train step and the sampler are compiled as they would run. Printed are memory, operations, traffic, communication
+and a roofline estimate: what the chip's published peaks allow at most, not a measurement. Exit code 2 if it does not
+fit, with the smallest change that would.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.topology import CHIPS, parse_topology
+from experiments import cli, planning
+from experiments.planning import AS_CONFIGURED, Plan
+
+CONFIG = cli.define_config()
+TOPOLOGY = flags.DEFINE_string("topology", None, f"the slice, such as v5e:4x4 or v5p:4x4x4; chips: {', '.join(CHIPS)}")
+STRATEGY = flags.DEFINE_string(
+    "strategy",
+    None,
+    "instead of the config's: pieces of data, fsdp[:N], tensor:N, remat[:dots], accumulate:N, joined by +",
+)
+MESH = flags.DEFINE_list("mesh", None, "lengths of the mesh's axes, for example data:4,fsdp:4")
+BATCH = flags.DEFINE_integer("batch", None, "images of a step, instead of train.batch_size", lower_bound=1)
+COMPARE = flags.DEFINE_list("compare", None, "strategies for one table, for example data,fsdp,fsdp+remat")
+SAMPLER = flags.DEFINE_bool("sampler", True, "compile the sampler too")
+JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of tables")
+
+
+def main(argv: Sequence[str]) -> int:
+    if CONFIG.value is None or not TOPOLOGY.value:
+        raise UserError(
+            "give --config=... and --topology=..., for example "
+            "--config=configs/imagenet256_dit_xl2.py --topology=v5e:4x4"
+        )
+    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not here
+    parse_topology(TOPOLOGY.value)
+    config = with_flags(CONFIG.value)
+    quiet = Console(stderr=True)
+
+    def waiting(what: str, make: Callable[[], Plan]) -> Plan:
+        with quiet.status(
+            f"compiling {what} for {TOPOLOGY.value} (a transformer takes half a minute, a U-Net minutes)"
+        ):
+            return make()
+
+    strategies = COMPARE.value or [STRATEGY.value or AS_CONFIGURED]
+    for strategy in strategies:
+        planning.configured(config, strategy)
+    trained = [
+        waiting(f"train step, {name}", lambda name=name: planning.train_plan(config, TOPOLOGY.value, name))
+        for name in strategies
+    ]
+    best = planning.fastest(trained) or trained[-1]
+    plans = list(trained)
+    if SAMPLER.value:
+        plans.append(waiting("sampler", lambda: planning.sample_plan(config, TOPOLOGY.value, best.strategy)))
+    fits = best.fits and plans[-1].fits
+    mend = None if best.fits else find_mend(config, best, waiting)
+    if JSON.value:
+        found = {"fits": fits, "plans": [plan.to_json() for plan in plans], "mend": mend and mend.to_json()}
+        print(json.dumps(found, default=lambda value: value.__dict__))
+    else:
+        show(plans, best if COMPARE.value else None)
+    if fits:
+        return 0
+    if best.fits:
+        raise UserError(f"the sampler does not fit {TOPOLOGY.value}: lower sampling.batch_size or sampling.steps")
+    change = "nothing tried does" if mend is None else f"the smallest change found that does: {in_words(mend)}"
+    raise UserError(f"the train step does not fit {TOPOLOGY.value}; {change}")
+
+
+def with_flags(config: ConfigDict) -> ConfigDict:
+    """The config with --mesh and --batch."""
+    config = config.copy_and_resolve_references()
+    if BATCH.value:
+        config.train.batch_size = BATCH.value
+    if MESH.value and (COMPARE.value or STRATEGY.value):
+        raise UserError("--mesh says what --strategy and --compare would: give one of them")
+    if MESH.value:
+        config.parallel.update(strategy="jit", data=1, fsdp=1, tensor=1)
+    for item in MESH.value or ():
+        match = re.fullmatch(r"(data|fsdp|tensor):(-1|[1-9]\d*)", item)
+        if not match:
+            raise UserError(f"--mesh wants AXIS:LENGTH with AXIS one of data, fsdp and tensor, got {item!r}")
+        config.parallel[match[1]] = int(match[2])
+    return config
+
+
+def find_mend(config: ConfigDict, failed: Plan, waiting: Callable[..., Plan]) -> Plan | None:
+    """The first change that makes the train step fit."""
+    for strategy, topology in planning.mends(config, failed):
+        try:
+            plan = waiting(
+                f"{strategy} on {topology}", lambda s=strategy, t=topology: planning.train_plan(config, t, s)
+            )
+        except UserError:  # the batch does not divide so
+            continue
+        if plan.fits:
+            return plan
+    return None
+
+
+def in_words(plan: Plan) -> str:
+    """How to ask for a plan."""
+    return f"--topology={plan.topology} --strategy={plan.strategy} ({plan.memory['peak'] / 1e9:.1f} GB per device)"
+
+
+def show(plans: Sequence[Plan], best: Plan | None) -> None:
+    """Tables for people."""
+    console = Console(width=118, highlight=False)
+    first = plans[0]
+    chip = CHIPS[first.topology.partition(":")[0]]
+    console.print(
+        f"TPU {first.topology}: {first.chips} chips of {chip.flops / 1e12:.0f} TFLOP/s (bfloat16), "
+        f"{chip.memory / 1e9:.0f} GB at {chip.bandwidth / 1e9:.0f} GB/s, "
+        f"{chip.interconnect / 1e9:.0f} GB/s to neighbours; {first.devices} devices"
+    )
+    table = Table(show_lines=False)
+    table.add_column("")
+    for plan in plans:
+        table.add_column(f"{plan.program}\n{plan.strategy}", justify="right")
+    for label, cell in ROWS.items():
+        table.add_row(label, *(cell(plan) for plan in plans))
+    console.print(table)
+    console.print("Estimates are rooflines: what the published peaks allow at most. A real step takes longer.")
+    if best is not None:
+        verdict = f"fastest that fits, as predicted: {best.strategy}" if best.fits else "none of them fits"
+        console.print(verdict, style="bold")
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB"
+
+
+def _schedule(plan: Plan, value: float, unit: str) -> str:
+    return f"{value:,.1f} {unit}" if plan.steps else ""
+
+
+ROWS: dict[str, Callable[[Plan], str]] = {
+    "fits": lambda p: "yes" if p.fits else "NO",
+    "memory per device: peak": lambda p: _gigabytes(p.memory["peak"]),
+    "  of": lambda p: _gigabytes(p.limit),
+    "  arguments": lambda p: _gigabytes(p.memory["arguments"]),
+    "  temporaries": lambda p: _gigabytes(p.memory["temporaries"]),
+    "mesh": lambda p: " ".join(f"{axis}:{n}" for axis, n in p.mesh.items() if n > 1) or "1 device",
+    "images of a run": lambda p: f"{p.batch_size:,}",
+    "model operations per image": lambda p: f"{p.model_flops / 1e9:,.1f} GFLOP",
+    "compiled operations per image": lambda p: f"{p.compiled_flops / 1e9:,.1f} GFLOP",
+    "main memory traffic per device": lambda p: _gigabytes(p.traffic),
+    "operations per byte": lambda p: f"{p.intensity:,.0f}",
+    "sent per device": lambda p: _gigabytes(sum(c.sent_bytes for c in p.collectives.values())),
+    **{
+        f"  {kind}": lambda p, kind=kind: (
+            f"{p.collectives[kind].count:,} x, {_gigabytes(p.collectives[kind].sent_bytes)}"
+            if kind in p.collectives
+            else ""
+        )
+        for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    },
+    "estimate: time of a run": lambda p: f"{1e3 * p.seconds:,.1f} ms",
+    "  bound by": lambda p: p.bound,
+    "  images per second": lambda p: f"{p.batch_size / p.seconds:,.0f}",
+    "  model FLOPs utilization": lambda p: f"{100 * p.utilization:.0f}%",
+    "  full schedule": lambda p: _schedule(p, p.days, "days"),
+    "  chip-hours": lambda p: _schedule(p, p.chip_hours, ""),
+    "compiled in": lambda p: f"{p.compile_seconds:.0f} s",
+    "loops of unknown length": lambda p: str(p.unknown_loops or ""),
+}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,274 @@
+"""What a config would need and do on a TPU slice, by compiling its train step and sampler for it.
+
+A strategy is a word for `parallel`, `model.remat` and `train.accumulation` together: pieces joined by "+",
+
+    data            every device holds everything and works on its own examples
+    fsdp, fsdp:N    parameters, optimizer and averages sharded over all devices, or over groups of N
+    tensor:N        wide layers of one example over N devices
+    remat, remat:K  what the backward pass needs of a block is computed again: model.remat = "full", or K
+    accumulate:N    N microbatches to a step
+
+and what a strategy does not name is off: `fsdp` alone is without remat.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import count_flops, example_inputs, parameter_shapes
+from diffusion_jax.parallel.hlo import Collective, Program
+from diffusion_jax.parallel.topology import CHIPS, larger_topologies, needed_memory, parse_topology, topology_devices
+from diffusion_jax.registry import unknown_name
+from experiments import evaluation
+from experiments.wiring import Experiment
+
+AS_CONFIGURED = "as configured"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One program, compiled for one slice. Bytes, operations and traffic are those of one device.
+
+    Attributes:
+      program: "train step" or "sampler".
+      strategy: how it is laid out.
+      topology: the slice.
+      chips, devices: of the slice; JAX sees two devices in a chip of some kinds.
+      mesh: lengths of the mesh's axes.
+      batch_size: images of one run of the program.
+      memory: bytes, see `needed_memory`.
+      limit: bytes of main memory that a device has.
+      model_flops: operations for one image that the network needs: one forward pass for each evaluation, three for a
+        training example (backward is two more); recomputation is not among them.
+      compiled_flops: matrix products and convolutions of the compiled program for one image.
+      traffic: bytes to and from main memory in one run, estimated from the compiled program.
+      collectives: what is sent between the devices, by kind.
+      unknown_loops: loops that could not be multiplied out and are counted once.
+      seconds: of one run by the roofline, an estimate and a lower bound: the longest of the chip's published times for
+        computation, main memory and interconnect, as if they overlapped perfectly.
+      bound: which of the three that is.
+      steps: runs in the config's full schedule; 0 for the sampler.
+      trace_seconds, compile_seconds: what it took here.
+    """
+
+    program: str
+    strategy: str
+    topology: str
+    chips: int
+    devices: int
+    mesh: dict[str, int]
+    batch_size: int
+    memory: dict[str, int]
+    limit: int
+    model_flops: float
+    compiled_flops: float
+    traffic: int
+    collectives: dict[str, Collective]
+    unknown_loops: int
+    seconds: float
+    bound: str
+    steps: int
+    trace_seconds: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has the memory."""
+        return self.memory["peak"] <= self.limit
+
+    @property
+    def intensity(self) -> float:
+        """Operations for a byte of traffic with main memory."""
+        return self.compiled_flops * self.batch_size / self.devices / max(self.traffic, 1)
+
+    @property
+    def utilization(self) -> float:
+        """The share of the chip's peak that the network's own operations would be, at the roofline."""
+        kind = CHIPS[self.topology.partition(":")[0]]
+        return self.model_flops * self.batch_size / (self.seconds * kind.flops * self.chips)
+
+    @property
+    def days(self) -> float:
+        """For the full schedule, at the roofline."""
+        return self.steps * self.seconds / 86_400
+
+    @property
+    def chip_hours(self) -> float:
+        """For the full schedule, at the roofline."""
+        return 24 * self.days * self.chips
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and what follows from them."""
+        derived = ("fits", "intensity", "utilization", "days", "chip_hours")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def configured(config: ConfigDict, strategy: str) -> ConfigDict:
+    """A copy of a config with a strategy.
+
+    Raises:
+      UserError: a piece that there is not.
+    """
+    result = config.copy_and_resolve_references()
+    if strategy == AS_CONFIGURED:
+        return result
+    with result.unlocked():
+        result.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)
+        result.train.accumulation = 1
+        if "remat" in result.model:
+            result.model.remat = "none"
+        for piece in strategy.split("+"):
+            _apply(result, piece, strategy)
+    return result
+
+
+def _apply(config: ConfigDict, piece: str, strategy: str) -> None:
+    name, _, value = piece.partition(":")
+    known = ["data", "fsdp", "fsdp:N", "tensor:N", "remat", "remat:full", "remat:dots", "accumulate:N"]
+    number = int(value) if value.isdigit() and int(value) else None
+    if piece == "data":
+        return
+    if piece == "fsdp":
+        config.parallel.update(data=1, fsdp=-1)
+    elif name in ("fsdp", "tensor") and number:
+        config.parallel[name] = number
+    elif name == "accumulate" and number:
+        config.train.accumulation = number
+    elif name == "remat" and value in ("", "full", "dots", "none"):
+        config.model.remat = value or "full"
+    else:
+        raise UserError(unknown_name(f"piece of strategy {strategy!r}", piece, known))
+
+
+def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
+    """Compile the train step of a config.
+
+    Raises:
+      UserError: the config, the topology or the strategy is wrong, or they do not fit each other.
+    """
+    experiment = Experiment.planned(configured(config, strategy), topology_devices(topology))
+    train = experiment.config.train
+    experiment.layout.check_batch(train.batch_size, train.accumulation)
+    batch = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=experiment.layout.batch_sharding)
+        for name, value in experiment.abstract_batch(train.batch_size).items()
+    }
+    state = experiment.abstract_state
+    step = experiment.layout.compile(experiment.train_step(), state)
+    return _measure(
+        experiment,
+        lambda: step.lower(state, batch),
+        program="train step",
+        strategy=strategy,
+        topology=topology,
+        batch_size=train.batch_size,
+        model_flops=3 * network_flops(experiment),
+        steps=train.steps,
+    )
+
+
+def sample_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
+    """Compile the sampler of a config; errors as of `train_plan`."""
+    experiment = Experiment.planned(configured(config, strategy), topology_devices(topology))
+    make = evaluation.generator(experiment)
+    params = experiment.abstract_state.evaluation_params(experiment.known_ema(experiment.config.sampling.ema))
+    return _measure(
+        experiment,
+        lambda: make.lower(params),
+        program="sampler",
+        strategy=strategy,
+        topology=topology,
+        batch_size=make.batch_size,
+        model_flops=make.network_evaluations * network_flops(experiment),
+        steps=0,
+    )
+
+
+def network_flops(experiment: Experiment) -> int:
+    """Operations of the network for one image, forward."""
+    network = experiment.network
+    inputs = jax.eval_shape(lambda: example_inputs(network))
+    return count_flops(
+        lambda params, *args: network.apply({"params": params}, *args), parameter_shapes(network), *inputs
+    )
+
+
+def _measure(experiment: Experiment, lower: Callable[[], Any], *, topology: str, **fields: Any) -> Plan:
+    chip, chips = parse_topology(topology)
+    devices = experiment.layout.mesh.size
+    began = time.perf_counter()
+    lowered = lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    ended = time.perf_counter()
+    program = Program(compiled.as_text(), devices)
+    times = {
+        "computation": program.flops / (chip.flops / chip.devices),
+        "main memory": program.traffic / (chip.bandwidth / chip.devices),
+        "interconnect": program.sent_bytes / (chip.interconnect / chip.devices),
+    }
+    bound = max(times, key=times.get)
+    return Plan(
+        topology=topology,
+        chips=chips,
+        devices=devices,
+        mesh=dict(experiment.layout.mesh.shape),
+        memory=needed_memory(compiled),
+        limit=int(chip.memory / chip.devices),
+        compiled_flops=program.flops * devices / fields["batch_size"],
+        traffic=program.traffic,
+        collectives=program.collectives,
+        unknown_loops=program.unknown_loops,
+        seconds=times[bound],
+        bound=bound,
+        trace_seconds=traced - began,
+        compile_seconds=ended - traced,
+        **fields,
+    )
+
+
+def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:
+    """Changes to try when a plan does not fit, the smallest first: (strategy, topology)."""
+    sharding = _words(config, failed)
+    remat = "remat" if _knows_remat(config) else ""
+    tried = [failed.strategy]
+    for base in dict.fromkeys((sharding, "fsdp")):
+        for extra in ("", remat):
+            strategy = f"{base}+{extra}" if extra else base
+            if strategy not in tried:
+                tried.append(strategy)
+                yield strategy, failed.topology
+    most = tried[-1]
+    rows = failed.batch_size // math.prod(failed.mesh.get(axis, 1) for axis in ("data", "fsdp"))
+    for parts in (2, 4, 8, 16):
+        if rows % parts == 0:
+            yield f"{most}+accumulate:{parts}", failed.topology
+    for topology in larger_topologies(failed.topology):
+        yield most, topology
+
+
+def _words(config: ConfigDict, failed: Plan) -> str:
+    """The sharding of a plan in words, without remat."""
+    if failed.strategy != AS_CONFIGURED:
+        return "+".join(p for p in failed.strategy.split("+") if p.partition(":")[0] in ("data", "fsdp", "tensor"))
+    words = [f"{axis}:{failed.mesh[axis]}" for axis in ("fsdp", "tensor") if failed.mesh.get(axis, 1) > 1]
+    return "+".join(words) or "data"
+
+
+def _knows_remat(config: ConfigDict) -> bool:
+    try:
+        _ = Experiment.planned(configured(config, "data+remat")).network
+    except UserError:
+        return False
+    return True
+
+
+def fastest(plans: Sequence[Plan]) -> Plan | None:
+    """The plan predicted to be the fastest of those that fit."""
+    return min((plan for plan in plans if plan.fits), key=lambda plan: plan.seconds, default=None)

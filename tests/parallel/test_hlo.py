@@ -1,0 +1,88 @@
+"""What is read from a compiled program: closed forms, and the forms in which TPU programs state groups."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffusion_jax.parallel import hlo
+
+
+def program(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return hlo.Program(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_products_in_nested_loops_are_multiplied_out():
+    def outer(x, w):
+        inner = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=5)[0]
+        return jnp.sin(inner)
+
+    found = program(lambda x, w: jax.lax.scan(lambda c, _: (outer(c, w), None), x, length=7)[0], (32, 16), (16, 16))
+    assert found.flops == 7 * 5 * 2 * 32 * 16 * 16
+    assert found.unknown_loops == 0
+
+
+def test_a_loop_that_ends_by_its_data_is_said_to_be_unknown():
+    found = program(lambda x: jax.lax.while_loop(lambda c: c.sum() < 10, lambda c: 2 * c + 1, x), (4,))
+    assert found.unknown_loops == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size", "stride", "low", "spread"), [(8, 3, 1, 1, 1), (8, 3, 2, 0, 1), (4, 3, 1, 2, 2)]
+)
+def test_padding_and_holes_are_no_operations(inputs, size, stride, low, spread):
+    outputs = 6
+    dilated = {spread * i for i in range(inputs)}
+    expected = sum(o * stride + k - low in dilated for o, k in itertools.product(range(outputs), range(size)))
+    found = hlo._valid_pairs(inputs=inputs, outputs=outputs, size=size, stride=stride, low=low, spread=spread, holes=1)
+    assert found == expected
+
+
+GROUPS = {
+    "replica_groups={{0,1,2,3},{4,5,6,7}}": 4,
+    "replica_groups=[2,8]<=[16]": 8,
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}": 2,
+    "replica_groups=mesh['axis_0'=16] {'axis_0':(1)4}": 4,
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_bytes_that_a_ring_sends(groups):
+    text = f"""
+%sum (a: f32[], b: f32[]) -> f32[] {{
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}}
+
+ENTRY %main (x: f32[8,100]) -> f32[8,100] {{
+  %x = f32[8,100]{{1,0:T(8,128)}} parameter(0)
+  ROOT %r = f32[8,100]{{1,0:T(8,128)}} all-reduce(%x), channel_id=1, {groups}, to_apply=%sum
+}}
+"""
+    size = GROUPS[groups]
+    assert hlo.Program(text, 16).collectives == {
+        "all-reduce": hlo.Collective(1, 3200, round(2 * 3200 * (size - 1) / size))
+    }
+
+
+def test_what_lies_in_fast_memory_is_no_traffic():
+    text = """
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} negate(%x)
+  ROOT %z = bf16[8,128]{1,0:T(8,128)(2,1)} negate(%y)
+}
+"""
+    assert hlo.Program(text).traffic == 2 * 8 * 128 * 2
+
+
+def test_a_loop_over_stacked_weights_reads_each_once():
+    layers, size = 64, 256
+    found = program(
+        lambda x, w: jax.lax.scan(lambda c, one: (jnp.tanh(c @ one), None), x, w)[0], (8, size), (layers, size, size)
+    )
+    stack = 4 * layers * size * size
+    assert stack < found.traffic < 4 * stack  # the slice is read, written, and read by the product; not 64 stacks
