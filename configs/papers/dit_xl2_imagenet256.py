@@ -8,7 +8,7 @@ steps with the learned variances and guidance 1.5: FID 2.27, sFID 4.60, IS 278.2
 The data is a stand-in: `synthetic_latents`, Gaussian mixtures in the latents' shape. Encoding ImageNet needs the
 autoencoder, which is not here yet; the network takes the authors' weights (`experiments.convert`).
 
-Topology: TPU v5e 4x4 (16 chips); the train step needs 1.6 GB per chip (compiled by libtpu 0.0.52), with parameters,
+Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with parameters,
 optimizer and EMA sharded over all of them.
 
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
