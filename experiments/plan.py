@@ -132,7 +132,7 @@ def show(plans: Sequence[Plan], best: Plan | None) -> None:
     for plan in plans:
         table.add_column(f"{plan.program}\n{plan.strategy}", justify="right")
     for label, cell in ROWS.items():
-        table.add_row(label, *(cell(plan) for plan in plans))
+        table.add_row(label, *(cell(plan) if plan.seconds or label in KNOWN_BEFORE else "" for plan in plans))
     console.print(table)
     console.print("Estimates are rooflines: what the published peaks allow at most. A real step takes longer.")
     if best is not None:
@@ -148,9 +148,10 @@ def _schedule(plan: Plan, value: float, unit: str) -> str:
     return f"{value:,.1f} {unit}" if plan.steps else ""
 
 
+KNOWN_BEFORE = ("fits", "memory per device: peak", "  of", "mesh", "images of a run", "model operations per image")
 ROWS: dict[str, Callable[[Plan], str]] = {
     "fits": lambda p: "yes" if p.fits else "NO",
-    "memory per device: peak": lambda p: _gigabytes(p.memory["peak"]),
+    "memory per device: peak": lambda p: ("" if p.seconds else "at least ") + _gigabytes(p.memory["peak"]),
     "  of": lambda p: _gigabytes(p.limit),
     "  arguments": lambda p: _gigabytes(p.memory["arguments"]),
     "  temporaries": lambda p: _gigabytes(p.memory["temporaries"]),

@@ -13,6 +13,7 @@ and what a strategy does not name is off: `fsdp` alone is without remat.
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,6 +35,9 @@ AS_CONFIGURED = "as configured"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """One program, compiled for one slice. Bytes, operations and traffic are those of one device.
+
+    A program that the compiler refuses for want of memory has the peak that its message names, at least, and zeros
+    otherwise.
 
     Attributes:
       program: "train step" or "sampler".
@@ -91,7 +95,7 @@ class Plan:
     def utilization(self) -> float:
         """The share of the chip's peak that the network's own operations would be, at the roofline."""
         kind = CHIPS[self.topology.partition(":")[0]]
-        return self.model_flops * self.batch_size / (self.seconds * kind.flops * self.chips)
+        return self.model_flops * self.batch_size / (self.seconds * kind.flops * self.chips) if self.seconds else 0.0
 
     @property
     def days(self) -> float:
@@ -205,7 +209,21 @@ def _measure(experiment: Experiment, lower: Callable[[], Any], *, topology: str,
     began = time.perf_counter()
     lowered = lower()
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    common = dict(
+        topology=topology,
+        chips=chips,
+        devices=devices,
+        mesh=dict(experiment.layout.mesh.shape),
+        limit=int(chip.memory / chip.devices),
+        trace_seconds=traced - began,
+        **fields,
+    )
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Plan(memory=refused_memory(str(error), common["limit"]), **common, **_NOT_COMPILED)
     ended = time.perf_counter()
     program = Program(compiled.as_text(), devices)
     times = {
@@ -215,22 +233,29 @@ def _measure(experiment: Experiment, lower: Callable[[], Any], *, topology: str,
     }
     bound = max(times, key=times.get)
     return Plan(
-        topology=topology,
-        chips=chips,
-        devices=devices,
-        mesh=dict(experiment.layout.mesh.shape),
         memory=needed_memory(compiled),
-        limit=int(chip.memory / chip.devices),
         compiled_flops=program.flops * devices / fields["batch_size"],
         traffic=program.traffic,
         collectives=program.collectives,
         unknown_loops=program.unknown_loops,
         seconds=times[bound],
         bound=bound,
-        trace_seconds=traced - began,
         compile_seconds=ended - traced,
-        **fields,
+        **common,
     )
+
+
+_NOT_COMPILED = dict(
+    compiled_flops=0.0, traffic=0, collectives={}, unknown_loops=0, seconds=0.0, bound="", compile_seconds=0.0
+)
+
+
+def refused_memory(message: str, limit: int) -> dict[str, int]:
+    """What a program would need that the compiler refuses for want of memory, as far as its message tells."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    found = re.findall(r"(?:Used |\()([\d.]+)([KMG])\)? (?:of|exceeds)", message)
+    peak = max((int(float(number) * units[unit]) for number, unit in found), default=0)
+    return {"arguments": 0, "outputs": 0, "aliased": 0, "temporaries": 0, "code": 0, "peak": max(peak, limit + 1)}
 
 
 def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:

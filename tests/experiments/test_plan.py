@@ -74,6 +74,22 @@ def test_time_and_cost_of_the_schedule():
     assert planning.fastest([found]) is None
 
 
+REFUSALS = {
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (45.05G) exceeds "
+    "available HBM (15.75G).": 45.05,
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm.": 20.0,
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_what_the_compiler_refuses_does_not_fit(message):
+    memory = planning.refused_memory(message, 16_000_000_000)
+    assert memory["peak"] == int(REFUSALS[message] * 2**30)
+    refused = plan(memory=memory, **planning._NOT_COMPILED)
+    assert not refused.fits
+    assert refused.utilization == refused.days == 0
+
+
 def test_topologies():
     chip, count = topology.parse_topology("v5p:4x4x4")
     assert (chip.memory, count) == (95e9, 64)
