@@ -3,7 +3,7 @@
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
     python -m experiments.params --config=configs/digits_unet.py --depth=2
 
-The data need not be there: its shape is known.
+A data set of TFDS need not be prepared: its shape is known.
 """
 
 import json

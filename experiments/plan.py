@@ -50,9 +50,7 @@ def main(argv: Sequence[str]) -> int:
     quiet = Console(stderr=True)
 
     def waiting(what: str, make: Callable[[], Plan]) -> Plan:
-        with quiet.status(
-            f"compiling {what} for {TOPOLOGY.value} (a transformer takes half a minute, a U-Net minutes)"
-        ):
+        with quiet.status(f"compiling {what} for {TOPOLOGY.value} (a transformer takes a minute, a U-Net several)"):
             return make()
 
     strategies = COMPARE.value or [STRATEGY.value or AS_CONFIGURED]
@@ -63,10 +61,11 @@ def main(argv: Sequence[str]) -> int:
         for name in strategies
     ]
     best = planning.fastest(trained) or trained[-1]
-    plans = list(trained)
+    sampled = []
     if SAMPLER.value:
-        plans.append(waiting("sampler", lambda: planning.sample_plan(config, TOPOLOGY.value, best.strategy)))
-    fits = best.fits and plans[-1].fits
+        sampled.append(waiting("sampler", lambda: planning.sample_plan(config, TOPOLOGY.value, best.strategy)))
+    plans = [*trained, *sampled]
+    fits = best.fits and all(plan.fits for plan in sampled)
     mend = None if best.fits else find_mend(config, best, waiting)
     if JSON.value:
         found = {"fits": fits, "plans": [plan.to_json() for plan in plans], "mend": mend and mend.to_json()}
@@ -76,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if fits:
         return 0
     if best.fits:
-        raise UserError(f"the sampler does not fit {TOPOLOGY.value}: lower sampling.batch_size or sampling.steps")
+        raise UserError(f"the sampler does not fit {TOPOLOGY.value}: lower sampling.batch_size")
     change = "nothing tried does" if mend is None else f"the smallest change found that does: {in_words(mend)}"
     raise UserError(f"the train step does not fit {TOPOLOGY.value}; {change}")
 

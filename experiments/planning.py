@@ -266,7 +266,8 @@ def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:
     for base in dict.fromkeys((sharding, "fsdp")):
         for extra in ("", remat):
             strategy = f"{base}+{extra}" if extra else base
-            if strategy not in tried:
+            smaller = base == sharding and not extra  # what failed, or what needs more than that
+            if not smaller and strategy not in tried:
                 tried.append(strategy)
                 yield strategy, failed.topology
     most = tried[-1]
@@ -282,6 +283,8 @@ def _words(config: ConfigDict, failed: Plan) -> str:
     """The sharding of a plan in words, without remat."""
     if failed.strategy != AS_CONFIGURED:
         return "+".join(p for p in failed.strategy.split("+") if p.partition(":")[0] in ("data", "fsdp", "tensor"))
+    if failed.mesh.get("fsdp") == failed.devices:
+        return "fsdp"
     words = [f"{axis}:{failed.mesh[axis]}" for axis in ("fsdp", "tensor") if failed.mesh.get(axis, 1) > 1]
     return "+".join(words) or "data"
 

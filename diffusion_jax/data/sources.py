@@ -8,7 +8,7 @@ without classes has no "label", and latents are float32 instead of uint8. Names 
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,29 +86,36 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     Raises:
       UserError: unknown name, option or split, or data that is not there or not prepared.
     """
-    return _find(name, "open", split, data_dir, options)
+    name, data_dir, options = _resolved(name, data_dir, options)
+    if name in datasets:
+        return datasets.build({"name": name, **options}, split=split, data_dir=data_dir)
+    from diffusion_jax.data import tfds_source  # imports TFDS
+
+    return tfds_source.open_tfds(name, split=split, data_dir=data_dir, **options)
 
 
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
     """Shape and classes of a split; a TFDS data set need not be prepared. Arguments and errors as of `open_dataset`."""
-    return _find(name, "describe", split, data_dir, options)
-
-
-def _find(name: str, do: str, split: str, data_dir: str | None, options: Mapping[str, Any]) -> Any:
-    data_dir = os.path.expanduser(data_dir or default_data_dir())
-    if name.startswith("folder:"):
-        name, options = "folder", {"path": name.removeprefix("folder:"), **options}
+    name, data_dir, options = _resolved(name, data_dir, options)
     if name in datasets:
-        found = datasets.build({"name": name, **options}, split=split, data_dir=data_dir)
-        return found if do == "open" else found.info
+        return open_dataset(name, split=split, data_dir=data_dir, **options).info
     from diffusion_jax.data import tfds_source  # imports TFDS
 
-    function = {"open": tfds_source.open_tfds, "describe": tfds_source.describe_tfds}[do]
-    known = [key for key in inspect.signature(function).parameters if key.endswith("_key")]
-    for key in options:
-        if key not in known:
-            raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
-    return function(name, split=split, data_dir=data_dir, **options)
+    return tfds_source.describe_tfds(name, split=split, data_dir=data_dir, **options)
+
+
+def _resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Name, directory and options without shorthands; options of TFDS data are checked."""
+    if name.startswith("folder:"):
+        name, options = "folder", {"path": name.removeprefix("folder:"), **options}
+    if name not in datasets and options:
+        from diffusion_jax.data import tfds_source  # imports TFDS
+
+        known = [key for key in inspect.signature(tfds_source.open_tfds).parameters if key.endswith("_key")]
+        for key in options:
+            if key not in known:
+                raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
+    return name, os.path.expanduser(data_dir or default_data_dir()), options
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 The rules of `rules.py` divide parameters. What is computed from them must be told apart: left alone, the compiler may
 gather the activations of the whole batch where it should gather the weights of one layer (DiT-XL/2, 16 devices, fsdp:
-ten times the bytes). `JitLayout` puts its mesh in force while a step is traced; without one (one device, `pmap`, a
+seven times the bytes). `JitLayout` puts its mesh in force while a step is traced; without one (one device, `pmap`, a
 network called by itself) nothing happens here.
 """
 

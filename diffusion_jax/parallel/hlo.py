@@ -18,51 +18,24 @@ there are.
 import collections
 import dataclasses
 import functools
-import itertools
-import math
-import re
 from collections.abc import Iterator, Sequence
+
+from diffusion_jax.parallel.hlo_text import (
+    Instruction,
+    Shape,
+    called_by,
+    convolution_flops,
+    dot_flops,
+    element,
+    group_size,
+    number_of,
+    parse,
+)
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}  # others end with their number of bits: f32, s8, f8e4m3fn
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota")
 _CONTROL = ("while", "conditional", "call")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """One array of a result.
-
-    Attributes:
-      dims: lengths of the axes.
-      bytes: in memory, without padding to tiles.
-      fast: whether it is placed in the core's own memory.
-    """
-
-    dims: tuple[int, ...]
-    bytes: int
-    fast: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of the program."""
-
-    name: str
-    opcode: str
-    shapes: tuple[Shape, ...]
-    operands: tuple[str, ...]
-    argument: str
-    attributes: str
-
-    def attribute(self, pattern: str) -> str | None:
-        """The first group of a pattern in what follows the operands."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +62,7 @@ class Program:
 
     @functools.cached_property
     def _computations(self) -> dict[str, dict[str, Instruction]]:
-        found: dict[str, dict[str, Instruction]] = {}
-        current: dict[str, Instruction] | None = None
-        for line in self.text.splitlines():
-            if header := _HEADER.match(line):
-                current = found[header[2]] = {}
-                if header[1]:
-                    found["ENTRY"] = current
-            elif line.startswith("}"):
-                current = None
-            elif current is not None and (match := _INSTRUCTION.match(line)):
-                instruction = _parse(match[1], match[2])
-                current[instruction.name] = instruction
-        return found
+        return parse(self.text)
 
     @functools.cached_property
     def _times(self) -> dict[str, int]:
@@ -115,7 +76,7 @@ class Program:
                     trips = self._trips(name, instruction) or 1
                     run(instruction.attribute(r"body=%?([\w.\-]+)"), count * trips)
                 elif instruction.opcode in ("conditional", "call"):
-                    for called in _called(instruction):
+                    for called in called_by(instruction):
                         run(called, count)
 
         run("ENTRY", 1)
@@ -141,7 +102,7 @@ class Program:
         if compare.opcode != "compare" or compare.attribute(r"direction=(\w+)") != "LT":
             return None
         counter, limit = (condition.get(name) for name in compare.operands)
-        index = _element(counter)
+        index = element(counter)
         root = list(body.values())[-1]
         if index is None or start_tuple is None or start_tuple.opcode != "tuple" or root.opcode != "tuple":
             return None
@@ -149,7 +110,7 @@ class Program:
         def at_start(position: int) -> int | None:
             return self._constant(inside, start_tuple.operands[position])
 
-        end = _number(limit) if _element(limit) is None else at_start(_element(limit))
+        end = number_of(limit) if element(limit) is None else at_start(element(limit))
         start = at_start(index)
         step = self._step(body, root.operands[index], index)
         if end is None or start is None or not step:
@@ -161,7 +122,7 @@ class Program:
         instruction = self._computations[computation].get(name)
         while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
             instruction = self._computations[computation].get(instruction.operands[0])
-        return _number(instruction)
+        return number_of(instruction)
 
     def _step(self, body: dict[str, Instruction], name: str, index: int) -> int | None:
         """By how much the loop's counter, element `index` of its state, grows: `counter + constant`."""
@@ -170,21 +131,21 @@ class Program:
             instruction = body.get(name)
             if instruction is None:
                 return None
-            if _element(instruction) is not None:
-                return added if _element(instruction) == index else None
+            if element(instruction) is not None:
+                return added if element(instruction) == index else None
             if instruction.opcode in ("copy", "bitcast"):
                 name = instruction.operands[0]
             elif instruction.opcode == "add":
-                numbers = [_number(body.get(operand)) for operand in instruction.operands]
+                numbers = [number_of(body.get(operand)) for operand in instruction.operands]
                 if all(number is None for number in numbers):
                     return None
                 which = 0 if numbers[0] is not None else 1
                 added += numbers[which]
                 name = instruction.operands[1 - which]
             elif instruction.opcode == "fusion":  # of one addition
-                inner = self._computations[_called(instruction)[0]]
+                inner = self._computations[called_by(instruction)[0]]
                 result = list(inner.values())[-1]
-                numbers = [_number(inner.get(operand)) for operand in result.operands]
+                numbers = [number_of(inner.get(operand)) for operand in result.operands]
                 if result.opcode != "add" or len(instruction.operands) != 1 or all(n is None for n in numbers):
                     return None
                 added += next(number for number in numbers if number is not None)
@@ -203,7 +164,7 @@ class Program:
         for instruction in self._computations[computation].values():
             yield computation, instruction, count
             if instruction.opcode not in _CONTROL:
-                for called in _called(instruction):
+                for called in called_by(instruction):
                     yield from self._deep(called, count)
 
     def _all(self) -> Iterator[tuple[str, Instruction, int]]:
@@ -217,7 +178,7 @@ class Program:
         for name, instruction, count in self._all():
             if instruction.opcode in ("convolution", "dot"):
                 left, right = (self._computations[name][operand].shapes[0].dims for operand in instruction.operands[:2])
-                of_one = _convolution_flops if instruction.opcode == "convolution" else _dot_flops
+                of_one = convolution_flops if instruction.opcode == "convolution" else dot_flops
                 total += count * of_one(instruction, left, right)
         return total
 
@@ -246,7 +207,7 @@ class Program:
 
     def _bytes_used(self, fusion: Instruction, position: int, whole: int) -> int:
         """Of the operand at a position, of so many bytes, what a fusion reads: slices, or all of it."""
-        inner = self._computations[_called(fusion)[0]]
+        inner = self._computations[called_by(fusion)[0]]
         parameter = next(i for i in inner.values() if i.opcode == "parameter" and i.argument == str(position))
         names, used = [parameter.name], 0
         for instruction in inner.values():  # in an order in which operands come first
@@ -273,7 +234,7 @@ class Program:
                 return 0
             first, *others = instruction.shapes
             return self._bytes_of_result(self._computations[inside], instruction, first) + _bytes(others)
-        inner = self._computations[_called(instruction)[0]]
+        inner = self._computations[called_by(instruction)[0]]
         root = list(inner.values())[-1]
         results = [inner[operand] for operand in root.operands] if root.opcode == "tuple" else [root]
         if len(results) != len(instruction.shapes):
@@ -318,7 +279,7 @@ class Program:
                 given = sum(shape.bytes for shape in instruction.shapes) - taken
             elif instruction.opcode == "all-reduce-start":
                 given = taken
-            size = _group_size(instruction, self.num_devices)
+            size = group_size(instruction, self.num_devices)
             chain = instruction.attribute(r'chain_id="(\d+)"')
             if kind == "all-gather" and chain is not None:  # its parts give what else their fusions compute
                 given = sum(shape.bytes for shape in instruction.shapes)
@@ -349,129 +310,6 @@ class Program:
         return sum(collective.sent_bytes for collective in self.collectives.values())
 
 
-def _parse(name: str, rest: str) -> Instruction:
-    """`SHAPE opcode(operands), attributes` as an instruction."""
-    shape, rest = _split_shape(re.sub(r"/\*.*?\*/", "", rest))
-    opcode, _, rest = rest.strip().partition("(")
-    end = _closing("(" + rest) - 1
-    argument = rest[: end - 1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-    return Instruction(name, opcode, shape, operands, argument, rest[end:])
-
-
-def _closing(text: str) -> int:
-    """Where the parenthesis that opens a text has been closed."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if not depth:
-            return position + 1
-    return len(text)
-
-
-def _split_shape(text: str) -> tuple[tuple[Shape, ...], str]:
-    if text.startswith("("):
-        end = _closing(text)
-        arrays, rest = text[:end], text[end:]
-    else:
-        match = _ARRAY.match(text)
-        arrays, rest = (match[0], text[match.end() :]) if match else ("", text.partition(" ")[2])
-    return tuple(_shape(*match) for match in _ARRAY.findall(arrays)), rest
-
-
-def _shape(dtype: str, dims: str, layout: str) -> Shape:
-    lengths = tuple(int(length) for length in dims.split(",") if length)
-    bits = _BITS[dtype] if dtype in _BITS else int(re.match(r"[a-z]+(\d+)", dtype)[1])
-    return Shape(lengths, math.prod(lengths) * bits // 8, "S(1)" in layout)
-
-
 def _bytes(shapes: Sequence[Shape]) -> int:
     """In main memory."""
     return sum(shape.bytes for shape in shapes if not shape.fast)
-
-
-def _called(instruction: Instruction) -> list[str]:
-    """The computations that an instruction runs, other than the few operations of a reduction."""
-    if instruction.opcode == "conditional":
-        several = instruction.attribute(r"branch_computations=\{([^}]*)\}")
-        if several:
-            return re.findall(r"[\w.\-]+", several)
-        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
-    if instruction.opcode == "call":
-        return re.findall(r"to_apply=%?([\w.\-]+)", instruction.attributes)
-    return re.findall(r"\bcalls=%?([\w.\-]+)", instruction.attributes)
-
-
-def _element(instruction: Instruction | None) -> int | None:
-    """Which element of a loop's state an instruction takes out."""
-    if instruction is None or instruction.opcode != "get-tuple-element":
-        return None
-    return int(instruction.attribute(r"index=(\d+)"))
-
-
-def _number(instruction: Instruction | None) -> int | None:
-    """The value of a scalar integer constant."""
-    if instruction is None or instruction.opcode != "constant" or not re.fullmatch(r"-?\d+", instruction.argument):
-        return None
-    return int(instruction.argument)
-
-
-def _group_size(instruction: Instruction, num_devices: int) -> int:
-    """How many devices take part in a collective: `{{0,1},{2,3}}`, `[2,2]<=[4]` or `mesh['a'=2,'b'=2] {'b'}`."""
-    mesh = re.search(r"replica_groups=\s*@?mesh\w*\[([^\]]*)\]\s*\{([^}]*)\}", instruction.attributes)
-    if mesh:
-        lengths = {name: int(length) for name, length in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
-        return math.prod(int(part) if part else lengths[axis] for axis, part in parts)
-    if listed := instruction.attribute(r"replica_groups=\{\{([\d,]*)\}"):
-        return listed.count(",") + 1
-    if tiled := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]"):
-        return int(tiled)
-    return num_devices
-
-
-def _dot_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-    lengths = (left[int(axis)] for axis in contracted.split(",") if axis)
-    return 2 * math.prod(instruction.shapes[0].dims) * math.prod(lengths)
-
-
-def _convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Two for every pair of an output and an input that a weight joins; padding and holes are no inputs."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    axes = [label for label in labels[1] if label.isdigit()]
-    output = instruction.shapes[0].dims
-    fields = {
-        name: instruction.attribute(rf"[{{ ]{name}=([\dx_\-]+)")
-        for name in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")
-    }
-
-    def field(name: str, position: int, default: int) -> int:
-        return int(fields[name].split("x")[position]) if fields[name] else default
-
-    pairs = 1
-    for axis in axes:
-        position = int(axis)
-        padding = fields["pad"].split("x")[position].split("_") if fields["pad"] else ("0", "0")
-        pairs *= _valid_pairs(
-            inputs=left[labels[1].index(axis)],
-            outputs=output[labels[3].index(axis)],
-            size=right[labels[2].index(axis)],
-            stride=field("stride", position, 1),
-            low=int(padding[0]),
-            spread=field("lhs_dilate", position, 1),
-            holes=field("rhs_dilate", position, 1),
-        )
-    batch, features = output[labels[3].index("b")], output[labels[3].index("f")]
-    groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
-    return 2 * batch * features * right[labels[2].index("i")] * pairs // max(groups, 1)
-
-
-@functools.cache
-def _valid_pairs(*, inputs: int, outputs: int, size: int, stride: int, low: int, spread: int, holes: int) -> int:
-    """How many pairs of an output and a weight along one axis meet an input."""
-    total = 0
-    for output, weight in itertools.product(range(outputs), range(size)):
-        at = output * stride + weight * holes - low
-        total += at % spread == 0 and 0 <= at // spread < inputs
-    return total

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax import data
+from diffusion_jax.data.sources import describe_dataset
 from diffusion_jax.errors import UserError
 
 
@@ -97,3 +98,12 @@ def test_environment_names_the_directory(digits_dir, monkeypatch):
     assert data.open_dataset("digits").info.num_examples == 1437
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert Path(data.default_data_dir()) == Path("data")
+
+
+def test_described_without_being_prepared(tmp_path):
+    """Shape and classes come from the code of the data set; nothing is written."""
+    info = describe_dataset("cifar10", data_dir=str(tmp_path))
+    assert (info.image_shape, info.num_classes) == ((32, 32, 3), 10)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="image_key"):
+        describe_dataset("cifar10", data_dir=str(tmp_path), image_kee="image")

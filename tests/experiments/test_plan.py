@@ -59,6 +59,8 @@ def test_mends_are_tried_from_the_smallest_on():
     assert tried[:3] == [("data+remat", "v5e:4x4"), ("fsdp", "v5e:4x4"), ("fsdp+remat", "v5e:4x4")]
     assert tried[3] == ("fsdp+remat+accumulate:2", "v5e:4x4")
     assert tried[-1] == ("fsdp+remat", "v5e:16x16")
+    configured = plan(strategy=planning.AS_CONFIGURED, mesh={"data": 1, "fsdp": 16, "tensor": 1})
+    assert next(planning.mends(digits_dit.get_config(), configured)) == ("fsdp+remat", "v5e:4x4")
     without = [strategy for strategy, _ in planning.mends(digits_unet.get_config(), plan())]
     assert not any("remat" in strategy for strategy in without), "this network does not know it"
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.parallel import hlo
+from diffusion_jax.parallel import hlo, hlo_text
 
 
 def program(function, *shapes):
@@ -36,7 +36,9 @@ def test_padding_and_holes_are_no_operations(inputs, size, stride, low, spread):
     outputs = 6
     dilated = {spread * i for i in range(inputs)}
     expected = sum(o * stride + k - low in dilated for o, k in itertools.product(range(outputs), range(size)))
-    found = hlo._valid_pairs(inputs=inputs, outputs=outputs, size=size, stride=stride, low=low, spread=spread, holes=1)
+    found = hlo_text.valid_pairs(
+        inputs=inputs, outputs=outputs, size=size, stride=stride, low=low, spread=spread, holes=1
+    )
     assert found == expected
 
 
@@ -86,3 +88,17 @@ def test_a_loop_over_stacked_weights_reads_each_once():
     )
     stack = 4 * layers * size * size
     assert stack < found.traffic < 4 * stack  # the slice is read, written, and read by the product; not 64 stacks
+
+
+@pytest.mark.parametrize("groups", ["feature_group_count", "batch_group_count"])
+def test_grouped_convolutions(groups):
+    """Of 4 channels each with its own 3x1 filter, and of its gradient's form: 4 examples, one to a channel."""
+    left = "8,1,1,4" if groups == "feature_group_count" else "8,1,4,1"
+    text = f"""
+ENTRY %main (x: f32[{left}], w: f32[3,1,1,4]) -> f32[6,1,1,4] {{
+  %x = f32[{left}]{{3,2,1,0}} parameter(0)
+  %w = f32[3,1,1,4]{{3,2,1,0}} parameter(1)
+  ROOT %y = f32[6,1,1,4]{{3,2,1,0}} convolution(%x, %w), window={{size=3x1}}, dim_labels=01bf_01io->01bf, {groups}=4
+}}
+"""
+    assert hlo.Program(text).flops == 2 * 6 * 3 * 4
