@@ -169,7 +169,7 @@ ROWS: dict[str, Callable[[Plan], str]] = {
         )
         for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
     },
-    "estimate: time of a run": lambda p: f"{1e3 * p.seconds:,.1f} ms",
+    "estimate: time of a run": lambda p: f"{1e3 * p.seconds:,.4g} ms",
     "  bound by": lambda p: p.bound,
     "  images per second": lambda p: f"{p.batch_size / p.seconds:,.0f}",
     "  model FLOPs utilization": lambda p: f"{100 * p.utilization:.0f}%",
