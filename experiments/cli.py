@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -79,11 +80,28 @@ def _quicken_cpu() -> None:
 def _quiet() -> None:
     """Leave the terminal to the progress bar: libraries report only what a user should act on."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    for name in ("orbax", "tensorflow_datasets", "grain", "asyncio", "jax"):
+    for name in ("orbax", "tensorflow_datasets", "grain", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each array of a failed write; the first error is raised
     # Orbax reports through absl's logger what options mean for it.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow_datasets|google)\..*")
+    sys.unraisablehook = _without_abandoned_writes(sys.unraisablehook)
+
+
+def _without_abandoned_writes(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An `unraisablehook` that passes over what TensorStore's threads print when a checkpoint could not be written.
+
+    Each array whose write fails after the first one, as on a full disk, finds the event loop closed and prints so. The
+    first error reaches the caller.
+    """
+
+    def filtered(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(unraisable)
+
+    return filtered
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import parallel, training
-from diffusion_jax.errors import RunError
+from diffusion_jax.errors import RunError, UserError
 from experiments import evaluation, workdir
 from experiments.pictures import save_grid
 from experiments.progress import ProgressBar
@@ -91,7 +92,7 @@ class Loop:
         with progress, profiling as profile_step:
             self._clock = (time.perf_counter(), start)
             for step in range(start + 1, config.train.steps + 1):
-                running, metrics = step_fn(running, layout.place_batch(next(batches)))
+                running, metrics = step_fn(running, layout.place_batch(self._next(batches, step)))
                 self.window.append(metrics)
                 profile_step(step)
                 last = step == config.train.steps
@@ -127,6 +128,15 @@ class Loop:
         self.writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
         return running, compiled
 
+    def _next(self, batches: Iterator[Any], step: int) -> Any:
+        """The batch of a step; an error of the data's says in addition what is kept."""
+        try:
+            return next(batches)
+        except (UserError, RunError) as error:
+            raise type(error)(
+                f"no data for step {step}: {error}; {self._kept()}, and the same command goes on from there"
+            ) from error
+
     def _fetch(self, running: Any) -> None:
         """Metrics of the window to the host, which waits for the devices.
 
@@ -143,13 +153,17 @@ class Loop:
         bad = int(self.layout.fetch({"step": running.nonfinite_step})["step"])
         if bad < 0:
             return
-        self.checkpointer.wait()
-        steps = self.checkpointer.steps()
-        kept = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
         raise RunError(
-            f"loss or gradient is not finite at step {bad}; {kept} in {self.checkpointer.directory}: "
+            f"loss or gradient is not finite at step {bad}; {self._kept()}: "
             "lower optimizer.learning_rate, set optimizer.clip_norm, or look at the data"
         )
+
+    def _kept(self) -> str:
+        """What a run that has to stop leaves, in words; waits for what is being written."""
+        self.checkpointer.wait()
+        steps = self.checkpointer.steps()
+        found = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
+        return f"{found} in {self.checkpointer.directory}"
 
     def _log(self, step: int, progress: ProgressBar) -> dict[str, float]:
         """One row: the mean of every metric over the steps since the last one."""

@@ -12,6 +12,8 @@ import jax
 import pytest
 from absl import flags
 
+from tests.processes import Command
+
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
 
 
@@ -20,3 +22,23 @@ def x64():
     """Run the test in float64, where the contract is mathematical."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the digits are prepared, once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def command(data_dir):
+    """The commands as child processes."""
+    return Command(data_dir)
+
+
+@pytest.fixture(scope="session")
+def finished(command, tmp_path_factory):
+    """A finished tiny run, uninterrupted, that tests read and do not change; and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    out, _ = command.run("train", *command.train_arguments(workdir))
+    return workdir, out

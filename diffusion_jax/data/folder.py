@@ -12,7 +12,7 @@ from pathlib import Path
 import PIL.Image
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
 from diffusion_jax.errors import UserError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -41,7 +41,8 @@ def read_image(path: str, channels: int = 3) -> transforms.Image:
     """Decode one file to uint8 [height, width, channels].
 
     Raises:
-      UserError: the file is no image, is damaged, or has more than 8 bits a channel.
+      UserError: the file is not there, is no image, is damaged, or has more than 8 bits a channel.
+      OSError: the storage failed; the next try may succeed.
     """
     try:
         with PIL.Image.open(path) as picture:
@@ -49,6 +50,8 @@ def read_image(path: str, channels: int = 3) -> transforms.Image:
                 raise UserError(f"{path}: only images of 8 bits a channel are supported, this has mode {picture.mode}")
             return transforms.from_pil(picture.convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        if storage_failed(error):
+            raise
         raise UserError(f"cannot decode the image {path}: {error}; mend or remove the file") from error
 
 

@@ -21,19 +21,30 @@ import dataclasses
 import functools
 import os
 import sys
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jaxtyping import Int, UInt64
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.sources import ArraySource, Batch, Dataset, DatasetInfo, Source, describe_dataset, open_dataset
-from diffusion_jax.errors import UserError
+from diffusion_jax.data.sources import (
+    ArraySource,
+    Batch,
+    Dataset,
+    DatasetInfo,
+    Example,
+    Source,
+    describe_dataset,
+    open_dataset,
+)
+from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
 
+PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 _ORDER, _AUGMENT = 0, 1  # streams of (seed, stream, position)
 
 
@@ -310,8 +321,7 @@ class TransformedSource:
 
     def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
         """The examples at `indices`, stacked."""
-        read_many = getattr(self.source, "__getitems__", None)
-        examples = read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+        examples = _patiently(self._examples, indices)
         images = np.empty((len(examples), *self.shape), self.dtype)
         for image, example in zip(images, examples, strict=True):
             converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
@@ -321,6 +331,28 @@ class TransformedSource:
         if not examples or "label" not in examples[0]:
             return {"image": images}
         return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
+
+    def _examples(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
+        read_many = getattr(self.source, "__getitems__", None)
+        return read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+
+
+def _patiently(read: Callable[[Any], list[Example]], indices: Any) -> list[Example]:
+    """Read from storage that may fail for a moment, as network file systems do.
+
+    Raises:
+      RunError: it has failed again and again.
+    """
+    for pause in PAUSES:
+        try:
+            return read(indices)
+        except OSError as error:
+            logging.warning("the data could not be read, trying again in %g s: %s", pause, error)
+            time.sleep(pause)
+    try:
+        return read(indices)
+    except OSError as error:
+        raise RunError(f"the data could not be read, {len(PAUSES) + 1} times in {sum(PAUSES):g} s: {error}") from error
 
 
 def _read_all(source: "ArraySource | TransformedSource", indices: Int[np.ndarray, " n"], chunk: int = 256) -> Batch:

@@ -22,11 +22,21 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once."""
+    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once.
+
+    An OSError means that the storage failed for the moment: the pipeline tries again. What does not mend by itself,
+    such as a damaged file, is a UserError.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+def storage_failed(error: Exception) -> bool:
+    """Whether the system reported a failed read, and not that there is no such file or that its content is wrong."""
+    wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, wrong)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
-from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
 from diffusion_jax.errors import UserError
 
 
@@ -44,6 +44,8 @@ class TfdsSource:
         try:
             records = self.records.__getitems__([int(i) for i in indices])
         except (RuntimeError, ValueError, OSError) as error:
+            if storage_failed(error):
+                raise
             raise UserError(
                 f"cannot read the data in {self.directory}: {_first_line(error)}; "
                 "if a file is damaged, remove that directory and prepare it again"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.experiments.conftest import ROOT
+from tests.processes import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "dit"
 

@@ -6,34 +6,11 @@ import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from diffusion_jax import training
 from experiments.restoring import restore_params
-
-
-def final_state(workdir, step=60):
-    """Everything saved at the end: parameters, optimizer, EMA, step, and the record beside them."""
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        read = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
-        )
-    return read.state, read.record
-
-
-def assert_same_run(workdir, reference, branch=None):
-    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
-    (state, record), (expected, expected_record) = final_state(workdir), final_state(reference)
-    jax.tree.map(np.testing.assert_array_equal, state, expected)
-    assert record == {**expected_record, "branch": branch}
-    for picture in (reference / "samples").glob("*.png"):
-        assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes(), picture.name
-
-
-def rows(workdir):
-    path = workdir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+from tests.processes import assert_same_run, final_state, rows
 
 
 def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path):
@@ -42,9 +19,9 @@ def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path
     arguments = command.train_arguments(workdir)
     checkpoints = workdir / "checkpoints"
     moments = [
-        lambda: rows(workdir) >= 1,  # before any checkpoint
+        lambda: len(rows(workdir)) >= 1,  # before any checkpoint
         lambda: bool(list(checkpoints.glob("20.orbax-checkpoint-tmp*"))),  # during the first save
-        lambda: rows(workdir) >= 3,  # between two checkpoints, with a row that must be written again
+        lambda: len(rows(workdir)) >= 3,  # between two checkpoints, with a row that must be written again
         lambda: bool(list(checkpoints.glob("40.orbax-checkpoint-tmp*"))),
         lambda: (checkpoints / "40").exists(),
         lambda: bool(list(checkpoints.glob("60.orbax-checkpoint-tmp*"))),
@@ -68,7 +45,7 @@ def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path
     arguments = command.train_arguments(workdir)
     process = command.start("train", *arguments)
     # a row reaches the disk with the next one, or with a checkpoint; the first checkpoint is that of step 20
-    assert command.kill_when(process, lambda: rows(workdir) >= 2, number=number)
+    assert command.kill_when(process, lambda: len(rows(workdir)) >= 2, number=number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"stopped by {number.name} at step" in out

@@ -7,8 +7,9 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+
+from tests.processes import final_state, rows
 
 SHORT = (
     "--config.train.steps=16",
@@ -37,21 +38,7 @@ def reference(command, arguments, tmp_path_factory):
     return workdir
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def final_state(workdir):
-    """What is saved at the end, on one device of this process."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    path = workdir / "checkpoints" / "16" / "state"
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
-        return checkpointer.restore(path, wanted)
-
-
-def assert_same_run(workdir, expected):
+def assert_same_but_for_rounding(workdir, expected):
     """The same rows but for rounding, and the same final parameters, optimizer and averages."""
     found, wanted = rows(workdir), rows(expected)
     assert [row["step"] for row in found] == [row["step"] for row in wanted] == [4, 8, 12, 16]
@@ -61,15 +48,17 @@ def assert_same_run(workdir, expected):
             if name in row:
                 np.testing.assert_allclose(row[name], other[name], rtol=1e-5, err_msg=f"{name} at {row['step']}")
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), final_state(workdir), final_state(expected)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        final_state(workdir, 16)[0],
+        final_state(expected, 16)[0],
     )
 
 
 def test_data_parallel(command, arguments, reference, tmp_path):
     workdir = tmp_path / "run"
     with_pictures = arguments(workdir, "--config.log.sample_every=8")
-    (out, _), (other_out, other_err) = command.finish_two(command.start_two(*with_pictures))
-    assert_same_run(workdir, reference)
+    (out, _), (other_out, other_err) = command.finish_together(command.start_together(*with_pictures))
+    assert_same_but_for_rounding(workdir, reference)
     assert "report.html" in out
     said = [line for line in (other_out + other_err).splitlines() if "[Gloo]" not in line]
     assert not said, "only process 0 reports"
@@ -81,29 +70,29 @@ def test_data_parallel(command, arguments, reference, tmp_path):
 def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
-    (out, _), _ = command.finish_two(command.start_two(*arguments(workdir, *PMAP), "--resume_from=8"))
+    (out, _), _ = command.finish_together(command.start_together(*arguments(workdir, *PMAP), "--resume_from=8"))
     assert f"set aside {workdir}/checkpoints.set_aside/16" in out
     assert f"resuming {workdir} at step 8" in out
-    assert_same_run(workdir, reference)
+    assert_same_but_for_rounding(workdir, reference)
 
 
 def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, tmp_path):
     """Both stop at the same step, with exit code 0; one process goes on from the shards of two."""
     workdir = tmp_path / "run"
-    processes = command.start_two(*arguments(workdir, *FSDP))
+    processes = command.start_together(*arguments(workdir, *FSDP))
     assert command.kill_when(processes[1], (workdir / "config.json").exists, number=signal.SIGTERM)
-    (out, _), _ = command.finish_two(processes)
+    (out, _), _ = command.finish_together(processes)
     assert "stopped by another host at step 4, which is saved; the same command resumes" in out
     assert (workdir / "checkpoints" / "4").is_dir()
     out, _ = command.run("train", *arguments(workdir))
     assert f"resuming {workdir} at step 4" in out
-    assert_same_run(workdir, reference)
+    assert_same_but_for_rounding(workdir, reference)
 
 
 @pytest.mark.slow
 def test_finished_run_says_so_in_two_processes_too(command, arguments, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
-    (out, _), (other_out, _) = command.finish_two(command.start_two(*arguments(tmp_path / "run")))
+    (out, _), (other_out, _) = command.finish_together(command.start_together(*arguments(tmp_path / "run")))
     assert "is finished: 16 of 16" in out
     assert "is finished" not in other_out
 
@@ -115,17 +104,17 @@ def test_the_other_process_does_not_outlive_one_that_was_killed(command, argumen
     """Process 0 keeps the connections, so its end is seen at once; that of another by the heartbeat it misses."""
     workdir = tmp_path / "run"
     endless = ("--config.train.steps=100000", "--config.log.validate_every=0", "--config.checkpoint.best_metric=loss")
-    processes = command.start_two(*arguments(workdir, *endless))
+    processes = command.start_together(*arguments(workdir, *endless))
     assert command.kill_when(processes[victim], (workdir / moment).exists)
     began = time.monotonic()
     codes = (-signal.SIGKILL, -signal.SIGABRT)
-    command.finish_two(processes, codes=codes if victim == 0 else codes[::-1], timeout=60)
+    command.finish_together(processes, codes=codes if victim == 0 else codes[::-1], timeout=60)
     assert time.monotonic() - began < 60
 
 
 def test_processes_with_different_configs_are_refused(command, arguments, tmp_path):
-    processes = command.start_two(*arguments(tmp_path / "run"), others=("--config.seed=7",))
-    for _, err in command.finish_two(processes, codes=(2, 2)):
+    processes = command.start_together(*arguments(tmp_path / "run"), others=("--config.seed=7",))
+    for _, err in command.finish_together(processes, codes=(2, 2)):
         assert "error: the config differs between the processes of this run: process 1 is not like process 0" in err
         assert "Traceback" not in err
     assert not (tmp_path / "run" / "config.json").exists()

@@ -1,0 +1,114 @@
+"""What a training run survives: faults done to real training processes, each followed by a check for the same bits.
+
+    python -m benchmarks.faults --kills=20 [--faults=disk_full_while_saving,data_dead] [--page=docs/reliability.md]
+
+A tiny run on the digits is killed (SIGKILL) at random moments, every other time while a checkpoint is being written,
+and started again; and a quarter as often told to stop (SIGTERM). Then every fault of `tests/faults/faults.py` is done
+once: full disk, damaged checkpoints, failing data, lost hosts. After each the run must go on to the numbers, arrays
+and pictures of a run that nothing happened to, bit for bit, or stop and name the cause. The first fault that is not
+survived ends the benchmark with exit code 1. Twenty kills and all faults take a quarter of an hour on two cores.
+"""
+
+import collections
+import itertools
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.registry import unknown_name
+from experiments import cli
+from tests.faults.faults import FAULTS, NotPossibleHere, Outcome, Trial, signals
+from tests.processes import Command
+
+KILLS = flags.DEFINE_integer("kills", 20, "how often a run is killed, besides the other faults", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of the moments, and of the files that are damaged")
+ONLY = flags.DEFINE_list("faults", [], f"which of the other faults; all by default: {', '.join(FAULTS)}")
+PAGE = flags.DEFINE_string("page", "", "put the table into this page, between its two markers")
+
+BEGIN, END = "<!-- faults: written by benchmarks.faults -->", "<!-- end of faults -->"
+Row = tuple[str, Outcome]
+
+
+def main(argv: Sequence[str]) -> int:
+    for name in ONLY.value:
+        if name not in FAULTS:
+            raise UserError(unknown_name("fault", name, list(FAULTS)))
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    console = Console(stderr=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as directory, console.status("a run that nothing happens to") as status:
+        command = Command(Path(directory) / "data")
+        command.environment.setdefault("JAX_COMPILATION_CACHE_DIR", f"{directory}/cache")
+        trial = Trial(command, Path(directory), SEED.value)
+        trial.reference()
+        try:
+            for row in faults(trial):
+                rows.append(row)
+                status.update(f"{len(rows)} faults survived; the last one: {row[0]}, {row[1].done}")
+        except AssertionError as error:
+            show(rows)
+            last = f"after {rows[-1][0]}, {rows[-1][1].done}" if rows else "the first one"
+            raise RunError(f"a fault was not survived ({last}): {error}") from error
+    show(rows)
+    if PAGE.value:
+        write_page(Path(PAGE.value), rows)
+    return 0
+
+
+def faults(trial: Trial) -> Iterator[Row]:
+    """All of them, one after the other."""
+    numbers = {signal.SIGKILL: KILLS.value, signal.SIGTERM: KILLS.value // 4}
+    for number, count in numbers.items():
+        for outcome in signals(trial, count, number):
+            yield number.name, outcome
+    for name in ONLY.value or FAULTS:
+        try:
+            yield name, FAULTS[name](trial)
+        except NotPossibleHere as reason:
+            yield name, Outcome("nothing", f"not tried: {reason}")
+
+
+def summary(rows: Sequence[Row]) -> list[tuple[str, str, int, str]]:
+    """Fault, what was done, how often, what came of it: moments of the same kind together."""
+
+    def kind(outcome: Outcome) -> str:
+        return outcome.done.split(" after step ")[0]
+
+    counts = collections.Counter((name, kind(outcome), outcome.survived) for name, outcome in rows)
+    return [(name, done, count, survived) for (name, done, survived), count in counts.items()]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A table for people."""
+    table = Table("fault", "what was done", "times", "what came of it")
+    for name, group in itertools.groupby(summary(rows), lambda row: row[0]):
+        for i, (_, done, count, survived) in enumerate(group):
+            table.add_row("" if i else name, done, str(count), survived)
+    Console().print(table)
+    print(f"{len(rows)} faults, none lost more than what came after the last complete checkpoint")
+
+
+def write_page(path: Path, rows: Sequence[Row]) -> None:
+    """Put the table between the markers of a page.
+
+    Raises:
+      UserError: the page has no markers.
+    """
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{path} needs the lines {BEGIN!r} and {END!r}; the table is put between them")
+    lines = ["| fault | what was done | times | what came of it |", "|---|---|---|---|"]
+    lines += [f"| {name} | {done} | {count} | {survived} |" for name, done, count, survived in summary(rows)]
+    path.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

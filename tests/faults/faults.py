@@ -1,0 +1,398 @@
+"""What may happen to a run, done to real training processes.
+
+A fault is a function of a `Trial`. It does its harm, and then asserts one of two things: the same command goes on to
+the bits of a run that nothing happened to, or the run stops with one line that names the cause, and goes on to the same
+bits once the cause is mended. It returns what was done and what came of it, in words. Used by the tests beside it and
+by `benchmarks/faults.py`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from diffusion_jax.data import load_arrays
+from tests.processes import Command, assert_same_run, complete, one_line, rows
+
+STEPS = 100
+RUN = (  # tiny, as in tests/processes.py, with ten checkpoints and no more to compile than needed
+    f"--config.train.steps={STEPS}",
+    "--config.log.every=5",
+    "--config.log.validate_every=0",
+    "--config.log.sample_every=0",
+    "--config.checkpoint.every=10",
+    "--config.checkpoint.best_metric=loss",
+    "--config.evaluation.metrics=()",
+)
+UNRELIABLE = "tests/faults/unreliable.py"
+RESUMED = "resumed, same bits"
+
+
+class NotPossibleHere(Exception):
+    """The machine does not let this fault be made; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What was done to a run, and what came of it; `survived` says which of the promises was kept."""
+
+    done: str
+    survived: str
+
+
+class Trial:
+    """A place for runs, what they are compared with, and the randomness of a series of faults."""
+
+    def __init__(self, command: Command, directory: Path, seed: int = 0):
+        self.command, self.directory = command, directory
+        self.random = np.random.default_rng(seed)
+        self._count = 0
+
+    def new(self) -> Path:
+        """A directory for a run that is not there yet."""
+        self._count += 1
+        return self.directory / f"{self._count:03d}" / "run"
+
+    @functools.cache  # noqa: B019 - a trial lives as long as its process
+    def reference(self, config: str = "configs/digits_unet.py") -> tuple[Path, float]:
+        """A run that nothing happens to, and the seconds that it took."""
+        began = time.monotonic()
+        workdir = self.new()
+        self.command.run("train", *self.arguments(workdir, config))
+        return workdir, time.monotonic() - began
+
+    def arguments(self, workdir: Path, config: str = "configs/digits_unet.py") -> tuple[str, ...]:
+        """Of `experiments.train`."""
+        return self.command.train_arguments(workdir, *RUN, config=config)
+
+    def resume(self, workdir: Path, *more: str, branch: int | None = None) -> None:
+        """The same command to its end, from the newest checkpoint, and then the same bits as the reference's."""
+        newest = (complete(workdir) or [None])[-1] if branch is None else branch
+        out, _ = self.command.run("train", *self.arguments(workdir), *more)
+        if newest is not None:
+            assert f"resuming {workdir} at step {newest}" in out or "is finished" in out, out
+        assert_same_run(workdir, self.reference()[0], step=STEPS, branch=branch)
+
+    def part_way(self, workdir: Path | None = None, least: int = 20, config: str = "configs/digits_unet.py") -> Path:
+        """A run that was killed after it had saved step `least`."""
+        workdir = workdir or self.new()
+        process = self.command.start("train", *self.arguments(workdir, config))
+        assert self.command.kill_when(process, lambda: least in complete(workdir))
+        process.communicate()
+        return workdir
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return bool(list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")))
+
+
+def phase(workdir: Path, began: float) -> str:
+    """What a run that was started at `began` is doing, as far as its files tell."""
+    if saving(workdir):
+        return f"writing a checkpoint after step {(complete(workdir) or [0])[-1]}"
+    if STEPS in complete(workdir):
+        return "evaluating"
+    timings = workdir / "timings.jsonl"
+    if timings.exists() and timings.stat().st_mtime > began:
+        return f"training after step {rows(workdir)[-1]['step'] if rows(workdir) else 0}"
+    return "starting"
+
+
+def signals(trial: Trial, count: int, number: signal.Signals = signal.SIGKILL) -> Iterator[Outcome]:
+    """Send a signal to a run `count` times, then let it end: every other time while a checkpoint is being written.
+
+    The other moments are spread evenly over the time that a whole run takes, so that they meet start-up, compilation,
+    restoring, training, saving, evaluation and the report. A run that ends before its moment is compared with the
+    reference, and another one is begun.
+    """
+    span = trial.reference()[1]
+    workdir, sent = trial.new(), 0
+    while sent < count:
+        before = complete(workdir)
+        began = time.time()
+        process = trial.command.start("train", *trial.arguments(workdir))
+        if sent % 2:
+            wait = functools.partial(saving, workdir)
+            pause = trial.random.uniform(0, 0.03)
+        else:
+            moment = time.monotonic() + trial.random.uniform(0, span)
+            wait, pause = (lambda moment=moment: time.monotonic() >= moment), 0.0
+        while process.poll() is None and not wait():
+            time.sleep(0.0005)
+        time.sleep(pause)
+        found = phase(workdir, began)
+        alive = process.poll() is None
+        safe = complete(workdir)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        if not alive:  # it had ended before
+            assert process.returncode == 0, err
+            assert_same_run(workdir, trial.reference()[0], step=STEPS)
+            workdir = trial.new()
+            continue
+        sent += 1
+        assert (safe or before)[-1:] <= complete(workdir)[-1:], "a complete checkpoint was lost"
+        yield Outcome(found, _after(number, process.returncode, out, err))
+    trial.resume(workdir)
+
+
+def _after(number: signal.Signals, code: int, out: str, err: str) -> str:
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL, err  # the end of the run is checked with the last one's
+        return RESUMED
+    assert code in (0, -number), err  # before and after training the signal has its usual effect
+    assert "Traceback" not in err, err
+    return f"saved and said so; {RESUMED}" if "which is saved" in out else RESUMED
+
+
+FAULTS: dict[str, Callable[[Trial], Outcome]] = {}
+"""Name -> fault; all but the signals, which come in numbers."""
+
+
+def fault(make: Callable[[Trial], Outcome]) -> Callable[[Trial], Outcome]:
+    """Register a fault under the name of its function."""
+    FAULTS[make.__name__] = make
+    return make
+
+
+@fault
+def suspended(trial: Trial) -> Outcome:
+    """The machine is frozen for a while, as a virtual machine is when it moves."""
+    workdir = trial.new()
+    process = trial.command.start("train", *trial.arguments(workdir))
+    assert trial.command.kill_when(process, lambda: 50 in complete(workdir), number=signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert_same_run(workdir, trial.reference()[0], step=STEPS)
+    return Outcome("SIGSTOP while training, SIGCONT 3 s later", "went on, same bits")
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own, that can be filled."""
+    directory.mkdir(parents=True)
+    options = ("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs")
+    if subprocess.run(["mount", *options, directory], capture_output=True).returncode:
+        raise NotPossibleHere("needs the right to mount a small file system")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk to the last byte; returns the file to remove."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+def _disk_full(trial: Trial, when: Callable[[Path], bool], words: str) -> Outcome:
+    trial.reference()
+    with small_disk(trial.new().parent, 32) as disk:
+        workdir = disk / "run"
+        process = trial.command.start("train", *trial.arguments(workdir))
+        assert trial.command.kill_when(process, lambda: when(workdir), number=0)
+        ballast = fill(disk)
+        safe = complete(workdir)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 1, err
+        line = one_line(err)
+        assert "no space left" in line.lower(), line
+        assert safe[-1:] <= complete(workdir)[-1:], "a complete checkpoint was lost"
+        ballast.unlink()
+        trial.resume(workdir)
+        return Outcome(f"the disk is full {words}", f'stopped: "{line[7:97]}..."; after freeing space {RESUMED}')
+
+
+@fault
+def disk_full_between_checkpoints(trial: Trial) -> Outcome:
+    """The disk fills up while the run trains."""
+    return _disk_full(trial, lambda workdir: 30 in complete(workdir), "between checkpoints")
+
+
+@fault
+def disk_full_while_saving(trial: Trial) -> Outcome:
+    """The disk fills up while a checkpoint is being written."""
+    return _disk_full(
+        trial, lambda workdir: 30 in complete(workdir) and saving(workdir), "while a checkpoint is written"
+    )
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut to half": lambda content: content[: len(content) // 2],
+    "one byte flipped": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 0xFF]) + content[len(content) // 2 + 1 :]
+    ),
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+def _damaged(trial: Trial, harm: Callable[[Path], str]) -> Outcome:
+    """Harm the newest checkpoint of a run that was killed; either it did not matter, or the error says what to do."""
+    workdir = trial.part_way(least=40)
+    before, newest = complete(workdir)[-2:]
+    done = harm(workdir / "checkpoints" / str(newest))
+    process = trial.command.start("train", *trial.arguments(workdir))
+    _, err = process.communicate(timeout=200)
+    if process.returncode == 0:
+        assert_same_run(workdir, trial.reference()[0], step=STEPS)
+        return Outcome(done, f"was not needed; {RESUMED}")
+    assert process.returncode == 2, err
+    line = one_line(err)
+    assert "corrupt" in line, line
+    assert f"--resume_from={before}" in line, line
+    trial.resume(workdir, f"--resume_from={before}", branch=before)
+    return Outcome(done, f"stopped: checkpoint {newest} is corrupt; with the flag that it named {RESUMED}")
+
+
+def _damage_a_file(trial: Trial, damage: str) -> Outcome:
+    def harm(checkpoint: Path) -> str:
+        files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
+        file = files[trial.random.integers(len(files))]
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+        return f"{damage}: {'/'.join(file.relative_to(checkpoint).parts[:2])}"
+
+    return _damaged(trial, harm)
+
+
+@fault
+def checkpoint_truncated(trial: Trial) -> Outcome:
+    """A file of the newest checkpoint is cut."""
+    return _damage_a_file(trial, "cut to half")
+
+
+@fault
+def checkpoint_bit_rot(trial: Trial) -> Outcome:
+    """A byte of the newest checkpoint is another one."""
+    return _damage_a_file(trial, "one byte flipped")
+
+
+@fault
+def checkpoint_of_zeros(trial: Trial) -> Outcome:
+    """A file of the newest checkpoint has its length, but not its content, as after a power failure."""
+    return _damage_a_file(trial, "zeros")
+
+
+@fault
+def checkpoint_without_its_arrays(trial: Trial) -> Outcome:
+    """The arrays of the newest checkpoint are gone."""
+
+    def harm(checkpoint: Path) -> str:
+        shutil.rmtree(checkpoint / "state")
+        return "removed: state/"
+
+    return _damaged(trial, harm)
+
+
+@fault
+def last_row_torn(trial: Trial) -> Outcome:
+    """The last line of metrics.jsonl was only half written."""
+    workdir = trial.part_way(least=40)
+    with open(workdir / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 4')
+    trial.resume(workdir)
+    return Outcome("half a line at the end of metrics.jsonl", RESUMED)
+
+
+@fault
+def data_slow(trial: Trial) -> Outcome:
+    """Every batch comes late."""
+    workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
+    trial.command.run("train", *trial.arguments(workdir, UNRELIABLE), FAULT="slow:0.05")
+    assert_same_run(workdir, expected, step=STEPS)
+    return Outcome("every batch is 0.05 s late", "went on, same bits")
+
+
+@fault
+def data_flaky(trial: Trial) -> Outcome:
+    """Reads fail now and then, and succeed when tried again."""
+    workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
+    _, err = trial.command.run("train", *trial.arguments(workdir, UNRELIABLE), FAULT="flaky:15")
+    assert err.count("could not be read, trying again") >= 5, err
+    assert_same_run(workdir, expected, step=STEPS)
+    return Outcome("every 15th read fails with EIO", "tried again, same bits")
+
+
+@fault
+def data_dead(trial: Trial) -> Outcome:
+    """From some read on all fail; later the storage is there again."""
+    workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
+    arguments = trial.arguments(workdir, UNRELIABLE)
+    line = trial.command.fails("train", *arguments, code=1, FAULT="dead:100")
+    newest = complete(workdir)[-1]
+    assert "the data could not be read, 4 times" in line, line
+    assert f"the last good checkpoint is {newest}" in line, line
+    out, _ = trial.command.run("train", *arguments)
+    assert f"resuming {workdir} at step {newest}" in out
+    assert_same_run(workdir, expected, step=STEPS)
+    return Outcome("from some read on all fail with EIO", f"stopped: the data could not be read; later {RESUMED}")
+
+
+@fault
+def image_damaged(trial: Trial) -> Outcome:
+    """An image file is cut while the run trains, and mended later."""
+    folder = trial.directory / "images"
+    folder.mkdir()
+    images, _ = load_arrays("digits", "train", str(trial.command.data_dir), max_examples=400)
+    for i, image in enumerate(images):
+        PIL.Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
+    config = f"{UNRELIABLE}:{folder}"
+    expected = trial.reference(config)[0]
+    workdir = trial.part_way(config=config)
+    victim = folder / "123.png"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    arguments = trial.arguments(workdir, config)
+    line = trial.command.fails("train", *arguments)
+    assert f"cannot decode the image {victim}" in line, line
+    assert "the last good checkpoint is" in line, line
+    victim.write_bytes(whole)
+    trial.command.run("train", *arguments)
+    assert_same_run(workdir, expected, step=STEPS)
+    return Outcome("an image file is cut to half", f"stopped: the file cannot be decoded; once mended {RESUMED}")
+
+
+def _host_killed(trial: Trial, victim: int) -> Outcome:
+    """One of two processes of a run is killed: the other one stops within a minute, and both together go on."""
+    workdir, together = trial.new(), trial.new()
+    trial.command.finish_together(trial.command.start_together(*trial.arguments(together), devices=1))
+    processes = trial.command.start_together(*trial.arguments(workdir), devices=1)
+    assert trial.command.kill_when(processes[victim], lambda: 30 in complete(workdir))
+    began = time.monotonic()
+    other = processes[1 - victim]
+    _, err = other.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    processes[victim].communicate()
+    assert other.returncode != 0
+    assert "another task died" in err or "had to stop" in err, err
+    newest = complete(workdir)[-1]
+    (out, _), _ = trial.command.finish_together(trial.command.start_together(*trial.arguments(workdir), devices=1))
+    assert f"resuming {workdir} at step {newest}" in out
+    assert_same_run(workdir, together, step=STEPS)
+    return Outcome(f"process {victim} of 2 is killed", f"the other one stopped after {seconds:.0f} s; {RESUMED}")
+
+
+@fault
+def first_host_lost(trial: Trial) -> Outcome:
+    """The process that keeps the connections is killed."""
+    return _host_killed(trial, 0)
+
+
+@fault
+def other_host_lost(trial: Trial) -> Outcome:
+    """A process that only takes part is killed: seen by its heartbeat, 30 s later."""
+    return _host_killed(trial, 1)

@@ -1,0 +1,33 @@
+"""Every fault is survived: the run goes on to the same bits, or stops and says why. Real processes, real signals."""
+
+import signal
+
+import pytest
+
+from tests.faults.faults import FAULTS, NotPossibleHere, Trial, signals
+
+SLOW = {"other_host_lost"}  # takes half a minute to be seen
+
+
+@pytest.fixture(scope="module")
+def trial(command, tmp_path_factory):
+    """Where the faults of this file happen."""
+    return Trial(command, tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAULTS]
+)
+def test_survived(trial, name):
+    try:
+        outcome = FAULTS[name](trial)
+    except NotPossibleHere as reason:
+        pytest.skip(str(reason))
+    assert outcome.survived
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_signals_at_random_moments_and_while_saving(trial, number):
+    outcomes = list(signals(trial, 6, number))
+    assert len(outcomes) == 6
+    assert any("writing a checkpoint" in outcome.done for outcome in outcomes)

@@ -1,0 +1,50 @@
+"""The data set `unreliable`: the digits, read one by one from a storage that does what the variable FAULT says.
+
+slow:S     every read of a batch takes S seconds more
+flaky:N    every N-th read of a batch fails with EIO, and the next try succeeds
+dead:N     after N reads of a batch all fail with EIO
+"""
+
+import dataclasses
+import errno
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from diffusion_jax.data import datasets
+from diffusion_jax.data.sources import Dataset, Example, Source, open_dataset
+
+
+@dataclasses.dataclass(eq=False)
+class UnreliableSource:
+    """A source whose storage fails in the way that `fault` says."""
+
+    source: Source
+    fault: str
+    reads: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        with self.lock:
+            self.reads += 1
+            count = self.reads
+        kind, _, number = self.fault.partition(":")
+        if kind == "slow":
+            time.sleep(float(number))
+        if (kind == "flaky" and count % int(number) == 0) or (kind == "dead" and count > int(number)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "a disk of this test")
+        return [self.source[int(i)] for i in indices]
+
+
+@datasets.register("unreliable")
+def open_unreliable(*, split: str = "train", data_dir: str | None = None) -> Dataset:
+    """The digits on a storage that fails as the environment variable FAULT says."""
+    opened = open_dataset("digits", split=split, data_dir=data_dir)
+    return dataclasses.replace(opened, source=UnreliableSource(opened.source, os.environ.get("FAULT", "")))

@@ -1,0 +1,172 @@
+"""Real processes: the commands as a user types them, on a network so small that a run takes seconds.
+
+Used by the tests of the runner, by those of faults, and by `benchmarks/faults.py`.
+"""
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--config.model.base_channels=8",
+    "--config.model.channel_multipliers=(1,)",
+    "--config.model.num_res_blocks=1",
+    "--config.model.attention_resolutions=()",
+    "--config.train.steps=60",
+    "--config.train.batch_size=32",
+    "--config.log.every=10",
+    "--config.log.validate_every=20",
+    "--config.log.validation_examples=64",
+    "--config.log.sample_every=30",
+    "--config.log.num_samples=16",
+    "--config.checkpoint.every=20",
+    "--config.sampling.sampler.name=euler",
+    "--config.sampling.steps=3",
+    "--config.evaluation.num_samples=20",
+)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of child processes: one device, unless a test says otherwise."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUM_CPU", "XLA_FLAGS"))}
+    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+class Command:
+    """`python -m experiments.<module>` with arguments, as a child process; a name with a dot is a module of its own."""
+
+    def __init__(self, data_dir):
+        self.environment, self.data_dir = child_environment(), data_dir
+
+    def train_arguments(self, workdir, *arguments, config="configs/digits_unet.py"):
+        """A tiny training run in `workdir`."""
+        return (
+            f"--config={config}",
+            f"--workdir={workdir}",
+            *TINY,
+            f"--config.data.data_dir={self.data_dir}",
+            *arguments,
+        )
+
+    def start(self, module, *arguments, **env):
+        """Start it and return at once."""
+        return subprocess.Popen(
+            [sys.executable, "-m", module if "." in module else f"experiments.{module}", *map(str, arguments)],
+            cwd=ROOT,
+            env={**self.environment, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, module, *arguments, code=0, timeout=300, **env):
+        """Run it to its end; returns (stdout, stderr) after checking the exit code."""
+        process = self.start(module, *arguments, **env)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+        return out, err
+
+    def start_together(self, *arguments, count=2, others=(), devices=2):
+        """One training run of several processes on this machine; all but the first get `others` besides."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        join = (f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}")
+        return [
+            self.start(
+                *("train", *arguments, *join, f"--process_id={i}"),
+                *(others if i else ()),
+                JAX_NUM_CPU_DEVICES=str(devices),
+            )
+            for i in range(count)
+        ]
+
+    @staticmethod
+    def finish_together(processes, *, codes=None, timeout=200):
+        """Wait for all; returns [(stdout, stderr), ...] after checking the exit codes, which are 0 by default."""
+        with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # a full pipe of one must not stop another
+            try:
+                results = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
+            finally:
+                for process in processes:
+                    if process.poll() is None:
+                        process.kill()
+        found = tuple(process.returncode for process in processes)
+        assert found == (codes or (0,) * len(processes)), f"exit codes {found}\n{results}"
+        return results
+
+    def fails(self, module, *arguments, code=2, **env):
+        """Run it, require the exit code and one clear line without a traceback; returns that line."""
+        return one_line(self.run(module, *arguments, code=code, **env)[1])
+
+    @staticmethod
+    def kill_when(process, condition, *, timeout=200, number=signal.SIGKILL):
+        """Send a signal as soon as `condition()` holds; returns False when the process ended before."""
+        deadline = time.monotonic() + timeout
+        while process.poll() is None and time.monotonic() < deadline:
+            if condition():
+                process.send_signal(number)  # 0 sends nothing: only wait
+                return True
+            time.sleep(0.001)
+        assert process.poll() is not None, "the condition never held"
+        return False
+
+
+def one_line(err: str) -> str:
+    """The one line in which a command says why it failed."""
+    assert "Traceback" not in err, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that are on the disk."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def complete(workdir: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def final_state(workdir: Path, step: int = 60) -> tuple[Any, dict[str, Any]]:
+    """What is saved at the end, on one device: parameters, optimizer, averages and step, and the record beside them."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = workdir / "checkpoints" / str(step) / "state"
+        saved = checkpointer.metadata(path).item_metadata.tree
+        state = checkpointer.restore(
+            path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        )
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        return state, manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+
+
+def assert_same_run(workdir: Path, reference: Path, *, step: int = 60, branch: int | None = None) -> None:
+    """The same bits: every logged number, every saved array, the record and the pictures."""
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    (state, record), (expected, expected_record) = final_state(workdir, step), final_state(reference, step)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert record == {**expected_record, "branch": branch}
+    for picture in (reference / "samples").glob("*.png"):
+        assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes(), picture.name
+    if (reference / "evaluation.json").exists():
+        assert (workdir / "evaluation.json").read_bytes() == (reference / "evaluation.json").read_bytes()
