@@ -189,7 +189,11 @@ class Loop:
         return self.observer.validate(step, canonical) if validates else {}
 
     def _save(self, step: int, running: Any, measured: dict[str, float]) -> None:
-        """A checkpoint, judged by what was measured at this very step; the rows up to it reach the disk before it."""
+        """A checkpoint, judged by what was measured at this very step; the rows up to it reach the disk before it.
+
+        The seconds for which the loop waited are a timing.
+        """
+        began = time.perf_counter()
         self.writer.flush()
         record = {
             "config": workdir.to_json(self.config),
@@ -198,6 +202,7 @@ class Loop:
             "branch": self.branch,
         }
         self.checkpointer.save(step, self.layout.to_canonical(running), record, measured)
+        self.writer.write_timings(step, {"save_seconds": time.perf_counter() - began})
 
 
 def due(step: int, every: int) -> bool:

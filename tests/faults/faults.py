@@ -332,7 +332,7 @@ def data_dead(trial: Trial) -> Outcome:
     """From some read on all fail; later the storage is there again."""
     workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
     arguments = trial.arguments(workdir, UNRELIABLE)
-    line = trial.command.fails("train", *arguments, code=1, FAULT="dead:100")
+    line = trial.command.fails("train", *arguments, code=1, FAULT="dead:60")
     newest = complete(workdir)[-1]
     assert "the data could not be read, 4 times" in line, line
     assert f"the last good checkpoint is {newest}" in line, line

@@ -1,0 +1,88 @@
+"""What share of its time a training run waits for checkpoints. Exit code 1 if it is more than --limit.
+
+    python -m benchmarks.checkpoints --config=configs/digits_unet.py [--saves=5]
+    python -m benchmarks.checkpoints --workdir=runs/digits
+
+The first form trains in a temporary directory until so many checkpoints are saved, at the config's own cadence
+(`checkpoint.every`); the second reads what a finished run of yours, on whatever machine, has recorded. For each save
+the loop notes in timings.jsonl the seconds for which it waited: for an earlier write that was still under way, for the
+fingerprints, and for the copy to the host. The write itself goes on beside the training. The share is their median over
+the time from one save to the next.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.errors import RunError, UserError
+from experiments import cli, workdir
+from experiments.writers import TIMINGS_FILE, read_metrics
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "read the timings of this run instead of training")
+SAVES = flags.DEFINE_integer("saves", 5, "checkpoints to save", lower_bound=2)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "where the data is prepared; as in the config by default")
+LIMIT = flags.DEFINE_float("limit", 1.0, "the largest share, in per cent")
+
+
+def main(argv: Sequence[str]) -> int:
+    if (CONFIG.value is None) == (WORKDIR.value is None):
+        raise UserError("give either --config=configs/digits_unet.py, for example, or --workdir=runs/digits")
+    if WORKDIR.value:
+        return report(Path(WORKDIR.value))
+    with tempfile.TemporaryDirectory() as directory:
+        train(Path(directory))
+        return report(Path(directory))
+
+
+def train(directory: Path) -> None:
+    """A run of its own, with as many checkpoints as asked for; without validation, pictures and evaluation."""
+    file = next(arg for arg in sys.argv[1:] if arg.startswith("--config="))
+    overrides = [arg for arg in sys.argv[1:] if arg.startswith("--config.")]
+    fields = {
+        "train.steps": SAVES.value * CONFIG.value.checkpoint.every,
+        "log.validate_every": 0,
+        "log.sample_every": 0,
+        "checkpoint.best_metric": "loss",
+        "evaluation.metrics": "()",
+    }
+    arguments = [file, f"--workdir={directory}", *overrides, *(f"--config.{k}={v}" for k, v in fields.items())]
+    if DATA_DIR.value:
+        arguments.append(f"--config.data.data_dir={DATA_DIR.value}")
+    if subprocess.run([sys.executable, "-m", "experiments.train", *arguments], stdout=sys.stderr).returncode:
+        raise RunError("the training failed; it says above why")
+
+
+def report(directory: Path) -> int:
+    """The table; returns the exit code."""
+    config = workdir.read_config(directory)
+    rows = read_metrics(directory / TIMINGS_FILE)
+    waits = [row["save_seconds"] for row in rows if "save_seconds" in row]
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    if not waits or not speeds:
+        raise UserError(f"{directory} has no timings of a checkpoint yet")
+    steps = config.checkpoint.every * config.train.batch_size / statistics.median(speeds)
+    wait = statistics.median(waits)
+    share = 100 * wait / (steps + wait)
+    table = Table("checkpoints", "every", "steps between take", "the loop waits", "longest wait", "share")
+    table.add_row(
+        str(len(waits)),
+        f"{config.checkpoint.every} steps",
+        f"{steps:.2f} s",
+        f"{1e3 * wait:.0f} ms",
+        f"{1e3 * max(waits):.0f} ms",
+        f"{share:.2f}%",
+    )
+    Console().print(table)
+    return int(share > LIMIT.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,57 @@
+"""A run may go on with other devices and other processes than it began with, and again with others."""
+
+import numpy as np
+import pytest
+
+from tests.processes import complete, rows
+
+RUN = (
+    "--config.train.steps=32",
+    "--config.log.every=4",
+    "--config.log.validate_every=0",
+    "--config.log.sample_every=0",
+    "--config.checkpoint.every=8",
+    "--config.checkpoint.keep_last=4",
+    "--config.checkpoint.best_metric=loss",
+    "--config.evaluation.metrics=()",
+)
+FSDP = ("--config.parallel.data=2", "--config.parallel.fsdp=-1")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    """The losses of a run on one device."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    command.run("train", *command.train_arguments(workdir, *RUN))
+    return losses(workdir)
+
+
+def losses(workdir):
+    found = rows(workdir)
+    assert [row["step"] for row in found] == list(range(4, 33, 4))
+    return [row["loss"] for row in found]
+
+
+@pytest.mark.parametrize("parallel", [(), pytest.param(FSDP, marks=pytest.mark.slow)], ids=["data", "fsdp"])
+def test_8_then_4_then_2_processes_of_2_then_1(command, uninterrupted, tmp_path, parallel):
+    """Eight steps on each, every life going on from what the one before had saved."""
+    workdir = tmp_path / "run"
+    arguments = command.train_arguments(workdir, *RUN, *parallel)
+    on_one = command.train_arguments(workdir, *RUN)
+    command.run("train", *arguments, JAX_NUM_CPU_DEVICES="8")
+    out, _ = command.run("train", *arguments, "--resume_from=8", JAX_NUM_CPU_DEVICES="4")
+    assert f"resuming {workdir} at step 8" in out
+    (out, _), _ = command.finish_together(command.start_together(*arguments, "--resume_from=16", devices=2))
+    assert f"resuming {workdir} at step 16" in out
+    out, _ = command.run("train", *on_one, "--resume_from=24")
+    assert f"resuming {workdir} at step 24" in out
+    assert complete(workdir) == [8, 16, 24, 32]
+    np.testing.assert_allclose(losses(workdir), uninterrupted, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_run(command, uninterrupted, tmp_path):
+    """Four real processes with one device each."""
+    arguments = command.train_arguments(tmp_path / "run", *RUN)
+    command.finish_together(command.start_together(*arguments, count=4, devices=1), timeout=400)
+    np.testing.assert_allclose(losses(tmp_path / "run"), uninterrupted, rtol=1e-5)
