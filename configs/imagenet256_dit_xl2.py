@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.parallel.data = 1
     config.parallel.fsdp = -1
     config.parallel.tensor = 1
+    config.parallel.context = 1
     config.parallel.rules = ()
 
     config.sampling = ConfigDict()

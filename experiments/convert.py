@@ -151,7 +151,7 @@ def described_run(spec: dict[str, Any], name: str) -> tuple[ConfigDict, data.Dat
                 "clip_norm": 1.0,
             },
             "ema": {"decays": (0.9999,), "half_lives": (), "widths": (), "ramp_up_ratio": 0.05},
-            "parallel": {"strategy": "jit", "data": -1, "fsdp": 1, "tensor": 1, "rules": ()},
+            "parallel": {"strategy": "jit", "data": -1, "fsdp": 1, "tensor": 1, "context": 1, "rules": ()},
             "sampling": {
                 "sampler": {"name": "ddim"},
                 "grid": {"name": "uniform"},

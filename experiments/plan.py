@@ -29,7 +29,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, f"the slice, such as v5e:4x4 or
 STRATEGY = flags.DEFINE_string(
     "strategy",
     None,
-    "instead of the config's: pieces of data, fsdp[:N], tensor:N, remat[:dots], accumulate:N, joined by +",
+    "instead of the config's: pieces of data, fsdp[:N], tensor:N, context:N, remat[:dots], accumulate:N, joined by +",
 )
 MESH = flags.DEFINE_list("mesh", None, "lengths of the mesh's axes, for example data:4,fsdp:4")
 BATCH = flags.DEFINE_integer("batch", None, "images of a step, instead of train.batch_size", lower_bound=1)
@@ -88,11 +88,11 @@ def with_flags(config: ConfigDict) -> ConfigDict:
     if MESH.value and (COMPARE.value or STRATEGY.value):
         raise UserError("--mesh says what --strategy and --compare would: give one of them")
     if MESH.value:
-        config.parallel.update(strategy="jit", data=1, fsdp=1, tensor=1)
+        config.parallel.update(strategy="jit", data=1, fsdp=1, tensor=1, context=1)
     for item in MESH.value or ():
-        match = re.fullmatch(r"(data|fsdp|tensor):(-1|[1-9]\d*)", item)
+        match = re.fullmatch(r"(data|fsdp|tensor|context):(-1|[1-9]\d*)", item)
         if not match:
-            raise UserError(f"--mesh wants AXIS:LENGTH with AXIS one of data, fsdp and tensor, got {item!r}")
+            raise UserError(f"--mesh wants AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, got {item!r}")
         config.parallel[match[1]] = int(match[2])
     return config
 

@@ -5,6 +5,7 @@ A strategy is a word for `parallel`, `model.remat` and `train.accumulation` toge
     data            every device holds everything and works on its own examples
     fsdp, fsdp:N    parameters, optimizer and averages sharded over all devices, or over groups of N
     tensor:N        wide layers of one example over N devices
+    context:N       tokens of one example over N devices
     remat, remat:K  what the backward pass needs of a block is computed again: model.remat = "full", or K
     accumulate:N    N microbatches to a step
 
@@ -123,7 +124,7 @@ def configured(config: ConfigDict, strategy: str) -> ConfigDict:
     if strategy == AS_CONFIGURED:
         return result
     with result.unlocked():
-        result.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)
+        result.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)
         result.train.accumulation = 1
         if "remat" in result.model:
             result.model.remat = "none"
@@ -134,13 +135,13 @@ def configured(config: ConfigDict, strategy: str) -> ConfigDict:
 
 def _apply(config: ConfigDict, piece: str, strategy: str) -> None:
     name, _, value = piece.partition(":")
-    known = ["data", "fsdp", "fsdp:N", "tensor:N", "remat", "remat:full", "remat:dots", "accumulate:N"]
+    known = ["data", "fsdp", "fsdp:N", "tensor:N", "context:N", "remat", "remat:full", "remat:dots", "accumulate:N"]
     number = int(value) if value.isdigit() and int(value) else None
     if piece == "data":
         return
     if piece == "fsdp":
         config.parallel.update(data=1, fsdp=-1)
-    elif name in ("fsdp", "tensor") and number:
+    elif name in ("fsdp", "tensor", "context") and number:
         config.parallel[name] = number
     elif name == "accumulate" and number:
         config.train.accumulation = number
@@ -282,10 +283,11 @@ def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:
 def _words(config: ConfigDict, failed: Plan) -> str:
     """The sharding of a plan in words, without remat."""
     if failed.strategy != AS_CONFIGURED:
-        return "+".join(p for p in failed.strategy.split("+") if p.partition(":")[0] in ("data", "fsdp", "tensor"))
+        axes = ("data", "fsdp", "tensor", "context")
+        return "+".join(piece for piece in failed.strategy.split("+") if piece.partition(":")[0] in axes)
     if failed.mesh.get("fsdp") == failed.devices:
         return "fsdp"
-    words = [f"{axis}:{failed.mesh[axis]}" for axis in ("fsdp", "tensor") if failed.mesh.get(axis, 1) > 1]
+    words = [f"{axis}:{failed.mesh[axis]}" for axis in ("fsdp", "tensor", "context") if failed.mesh.get(axis, 1) > 1]
     return "+".join(words) or "data"
 
 

@@ -45,7 +45,7 @@ def restore_params(
       UserError: no run, no such checkpoint or average, or a damaged checkpoint.
     """
     config = workdir.read_config(directory)
-    config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1)  # any layout reads any checkpoint
+    config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)  # any layout reads any checkpoint
     experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
     name = config.sampling.ema if ema is None else ema
     if name not in experiment.ema.names and name.startswith("width_") and experiment.ema.widths:

@@ -193,8 +193,10 @@ class Experiment:
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
         if name == "pmap":
-            if spec.pop("fsdp") != 1 or spec.pop("tensor") != 1:
-                raise UserError("parallel.strategy=pmap knows data parallelism only: use fsdp=1 and tensor=1, or jit")
+            if any(spec.get(axis, 1) != 1 for axis in ("fsdp", "tensor", "context")):
+                raise UserError(
+                    "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
+                )
             return parallel.LAYOUTS.build(name)
         return parallel.LAYOUTS.build({"name": name, **spec}, devices=self.devices)
 

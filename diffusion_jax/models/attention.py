@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.activations import attention_by_example
 from diffusion_jax.registry import unknown_name
 
 Implementation = Literal["einsum", "xla", "chunked", "splash"]
@@ -46,11 +47,11 @@ def attention(
     Raises:
       UserError: an unknown implementation, or lengths that the kernel does not take.
     """
-    if implementation is None:
-        return _einsum(query, key, value) if query.shape[1] * key.shape[1] <= _WHOLE else _long(query, key, value)
-    if implementation not in _IMPLEMENTATIONS:
+    if implementation not in (None, *_IMPLEMENTATIONS):
         raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
-    return _IMPLEMENTATIONS[implementation](query, key, value)
+    best = _einsum if query.shape[1] * key.shape[1] <= _WHOLE else _long
+    chosen = best if implementation is None else _IMPLEMENTATIONS[implementation]
+    return attention_by_example(chosen, query, key, value)
 
 
 def _einsum(query: Array, key: Array, value: Array) -> Array:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.activations import by_example
+from diffusion_jax.parallel.activations import by_example, token_spec
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -30,10 +30,12 @@ def dot_rows(
 
     With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
     transposes both factors in memory. For TPU either form compiles to the same collectives and, within 1%, the same
-    memory (DiT-XL/2 over data, fsdp and tensor axes). Of the leading axes only the first may be divided among devices.
+    memory (DiT-XL/2 over data, fsdp and tensor axes). Tokens that are divided among devices stay an axis of their own.
     """
     if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    if token_spec(jax.sharding.get_abstract_mesh(), x.shape):
+        return by_example(lambda x, kernel: jax.lax.dot_general(x, kernel, dimension_numbers, **options), x, kernel)
 
     def dot(x: Array, kernel: Array) -> Array:
         rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)

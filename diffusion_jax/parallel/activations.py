@@ -1,4 +1,4 @@
-"""How activations lie on a mesh: every device keeps its own examples.
+"""How activations lie on a mesh: every device keeps its own examples, and of long sequences its own tokens.
 
 The rules of `rules.py` divide parameters. What is computed from them must be told apart: left alone, the compiler may
 gather the activations of the whole batch where it should gather the weights of one layer (DiT-XL/2, 16 devices, fsdp:
@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array
 
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that divide the examples of a batch."""
+CONTEXT = "context"
+"""The mesh axis that divides the tokens of one example."""
 
 
 @contextlib.contextmanager
@@ -26,16 +28,31 @@ def in_force(mesh: Mesh) -> Iterator[None]:
 
 
 def batch_sharded(x: Array) -> Array:
-    """`x`, whose leading axis is the batch, divided by examples; the compiler may place the other axes as it likes.
+    """`x`, whose leading axis is the batch, divided by examples; tokens [batch, tokens, channels] by tokens besides.
 
-    A batch that does not divide among the devices is left to the compiler.
+    The compiler may place the other axes as it likes; all of them, if the batch does not divide among the devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
-    if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    batch, tokens = batch_spec(mesh, x.shape[0]), token_spec(mesh, x.shape)
+    if batch is None and tokens is None:
         return x
-    spec = PartitionSpec(axes, *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, spec)
+    free = PartitionSpec.UNCONSTRAINED
+    spec = [free if batch is None else batch, *(free,) * (x.ndim - 1)]
+    if tokens is not None:
+        spec[1] = tokens
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def batch_spec(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
+    """The axes of a mesh that divide a batch of this size; None if there are none, or it does not divide."""
+    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+    return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+
+def token_spec(mesh: AbstractMesh, shape: tuple[int, ...]) -> str | None:
+    """The axis of a mesh that divides the tokens of activations [batch, tokens, channels], if one does."""
+    length = mesh.shape.get(CONTEXT, 1)
+    return CONTEXT if length > 1 and len(shape) == 3 and shape[1] % length == 0 else None
 
 
 def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
@@ -47,3 +64,31 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
       kernel: the layer's weights, perhaps sharded.
     """
     return batch_sharded(operation(batch_sharded(x), kernel))
+
+
+def attention_by_example(
+    operation: Callable[[Array, Array, Array], Array], query: Array, key: Array, value: Array
+) -> Array:
+    """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
+
+    All are [batch, tokens, heads, channels]. Where tokens are divided, a device gathers the keys and values of all
+    tokens for its own queries, and sends back their gradients summed: memory grows with the length, and nothing else
+    is sent. The operation is not seen by the compiler's partitioner, which can not divide a kernel written by hand.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return operation(query, key, value)
+    context, tensor = (mesh.shape.get(axis, 1) for axis in (CONTEXT, "tensor"))
+    divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
+    tokens = CONTEXT if divides else None
+    heads = "tensor" if tensor > 1 and query.shape[2] % tensor == 0 else None
+    # An axis that the spec does not name would be summed over backward, also one of a single device.
+    single = tuple(axis for axis, length in mesh.shape.items() if length == 1)
+
+    def local(query: Array, key: Array, value: Array) -> Array:
+        if tokens:
+            key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
+        return operation(query, key, value)
+
+    spec = PartitionSpec((*(batch_spec(mesh, query.shape[0]) or ()), *single), tokens, heads)
+    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)(query, key, value)

@@ -23,11 +23,13 @@ from collections.abc import Iterator, Sequence
 from diffusion_jax.parallel.hlo_text import (
     Instruction,
     Shape,
+    attention_kernel_flops,
     called_by,
     convolution_flops,
     dot_flops,
     element,
     group_size,
+    is_attention_kernel,
     number_of,
     parse,
 )
@@ -96,7 +98,8 @@ class Program:
         if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         condition = self._computations[loop.attribute(r"condition=%?([\w.\-]+)")]
-        body = self._computations[loop.attribute(r"body=%?([\w.\-]+)")]
+        body_name = loop.attribute(r"body=%?([\w.\-]+)")
+        body = self._computations[body_name]
         start_tuple = self._computations[inside].get(loop.operands[0])
         compare = list(condition.values())[-1]
         if compare.opcode != "compare" or compare.attribute(r"direction=(\w+)") != "LT":
@@ -112,20 +115,44 @@ class Program:
 
         end = number_of(limit) if element(limit) is None else at_start(element(limit))
         start = at_start(index)
-        step = self._step(body, root.operands[index], index)
+        step = self._step(body_name, root.operands[index], index)
         if end is None or start is None or not step:
             return None
         return max(0, -(-(end - start) // step))
 
     def _constant(self, computation: str, name: str) -> int | None:
-        """The value of a scalar constant, also behind a copy."""
+        """The value of a scalar constant, also behind a copy, and of one that a loop carries through unchanged."""
+        inside = self._computations[computation]
+        instruction = self._behind_copies(computation, name)
+        index = element(instruction)
+        if index is None or computation not in self._loops:
+            return number_of(instruction)
+        caller, loop = self._loops[computation]
+        at_start, at_end = self._computations[caller].get(loop.operands[0]), list(inside.values())[-1]
+        if at_start is None or at_start.opcode != "tuple" or at_end.opcode != "tuple":
+            return None
+        unchanged = element(self._behind_copies(computation, at_end.operands[index])) == index
+        return self._constant(caller, at_start.operands[index]) if unchanged else None
+
+    def _behind_copies(self, computation: str, name: str) -> Instruction | None:
         instruction = self._computations[computation].get(name)
         while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
             instruction = self._computations[computation].get(instruction.operands[0])
-        return number_of(instruction)
+        return instruction
 
-    def _step(self, body: dict[str, Instruction], name: str, index: int) -> int | None:
+    @functools.cached_property
+    def _loops(self) -> dict[str, tuple[str, Instruction]]:
+        """Body -> the computation that its loop is in, and the loop."""
+        return {
+            instruction.attribute(r"body=%?([\w.\-]+)"): (name, instruction)
+            for name, computation in self._computations.items()
+            for instruction in computation.values()
+            if instruction.opcode == "while"
+        }
+
+    def _step(self, body_name: str, name: str, index: int) -> int | None:
         """By how much the loop's counter, element `index` of its state, grows: `counter + constant`."""
+        body = self._computations[body_name]
         added = 0
         while True:
             instruction = body.get(name)
@@ -136,7 +163,7 @@ class Program:
             if instruction.opcode in ("copy", "bitcast"):
                 name = instruction.operands[0]
             elif instruction.opcode == "add":
-                numbers = [number_of(body.get(operand)) for operand in instruction.operands]
+                numbers = [self._constant(body_name, operand) for operand in instruction.operands]
                 if all(number is None for number in numbers):
                     return None
                 which = 0 if numbers[0] is not None else 1
@@ -173,13 +200,16 @@ class Program:
 
     @functools.cached_property
     def flops(self) -> int:
-        """Operations of convolutions and dots on one device."""
+        """Operations of convolutions, dots and attention kernels on one device."""
         total = 0
         for name, instruction, count in self._all():
             if instruction.opcode in ("convolution", "dot"):
                 left, right = (self._computations[name][operand].shapes[0].dims for operand in instruction.operands[:2])
                 of_one = convolution_flops if instruction.opcode == "convolution" else dot_flops
                 total += count * of_one(instruction, left, right)
+            elif is_attention_kernel(instruction):
+                query, key, _ = (self._computations[name][operand] for operand in instruction.operands[-3:])
+                total += count * attention_kernel_flops(query.shapes[0].dims, key.shapes[0].dims)
         return total
 
     @functools.cached_property

@@ -53,7 +53,7 @@ def parse(text: str) -> dict[str, dict[str, Instruction]]:
             current = found[header[2]] = {}
             if header[1]:
                 found["ENTRY"] = current
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a kernel's metadata has lines of its own that begin so
             current = None
         elif current is not None and (match := _INSTRUCTION.match(line)):
             instruction = _instruction(match[1], match[2])
@@ -141,6 +141,16 @@ def dot_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int,
     contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
     lengths = (left[int(axis)] for axis in contracted.split(",") if axis)
     return 2 * math.prod(instruction.shapes[0].dims) * math.prod(lengths)
+
+
+def is_attention_kernel(instruction: Instruction) -> bool:
+    """Whether it is the one kernel written by hand that our programs call: splash attention, forward."""
+    return instruction.opcode == "custom-call" and instruction.name.startswith("splash_mha_fwd")
+
+
+def attention_kernel_flops(query: tuple[int, ...], key: tuple[int, ...]) -> int:
+    """The two products of attention; both are [..., heads, tokens, channels]."""
+    return 4 * math.prod(query) * key[-2]
 
 
 def convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:

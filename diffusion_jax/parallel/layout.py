@@ -2,8 +2,8 @@
 
 A layout places the training state and the batches, and compiles `step(state, batch, axis_name) -> (state, metrics)`:
 
-- `jit`: one program over a mesh with axes data, fsdp and tensor; the compiler partitions it. The state is sharded by
-  rules.
+- `jit`: one program over a mesh with axes data, fsdp, tensor and context; the compiler partitions it. The state is
+  sharded by rules.
 - `pmap`: the plain data-parallel way; every device holds the whole state under a leading device axis, and the step
   averages what it must over the axis name that it is given.
 
@@ -23,10 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.activations import BATCH_AXES, in_force
+from diffusion_jax.parallel.activations import BATCH_AXES, CONTEXT, in_force
 from diffusion_jax.parallel.rules import FSDP_RULES, REPLICATED_RULES, TENSOR_RULES, Rules, shardings
 from diffusion_jax.registry import Registry
 
@@ -131,6 +132,9 @@ def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence
 
     JAX orders devices along the links between them, which may lead through one host several times. Then they are
     ordered host by host instead, so that every host's shards of a batch, whose axes come first, are neighbours.
+
+    Several slices, which only a data centre's network connects, divide the first axis: between them goes nothing but
+    what that axis sends, the gradients.
     """
     devices = list(jax.devices() if devices is None else devices)
     known = math.prod(length for length in shape.values() if length != -1)
@@ -142,6 +146,16 @@ def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence
         )
     lengths = tuple(len(devices) // known if length == -1 else length for length in shape.values())
     types = (AxisType.Auto,) * len(lengths)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        first = next(iter(shape))
+        if lengths[0] % slices:
+            raise UserError(
+                f"mesh {wanted}: axis {first} is the one between {slices} slices and must be a multiple of {slices}; "
+                f"set parallel.{first}={slices} and let another axis take the rest (-1)"
+            )
+        within, between = (lengths[0] // slices, *lengths[1:]), (slices, *(1 for _ in lengths[1:]))
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), tuple(shape), axis_types=types)
     mesh = jax.make_mesh(lengths, tuple(shape), axis_types=types, devices=devices)
     num_shards = math.prod(mesh.shape[axis] for axis in batch_axes)
     if _shards_by_host(mesh, num_shards) is None:
@@ -167,12 +181,13 @@ def _shards_by_host(mesh: Mesh, num_shards: int) -> dict[int, range] | None:
 
 @LAYOUTS.register("jit")
 class JitLayout(Layout):
-    """Sharded jit over a mesh of axes data, fsdp and tensor; parameters are sharded by rules.
+    """Sharded jit over a mesh of axes data, fsdp, tensor and context; parameters are sharded by rules.
 
     Args:
       data: devices that hold copies of the parameters and different examples; -1 for all the rest.
       fsdp: devices over which parameters, optimizer and EMA are sharded; they hold different examples too.
       tensor: devices over which the wide layers of one example are split.
+      context: devices over which the tokens of one example are split, where they divide: for long sequences.
       rules: sharding rules (see `rules.py`); by default those for the axes that are longer than 1.
       devices: which devices; all there are by default. Those of a topology that is not there can be compiled for.
     """
@@ -184,10 +199,12 @@ class JitLayout(Layout):
         data: int = -1,
         fsdp: int = 1,
         tensor: int = 1,
+        context: int = 1,
         rules: Rules | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        self.mesh = _mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, self.batch_axes, devices)
+        lengths = {"data": data, "fsdp": fsdp, "tensor": tensor, CONTEXT: context}
+        self.mesh = _mesh(lengths, self.batch_axes, devices)
         default = TENSOR_RULES if tensor > 1 else FSDP_RULES if self.mesh.shape["fsdp"] > 1 else REPLICATED_RULES
         self.rules = rules or default
 

@@ -56,7 +56,7 @@ CHIPS = {
 
 
 def parse_topology(name: str) -> tuple[Chip, int]:
-    """The chip of "v5e:4x4", and how many of them.
+    """The chip of "v5e:4x4", and how many of them; "v5e:4x4*2" is two such slices.
 
     Raises:
       UserError: no such chip, or not a shape of its slices.
@@ -65,16 +65,23 @@ def parse_topology(name: str) -> tuple[Chip, int]:
     if kind not in CHIPS:
         raise UserError(unknown_name("TPU of a topology such as v5e:4x4", kind, list(CHIPS)))
     chip = CHIPS[kind]
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * chip.dimensions), shape):
-        raise UserError(f"a topology of {kind} is {kind}:{chip.sizes[2]} or the like, not {name!r}")
-    return chip, math.prod(map(int, shape.split("x")))
+    shape, _, slices = shape.partition("*")
+    sides = shape.split("x")
+    if len(sides) != chip.dimensions or not all(re.fullmatch(r"[1-9]\d*", n) for n in (*sides, slices or "1")):
+        raise UserError(
+            f"a topology of {kind} is {kind}:{chip.sizes[2]} or the like, and {kind}:{chip.sizes[2]}*2 two slices; "
+            f"not {name!r}"
+        )
+    return chip, math.prod(map(int, sides)) * int(slices or 1)
 
 
 def larger_topologies(name: str) -> list[str]:
     """The usual slices of the same chip that have more chips, the smallest first."""
     chip, count = parse_topology(name)
     kind = name.partition(":")[0]
-    return [f"{kind}:{size}" for size in chip.sizes if math.prod(map(int, size.split("x"))) > count]
+    return (
+        [] if "*" in name else [f"{kind}:{size}" for size in chip.sizes if math.prod(map(int, size.split("x"))) > count]
+    )
 
 
 def topology_devices(name: str) -> tuple[jax.Device, ...]:
@@ -95,7 +102,9 @@ def topology_devices(name: str) -> tuple[jax.Device, ...]:
     from jax.experimental import topologies  # loads libtpu, which reads the environment
 
     try:
-        return tuple(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+        one, _, slices = name.partition("*")
+        several = {"num_slices": int(slices)} if slices else {}
+        return tuple(topologies.get_topology_desc(topology_name=one, platform="tpu", **several).devices)
     except Exception as error:  # libtpu raises several types for a shape that it does not know
         raise UserError(
             f"the TPU compiler does not know the topology {name!r}: {str(error).splitlines()[0]}"

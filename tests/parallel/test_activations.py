@@ -3,21 +3,24 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import digits_dit, digits_unet
-from diffusion_jax import data
+from diffusion_jax import data, parallel
+from diffusion_jax.models.attention import attention
+from diffusion_jax.parallel.activations import in_force
 from diffusion_jax.parallel.hlo import Program
 from experiments.wiring import Experiment
 
 DIGITS = data.DatasetInfo(name="digits", split="train", num_examples=1437, image_shape=(8, 8, 1), num_classes=10)
 
 
-def compiled(config: ConfigDict, *, data_axis: int, fsdp: int) -> tuple[Program, int]:
+def compiled(config: ConfigDict, *, data_axis: int, fsdp: int, context: int = 1) -> tuple[Program, int]:
     """The train step over 8 devices as the CPU's compiler makes it, and the bytes of the network's parameters."""
-    config.parallel.update(data=data_axis, fsdp=fsdp)
+    config.parallel.update(data=data_axis, fsdp=fsdp, context=context)
     experiment = Experiment(config, stored_info=DIGITS)
     state = experiment.abstract_state
     step = experiment.layout.compile(experiment.train_step(), state)
@@ -55,3 +58,33 @@ def test_data_parallel_sends_one_gradient():
     assert list(program.collectives) == ["all-reduce"]
     least = functools.partial(np.testing.assert_allclose, desired=2 * size * 7 / 8, rtol=0.05)
     least(program.sent_bytes)
+
+
+def test_divided_tokens_send_keys_and_values_and_at_most_one_gradient():
+    """Each block gathers K and V forward, and backward their gradients are summed and scattered; nothing else."""
+    config = dit()
+    config.train.batch_size = 64
+    program, size = compiled(config, data_axis=1, fsdp=1, context=8)
+    keys_and_values = 2 * config.model.depth * 64 * 16 * config.model.hidden_size * 4  # bytes: 16 tokens
+    found = program.collectives
+    assert found.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert found["all-gather"].sent_bytes == keys_and_values * 7 / 8
+    assert found["reduce-scatter"].sent_bytes == keys_and_values * 7 / 8
+    assert found["all-reduce"].sent_bytes <= 1.01 * 2 * size * 7 / 8
+
+
+def test_long_attention_over_divided_tokens_is_attention():
+    """Values and gradients of every way, queries on 4 devices and examples on 2."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 512, 2, 64)) for key in keys)
+    layout = parallel.LAYOUTS.build({"name": "jit", "data": 2, "context": 4})
+    placed = jax.device_put((q, k, v), layout.batch_sharding)
+
+    def loss(q, k, v, implementation):
+        return jnp.sum(jnp.sin(attention(q, k, v, implementation=implementation)))
+
+    expected = jax.value_and_grad(loss, (0, 1, 2))(q, k, v, "einsum")
+    for implementation in ("einsum", "chunked", "splash"):
+        with in_force(layout.mesh):
+            found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)(*placed, implementation)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)

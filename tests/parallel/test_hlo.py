@@ -102,3 +102,70 @@ ENTRY %main (x: f32[{left}], w: f32[3,1,1,4]) -> f32[6,1,1,4] {{
 }}
 """
     assert hlo.Program(text).flops == 2 * 6 * 3 * 4
+
+
+def test_a_loop_whose_start_an_outer_loop_carries_through():
+    """As the TPU compiler writes it: the inner counter begins at an element of the outer state that never changes."""
+    text = """
+inner_cond (p: (s32[], f32[4,4])) -> pred[] {
+  %p = (s32[], f32[4,4]) parameter(0)
+  %limit = s32[] constant(5)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+inner_body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %y = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[4,4]) tuple(%next, %y)
+}
+
+outer_cond (p: (s32[], f32[4,4], s32[])) -> pred[] {
+  %p = (s32[], f32[4,4], s32[]) parameter(0)
+  %limit = s32[] constant(3)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+outer_body (p: (s32[], f32[4,4], s32[])) -> (s32[], f32[4,4], s32[]) {
+  %p = (s32[], f32[4,4], s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %zero = s32[] get-tuple-element(%p), index=2
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %start = (s32[], f32[4,4]) tuple(%zero, %x)
+  %loop = (s32[], f32[4,4]) while(%start), condition=%inner_cond, body=%inner_body
+  %y = f32[4,4] get-tuple-element(%loop), index=1
+  ROOT %t = (s32[], f32[4,4], s32[]) tuple(%next, %y, %zero)
+}
+
+ENTRY main (x: f32[4,4]) -> f32[4,4] {
+  %x = f32[4,4] parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4,4], s32[]) tuple(%zero, %x, %zero)
+  %loop = (s32[], f32[4,4], s32[]) while(%start), condition=%outer_cond, body=%outer_body
+  ROOT %y = f32[4,4] get-tuple-element(%loop), index=1
+}
+"""
+    found = hlo.Program(text)
+    assert found.unknown_loops == 0
+    assert found.flops == 3 * 5 * 2 * 4**3
+
+
+def test_an_attention_kernel_is_two_products_and_its_metadata_ends_nothing():
+    text = """
+ENTRY main (q: bf16[2,3,256,64], k: bf16[2,3,512,64]) -> bf16[2,3,256,64] {
+  %q = bf16[2,3,256,64] parameter(0)
+  %k = bf16[2,3,512,64] parameter(1)
+  %splash_mha_fwd.1 = bf16[2,3,256,64] custom-call(%q, %k, %k), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={}
+  ROOT %d = bf16[2,3,256,256] dot(%splash_mha_fwd.1, %q), lhs_contracting_dims={3}, rhs_contracting_dims={3}
+}
+"""
+    assert hlo.Program(text).flops == 2 * 2 * 2 * 3 * 256 * 512 * 64 + 2 * (2 * 3 * 256 * 256) * 64

@@ -44,7 +44,7 @@ def test_tensor_rules_split_columns_then_rows_of_stacked_layers():
     ("rules", "message"),
     [
         (((r"^nothing$", ()),), "no sharding rule matches parameter 'attention_out/kernel'"),
-        (((r".*", ("model",)),), "names axis 'model'; the mesh has data, fsdp, tensor"),
+        (((r".*", ("model",)),), "names axis 'model'; the mesh has data, fsdp, tensor, context"),
         (((r"scale", ("fsdp",)), (r".*", ())), r"does not fit 'block/scale' of shape \(6,\)"),
         (((r".*", "smallest:fsdp"),), "is not 'largest:AXIS'"),
     ],
@@ -56,7 +56,7 @@ def test_impossible_rules_are_refused(rules, message):
 
 
 def test_impossible_meshes_are_refused():
-    with pytest.raises(UserError, match=r"mesh data:3 x fsdp:1 x tensor:1 does not fit 8 devices"):
+    with pytest.raises(UserError, match=r"mesh data:3 x fsdp:1 x tensor:1 x context:1 does not fit 8 devices"):
         LAYOUTS.build({"name": "jit", "data": 3})
     with pytest.raises(UserError, match="unknown parallel strategy 'jitt'; did you mean 'jit'"):
         LAYOUTS.build("jitt")

@@ -9,6 +9,9 @@ import re
 import pytest
 
 from benchmarks import tpu_plans
+from diffusion_jax import parallel
+from diffusion_jax.errors import UserError
+from diffusion_jax.parallel.topology import topology_devices
 
 PLANS = json.loads(tpu_plans.FILE.read_text())
 MEMORY = re.compile(r"^Topology: TPU .*?needs\s+([\d.]+)\s+GB\s+per\s+chip", re.M | re.S)
@@ -70,3 +73,37 @@ def test_sampler_compiles_for_tpu_as_the_page_says(config):
     assert found["fits"]
     assert found["memory"]["peak"] == pytest.approx(expected["memory"]["peak"], rel=0.1, abs=0.02e9)
     assert found["compiled_flops"] == pytest.approx(expected["compiled_flops"], rel=0.01)
+
+
+@needs_compiler
+@pytest.mark.parametrize("strategy", ["context:4", pytest.param("data", marks=pytest.mark.slow)])
+def test_16384_tokens_make_no_matrix_of_logits_on_tpu(strategy):
+    """DiT-S/2 on four chips, of the tokens or of the examples a quarter on each; the sampler runs the kernel."""
+    arguments = ("--config.model.size=S/2", "--config.data.image_size=256", "--config.sampling.steps=10")
+    changed = ("--topology=v5e:2x2", f"--strategy={strategy}+remat", "--batch=8", "--config.sampling.batch_size=8")
+    train, sampler = tpu_plans.compiled("configs/imagenet256_dit_xl2.py", *arguments, *changed)
+    tokens, heads, examples = 128**2, 6, 8
+    matrix = examples * heads * tokens**2 * 2 // 4  # bytes of the logits of one block on one chip, in bfloat16
+    assert train["memory"]["temporaries"] < matrix / 2
+    assert sampler["memory"]["temporaries"] < matrix / 4
+    assert sampler["compiled_flops"] == pytest.approx(sampler["model_flops"], rel=0.01), "the kernel's are counted"
+    for plan, passes in ((train, 2), (sampler, 2 * 10)):  # forward and again for backward; guided
+        assert plan["fits"]
+        keys_and_values = 2 * passes * 12 * examples * tokens * 384 * 2  # bytes, of all blocks, in bfloat16
+        gathered = plan["collectives"].get("all-gather", {"sent_bytes": 0})["sent_bytes"]
+        assert gathered == pytest.approx(keys_and_values * 3 / 4 if strategy == "context:4" else 0, rel=0.05)
+
+
+@needs_compiler
+def test_two_slices_share_nothing_but_gradients():
+    """Over the network between slices goes the data axis alone; parameters are gathered within a slice."""
+    devices = topology_devices("v5e:2x2*2")
+    mesh = parallel.LAYOUTS.build({"name": "jit", "data": 2, "fsdp": -1}, devices=devices).mesh
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    for slice_index, row in enumerate(mesh.devices):
+        assert {device.slice_index for device in row.flat} == {slice_index}
+    with pytest.raises(UserError, match=r"is the one between 2 slices .*set parallel.data=2"):
+        parallel.LAYOUTS.build({"name": "jit", "data": 1, "fsdp": -1}, devices=devices)
+    (plan,) = tpu_plans.compiled("configs/digits_dit.py", "--nosampler", "--topology=v5e:2x2*2", "--mesh=data:2,fsdp:4")
+    assert plan["chips"] == plan["devices"] == 8
+    assert plan["fits"]

@@ -45,6 +45,9 @@ def reference(make_trainable, make_step, batch):
         ("unet", {"name": "jit"}, 2),
         ("unet", {"name": "pmap"}, 2),
         ("dit", {"name": "jit", "data": 2, "fsdp": 2, "tensor": 2}, 1),
+        ("dit", {"name": "jit", "data": 2, "context": 4}, 1),
+        ("dit", {"name": "jit", "data": 1, "fsdp": 2, "tensor": 2, "context": 2}, 1),
+        ("unet", {"name": "jit", "data": 4, "context": 2}, 1),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
