@@ -3,6 +3,7 @@
     python -m experiments.plan --config=configs/imagenet256_dit_xl2.py --topology=v5e:4x4
     python -m experiments.plan --config=configs/imagenet256_dit_xl2.py --topology=v5p:4x4x4
     --compare=data,fsdp,fsdp+remat
+    python -m experiments.plan --config=configs/digits_dit.py --topology='v5e:2x2*2'     # two slices
 
 The train step and the sampler are compiled as they would run. Printed are memory, operations, traffic, communication
 and a roofline estimate: what the chip's published peaks allow at most, not a measurement. Exit code 2 if it does not
@@ -134,6 +135,8 @@ def show(plans: Sequence[Plan], best: Plan | None) -> None:
         table.add_row(label, *(cell(plan) if plan.seconds or label in KNOWN_BEFORE else "" for plan in plans))
     console.print(table)
     console.print("Estimates are rooflines: what the published peaks allow at most. A real step takes longer.")
+    if "*" in first.topology:
+        console.print("What goes between slices is counted as if it stayed within one; that network is slower.")
     if best is not None:
         verdict = f"fastest that fits, as predicted: {best.strategy}" if best.fits else "none of them fits"
         console.print(verdict, style="bold")

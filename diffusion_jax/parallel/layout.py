@@ -155,11 +155,13 @@ def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence
                 f"set parallel.{first}={slices} and let another axis take the rest (-1)"
             )
         within, between = (lengths[0] // slices, *lengths[1:]), (slices, *(1 for _ in lengths[1:]))
-        return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), tuple(shape), axis_types=types)
-    mesh = jax.make_mesh(lengths, tuple(shape), axis_types=types, devices=devices)
+        ordered = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+        mesh = Mesh(ordered, tuple(shape), axis_types=types)
+    else:
+        mesh = jax.make_mesh(lengths, tuple(shape), axis_types=types, devices=devices)
     num_shards = math.prod(mesh.shape[axis] for axis in batch_axes)
     if _shards_by_host(mesh, num_shards) is None:
-        by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+        by_host = sorted(devices, key=lambda d: (getattr(d, "slice_index", 0), d.process_index, d.id))
         mesh = Mesh(np.array(by_host).reshape(lengths), tuple(shape), axis_types=types)
         if _shards_by_host(mesh, num_shards) is None:
             hosts = len({device.process_index for device in devices})

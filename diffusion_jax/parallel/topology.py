@@ -79,9 +79,9 @@ def larger_topologies(name: str) -> list[str]:
     """The usual slices of the same chip that have more chips, the smallest first."""
     chip, count = parse_topology(name)
     kind = name.partition(":")[0]
-    return (
-        [] if "*" in name else [f"{kind}:{size}" for size in chip.sizes if math.prod(map(int, size.split("x"))) > count]
-    )
+    if "*" in name:
+        return []
+    return [f"{kind}:{size}" for size in chip.sizes if math.prod(map(int, size.split("x"))) > count]
 
 
 def topology_devices(name: str) -> tuple[jax.Device, ...]:

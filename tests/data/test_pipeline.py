@@ -1,14 +1,18 @@
 """The batch at a step is a function of (seed, step) alone: resume, hosts, workers, threads, memory or disk."""
 
 import dataclasses
+import errno
 import itertools
 
 import numpy as np
 import pytest
 
 from diffusion_jax import data
+from diffusion_jax.data import pipeline as pipeline_module
+from diffusion_jax.data import transforms
 from diffusion_jax.data.pipeline import permutation, random_bits
-from diffusion_jax.errors import UserError
+from diffusion_jax.data.sources import storage_failed
+from diffusion_jax.errors import RunError, UserError
 
 
 @pytest.fixture(scope="session")
@@ -251,3 +255,58 @@ def test_wrong_use(pipeline):
         dataclasses.replace(pipeline, image_size=16).batches()
     with pytest.raises(UserError, match=r"unknown argument.*path"):
         _ = dataclasses.replace(pipeline, options={"path": "x"}).info
+
+
+class Storage:
+    """A source of which some reads fail."""
+
+    def __init__(self, failures, error):
+        self.failures, self.error = failures, error
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return {"image": np.full((2, 2, 1), index, np.uint8)}
+
+
+def read(source, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "PAUSES", (0.0, 0.0))
+    crop = transforms.crops.build("none", size=None)
+    return pipeline_module.TransformedSource(source, crop, (2, 2, 1), np.dtype(np.uint8)).read([3, 1])["image"]
+
+
+def test_a_read_that_failed_is_tried_again(monkeypatch):
+    images = read(Storage(2, OSError(errno.EIO, "not now")), monkeypatch)
+    np.testing.assert_array_equal(images[:, 0, 0, 0], [3, 1])
+
+
+def test_storage_that_stays_away_ends_the_run(monkeypatch):
+    with pytest.raises(RunError, match=r"could not be read, 3 times in 0 s: .*not now"):
+        read(Storage(9, OSError(errno.EIO, "not now")), monkeypatch)
+
+
+def test_wrong_content_is_not_tried_again(monkeypatch):
+    source = Storage(9, UserError("damaged"))
+    with pytest.raises(UserError, match="damaged"):
+        read(source, monkeypatch)
+    assert source.failures == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (OSError(errno.EIO, "io"), True),
+        (OSError(errno.ESTALE, "stale"), True),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+        (PermissionError(errno.EACCES, "no"), False),
+        (OSError("image file is truncated"), False),
+        (ValueError("x"), False),
+    ],
+    ids=repr,
+)
+def test_what_counts_as_failed_storage(error, failed):
+    assert storage_failed(error) is failed

@@ -6,7 +6,15 @@ import pytest
 
 from tests.faults.faults import FAULTS, NotPossibleHere, Trial, signals
 
-SLOW = {"other_host_lost"}  # takes half a minute to be seen
+# Told apart by little from the others, or by half a minute of waiting.
+SLOW = {
+    "suspended",
+    "checkpoint_bit_rot",
+    "checkpoint_of_zeros",
+    "last_row_torn",
+    "data_slow",
+    "other_host_lost",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,9 @@ def test_survived(trial, name):
     assert outcome.survived
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_signals_at_random_moments_and_while_saving(trial, number):
     outcomes = list(signals(trial, 6, number))
     assert len(outcomes) == 6

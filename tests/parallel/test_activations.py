@@ -18,9 +18,11 @@ from experiments.wiring import Experiment
 DIGITS = data.DatasetInfo(name="digits", split="train", num_examples=1437, image_shape=(8, 8, 1), num_classes=10)
 
 
-def compiled(config: ConfigDict, *, data_axis: int, fsdp: int, context: int = 1) -> tuple[Program, int]:
+def compiled(
+    config: ConfigDict, *, data_axis: int, fsdp: int, tensor: int = 1, context: int = 1
+) -> tuple[Program, int]:
     """The train step over 8 devices as the CPU's compiler makes it, and the bytes of the network's parameters."""
-    config.parallel.update(data=data_axis, fsdp=fsdp, context=context)
+    config.parallel.update(data=data_axis, fsdp=fsdp, tensor=tensor, context=context)
     experiment = Experiment(config, stored_info=DIGITS)
     state = experiment.abstract_state
     step = experiment.layout.compile(experiment.train_step(), state)
@@ -88,3 +90,14 @@ def test_long_attention_over_divided_tokens_is_attention():
         with in_force(layout.mesh):
             found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)(*placed, implementation)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
+
+
+def test_tensor_axis_sums_the_activations_of_a_block_four_times():
+    """After attention and MLP forward, before them backward (Shoeybi et al. 2019, sec. 3); scalars besides."""
+    config = dit()
+    config.train.batch_size = 64
+    config.model.num_heads = 8
+    program, _ = compiled(config, data_axis=1, fsdp=1, tensor=8)
+    activations = 64 * 16 * config.model.hidden_size * 4  # bytes
+    least = 4 * config.model.depth * 2 * activations * 7 / 8
+    np.testing.assert_allclose(program.collectives["all-reduce"].sent_bytes, least, rtol=0.01)
