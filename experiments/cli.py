@@ -7,6 +7,7 @@ known, a traceback when it is not).
 import difflib
 import errno
 import importlib.util
+import inspect
 import logging
 import os
 import re
@@ -86,19 +87,21 @@ def _quiet() -> None:
     # Orbax reports through absl's logger what options mean for it.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow_datasets|google)\..*")
-    sys.unraisablehook = _without_abandoned_writes(sys.unraisablehook)
+    sys.unraisablehook = _without_abandoned_arrays(sys.unraisablehook)
 
 
-def _without_abandoned_writes(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An `unraisablehook` that passes over what TensorStore's threads print when a checkpoint could not be written.
+def _without_abandoned_arrays(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An `unraisablehook` that passes over what is printed for every further array when a checkpoint fails.
 
-    Each array whose write fails after the first one, as on a full disk, finds the event loop closed and prints so. The
-    first error reaches the caller.
+    The first error reaches the caller. After it each array that is being written, as to a full disk, finds the event
+    loop closed, and each that is being read from a damaged checkpoint is a coroutine that nobody waits for.
     """
 
     def filtered(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        error, source = unraisable.exc_value, unraisable.object
+        late_write = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        late_read = inspect.iscoroutine(source) and "orbax" in source.cr_code.co_filename
+        if not late_write and not late_read:
             hook(unraisable)
 
     return filtered

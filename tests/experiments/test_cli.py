@@ -2,9 +2,12 @@
 
 import json
 import subprocess
+import types
 
 import numpy as np
 import pytest
+
+from experiments import cli
 
 
 @pytest.mark.parametrize(
@@ -180,3 +183,27 @@ def test_evaluate_writes_what_it_measured_and_how(command, finished, tmp_path):
     assert stored["settings"]["seed"] == 5
     assert stored["settings"]["network_evaluations"] == 3
     assert "class_accuracy" not in stored
+
+
+def test_what_abandoned_arrays_of_a_checkpoint_print_is_passed_over():
+    """All of it comes after the first error, from Orbax's own threads and coroutines; other things are printed."""
+
+    async def read_array():
+        pass
+
+    printed = []
+    hook = cli._without_abandoned_arrays(printed.append)
+
+    def unraisable(error, source=None):
+        return types.SimpleNamespace(exc_value=error, object=source)
+
+    ours = read_array()
+    theirs = types.FunctionType(read_array.__code__.replace(co_filename="/x/orbax/checkpoint/serialization.py"), {})()
+    hook(unraisable(RuntimeError("Event loop is closed")))
+    hook(unraisable(Exception("Encountered error while reading array index"), theirs))
+    assert not printed
+    hook(unraisable(RuntimeError("something else")))
+    hook(unraisable(Exception("mine"), ours))
+    assert len(printed) == 2
+    ours.close()
+    theirs.close()

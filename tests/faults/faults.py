@@ -215,7 +215,7 @@ def _disk_full(trial: Trial, when: Callable[[Path], bool], words: str) -> Outcom
         assert safe[-1:] <= complete(workdir)[-1:], "a complete checkpoint was lost"
         ballast.unlink()
         trial.resume(workdir)
-        return Outcome(f"the disk is full {words}", f'stopped: "{line[7:97]}..."; after freeing space {RESUMED}')
+        return Outcome(f"the disk is full {words}", f"stopped: no space left; after freeing space {RESUMED}")
 
 
 @fault

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from diffusion_jax.data import datasets
 from diffusion_jax.data.sources import Dataset, Example, Source, open_dataset
 
+_LOCK = threading.Lock()  # not in the source, which worker processes receive
+
 
 @dataclasses.dataclass(eq=False)
 class UnreliableSource:
@@ -23,7 +25,6 @@ class UnreliableSource:
     source: Source
     fault: str
     reads: int = 0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -32,7 +33,7 @@ class UnreliableSource:
         return self.source[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        with self.lock:
+        with _LOCK:
             self.reads += 1
             count = self.reads
         kind, _, number = self.fault.partition(":")

@@ -1,5 +1,6 @@
-"""The table of docs/reliability.md is what `benchmarks.faults` writes."""
+"""The commands beside these tests: the table of docs/reliability.md, and what a checkpoint costs."""
 
+import shutil
 import signal
 
 import pytest
@@ -39,3 +40,17 @@ def test_the_page_has_every_fault():
     table = text.partition(faults.BEGIN)[2].partition(faults.END)[0]
     for name in (*FAULTS, signal.SIGKILL.name, signal.SIGTERM.name):
         assert f"| {name} |" in table, "run `python -m benchmarks.faults --page=docs/reliability.md`"
+
+
+def test_the_cost_of_checkpoints_is_read_from_a_run(command, finished):
+    """A tiny run saves far too often; the limit decides the exit code."""
+    out, _ = command.run("benchmarks.checkpoints", f"--workdir={finished[0]}", "--limit=100")
+    assert "20 steps" in out
+    command.run("benchmarks.checkpoints", f"--workdir={finished[0]}", "--limit=0.0001", code=1)
+
+
+def test_a_run_without_checkpoints_has_no_cost(command, finished, tmp_path):
+    for name in ("config.json", "data.json"):
+        shutil.copy(finished[0] / name, tmp_path / name)
+    (tmp_path / "timings.jsonl").write_text("")
+    assert "has no timings of a checkpoint yet" in command.fails("benchmarks.checkpoints", f"--workdir={tmp_path}")
