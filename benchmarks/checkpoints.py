@@ -6,7 +6,7 @@
 The first form trains in a temporary directory until so many checkpoints are saved, at the config's own cadence
 (`checkpoint.every`); the second reads what a finished run of yours, on whatever machine, has recorded. For each save
 the loop notes in timings.jsonl the seconds for which it waited: for an earlier write that was still under way, for the
-fingerprints, and for the copy to the host. The write itself goes on beside the training. The share is their median over
+fingerprints, and for the copy to the host. The write itself goes on beside the training. The share is their mean over
 the time from one save to the next.
 """
 
@@ -69,7 +69,7 @@ def report(directory: Path) -> int:
     if not waits or not speeds:
         raise UserError(f"{directory} has no timings of a checkpoint yet")
     steps = config.checkpoint.every * config.train.batch_size / statistics.median(speeds)
-    wait = statistics.median(waits)
+    wait = statistics.fmean(waits)
     share = 100 * wait / (steps + wait)
     table = Table("checkpoints", "every", "steps between take", "the loop waits", "longest wait", "share")
     table.add_row(

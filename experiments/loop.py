@@ -118,13 +118,14 @@ class Loop:
         return layout.to_canonical(running)
 
     def _compile(self, state: training.TrainState, start: int) -> tuple[Any, Any]:
-        """The state as the step takes it, and the step, compiled ahead of time."""
+        """The state as the step takes it, and the step, compiled ahead of time; so is what a checkpoint needs."""
         began = time.perf_counter()
         running = self.layout.from_canonical(state)
         rows = self.config.train.batch_size // self.layout.host_count
         example = self.layout.place_batch(self.experiment.abstract_batch(rows))
         step_fn = self.layout.compile(self.experiment.train_step(), self.experiment.abstract_state)
         compiled = step_fn.lower(running, example).compile()
+        self.checkpointer.prepare(self.layout.to_canonical(running))
         self.writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
         return running, compiled
 

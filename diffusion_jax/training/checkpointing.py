@@ -185,6 +185,10 @@ class Checkpointer:
         _while_deleted(self._manager.reload)
         return sorted(self._manager.all_steps())
 
+    def prepare(self, state: Any) -> None:
+        """Compile what `save` needs for a state of this form, so that the first save does not wait for it."""
+        jax.block_until_ready(fingerprints(state))
+
     def save(self, step: int, state: Any, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Begin to write a checkpoint; the values are those of now even if the state is donated afterwards.
 
