@@ -233,6 +233,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.evaluation.metrics = ("class_accuracy", "nearest_neighbours")
     config.evaluation.num_samples = 500
     config.evaluation.max_real = 50_000
+    config.evaluation.inception = ""  # a file of weights, for fid and its kin
+    config.evaluation.convention = "tf"
+    config.evaluation.reference = ""
+    config.evaluation.likelihood_images = 360
+    config.evaluation.bins = 17
 
     objective = argument.removeprefix("objective=")
     if argument and (objective == argument or objective not in RECIPES):

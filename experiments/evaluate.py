@@ -14,20 +14,22 @@ from absl import flags
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS
 from diffusion_jax.samplers import SAMPLERS
 from experiments import cli, evaluation
 from experiments.report import write_report
 from experiments.restoring import restore_params
+from experiments.wiring import METRIC_NAMES, check_metric
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-METRIC_NAMES = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRICS)}; by default what the config says")
+METRICS = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRIC_NAMES)}; by default what the config says")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
 SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
+INCEPTION = flags.DEFINE_string("inception", None, "weights of Inception-v3, for fid and its kin")
+REFERENCE = flags.DEFINE_string("reference", None, "a published .npz file of statistics, for fid and sfid")
 OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 
@@ -35,17 +37,20 @@ CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; b
 def main(argv: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError("give --workdir=..., the directory of a trained run")
-    for name in METRIC_NAMES.value or ():
-        METRICS[name]
+    for name in METRICS.value or ():
+        check_metric(name)
     if SAMPLER.value:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    for name, value in {"inception": INCEPTION.value, "reference": REFERENCE.value}.items():
+        if value is not None:
+            experiment.config.evaluation[name] = value
     make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
     results = evaluation.evaluate(
         experiment,
         params,
         Path(WORKDIR.value),
-        metrics=tuple(METRIC_NAMES.value) if METRIC_NAMES.value else None,
+        metrics=tuple(METRICS.value) if METRICS.value else None,
         num_samples=NUM_SAMPLES.value,
         make=make,
         seed=SEED.value,

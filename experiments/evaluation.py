@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, nearest
+from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
+from experiments import judging
 from experiments.generation import Generator
 from experiments.pictures import balanced_labels, save_grid, save_neighbours
 from experiments.progress import ProgressBar
-from experiments.wiring import Experiment
+from experiments.wiring import BITS_PER_DIM, Experiment
 from experiments.writers import replace_file
 
 GRID_SIZE = 100  # samples in final.png
@@ -71,16 +73,18 @@ def evaluate(
     With `out` only the numbers are written, to that file, and what the report shows stays as it is.
 
     Raises:
-      UserError: unknown metric (before anything is drawn), or data that a metric can not take.
+      UserError: unknown metric, or none that can be had here (before anything is drawn), or data that a metric can not
+        take. A metric that can not be had beside others that can is left out, and the record says why.
     """
     config = experiment.config
     names = tuple(config.evaluation.metrics) if metrics is None else metrics
-    for name in names:
-        METRICS[name]
+    names, missing = judging.available(experiment, names)
     if names and not experiment.info.is_image:
         raise UserError(f"metrics {', '.join(names)} need images; {config.data.dataset} holds latents")
     if names and not config.data.validation_split:
         raise UserError("metrics need held-out data; set data.validation_split")
+    if missing and parallel.is_primary():
+        print(judging.in_words(missing), file=sys.stderr)
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
@@ -93,6 +97,9 @@ def evaluate(
     if follows:
         follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
         path_images = follow.generate(params, labels, PATHS, seed)
+    of_model = {}
+    if BITS_PER_DIM in names:
+        of_model[BITS_PER_DIM] = judging.bits_per_dim(experiment, params, seed)
     if not parallel.is_primary():
         return {}
     if out is None:
@@ -104,7 +111,9 @@ def evaluate(
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
     train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
-    results = evaluate_all(names, ImageSet(images=images, labels=labels), train=train, test=test)
+    metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train)
+    results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
+    results = {name: results[name] for name in names}
     if out is None:
         distances, indices = nearest(images, train.images)
         closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]
@@ -118,6 +127,8 @@ def evaluate(
         "network_evaluations": make.network_evaluations,
         "guidance_scale": make.guidance_scale,
         "devices": jax.device_count(),
+        **judging.settings_of(metrics, test),
+        **({"unavailable": missing} if missing else {}),
         **source,
     }
     text = json.dumps({**results, "settings": settings}, indent=2)

@@ -20,6 +20,40 @@ _ABOUT = {
         "How far each sample lies from its nearest training image, against the same distance for real images that were "
         "held out. A model that has learned resembles the held-out images; one that copies lies far closer.",
     ),
+    "fid": (
+        "FID",
+        "The Fréchet distance of samples and real images by Inception's features. Comparable only with the same "
+        "reference, resizer and number of samples.",
+    ),
+    "sfid": ("sFID", "The same with features that see the layout."),
+    "kid": ("KID", "The unbiased kernel distance by Inception's features: 0 on average for perfect samples."),
+    "inception_score": ("Inception Score", "Samples that are each of one clear class, and together of many."),
+    "precision_recall": (
+        "Precision and recall",
+        "By Inception's features: samples that look real; reals that it covers.",
+    ),
+    "density_coverage": ("Density and coverage", "By Inception's features; the same, without the pull of outliers."),
+    "proxy_fd": (
+        "Proxy Fréchet distance",
+        "The Fréchet distance of samples and training images by the features of a small classifier that was trained on "
+        "this data. It ranks models on this data; it is no FID.",
+    ),
+    "proxy_kd": (
+        "Proxy kernel distance",
+        "The unbiased kernel distance by the features of a small classifier that was trained on this data; no KID.",
+    ),
+    "proxy_precision_recall": (
+        "Proxy precision and recall",
+        "By the features of a small classifier: samples that look real; reals that the samples cover.",
+    ),
+    "proxy_density_coverage": (
+        "Proxy density and coverage",
+        "By the features of a small classifier; near 1 for perfect samples.",
+    ),
+    "bits_per_dim": (
+        "Bits per dimension",
+        "An upper bound on the code length of held-out images under the model (the VDM's, in continuous time).",
+    ),
 }
 # How a number is called and shown: percent, count, or number. Names that are not here are shown as they are.
 _NAMES = {
@@ -37,6 +71,20 @@ _NAMES = {
     "num_held_out": ("held-out images", "count"),
     "num_classifier_train": ("real images for the classifier to learn from", "count"),
     "num_classifier_test": ("to test it on", "count"),
+    "num_real": ("real images", "count"),
+    "num_images": ("held-out images", "count"),
+    "proxy_fd": ("Distance of the samples", "number"),
+    "proxy_kd": ("Distance of the samples", "number"),
+    "fid": ("Distance of the samples", "number"),
+    "sfid": ("Distance of the samples", "number"),
+    "kid": ("Distance of the samples", "number"),
+    "held_out": ("The same of held-out real images", "number"),
+    "bits_per_dim": ("Bits per dimension", "number"),
+    "bins": ("Levels of the data", "count"),
+    "network_evaluations": ("Network evaluations per image", "count"),
+    "precision": ("Precision", "percent"),
+    "recall": ("Recall", "percent"),
+    "coverage": ("Coverage", "percent"),
 }
 
 
@@ -75,6 +123,10 @@ def headline(groups: Mapping[str, Group]) -> list[tuple[str, str, str]]:
         real = accuracy.get("classifier_test_accuracy")
         note = f"{_percent(real)} on real images" if real is not None else ""
         cards.append(("Class accuracy", _percent(accuracy["accuracy"]), note))
+    proxy = groups.get("proxy_fd", {})
+    if "proxy_fd" in proxy:
+        note = f"{format_number(proxy['held_out'])} for held-out images" if "held_out" in proxy else ""
+        cards.append(("Proxy Fréchet distance", format_number(proxy["proxy_fd"]), note))
     distance = groups.get("nearest_neighbours", {})
     if "distance_ratio" in distance:
         copies = distance.get("exact_copies")
@@ -95,7 +147,7 @@ def evaluation_section(groups: Mapping[str, Group], settings: Mapping[str, Any])
         return ""
     drawn = "".join(
         f"<span>{html.escape(name.removeprefix('num_').replace('_', ' '))} <b>{html.escape(_setting(value))}</b></span>"
-        for name, value in settings.items()
+        for name, value in _flat(settings).items()
         if value is not None
     )
     note = f'<p class="settings">{drawn}</p>' if drawn else ""
@@ -166,6 +218,14 @@ def _formatted(value: int | float, kind: str) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each feature space, once; a metric that could not be had, with the reason."""
+    flat = {name: value for name, value in settings.items() if name not in ("feature_spaces", "unavailable")}
+    for space in settings.get("feature_spaces", {}).values():
+        flat |= {name: str(value)[:16] if isinstance(value, str) else value for name, value in space.items()}
+    return flat | {f"no {name}": reason.split(":")[0] for name, reason in settings.get("unavailable", {}).items()}
 
 
 def _setting(value: Any) -> str:

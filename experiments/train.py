@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
-from experiments import cli, evaluation, workdir
+from experiments import cli, evaluation, judging, workdir
 from experiments.loop import Loop, StopSignal
 from experiments.report import write_report
 from experiments.restoring import open_checkpoints, restore_params
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     stop = StopSignal()
     experiment = Experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
+    judging.available(experiment, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
     try:
         with workdir.lock(directory) if parallel.is_primary() else contextlib.nullcontext():

@@ -30,7 +30,16 @@ from diffusion_jax.schedulers import (
 )
 from experiments import workdir
 
+BITS_PER_DIM = "bits_per_dim"
+METRIC_NAMES = (*METRICS, BITS_PER_DIM)
+"""What a run can be judged by: metrics of its samples, and one of the model itself."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check_metric(name: str) -> None:
+    """Raise UserError for a name that is no metric."""
+    if name not in METRIC_NAMES:
+        raise UserError(unknown_name("metric", name, list(METRIC_NAMES)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +234,7 @@ class Experiment:
         """
         config = self.config
         for name in config.evaluation.metrics:
-            METRICS[name]
+            check_metric(name)
         least = {"train.steps": 1, "train.batch_size": 1, "train.accumulation": 1, "log.every": 1, "log.num_samples": 1}
         least |= {"checkpoint.every": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0}
         for name, bound in least.items():

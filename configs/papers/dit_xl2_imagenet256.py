@@ -95,4 +95,9 @@ def get_config() -> ConfigDict:
     config.evaluation.metrics = ()
     config.evaluation.num_samples = 64
     config.evaluation.max_real = 50_000
+    config.evaluation.inception = ""  # a file of weights, for fid and its kin
+    config.evaluation.convention = "tf"
+    config.evaluation.reference = ""
+    config.evaluation.likelihood_images = 1000
+    config.evaluation.bins = 256
     return config

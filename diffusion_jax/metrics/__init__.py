@@ -2,21 +2,63 @@
 
     samples -> metric(samples, train=..., test=...) -> {"accuracy": 0.97, "accuracy_low": 0.95, ...}
 
-`METRICS` maps a name to a metric. Every metric says in its docstring exactly what it measures and from which data;
-nothing here needs a pretrained feature network, so nothing here is called FID or KID.
+`METRICS` maps a name to a metric. Every metric says in its docstring what it measures and from which data. Those
+of feature spaces are given one: Inception's, with weights from a file of the user's, or the proxy's, a classifier
+trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
 """
 
+from diffusion_jax.metrics import feature_metrics
 from diffusion_jax.metrics.base import METRICS, ImageSet, Metric, evaluate_all, wilson_interval
 from diffusion_jax.metrics.class_accuracy import ClassAccuracy
+from diffusion_jax.metrics.distances import (
+    Moments,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall,
+)
+from diffusion_jax.metrics.feature_metrics import INCEPTION, PROXY, FeatureMetric
+from diffusion_jax.metrics.features import (
+    CONVENTIONS,
+    Features,
+    FeatureSpace,
+    NetworkFeatures,
+    PixelFeatures,
+    inception_features,
+)
+from diffusion_jax.metrics.inception import InceptionV3
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
+from diffusion_jax.metrics.references import read_gaussian, write_gaussian
 
 __all__ = [
+    "CONVENTIONS",
+    "INCEPTION",
     "METRICS",
+    "PROXY",
     "ClassAccuracy",
+    "FeatureMetric",
+    "FeatureSpace",
+    "Features",
     "ImageSet",
+    "InceptionV3",
     "Metric",
+    "Moments",
     "NearestNeighbours",
+    "NetworkFeatures",
+    "PixelFeatures",
+    "density_coverage",
     "evaluate_all",
+    "feature_metrics",
+    "frechet_distance",
+    "inception_features",
+    "inception_score",
+    "kernel_distance",
+    "kernel_distance_of_subsets",
     "nearest",
+    "precision_recall",
+    "read_gaussian",
     "wilson_interval",
+    "write_gaussian",
 ]

@@ -7,7 +7,7 @@ show any of them: `<name>_low` and `<name>_high` are the 95% interval of `<name>
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,6 @@ from jaxtyping import Float, Int, UInt8
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
-
-_NEED_INCEPTION = frozenset({"fid", "kid", "sfid", "fdd", "is", "inception_score", "precision", "recall", "prdc"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,32 +75,25 @@ class Metric(Protocol):
         """
 
 
-class _MetricRegistry(Registry[Metric]):
-    """A registry that explains why the best-known names are missing."""
-
-    def __getitem__(self, name: str) -> Callable[..., Metric]:
-        if name not in self and name.lower() in _NEED_INCEPTION:
-            raise UserError(
-                f"unknown metric {name!r}: it needs features of a pretrained Inception network, "
-                f"which are not in this version; known: {', '.join(self)}"
-            )
-        return super().__getitem__(name)
-
-
-METRICS: Registry[Metric] = _MetricRegistry("metric")
+METRICS: Registry[Metric] = Registry("metric")
 
 
 def evaluate_all(
-    names: Iterable[str], samples: ImageSet, *, train: ImageSet, test: ImageSet
+    metrics: Iterable[str] | Mapping[str, Metric], samples: ImageSet, *, train: ImageSet, test: ImageSet
 ) -> dict[str, dict[str, float]]:
     """Several metrics at once: {metric name: {number name: value}}, the content of `evaluation.json`.
 
-    All names are looked up before the first metric runs, so that a misspelt one costs no waiting.
+    Args:
+      metrics: names, of metrics that need no feature space, or metrics by name.
+      samples: of the model.
+      train: images it has seen.
+      test: images it has not.
 
     Raises:
-      UserError: unknown metric, or input that one of them cannot take.
+      UserError: unknown metric (before any is computed), or input that one of them cannot take.
     """
-    metrics = {name: METRICS.build(name) for name in names}
+    if not isinstance(metrics, Mapping):
+        metrics = {name: METRICS.build(name) for name in metrics}
     return {name: metric(samples, train=train, test=test) for name, metric in metrics.items()}
 
 

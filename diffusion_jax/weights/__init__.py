@@ -2,17 +2,23 @@
 
 from diffusion_jax.weights.diffusers_config import network_spec
 from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
+from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
+from diffusion_jax.weights.inception import inception_map, inception_shapes, read_inception
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_config, read_state, write_state
 from diffusion_jax.weights.torch_files import read_torch_file
 
 __all__ = [
     "FORMATS",
+    "INCEPTION_SOURCE",
     "WeightMap",
     "find_format",
+    "inception_map",
+    "inception_shapes",
     "load_params",
     "network_spec",
     "read_config",
+    "read_inception",
     "read_state",
     "read_torch_file",
     "weight_map",

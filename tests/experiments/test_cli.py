@@ -22,7 +22,8 @@ from experiments import cli
         ("--config.sampling.sampler.name=huen", "unknown sampler 'huen'; did you mean 'heun'?"),
         ("--config.objective.name=denoise", "unknown objective 'denoise'; did you mean 'denoising'?"),
         ("--config.optimizer.name=adan", "unknown optimizer 'adan'"),
-        ("--config.evaluation.metrics=('fid',)", "unknown metric 'fid'"),
+        ("--config.evaluation.metrics=('fidd',)", "unknown metric 'fidd'; did you mean 'fid'?"),
+        ("--config.evaluation.metrics=('fid','kid')", "no fid, kid: the weights of Inception-v3 are needed"),
         ("--config.sampling.ema=decay_0.5", "unknown average of the parameters 'decay_0.5'"),
         ("--config.parallel.strategy=pmapp", "unknown parallel strategy 'pmapp'; did you mean 'pmap'?"),
         ("--config.train.dtype=float16", "unknown compute dtype 'float16'"),
@@ -144,10 +145,31 @@ def test_bad_sample_requests(command, finished, argument, message):
     assert message in command.fails("sample", f"--workdir={finished[0]}", argument)
 
 
-def test_evaluate_refuses_famous_names_it_does_not_have(command, finished):
-    line = command.fails("evaluate", f"--workdir={finished[0]}", "--metrics=fid")
-    assert "Inception" in line
-    assert "class_accuracy" in line
+def test_evaluate_without_the_weights_says_where_they_are(command, finished, tmp_path):
+    line = command.fails("evaluate", f"--workdir={finished[0]}", "--metrics=fid", f"--inception={tmp_path / 'no.pth'}")
+    assert "there is no file" in line
+    assert "SHA-256 begins with 6726825d" in line
+
+
+def test_evaluate_judges_by_what_it_has_and_records_what_it_lacks(command, finished, tmp_path):
+    """The proxy's classifier is trained once, and kept beside the data."""
+    out = tmp_path / "numbers.json"
+    arguments = (f"--workdir={finished[0]}", f"--out={out}")
+    _, err = command.run("evaluate", *arguments, "--metrics=proxy_fd,kid,bits_per_dim", "--num_samples=40")
+    assert "no kid: the weights of Inception-v3 are needed" in err
+    found = json.loads(out.read_text())
+    assert found["proxy_fd"]["proxy_fd"] > found["proxy_fd"]["held_out"] > 0  # 60 steps of training are not enough
+    assert 0 < found["bits_per_dim"]["bits_per_dim_low"] < found["bits_per_dim"]["bits_per_dim"] < 20
+    space = found["settings"]["feature_spaces"]["proxy_fd"]
+    assert space["features"] == "proxy_classifier"
+    assert space["classifier_test_accuracy"] > 0.9
+    assert list(found["settings"]["unavailable"]) == ["kid"]
+    kept = list((command.data_dir / "proxy_features").glob("*.safetensors"))
+    assert [path.stem for path in kept] == [space["fingerprint"][:16]]
+    written = kept[0].stat().st_mtime_ns
+    command.run("evaluate", *arguments, "--metrics=proxy_fd", "--num_samples=40")
+    assert json.loads(out.read_text())["proxy_fd"] == found["proxy_fd"]
+    assert kept[0].stat().st_mtime_ns == written
 
 
 def test_sample_writes_balanced_classes_and_a_picture(command, finished, tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.likelihood import bits_per_dim, chain_bound, dequantise, elbo_terms, log_likelihood
+from diffusion_jax.likelihood import bits_per_dim, chain_bound, continuous_bound, dequantise, elbo_terms, log_likelihood
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import SCHEDULES
+from diffusion_jax.schedulers import SCHEDULES, Prediction
 from tests.samplers.closed_form import Gaussian, Mixture
 
 EDM, VP = SCHEDULES.build("edm"), SCHEDULES.build("vp_sde")
@@ -102,6 +102,32 @@ def test_vdm_bound_is_near_the_entropy():
     terms, _ = elbo_terms(CENTRED.denoiser(schedule), schedule, x0, u.low_discrepancy(), *noise, bins=16)
     np.testing.assert_allclose(np.mean(terms["diffusion"]) * np.log(2), 5.9560146336, rtol=0.012)
     np.testing.assert_allclose(np.mean(terms["prior"]) * np.log(2), 8.478551479522e-04, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp_sde", "rectified_flow", "cosine"])
+@pytest.mark.parametrize("probability", [0.7, 0.3])
+def test_continuous_bound_of_the_best_denoiser_is_the_probability(name, probability):
+    """x0 = +1 with P = 0.7, else -1: with the exact posterior mean nothing is lost, on whatever schedule."""
+    schedule = SCHEDULES.build(name)
+
+    def denoiser(xt, t):
+        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        x0 = 2 * jax.nn.sigmoid(np.log(0.7 / 0.3) + 2 * alpha * xt / sigma**2) - 1
+        return Prediction(x0=x0, noise=(xt - alpha * x0) / sigma)
+
+    x0 = jnp.full((2000, 1), 1.0 if probability == 0.7 else -1.0)
+    found = continuous_bound(denoiser, schedule, x0, keys(2000), num_draws=64, bins=2)
+    error = np.std(found) / np.sqrt(len(found))
+    np.testing.assert_allclose(np.mean(found), -np.log2(probability), atol=4 * error)
+    assert error < 0.03
+
+
+def test_a_worse_denoiser_has_a_larger_bound():
+    x0 = jnp.where(jax.random.uniform(jax.random.key(1), (500, 4)) < 0.5, 1.0, -1.0)
+    nothing = continuous_bound(lambda xt, t: Prediction(x0=0 * xt, noise=xt), EDM, x0, keys(500), bins=2)
+    assert np.mean(nothing) > 2  # of a bit that costs 1
+    with pytest.raises(UserError, match="num_draws"):
+        continuous_bound(None, EDM, x0, keys(500), num_draws=0)
 
 
 def test_kinds_are_not_mixed_up():

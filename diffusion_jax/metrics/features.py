@@ -1,0 +1,164 @@
+"""Feature spaces: what a set of images becomes before its distance to another set is taken.
+
+A space gives `Features` of uint8 images, and says in `settings` what a reader of the number must know of it. The values
+of one image do not depend on which other images are asked about.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree, UInt8
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics.inception import SIZE, InceptionV3
+from diffusion_jax.metrics.resizing import resizer
+
+Images = UInt8[np.ndarray, "n height width channels"]
+_REMEMBERED = 4  # sets of images whose features are kept: samples, training images, held-out images, one more
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What a space knows of n images; what it does not give is None.
+
+    Attributes:
+      pooled: one vector per image.
+      spatial: a vector that still says what is where.
+      log_probabilities: of the classes of the network behind the space.
+    """
+
+    pooled: Float[np.ndarray, "n d"]
+    spatial: Float[np.ndarray, "n e"] | None = None
+    log_probabilities: Float[np.ndarray, "n classes"] | None = None
+
+
+class FeatureSpace(Protocol):
+    """See the module docstring."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, for the record: at least `features`, the name of the space."""
+
+    def __call__(self, images: Images) -> Features:
+        """The features of images.
+
+        Raises:
+          UserError: images that the space can not take.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFeatures:
+    """The pixels themselves, in [-1, 1]: the plainest space, and one that needs no network."""
+
+    settings = {"features": "pixels"}  # noqa: RUF012 - a constant
+
+    def __call__(self, images: Images) -> Features:
+        flat = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1.0
+        return Features(pooled=flat, spatial=flat, log_probabilities=np.asarray(jax.nn.log_softmax(flat)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkFeatures:
+    """A network with its parameters, on all devices of this process.
+
+    Attributes:
+      apply: (params, images as float32 0..255) -> {"pooled": ..., ...}, for a batch of any size.
+      params: its parameters.
+      settings: for the record.
+      channels: that it takes; images of one channel are repeated, others are refused.
+      batch_size: images at once.
+    """
+
+    apply: Callable[[PyTree, jax.Array], Mapping[str, jax.Array]]
+    params: PyTree
+    settings: Mapping[str, Any]
+    channels: int
+    batch_size: int = 64
+
+    @functools.cached_property
+    def _placed(self) -> tuple[Callable, PyTree, jax.sharding.Sharding, int]:
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        divided = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+        run = jax.jit(self.apply, in_shardings=(everywhere, divided), out_shardings=divided)
+        return run, jax.device_put(self.params, everywhere), divided, -(-self.batch_size // len(devices)) * len(devices)
+
+    @functools.cached_property
+    def _known(self) -> dict[bytes, Features]:
+        return {}
+
+    def __call__(self, images: Images) -> Features:
+        key = hashlib.sha256(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes()).digest()
+        if key not in self._known:
+            if len(self._known) == _REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = self._extract(images)
+        return self._known[key]
+
+    def _extract(self, images: Images) -> Features:
+        if images.shape[-1] not in (1, self.channels):
+            raise UserError(
+                f"the features {self.settings['features']} are of images of {self.channels} channels, "
+                f"not of {images.shape[-1]}"
+            )
+        run, params, divided, size = self._placed
+        parts: list[dict[str, np.ndarray]] = []
+        for first in range(0, len(images), size):
+            part = images[first : first + size]
+            full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])  # one shape, one program
+            full = np.broadcast_to(full, (*full.shape[:-1], self.channels)).astype(np.float32)
+            values = run(params, jax.device_put(full, divided))
+            parts.append({name: np.asarray(value, np.float32)[: len(part)] for name, value in values.items()})
+        return Features(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How images come to Inception: the resizer, and what is subtracted from values 0..255 and divided out."""
+
+    resize: str
+    shift: float = 128.0
+    scale: float = 128.0
+
+
+CONVENTIONS = {
+    "tf": Convention("tf1_bilinear"),
+    "pytorch_fid": Convention("torch_bilinear", 127.5, 127.5),
+    "clean": Convention("pil_bicubic"),
+}
+"""tf: that of the TF-2015 graph, so of ADM, NVIDIA and torch-fidelity, and of most published numbers."""
+
+
+def inception_features(
+    params: PyTree, *, fingerprint: str, convention: str = "tf", batch_size: int = 64
+) -> NetworkFeatures:
+    """The space of FID.
+
+    Args:
+      params: of `InceptionV3`.
+      fingerprint: of the file they came from, for the record.
+      convention: one of `CONVENTIONS`.
+      batch_size: images at once.
+
+    Raises:
+      UserError: unknown convention.
+    """
+    if convention not in CONVENTIONS:
+        raise UserError(f"unknown convention {convention!r} of Inception's input; known: {', '.join(CONVENTIONS)}")
+    chosen = CONVENTIONS[convention]
+    resize = resizer(chosen.resize)
+
+    def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
+        x = resize(images, SIZE)
+        return InceptionV3().apply({"params": params}, (x - chosen.shift) / jnp.float32(chosen.scale))
+
+    settings = {"features": "inception_v3_2015", "weights_sha256": fingerprint, "resizer": chosen.resize}
+    return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)

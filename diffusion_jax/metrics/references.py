@@ -1,0 +1,77 @@
+"""Files of reference statistics, in every form in which they are published.
+
+keys                          from
+mu, sigma                     pytorch-fid, ADM (there with mu_s, sigma_s, of sFID), NVIDIA, clean-fid
+ref_mu, ref_sigma             MeanFlow's JAX code
+pool_3                        score_sde: the features themselves
+arr_0                         ADM: images, whose features are taken here
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics.distances import Moments
+from diffusion_jax.metrics.features import FeatureSpace
+
+Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
+_PAIRS = {"pooled": (("mu", "sigma"), ("ref_mu", "ref_sigma")), "spatial": (("mu_s", "sigma_s"),)}
+
+
+def read_gaussian(path: str | Path, space: FeatureSpace, *, part: str = "pooled") -> Gaussian:
+    """Mean and covariance, float64, of the reference's features.
+
+    Args:
+      path: an .npz file.
+      space: takes the features where the file holds images.
+      part: "pooled" (FID) or "spatial" (sFID).
+
+    Raises:
+      UserError: no file, not such a file, or one with other keys.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"there is no file of reference statistics {path}") from None
+    except (OSError, ValueError, AttributeError, EOFError) as error:
+        raise UserError(f"{path} is not an .npz file of reference statistics: {error}") from error
+    for mean, covariance in _PAIRS[part]:
+        if mean in arrays and covariance in arrays:
+            return _checked(path, arrays[mean], arrays[covariance])
+    features = None
+    if part == "pooled" and "pool_3" in arrays:
+        features = arrays["pool_3"].reshape(len(arrays["pool_3"]), -1)
+    elif "arr_0" in arrays:
+        images = arrays["arr_0"]
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise UserError(f"arr_0 of {path} should be uint8 images [n, h, w, c], not {images.dtype} {images.shape}")
+        features = getattr(space(images), part)
+    if features is None:
+        raise UserError(f"{path} holds {', '.join(arrays)}: none of the known forms of reference statistics for {part}")
+    moments = Moments.of(features)
+    return _checked(path, moments.mean, moments.covariance)
+
+
+def _checked(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
+        raise UserError(f"{path} holds a mean {list(mean.shape)} and a covariance {list(covariance.shape)}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"the statistics in {path} are not finite")
+    return mean, covariance
+
+
+def write_gaussian(path: str | Path, pooled: Gaussian, spatial: Gaussian | None = None) -> None:
+    """Write `mu` and `sigma` (and `mu_s`, `sigma_s`), float64; the file appears when it is complete."""
+    arrays = dict(zip(("mu", "sigma"), pooled, strict=True))
+    if spatial is not None:
+        arrays |= dict(zip(("mu_s", "sigma_s"), spatial, strict=True))
+    temporary = Path(f"{path}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)

@@ -1,0 +1,201 @@
+"""What a run is judged by: metrics of its samples, in the feature spaces that they need, and metrics of the model.
+
+Names come from `METRICS`, which judge samples, and `bits_per_dim`, which judges the model itself on held-out images.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax import data, weights
+from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import continuous_bound
+from diffusion_jax.metrics import (
+    INCEPTION,
+    METRICS,
+    PROXY,
+    FeatureMetric,
+    FeatureSpace,
+    ImageSet,
+    Metric,
+    inception_features,
+)
+from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, proxy_features, proxy_shapes, train_proxy
+from diffusion_jax.rng import BatchKey, stream_key
+from experiments.wiring import BITS_PER_DIM, Experiment, check_metric
+
+_JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
+LIKELIHOOD_DRAWS = 128
+_Z = 1.959963984540054
+
+
+def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The metrics that can be had with this config, on this machine; and those that can not, and why.
+
+    Raises:
+      UserError: unknown name, or none can be had.
+    """
+    reasons = {}
+    for name in names:
+        check_metric(name)
+        if name == BITS_PER_DIM:
+            reason = _no_likelihood(experiment)
+        elif space_kind(name) == INCEPTION:
+            path = experiment.config.evaluation.get("inception", "")
+            reason = "" if path and Path(path).is_file() else _no_inception(path)
+        else:
+            reason = ""
+        if reason:
+            reasons[name] = reason
+    if names and len(reasons) == len(names):
+        raise UserError(in_words(reasons))
+    return tuple(name for name in names if name not in reasons), reasons
+
+
+def in_words(reasons: dict[str, str]) -> str:
+    """Metrics that can not be had, those with the same reason together."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return "; ".join(f"no {', '.join(group)}: {reason}" for reason, group in groups.items())
+
+
+def space_kind(name: str) -> str | None:
+    """The feature space that a metric of samples needs: INCEPTION, PROXY or None."""
+    factory = METRICS[name]
+    return factory.needs if isinstance(factory, type) and issubclass(factory, FeatureMetric) else None
+
+
+def _no_inception(path: str) -> str:
+    found = f"there is no file {path!r}" if path else "no file is named"
+    return (
+        f"the weights of Inception-v3 are needed, and {found}: get {weights.INCEPTION_SOURCE} and give its path with "
+        "--config.evaluation.inception=..., or --inception=... of experiments.evaluate"
+    )
+
+
+def _no_likelihood(experiment: Experiment) -> str:
+    if experiment.samples_tokens:
+        return f"it is of models of continuous data; {experiment.config.objective.name} is one of tokens"
+    sampler = experiment.config.sampling.sampler.name
+    if sampler in _JUMPS:
+        return f"the network jumps to the end of the flow (sampler {sampler}); it has no likelihood"
+    return ""
+
+
+def build_metrics(experiment: Experiment, names: tuple[str, ...], train: ImageSet) -> dict[str, Metric]:
+    """The metrics of samples by name, each with its feature space.
+
+    Raises:
+      UserError: weights that can not be read, or data that a proxy can not be trained on.
+    """
+    config, spaces = experiment.config.evaluation, {}
+    for kind in {space_kind(name) for name in names} - {None}:
+        spaces[kind] = _inception(config) if kind == INCEPTION else proxy(experiment, train)[0]
+    reference = config.get("reference", "")
+    return {
+        name: METRICS.build(
+            {"name": name, "reference": reference} if reference and name in ("fid", "sfid") else name,
+            space=spaces.get(space_kind(name)),
+        )
+        for name in names
+    }
+
+
+def _inception(config: Any) -> FeatureSpace:
+    params, digest = weights.read_inception(config.inception)
+    return inception_features(params, fingerprint=digest, convention=config.get("convention", "tf"))
+
+
+def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:
+    """The space of a classifier of the training images, trained now or before, and the file where it is kept.
+
+    The file lies beside the data, under the fingerprint of the images and of the training: runs on the same data share
+    one classifier, and only then may their numbers be compared.
+    """
+    how = ProxyTraining()
+    root = Path(experiment.config.data.data_dir or data.default_data_dir()).expanduser()
+    path = root / "proxy_features" / f"{fingerprint(train, how)[:16]}.safetensors"
+    names, structure = jax.tree_util.tree_flatten_with_path(proxy_shapes(train))
+    keys = ["/".join(entry.key for entry in entries) for entries, _ in names]
+    if path.exists():
+        state = weights.read_state(path)
+        if set(state) != set(keys):
+            raise UserError(f"{path} is not a classifier of this data; remove it, and it is trained again")
+        params = jax.tree_util.tree_unflatten(structure, [state[key] for key in keys])
+    else:
+        params = train_proxy(train, how)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+        weights.write_state(path, dict(zip(keys, leaves, strict=True)))
+    return proxy_features(params, train, how), path
+
+
+def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
+    """What the numbers depend on besides the samples, for the record."""
+    found = {}
+    for name, metric in metrics.items():
+        space = getattr(metric, "space", None)
+        if space is None:
+            continue
+        found[name] = dict(space.settings)
+        if getattr(metric, "reference", ""):
+            found[name]["reference"] = metric.reference
+        if metric.needs == PROXY and test.labels is not None:
+            found[name]["classifier_test_accuracy"] = accuracy(space, test)
+    return {"feature_spaces": found} if found else {}
+
+
+def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, float]:
+    """An upper bound on -log2 P of held-out images, per dimension: the VDM's, in continuous time (`continuous_bound`).
+
+    Of class-conditional models it is the likelihood given the true class. For every process to call.
+
+    Returns:
+      `bits_per_dim`, the mean over images, with the 95% interval that follows from their number; `num_images`, `bins`,
+      and the network evaluations for each.
+    """
+    config, layout = experiment.config, experiment.layout
+    bins = config.evaluation.get("bins", 256)
+    limit = config.evaluation.get("likelihood_images", 1000)
+    images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
+    size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
+    key = stream_key(seed, "likelihood")
+
+    def bits(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        denoiser = experiment.trainable.denoiser(params, {"label": batch["label"]} if "label" in batch else {})
+        level = jnp.round(batch["image"].astype(np.float32) * ((bins - 1) / 255.0))
+        schedule, keys = experiment.trainable.parameterization.schedule, BatchKey(key, batch["index"], size)
+        return continuous_bound(
+            denoiser, schedule, level * (2.0 / (bins - 1)) - 1.0, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins
+        )
+
+    run = jax.jit(layout.placed(bits), out_shardings=layout.batch_sharding)
+    host = slice(layout.host_index * size // layout.host_count, (layout.host_index + 1) * size // layout.host_count)
+    found = []
+    for first in range(0, len(images), size):
+        index = np.arange(first, first + size)
+        rows = (index % len(images))[host]
+        batch = {"index": index[host].astype(np.int32), "image": images[rows]}
+        if experiment.num_classes:
+            batch["label"] = labels[rows].astype(np.int32)
+        result = run(params, layout.global_batch(batch), key)
+        if jax.process_count() > 1:
+            result = multihost_utils.process_allgather(result, tiled=True)
+        found.append(np.asarray(result, np.float64)[: len(images) - first])
+    values = np.concatenate(found)
+    half = _Z * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    return {
+        BITS_PER_DIM: mean,
+        f"{BITS_PER_DIM}_low": mean - half,
+        f"{BITS_PER_DIM}_high": mean + half,
+        "num_images": len(values),
+        "bins": bins,
+        "network_evaluations": LIKELIHOOD_DRAWS,
+    }

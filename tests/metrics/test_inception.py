@@ -1,0 +1,103 @@
+"""Inception-v3, its weights and its ways of resizing, against torch-fidelity and Pillow."""
+
+import math
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import inception_features
+from diffusion_jax.metrics.resizing import RESIZERS, resizer
+from diffusion_jax.weights import inception_map, inception_shapes, read_inception
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
+
+
+def random_tensor(name, shape):
+    """What both sides fill the tensor of this name with."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("running_var"):
+        return np.float32(np.exp(0.2 * draw))
+    if name.endswith("bn.weight"):
+        return np.float32(1 + 0.1 * draw)
+    if len(shape) == 1:
+        return np.float32(0.1 * draw)
+    return np.float32(draw * math.sqrt(2 / math.prod(shape[1:])))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file with the names of pytorch-fid's."""
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), inception_shapes())
+    shapes = {name: tensor.shape for name, tensor in inception_map().state(empty).items()}
+    state = {name: random_tensor(name, shape) for name, shape in shapes.items()}
+    state["fc.bias"] = np.zeros(1008, np.float32)
+    state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
+    path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
+    save_file(state, path)
+    return path
+
+
+def test_the_number_of_parameters():
+    leaves = flatten_dict(inception_shapes())
+    trunk = sum(v.size for path, v in leaves.items() if path[-1] in ("kernel", "scale", "bias"))
+    assert trunk == 21_785_568
+    assert len(leaves) == 5 * 94 + 1  # convolutions, and the classes
+
+
+def test_features_are_those_of_torch_fidelity(weights):
+    golden = np.load(GOLDEN / "inception.npz")
+    params, fingerprint = read_inception(weights)
+    space = inception_features(params, fingerprint=fingerprint, batch_size=3)
+    found = space(golden["x"])
+    for name in ("pooled", "spatial"):
+        expected = golden[name]
+        assert np.abs(getattr(found, name) - expected).max() < 1e-5 * np.abs(expected).max()
+    logits = golden["logits"].astype(np.float64)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found.log_probabilities, logs, atol=1e-4)
+    assert space.settings == {
+        "features": "inception_v3_2015",
+        "weights_sha256": fingerprint,
+        "resizer": "tf1_bilinear",
+    }
+    assert len(fingerprint) == 64
+
+
+def test_a_missing_file_says_where_it_is_published(tmp_path):
+    with pytest.raises(UserError, match=r"pytorch-fid/releases.*SHA-256 begins with 6726825d"):
+        read_inception(tmp_path / "inception.pth")
+
+
+def test_other_weights_are_refused(tmp_path):
+    save_file({"conv.weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="missing"):
+        read_inception(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("name", list(RESIZERS))
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_resizers(name, way):
+    golden = np.load(GOLDEN / "resizers.npz")
+    found = RESIZERS[name](golden[f"{way}/x"], 11)
+    np.testing.assert_allclose(found, golden[f"{way}/{name}"], atol=0 if name == "tf1_bilinear" else 5e-4)
+
+
+def test_resizers_differ():
+    image = np.load(GOLDEN / "resizers.npz")["down/x"]
+    results = [np.asarray(resize(image, 11)) for resize in RESIZERS.values()]
+    for i, a in enumerate(results):
+        for b in results[:i]:
+            assert np.abs(a - b).mean() > 1
+
+
+def test_an_unknown_resizer_or_convention_lists_the_known_ones():
+    with pytest.raises(UserError, match="did you mean 'tf1_bilinear'"):
+        resizer("tf1_bilinaer")
+    with pytest.raises(UserError, match="pytorch_fid"):
+        inception_features({}, fingerprint="", convention="torch")

@@ -1,0 +1,67 @@
+"""Files of reference statistics, in every published form."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import METRICS, ImageSet, Moments, PixelFeatures, read_gaussian, write_gaussian
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (50, 2, 3, 1)).astype(np.uint8)
+
+
+def moments(images):
+    found = Moments.of(PixelFeatures()(images).pooled)
+    return found.mean, found.covariance
+
+
+@pytest.mark.parametrize("form", ["mu", "ref_mu", "pool_3", "arr_0", "written"])
+def test_every_form_gives_the_same_gaussian(form, images, tmp_path):
+    path, (mean, covariance) = tmp_path / "reference.npz", moments(images)
+    contents = {
+        "mu": {"mu": mean, "sigma": covariance},
+        "ref_mu": {"ref_mu": mean, "ref_sigma": covariance},
+        "pool_3": {"pool_3": PixelFeatures()(images).pooled},
+        "arr_0": {"arr_0": images},
+    }
+    if form == "written":
+        write_gaussian(path, (mean, covariance), (mean[:2], covariance[:2, :2]))
+        np.testing.assert_array_equal(read_gaussian(path, PixelFeatures(), part="spatial")[0], mean[:2])
+    else:
+        np.savez(path, **contents[form])
+    found = read_gaussian(path, PixelFeatures())
+    np.testing.assert_allclose(found[0], mean, rtol=1e-12)
+    np.testing.assert_allclose(found[1], covariance, rtol=1e-12, atol=1e-12)
+
+
+def test_fid_takes_a_file_in_the_place_of_the_training_images(images, tmp_path):
+    path = tmp_path / "reference.npz"
+    write_gaussian(path, moments(images))
+    sets = {"train": ImageSet(images=images), "test": ImageSet(images=images[:20])}
+    samples = ImageSet(images=images[::-1] // 2)
+    by_file = METRICS.build({"name": "fid", "reference": str(path)}, space=PixelFeatures())
+    by_images = METRICS.build("fid", space=PixelFeatures())
+    assert by_file(samples, **sets)["fid"] == pytest.approx(by_images(samples, **sets)["fid"], rel=1e-9)
+
+
+def test_bad_files_are_refused(tmp_path):
+    space, path = PixelFeatures(), tmp_path / "reference.npz"
+    with pytest.raises(UserError, match="there is no file"):
+        read_gaussian(path, space)
+    path.write_bytes(b"PK and nothing more")
+    with pytest.raises(UserError, match=r"not an \.npz file"):
+        read_gaussian(path, space)
+    np.savez(path, something=np.zeros(3))
+    with pytest.raises(UserError, match="holds something"):
+        read_gaussian(path, space)
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(UserError, match=r"mean \[3\] and a covariance \[4, 4\]"):
+        read_gaussian(path, space)
+    np.savez(path, mu=np.full(3, np.nan), sigma=np.eye(3))
+    with pytest.raises(UserError, match="not finite"):
+        read_gaussian(path, space)
+    np.savez(path, mu=np.array([None, object()]), sigma=np.eye(2))  # a pickle inside: it is not read
+    with pytest.raises(UserError, match=r"not an \.npz file"):
+        read_gaussian(path, space)
