@@ -20,6 +20,7 @@ from experiments.wiring import BITS_PER_DIM, Experiment
 from experiments.writers import replace_file
 
 GRID_SIZE = 100  # samples in final.png
+PICTURE_SIZE = 40  # samples in the picture of a cell
 NEIGHBOURS = 20  # pairs in neighbours.png
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
 MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
@@ -67,10 +68,12 @@ def evaluate(
     seed: int | None = None,
     source: dict[str, Any],
     out: Path | None = None,
+    picture: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Draw samples and judge them; writes evaluation.json and the pictures of the report.
 
-    With `out` only the numbers are written, to that file, and what the report shows stays as it is.
+    With `out` only the numbers are written, to that file, and what the report shows stays as it is; with `picture` a
+    few of the samples besides.
 
     Raises:
       UserError: unknown metric, or none that can be had here (before anything is drawn), or data that a metric can not
@@ -105,6 +108,8 @@ def evaluate(
     if out is None:
         shown = None if labels is None else labels[:GRID_SIZE]
         save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+    if picture is not None:
+        save_grid(images[:PICTURE_SIZE], picture)
     if follows:
         save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +119,34 @@ def _render(run: _Run) -> str:
         ("Configuration", _configuration(run)),
         ("Commands", _commands(run)),
     ]
-    sections = [(title, body) for title, body in sections if body]
-    links = "".join(f'<a href="#{_anchor(title)}">{_esc(title)}</a>' for title, _ in sections)
-    body = "".join(f'<section id="{_anchor(title)}"><h2>{_esc(title)}</h2>{text}</section>' for title, text in sections)
     problems = "".join(f'<p class="problem">{_esc(problem)}</p>' for problem in run.problems)
     name = run.path.resolve().name
+    return page(name, "diffusion_jax run", _summary(run), sections, top=problems + _cards(run))
+
+
+def page(title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], *, top: str = "") -> str:
+    """A page that loads nothing from anywhere.
+
+    Args:
+      title: its heading, as text.
+      over: a few words above that.
+      lead: one line below it, as HTML.
+      sections: headings and their HTML; those without any are left out.
+      top: HTML above the list of sections.
+    """
+    sections = [(heading, body) for heading, body in sections if body]
+    links = "".join(f'<a href="#{_anchor(heading)}">{_esc(heading)}</a>' for heading, _ in sections)
+    body = "".join(
+        f'<section id="{_anchor(heading)}"><h2>{_esc(heading)}</h2>{text}</section>' for heading, text in sections
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_esc(name)} · diffusion_jax</title><style>{STYLE}</style></head><body><main>"
-        f'<header><p class="over">diffusion_jax run</p><h1>{_esc(name)}</h1>'
-        f'<p class="lead">{_summary(run)}</p></header>'
-        f"{problems}{_cards(run)}<nav>{links}</nav>{body}</main><script>{SCRIPT}</script></body></html>\n"
+        f"<title>{_esc(title)} · diffusion_jax</title><style>{STYLE}</style></head><body><main>"
+        f'<header><p class="over">{_esc(over)}</p><h1>{_esc(title)}</h1>'
+        f'<p class="lead">{lead}</p></header>'
+        f"{top}<nav>{links}</nav>{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -229,11 +244,11 @@ def _other_curves(run: _Run) -> str:
 
 def _samples(run: _Run) -> str:
     """Final samples beside those of the chosen step; below them the strip of steps to choose from."""
-    final = _image(run.path / "samples" / "final.png", "samples of the trained model")
+    final = image_element(run.path / "samples" / "final.png", "samples of the trained model")
     steps = _evenly(list(run.pictures), _MOST_PICTURES)
     thumbs = ""
     for step in steps:
-        image = _image(run.pictures[step], f"samples at step {step:,}")
+        image = image_element(run.pictures[step], f"samples at step {step:,}")
         thumbs += f'<button type="button" title="Step {step:,}" aria-pressed="false">{image}{step:,}</button>'
     columns = ""
     if final:
@@ -254,7 +269,7 @@ def _samples(run: _Run) -> str:
 
 
 def _denoising(run: _Run) -> str:
-    image = _image(run.path / "samples" / "denoising.png", "samples on their way from noise to data")
+    image = image_element(run.path / "samples" / "denoising.png", "samples on their way from noise to data")
     about = (
         "Each row is one sample at several moments of sampling; above stands the time t, from 1 (noise) to 0 (data). "
         "Scaled so that signal and noise together keep their strength."
@@ -270,7 +285,7 @@ def _evenly(items: list[int], most: int) -> list[int]:
 
 
 def _neighbours(run: _Run) -> str:
-    image = _image(run.path / "neighbours.png", "samples above their nearest training images")
+    image = image_element(run.path / "neighbours.png", "samples above their nearest training images")
     about = (
         "In each pair the sample is above, and below it the training image that is nearest to it in pixels; the number "
         "is their distance (root mean square; from black to white it is 2). These pairs are the closest of all. "
@@ -386,7 +401,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _image(path: Path, alt: str) -> str:
+def image_element(path: Path, alt: str) -> str:
     """A picture as an element that holds its own data; empty text if there is none."""
     if not path.is_file() or not path.stat().st_size:
         return ""

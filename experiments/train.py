@@ -37,8 +37,6 @@ COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of pro
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of this run, where they are not detected")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is")
 
-FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
-
 
 def main(argv: Sequence[str]) -> int:
     if not WORKDIR.value or CONFIG.value is None:
@@ -76,7 +74,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         writer.resume(start)
         if start < config.train.steps:
             if primary:
-                (directory / FINISHED).unlink(missing_ok=True)  # --resume_from may go back from the end
+                (directory / workdir.FINISHED).unlink(missing_ok=True)  # --resume_from may go back from the end
                 announce(experiment, state, directory, writer)
             loop = Loop(experiment, directory, writer, checkpointer, record)
             state = loop.run(state, start, stop, profile_steps=PROFILE_STEPS.value)
@@ -195,7 +193,7 @@ def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: in
 def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     """Final samples, evaluation and report, unless they were made before; finished.json comes last."""
     config = experiment.config
-    marker = directory / FINISHED
+    marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
         results = evaluation.evaluate(experiment, params, directory, source=source)

@@ -22,6 +22,7 @@ from diffusion_jax.errors import UserError
 from experiments.cli import flatten
 from experiments.writers import replace_file
 
+FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
 PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "checkpoint.directory")
 

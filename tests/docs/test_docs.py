@@ -12,9 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import datasets
-from diffusion_jax.metrics import METRICS
 from diffusion_jax.samplers import SAMPLERS
 from experiments.cli import flatten
+from experiments.wiring import METRIC_NAMES
 from tests.docs.run_blocks import ROOMS, python_blocks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,7 +147,8 @@ def is_open(value: str) -> bool:
 
 def check_words(module: str, words: list[str], flags: dict[str, str]) -> None:
     config = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
-    fields = config_fields("configs/digits_unet.py" if is_open(config) else config)
+    unwritten = is_open(config) or config.startswith("configs/from_json.py")
+    fields = config_fields("configs/digits_unet.py" if unwritten else config)
     for word in (word for word in words if word.startswith("--")):
         name, _, value = word.removeprefix("--").partition("=")
         if name.startswith("config."):
@@ -163,7 +164,7 @@ def check_words(module: str, words: list[str], flags: dict[str, str]) -> None:
             continue
         if flags[name] == "DEFINE_integer":
             int(value)
-        known = {"sampler": SAMPLERS, "metrics": METRICS}.get(name, ())
+        known = {"sampler": SAMPLERS, "metrics": METRIC_NAMES}.get(name, ())
         assert not known or all(part in known or part in EXAMPLES for part in value.split(",")), word
 
 
@@ -237,5 +238,5 @@ def test_what_is_not_there_yet_is_not_there(path):
 
 
 def test_registries_of_this_process_are_as_they_were():
-    assert not set(EXAMPLES) & {*SAMPLERS, *METRICS}
+    assert not set(EXAMPLES) & {*SAMPLERS, *METRIC_NAMES}
     assert "stripes" not in datasets

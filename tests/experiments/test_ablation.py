@@ -1,0 +1,187 @@
+"""Ablations: cells, shared trainings, statistics that may be defended, and runs that survive being killed."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffusion_jax.errors import UserError
+from experiments.ablation import Ablation
+from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
+
+FILE = '''
+"""Two samplers and two rates."""
+
+from configs.digits_unet import get_config as digits
+
+SEEDS = (0, 1)
+BASELINE = {"rate": "low", "sampler": "euler"}
+
+
+def get_config():
+    config = digits()
+    config.evaluation.metrics = ("class_accuracy",)
+    return config
+
+
+def sweep_rate():
+    yield "low", {"optimizer.learning_rate": 1e-3}
+    yield "high", {"optimizer.learning_rate": 2e-3}
+
+
+def sweep_sampler():
+    yield "euler", {"sampling.sampler": {"name": "euler"}}
+    yield "heun", {"sampling.sampler": {"name": "heun"}, "sampling.steps": 4}
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "ablation.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_cells_are_the_cross_product_with_the_seeds(file):
+    ablation = Ablation.read(file)
+    assert ablation.title == "Two samplers and two rates."
+    assert ablation.axes == {"rate": ("low", "high"), "sampler": ("euler", "heun")}
+    assert ablation.metric == "class_accuracy"
+    assert len(ablation.cells) == 8
+    assert len({cell.name for cell in ablation.cells}) == 8
+    cell = ablation.cells[-1]
+    assert (cell.label, cell.seed) == ("rate high, sampler heun", 1)
+    assert (cell.config.optimizer.learning_rate, cell.config.sampling.steps, cell.config.seed) == (2e-3, 4, 1)
+    assert cell.config.sampling.sampler.to_dict() == {"name": "heun"}
+
+
+def test_cells_that_differ_in_sampling_alone_share_a_training(file):
+    trainings = Ablation.read(file).trainings()
+    assert len(trainings) == 4
+    for cells in trainings.values():
+        assert {cell.values["sampler"] for cell in cells} == {"euler", "heun"}
+        assert len({(cell.values["rate"], cell.seed) for cell in cells}) == 1
+        assert cells[0].training_config == cells[1].training_config
+
+
+def test_a_filter_leaves_cells_out_but_never_the_baseline(file):
+    file.write_text(FILE + "\n\ndef keep(cell):\n    return cell['rate'] == 'high'\n")
+    labels = [cell.label for cell in Ablation.read(file).cells if cell.seed == 0]
+    assert labels == ["rate low, sampler euler", "rate high, sampler euler", "rate high, sampler heun"]
+
+
+def test_what_every_cell_starts_from_can_be_set(file):
+    plain, other = Ablation.read(file), Ablation.read(file, ["train.steps=7", "data.data_dir=/somewhere"])
+    assert {cell.config.train.steps for cell in other.cells} == {7}
+    assert other.cells[0].config.data.data_dir == "/somewhere"
+    assert set(plain.trainings()).isdisjoint(other.trainings())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("optimizer.learning_rate", "optimizer.learnin_rate", "no field 'optimizer.learnin_rate'"),
+        ('"euler"}\n', '"eular"}\n', "BASELINE.*must name one value of each axis"),
+        ("sweep_", "swoop_", "at least one sweep_<axis>"),
+        ("1e-3", "'fast'", "wrong type for optimizer.learning_rate"),
+        ('("class_accuracy",)', "()", "evaluation.metrics is empty"),
+        ("SEEDS", "METRIC = 'fid'\nSEEDS", "METRIC of .* is 'fid'"),
+        ("from configs", "from konfigs", "can not read"),
+    ],
+)
+def test_a_file_that_is_no_ablation_is_refused(file, old, new, message):
+    file.write_text(FILE.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        Ablation.read(file)
+
+
+def test_the_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
+    found = Estimate.of(values)
+    assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
+    assert math.isnan(Estimate.of([3.0]).half)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).standard_normal((2000, 3))
+    found = [Estimate.of(row) for row in draws]
+    assert np.mean([abs(one.mean) <= one.half for one in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_seeds_are_compared_in_pairs():
+    """The seeds differ much, the cells by little, but always by the same."""
+    baseline = {0: 1.0, 1: 5.0, 2: 9.0, 7: 4.0}
+    cell = {0: 1.1, 1: 5.12, 2: 9.09}
+    found = compare(cell, baseline)
+    assert found.difference.mean == pytest.approx(0.31 / 3)
+    assert found.p == pytest.approx(scipy.stats.ttest_rel([1.1, 5.12, 9.09], [1, 5, 9]).pvalue)
+    assert found.p < 0.02
+    assert compare({3: 1.0}, baseline) is None
+    assert math.isnan(compare(baseline, baseline).p)
+
+
+def test_holm():
+    """By hand: 0.01 x 4, 0.02 x 3, then 0.03 x 2 = 0.06, 0.5; what has no p-value does not count."""
+    plain = [Comparison(Estimate(0, 0, 3), p) for p in (0.03, 0.01, math.nan, 0.5, 0.02)]
+    corrected = [one.corrected for one in holm(plain)]
+    assert corrected[:2] == [pytest.approx(0.06), pytest.approx(0.04)]
+    assert math.isnan(corrected[2])
+    assert corrected[3:] == [pytest.approx(0.5), pytest.approx(0.06)]
+
+
+def test_pareto_front():
+    costs, values = [1, 2, 2, 3, 4], [9.0, 5.0, 6.0, 5.0, 1.0]
+    assert pareto_front(costs, values, lower=True) == [True, True, False, False, True]
+    assert pareto_front(costs, [-v for v in values], lower=False) == [True, True, False, False, True]
+    assert lower_is_better("proxy_fd/proxy_fd")
+    assert not lower_is_better("class_accuracy/accuracy")
+
+
+def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
+    """Killed in the second training, after the cells of the first; the children end with it."""
+    file.write_text(FILE.replace('    yield "high", {"optimizer.learning_rate": 2e-3}\n', ""))
+    tiny = [argument.removeprefix("--config.") for argument in command.train_arguments("", "")[2:-1]]
+    tiny = [one for one in tiny if not one.startswith("sampling.sampler")]
+    assert all("=" in one for one in tiny)
+    workdir = tmp_path / "ablation"
+    arguments = (f"--config={file}", f"--workdir={workdir}", *(f"--set={one}" for one in tiny))
+    process = command.start("ablate", *arguments)
+    second = list(Ablation.read(file, tiny).trainings())[1]
+    checkpoint = workdir / "trainings" / second / "checkpoints" / "20"
+    assert command.kill_when(process, checkpoint.exists)
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")}
+    assert len(done) == 2
+    out, _ = command.run("ablate", *arguments, "--list")
+    assert [line.split()[0] for line in out.splitlines()] == ["done", "open", "done", "open"]
+    out, _ = command.run("ablate", *arguments)
+    assert f"resuming {workdir}/trainings/{second} at step" in out
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["cells"], results["cells_done"]) == (4, 4)
+    assert [row["network_evaluations"] for row in results["rows"]] == [3, 7]
+    assert set(results["rows"][1]["against_baseline"]) >= {"p_paired_t", "p_holm", "difference"}
+    with open(workdir / "results.csv") as table:
+        found = list(csv.DictReader(table))
+    assert [row["seed"] for row in found] == ["0", "1", "0", "1"]
+    by_seed = results["rows"][0]["numbers"]["class_accuracy/accuracy"]["by_seed"]
+    assert [float(row["class_accuracy/accuracy"]) for row in found[:2]] == [by_seed["0"], by_seed["1"]]
+    page = (workdir / "report.html").read_text()
+    for part in ("Quality against cost", "Learning curves", "What differs", "p (Holm)", "data:image/png"):
+        assert part in page
+    assert page.count("<h3>") == 2
+    assert r"\toprule" in (workdir / "results.tex").read_text()
+    again, _ = command.run("ablate", *arguments)
+    assert "4 are done" in again
+    # A cell is what one gets by hand: the run of its training, evaluated with its sampler.
+    by_hand = tmp_path / "by_hand.json"
+    command.run("evaluate", f"--workdir={workdir}/trainings/{second}", f"--out={by_hand}", "--sampler=heun",
+                "--steps=4", "--metrics=class_accuracy")  # fmt: skip
+    cell = json.loads(next(path for path in (workdir / "cells").glob("*heun-seed_1.json")).read_text())
+    assert cell["results"]["class_accuracy"] == json.loads(by_hand.read_text())["class_accuracy"]
+    file.write_text(file.read_text().replace('"sampling.steps": 4', '"sampling.steps": 5'))
+    assert "is of another config" in command.fails("ablate", *arguments)
