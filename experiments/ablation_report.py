@@ -159,7 +159,9 @@ def _latex(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
     """A table for booktabs; the best mean of each column is bold, and a star marks p < 0.05 after Holm's correction."""
 
     def safe(text: str) -> str:
-        return text.replace("_", r"\_").replace("%", r"\%")
+        for plain, command in {"_": r"\_", "%": r"\%", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}.items():
+            text = text.replace(plain, command)
+        return text
 
     best = {column: _best(groups, column) for column in columns}
     lines = [
@@ -231,11 +233,12 @@ def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
             if i == 0:
                 cells += _against(group, ablation, tests)
         rows += f"<tr>{cells}</tr>"
+    baseline = html.escape(", ".join(f"{axis} {value}" for axis, value in ablation.baseline.items()))
     about = (
-        f"Mean over {len(ablation.seeds)} seeds ± half of its 95% interval (Student's t). The baseline is "
-        f"{html.escape(', '.join(f'{k} {v}' for k, v in ablation.baseline.items()))}; the difference to it is taken "
-        "seed by seed, tested by the paired t-test, and p is corrected by Holm's method for the number of rows. Bold: "
-        "the best mean of a column. ●: nothing is both cheaper and better."
+        f"Mean over the seeds that are done, of {len(ablation.seeds)}, ± half of its 95% interval (Student's t). The "
+        f"baseline is {baseline}; the difference to it is taken seed by seed, tested by the paired t-test, and p is "
+        "corrected by Holm's method for the number of rows. Bold: the best mean of a column. ●: nothing is both "
+        "cheaper and better."
     )
     return (
         f'<p class="about">{about}</p><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
@@ -293,7 +296,7 @@ def _grids(directory: Path, groups: list[Group]) -> str:
             image = image_element(directory / "cells" / f"{group.cells[seed].name}.png", f"samples: {group.label}")
             parts.append(f"<div><h3>{html.escape(group.label)}</h3>{image}</div>")
     about = f"The first samples of seed {seed}: the same noise in every cell, none picked by hand."
-    return f'<p class="about">{about}</p><div class="samples">{"".join(parts)}</div>'
+    return f'<p class="about">{about}</p><div class="small-charts">{"".join(parts)}</div>'
 
 
 def _trainings(groups: list[Group]) -> dict[str, tuple[Group, int]]:

@@ -109,7 +109,7 @@ def evaluate(
         shown = None if labels is None else labels[:GRID_SIZE]
         save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
     if picture is not None:
-        save_grid(images[:PICTURE_SIZE], picture)
+        save_grid(images[:PICTURE_SIZE], picture, columns=10)
     if follows:
         save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:

@@ -116,7 +116,7 @@ class Command:
         return one_line(self.run(module, *arguments, code=code, **env)[1])
 
     @staticmethod
-    def kill_when(process, condition, *, timeout=200, number=signal.SIGKILL):
+    def kill_when(process, condition, *, timeout=400, number=signal.SIGKILL):
         """Send a signal as soon as `condition()` holds; returns False when the process ended before."""
         deadline = time.monotonic() + timeout
         while process.poll() is None and time.monotonic() < deadline:
