@@ -83,13 +83,13 @@ class NetworkFeatures:
     batch_size: int = 64
 
     @functools.cached_property
-    def _placed(self) -> tuple[Callable, PyTree, jax.sharding.Sharding, int]:
+    def _placed(self) -> tuple[Callable, PyTree, jax.sharding.Sharding]:
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         divided = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
         run = jax.jit(self.apply, in_shardings=(everywhere, divided), out_shardings=divided)
-        return run, jax.device_put(self.params, everywhere), divided, -(-self.batch_size // len(devices)) * len(devices)
+        return run, jax.device_put(self.params, everywhere), divided
 
     @functools.cached_property
     def _known(self) -> dict[bytes, Features]:
@@ -109,7 +109,9 @@ class NetworkFeatures:
                 f"the features {self.settings['features']} are of images of {self.channels} channels, "
                 f"not of {images.shape[-1]}"
             )
-        run, params, divided, size = self._placed
+        run, params, divided = self._placed
+        devices = divided.num_devices
+        size = -(-min(self.batch_size, len(images)) // devices) * devices
         parts: list[dict[str, np.ndarray]] = []
         for first in range(0, len(images), size):
             part = images[first : first + size]

@@ -1,10 +1,7 @@
 """Inception-v3, its weights and its ways of resizing, against torch-fidelity and Pillow."""
 
-import math
 import pathlib
-import zlib
 
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -13,33 +10,17 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import inception_features
 from diffusion_jax.metrics.resizing import RESIZERS, resizer
-from diffusion_jax.weights import inception_map, inception_shapes, read_inception
+from diffusion_jax.weights import inception_shapes, read_inception
+from tests.inception_weights import write_random_inception
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
-
-
-def random_tensor(name, shape):
-    """What both sides fill the tensor of this name with."""
-    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("running_var"):
-        return np.float32(np.exp(0.2 * draw))
-    if name.endswith("bn.weight"):
-        return np.float32(1 + 0.1 * draw)
-    if len(shape) == 1:
-        return np.float32(0.1 * draw)
-    return np.float32(draw * math.sqrt(2 / math.prod(shape[1:])))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file with the names of pytorch-fid's."""
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), inception_shapes())
-    shapes = {name: tensor.shape for name, tensor in inception_map().state(empty).items()}
-    state = {name: random_tensor(name, shape) for name, shape in shapes.items()}
-    state["fc.bias"] = np.zeros(1008, np.float32)
-    state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
     path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
-    save_file(state, path)
+    write_random_inception(path)
     return path
 
 

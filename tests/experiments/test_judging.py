@@ -1,0 +1,79 @@
+"""From a config to metrics with their feature spaces."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs.digits_unet import get_config
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import METRICS, ImageSet, Moments, evaluate_all, write_gaussian
+from diffusion_jax.metrics.proxy import ProxyTraining
+from experiments import judging
+from experiments.wiring import Experiment
+from tests.inception_weights import write_random_inception
+
+
+@pytest.fixture
+def experiment(data_dir):
+    config = get_config()
+    config.data.data_dir = str(data_dir)
+    return Experiment(config)
+
+
+def images(count, seed):
+    return ImageSet(images=np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1)).astype(np.uint8))
+
+
+@pytest.mark.slow
+def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
+    """Small sets of grey images: every metric of the space, one pass of the network for each set."""
+    names = tuple(name for name in METRICS if judging.space_kind(name) == "inception")
+    assert set(names) >= {"fid", "sfid", "kid", "inception_score", "precision_recall", "density_coverage"}
+    weights = tmp_path / "inception.safetensors"
+    write_random_inception(weights)
+    experiment.config.evaluation.inception = str(weights)
+    assert judging.available(experiment, names) == (names, {})
+    samples, train, test = images(12, 0), images(10, 1), images(6, 2)
+    metrics = judging.build_metrics(experiment, names, train)
+    assert len({id(metric.space) for metric in metrics.values()}) == 1
+    results = evaluate_all(metrics, samples, train=train, test=test)
+    for name, numbers in results.items():
+        assert all(math.isfinite(value) for value in numbers.values()), name
+    assert results["fid"]["fid"] > 0
+    assert 1 <= results["inception_score"]["inception_score"] <= 1008
+    settings = judging.settings_of(metrics, test)["feature_spaces"]
+    assert {settings[name]["resizer"] for name in names} == {"tf1_bilinear"}
+    assert len(settings["fid"]["weights_sha256"]) == 64
+    json.dumps(settings)
+
+    reference = tmp_path / "reference.npz"
+    moments = Moments.of(metrics["fid"].space(train.images).pooled)
+    write_gaussian(reference, (moments.mean, moments.covariance))
+    experiment.config.evaluation.reference = str(reference)
+    by_file = judging.build_metrics(experiment, ("fid",), train)
+    again = evaluate_all(by_file, samples, train=train, test=test)
+    assert again["fid"]["fid"] == pytest.approx(results["fid"]["fid"], rel=1e-6)
+    assert judging.settings_of(by_file, test)["feature_spaces"]["fid"]["reference"] == str(reference)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"), [("mdlm", "models of continuous data"), ("consistency_training", "it has no likelihood")]
+)
+def test_models_without_a_likelihood_say_so(recipe, reason, data_dir):
+    config = get_config(f"objective={recipe}")
+    config.data.data_dir = str(data_dir)
+    with pytest.raises(UserError, match=f"no bits_per_dim: .*{reason}"):
+        judging.available(Experiment(config), ("bits_per_dim",))
+
+
+def test_a_damaged_proxy_is_named(experiment, monkeypatch):
+    monkeypatch.setattr(judging, "ProxyTraining", lambda: ProxyTraining(steps=3))
+    train = ImageSet(images=images(20, 0).images, labels=np.arange(20) % 2)
+    space, path = judging.proxy(experiment, train)
+    assert judging.proxy(experiment, train)[0].settings == space.settings
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=path.name):
+        judging.proxy(experiment, train)
+    path.unlink()
