@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -24,7 +25,9 @@ from diffusion_jax.errors import RunError, UserError
 from experiments import cli, evaluation, workdir
 from experiments.ablation import Ablation, Cell
 from experiments.ablation_report import write_reports
+from experiments.judging import available
 from experiments.restoring import restore_params
+from experiments.wiring import Experiment
 from experiments.writers import replace_file
 
 CONFIG = flags.DEFINE_string("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         for cell in ablation.cells:
             print(f"{'done' if result_file(directory, cell).exists() else 'open'}  {cell.label}, seed {cell.seed}")
         return 0
+    available(Experiment(ablation.cells[0].config), (ablation.metric,))
     with workdir.lock(directory):
         claim(directory, ablation)
         open_ = {
@@ -87,16 +91,20 @@ def claim(directory: Path, ablation: Ablation) -> None:
     for cell in ablation.cells:
         path = result_file(directory, cell)
         if path.exists():
-            there = json.loads(path.read_text())["overrides"]
-            if there != plain(cell) or not (directory / "trainings" / cell.training).is_dir():
+            there = json.loads(path.read_text())
+            different = [name for name, value in identity(cell).items() if there.get(name) != value]
+            if different:
                 raise UserError(
-                    f"{path} is of another config ({there}) than {ablation.path} has now; give another --workdir"
+                    f"{path} is of another config than {ablation.path} has now ({', '.join(different)}); "
+                    "give another --workdir"
                 )
 
 
-def plain(cell: Cell) -> dict[str, object]:
-    """The overrides of a cell as they are in a JSON file."""
-    return json.loads(json.dumps(dict(cell.overrides)))
+def identity(cell: Cell) -> dict[str, Any]:
+    """What the results of a cell belong to, as it is in its JSON file."""
+    metrics = tuple(cell.config.evaluation.metrics)
+    of_cell = {"values": dict(cell.values), "seed": cell.seed, "training": cell.training, "metrics": metrics}
+    return json.loads(json.dumps({**of_cell, "overrides": dict(cell.overrides)}))
 
 
 def result_file(directory: Path, cell: Cell) -> Path:
@@ -164,8 +172,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
         evaluation.evaluate(
             experiment, params, home, source=source, out=part, picture=path.with_suffix(".png"), seed=cell.seed
         )
-        record = {"values": dict(cell.values), "seed": cell.seed, "training": training, "overrides": plain(cell)}
-        text = json.dumps({**record, "results": json.loads(part.read_text())}, indent=2) + "\n"
+        text = json.dumps({**identity(cell), "results": json.loads(part.read_text())}, indent=2) + "\n"
         replace_file(path, text.encode())
         part.unlink()
     return 0

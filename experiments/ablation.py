@@ -64,8 +64,10 @@ class Cell:
 
     @property
     def training(self) -> str:
-        """The name of its training: that of the values that training sees, and a digest of its config."""
-        digest = hashlib.sha256(json.dumps(workdir.to_json(self.training_config), sort_keys=True).encode())
+        """The name of its training: the seed, and a digest of its config, but for where the work is done."""
+        fields = flatten(ConfigDict(workdir.to_json(self.training_config)))
+        fields = {name: value for name, value in fields.items() if not name.startswith(workdir.PLACE_FIELDS)}
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
         return f"seed_{self.seed}-{digest.hexdigest()[:10]}"
 
     @property

@@ -67,7 +67,7 @@ def read_config(path: Path | str) -> dict[str, Any] | None:
 def write_state(path: Path | str, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all."""
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same
     save_file({name: np.array(value, order="C") for name, value in state.items()}, part, dict(metadata or {}))
     os.replace(part, path)
 

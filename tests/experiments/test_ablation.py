@@ -77,7 +77,9 @@ def test_a_filter_leaves_cells_out_but_never_the_baseline(file):
 
 
 def test_what_every_cell_starts_from_can_be_set(file):
-    plain, other = Ablation.read(file), Ablation.read(file, ["train.steps=7", "data.data_dir=/somewhere"])
+    plain, moved = Ablation.read(file), Ablation.read(file, ["data.data_dir=/somewhere"])
+    assert set(plain.trainings()) == set(moved.trainings())
+    other = Ablation.read(file, ["train.steps=7", "data.data_dir=/somewhere"])
     assert {cell.config.train.steps for cell in other.cells} == {7}
     assert other.cells[0].config.data.data_dir == "/somewhere"
     assert set(plain.trainings()).isdisjoint(other.trainings())
