@@ -1,5 +1,6 @@
 """Test set-up: eight simulated CPU devices, a persistent compilation cache, float64 on request."""
 
+import gc
 import os
 import tempfile
 
@@ -15,6 +16,14 @@ from absl import flags
 from tests.processes import Command
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Thousands of compiled programs of other files make every garbage collection of a test process slow."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
