@@ -13,6 +13,7 @@ from experiments.restoring import restore_params
 from tests.processes import assert_same_run, final_state, rows
 
 
+@pytest.mark.slow  # tests/faults kills runs at random moments too
 def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path):
     """Killed before the first checkpoint, between checkpoints, while one is being written, and just after."""
     workdir = tmp_path / "run"
