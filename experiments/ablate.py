@@ -9,6 +9,7 @@ command goes on where it was, trainings from their last checkpoint. Writes repor
 
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -158,13 +159,14 @@ def share(number: int) -> Callable[[], None]:
 def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int:
     """The numbers and the picture of every cell of a training that has none yet."""
     home = directory / "trainings" / training
+    restored = functools.cache(lambda ema: restore_params(home, ema=ema))
     for i, cell in enumerate(cells):
         path = result_file(directory, cell)
         if path.exists():
             continue
         print(f"cell {i + 1}/{len(cells)} of {training}: {cell.label}", flush=True)
         config = cell.config
-        trained, params, source = restore_params(home, ema=config.sampling.ema or None)
+        trained, params, source = restored(config.sampling.ema or None)
         config.data, config.parallel = trained.config.data, trained.config.parallel
         experiment = dataclasses.replace(trained, config=config)
         path.parent.mkdir(exist_ok=True)

@@ -7,13 +7,12 @@ of feature spaces are given one: Inception's, with weights from a file of the us
 trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
 """
 
-from diffusion_jax.metrics import feature_metrics
 from diffusion_jax.metrics.base import METRICS, ImageSet, Metric, evaluate_all, wilson_interval
 from diffusion_jax.metrics.class_accuracy import ClassAccuracy
 from diffusion_jax.metrics.distances import (
-    Moments,
     density_coverage,
     frechet_distance,
+    gaussian,
     inception_score,
     kernel_distance,
     kernel_distance_of_subsets,
@@ -44,14 +43,13 @@ __all__ = [
     "ImageSet",
     "InceptionV3",
     "Metric",
-    "Moments",
     "NearestNeighbours",
     "NetworkFeatures",
     "PixelFeatures",
     "density_coverage",
     "evaluate_all",
-    "feature_metrics",
     "frechet_distance",
+    "gaussian",
     "inception_features",
     "inception_score",
     "kernel_distance",

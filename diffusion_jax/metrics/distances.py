@@ -10,7 +10,6 @@
 What the features are is not said here: only with those of Inception-v3 are these FID and KID.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,49 +21,22 @@ from diffusion_jax.errors import UserError
 _ROWS = 2048  # of a matrix of pairs that is held at once
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """Number, mean [d] and sum of squared deviations [d, d] of features, all float64; `add` takes more of them.
+Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
+"""Mean and covariance, float64."""
 
-    Sets are joined by the exact update of Chan et al. 1979, which does not cancel as sums of squares do.
+
+def gaussian(features: Float[np.ndarray, "n d"]) -> Gaussian:
+    """Mean and unbiased covariance (n - 1 in the denominator, as in every published FID) of features.
+
+    Raises:
+      UserError: fewer than two rows.
     """
-
-    count: int
-    mean: Float[np.ndarray, " d"]
-    scatter: Float[np.ndarray, "d d"]
-
-    @classmethod
-    def empty(cls, dimensions: int) -> "Moments":
-        """Of no features yet."""
-        return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
-
-    @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-        """Of a set of features."""
-        features = np.asarray(features, np.float64)
-        mean = features.mean(axis=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
-
-    def join(self, other: "Moments") -> "Moments":
-        """Of both sets together."""
-        if not self.count or not other.count:
-            return other if not self.count else self
-        count, shift = self.count + other.count, other.mean - self.mean
-        mean = self.mean + shift * (other.count / count)
-        between = np.outer(shift, shift) * (self.count * other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
-
-    def add(self, features: Float[np.ndarray, "n d"]) -> "Moments":
-        """With more features."""
-        return self.join(Moments.of(features)) if len(features) else self
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "d d"]:
-        """The unbiased estimate (n - 1 in the denominator), as in every published FID."""
-        if self.count < 2:
-            raise UserError(f"a covariance needs at least 2 images, got {self.count}")
-        return self.scatter / (self.count - 1)
+    if len(features) < 2:
+        raise UserError(f"a covariance needs at least 2 images, got {len(features)}")
+    features = np.asarray(features, np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - 1)
 
 
 def frechet_distance(

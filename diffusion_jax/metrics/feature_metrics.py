@@ -6,6 +6,7 @@ depends on how they came.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -13,16 +14,16 @@ import numpy as np
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics.base import METRICS, ImageSet, check_same_shape
 from diffusion_jax.metrics.distances import (
-    Moments,
     density_coverage,
     frechet_distance,
+    gaussian,
     inception_score,
     kernel_distance,
     kernel_distance_of_subsets,
     precision_recall,
 )
 from diffusion_jax.metrics.features import Features, FeatureSpace, PixelFeatures
-from diffusion_jax.metrics.references import Gaussian, read_gaussian
+from diffusion_jax.metrics.references import read_gaussian
 
 INCEPTION, PROXY = "inception", "proxy"
 _EXAMPLE = {"space": PixelFeatures()}
@@ -46,11 +47,6 @@ class FeatureMetric:
     def _features(self, images: ImageSet) -> Features:
         order = sorted(range(len(images)), key=lambda i: images.images[i].tobytes())
         return self.space(images.images[np.asarray(order)])
-
-
-def _moments(features: np.ndarray) -> Gaussian:
-    moments = Moments.of(features)
-    return moments.mean, moments.covariance
 
 
 @METRICS.register("fid", example=_EXAMPLE)
@@ -77,12 +73,12 @@ class FrechetInceptionDistance(FeatureMetric):
             real = read_gaussian(self.reference, self.space, part=self.part)
             of_real = {}
         else:
-            real = _moments(getattr(self._features(train), self.part))
+            real = gaussian(getattr(self._features(train), self.part))
             of_real = {"num_real": len(train)}
-        distance = frechet_distance(*_moments(getattr(self._features(samples), self.part)), *real)
+        distance = frechet_distance(*gaussian(getattr(self._features(samples), self.part)), *real)
         held_out = {}
         if len(test) > 1:
-            value = frechet_distance(*_moments(getattr(self._features(test), self.part)), *real)
+            value = frechet_distance(*gaussian(getattr(self._features(test), self.part)), *real)
             held_out = {"held_out": value, "num_held_out": len(test)}
         return {self.name: distance, **held_out, "num_samples": len(samples), **of_real}
 
@@ -147,50 +143,47 @@ class InceptionScore(FeatureMetric):
         return {"inception_score": mean, "inception_score_std": std, "num_samples": len(samples)}
 
 
-@METRICS.register("precision_recall", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrecisionRecall(FeatureMetric):
-    """Improved precision and recall (Kynkaanniemi et al. 2019): fidelity and variety apart.
+class NeighbourMetric(FeatureMetric):
+    """What precision and recall, and density and coverage share.
 
     Attributes:
       neighbours: k, of the radius of a ball.
       max_real: training images taken (a fixed random subset); papers take 10,000.
     """
 
-    neighbours: int = 3
+    neighbours: int
     max_real: int = 10_000
+    names: ClassVar[tuple[str, str]]
+    measure: ClassVar[Callable[..., tuple[float, float]]]
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns `precision` and `recall`, between 0 and 1, and the numbers of images."""
+        """Returns the two numbers that the metric is called after, and the numbers of images."""
         check_same_shape(samples, train, test)
         real = train.subset(self.max_real)
-        precision, recall = precision_recall(
-            self._features(samples).pooled, self._features(real).pooled, neighbours=self.neighbours
-        )
-        return {"precision": precision, "recall": recall, "num_samples": len(samples), "num_real": len(real)}
+        features = self._features(samples).pooled, self._features(real).pooled
+        values = type(self).measure(*features, neighbours=self.neighbours)
+        return {**dict(zip(self.names, values, strict=True)), "num_samples": len(samples), "num_real": len(real)}
+
+
+@METRICS.register("precision_recall", example=_EXAMPLE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionRecall(NeighbourMetric):
+    """Improved precision and recall (Kynkaanniemi et al. 2019): fidelity and variety apart, each between 0 and 1."""
+
+    neighbours: int = 3
+    names: ClassVar[tuple[str, str]] = ("precision", "recall")
+    measure: ClassVar[Callable[..., tuple[float, float]]] = staticmethod(precision_recall)
 
 
 @METRICS.register("density_coverage", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DensityCoverage(FeatureMetric):
-    """Density and coverage (Naeem et al. 2020): precision and recall that outliers do not inflate.
-
-    Attributes:
-      neighbours: k, of the radius of a ball.
-      max_real: training images taken (a fixed random subset).
-    """
+class DensityCoverage(NeighbourMetric):
+    """Density and coverage (Naeem et al. 2020), which outliers do not inflate: near 1, and between 0 and 1."""
 
     neighbours: int = 5
-    max_real: int = 10_000
-
-    def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns `density`, near 1 for perfect samples, `coverage`, between 0 and 1, and the numbers of images."""
-        check_same_shape(samples, train, test)
-        real = train.subset(self.max_real)
-        density, coverage = density_coverage(
-            self._features(samples).pooled, self._features(real).pooled, neighbours=self.neighbours
-        )
-        return {"density": density, "coverage": coverage, "num_samples": len(samples), "num_real": len(real)}
+    names: ClassVar[tuple[str, str]] = ("density", "coverage")
+    measure: ClassVar[Callable[..., tuple[float, float]]] = staticmethod(density_coverage)
 
 
 @METRICS.register("proxy_fd", example=_EXAMPLE)

@@ -11,13 +11,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.distances import Moments
+from diffusion_jax.metrics.distances import Gaussian, gaussian
 from diffusion_jax.metrics.features import FeatureSpace
 
-Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
 _PAIRS = {"pooled": (("mu", "sigma"), ("ref_mu", "ref_sigma")), "spatial": (("mu_s", "sigma_s"),)}
 
 
@@ -53,8 +51,7 @@ def read_gaussian(path: str | Path, space: FeatureSpace, *, part: str = "pooled"
         features = getattr(space(images), part)
     if features is None:
         raise UserError(f"{path} holds {', '.join(arrays)}: none of the known forms of reference statistics for {part}")
-    moments = Moments.of(features)
-    return _checked(path, moments.mean, moments.covariance)
+    return _checked(path, *gaussian(features))
 
 
 def _checked(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

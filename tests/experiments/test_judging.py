@@ -8,7 +8,7 @@ import pytest
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS, ImageSet, Moments, evaluate_all, write_gaussian
+from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, gaussian, write_gaussian
 from diffusion_jax.metrics.proxy import ProxyTraining
 from experiments import judging
 from experiments.wiring import Experiment
@@ -49,8 +49,7 @@ def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
     json.dumps(settings)
 
     reference = tmp_path / "reference.npz"
-    moments = Moments.of(metrics["fid"].space(train.images).pooled)
-    write_gaussian(reference, (moments.mean, moments.covariance))
+    write_gaussian(reference, gaussian(metrics["fid"].space(train.images).pooled))
     experiment.config.evaluation.reference = str(reference)
     by_file = judging.build_metrics(experiment, ("fid",), train)
     again = evaluate_all(by_file, samples, train=train, test=test)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS, ImageSet, Moments, PixelFeatures, read_gaussian, write_gaussian
+from diffusion_jax.metrics import METRICS, ImageSet, PixelFeatures, gaussian, read_gaussian, write_gaussian
 
 
 @pytest.fixture
@@ -13,8 +13,7 @@ def images():
 
 
 def moments(images):
-    found = Moments.of(PixelFeatures()(images).pooled)
-    return found.mean, found.covariance
+    return gaussian(PixelFeatures()(images).pooled)
 
 
 @pytest.mark.parametrize("form", ["mu", "ref_mu", "pool_3", "arr_0", "written"])
