@@ -26,7 +26,7 @@ from diffusion_jax.errors import RunError, UserError
 from experiments import cli, evaluation, workdir
 from experiments.ablation import Ablation, Cell
 from experiments.ablation_report import write_reports
-from experiments.judging import available
+from experiments.judging import Spaces, available
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
 from experiments.writers import replace_file
@@ -160,6 +160,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
     """The numbers and the picture of every cell of a training that has none yet."""
     home = directory / "trainings" / training
     restored = functools.cache(lambda ema: restore_params(home, ema=ema))
+    spaces: dict[Any, Spaces] = {}
     for i, cell in enumerate(cells):
         path = result_file(directory, cell)
         if path.exists():
@@ -170,9 +171,17 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
         config.data, config.parallel = trained.config.data, trained.config.parallel
         experiment = dataclasses.replace(trained, config=config)
         path.parent.mkdir(exist_ok=True)
+        shared = spaces.setdefault(tuple(config.evaluation.get(name, "") for name in ("inception", "convention")), {})
         part = path.with_suffix(".part.json")
         evaluation.evaluate(
-            experiment, params, home, source=source, out=part, picture=path.with_suffix(".png"), seed=cell.seed
+            experiment,
+            params,
+            home,
+            source=source,
+            out=part,
+            picture=path.with_suffix(".png"),
+            seed=cell.seed,
+            spaces=shared,
         )
         text = json.dumps({**identity(cell), "results": json.loads(part.read_text())}, indent=2) + "\n"
         replace_file(path, text.encode())

@@ -69,11 +69,12 @@ def evaluate(
     source: dict[str, Any],
     out: Path | None = None,
     picture: Path | None = None,
+    spaces: judging.Spaces | None = None,
 ) -> dict[str, dict[str, float]]:
     """Draw samples and judge them; writes evaluation.json and the pictures of the report.
 
     With `out` only the numbers are written, to that file, and what the report shows stays as it is; with `picture` a
-    few of the samples besides.
+    few of the samples besides. `spaces` are feature spaces that evaluations share, see `build_metrics`.
 
     Raises:
       UserError: unknown metric, or none that can be had here (before anything is drawn), or data that a metric can not
@@ -116,7 +117,7 @@ def evaluate(
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
     train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
-    metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train)
+    metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train, spaces)
     results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
     results = {name: results[name] for name in names}
     if out is None:

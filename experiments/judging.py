@@ -31,6 +31,7 @@ from experiments.wiring import BITS_PER_DIM, Experiment, check_metric
 
 _JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
 LIKELIHOOD_DRAWS = 128
+Spaces = dict[str, FeatureSpace]
 _Z = 1.959963984540054
 
 
@@ -88,14 +89,23 @@ def _no_likelihood(experiment: Experiment) -> str:
     return ""
 
 
-def build_metrics(experiment: Experiment, names: tuple[str, ...], train: ImageSet) -> dict[str, Metric]:
+def build_metrics(
+    experiment: Experiment, names: tuple[str, ...], train: ImageSet, spaces: Spaces | None = None
+) -> dict[str, Metric]:
     """The metrics of samples by name, each with its feature space.
+
+    Args:
+      experiment: names the weights and the reference.
+      names: of metrics.
+      train: the images that a proxy is trained on.
+      spaces: those there are already, by kind, of the same data and weights; what is built is added. A space remembers
+        the features of the real images, so that several evaluations need them once.
 
     Raises:
       UserError: weights that can not be read, or data that a proxy can not be trained on.
     """
-    config, spaces = experiment.config.evaluation, {}
-    for kind in {space_kind(name) for name in names} - {None}:
+    config, spaces = experiment.config.evaluation, {} if spaces is None else spaces
+    for kind in {space_kind(name) for name in names} - {None, *spaces}:
         spaces[kind] = _inception(config) if kind == INCEPTION else proxy(experiment, train)[0]
     reference = config.get("reference", "")
     return {

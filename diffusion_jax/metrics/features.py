@@ -97,11 +97,11 @@ class NetworkFeatures:
 
     def __call__(self, images: Images) -> Features:
         key = hashlib.sha256(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes()).digest()
-        if key not in self._known:
-            if len(self._known) == _REMEMBERED:
-                self._known.pop(next(iter(self._known)))
-            self._known[key] = self._extract(images)
-        return self._known[key]
+        found = self._known.pop(key, None) or self._extract(images)
+        self._known[key] = found  # the newest is last
+        if len(self._known) > _REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        return found
 
     def _extract(self, images: Images) -> Features:
         if images.shape[-1] not in (1, self.channels):

@@ -65,6 +65,26 @@ def test_an_image_has_the_same_features_in_any_company(space, digits):
     np.testing.assert_allclose(space(images[:7]).pooled, space(images).pooled[:7], rtol=1e-4, atol=1e-5)
 
 
+def test_real_images_are_seen_by_the_network_once(digits):
+    """Their features stay, however many sets of samples are judged after them."""
+    train, seen = digits["train"].subset(100), []
+    space = proxy_features(train_proxy(train, ProxyTraining(steps=1)), train, ProxyTraining(steps=1))
+    extract = type(space)._extract
+
+    class Counting(type(space)):
+        def _extract(self, images):
+            seen.append(len(images))
+            return extract(self, images)
+
+    space = Counting(space.apply, space.params, space.settings, space.channels)
+    metric = METRICS.build("proxy_fd", space=space)
+    for seed in range(6):
+        metric(blurred(digits["samples"].subset(50, seed=seed), 9), train=train, test=digits["test"].subset(70))
+    assert seen.count(100) == 1
+    assert seen.count(70) == 1
+    assert seen.count(50) == 6
+
+
 def test_training_is_repeatable_and_its_fingerprint_is_of_all_that_matters(digits):
     train = digits["train"].subset(200)
     few = ProxyTraining(steps=5)
