@@ -26,13 +26,18 @@ from diffusion_jax.errors import RunError, UserError
 from experiments import cli
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py"))
+PROMISE = re.compile(r"^Topology: TPU (v\w+) ([\dx]+) \((\d+) chips\);", re.M)
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for room in ("configs", "configs/papers")
+    for path in (ROOT / room).glob("*.py")
+    if PROMISE.search(path.read_text())
+)
 FILE, PAGE = ROOT / "docs" / "tpu_plans.json", ROOT / "docs" / "tpu_plans.md"
 REMAT_CONFIG = "configs/imagenet256_dit_xl2.py"
 REMAT = ("fsdp", "fsdp+remat:dots", "fsdp+remat")
 ONLY = flags.DEFINE_list("only", CONFIGS, "configs to compile; none of them leaves the numbers as they are")
 
-PROMISE = re.compile(r"^Topology: TPU (v\w+) ([\dx]+) \((\d+) chips\);", re.M)
 KEPT = (  # what does not depend on the machine that compiles
     *("program", "strategy", "topology", "chips", "devices", "batch_size", "memory", "limit", "fits", "model_flops"),
     *("compiled_flops", "traffic", "collectives", "seconds", "bound", "utilization", "steps", "days", "chip_hours"),

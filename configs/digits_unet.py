@@ -210,6 +210,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.sampling.grid = ConfigDict(dict(name="uniform"))
     config.sampling.steps = 18
     config.sampling.guidance_scale = 1.0
+    config.sampling.guidance_interval = ()
     config.sampling.clip_x0 = False
     config.sampling.ema = ""
     config.sampling.batch_size = 250

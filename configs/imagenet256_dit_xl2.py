@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.sampling.grid = ConfigDict(dict(name="uniform"))
     config.sampling.steps = 250
     config.sampling.guidance_scale = 1.5
+    config.sampling.guidance_interval = ()
     config.sampling.clip_x0 = False
     config.sampling.ema = ""
     config.sampling.batch_size = 64

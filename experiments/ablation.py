@@ -14,9 +14,7 @@ The cells are the cross product of the axes. Cells that differ in `sampling` and
 
 import ast
 import dataclasses
-import hashlib
 import itertools
-import json
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,10 +63,7 @@ class Cell:
     @property
     def training(self) -> str:
         """The name of its training: the seed, and a digest of its config, but for where the work is done."""
-        fields = flatten(ConfigDict(workdir.to_json(self.training_config)))
-        fields = {name: value for name, value in fields.items() if not name.startswith(workdir.PLACE_FIELDS)}
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
-        return f"seed_{self.seed}-{digest.hexdigest()[:10]}"
+        return f"seed_{self.seed}-{workdir.digest(self.training_config)[:10]}"
 
     @property
     def training_config(self) -> ConfigDict:

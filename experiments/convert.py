@@ -157,6 +157,7 @@ def described_run(spec: dict[str, Any], name: str) -> tuple[ConfigDict, data.Dat
                 "grid": {"name": "uniform"},
                 "steps": 50,
                 "guidance_scale": 1.0,
+                "guidance_interval": (),
                 "clip_x0": False,
                 "ema": "",
                 "batch_size": 64,

@@ -41,6 +41,7 @@ def generator(
         sampler=experiment.sampler(sampler),
         grid=experiment.grid(steps),
         guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
+        guidance_interval=tuple(sampling.get("guidance_interval", ())),
         batch_size=batch_size or sampling.batch_size,
     )
 
@@ -132,6 +133,7 @@ def evaluate(
         "sampler": str(make.sampler),
         "network_evaluations": make.network_evaluations,
         "guidance_scale": make.guidance_scale,
+        **({"guidance_interval": make.guidance_interval} if make.guidance_interval else {}),
         "devices": jax.device_count(),
         **judging.settings_of(metrics, test),
         **({"unavailable": missing} if missing else {}),

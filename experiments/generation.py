@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.samplers import Sampler, TokenSampler, classifier_free, sample, sample_tokens
+from diffusion_jax.samplers import Sampler, TokenSampler, classifier_free, interval, sample, sample_tokens
 from diffusion_jax.schedulers import TimeGrid, from_tokens
 from experiments.wiring import Experiment
 
@@ -27,6 +27,7 @@ class Generator:
       sampler: how to go back.
       grid: at which times.
       guidance_scale: of classifier-free guidance; 1 is none.
+      guidance_interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is at all.
       batch_size: samples per call; rounded up to a multiple of the devices.
       path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
         axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
@@ -36,6 +37,7 @@ class Generator:
     sampler: Sampler | TokenSampler
     grid: TimeGrid
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, ...] = ()
     batch_size: int = 256
     path_points: int = 0
 
@@ -44,13 +46,15 @@ class Generator:
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
             raise UserError("guidance needs a class-conditional network; this one has no classes: use guidance_scale 1")
+        if self.guidance_interval and len(self.guidance_interval) != 2:
+            raise UserError(f"guidance_interval is (low, high) or (), not {self.guidance_interval}")
         layout = self.experiment.layout
         object.__setattr__(self, "_run", jax.jit(layout.placed(self._sample), out_shardings=layout.batch_sharding))
 
     @property
     def network_evaluations(self) -> int:
         """Network evaluations per sample (NFE), which guidance doubles: the least of an adaptive sampler, the most of
-        one that caches.
+        one that caches, and of guidance in an interval.
         """
         if self.experiment.samples_tokens:
             evaluations = self.grid.num_steps
@@ -69,7 +73,9 @@ class Generator:
 
         if self.guidance_scale != 1.0:
             null = trainable.network.null_conditioning(index.shape[0])
-            denoise = classifier_free(conditional, conditioning, null, self.guidance_scale)
+            guided = classifier_free(conditional, conditioning, null, self.guidance_scale)
+            schedule = self.grid.schedule
+            denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
         shape = self.experiment.info.image_shape
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None

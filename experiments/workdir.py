@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -30,6 +31,13 @@ PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "checkpoint.di
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """A config as plain JSON types."""
     return json.loads(config.to_json_best_effort())
+
+
+def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
+    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`."""
+    fields = flatten(ConfigDict(to_json(config)))
+    kept = {name: value for name, value in fields.items() if not name.startswith((*PLACE_FIELDS, *without))}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,134 @@
+"""What the configs of papers start from: the fields of the runner, and those of the data that several papers share.
+
+A paper's own config states everything that is the paper's.
+"""
+
+from ml_collections import ConfigDict
+
+
+def cifar10() -> ConfigDict:
+    """CIFAR-10 (50,000 images of 32x32, 10 classes), flipped at random; 10,000 are held out."""
+    config = _runner()
+    config.data = _data("cifar10", image_size=32, validation_split="test", flip=True)
+    config.log.validate_every = 5_000
+    config.log.validation_examples = 10_000
+    config.log.sample_every = 20_000
+    config.checkpoint.keep_best = 1
+    config.evaluation.metrics = ("nearest_neighbours",)
+    config.evaluation.num_samples = 1_000
+    return config
+
+
+def imagenet64() -> ConfigDict:
+    """ImageNet at 64x64 as TFDS has it (Chrabaszcz et al. 2017), with the 1000 classes."""
+    config = _runner()
+    config.data = _data("imagenet_resized/64x64", image_size=64, validation_split="validation", flip=True)
+    return _judged_at_the_end(config)
+
+
+def imagenet256() -> ConfigDict:
+    """ImageNet at 256x256 pixels: half-sized until near, then the central square (Dhariwal & Nichol 2021)."""
+    config = _runner()
+    config.data = _data("imagenet2012", image_size=256, validation_split="validation", flip=True)
+    config.data.crop = "adm"
+    return _judged_at_the_end(config)
+
+
+def latents(image_size: int, channels: int = 4) -> ConfigDict:
+    """A stand-in for ImageNet's latents: Gaussian mixtures of their shape with 1000 classes, nothing held out."""
+    config = _runner()
+    config.data = _data("synthetic_latents", image_size=image_size, validation_split="", flip=False)
+    config.data.options = ConfigDict(dict(size=image_size, channels=channels))
+    return config
+
+
+def _data(dataset: str, *, image_size: int, validation_split: str, flip: bool) -> ConfigDict:
+    data = ConfigDict()
+    data.dataset = dataset
+    data.split = "train"
+    data.validation_split = validation_split
+    data.data_dir = ""
+    data.image_size = image_size
+    data.crop = "none"
+    data.flip = flip
+    data.num_workers = 0
+    return data
+
+
+def _judged_at_the_end(config: ConfigDict) -> ConfigDict:
+    config.log.validate_every = 10_000
+    config.log.validation_examples = 10_000
+    config.log.sample_every = 20_000
+    config.checkpoint.keep_best = 1
+    config.evaluation.metrics = ("nearest_neighbours",)
+    config.evaluation.num_samples = 1_000
+    return config
+
+
+def _runner() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.train = ConfigDict()
+    config.train.steps = 1
+    config.train.batch_size = 128
+    config.train.accumulation = 1
+    config.train.dtype = "float32"
+    config.train.class_conditional = False
+    config.train.conditioning_dropout = 0.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay = "constant"
+    config.optimizer.decay_steps = 0
+    config.optimizer.clip_norm = 0.0
+
+    config.ema = ConfigDict()
+    config.ema.decays = ()
+    config.ema.half_lives = ()
+    config.ema.widths = ()
+    config.ema.ramp_up_ratio = 0.05
+
+    config.parallel = ConfigDict()
+    config.parallel.strategy = "jit"
+    config.parallel.data = -1
+    config.parallel.fsdp = 1
+    config.parallel.tensor = 1
+    config.parallel.context = 1
+    config.parallel.rules = ()
+
+    config.sampling = ConfigDict()
+    config.sampling.sampler = ConfigDict()
+    config.sampling.grid = ConfigDict(dict(name="uniform"))
+    config.sampling.steps = 1
+    config.sampling.guidance_scale = 1.0
+    config.sampling.guidance_interval = ()
+    config.sampling.clip_x0 = False
+    config.sampling.ema = ""
+    config.sampling.batch_size = 250
+
+    config.log = ConfigDict()
+    config.log.every = 100
+    config.log.validate_every = 0
+    config.log.validation_examples = 256
+    config.log.sample_every = 0
+    config.log.num_samples = 64
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.directory = ""
+    config.checkpoint.every = 5_000
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 0
+    config.checkpoint.best_metric = "validation_loss"
+    config.checkpoint.best_mode = "min"
+
+    config.evaluation = ConfigDict()
+    config.evaluation.metrics = ()
+    config.evaluation.num_samples = 64
+    config.evaluation.max_real = 50_000
+    config.evaluation.inception = ""  # a file of weights, for fid and its kin
+    config.evaluation.convention = "tf"
+    config.evaluation.reference = ""
+    config.evaluation.likelihood_images = 1000
+    config.evaluation.bins = 256
+    return config

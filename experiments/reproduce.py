@@ -1,0 +1,172 @@
+"""The scorecard: which claims of which papers this code has shown, and which it has not.
+
+    python -m experiments.reproduce                       # all papers in configs/papers/, a minute
+    python -m experiments.reproduce --paper=edm           # one or some, claim by claim
+    python -m experiments.reproduce --scale=smoke         # train every recipe, reduced, on real digits: does it learn?
+    python -m experiments.reproduce --record=runs/edm     # keep the numbers of a finished run of a paper's config
+
+Counts, schedules, losses and samplers are measured on the spot, from the config as it is. Results of a training are
+claims until somebody has trained: then `--record` keeps the run's numbers in docs/results/, with commit, hardware and
+command. Exit code 1 says that something is not as the paper has it, without a reason that the config states.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax.errors import RunError
+from experiments import cli, scorecard, smoke
+from experiments.progress import ProgressBar
+from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
+from experiments.writers import replace_file
+
+PAPER = flags.DEFINE_string("paper", "", "only papers whose file name contains this")
+SCALE = flags.DEFINE_enum("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")
+RECORD = flags.DEFINE_string("record", None, "keep the evaluation of this finished run in docs/results/")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written"
+)
+STEPS = flags.DEFINE_integer("steps", 300, "training steps of a smoke run", lower_bound=10)
+
+MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
+COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}
+Scores = dict[str, dict[str, list[Check]]]
+"""paper -> kind -> checks"""
+LEGEND = (
+    "✓ measured here, as the paper has it; ≠ not as the paper has it, and the config says why; ✗ measured and wrong; "
+    "– nothing is claimed."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    if RECORD.value:
+        print(f"kept: {scorecard.record(Path(RECORD.value))}")
+        return 0
+    papers = scorecard.read_papers(PAPER.value)
+    directory = cli.writable_directory(WORKDIR.value)
+    if SCALE.value == "smoke":
+        return smoke.run_all(papers, directory, steps=STEPS.value)
+    scores: Scores = {}
+    with ProgressBar(total=len(papers), description="papers") as bar:
+        for paper in papers:
+            scores[paper.name] = scorecard.score(paper)
+            bar.update(len(scores))
+    console = Console(width=170)
+    console.print(table(papers, scores))
+    console.print(LEGEND, highlight=False)
+    if PAPER.value:
+        for paper in papers:
+            console.print(details(paper, scores[paper.name]))
+    name = "scorecard" if not PAPER.value else f"scorecard-{PAPER.value}"
+    replace_file(directory / f"{name}.md", page(papers, scores).encode())
+    replace_file(directory / f"{name}.json", as_json(papers, scores).encode())
+    print(f"scorecard: {directory / name}.md and .json")
+    wrong = [
+        f"{name}: {check.name}" for name, found in scores.items() for check in flat(found) if check.status == NOT_MET
+    ]
+    if wrong:
+        raise RunError(f"not as the papers have it: {'; '.join(wrong)}")
+    return 0
+
+
+def cell(kind: str, checks: list[Check]) -> str:
+    """One entry of the table: the checks of one kind."""
+    status = scorecard.summary(checks)
+    if kind == "parameters" and checks[0].measured is not None:
+        return f"{MARKS[status]} {checks[0].measured:,}"
+    if kind in ("schedule", "loss") and status == MET and len(checks) > 1:
+        return f"{MARKS[status]} {len(checks)} values"
+    if kind == "sampler" and checks[0].measured is not None:
+        return f"{MARKS[status]} {checks[0].measured} evaluations"
+    if kind == "weights" and status == MET:
+        return f"{MARKS[status]} {checks[0].measured.partition(':')[0]}"
+    if kind == "fits" and status == MET:
+        return f"{MARKS[status]} {checks[0].measured.rpartition(' ')[2]}"
+    if kind == "fits" and status == NOT_RUN:
+        return "not compiled"
+    if kind == "results" and status == NOT_RUN and "chip-hours" in checks[0].note:
+        return checks[0].note.partition(" at the")[0].replace("needs", "not run: needs")
+    return MARKS[status]
+
+
+def flat(found: dict[str, list[Check]]) -> list[Check]:
+    """All checks of a paper."""
+    return [check for checks in found.values() for check in checks]
+
+
+def table(papers: list[Paper], scores: Scores) -> Table:
+    """A line for each paper."""
+    result = Table(title="What of the papers is shown")
+    result.add_column("config", no_wrap=True)
+    for kind in CHECKS:
+        result.add_column(COLUMNS.get(kind, kind))
+    for paper in papers:
+        result.add_row(paper.name, *(cell(kind, checks) for kind, checks in scores[paper.name].items()))
+    return result
+
+
+def details(paper: Paper, found: dict[str, list[Check]]) -> Table:
+    """A line for each claim of one paper."""
+    result = Table(title=f"{paper.name}: {paper.claims['paper']}")
+    for column in ("check", "status", "claimed", "measured", "source", "note"):
+        result.add_column(column)
+    for check in flat(found):
+        result.add_row(check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
+    return result
+
+
+def page(papers: list[Paper], scores: Scores) -> str:
+    """The scorecard in Markdown."""
+    lines = [
+        "# Scorecard",
+        "",
+        "Which claims of which papers this code has shown. Written by `python -m experiments.reproduce`, from the",
+        "`CLAIMS` in `configs/papers/`; what each kind of claim is says `experiments/scorecard.py`.",
+        "",
+        LEGEND,
+        "",
+        "| config | " + " | ".join(COLUMNS.get(kind, kind) for kind in CHECKS) + " |",
+        "|---" * (len(CHECKS) + 1) + "|",
+    ]
+    for paper in papers:
+        cells = [cell(kind, checks) for kind, checks in scores[paper.name].items()]
+        lines.append(f"| {paper.name} | " + " | ".join(cells) + " |")
+    for paper in papers:
+        lines += ["", f"## {paper.name}", "", f"{paper.claims['paper']}.", ""]
+        lines += ["| check | status | claimed | measured | source | note |", "|---|---|---|---|---|---|"]
+        for check in flat(scores[paper.name]):
+            fields = (check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
+            lines.append("| " + " | ".join(fields) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(papers: list[Paper], scores: Scores) -> str:
+    """The scorecard for programs."""
+    found = {
+        paper.name: {
+            "paper": paper.claims["paper"],
+            "training": paper.digest,
+            "checks": {
+                kind: [dataclasses.asdict(check) for check in checks] for kind, checks in scores[paper.name].items()
+            },
+        }
+        for paper in papers
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

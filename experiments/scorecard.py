@@ -1,0 +1,386 @@
+"""What a paper claims, and what of it this code has shown.
+
+A config of a paper has a block `CLAIMS` beside `get_config()`:
+
+    paper        the paper
+    parameters   how many the network has, with those of the loss
+    schedule     values of the noise schedule: `quantity` (alpha, sigma, log_snr or noise_to_signal) at `t`
+    loss         the loss of a network whose x0 is wrong by 1 in every dimension, at `t` or at a `noise_to_signal`
+    sampler      its network evaluations `nfe` with those of guidance; optional the `variance` of what it makes of a
+                 perfect denoiser of N(0, 0.5^2), from the schedule's prior
+    weights      the format in which the authors' weights are read
+    results      what was measured after training: `metric`, `value`, `sampler`, `nfe`, `num_samples`, `reference`
+
+Every claim has a `source`. `differs` says in what this code does not do what the paper did; `checked: False` marks a
+figure that was not looked up again. A claim is met only where this code has measured it.
+"""
+
+import dataclasses
+import json
+import math
+import runpy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from diffusion_jax import models, weights
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.denoising import Denoising
+from diffusion_jax.registry import unknown_name
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
+from diffusion_jax.schedulers import Prediction
+from experiments import evaluation, workdir
+from experiments.ablation_statistics import lower_is_better
+from experiments.wiring import Experiment
+
+ROOT = Path(__file__).parent.parent
+PAPERS = ROOT / "configs" / "papers"
+PLANS = ROOT / "docs" / "tpu_plans.json"
+RESULTS = ROOT / "docs" / "results"
+
+MET, DIFFERS, NOT_MET, NOT_RUN, NOT_STATED = "met", "differs", "not met", "not run", "not stated"
+"""Shown here; not what the paper has, for a reason that the config states; measured and wrong; nobody measured it yet;
+the config claims nothing."""
+TOLERANCE = 0.05
+"""How far a measured result may be from the published one, as a share, on the worse side."""
+_NOT_OF_TRAINING = ("seed", "sampling.", "evaluation.", "log.", "checkpoint.")
+_SIGMA_DATA = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One claim and what became of it; `claimed` and `measured` are numbers, or words where there is no number."""
+
+    name: str
+    status: str
+    claimed: Any = None
+    measured: Any = None
+    source: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A config of a paper with its claims."""
+
+    path: Path
+    config: ConfigDict
+    claims: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.path.stem
+
+    @property
+    def digest(self) -> str:
+        """Of what training depends on."""
+        return workdir.digest(self.config, without=_NOT_OF_TRAINING)
+
+    @classmethod
+    def read(cls, path: Path) -> "Paper":
+        """Raises UserError where the file has no claims, or one of an unknown kind."""
+        module = runpy.run_path(str(path))
+        claims = module.get("CLAIMS")
+        if claims is None:
+            raise UserError(f"{path} has no CLAIMS; experiments/scorecard.py says what they are")
+        for kind in claims:
+            if kind not in ("paper", *CHECKS):
+                raise UserError(f"{path}: {unknown_name('kind of claim', kind, list(CHECKS))}")
+        return cls(path=path, config=module["get_config"](), claims=claims)
+
+
+def read_papers(words: str = "") -> list[Paper]:
+    """The papers whose names contain `words`; all by default.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = [path for path in sorted(PAPERS.glob("*.py")) if words in path.stem]
+    if not found:
+        there = ", ".join(path.stem for path in sorted(PAPERS.glob("*.py")))
+        raise UserError(f"no paper with {words!r} in its name; there are: {there}")
+    return [Paper.read(path) for path in found]
+
+
+def score(paper: Paper) -> dict[str, list[Check]]:
+    """Every check of a paper, by the kinds of `CHECKS`."""
+    experiment = Experiment.planned(paper.config)
+    return {kind: list(examine(paper, experiment)) for kind, examine in CHECKS.items()}
+
+
+def parameters(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """The count, without making any of them."""
+    claim = paper.claims.get("parameters")
+    if claim is None:
+        yield Check(name="parameters", status=NOT_STATED)
+        return
+    own = jax.eval_shape(experiment.objective.init_params, jax.random.key(0))
+    count = models.count_parameters(experiment.network) + sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+    yield _compared("parameters", claim, count, count == claim["value"])
+
+
+def schedule(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """The schedule's values, in float64."""
+    if not paper.claims.get("schedule"):
+        yield Check(name="schedule", status=NOT_STATED)
+    for claim in paper.claims.get("schedule", ()):
+        found = _quantity(experiment.parameterization.schedule, claim["quantity"], claim["t"])
+        same = math.isclose(found, claim["value"], rel_tol=claim["tolerance"], abs_tol=claim["tolerance"])
+        yield _compared(f"{claim['quantity']} at t = {claim['t']:.6g}", claim, found, same)
+
+
+def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """The loss of a known error, in float64."""
+    if not paper.claims.get("loss"):
+        yield Check(name="loss", status=NOT_STATED, note="tests/objectives compare it with the paper's equations")
+    for claim in paper.claims.get("loss", ()):
+        found = loss_of_unit_error(experiment, claim)
+        where = f"sigma/alpha = {claim['noise_to_signal']:g}" if "noise_to_signal" in claim else f"t = {claim['t']:g}"
+        same = math.isclose(found, claim["value"], rel_tol=1e-6)
+        yield _compared(f"loss of a unit error at {where}", claim, found, same)
+
+
+def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> float:
+    """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty."""
+    objective = experiment.objective
+    if not isinstance(objective, Denoising):
+        raise UserError(f"a `loss` can be claimed of denoising objectives, not of {type(objective).__name__}")
+    objective, noise_schedule = dataclasses.replace(objective, uncertainty=None), objective.schedule
+    with jax.enable_x64(True):
+        log_snr = -2 * math.log(claim.get("noise_to_signal", 1.0))
+        t = claim["t"] if "t" in claim else float(noise_schedule.time_of_log_snr(np.float64(log_snr)))
+        x0 = jnp.zeros((1, 2, 2, 1), jnp.float64)
+        terms, _ = objective.terms(
+            lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, jnp.full((1,), t, jnp.float64)
+        )
+        return float(terms[0])
+
+
+def sampler(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """Network evaluations, and the exact variance of what comes out for Gaussian data."""
+    claim = paper.claims.get("sampler")
+    if claim is None:
+        yield Check(name="sampler", status=NOT_STATED)
+        return
+    make = evaluation.generator(experiment)
+    nfe = make.network_evaluations
+    yield _compared("network evaluations", {**claim, "value": claim["nfe"]}, nfe, nfe == claim["nfe"])
+    if "variance" in claim:
+        found = gaussian_variance(make.sampler, make.grid)
+        same = math.isclose(found, claim["variance"], rel_tol=1e-6)
+        yield _compared("variance for N(0, 0.5^2)", {**claim, "value": claim["variance"]}, found, same)
+
+
+class _GivenNoise:
+    """In the place of a key of one example: the noise of step i is a given number."""
+
+    def __init__(self, numbers: jax.Array, index: Any = None):
+        self.numbers, self.index = numbers, index
+
+    def fold_in(self, name: str) -> "_GivenNoise":
+        return self
+
+    def counter_based(self) -> "_GivenNoise":
+        return self
+
+    def at_step(self, index: Any) -> "_GivenNoise":
+        return _GivenNoise(self.numbers, index)
+
+    def normal(self, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
+        return jnp.full((1, *shape), self.numbers[self.index], dtype)
+
+
+def gaussian_variance(one: Any, grid: Any) -> float:
+    """The variance of a sampler's output from the prior with a perfect denoiser of N(0, 0.5^2), without sampling.
+
+    For such data every sampler that draws one number a step is linear in its noise, and so the variance is the sum of
+    the squared derivatives.
+    """
+
+    def denoise(xt: jax.Array, t: jax.Array) -> Prediction:
+        alpha, sigma = grid.schedule.alpha(t), grid.schedule.sigma(t)
+        x0 = alpha * _SIGMA_DATA**2 / ((alpha * _SIGMA_DATA) ** 2 + sigma**2) * xt
+        return Prediction.from_x0(grid.schedule, x0, xt, t)
+
+    def run(noise: jax.Array, numbers: jax.Array) -> jax.Array:
+        return sample(one, denoise, grid, noise[None], _GivenNoise(numbers)).x0[0]
+
+    with jax.enable_x64(True):
+        zeros = jnp.zeros((), jnp.float64), jnp.zeros((grid.num_steps,), jnp.float64)
+        parts = jax.jit(jax.grad(run, argnums=(0, 1)))(*zeros)
+        return float(sum(jnp.sum(part**2) for part in parts))
+
+
+def readable(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """Whether the format has a name for every parameter of the network, and for nothing else."""
+    form = paper.claims.get("weights")
+    if form is None:
+        yield Check(name="weights", status=NOT_STATED)
+        return
+    there = set(flatten_dict(models.parameter_shapes(experiment.network)))
+    table = weights.weight_map(form, experiment.network)
+    total = set(table.entries) == there
+    yield Check(
+        name="weights",
+        status=MET if total else NOT_MET,
+        measured=f"{form}: {len(table.names())} tensors for {len(there)} parameters",
+        note="the names are total; a file of the authors was not read here",
+    )
+
+
+def fits(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """What the TPU compiler said of the train step, from docs/tpu_plans.json."""
+    plan = _plan(paper)
+    if plan is None:
+        ask = f"python -m experiments.plan --config={_relative(paper.path)} --topology=..."
+        yield Check(name="fits a TPU slice", status=NOT_RUN, note=f"not compiled: {ask}")
+        return
+    peak, limit = plan["memory"]["peak"] / 1e9, plan["limit"] / 1e9
+    yield Check(
+        name="fits a TPU slice",
+        status=MET if plan["fits"] else NOT_MET,
+        claimed=f"{limit:.0f} GB",
+        measured=f"{peak:.2f} GB on each device of {plan['topology']}",
+        source="docs/tpu_plans.json",
+    )
+
+
+def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
+    """The published results beside those that were measured and recorded with this very training."""
+    plan = _plan(paper)
+    needs = f"needs {plan['chip_hours']:,.0f} chip-hours at the roofline of {plan['topology']}" if plan else "not run"
+    for claim in paper.claims.get("results", ()):
+        name = f"{claim['metric']} ({claim['sampler']}, {claim['nfe']} evaluations)"
+        notes = [claim.get("differs", ""), "" if claim.get("checked", True) else "the figure was not looked up again"]
+        found = [record for record in records() if _answers(record, paper, experiment, claim)]
+        if not found:
+            status, measured = NOT_RUN, None
+            notes.insert(0, needs)
+        else:
+            measured = found[-1]["results"][claim["metric"]]
+            met = _as_good(claim["metric"], measured, claim["value"])
+            status = (DIFFERS if claim.get("differs") else MET) if met else NOT_MET
+        yield Check(
+            name=name,
+            status=status,
+            claimed=claim["value"],
+            measured=measured,
+            source=claim["source"],
+            note="; ".join(filter(None, notes)),
+        )
+
+
+def records() -> list[dict[str, Any]]:
+    """What was measured, as `record` wrote it."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def record(directory: Path) -> Path:
+    """Keep the numbers of a finished and evaluated run of a paper's config, with where they come from.
+
+    Raises:
+      UserError: the run is not finished, or its config is no paper's.
+    """
+    config = workdir.read_config(directory)
+    for name in (workdir.FINISHED, "evaluation.json", "environment.json"):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name}: train to the end and evaluate it first")
+    digest = workdir.digest(config, without=_NOT_OF_TRAINING)
+    papers = [paper for paper in read_papers() if paper.digest == digest]
+    if not papers:
+        raise UserError(
+            f"the config of {directory} is no paper's: its training differs from all of {_relative(PAPERS)}"
+        )
+    found = json.loads((directory / "evaluation.json").read_text())
+    settings = found.pop("settings")
+    kept = {
+        "papers": [paper.name for paper in papers],
+        "training": digest,
+        "results": found,
+        "settings": settings,
+        "provenance": json.loads((directory / "environment.json").read_text()),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{papers[0].name}-{settings['network_evaluations']}-{settings['seed']}.json"
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+    return path
+
+
+CHECKS: dict[str, Callable[[Paper, Experiment], Iterator[Check]]] = {
+    "parameters": parameters,
+    "schedule": schedule,
+    "loss": loss,
+    "sampler": sampler,
+    "weights": readable,
+    "fits": fits,
+    "results": trained,
+}
+
+
+def summary(checks: list[Check]) -> str:
+    """The worst status of several checks of one kind."""
+    for status in (NOT_MET, NOT_RUN, DIFFERS, NOT_STATED):
+        if any(check.status == status for check in checks):
+            return status
+    return MET
+
+
+def _compared(name: str, claim: Mapping[str, Any], measured: Any, same: bool) -> Check:
+    differs = claim.get("differs", "")
+    status = MET if same else DIFFERS if differs else NOT_MET
+    return Check(
+        name=name,
+        status=status,
+        claimed=claim["value"],
+        measured=measured,
+        source=claim["source"],
+        note="" if same else differs,
+    )
+
+
+def _quantity(noise_schedule: Any, name: str, t: float) -> float:
+    if name == "noise_to_signal":
+        return float(noise_schedule.sigma(np.float64(t)) / noise_schedule.alpha(np.float64(t)))
+    if name not in ("alpha", "sigma", "log_snr"):
+        raise UserError(unknown_name("quantity", name, ["alpha", "sigma", "log_snr", "noise_to_signal"]))
+    return float(getattr(noise_schedule, name)(np.float64(t)))
+
+
+def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, claim: Mapping[str, Any]) -> bool:
+    settings = found["settings"]
+    if claim["sampler"] not in (*SAMPLERS, *DISCRETE_SAMPLERS):
+        return False
+    return (
+        found["training"] == paper.digest
+        and claim["metric"] in found["results"]
+        and settings["network_evaluations"] == claim["nfe"]
+        and settings["num_samples"] == claim["num_samples"]
+        and settings["guidance_scale"] == claim.get("guidance_scale", 1.0)
+        and settings["sampler"] == str(_sampler(experiment, claim["sampler"]))
+    )
+
+
+def _sampler(experiment: Experiment, name: str) -> Any:
+    """The config's own, with its options, where it is of that name; else the one of that name as it is by default."""
+    return experiment.sampler(None if experiment.config.sampling.sampler.name == name else name)
+
+
+def _as_good(metric: str, measured: float, published: float) -> bool:
+    lower = lower_is_better(metric)
+    return measured <= published * (1 + TOLERANCE) if lower else measured >= published * (1 - TOLERANCE)
+
+
+def _plan(paper: Paper) -> dict[str, Any] | None:
+    plans = json.loads(PLANS.read_text())["configs"] if PLANS.is_file() else {}
+    return next(iter(plans.get(_relative(paper.path), [])), None)
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

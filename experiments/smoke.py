@@ -1,0 +1,156 @@
+"""A paper's recipe, reduced until two CPU cores train it in half a minute: does it run, and does it learn?
+
+What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
+the batch is 64, the learning rate at least 1e-3 after a tenth of the steps for warm-up, curricula end with the steps,
+and samples take at most 16 steps. The objective, schedule, prediction, network options, optimizer and sampler are the
+recipe's. It has learned where its samples are less than half as far from the real digits as those of the same network
+before training, by the Fréchet distance of pixels.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import RunError
+from diffusion_jax.metrics.distances import frechet_distance, gaussian
+from diffusion_jax.metrics.features import PixelFeatures
+from experiments import evaluation, workdir
+from experiments.loop import Loop, StopSignal
+from experiments.pictures import save_grid
+from experiments.restoring import open_checkpoints
+from experiments.scorecard import Paper
+from experiments.wiring import Experiment
+from experiments.writers import create_writer, replace_file
+
+NUM_SAMPLES = 500
+_CONVOLUTIONS = dict(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
+_TOKENS = dict(patch_size=2, hidden_size=64, num_heads=4)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "unet": _CONVOLUTIONS,
+    "adm": _CONVOLUTIONS | dict(head_channels=8),
+    "ddpmpp": _CONVOLUTIONS,
+    "ncsnpp": _CONVOLUTIONS,
+    "edm2": _CONVOLUTIONS | dict(base_channels=32, head_channels=16),
+    "vdm": dict(features=32, depth=2),
+    "dit": _TOKENS | dict(depth=2),
+    "uvit": _TOKENS | dict(depth=4),
+    "jit": _TOKENS | dict(depth=4, bottleneck=16, context_tokens=4, context_start=1),
+    # Latent diffusion's networks have names and no sizes: this is what the name stands for, with a few channels.
+    "ldm_unet": _CONVOLUTIONS
+    | dict(
+        name="unet", context_channels=32, label_context=True, norm_eps=1e-5, flip_sin_to_cos=True, frequency_shift=0
+    ),
+}
+"""What takes the place of a network's own fields, by the name of its model."""
+
+
+def reduced(config: ConfigDict, steps: int) -> ConfigDict:
+    """The recipe for the digits."""
+    small = config.copy_and_resolve_references()
+    with small.unlocked():
+        fields = {name: value for name, value in config.data.items() if name != "options"}
+        small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
+        small.data.validation_split = "test"
+        model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}
+        if config.model.name == "ldm_unet":
+            model = {name: value for name, value in model.items() if name == "dropout"}
+        small.model = ConfigDict({**model, **NETWORKS[config.model.name]})
+        small.train.update(steps=steps, batch_size=64)
+        small.optimizer.update(
+            learning_rate=max(config.optimizer.learning_rate, 1e-3), warmup_steps=max(1, steps // 10)
+        )
+        if config.optimizer.decay_steps:
+            small.optimizer.decay_steps = steps // 2
+        for field, value in {"total_steps": steps, "doubling": max(1, steps // 4), "warmup": steps // 2}.items():
+            if field in small.objective:
+                small.objective[field] = value
+        if "last" in small.objective:
+            small.objective.last = 160
+        small.ema.ramp_up_ratio = 0.05
+        small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
+        small.sampling.steps = min(config.sampling.steps, 16)
+        small.sampling.batch_size = 250
+        small.log.update(every=10, validate_every=0, sample_every=0, num_samples=50)
+        small.checkpoint.update(directory="", every=steps, keep_best=0)
+        small.evaluation.metrics = ()
+    return small
+
+
+def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
+    """Train one recipe, reduced, in a workdir of its own; returns the distances before and after, and the seconds.
+
+    Raises:
+      UserError: the reduced recipe does not fit together.
+      RunError: the loss is not finite.
+    """
+    began = time.perf_counter()
+    experiment = Experiment(reduced(paper.config, steps), directory=directory)
+    experiment.check()
+    workdir.claim(directory, experiment.config, experiment.info)
+    make = evaluation.generator(experiment)
+    labels = evaluation.labels_for(experiment, NUM_SAMPLES)
+    real, _ = experiment.pipeline.arrays(experiment.config.data.split)
+    pixels = PixelFeatures()
+    target = gaussian(pixels(real).pooled)
+
+    def distance(params: Any) -> tuple[float, np.ndarray]:
+        images = make.generate(params, labels, NUM_SAMPLES)
+        return frechet_distance(*gaussian(pixels(images).pooled), *target), images
+
+    state = experiment.layout.init(experiment.init_state)
+    before, _ = distance(state.params)
+    stop = StopSignal()
+    checkpointer = open_checkpoints(experiment, directory)
+    with contextlib.closing(create_writer(directory, primary=True)) as writer:
+        writer.resume(0)
+        record = {"branch": None, "window": []}
+        state = Loop(experiment, directory, writer, checkpointer, record).run(state, 0, stop)
+        checkpointer.close()
+    stop.disarm()
+    if state is None:
+        raise RunError(f"stopped in {paper.name}")
+    after, images = distance(state.params)
+    captions = {} if labels is None else {"labels": labels[:100], **evaluation.class_names(experiment)}
+    save_grid(images[:100], directory / "samples.png", **captions)
+    seconds = time.perf_counter() - began
+    return {"before": before, "after": after, "learned": bool(after < 0.5 * before), "seconds": seconds}
+
+
+def run_all(papers: list[Paper], directory: Path, *, steps: int) -> int:
+    """Every recipe, one after the other; smoke.json keeps what is done.
+
+    Raises:
+      RunError: some did not learn.
+    """
+    found: dict[str, Any] = {}
+    for number, paper in enumerate(papers, 1):
+        home = directory / "smoke" / f"{paper.name}-{workdir.digest(reduced(paper.config, steps))[:8]}"
+        done = home / "smoke.json"
+        if not done.exists():
+            if home.exists():  # of one that was stopped; half a minute is not worth resuming
+                shutil.rmtree(home)
+            home.mkdir(parents=True)
+            print(f"[{number}/{len(papers)}] {paper.name}", flush=True)
+            replace_file(done, json.dumps(run(paper, home, steps), indent=1).encode())
+            jax.clear_caches()
+        found[paper.name] = json.loads(done.read_text())
+        one = found[paper.name]
+        verdict = "learns" if one["learned"] else "DOES NOT LEARN"
+        print(
+            f"{paper.name}: {verdict}; distance to the digits {one['before']:.1f} -> {one['after']:.1f} "
+            f"in {steps} steps, {one['seconds']:.0f} s: {home / 'samples.png'}",
+            flush=True,
+        )
+    replace_file(directory / "smoke.json", json.dumps(found, indent=1).encode())
+    wrong = [name for name, one in found.items() if not one["learned"]]
+    if wrong:
+        raise RunError(f"these recipes did not learn: {', '.join(wrong)}")
+    print(f"all {len(found)} recipes run and learn: {directory / 'smoke.json'}")
+    return 0

@@ -1,0 +1,182 @@
+"""The scorecard: claims are met only where this code has measured them, and every recipe fits together."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+
+from diffusion_jax.errors import UserError
+from experiments import reproduce, scorecard, smoke, workdir
+from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, Paper
+from experiments.wiring import Experiment
+from tests.processes import ROOT
+
+PAPERS = sorted((ROOT / "configs" / "papers").glob("*.py"))
+SHOWN = json.loads((ROOT / "docs" / "scorecard.json").read_text())
+
+
+@pytest.fixture
+def ddpm():
+    return Paper.read(ROOT / "configs" / "papers" / "ddpm_cifar10.py")
+
+
+def with_claim(paper, kind, value):
+    return dataclasses.replace(paper, claims={**paper.claims, kind: value})
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_scorecard_is_true_today(path):
+    """Everything that a config claims is measured again, and is what docs/scorecard.json says; nothing is wrong."""
+    found = scorecard.score(Paper.read(path))
+    assert found.keys() == CHECKS.keys()
+    for kind, checks in found.items():
+        assert all(check.status != NOT_MET for check in checks), kind
+        kept = [(check["name"], check["status"], check["note"]) for check in SHOWN[path.stem]["checks"][kind]]
+        assert [(check.name, check.status, check.note) for check in checks] == kept, (
+            "run `python -m experiments.reproduce --workdir=docs`"
+        )
+    assert all(check.source for checks in found.values() for check in checks if check.claimed is not None)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_recipe_reduced_to_the_digits_fits_together(path, data_dir):
+    """What `--scale=smoke` trains: the paper's objective and sampler, on a network of the same kind."""
+    paper = Paper.read(path)
+    config = smoke.reduced(paper.config, 100)
+    config.data.data_dir = str(data_dir)
+    experiment = Experiment(config)
+    experiment.check()
+    for group in ("schedule", "prediction", "time_input"):
+        assert config[group] == paper.config[group]
+    assert config.objective.name == paper.config.objective.name
+    assert config.sampling.sampler == paper.config.sampling.sampler
+    assert math.prod(experiment.info.image_shape) == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "claim", "measured"),
+    [
+        ("parameters", {"value": 35_746_306, "source": "wrong by one"}, 35_746_307),
+        (
+            "schedule",
+            [{"quantity": "log_snr", "t": 1.0, "value": -10.11767, "tolerance": 1e-10, "source": "rounded"}],
+            pytest.approx(-10.1176731833),
+        ),
+        ("loss", [{"noise_to_signal": 2.0, "value": 0.26, "source": "wrong"}], pytest.approx(0.25)),
+        ("sampler", {"nfe": 999, "source": "wrong by one"}, 1000),
+    ],
+)
+def test_a_wrong_claim_is_not_met(ddpm, kind, claim, measured):
+    paper = with_claim(ddpm, kind, claim)
+    (check,) = CHECKS[kind](paper, Experiment.planned(paper.config))
+    assert (check.status, check.measured) == (NOT_MET, measured)
+    excused = {**(claim[0] if isinstance(claim, list) else claim), "differs": "a reason"}
+    paper = with_claim(ddpm, kind, [excused] if isinstance(claim, list) else excused)
+    (check,) = CHECKS[kind](paper, Experiment.planned(paper.config))
+    assert (check.status, check.note) == (DIFFERS, "a reason")
+
+
+def test_a_wrong_variance_is_not_met(ddpm):
+    claim = {**ddpm.claims["sampler"], "variance": 0.2461252114}  # that of the smaller variance
+    _, check = scorecard.sampler(with_claim(ddpm, "sampler", claim), Experiment.planned(ddpm.config))
+    assert check.status == NOT_MET
+    assert check.measured == pytest.approx(0.2507520750)
+
+
+def test_weights_of_another_network_are_not_readable(ddpm):
+    with pytest.raises(UserError, match="format"):
+        list(scorecard.readable(with_claim(ddpm, "weights", "dit"), Experiment.planned(ddpm.config)))
+
+
+def finished(directory, paper, *, fid, **settings):
+    """A workdir as a finished and evaluated run leaves it, but for the weights."""
+    directory.mkdir()
+    experiment = Experiment.planned(paper.config)
+    workdir.claim(directory, paper.config, experiment.info)
+    workdir.write_environment(directory, num_parameters=35_746_307)
+    (directory / workdir.FINISHED).write_text("{}")
+    common = {"num_samples": 50_000, "seed": 0, "sampler": str(experiment.sampler()), "network_evaluations": 1000}
+    evaluation = {"fid": fid, "settings": {**common, "guidance_scale": 1.0, **settings}}
+    (directory / "evaluation.json").write_text(json.dumps(evaluation))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("fid", "settings", "status"),
+    [
+        (3.2, {}, MET),
+        (4.0, {}, NOT_MET),
+        (3.2, {"num_samples": 10_000}, NOT_RUN),
+        (3.2, {"network_evaluations": 50}, NOT_RUN),
+        (3.2, {"sampler": "DDIM(eta=0.0)"}, NOT_RUN),
+        (3.2, {"guidance_scale": 2.0}, NOT_RUN),
+    ],
+)
+def test_a_result_is_met_only_by_a_run_that_was_measured_in_the_same_way(
+    ddpm, tmp_path, monkeypatch, fid, settings, status
+):
+    monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
+    path = scorecard.record(finished(tmp_path / "run", ddpm, fid=fid, **settings))
+    kept = json.loads(path.read_text())
+    assert "ddpm_cifar10" in kept["papers"]
+    assert kept["provenance"]["devices"] == f"{jax.device_count()} x cpu"
+    assert {"commit", "command"} <= kept["provenance"].keys()
+    check, other = scorecard.trained(ddpm, Experiment.planned(ddpm.config))
+    assert (check.claimed, check.status) == (3.17, status)
+    assert check.measured == (None if status == NOT_RUN else fid)
+    assert other.status == NOT_RUN
+
+
+def test_only_runs_of_a_paper_are_recorded(ddpm, tmp_path, monkeypatch):
+    monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
+    other = ddpm.config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 1e-3
+    with pytest.raises(UserError, match="is no paper's"):
+        scorecard.record(finished(tmp_path / "other", dataclasses.replace(ddpm, config=other), fid=3.0))
+    run = finished(tmp_path / "run", ddpm, fid=3.0)
+    (run / workdir.FINISHED).unlink()
+    with pytest.raises(UserError, match="train to the end"):
+        scorecard.record(run)
+
+
+def test_where_and_how_a_run_is_looked_at_is_not_its_training(ddpm):
+    other = ddpm.config.copy_and_resolve_references()
+    other.seed, other.log.every, other.sampling.steps, other.parallel.fsdp = 7, 1, 50, -1
+    assert dataclasses.replace(ddpm, config=other).digest == ddpm.digest
+    other.train.batch_size = 64
+    assert dataclasses.replace(ddpm, config=other).digest != ddpm.digest
+
+
+def test_page_is_that_of_the_numbers():
+    page = (ROOT / "docs" / "scorecard.md").read_text()
+    for name, paper in SHOWN.items():
+        assert f"| {name} |" in page
+        for checks in paper["checks"].values():
+            for check in checks:
+                assert f"| {check['name']} | {check['status']} |" in page
+
+
+def test_an_unknown_paper_names_those_there_are():
+    with pytest.raises(UserError, match=r"no paper with 'vdn'.*vdm_cifar10"):
+        scorecard.read_papers("vdn")
+
+
+def test_a_claim_of_an_unknown_kind_is_refused(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text("CLAIMS = {'paper': 'x', 'parametres': {}}\n")
+    with pytest.raises(UserError, match="did you mean 'parameters'"):
+        Paper.read(path)
+
+
+def test_command_line(command, tmp_path):
+    out, _ = command.run("reproduce", "--paper=ddim", f"--workdir={tmp_path}/out")
+    assert "35,746,307" in out
+    assert reproduce.LEGEND.partition(";")[0] in (tmp_path / "out" / "scorecard-ddim.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_recipe_learns(command, tmp_path):
+    out, _ = command.run("reproduce", "--scale=smoke", f"--workdir={tmp_path}/out", timeout=2400)
+    assert f"all {len(PAPERS)} recipes run and learn" in out
