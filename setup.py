@@ -43,6 +43,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
+        "ray": ["ray>=2.50"],
+        "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "dev": ["pytest>=9", "pytest-xdist", "ruff"],
     },

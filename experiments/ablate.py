@@ -5,37 +5,46 @@
 A config declares axes (`experiments/ablation.py` says how); the cells are their cross product with the seeds. Cells
 that differ in sampling alone share one training. Whatever is finished is never done again: after a kill, the same
 command goes on where it was, trainings from their last checkpoint. Writes report.html, and results.csv, .json and .tex.
+
+Trainings run here, `--jobs` at once, or where `--launcher` says:
+
+    python -m experiments.ablate --config=... --workdir=... --launcher=ray --launch=cpus=8 --launch=gpus=1
+    python -m experiments.ablate --config=... --workdir=... --launcher=slurm --launch=slurm_partition=gpu
 """
 
-import ctypes
 import dataclasses
 import functools
 import json
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.errors import UserError
 from experiments import cli, evaluation, workdir
-from experiments.ablation import Ablation, Cell
+from experiments.ablation import Ablation, Cell, assigned
+from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
 from experiments.judging import Spaces, available
+from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
 from experiments.writers import replace_file
 
 CONFIG = flags.DEFINE_string("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ablation; the same command goes on there")
-JOBS = flags.DEFINE_integer("jobs", 1, "trainings at once, each with its share of the CPUs", lower_bound=1)
+JOBS = flags.DEFINE_integer(
+    "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower_bound=1
+)
+LAUNCHER = flags.DEFINE_enum(
+    "launcher", "local", sorted(LAUNCHERS), "where trainings run, see experiments/launchers.py"
+)
+LAUNCH = flags.DEFINE_multi_string("launch", [], "option=value of the launcher, for example cpus=4; may be repeated")
 SET = flags.DEFINE_multi_string("set", [], "field=value of the config that every cell starts from; may be repeated")
 LIST = flags.DEFINE_bool("list", False, "print the cells and what is done, and stop")
+PAGE = flags.DEFINE_string("page", None, "also write the results to this .md file, with pictures and numbers beside it")
 ONLY = flags.DEFINE_string("training", None, "evaluate the cells of this training alone; what the launcher calls")
 
 
@@ -68,16 +77,12 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
-        with ThreadPoolExecutor(JOBS.value) as pool:
-            jobs = [pool.submit(run, directory, i, name, cells[0]) for i, (name, cells) in enumerate(open_.items())]
-            try:
-                for job in jobs:
-                    job.result()
-                    write_reports(ablation, directory)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        jobs = [job(directory, name, cells[0]) for name, cells in open_.items()]
+        for _ in launcher(directory).run(jobs):
+            write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
+        if PAGE.value:
+            print(f"page: {write_page(ablation, directory, Path(PAGE.value))}", flush=True)
     return 0
 
 
@@ -113,47 +118,34 @@ def result_file(directory: Path, cell: Cell) -> Path:
     return directory / "cells" / f"{cell.name}.json"
 
 
-def run(directory: Path, number: int, training: str, cell: Cell) -> None:
-    """Train with the config of one of its cells, and evaluate them all, in processes that end with this one.
+def job(directory: Path, training: str, cell: Cell) -> Job:
+    """Train with the config of one of its cells, and evaluate them all."""
+    home = directory / "trainings" / training
+    home.mkdir(parents=True, exist_ok=True)
+    file = home.with_suffix(".json")
+    replace_file(file, json.dumps(workdir.to_json(cell.training_config), indent=2).encode())
+    again = [f"--config={CONFIG.value}", f"--workdir={directory}", f"--training={training}"]
+    commands = [("ablate", *again, *(f"--set={assignment}" for assignment in SET.value))]
+    if not (home / workdir.FINISHED).exists():
+        commands.insert(0, ("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}"))
+    return Job(name=training, commands=tuple(commands), directory=os.getcwd())
+
+
+def launcher(directory: Path) -> Launcher:
+    """The one that the flags name.
 
     Raises:
-      RunError: one of them failed; it has said why.
+      UserError: it has no such option.
     """
-    home = directory / "trainings" / training
-    if not (home / workdir.FINISHED).exists():
-        home.mkdir(parents=True, exist_ok=True)
-        file = home.with_suffix(".json")
-        replace_file(file, json.dumps(workdir.to_json(cell.training_config), indent=2).encode())
-        child(number, "train", f"--config=configs/from_json.py:{file}", f"--workdir={home}")
-    again = [f"--config={CONFIG.value}", f"--workdir={directory}", f"--training={training}"]
-    child(number, "ablate", *again, *(f"--set={assignment}" for assignment in SET.value))
-
-
-def child(number: int, module: str, *arguments: str) -> None:
-    """Run a command on this job's share of the CPUs."""
-    process = subprocess.Popen([sys.executable, "-m", f"experiments.{module}", *arguments], preexec_fn=share(number))
-    try:
-        code = process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)  # a training saves, and stops
-        process.wait()
-        raise
-    if code:
-        raise RunError(f"experiments.{module} {' '.join(arguments)} ended with exit code {code}; it says above why")
-
-
-def share(number: int) -> Callable[[], None]:
-    """What a child does first: it will end with its parent, and takes its part of the CPUs where there are several."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    mine = cpus[number % JOBS.value :: JOBS.value]
-
-    def first() -> None:
-        if mine and JOBS.value > 1:
-            os.sched_setaffinity(0, mine)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also when the parent is killed
-
-    return first
+    options: dict[str, Any] = dict(map(assigned, LAUNCH.value))
+    if LAUNCHER.value == "local":
+        options.setdefault("jobs", JOBS.value)
+    elif JOBS.value != 1:
+        raise UserError(f"--jobs is of launcher local; {LAUNCHER.value} has its own queue")
+    if LAUNCHER.value == "slurm":
+        own = {name: options.pop(name) for name in ("folder", "cluster") if name in options}
+        options = {"folder": f"{directory}/slurm", **own, "options": options}
+    return LAUNCHERS.build({"name": LAUNCHER.value, **options})
 
 
 def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int:

@@ -119,7 +119,7 @@ class Ablation:
         baseline = module.get("BASELINE", {axis: next(iter(values)) for axis, values in axes.items()})
         if set(baseline) != set(axes) or any(str(baseline[axis]) not in axes[axis] for axis in axes):
             raise UserError(f"BASELINE of {path} must name one value of each axis: {_known(axes)}; it is {baseline}")
-        config = overridden(module["get_config"](), dict(map(_assigned, assignments)))
+        config = overridden(module["get_config"](), dict(map(assigned, assignments)))
         seeds, keep = tuple(module.get("SEEDS", (0,))), module.get("keep", lambda cell: True)
         cells = []
         for names in itertools.product(*axes.values()):
@@ -169,8 +169,12 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _assigned(assignment: str) -> tuple[str, Any]:
-    """Of "field=value"; the value as in Python, or a string."""
+def assigned(assignment: str) -> tuple[str, Any]:
+    """(field, value) of "field=value"; the value as in Python, or a string.
+
+    Raises:
+      UserError: there is no "=".
+    """
     name, equals, text = assignment.partition("=")
     if not equals:
         raise UserError(f"{assignment!r} is not field=value, for example train.steps=300")

@@ -52,8 +52,8 @@ class Group:
 def write_reports(ablation: Ablation, directory: Path) -> Path:
     """Write results.csv, results.json, results.tex and report.html from the cells that are done; the page's path."""
     groups = read(ablation, directory)
-    columns = _columns(ablation, groups)
-    tests = comparisons(ablation, groups, _main(ablation))
+    columns = number_columns(ablation, groups)
+    tests = comparisons(ablation, groups, deciding_number(ablation))
     replace_file(directory / "results.csv", _csv(ablation, groups, columns).encode())
     replace_file(directory / "results.json", _json(ablation, groups, columns, tests).encode())
     replace_file(directory / "results.tex", _latex(ablation, groups, columns, tests).encode())
@@ -95,11 +95,12 @@ def _numbers_of(metric: str) -> tuple[str, ...]:
     return _SHOWN.get(metric) or two or (metric,)
 
 
-def _main(ablation: Ablation) -> str:
+def deciding_number(ablation: Ablation) -> str:
+    """ "metric/number" of what the ablation is decided by."""
     return f"{ablation.metric}/{_numbers_of(ablation.metric)[0]}"
 
 
-def _columns(ablation: Ablation, groups: list[Group]) -> list[str]:
+def number_columns(ablation: Ablation, groups: list[Group]) -> list[str]:
     """ "metric/number" of every number in the tables, the deciding one first."""
     metrics = sorted({m for g in groups for r in g.results.values() for m in r} - {"settings"})
     metrics.sort(key=lambda metric: metric != ablation.metric)
@@ -146,7 +147,7 @@ def _json(ablation: Ablation, groups: list[Group], columns: list[str], tests: di
         "title": ablation.title,
         "config": str(ablation.path),
         "baseline": ablation.baseline,
-        "metric": _main(ablation),
+        "metric": deciding_number(ablation),
         "seeds": ablation.seeds,
         "cells_done": sum(len(group.results) for group in groups),
         "cells": len(ablation.cells),
@@ -167,7 +168,7 @@ def _latex(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
     lines = [
         r"\begin{tabular}{" + "l" * len(ablation.axes) + "r" * (1 + len(columns)) + "}",
         r"\toprule",
-        " & ".join([*map(safe, ablation.axes), "NFE", *(safe(_title(column)) for column in columns)]) + r" \\",
+        " & ".join([*map(safe, ablation.axes), "NFE", *(safe(column_title(column)) for column in columns)]) + r" \\",
         r"\midrule",
     ]
     for group in groups:
@@ -188,7 +189,8 @@ def _best(groups: list[Group], column: str) -> str:
     return min(groups, key=lambda g: sign * Estimate.of(list(g.numbers(column).values())).mean).label if groups else ""
 
 
-def _title(column: str) -> str:
+def column_title(column: str) -> str:
+    """What stands above a column of "metric/number"; the arrow says which way is better."""
     metric, _, number = column.partition("/")
     name = metric if number in (metric, "accuracy") else f"{metric.removesuffix('_recall')} {number}"
     name = number if metric.removeprefix("proxy_") in _TWO else name
@@ -199,7 +201,8 @@ def _page(
     ablation: Ablation, directory: Path, groups: list[Group], columns: list[str], tests: dict[str, Comparison]
 ) -> str:
     done = sum(len(group.results) for group in groups)
-    lead = f"{done} of {len(ablation.cells)} cells, {len(ablation.seeds)} seeds each; decided by {_main(ablation)}"
+    number = deciding_number(ablation)
+    lead = f"{done} of {len(ablation.cells)} cells, {len(ablation.seeds)} seeds each; decided by {number}"
     sections = [
         ("Results", _table(ablation, groups, columns, tests)),
         ("Quality against cost", _pareto(ablation, groups)),
@@ -218,7 +221,7 @@ def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
     heads = "".join(f"<th>{html.escape(axis)}</th>" for axis in ablation.axes)
     heads += '<th class="number">NFE</th>'
     for i, column in enumerate(columns):
-        heads += f'<th class="number">{html.escape(_title(column))}</th>'
+        heads += f'<th class="number">{html.escape(column_title(column))}</th>'
         heads += '<th class="number">against the baseline</th><th class="number">p (Holm)</th>' if i == 0 else ""
     rows = ""
     for group, first in zip(groups, front, strict=True):
@@ -227,7 +230,7 @@ def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
         cells += f'<td class="number">{format_number(group.evaluations)}{mark}</td>'
         for i, column in enumerate(columns):
             values = list(group.numbers(column).values())
-            text = _interval(Estimate.of(values)) if values else "–"
+            text = interval_text(Estimate.of(values)) if values else "–"
             best = group.label == _best(groups, column)
             cells += f'<td class="number">{f"<b>{text}</b>" if best else text}</td>'
             if i == 0:
@@ -253,12 +256,13 @@ def _against(group: Group, ablation: Ablation, tests: dict[str, Comparison]) -> 
     if test is None:
         return '<td class="number">–</td><td class="number">–</td>'
     sign = "+" if test.difference.mean > 0 else "−" if test.difference.mean < 0 else ""
-    size = _interval(dataclasses.replace(test.difference, mean=abs(test.difference.mean)))
+    size = interval_text(dataclasses.replace(test.difference, mean=abs(test.difference.mean)))
     p = format_number(float(f"{test.corrected:.2g}")) if math.isfinite(test.corrected) else "–"
     return f'<td class="number">{sign}{size}</td><td class="number">{p}</td>'
 
 
-def _interval(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate) -> str:
+    """Mean ± half of the interval."""
     mean = format_number(float(f"{estimate.mean:.4g}"))
     return mean if not math.isfinite(estimate.half) else f"{mean} ± {format_number(float(f'{estimate.half:.2g}'))}"
 
@@ -270,7 +274,7 @@ def _front(groups: list[Group], column: str) -> list[bool]:
 
 def _pareto(ablation: Ablation, groups: list[Group]) -> str:
     """The deciding number over network evaluations, a curve for each value of the first axis."""
-    name = _main(ablation)
+    name = deciding_number(ablation)
     axis = next(iter(ablation.axes))
     series = []
     for value in ablation.axes[axis]:
@@ -282,7 +286,7 @@ def _pareto(ablation: Ablation, groups: list[Group]) -> str:
     if len({group.evaluations for group in groups}) < 2:
         return ""
     charts = [
-        line_chart(f"{_title(name)} by network evaluations for a sample", series[i : i + _CURVES])
+        line_chart(f"{column_title(name)} by network evaluations for a sample", series[i : i + _CURVES])
         for i in range(0, len(series), _CURVES)
     ]
     return "".join(charts)

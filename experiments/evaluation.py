@@ -20,7 +20,7 @@ from experiments.wiring import BITS_PER_DIM, Experiment
 from experiments.writers import replace_file
 
 GRID_SIZE = 100  # samples in final.png
-PICTURE_SIZE = 40  # samples in the picture of a cell
+PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it
 NEIGHBOURS = 20  # pairs in neighbours.png
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
 MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
@@ -111,7 +111,7 @@ def evaluate(
         shown = None if labels is None else labels[:GRID_SIZE]
         save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
     if picture is not None:
-        save_grid(images[:PICTURE_SIZE], picture, columns=10)
+        save_grid(images[:PICTURE_SIZE], picture, columns=COLUMNS)
     if follows:
         save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:

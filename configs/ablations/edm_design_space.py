@@ -24,7 +24,7 @@ METRIC = "proxy_fd"
 
 
 def get_config() -> ConfigDict:
-    """Configuration A: VP schedule, epsilon, uniform times, score SDE's optimizer; the quickstart's network, narrower."""
+    """Configuration A: VP schedule, epsilon, uniform times, score SDE's optimizer; a narrower network."""
     config = digits()
     config.model.base_channels = 24
     config.schedule = ConfigDict(dict(name="vp_sde"))

@@ -9,19 +9,17 @@ so scale 1 is the conditional model, scale 0 the unconditional one, and larger s
 w = scale - 1.) For one xt every kind of prediction is an affine image of every other, so (1) may be taken in x0 and in
 noise at once and means the same in all kinds. A *negative condition* takes the place of the null one.
 
-    function            what it does                                                            paper
+    function            what it does                                                          paper
     classifier_free     (1), or another rule for the same two predictions, see below
-    autoguidance        (1) with a worse model in the place of the unconditional one            Karras et al. 2024,
-    2406.02507 interval            guidance at noise levels in (low, high] only                            Kynkaanniemi
-    et al. 2024, 2404.07724 classifier_guided   the gradient of log p(y | xt) added to the score Dhariwal & Nichol 2021,
-    2105.05233 dynamic_threshold   clip x0 at a quantile of its own, and divide by it; an `x0_transform`   Saharia et
-    al. 2022, 2205.11487
+    autoguidance        (1) with a worse model in the place of the unconditional one          2406.02507, Karras et al.
+    interval            guidance at noise levels in (low, high] only                          2404.07724, Kynkaanniemi
+    classifier_guided   the gradient of log p(y | xt) added to the score                      2105.05233, Dhariwal
+    dynamic_threshold   an `x0_transform`: clip x0 at a quantile of its own, divide by it     2205.11487, Saharia et al.
 
 Rules for two predictions, of which `Extrapolate` is (1):
 
-    Rescaled            (1) with the deviation of the conditional x0, a share of the way        Lin et al. 2023,
-    2305.08891 AdaptiveProjected   (1) with the difference's part along the conditional x0 turned down     Sadat et al.
-    2024, 2410.02416
+    Rescaled            (1) with the deviation of the conditional x0, a share of the way      2305.08891, Lin et al.
+    AdaptiveProjected   (1), the difference's part along the conditional x0 turned down       2410.02416, Sadat et al.
 
 At scale 1 there is no second evaluation.
 """

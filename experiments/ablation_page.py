@@ -1,0 +1,159 @@
+"""The results of an ablation as a page of Markdown with its pictures and numbers, to be kept in a repository."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import PIL.Image
+
+from experiments.ablation import Ablation
+from experiments.ablation_report import (
+    Group,
+    column_title,
+    comparisons,
+    deciding_number,
+    interval_text,
+    number_columns,
+    read,
+)
+from experiments.ablation_statistics import Estimate
+from experiments.evaluation import COLUMNS, PICTURE_SIZE
+from experiments.writers import replace_file
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+
+def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
+    """Write `path`, and beside it, under its name, chart.png, samples.png and results.json."""
+    groups = read(ablation, directory)
+    home = path.with_suffix("")
+    home.mkdir(parents=True, exist_ok=True)
+    replace_file(home / "results.json", (directory / "results.json").read_bytes())
+    name = deciding_number(ablation)
+    columns = number_columns(ablation, groups)
+    tests = comparisons(ablation, groups, name)
+    done = sum(len(group.results) for group in groups)
+    seeds = ", ".join(map(str, ablation.seeds))
+    lines = [
+        f"# {ablation.title}",
+        "",
+        f"`{_shown(ablation.path)}`: {done} of {len(ablation.cells)} cells, seeds {seeds}; decided by {name}.",
+        "Means over the seeds, ± half of their 95% interval (Student's t). The baseline is",
+        f"{_label(ablation.baseline)}; differences to it are taken seed by seed, tested by the paired t-test",
+        "and corrected by Holm's method for the number of rows.",
+        "",
+        "| "
+        + " | ".join([*ablation.axes, "NFE", *map(column_title, columns), "against the baseline", "p (Holm)"])
+        + " |",
+        "|---" * (len(ablation.axes) + len(columns) + 3) + "|",
+    ]
+    for group in groups:
+        cells = [*group.values.values(), f"{group.evaluations:g}"]
+        cells += [interval_text(Estimate.of(list(group.numbers(column).values()))) for column in columns]
+        test = tests.get(group.label)
+        if group.values == ablation.baseline:
+            cells += ["baseline", ""]
+        elif test is None:
+            cells += ["–", "–"]
+        else:
+            p = f"{test.corrected:.2g}" if math.isfinite(test.corrected) else "–"
+            cells += [f"{test.difference.mean:+.3g} ± {test.difference.half:.2g}", p]
+        lines.append("| " + " | ".join(cells) + " |")
+    if _chart(ablation, groups, name, home / "chart.png"):
+        lines += ["", f"![{column_title(name)}]({home.name}/chart.png)"]
+    rows = _samples(directory, groups, home / "samples.png")
+    if rows:
+        lines += [
+            "",
+            f"The first samples of seed {ablation.seeds[0]}, the same noise in every row, none picked by hand.",
+            "From above:",
+            "; ".join(rows) + ".",
+            "",
+            f"![samples]({home.name}/samples.png)",
+        ]
+    lines += [
+        "",
+        f"Numbers by seed: [{home.name}/results.json]({home.name}/results.json). {_provenance(directory, groups)}",
+        "",
+    ]
+    replace_file(path, "\n".join(lines).encode())
+    return path
+
+
+def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bool:
+    """The deciding number, over network evaluations where they differ, else by cell; False where there is nothing."""
+    if len(groups) < 2:
+        return False
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    if len({group.evaluations for group in groups}) > 1:
+        axis = next(iter(ablation.axes))
+        for value in ablation.axes[axis]:
+            mine = sorted((g for g in groups if g.values[axis] == value), key=lambda group: group.evaluations)
+            estimates = [Estimate.of(list(group.numbers(name).values())) for group in mine]
+            axes.errorbar(
+                [group.evaluations for group in mine],
+                [one.mean for one in estimates],
+                yerr=[one.half if math.isfinite(one.half) else 0.0 for one in estimates],
+                marker="o", markersize=4, capsize=2, label=f"{axis} {value}",
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axes.set_xlabel("network evaluations for a sample")
+        axes.legend(frameon=False)
+        if min(line.get_ydata().min() for line in axes.lines) > 0:
+            axes.set_yscale("log")
+    else:
+        labels = [", ".join(group.values.values()) for group in groups]
+        for position, group in enumerate(groups):
+            values = list(group.numbers(name).values())
+            axes.plot([position] * len(values), values, "o", color="tab:gray", markersize=4, alpha=0.6)
+            one = Estimate.of(values)
+            half = one.half if math.isfinite(one.half) else 0.0
+            axes.errorbar([position], [one.mean], yerr=[half], marker="_", markersize=14, capsize=4, color="tab:blue")
+        axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 6 else 40, ha="center")
+    axes.set_ylabel(column_title(name))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def _samples(directory: Path, groups: list[Group], path: Path) -> list[str]:
+    """The first row of each group's picture, one below the other; the labels of the rows."""
+    strips, labels = [], []
+    for group in groups:
+        source = directory / "cells" / f"{group.cells[min(group.cells)].name}.png"
+        if source.exists():
+            picture = PIL.Image.open(source)
+            strips.append(picture.crop((0, 0, picture.width, picture.height * COLUMNS // PICTURE_SIZE)))
+            labels.append(group.label)
+    if strips:
+        height = max(strip.height for strip in strips)
+        whole = PIL.Image.new(strips[0].mode, (max(strip.width for strip in strips), height * len(strips)))
+        for i, strip in enumerate(strips):
+            whole.paste(strip, (0, i * height))
+        whole.save(path, optimize=True)
+    return labels
+
+
+def _provenance(directory: Path, groups: list[Group]) -> str:
+    """Of one training: they all have the same."""
+    for group in groups:
+        for cell in group.cells.values():
+            file = directory / "trainings" / cell.training / "environment.json"
+            if file.exists():
+                there = json.loads(file.read_text())
+                return f"Made at commit {there['commit']} with jax {there['jax']} on {there['devices']}."
+    return ""
+
+
+def _label(values: dict[str, str]) -> str:
+    return ", ".join(f"{axis} {value}" for axis, value in values.items())
+
+
+def _shown(path: Path) -> str:
+    """A path as one types it in the repository."""
+    parts = path.parts
+    return "/".join(parts[parts.index("configs") :]) if "configs" in parts else str(path)

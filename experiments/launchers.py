@@ -1,0 +1,226 @@
+"""Where the trainings of an ablation run: on this machine, on a Ray cluster, or under Slurm.
+
+A job is a few commands, one after the other. Each goes on where it was and repeats nothing, so a job that is lost with
+its machine is simply started again, there or elsewhere. Machines share the workdir and this code under the same paths.
+Scheduling, queues and retries are those of Ray (https://docs.ray.io) and of Slurm by way of submitit
+(https://github.com/facebookincubator/submitit); both are optional: `pip install -e '.[ray]'`, `'.[slurm]'`.
+"""
+
+import ctypes
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.registry import Registry
+
+ROOT = Path(__file__).parent.parent
+_POLL_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Commands, each a module of `experiments` and its arguments, to be run in `directory`."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    directory: str
+
+
+class Launcher:
+    """Runs jobs to their end."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[str]:
+        """The names of the jobs as they end.
+
+        Raises:
+          RunError: a job failed; those that run elsewhere are told to stop.
+        """
+        raise NotImplementedError
+
+
+LAUNCHERS: Registry[Launcher] = Registry("launcher")
+
+
+@LAUNCHERS.register("local")
+@dataclasses.dataclass(frozen=True)
+class Local(Launcher):
+    """This machine: `jobs` at once, each with its share of the CPUs; they end with this process, however it ends."""
+
+    jobs: int = 1
+
+    def __post_init__(self):
+        if self.jobs < 1:
+            raise UserError(f"launcher local needs jobs >= 1, got {self.jobs}")
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[str]:
+        pool = ThreadPoolExecutor(self.jobs)
+        waiting = {pool.submit(run_job, job, self._cpus(i)): job for i, job in enumerate(jobs)}
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                yield waiting[done].name
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cpus(self, number: int) -> list[int]:
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        return cpus[number % self.jobs :: self.jobs] if self.jobs > 1 else []
+
+
+@LAUNCHERS.register("ray")
+@dataclasses.dataclass(frozen=True)
+class Ray(Launcher):
+    """A Ray cluster; a job whose node is lost starts again on another one.
+
+    Attributes:
+      address: of the cluster; "auto" is the one that this machine belongs to.
+      cpus, gpus, tpus: that a job takes.
+      retries: after the loss of a node or of a worker; -1 is always again.
+    """
+
+    address: str = "auto"
+    cpus: float = 1
+    gpus: float = 0
+    tpus: float = 0
+    retries: int = -1
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[str]:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("launcher ray needs Ray: pip install -e '.[ray]'") from error
+        try:
+            ray.init(
+                address=self.address,
+                ignore_reinit_error=True,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            )
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster at address={self.address}: start one with `ray start --head`") from error
+        resources = {"TPU": self.tpus} if self.tpus else {}
+        remote = ray.remote(run_job).options(
+            num_cpus=self.cpus, num_gpus=self.gpus, resources=resources, max_retries=self.retries
+        )
+        waiting = {remote.remote(job): job for job in jobs}
+        try:
+            while waiting:
+                (done,), _ = ray.wait(list(waiting), num_returns=1)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayError as error:
+                    raise RunError(f"job {waiting[done].name} on Ray failed: {_cause(error)}") from error
+                yield waiting.pop(done).name
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+
+
+@LAUNCHERS.register("slurm")
+@dataclasses.dataclass(frozen=True)
+class Slurm(Launcher):
+    """Slurm, by submitit: one Slurm job each, queued again after preemption or a timeout.
+
+    Attributes:
+      folder: where submitit keeps what the jobs print.
+      cluster: "slurm"; "local" runs the same jobs as processes of this machine, to try it out.
+      options: of submitit, for example {"slurm_partition": "gpu", "timeout_min": 240, "gpus_per_node": 1}.
+    """
+
+    folder: str = "runs/slurm"
+    cluster: str = "slurm"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[str]:
+        try:
+            import submitit
+        except ImportError as error:
+            raise UserError("launcher slurm needs submitit: pip install -e '.[slurm]'") from error
+        os.environ.update(_environment())  # for submitit's own processes
+        try:
+            executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
+            executor.update_parameters(**self.options)
+            waiting = {executor.submit(Requeued(job)): job for job in jobs}
+        except (RuntimeError, NameError, TypeError, ValueError) as error:
+            raise UserError(f"launcher slurm: {error}") from error
+        try:
+            while waiting:
+                for done in [one for one in waiting if one.done()]:
+                    job = waiting.pop(done)
+                    failure = done.exception()
+                    if failure is not None:
+                        raise RunError(f"job {job.name} failed, see {self.folder}: {str(failure).strip()[-300:]}")
+                    yield job.name
+                time.sleep(_POLL_SECONDS if waiting else 0)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Requeued:
+    """A job that Slurm may stop and start again."""
+
+    job: Job
+
+    def __call__(self) -> None:
+        run_job(self.job)
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again when the job is preempted or runs out of time."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def run_job(job: Job, cpus: Sequence[int] = ()) -> None:
+    """Run the commands of a job one after the other, in processes that end with this one.
+
+    Raises:
+      RunError: one of them failed; it has said why.
+    """
+    for module, *arguments in job.commands:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{module}", *arguments],
+            cwd=job.directory,
+            env=_environment(),
+            preexec_fn=_first(cpus),
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)  # a training saves, and stops
+            process.wait()
+            raise
+        if code:
+            raise RunError(f"experiments.{module} {' '.join(arguments)} ended with exit code {code}; it says why")
+
+
+def _environment() -> dict[str, str]:
+    """Of this process, with this code to be found from any directory."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, paths)]))}
+
+
+def _first(cpus: Sequence[int]) -> Callable[[], None]:
+    """What a child does first: it will end with its parent, and takes its part of the CPUs where there is one."""
+
+    def first() -> None:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also when the parent is killed
+
+    return first
+
+
+def _cause(error: Exception) -> str:
+    """The last line of an error that came from another machine."""
+    return str(error).strip().splitlines()[-1][:300]
