@@ -67,6 +67,7 @@ def test_data_parallel(command, arguments, reference, tmp_path):
     assert json.loads((workdir / "environment.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)

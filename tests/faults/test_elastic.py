@@ -32,7 +32,8 @@ def losses(workdir):
     return [row["loss"] for row in found]
 
 
-@pytest.mark.parametrize("parallel", [(), pytest.param(FSDP, marks=pytest.mark.slow)], ids=["data", "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [(), FSDP], ids=["data", "fsdp"])
 def test_8_then_4_then_2_processes_of_2_then_1(command, uninterrupted, tmp_path, parallel):
     """Eight steps on each, every life going on from what the one before had saved."""
     workdir = tmp_path / "run"

@@ -6,8 +6,8 @@ import pytest
 
 from tests.faults.faults import FAULTS, NotPossibleHere, Trial, signals
 
-# The others are slow tests: told apart by little from one of these.
-FAST = {"arrays_bit_rot", "record_truncated", "disk_full_while_saving", "data_dead", "first_host_lost"}
+# The others are slow tests. Lost hosts and failing data have tests of their own: test_two_processes.py, tests/data.
+FAST = {"arrays_bit_rot", "record_truncated", "disk_full_while_saving"}
 
 
 @pytest.fixture(scope="module")

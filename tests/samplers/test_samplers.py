@@ -27,6 +27,16 @@ DETERMINISTIC = [name for name in SAMPLERS if not SAMPLERS.example(name).stochas
 FAMILIES = ("edm", "ddpm_linear", "vp_sde", "rectified_flow")  # one for each way to begin and to end
 
 
+def one_of_each_module(names):
+    """All names, those of the default suite first in their module, whose samplers share their code; the rest slow."""
+    seen, params = set(), []
+    for name in names:
+        module = SAMPLERS[name].__module__ if name in SAMPLERS else name
+        params.append(pytest.param(name, marks=pytest.mark.slow) if module in seen else name)
+        seen.add(module)
+    return params
+
+
 def build(name):
     return SAMPLERS.build(OPTIONS[name]) if name in OPTIONS else SAMPLERS.example(name)
 
@@ -107,7 +117,7 @@ def test_gaussian_data_come_out_right_on_every_schedule(name, schedule):
 
 
 @pytest.mark.parametrize("schedule", FAMILIES)
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", one_of_each_module(SAMPLERS))
 def test_point_mass_is_found_exactly(name, schedule):
     """With data at one point any grid, of one step or several, ends there: every last step returns the predicted x0."""
     if (name, schedule) in IMPOSSIBLE:
@@ -154,7 +164,7 @@ def test_any_shape_and_the_trajectory(name):
         np.testing.assert_array_equal(result.trajectory[0], prior)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of_each_module(ALL))
 def test_samples_depend_neither_on_the_batch_split_nor_on_its_sharding(name, x64):
     sampler, schedule = build(name), home(name)
     grid = GRIDS.build("uniform")(schedule, 5)
@@ -173,7 +183,7 @@ def test_samples_depend_neither_on_the_batch_split_nor_on_its_sharding(name, x64
     assert not np.allclose(whole, run(jnp.arange(8), 1))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of_each_module(ALL))
 def test_export_and_a_program_that_does_not_grow_with_the_steps(name):
     """One compiled program per number of steps, as long for 40 steps as for 4."""
     schedule, sampler = home(name), build(name)
@@ -206,7 +216,7 @@ def test_state_stays_float32_for_a_bfloat16_denoiser(name):
     assert result.x0.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", one_of_each_module(SAMPLERS))
 def test_an_untrained_network_gives_finite_samples(name):
     """A network at initialisation, which returns zeros, through its parameterisation; predictions of x0 clipped."""
     sampler = SAMPLERS.example(name)
