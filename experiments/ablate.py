@@ -29,6 +29,7 @@ from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
 from experiments.judging import Spaces, available
 from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
+from experiments.population import program
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
 from experiments.writers import replace_file
@@ -37,6 +38,12 @@ CONFIG = flags.DEFINE_string("config", None, "file of the ablation, for example 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ablation; the same command goes on there")
 JOBS = flags.DEFINE_integer(
     "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower_bound=1
+)
+POPULATION = flags.DEFINE_integer(
+    "population",
+    1,
+    "trainings that differ in seed and learning rate alone, at most so many as one program",
+    lower_bound=1,
 )
 LAUNCHER = flags.DEFINE_enum(
     "launcher", "local", sorted(LAUNCHERS), "where trainings run, see experiments/launchers.py"
@@ -77,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
-        jobs = [job(directory, name, cells[0]) for name, cells in open_.items()]
+        jobs = [job(directory, group) for group in populations(open_, POPULATION.value)]
         for _ in launcher(directory).run(jobs):
             write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
@@ -118,17 +125,32 @@ def result_file(directory: Path, cell: Cell) -> Path:
     return directory / "cells" / f"{cell.name}.json"
 
 
-def job(directory: Path, training: str, cell: Cell) -> Job:
-    """Train with the config of one of its cells, and evaluate them all."""
-    home = directory / "trainings" / training
-    home.mkdir(parents=True, exist_ok=True)
-    file = home.with_suffix(".json")
-    replace_file(file, json.dumps(workdir.to_json(cell.training_config), indent=2).encode())
-    again = [f"--config={CONFIG.value}", f"--workdir={directory}", f"--training={training}"]
-    commands = [("ablate", *again, *(f"--set={assignment}" for assignment in SET.value))]
-    if not (home / workdir.FINISHED).exists():
-        commands.insert(0, ("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}"))
-    return Job(name=training, commands=tuple(commands), directory=os.getcwd())
+def populations(trainings: dict[str, list[Cell]], most: int) -> list[dict[str, Cell]]:
+    """Trainings, each with one of its cells, in groups of at most `most` that are one program."""
+    if most == 1:
+        return [{name: cells[0]} for name, cells in trainings.items()]
+    alike: dict[str, list[str]] = {}
+    for name, cells in trainings.items():
+        alike.setdefault(program(cells[0].training_config), []).append(name)
+    parts = [names[i : i + most] for names in alike.values() for i in range(0, len(names), most)]
+    return [{name: trainings[name][0] for name in names} for names in parts]
+
+
+def job(directory: Path, group: dict[str, Cell]) -> Job:
+    """Train with the config of one cell of each training, together where they are several, and evaluate all cells."""
+    members, trained, evaluated = [], [], []
+    for training, cell in group.items():
+        home = directory / "trainings" / training
+        home.mkdir(parents=True, exist_ok=True)
+        file = home.with_suffix(".json")
+        replace_file(file, json.dumps(workdir.to_json(cell.training_config), indent=2).encode())
+        if not (home / workdir.FINISHED).exists():
+            members.append(f"--member={file}={home}")
+            trained.append(("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}"))
+        again = [f"--config={CONFIG.value}", f"--workdir={directory}", f"--training={training}"]
+        evaluated.append(("ablate", *again, *(f"--set={assignment}" for assignment in SET.value)))
+    together = [("train_population", *members)] if len(members) > 1 else []
+    return Job(name=next(iter(group)), commands=(*together, *trained, *evaluated), directory=os.getcwd())
 
 
 def launcher(directory: Path) -> Launcher:

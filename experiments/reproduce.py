@@ -31,7 +31,7 @@ RECORD = flags.DEFINE_string("record", None, "keep the evaluation of this finish
 WORKDIR = flags.DEFINE_string(
     "workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written"
 )
-STEPS = flags.DEFINE_integer("steps", 300, "training steps of a smoke run", lower_bound=10)
+STEPS = flags.DEFINE_integer("steps", 200, "training steps of a smoke run", lower_bound=10)
 
 MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
 COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}

@@ -164,9 +164,12 @@ class Experiment:
     @cached_property
     def learning_rate(self) -> optax.Schedule:
         """The learning rate by step."""
+        return self._learning_rate(self.config.optimizer.learning_rate)
+
+    def _learning_rate(self, peak: float | jax.Array) -> optax.Schedule:
         spec = self.config.optimizer
         return training.learning_rate_schedule(
-            spec.learning_rate,
+            peak,
             decay=spec.decay,
             warmup_steps=spec.warmup_steps,
             total_steps=self.config.train.steps,
@@ -176,11 +179,14 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
+        return self._optimizer(self.learning_rate)
+
+    def _optimizer(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
         spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
         return training.make_optimizer(
             spec,
-            learning_rate=self.learning_rate,
+            learning_rate=learning_rate,
             clip_norm=self.config.optimizer.clip_norm,
             is_frozen=models.is_frozen,
         )
@@ -271,9 +277,9 @@ class Experiment:
         if config.checkpoint.keep_best and config.checkpoint.best_metric not in measured:
             raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, measured))
 
-    def init_state(self) -> training.TrainState:
-        """The state before the first step (traceable; the layout decides where it is made)."""
-        key = stream_key(self.config.seed, "init")
+    def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
+        """The state before the first step (traceable; the layout decides where it is made), by default of the seed."""
+        key = stream_key(self.config.seed if seed is None else seed, "init")
         trainable = self.trainable
         return training.create_state(
             lambda: trainable.init_params(key, models.init_params),
@@ -294,16 +300,22 @@ class Experiment:
             self.layout.canonical_shardings(shapes),
         )
 
-    def train_step(self) -> Any:
-        """The pure train step `(state, batch, axis_name) -> (state, metrics)`."""
+    def train_step(self, seed: int | jax.Array | None = None, peak: float | jax.Array | None = None) -> Any:
+        """The pure train step `(state, batch, axis_name) -> (state, metrics)`.
+
+        Args:
+          seed: of all random streams, may be traced; by default the config's.
+          peak: of the learning rate, likewise.
+        """
         train = self.config.train
+        rate = self.learning_rate if peak is None else self._learning_rate(peak)
         return training.make_train_step(
             self.trainable,
-            self.optimizer,
+            self._optimizer(rate),
             ema=self.ema,
-            learning_rate=self.learning_rate,
+            learning_rate=rate,
             batch_size=train.batch_size,
-            seed=self.config.seed,
+            seed=self.config.seed if seed is None else seed,
             accumulation=train.accumulation,
         )
 

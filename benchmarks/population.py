@@ -1,0 +1,72 @@
+"""Trainings as one program against the same trainings one after the other: whole processes, start to end.
+
+    python -m benchmarks.population [--members=4 --steps=200]
+
+Prints the seconds of both and their ratio, for a small transformer whose members step side by side, and for the
+quickstart's U-Net, whose members step in turn on a CPU. Both ways pay for the interpreter's start, one compilation for
+each process, and the same checkpoints.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from configs.digits_unet import get_config
+from experiments import workdir
+
+MEMBERS = flags.DEFINE_integer("members", 4, "trainings, of as many seeds", lower_bound=2)
+STEPS = flags.DEFINE_integer("steps", 200, "of each", lower_bound=1)
+NETWORKS: dict[str, dict[str, Any] | None] = {
+    "transformer": {"name": "dit", "patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4},
+    "U-Net": None,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        for name, model in NETWORKS.items():
+            root = Path(directory) / name
+            root.mkdir()
+            words = [member(root, model, seed) for seed in range(MEMBERS.value)]
+            alone = sum(seconds([word]) for word in words)
+            together = seconds([word.replace("/alone_", "/together_") for word in words])
+            print(
+                f"{name}: {MEMBERS.value} trainings of {STEPS.value} steps: {alone:.1f} s one after the other, "
+                f"{together:.1f} s as one program: {alone / together:.2f} times as fast",
+                flush=True,
+            )
+
+
+def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
+    """The words of one training; its config is written."""
+    config = get_config()
+    if model is not None:
+        config.model = ConfigDict(model)
+    config.train.steps, config.seed = STEPS.value, seed
+    config.log.update(validate_every=0, sample_every=0)
+    config.checkpoint.update(every=STEPS.value, keep_best=0)
+    config.evaluation.metrics = ()
+    path = root / f"{seed}.json"
+    path.write_text(json.dumps(workdir.to_json(config)))
+    return f"--member={path}={root}/alone_{seed}"
+
+
+def seconds(words: list[str]) -> float:
+    """A process that trains these members, as long as it takes."""
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "experiments.train_population", *words], check=True, stderr=subprocess.DEVNULL
+    )
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,240 @@
+"""Several trainings as one program: members that differ in the seed and in the learning rate alone.
+
+Every array of the state has an axis in front, one entry for each member; the step is compiled once. The members are
+divided over the devices, and those of one device step side by side (`vmap`) or in turn (`map`): XLA convolves with a
+kernel for each member slowly on a CPU, and there `map` is the default for networks with convolutions.
+
+What comes out are ordinary runs: each member has its workdir, its data in its own order, its rows, and its checkpoints,
+as if trained alone, with the same numbers but for rounding.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from diffusion_jax import models, training
+from diffusion_jax.errors import RunError, UserError
+from experiments import workdir
+from experiments.loop import StopSignal, due
+from experiments.progress import ProgressBar
+from experiments.restoring import open_checkpoints
+from experiments.wiring import Experiment
+from experiments.writers import create_writer
+
+VARIES = ("seed", "optimizer.learning_rate")
+"""What members may differ in: numbers that enter the program as arguments."""
+_AXIS = "population"
+_WITHOUT_CONVOLUTIONS = ("dit", "jit", "ddit", "mlp")
+
+
+def program(config: ConfigDict) -> str:
+    """Trainings with the same one can be members of one population."""
+    return workdir.digest(config, without=VARIES)
+
+
+class Population:
+    """Trainings as one program.
+
+    Args:
+      configs: of the members.
+      directories: their workdirs.
+      how: "vmap" or "map"; "" chooses.
+
+    Raises:
+      UserError: the configs differ in more than `VARIES`, or one can not be trained in this way.
+    """
+
+    def __init__(self, configs: Sequence[ConfigDict], directories: Sequence[Path], how: str = ""):
+        if len({program(config) for config in configs}) != 1:
+            raise UserError(f"the members of a population differ in {' and '.join(VARIES)} alone; these differ in more")
+        self.members = [Experiment(c, directory=d) for c, d in zip(configs, directories, strict=True)]
+        self.directories, self.base, self.config = list(directories), self.members[0], configs[0]
+        for member in self.members:
+            member.check()
+        if self.base.teacher is not None:
+            raise UserError("a training with a teacher can not be a member of a population")
+        slow = jax.default_backend() == "cpu" and self.config.model.name not in _WITHOUT_CONVOLUTIONS
+        self.how = how or ("map" if slow else "vmap")
+        devices = [n for n in range(1, jax.local_device_count() + 1) if len(configs) % n == 0][-1]
+        self.mesh = Mesh(np.array(jax.local_devices()[:devices]), (_AXIS,))
+        self.sharding = NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        self.seeds = self._placed(np.array([config.seed for config in configs], np.uint32))
+        self.rates = self._placed(np.array([config.optimizer.learning_rate for config in configs], np.float32))
+
+    def _placed(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.device_put(x, self.sharding), tree)
+
+    def over_members(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of one member's arguments as one of all members'."""
+
+        def local(*arguments: Any) -> Any:
+            if self.how == "vmap":
+                return jax.vmap(function)(*arguments)
+            return jax.lax.map(lambda one: function(*one), arguments)
+
+        spec = PartitionSpec(_AXIS)
+        return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def step(self) -> Any:
+        """(states, batches, seeds, rates) -> (states, metrics), jitted; the states are given away."""
+
+        def one(state: Any, batch: Any, seed: jax.Array, rate: jax.Array) -> Any:
+            return self.base.train_step(seed, rate)(state, batch)
+
+        return jax.jit(self.over_members(one), donate_argnums=0)
+
+    def run(self, stop: StopSignal) -> int:
+        """Train to the last step, or until told to stop; returns the exit code."""
+        with contextlib.ExitStack() as stack:
+            for member, directory in zip(self.members, self.directories, strict=True):
+                directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(workdir.lock(directory))
+                workdir.claim(directory, member.config, member.info)
+                workdir.write_environment(directory, num_parameters=models.count_parameters(member.network))
+            self.writers = [
+                stack.enter_context(contextlib.closing(create_writer(directory, primary=True)))
+                for directory in self.directories
+            ]
+            self.checkpointers = [open_checkpoints(*pair) for pair in zip(self.members, self.directories, strict=True)]
+            for checkpointer in self.checkpointers:
+                stack.callback(checkpointer.close)
+            states, start, self.window = self._begin()
+            for writer in self.writers:
+                writer.resume(start)
+            if start < self.config.train.steps:
+                self._loop(states, start, stop)
+            else:
+                print(f"all {len(self.members)} members are finished", flush=True)
+        return 0
+
+    def _begin(self) -> tuple[Any, int, list[Any]]:
+        """The states to start from, their step, and the metrics not yet logged."""
+        common = set.intersection(*(set(checkpointer.steps()) for checkpointer in self.checkpointers))
+        if not common:
+            init = jax.jit(self.over_members(self.base.init_state))
+            return init(self.seeds), 0, []
+        step = max(common)
+        found = []
+        for member, checkpointer in zip(self.members, self.checkpointers, strict=True):
+            checkpointer.set_aside_after(step)
+            workdir.require_same_config(checkpointer.read_record(step)["config"], member.config, checkpointer.directory)
+            found.append(checkpointer.restore(step, member.abstract_state))
+        print(f"resuming {len(found)} members at step {step}", flush=True)
+        states = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *[s for s, _ in found])
+        rows = zip(*(record["window"] for _, record in found), strict=True)
+        window = [{name: np.array([row[name] for row in together]) for name in together[0]} for together in rows]
+        return self._placed(states), step, window
+
+    def _loop(self, states: Any, start: int, stop: StopSignal) -> None:
+        config = self.config
+        batches = [member.pipeline.batches(start_step=start) for member in self.members]
+        began = time.perf_counter()
+        abstract = self._stack([member.abstract_batch(config.train.batch_size) for member in self.members])
+        step_fn = self.step().lower(states, self._placed(abstract), self.seeds, self.rates).compile()
+        for writer in self.writers:
+            writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
+        validate = self._validation() if config.log.validate_every else None
+        stop.arm()
+        with ProgressBar(total=config.train.steps, start=start, description=f"train {len(self.members)}") as progress:
+            clock = (time.perf_counter(), start)
+            for step in range(start + 1, config.train.steps + 1):
+                batch = self._placed(self._stack([next(one) for one in batches]))
+                states, metrics = step_fn(states, batch, self.seeds, self.rates)
+                self.window.append(metrics)
+                last, stops = step == config.train.steps, stop.received is not None
+                logs = last or due(step, config.log.every)
+                saves = last or stops or due(step, config.checkpoint.every)
+                if logs or saves:
+                    self._fetch(states)
+                if logs:
+                    self._log(step, clock, progress)
+                measured = [{} for _ in self.members]
+                if validate and (last or due(step, config.log.validate_every)):
+                    measured = validate(step, states)
+                if saves:
+                    self._save(step, states, measured)
+                if logs:
+                    clock = (time.perf_counter(), step)
+                if stops and not last:
+                    print(f"stopped by {stop.received.name} at step {step}, which is saved", flush=True)
+                    return
+
+    @staticmethod
+    def _stack(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+    def _fetch(self, states: Any) -> None:
+        """Metrics of the window to the host.
+
+        Raises:
+          RunError: some member's loss or gradient was not finite.
+        """
+        self.window = jax.device_get(self.window)
+        for directory, bad in zip(self.directories, jax.device_get(states.nonfinite_step), strict=True):
+            if bad >= 0:
+                raise RunError(
+                    f"loss or gradient of {directory} is not finite at step {bad}; train it by itself to see"
+                )
+
+    def _log(self, step: int, clock: tuple[float, int], progress: ProgressBar) -> None:
+        seconds, images = time.perf_counter() - clock[0], (step - clock[1]) * self.config.train.batch_size
+        for i, writer in enumerate(self.writers):
+            row = {name: float(np.mean([float(m[name][i]) for m in self.window])) for name in self.window[0]}
+            writer.write_scalars(step, row)
+            # Of the machine's time a member has had its share.
+            writer.write_timings(step, {"images_per_second": len(self.members) * images / seconds})
+        loss = float(np.mean([np.mean(metrics["loss"]) for metrics in self.window]))
+        progress.update(step, loss, len(self.members) * images / seconds)
+        self.window = []
+
+    def _save(self, step: int, states: Any, measured: Sequence[dict[str, float]]) -> None:
+        for i, (member, checkpointer) in enumerate(zip(self.members, self.checkpointers, strict=True)):
+            self.writers[i].flush()
+            record = {
+                "config": workdir.to_json(member.config),
+                "position": step * self.config.train.batch_size,
+                "window": [{name: float(value[i]) for name, value in metrics.items()} for metrics in self.window],
+                "branch": None,
+            }
+            checkpointer.save(step, self.member_state(states, i), record, measured[i])
+
+    def member_state(self, states: Any, index: int) -> Any:
+        """The canonical state of one member."""
+        return jax.tree.map(
+            lambda x, like: jax.device_put(x[index], like.sharding), states, self.members[index].abstract_state
+        )
+
+    def _validation(self) -> Callable[[int, Any], list[dict[str, float]]]:
+        """(step, states) -> the validation loss of every member, which is also written."""
+        base, config = self.base, self.config
+        size = base.validation_size
+
+        def one(params: Any, state: Any, batch: Any, seed: jax.Array, first: jax.Array) -> jax.Array:
+            step = training.make_validation_step(base.trainable, seed=seed)
+            return step(params, state, batch, first, size)["loss"]
+
+        run = jax.jit(self.over_members(one))
+
+        def validate(step: int, states: Any) -> list[dict[str, float]]:
+            params = states.evaluation_params(config.sampling.ema)
+            context = states.replace(params={}, opt_state=(), ema={})
+            losses = []
+            batches: list[Iterator[Any]] = [m.validation_pipeline.batches(start_step=0) for m in self.members]
+            for first in range(0, size, config.train.batch_size):
+                batch = self._placed(self._stack([next(member) for member in batches]))
+                firsts = self._placed(np.full(len(self.members), first, np.int32))
+                losses.append(run(params, context, batch, self.seeds, firsts))
+            found = np.mean(jax.device_get(losses), axis=0)
+            results = [{"validation_loss": float(value)} for value in found]
+            for writer, result in zip(self.writers, results, strict=True):
+                writer.write_scalars(step, result)
+            return results
+
+        return validate
