@@ -8,7 +8,6 @@ every example by itself. What an example becomes does not depend on its neighbou
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -43,6 +42,8 @@ def integrate(
     Returns:
       y at `last`, and the evaluations of `slopes` that the slowest example needed.
     """
+    import diffrax  # costs every command a second where it is not needed
+
     size = jax.tree.leaves(start)[0].shape[0]
     length = last - first
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -202,7 +202,7 @@ class BetaGrid(GridRule):
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
         uniform = UniformGrid()(schedule, num_steps)
-        return uniform.moved(lambda times: scipy.stats.beta.ppf(times, self.a, self.b))
+        return uniform.moved(lambda times: scipy.special.betaincinv(self.a, self.b, times))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
