@@ -10,6 +10,7 @@ A file of an ablation is a config with more in it:
     keep(cell)        optional: whether to run a cell, {axis: name of the value}
 
 The cells are the cross product of the axes. Cells that differ in `sampling` and `evaluation` alone share a training.
+Where a value of an axis sets fields of both, those of sampling belong to the training too: its pictures need them.
 """
 
 import ast
@@ -37,12 +38,14 @@ class Cell:
       values: name of the value on each axis.
       seed: of training and sampling.
       overrides: fields that differ from the ablation's config.
+      trained: those of them that training sees.
       base: the ablation's config.
     """
 
     values: Mapping[str, str]
     seed: int
     overrides: Mapping[str, Any]
+    trained: Mapping[str, Any]
     base: ConfigDict
 
     @property
@@ -68,8 +71,7 @@ class Cell:
     @property
     def training_config(self) -> ConfigDict:
         """The ablation's config with what training sees; the cells are evaluated, not the training."""
-        own = {name: value for name, value in self.overrides.items() if not name.startswith(_AFTER_TRAINING)}
-        return overridden(self.base, {**own, "seed": self.seed, "evaluation.metrics": ()})
+        return overridden(self.base, {**self.trained, "seed": self.seed, "evaluation.metrics": ()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,11 @@ class Ablation:
             values = dict(zip(axes, names, strict=True))
             if values != baseline and not keep(values):
                 continue
-            overrides = {k: v for axis, name in values.items() for k, v in axes[axis][name].items()}
+            parts = [axes[axis][name] for axis, name in values.items()]
+            overrides = {k: v for part in parts for k, v in part.items()}
+            trained = {k: v for part in parts if _trains(part) for k, v in part.items()}
             for seed in seeds:
-                cells.append(Cell(values=values, seed=seed, overrides=overrides, base=config))
+                cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
                 _ = cells[-1].config  # so that a wrong field is an error before anything is begun
         metrics = tuple(config.evaluation.metrics)
         if not metrics:
@@ -146,6 +150,11 @@ class Ablation:
             metric=metric,
             cells=tuple(cells),
         )
+
+
+def _trains(overrides: Mapping[str, Any]) -> bool:
+    """Whether a value of an axis changes the training."""
+    return any(not name.startswith(_AFTER_TRAINING) for name in overrides)
 
 
 def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

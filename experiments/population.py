@@ -60,6 +60,10 @@ class Population:
             member.check()
         if self.base.teacher is not None:
             raise UserError("a training with a teacher can not be a member of a population")
+        if self.config.checkpoint.keep_last < 2:
+            raise UserError(
+                "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"
+            )
         slow = jax.default_backend() == "cpu" and self.config.model.name not in _WITHOUT_CONVOLUTIONS
         self.how = how or ("map" if slow else "vmap")
         devices = [n for n in range(1, jax.local_device_count() + 1) if len(configs) % n == 0][-1]
@@ -117,13 +121,15 @@ class Population:
     def _begin(self) -> tuple[Any, int, list[Any]]:
         """The states to start from, their step, and the metrics not yet logged."""
         common = set.intersection(*(set(checkpointer.steps()) for checkpointer in self.checkpointers))
+        step = max(common, default=0)
+        for checkpointer in self.checkpointers:
+            for moved in checkpointer.set_aside_after(step):
+                print(f"set aside {moved}, which not all members have", flush=True)
         if not common:
             init = jax.jit(self.over_members(self.base.init_state))
             return init(self.seeds), 0, []
-        step = max(common)
         found = []
         for member, checkpointer in zip(self.members, self.checkpointers, strict=True):
-            checkpointer.set_aside_after(step)
             workdir.require_same_config(checkpointer.read_record(step)["config"], member.config, checkpointer.directory)
             found.append(checkpointer.restore(step, member.abstract_state))
         print(f"resuming {len(found)} members at step {step}", flush=True)

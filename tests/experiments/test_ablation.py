@@ -103,6 +103,18 @@ def test_a_file_that_is_no_ablation_is_refused(file, old, new, message):
         Ablation.read(file)
 
 
+def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(file):
+    """An objective may need a sampler of its own, also for the pictures of its training."""
+    old = 'yield "high", {"optimizer.learning_rate": 2e-3}'
+    new = 'yield "high", {"optimizer.learning_rate": 2e-3, "sampling.steps": 7}'
+    file.write_text(FILE.replace(old, new))
+    trainings = {
+        cells[0].values["rate"]: cells[0].training_config.sampling for cells in Ablation.read(file).trainings().values()
+    }
+    assert (trainings["low"].steps, trainings["high"].steps) == (18, 7)
+    assert {sampling.sampler.name for sampling in trainings.values()} == {"heun"}  # the file's own; no cell's
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.py")), ids=lambda path: path.stem)
 def test_shipped_ablations_can_be_run(path, data_dir):
     """Everything that every cell names is there, and belongs together."""
