@@ -6,6 +6,8 @@ from pathlib import Path
 
 import matplotlib
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 
 from experiments.ablation import Ablation
 from experiments.ablation_report import (
@@ -59,17 +61,15 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
             cells += ["–", "–"]
         else:
             p = f"{test.corrected:.2g}" if math.isfinite(test.corrected) else "–"
-            cells += [f"{test.difference.mean:+.3g} ± {test.difference.half:.2g}", p]
+            half = f" ± {test.difference.half:.2g}" if math.isfinite(test.difference.half) else ""
+            cells += [f"{test.difference.mean:+.3g}{half}", p]
         lines.append("| " + " | ".join(cells) + " |")
     if _chart(ablation, groups, name, home / "chart.png"):
         lines += ["", f"![{column_title(name)}]({home.name}/chart.png)"]
-    rows = _samples(directory, groups, home / "samples.png")
-    if rows:
+    if _samples(directory, groups, home / "samples.png"):
         lines += [
             "",
             f"The first samples of seed {ablation.seeds[0]}, the same noise in every row, none picked by hand.",
-            "From above:",
-            "; ".join(rows) + ".",
             "",
             f"![samples]({home.name}/samples.png)",
         ]
@@ -99,7 +99,9 @@ def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bo
                 marker="o", markersize=4, capsize=2, label=f"{axis} {value}",
             )  # fmt: skip
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        ticks = sorted({group.evaluations for group in groups})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_xlabel("network evaluations for a sample")
         axes.legend(frameon=False)
         if min(line.get_ydata().min() for line in axes.lines) > 0:
@@ -120,8 +122,8 @@ def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bo
     return True
 
 
-def _samples(directory: Path, groups: list[Group], path: Path) -> list[str]:
-    """The first row of each group's picture, one below the other; the labels of the rows."""
+def _samples(directory: Path, groups: list[Group], path: Path) -> bool:
+    """The first row of each group's picture, one below the other, each with its label; False where there is none."""
     strips, labels = [], []
     for group in groups:
         source = directory / "cells" / f"{group.cells[min(group.cells)].name}.png"
@@ -131,11 +133,16 @@ def _samples(directory: Path, groups: list[Group], path: Path) -> list[str]:
             labels.append(group.label)
     if strips:
         height = max(strip.height for strip in strips)
-        whole = PIL.Image.new(strips[0].mode, (max(strip.width for strip in strips), height * len(strips)))
-        for i, strip in enumerate(strips):
-            whole.paste(strip, (0, i * height))
+        font = PIL.ImageFont.load_default(size=14)
+        margin = 16 + int(max(font.getlength(label) for label in labels))
+        width = margin + max(strip.width for strip in strips)
+        whole = PIL.Image.new("RGB", (width, height * len(strips)), "white")
+        draw = PIL.ImageDraw.Draw(whole)
+        for i, (strip, label) in enumerate(zip(strips, labels, strict=True)):
+            draw.text((8, i * height + height // 2), label, fill="black", font=font, anchor="lm")
+            whole.paste(strip, (margin, i * height))
         whole.save(path, optimize=True)
-    return labels
+    return bool(strips)
 
 
 def _provenance(directory: Path, groups: list[Group]) -> str:

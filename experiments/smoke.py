@@ -50,7 +50,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     ),
 }
 """What takes the place of a network's own fields, by the name of its model."""
-# Recipes that need more steps than others: a momentum of 0.99 looks back on 100 of them; a bound on tokens learns slowly.
+# Recipes that need more steps than others: a momentum of 0.99 looks back on 100; a bound on tokens learns slowly.
 TIMES_THE_STEPS = {"uvit_s2_cifar10": 4, "d3pm_cifar10": 4}
 
 

@@ -5,11 +5,14 @@ import json
 import math
 
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.stats
 
 from diffusion_jax.errors import UserError
 from experiments.ablation import Ablation
+from experiments.ablation_page import write_page
+from experiments.ablation_report import write_reports
 from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
 from experiments.judging import available
 from experiments.wiring import Experiment
@@ -170,6 +173,40 @@ def test_pareto_front():
     assert pareto_front(costs, [-v for v in values], lower=False) == [True, True, False, False, True]
     assert lower_is_better("proxy_fd/proxy_fd")
     assert not lower_is_better("class_accuracy/accuracy")
+
+
+def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
+    """Of made-up cells, one of which is not done yet."""
+    ablation, home = Ablation.read(file), tmp_path / "out"
+    (home / "cells").mkdir(parents=True)
+    accuracy = {("low", "euler"): (0.5, 0.7), ("low", "heun"): (0.8, 0.9), ("high", "euler"): (0.6, 0.9)}
+    accuracy["high", "heun"] = (0.75, None)
+    for cell in ablation.cells:
+        value = accuracy[cell.values["rate"], cell.values["sampler"]][cell.seed]
+        if value is not None:
+            evaluations = 18 if cell.values["sampler"] == "euler" else 7
+            settings = {"network_evaluations": evaluations, "num_samples": 20}
+            results = {"class_accuracy": {"accuracy": value}, "settings": settings}
+            (home / "cells" / f"{cell.name}.json").write_text(json.dumps({"results": results}))
+            PIL.Image.new("L", (100, 40), 17).save(home / "cells" / f"{cell.name}.png")
+    for training in ablation.trainings():
+        (home / "trainings" / training).mkdir(parents=True)
+        for name, row in (("metrics", {"step": 1, "loss": 1.0}), ("timings", {"step": 1, "images_per_second": 9.0})):
+            (home / "trainings" / training / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    write_reports(ablation, home)
+    page = write_page(ablation, home, tmp_path / "docs" / "two.md").read_text()
+    assert "7 of 8 cells" in page
+    low, high = scipy.stats.t.interval(0.95, 1, loc=0.6, scale=scipy.stats.sem([0.5, 0.7]))
+    assert f"| low | euler | 18 | 0.6 ± {(high - low) / 2:.2g} | baseline |  |" in page
+    difference = scipy.stats.t.interval(0.95, 1, loc=0.25, scale=scipy.stats.sem([0.3, 0.2]))
+    assert f"| +0.25 ± {difference[1] - 0.25:.2g} |" in page
+    assert "| high | heun | 7 | 0.75 | +0.25 | – |" in page  # one seed has no interval
+    kept = tmp_path / "docs" / "two"
+    assert json.loads((kept / "results.json").read_text()) == json.loads((home / "results.json").read_text())
+    for name in ("chart.png", "samples.png"):
+        assert f"(two/{name})" in page
+        assert np.asarray(PIL.Image.open(kept / name)).std() > 0
+    assert PIL.Image.open(kept / "samples.png").height == 4 * 10  # a row of each group
 
 
 def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
