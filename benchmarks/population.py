@@ -8,6 +8,7 @@ each process, and the same checkpoints.
 """
 
 import json
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs.digits_unet import get_config
 from experiments import workdir
 
+ROOT = Path(__file__).parent.parent
 MEMBERS = flags.DEFINE_integer("members", 4, "trainings, of as many seeds", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 200, "of each", lower_bound=1)
 NETWORKS: dict[str, dict[str, Any] | None] = {
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
     """The words of one training; its config is written."""
-    config = get_config()
+    config = runpy.run_path(str(ROOT / "configs" / "digits_unet.py"))["get_config"]()
     if model is not None:
         config.model = ConfigDict(model)
     config.train.steps, config.seed = STEPS.value, seed

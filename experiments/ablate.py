@@ -29,7 +29,7 @@ from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
 from experiments.judging import Spaces, available
 from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
-from experiments.population import program
+from experiments.population import populations
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
 from experiments.writers import replace_file
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
-        jobs = [job(directory, group) for group in populations(open_, POPULATION.value)]
+        groups = populations({name: cells[0].training_config for name, cells in open_.items()}, POPULATION.value)
+        jobs = [job(directory, {name: open_[name][0] for name in names}) for names in groups]
         for _ in launcher(directory).run(jobs):
             write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
@@ -123,17 +124,6 @@ def identity(cell: Cell) -> dict[str, Any]:
 def result_file(directory: Path, cell: Cell) -> Path:
     """Where the numbers of a cell are."""
     return directory / "cells" / f"{cell.name}.json"
-
-
-def populations(trainings: dict[str, list[Cell]], most: int) -> list[dict[str, Cell]]:
-    """Trainings, each with one of its cells, in groups of at most `most` that are one program."""
-    if most == 1:
-        return [{name: cells[0]} for name, cells in trainings.items()]
-    alike: dict[str, list[str]] = {}
-    for name, cells in trainings.items():
-        alike.setdefault(program(cells[0].training_config), []).append(name)
-    parts = [names[i : i + most] for names in alike.values() for i in range(0, len(names), most)]
-    return [{name: trainings[name][0] for name in names} for names in parts]
 
 
 def job(directory: Path, group: dict[str, Cell]) -> Job:

@@ -10,7 +10,7 @@ as if trained alone, with the same numbers but for rounding.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ _WITHOUT_CONVOLUTIONS = ("dit", "jit", "ddit", "mlp")
 def program(config: ConfigDict) -> str:
     """Trainings with the same one can be members of one population."""
     return workdir.digest(config, without=VARIES)
+
+
+def populations(trainings: Mapping[str, ConfigDict], most: int) -> list[list[str]]:
+    """The names of trainings in groups of at most `most` that are one program."""
+    if most == 1:
+        return [[name] for name in trainings]
+    alike: dict[str, list[str]] = {}
+    for name, config in trainings.items():
+        alike.setdefault(program(config), []).append(name)
+    return [names[i : i + most] for names in alike.values() for i in range(0, len(names), most)]
 
 
 class Population:

@@ -9,7 +9,8 @@ import pytest
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
 from experiments import workdir
-from experiments.population import Population, program
+from experiments.ablation import Ablation
+from experiments.population import Population, populations, program
 from experiments.restoring import restore_params
 from tests.processes import ROOT
 
@@ -96,16 +97,14 @@ def test_members_differ_in_numbers_alone(data_dir, tmp_path):
         Population([first, other], [tmp_path / "a", tmp_path / "b"])
 
 
-def test_an_ablation_trains_in_populations(data_dir, tmp_path):
-    from experiments.ablate import populations
-    from experiments.ablation import Ablation
-
+def test_an_ablation_trains_in_populations():
     ablation = Ablation.read(ROOT / "configs" / "ablations" / "edm_design_space.py")
-    trainings = ablation.trainings()
+    trainings = {name: cells[0].training_config for name, cells in ablation.trainings().items()}
     groups = populations(trainings, 4)
+    assert populations(trainings, 1) == [[name] for name in trainings]
     assert sorted(name for group in groups for name in group) == sorted(trainings)
     assert max(map(len, groups)) == 4
     for group in groups:
-        assert len({program(cell.training_config) for cell in group.values()}) == 1
+        assert len({program(trainings[name]) for name in group}) == 1
     # Configuration B differs from A in the clipping too, so every configuration is a program: 5 seeds are 4 and 1.
     assert sorted(map(len, groups)) == [1] * 5 + [4] * 5

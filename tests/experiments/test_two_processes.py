@@ -77,6 +77,7 @@ def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, 
     assert_same_but_for_rounding(workdir, reference)
 
 
+@pytest.mark.slow
 def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, tmp_path):
     """Both stop at the same step, with exit code 0; one process goes on from the shards of two."""
     workdir = tmp_path / "run"
