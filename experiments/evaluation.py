@@ -132,6 +132,7 @@ def evaluate(
         "seed": seed,
         "sampler": str(make.sampler),
         "network_evaluations": make.network_evaluations,
+        "grid": dict(config.sampling.grid),
         "guidance_scale": make.guidance_scale,
         **({"guidance_interval": make.guidance_interval} if make.guidance_interval else {}),
         "devices": jax.device_count(),

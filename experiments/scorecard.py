@@ -16,6 +16,7 @@ figure that was not looked up again. A claim is met only where this code has mea
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import runpy
@@ -267,7 +268,7 @@ def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
         else:
             measured = found[-1]["results"][claim["metric"]]
             met = _as_good(claim["metric"], measured, claim["value"])
-            status = (DIFFERS if claim.get("differs") else MET) if met else NOT_MET
+            status = DIFFERS if claim.get("differs") else MET if met else NOT_MET
         yield Check(
             name=name,
             status=status,
@@ -301,6 +302,10 @@ def record(directory: Path) -> Path:
         )
     found = json.loads((directory / "evaluation.json").read_text())
     settings = found.pop("settings")
+    if settings["step"] != config.train.steps:
+        raise UserError(
+            f"{directory}/evaluation.json is of step {settings['step']} of {config.train.steps}: evaluate the last one"
+        )
     kept = {
         "papers": [paper.name for paper in papers],
         "training": digest,
@@ -309,7 +314,8 @@ def record(directory: Path) -> Path:
         "provenance": json.loads((directory / "environment.json").read_text()),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{papers[0].name}-{settings['network_evaluations']}-{settings['seed']}.json"
+    how = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    path = RESULTS / f"{papers[0].name}-{settings['network_evaluations']}-{how}.json"
     path.write_text(json.dumps(kept, indent=2) + "\n")
     return path
 
@@ -364,6 +370,7 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
         and settings["network_evaluations"] == claim["nfe"]
         and settings["num_samples"] == claim["num_samples"]
         and settings["guidance_scale"] == claim.get("guidance_scale", 1.0)
+        and settings["grid"] == dict(paper.config.sampling.grid)
         and settings["sampler"] == str(_sampler(experiment, claim["sampler"]))
     )
 

@@ -23,7 +23,7 @@ _JUDGED = {
     "sampler": "consistency",
     "num_samples": 50_000,
     "reference": "CIFAR-10, training images",
-    "source": "Table 1",
+    "source": "the paper",
 }
 CLAIMS = {
     "paper": "Geng et al. 2024, arXiv:2406.14548",

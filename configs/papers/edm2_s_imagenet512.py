@@ -1,7 +1,7 @@
 """EDM2-S on ImageNet 512x512 latents.
 
-Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv:2312.02696), Tables 2
-and 6: magnitude-preserving network of size S (280,212,837 parameters with the 128 of the loss's uncertainty), Adam
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv:2312.02696):
+magnitude-preserving network of size S (280,212,837 parameters with the 128 of the loss's uncertainty), Adam
 (0.9, 0.99), learning rate 0.01 ramped up over 10 million images and falling as an inverse square root from step 70,000,
 batch 2048, noise levels ln sigma ~ N(-0.4, 1), 2147 million images, power-function averages of widths 0.05 and 0.1.
 The paper computes in float16; here it is bfloat16.
@@ -37,7 +37,7 @@ CLAIMS = {
             "nfe": 63,
             "num_samples": 50_000,
             "reference": "ImageNet 512x512, the authors' statistics",
-            "source": "Table 2",
+            "source": "the paper and the authors' README",
             "differs": "the latents here are synthetic",
         }
     ],

@@ -43,7 +43,7 @@ CLAIMS = {
             "guidance_scale": 2.9,
             "num_samples": 50_000,
             "reference": "ImageNet 256x256, the authors' statistics",
-            "source": "Table 5, 200 epochs",
+            "source": "the paper, 200 epochs",
         }
     ],
 }

@@ -1,6 +1,6 @@
 """LDM-4 on ImageNet 256x256: latent diffusion, class-conditional by attention to the label.
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:2112.10752), Table 12:
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:2112.10752):
 latents 64x64x3 (VQ, factor 4), a U-Net of 400,920,579 parameters and a table of 1001 labels of 512, betas linear in
 their square root from 0.0015 to 0.0195 in 1000 steps, 178k steps of batch 1200, 10% label dropout. The learning rate,
 1e-4, and EMA, 0.9999, are those of the released configuration as remembered.
@@ -23,7 +23,7 @@ _JUDGED = {
     "guidance_scale": 1.5,
     "num_samples": 50_000,
     "reference": "ImageNet 256x256, ADM's statistics",
-    "source": "Table 10, LDM-4-G",
+    "source": "the paper, LDM-4-G",
     "differs": "the latents here are synthetic",
 }
 CLAIMS = {

@@ -98,6 +98,7 @@ def finished(directory, paper, *, fid, **settings):
     workdir.write_environment(directory, num_parameters=35_746_307)
     (directory / workdir.FINISHED).write_text("{}")
     common = {"num_samples": 50_000, "seed": 0, "sampler": str(experiment.sampler()), "network_evaluations": 1000}
+    common |= {"grid": {"name": "uniform"}, "step": paper.config.train.steps}
     evaluation = {"fid": fid, "settings": {**common, "guidance_scale": 1.0, **settings}}
     (directory / "evaluation.json").write_text(json.dumps(evaluation))
     return directory
@@ -112,6 +113,7 @@ def finished(directory, paper, *, fid, **settings):
         (3.2, {"network_evaluations": 50}, NOT_RUN),
         (3.2, {"sampler": "DDIM(eta=0.0)"}, NOT_RUN),
         (3.2, {"guidance_scale": 2.0}, NOT_RUN),
+        (3.2, {"grid": {"name": "quadratic"}}, NOT_RUN),
     ],
 )
 def test_a_result_is_met_only_by_a_run_that_was_measured_in_the_same_way(
@@ -129,12 +131,23 @@ def test_a_result_is_met_only_by_a_run_that_was_measured_in_the_same_way(
     assert other.status == NOT_RUN
 
 
+@pytest.mark.parametrize("fid", [3.0, 4.0])
+def test_a_result_of_another_recipe_is_neither_met_nor_wrong(ddpm, tmp_path, monkeypatch, fid):
+    monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
+    scorecard.record(finished(tmp_path / "run", ddpm, fid=fid))
+    paper = with_claim(ddpm, "results", [{**ddpm.claims["results"][0], "differs": "a reason"}])
+    (check,) = scorecard.trained(paper, Experiment.planned(paper.config))
+    assert (check.status, check.measured, check.note) == (DIFFERS, fid, "a reason")
+
+
 def test_only_runs_of_a_paper_are_recorded(ddpm, tmp_path, monkeypatch):
     monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
     other = ddpm.config.copy_and_resolve_references()
     other.optimizer.learning_rate = 1e-3
     with pytest.raises(UserError, match="is no paper's"):
         scorecard.record(finished(tmp_path / "other", dataclasses.replace(ddpm, config=other), fid=3.0))
+    with pytest.raises(UserError, match="is of step 100 of 800000"):
+        scorecard.record(finished(tmp_path / "early", ddpm, fid=3.0, step=100))
     run = finished(tmp_path / "run", ddpm, fid=3.0)
     (run / workdir.FINISHED).unlink()
     with pytest.raises(UserError, match="train to the end"):
