@@ -64,6 +64,7 @@ class Generator:
 
     def _sample(self, params: Any, conditioning: dict[str, jax.Array], key: jax.Array, index: jax.Array) -> jax.Array:
         trainable = self.experiment.trainable
+        conditioning = trainable.conditioning(conditioning, index.shape[0])
 
         def conditional(xt, t, condition, *s):
             return trainable.denoiser(params, condition)(xt, t, *s)

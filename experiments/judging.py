@@ -178,9 +178,10 @@ def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, fl
     key = stream_key(seed, "likelihood")
 
     def bits(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        denoiser = experiment.trainable.denoiser(params, {"label": batch["label"]} if "label" in batch else {})
+        trainable = experiment.trainable
+        denoiser = trainable.denoiser(params, trainable.conditioning(batch, len(batch["index"])))
         level = jnp.round(batch["image"].astype(np.float32) * ((bins - 1) / 255.0))
-        schedule, keys = experiment.trainable.parameterization.schedule, BatchKey(key, batch["index"], size)
+        schedule, keys = trainable.parameterization.schedule, BatchKey(key, batch["index"], size)
         return continuous_bound(
             denoiser, schedule, level * (2.0 / (bins - 1)) - 1.0, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins
         )

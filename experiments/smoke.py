@@ -60,7 +60,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
     with small.unlocked():
         fields = {name: value for name, value in config.data.items() if name != "options"}
         small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
-        small.data.validation_split = "test"
+        small.data.update(validation_split="test", num_workers=0)
         model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}
         if config.model.name == "ldm_unet":
             model = {name: value for name, value in model.items() if name == "dropout"}

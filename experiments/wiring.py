@@ -78,7 +78,7 @@ class Experiment:
     def validation_pipeline(self) -> data.Pipeline | None:
         """Held-out data in the form of the training data, not augmented; None when the config names none."""
         split = self.config.data.validation_split
-        return dataclasses.replace(self._pipeline(split), flip=False) if split else None
+        return dataclasses.replace(self._pipeline(split), augment=False) if split else None
 
     def _pipeline(self, split: str) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
@@ -267,6 +267,11 @@ class Experiment:
                 f"objective {config.objective.name} needs a network of {self.objective.num_times} times, the config's "
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
+        told, labels = getattr(self.network, "augment_channels", 0), self.pipeline.augment_labels
+        if told not in (0, labels):
+            raise UserError(
+                f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
+            )
         if config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
             raise UserError("sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1")
         if self.validation_pipeline is not None:
@@ -324,6 +329,8 @@ class Experiment:
         batch = {"image": np.zeros((rows, *self.info.image_shape), np.float32)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
+        if labels := self._pipeline(self.config.data.split).augment_labels:
+            batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
 
     def sampler(self, name: str | None = None) -> Sampler | TokenSampler:

@@ -5,7 +5,7 @@ from (seed, p) alone:
 
     epoch, place = divmod(p, num_examples)
     example      = permutation(seed, epoch)[place]          (1)
-    random bits  = Philox(seed)[p]                          (2)
+    random bits  = Philox(seed, stream)[p]                  (2)
 
 so the batch at step s does not depend on how many processes, worker processes or threads read it, nor on where the run
 was last resumed. Host h of H reads the rows h * batch_size / H ... (h + 1) * batch_size / H of every global batch.
@@ -31,6 +31,7 @@ from absl import flags, logging
 from jaxtyping import Int, UInt64
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.sources import (
     ArraySource,
     Batch,
@@ -45,7 +46,8 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
 
 PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
-_ORDER, _AUGMENT = 0, 1  # streams of (seed, stream, position)
+_ORDER, _FLIP, _AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
+_WORDS_PER_BLOCK = 4  # of the counter-based generator, Philox 4x64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,10 @@ class Pipeline:
       batch_size: size of the GLOBAL batch.
       image_size: side of the square images that come out; None leaves images as they are.
       crop: name in `transforms.crops`: none, adm, edm, pad.
-      flip: mirror each image with probability 1/2.
+      flip: mirror each image with probability 1/2, of which the network is not told.
+      augmentation: name in `augmentation.augmentations`, or a mapping {"name": ..., **arguments}; a batch then has
+        "augment", which says what was done.
+      augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
       shuffle: another order in every epoch; otherwise always the order of the source.
       seed: of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
@@ -75,6 +80,8 @@ class Pipeline:
     image_size: int | None = None
     crop: str = "none"
     flip: bool = False
+    augmentation: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
+    augment: bool = True
     shuffle: bool = True
     seed: int = 0
     channels: int | None = None
@@ -87,6 +94,8 @@ class Pipeline:
     def __post_init__(self):
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(self.options).items()}
         object.__setattr__(self, "options", tuple(sorted(options.items())))
+        if not isinstance(self.augmentation, str):
+            object.__setattr__(self, "augmentation", tuple(sorted(dict(self.augmentation).items())))
         for name, least in [("batch_size", 1), ("image_size", 1), ("seed", 0), ("num_workers", 0), ("prefetch", 0)]:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -97,7 +106,7 @@ class Pipeline:
             raise UserError(f"data.channels must be 1, 3 or None, not {self.channels!r}")
         if self.crop != "none" and self.image_size is None:
             raise UserError(f"data.crop={self.crop!r} needs data.image_size")
-        _ = self._crop
+        _ = (self._crop, self._augmentation)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pipeline":
@@ -149,7 +158,8 @@ class Pipeline:
 
         Returns:
           An iterator of {"image": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
-          [local_batch]}; data without classes has no "label".
+          [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
+          pipeline without augmentation no "augment".
 
         Raises:
           UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
@@ -166,7 +176,7 @@ class Pipeline:
         The last batch may be short. Every host makes the same number of batches; of a short one its share may be empty.
         """
         reader = self._reader(batch_size or self.batch_size, process_index, process_count)
-        in_order = {"shuffle": False, "flip": False, "num_positions": self.info.num_examples}
+        in_order = {"shuffle": False, "augment": False, "num_positions": self.info.num_examples}
         return self._iterate(dataclasses.replace(reader, **in_order), 0)
 
     def arrays(
@@ -204,7 +214,19 @@ class Pipeline:
             seed=self.seed,
             shuffle=self.shuffle,
             flip=self.flip,
+            augmentation=self._augmentation,
+            augment=self.augment,
         )
+
+    @property
+    def augment_labels(self) -> int:
+        """Length of "augment" of an example; 0 where batches have none."""
+        return self._augmentation.num_labels
+
+    @functools.cached_property
+    def _augmentation(self) -> Augmentation:
+        spec = self.augmentation
+        return augmentations.build(spec if isinstance(spec, str) else dict(spec))
 
     @functools.cached_property
     def _opened(self) -> Dataset:
@@ -264,6 +286,8 @@ class BatchReader:
     seed: int
     shuffle: bool
     flip: bool
+    augmentation: Augmentation
+    augment: bool = True
     num_positions: int | None = None  # None: without end
 
     def __len__(self) -> int:
@@ -276,11 +300,17 @@ class BatchReader:
             start, stop = min(start, self.num_positions), min(stop, self.num_positions)
         read = self.source.read(self.examples(start, stop))
         image = read["image"]
-        if self.flip:
+        if self.flip and self.augment:
             image = transforms.random_flip(image, random_bits(self.seed, start, stop)[:, 0])
         if image.dtype == np.uint8:
             image = transforms.to_unit_range(image)
-        batch = {"image": np.ascontiguousarray(image)}
+        batch = {}
+        if labels := self.augmentation.num_labels:
+            batch["augment"] = np.zeros((stop - start, labels), np.float32)
+            if self.augment:
+                words = random_bits(self.seed, start, stop, stream=_AUGMENT, words=WORDS)
+                image, batch["augment"] = self.augmentation(image, words)
+        batch["image"] = np.ascontiguousarray(image)
         return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
 
     def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
@@ -301,10 +331,12 @@ def permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
     return np.argsort(words, kind="stable")
 
 
-def random_bits(seed: int, start: int, stop: int) -> UInt64[np.ndarray, "positions 4"]:
-    """256 random bits of each global position, equation (2): one block of a counter-based generator each."""
-    generator = np.random.Philox(key=seed + (_AUGMENT << 64), counter=start)
-    return generator.random_raw(4 * (stop - start)).reshape(-1, 4)
+def random_bits(
+    seed: int, start: int, stop: int, *, stream: int = _FLIP, words: int = _WORDS_PER_BLOCK
+) -> UInt64[np.ndarray, "positions words"]:
+    """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
+    generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
+    return generator.random_raw(words * (stop - start)).reshape(-1, words)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

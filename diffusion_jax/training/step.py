@@ -28,6 +28,7 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
+AUGMENT = "augment"  # conditioning that says what was done to the image, not what it shows
 OBJECTIVE = "objective"  # where the objective's own parameters are, among those of the network
 
 
@@ -62,9 +63,16 @@ class Trainable:
         own = {name: value for name, value in params.items() if name != OBJECTIVE}
         return {**params, **self.network.constrain(own)}
 
-    def conditioning(self, batch: Batch) -> dict[str, Array]:
-        """The part of a batch that the network is conditioned on."""
-        return {name: batch[name] for name in self.network.null_conditioning(1)}
+    def conditioning(self, batch: Batch, size: int) -> dict[str, Array]:
+        """The part of a batch of `size` rows that the network is conditioned on; nothing was done to images without
+        "augment"."""
+        null = self.network.null_conditioning(size)
+        return {name: batch.get(name, value) if name == AUGMENT else batch[name] for name, value in null.items()}
+
+    def _without(self, conditioning: dict[str, Array], size: int) -> dict[str, Array]:
+        """The null conditioning, which still says what was done to the image."""
+        kept = {name: value for name, value in conditioning.items() if name == AUGMENT}
+        return {**self.network.null_conditioning(size), **kept}
 
     def denoiser(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Denoiser:
         """The denoiser with parameters, conditioning and dropout masks bound: every call has the same masks.
@@ -90,10 +98,11 @@ class Trainable:
           batch: examples.
           key: their keys.
         """
-        conditioning = self.conditioning(batch)
+        size = key.index.shape[0]
+        conditioning = self.conditioning(batch, size)
         if self.conditioning_dropout and conditioning:
             dropped = key.fold_in("conditioning").uniform() < self.conditioning_dropout
-            null = self.network.null_conditioning(key.index.shape[0])
+            null = self._without(conditioning, size)
             conditioning = jax.tree.map(
                 lambda value, none: jnp.where(dropped.reshape(-1, *(1,) * (value.ndim - 1)), none, value),
                 conditioning,
@@ -106,7 +115,7 @@ class Trainable:
         self, params: Any, state: TrainState, batch: Batch, key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
         """The same loss without any dropout."""
-        return self._loss(params, state, batch, self.conditioning(batch), None, key)
+        return self._loss(params, state, batch, self.conditioning(batch, key.index.shape[0]), None, key)
 
     def _loss(self, params, state, batch, conditioning, dropout_keys, key):
         denoise = self.denoiser(params, conditioning, dropout_keys)
@@ -117,7 +126,7 @@ class Trainable:
             teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditioning)
             own, theirs = self.parameterization.schedule, self.teacher.parameterization.schedule
             teacher = teacher if own == theirs else on_schedule(teacher, theirs, own)
-        null = self.network.null_conditioning(key.index.shape[0])
+        null = self._without(conditioning, key.index.shape[0])
         context = Context(
             step=state.step,
             target=target,
