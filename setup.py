@@ -43,9 +43,10 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
+        "clip": ["tokenizers>=0.22"],
         "ray": ["ray>=2.50"],
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "tokenizers>=0.22"],
     },
 )

@@ -27,7 +27,7 @@ from experiments import cli, evaluation, workdir
 from experiments.ablation import Ablation, Cell, assigned
 from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
-from experiments.judging import Spaces, available
+from experiments.judging import SPACE_FIELDS, Spaces, available
 from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
 from experiments.population import populations
 from experiments.restoring import restore_params
@@ -175,7 +175,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
         config.data, config.parallel = trained.config.data, trained.config.parallel
         experiment = dataclasses.replace(trained, config=config)
         path.parent.mkdir(exist_ok=True)
-        shared = spaces.setdefault(tuple(config.evaluation.get(name, "") for name in ("inception", "convention")), {})
+        shared = spaces.setdefault(tuple(config.evaluation.get(name, "") for name in SPACE_FIELDS), {})
         part = path.with_suffix(".part.json")
         evaluation.evaluate(
             experiment,

@@ -12,7 +12,19 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.95
-_LOWER = ("fd", "fid", "kd", "kid", "bits_per_dim", "distance", "loss", "network_evaluations", "exact_copies")
+_LOWER = (
+    "fd",
+    "fd_dinov2",
+    "fid",
+    "kd",
+    "kid",
+    "cmmd",
+    "bits_per_dim",
+    "distance",
+    "loss",
+    "network_evaluations",
+    "exact_copies",
+)
 
 
 @dataclasses.dataclass(frozen=True)

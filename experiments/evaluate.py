@@ -29,7 +29,11 @@ SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the c
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 INCEPTION = flags.DEFINE_string("inception", None, "weights of Inception-v3, for fid and its kin")
+DINOV2 = flags.DEFINE_string("dinov2", None, "weights of DINOv2, for fd_dinov2")
+CLIP = flags.DEFINE_string("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
+PROMPT = flags.DEFINE_string("prompt", None, "the text of a class for clip_score, with {} for its name")
 REFERENCE = flags.DEFINE_string("reference", None, "a published .npz file of statistics, for fid and sfid")
+DINOV2_REFERENCE = flags.DEFINE_string("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
 OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 
@@ -42,9 +46,10 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLER.value:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
-    for name, value in {"inception": INCEPTION.value, "reference": REFERENCE.value}.items():
-        if value is not None:
-            experiment.config.evaluation[name] = value
+    with experiment.config.unlocked():  # runs begun before a field was there
+        for flag in (INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE):
+            if flag.value is not None:
+                experiment.config.evaluation[flag.name] = flag.value
     make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
     results = evaluation.evaluate(
         experiment,

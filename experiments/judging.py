@@ -3,6 +3,7 @@
 Names come from `METRICS`, which judge samples, and `bits_per_dim`, which judges the model itself on held-out images.
 """
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from diffusion_jax import data, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import continuous_bound
 from diffusion_jax.metrics import (
+    CLIP,
+    DINOV2,
     INCEPTION,
     METRICS,
     PROXY,
@@ -23,6 +26,8 @@ from diffusion_jax.metrics import (
     FeatureSpace,
     ImageSet,
     Metric,
+    clip_features,
+    dinov2_features,
     inception_features,
 )
 from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, proxy_features, proxy_shapes, train_proxy
@@ -31,7 +36,18 @@ from experiments.wiring import BITS_PER_DIM, Experiment, check_metric
 
 _JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
 LIKELIHOOD_DRAWS = 128
+CLIP_SCORE = "clip_score"
+PROMPT = "a photo of a {}"  # what an image of a class was asked for with, unless the config says it otherwise
 Spaces = dict[str, FeatureSpace]
+# By the field of config.evaluation that names them: the weights of a space, and where they are published.
+WEIGHTS = {
+    INCEPTION: ("the weights of Inception-v3", weights.INCEPTION_SOURCE),
+    DINOV2: ("the weights of DINOv2", weights.DINOV2_SOURCE),
+    CLIP: ("a folder with CLIP", weights.CLIP_SOURCE),
+}
+SPACE_FIELDS = (*WEIGHTS, "convention")
+# Metrics that are taken against a published file of statistics, and the field of config.evaluation that names it.
+REFERENCES = {"fid": "reference", "sfid": "reference", "fd_dinov2": "dinov2_reference"}
 _Z = 1.959963984540054
 
 
@@ -46,11 +62,10 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
         check_metric(name)
         if name == BITS_PER_DIM:
             reason = _no_likelihood(experiment)
-        elif space_kind(name) == INCEPTION:
-            path = experiment.config.evaluation.get("inception", "")
-            reason = "" if path and Path(path).is_file() else _no_inception(path)
         else:
-            reason = ""
+            reason = _no_weights(experiment.config.evaluation, space_kind(name))
+        if name == CLIP_SCORE and not reason and not (experiment.num_classes and experiment.info.class_names):
+            reason = "its texts are made of the names of classes, and the samples have none"
         if reason:
             reasons[name] = reason
     if names and len(reasons) == len(names):
@@ -72,11 +87,18 @@ def space_kind(name: str) -> str | None:
     return factory.needs if isinstance(factory, type) and issubclass(factory, FeatureMetric) else None
 
 
-def _no_inception(path: str) -> str:
-    found = f"there is no file {path!r}" if path else "no file is named"
+def _no_weights(config: Any, kind: str | None) -> str:
+    """Why there is no space of this kind; "" where there is one."""
+    if kind not in WEIGHTS:
+        return ""
+    path = config.get(kind, "")
+    if path and Path(path).exists():
+        return ""
+    what, source = WEIGHTS[kind]
+    found = f"there is nothing at {path!r}" if path else "none is named"
     return (
-        f"the weights of Inception-v3 are needed, and {found}: get {weights.INCEPTION_SOURCE} and give its path with "
-        "--config.evaluation.inception=..., or --inception=... of experiments.evaluate"
+        f"it needs {what}, and {found}: get {source} and give its path with --config.evaluation.{kind}=..., or "
+        f"--{kind}=... of experiments.evaluate"
     )
 
 
@@ -106,20 +128,32 @@ def build_metrics(
     """
     config, spaces = experiment.config.evaluation, {} if spaces is None else spaces
     for kind in {space_kind(name) for name in names} - {None, *spaces}:
-        spaces[kind] = _inception(config) if kind == INCEPTION else proxy(experiment, train)[0]
-    reference = config.get("reference", "")
-    return {
-        name: METRICS.build(
-            {"name": name, "reference": reference} if reference and name in ("fid", "sfid") else name,
-            space=spaces.get(space_kind(name)),
-        )
-        for name in names
-    }
+        if kind == CLIP:
+            clip = _clip(config.clip)
+            spaces[kind] = clip_features(clip.image, clip.image_params, fingerprint=clip.fingerprint)
+        elif kind == DINOV2:
+            network, params, digest = weights.read_dinov2(config.dinov2)
+            spaces[kind] = dinov2_features(network, params, fingerprint=digest)
+        elif kind == INCEPTION:
+            params, digest = weights.read_inception(config.inception)
+            convention = config.get("convention", "tf")
+            spaces[kind] = inception_features(params, fingerprint=digest, convention=convention)
+        else:
+            spaces[kind] = proxy(experiment, train)[0]
+    specs: dict[str, dict[str, Any]] = {name: {"name": name} for name in names}
+    for name, field in REFERENCES.items():
+        if name in specs and config.get(field, ""):
+            specs[name]["reference"] = config[field]
+    if CLIP_SCORE in names:
+        prompt = config.get("prompt", PROMPT)
+        of_texts = _clip(config.clip).of_texts([prompt.format(text) for text in experiment.info.class_names])
+        specs[CLIP_SCORE]["of_texts"] = tuple(map(tuple, of_texts.tolist()))
+    return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
 
 
-def _inception(config: Any) -> FeatureSpace:
-    params, digest = weights.read_inception(config.inception)
-    return inception_features(params, fingerprint=digest, convention=config.get("convention", "tf"))
+@functools.lru_cache(maxsize=1)
+def _clip(path: str) -> weights.Clip:
+    return weights.read_clip(path)
 
 
 def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:

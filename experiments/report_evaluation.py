@@ -33,6 +33,12 @@ _ABOUT = {
         "By Inception's features: samples that look real; reals that it covers.",
     ),
     "density_coverage": ("Density and coverage", "By Inception's features; the same, without the pull of outliers."),
+    "fd_dinov2": (
+        "FD-DINOv2",
+        "The Fréchet distance by DINOv2's features, which see more than the classes that Inception knows.",
+    ),
+    "cmmd": ("CMMD", "1000 times the squared mean discrepancy of CLIP's embeddings; smaller is better."),
+    "clip_score": ("CLIP score", "How well images fit the text of their class, by CLIP: 100 times the cosine."),
     "proxy_fd": (
         "Proxy Fréchet distance",
         "The Fréchet distance of samples and training images by the features of a small classifier that was trained on "
@@ -76,6 +82,9 @@ _NAMES = {
     "proxy_fd": ("Distance of the samples", "number"),
     "proxy_kd": ("Distance of the samples", "number"),
     "fid": ("Distance of the samples", "number"),
+    "fd_dinov2": ("Distance of the samples", "number"),
+    "cmmd": ("Distance of the samples", "number"),
+    "clip_score": ("Score of the samples", "number"),
     "sfid": ("Distance of the samples", "number"),
     "kid": ("Distance of the samples", "number"),
     "held_out": ("The same of held-out real images", "number"),

@@ -5,7 +5,7 @@ levels, DDPM++ (55,735,299 parameters), augmentation with probability 0.12 of wh
 ramped up over 10 million images, batch 512, dropout 0.13, EMA half-life 0.5 million images with ramp-up 0.05, 200
 million images, no gradient clipping, Heun at 18 steps (35 network evaluations).
 
-This is configuration F; E is it with `data.augmentation.name = "none"`, `data.flip = True` and `model.augment_channels = 0`.
+This is configuration F; `data.augmentation.name="none"`, `data.flip=True` and `model.augment_channels=0` make it E.
 A gradient that is not finite ends the run, where the paper's code replaces such entries; the paper's loss is a sum over
 pixels and ours their mean, so Adam's eps is divided by their number. The augmentation costs the hosts about 1 ms of a
 core for an image: `data.num_workers` divides it. Not run here.

@@ -3,8 +3,8 @@
     samples -> metric(samples, train=..., test=...) -> {"accuracy": 0.97, "accuracy_low": 0.95, ...}
 
 `METRICS` maps a name to a metric. Every metric says in its docstring what it measures and from which data. Those
-of feature spaces are given one: Inception's, with weights from a file of the user's, or the proxy's, a classifier
-trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
+of feature spaces are given one: Inception's, DINOv2's or CLIP's, with weights from a file of the user's, or the
+proxy's, a classifier trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
 """
 
 from diffusion_jax.metrics.base import METRICS, ImageSet, Metric, evaluate_all, wilson_interval
@@ -13,18 +13,21 @@ from diffusion_jax.metrics.distances import (
     density_coverage,
     frechet_distance,
     gaussian,
+    gaussian_kernel_distance,
     inception_score,
     kernel_distance,
     kernel_distance_of_subsets,
     precision_recall,
 )
-from diffusion_jax.metrics.feature_metrics import INCEPTION, PROXY, FeatureMetric
+from diffusion_jax.metrics.feature_metrics import CLIP, DINOV2, INCEPTION, PROXY, FeatureMetric
 from diffusion_jax.metrics.features import (
     CONVENTIONS,
     Features,
     FeatureSpace,
     NetworkFeatures,
     PixelFeatures,
+    clip_features,
+    dinov2_features,
     inception_features,
 )
 from diffusion_jax.metrics.inception import InceptionV3
@@ -32,7 +35,9 @@ from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
 from diffusion_jax.metrics.references import read_gaussian, write_gaussian
 
 __all__ = [
+    "CLIP",
     "CONVENTIONS",
+    "DINOV2",
     "INCEPTION",
     "METRICS",
     "PROXY",
@@ -46,10 +51,13 @@ __all__ = [
     "NearestNeighbours",
     "NetworkFeatures",
     "PixelFeatures",
+    "clip_features",
     "density_coverage",
+    "dinov2_features",
     "evaluate_all",
     "frechet_distance",
     "gaussian",
+    "gaussian_kernel_distance",
     "inception_features",
     "inception_score",
     "kernel_distance",

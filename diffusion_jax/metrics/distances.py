@@ -116,6 +116,25 @@ def kernel_distance_of_subsets(
     return float(np.mean(distances)), float(np.std(distances))
 
 
+def gaussian_kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], *, width: float) -> float:
+    """The estimate of MMD^2 with the kernel exp(-|x - y|^2 / (2 width^2)) that counts a row with itself too (biased).
+
+    Raises:
+      UserError: an empty set, or numbers of columns that differ.
+    """
+    x, y = _pair(x, y, least=1)
+
+    def mean(a: np.ndarray, b: np.ndarray) -> float:
+        of_b = (b * b).sum(axis=1)
+        total = 0.0
+        for rows in _chunks(a):
+            squares = (rows * rows).sum(axis=1)[:, None] + of_b - 2.0 * rows @ b.T
+            total += np.exp(-np.maximum(squares, 0.0) / (2.0 * width**2)).sum()
+        return total / (len(a) * len(b))
+
+    return float(mean(x, x) + mean(y, y) - 2.0 * mean(x, y))
+
+
 def inception_score(log_probabilities: Float[np.ndarray, "n classes"], *, splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of each image's classes from those of all, per split: mean and standard deviation.
 

@@ -1,8 +1,8 @@
 """The metrics of feature spaces: FID and its kin with those of Inception, proxies with those of a small classifier.
 
 Each is one formula of `distances.py` in one space. A name says both: `fid` is the Frechet distance in Inception's
-space, `proxy_fd` the same distance in the proxy's. Samples are put in an order of their own first, so that no result
-depends on how they came.
+space, `fd_dinov2` in DINOv2's, `proxy_fd` in the proxy's. Samples are put in an order of their own first, so that no
+result depends on how they came.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from diffusion_jax.metrics.distances import (
     density_coverage,
     frechet_distance,
     gaussian,
+    gaussian_kernel_distance,
     inception_score,
     kernel_distance,
     kernel_distance_of_subsets,
@@ -25,7 +26,7 @@ from diffusion_jax.metrics.distances import (
 from diffusion_jax.metrics.features import Features, FeatureSpace, PixelFeatures
 from diffusion_jax.metrics.references import read_gaussian
 
-INCEPTION, PROXY = "inception", "proxy"
+INCEPTION, DINOV2, CLIP, PROXY = "inception", "dinov2", "clip", "proxy"
 _EXAMPLE = {"space": PixelFeatures()}
 
 
@@ -184,6 +185,73 @@ class DensityCoverage(NeighbourMetric):
     neighbours: int = 5
     names: ClassVar[tuple[str, str]] = ("density", "coverage")
     measure: ClassVar[Callable[..., tuple[float, float]]] = staticmethod(density_coverage)
+
+
+@METRICS.register("fd_dinov2", example=_EXAMPLE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrechetDinov2Distance(FrechetInceptionDistance):
+    """FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675): the Frechet distance by DINOv2's features, not those of classes.
+
+    Papers take ViT-L/14 and 50,000 samples.
+    """
+
+    name: ClassVar[str] = "fd_dinov2"
+    needs: ClassVar[str] = DINOV2
+
+
+@METRICS.register("cmmd", example=_EXAMPLE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipMaximumMeanDiscrepancy(FeatureMetric):
+    """CMMD (Jayasumana et al. 2024, arXiv:2401.09603): 1000 MMD^2 by CLIP's embeddings, Gaussian kernel of width 10.
+
+    The biased estimate, as published. Papers take ViT-L/14 at 336 pixels.
+
+    Attributes:
+      max_real: training images taken (a fixed random subset); papers take 30,000.
+    """
+
+    max_real: int = 30_000
+    needs: ClassVar[str] = CLIP
+
+    def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
+        """Returns the distance to training images; `held_out`, that of the test images; and the numbers of images."""
+        check_same_shape(samples, train, test)
+        real = train.subset(self.max_real)
+        of_real = self._features(real).pooled
+        distance, held_out = (
+            1000.0 * gaussian_kernel_distance(self._features(images).pooled, of_real, width=10.0)
+            for images in (samples, test)
+        )
+        counts = {"num_samples": len(samples), "num_real": len(real), "num_held_out": len(test)}
+        return {"cmmd": distance, "held_out": held_out, **counts}
+
+
+@METRICS.register("clip_score", example={**_EXAMPLE, "of_texts": ((1.0,) * 60, (0.5, -1.0) * 30, (-0.5, 1.0) * 30)})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipScore(FeatureMetric):
+    """CLIP score (Hessel et al. 2021, arXiv:2104.08718): 100 max(cos, 0) of an image and the text that asked for it.
+
+    Hessel et al. scale by 2.5 where most since scale by 100. Its value depends on the CLIP: compare like with like.
+
+    Attributes:
+      of_texts: CLIP's embedding of the text of every class, of length 1.
+    """
+
+    of_texts: tuple[tuple[float, ...], ...] = ()
+    needs: ClassVar[str] = CLIP
+
+    def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
+        """Returns the mean over samples; `held_out`, that of the test images and their own texts."""
+        check_same_shape(samples, train, test)
+        score, held_out = self._score(samples), self._score(test)
+        return {"clip_score": score, "held_out": held_out, "num_samples": len(samples), "num_held_out": len(test)}
+
+    def _score(self, images: ImageSet) -> float:
+        if images.labels is None:
+            raise UserError("the CLIP score needs to know which text each image was asked for: there are no labels")
+        features, texts = self.space(images.images).pooled, np.asarray(self.of_texts)[images.labels]
+        lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(texts, axis=1)
+        return 100.0 * float(np.mean(np.maximum((features * texts).sum(axis=1) / lengths, 0.0)))
 
 
 @METRICS.register("proxy_fd", example=_EXAMPLE)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.metrics.encoders import VisionTransformer
 from diffusion_jax.metrics.inception import SIZE, InceptionV3
 from diffusion_jax.metrics.resizing import resizer
 
@@ -164,3 +165,56 @@ def inception_features(
 
     settings = {"features": "inception_v3_2015", "weights_sha256": fingerprint, "resizer": chosen.resize}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
+
+
+DINOV2_SIZE = 224
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of R, G and B
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def dinov2_features(
+    network: VisionTransformer, params: PyTree, *, fingerprint: str, batch_size: int = 32
+) -> NetworkFeatures:
+    """The space of FD-DINOv2: the class token of 224 x 224 images (Stein et al. 2023, arXiv:2306.04675).
+
+    Images are resized by the bicubic filter on floats, as EDM2's code does it; Stein et al. round to whole numbers
+    after it.
+
+    Args:
+      network: DINOv2, with its `params`.
+      fingerprint: of the file they came from, for the record.
+      batch_size: images at once.
+    """
+    apply = _encoded(network, DINOV2_SIZE, *_IMAGENET, unit=False)
+    name = f"dinov2_{network.depth}x{network.hidden_size}"
+    settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
+    return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
+
+
+def clip_features(
+    network: VisionTransformer, params: PyTree, *, fingerprint: str, batch_size: int = 32
+) -> NetworkFeatures:
+    """The space of CMMD and the CLIP score: CLIP's image embeddings, of length 1 (Jayasumana et al. 2024).
+
+    Args:
+      network: CLIP's image encoder, with its `params`.
+      fingerprint: of the file they came from, for the record.
+      batch_size: images at once.
+    """
+    size = network.grid * network.patch_size
+    apply = _encoded(network, size, *_CLIP, unit=True)
+    name = f"clip_{network.depth}x{network.hidden_size}_{size}"
+    settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
+    return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
+
+
+def _encoded(network: VisionTransformer, size: int, mean: tuple, deviation: tuple, *, unit: bool) -> Callable:
+    resize = resizer("pil_bicubic")
+
+    def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
+        x = (resize(images, size) / 255.0 - jnp.asarray(mean)) / jnp.asarray(deviation)
+        with jax.default_matmul_precision("highest"):
+            found = network.apply({"params": params}, x)
+        return {"pooled": found / jnp.linalg.norm(found, axis=-1, keepdims=True) if unit else found}
+
+    return apply

@@ -1,6 +1,7 @@
 """Published weights in and out: files read without running anything in them, and total maps of names."""
 
 from diffusion_jax.weights.diffusers_config import network_spec
+from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
 from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
 from diffusion_jax.weights.inception import inception_map, inception_shapes, read_inception
@@ -9,15 +10,20 @@ from diffusion_jax.weights.reading import read_config, read_state, write_state
 from diffusion_jax.weights.torch_files import read_torch_file
 
 __all__ = [
+    "CLIP_SOURCE",
+    "DINOV2_SOURCE",
     "FORMATS",
     "INCEPTION_SOURCE",
+    "Clip",
     "WeightMap",
     "find_format",
     "inception_map",
     "inception_shapes",
     "load_params",
     "network_spec",
+    "read_clip",
     "read_config",
+    "read_dinov2",
     "read_inception",
     "read_state",
     "read_torch_file",

@@ -12,6 +12,7 @@ from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, gaussian, wri
 from diffusion_jax.metrics.proxy import ProxyTraining
 from experiments import judging
 from experiments.wiring import Experiment
+from tests.encoder_weights import write_tokenizer, written
 from tests.inception_weights import write_random_inception
 
 
@@ -55,6 +56,50 @@ def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
     again = evaluate_all(by_file, samples, train=train, test=test)
     assert again["fid"]["fid"] == pytest.approx(results["fid"]["fid"], rel=1e-6)
     assert judging.settings_of(by_file, test)["feature_spaces"]["fid"]["reference"] == str(reference)
+
+
+def test_the_metrics_of_dinov2_and_clip_from_files(experiment, tmp_path):
+    """Small encoders: each metric in its space, the CLIP score with texts of the names of classes."""
+    names = ("fd_dinov2", "cmmd", "clip_score")
+    with pytest.raises(
+        UserError, match=r"no fd_dinov2: .*dinov2_vitl14_pretrain.*no cmmd, clip_score: .*clip-vit-large"
+    ):
+        judging.available(experiment, names)
+    (tmp_path / "clip").mkdir()
+    written("clip", tmp_path / "clip" / "model.safetensors")
+    write_tokenizer(tmp_path / "clip")
+    written("dinov2", tmp_path / "dinov2.safetensors")
+    with experiment.config.unlocked():
+        experiment.config.evaluation.clip = str(tmp_path / "clip")
+        experiment.config.evaluation.dinov2 = str(tmp_path / "dinov2.safetensors")
+    assert judging.available(experiment, names) == (names, {})
+    samples, train, test = (labelled(count, seed) for seed, count in enumerate((12, 10, 6)))
+    spaces = {}
+    metrics = judging.build_metrics(experiment, names, train, spaces)
+    assert set(spaces) == {"dinov2", "clip"}
+    results = evaluate_all(metrics, samples, train=train, test=test)
+    assert results["fd_dinov2"]["fd_dinov2"] > 0
+    assert results["cmmd"]["cmmd"] > 0
+    features = spaces["clip"](samples.images).pooled
+    texts = np.array(metrics["clip_score"].of_texts)
+    assert texts.shape == (10, 32)
+    cosines = (features * texts[samples.labels]).sum(axis=1)
+    assert results["clip_score"]["clip_score"] == pytest.approx(100 * np.maximum(cosines, 0).mean(), abs=1e-4)
+    settings = judging.settings_of(metrics, test)["feature_spaces"]
+    assert settings["fd_dinov2"]["features"] == "dinov2_2x128"
+    assert settings["cmmd"]["features"] == settings["clip_score"]["features"] == "clip_2x128_24"
+
+    reference = tmp_path / "reference.npz"
+    write_gaussian(reference, gaussian(spaces["dinov2"](train.images).pooled))
+    with experiment.config.unlocked():
+        experiment.config.evaluation.dinov2_reference = str(reference)
+    by_file = judging.build_metrics(experiment, ("fd_dinov2",), train, spaces)
+    again = evaluate_all(by_file, samples, train=train, test=test)
+    assert again["fd_dinov2"]["fd_dinov2"] == pytest.approx(results["fd_dinov2"]["fd_dinov2"], rel=1e-6)
+
+
+def labelled(count, seed):
+    return ImageSet(images=images(count, seed).images, labels=np.arange(count) % 10)
 
 
 @pytest.mark.parametrize(

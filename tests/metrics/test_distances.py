@@ -10,6 +10,7 @@ from diffusion_jax.metrics import (
     density_coverage,
     frechet_distance,
     gaussian,
+    gaussian_kernel_distance,
     inception_score,
     kernel_distance,
     kernel_distance_of_subsets,
@@ -157,3 +158,16 @@ def test_bad_statistics_are_refused():
         kernel_distance_of_subsets(np.zeros((10, 3)), np.zeros((10, 3)), subset_size=11)
     with pytest.raises(UserError, match="splits"):
         inception_score(np.zeros((3, 2)), splits=4)
+
+
+def test_cmmd_is_the_authors():
+    golden = np.load(pathlib.Path(__file__).parent.parent / "golden" / "metrics" / "cmmd.npz")
+    found = 1000 * gaussian_kernel_distance(golden["x"], golden["y"], width=10.0)
+    assert found == pytest.approx(float(golden["cmmd"]), rel=1e-9)
+
+
+def test_gaussian_kernel_distance_in_closed_form():
+    """Two points at a distance d: 2 (1 - exp(-d^2 / (2 w^2)))."""
+    x, y = np.zeros((1, 3)), np.array([[3.0, 0.0, 4.0]])
+    assert gaussian_kernel_distance(x, y, width=5.0) == pytest.approx(2 * (1 - np.exp(-0.5)))
+    assert gaussian_kernel_distance(y, y, width=5.0) == 0

@@ -1,0 +1,284 @@
+"""The weights of the encoders behind metrics (`metrics/encoders.py`), from the files in which they are published."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.metrics.encoders import HEAD_CHANNELS, TextTransformer, VisionTransformer
+from diffusion_jax.weights.names import (
+    Entry,
+    State,
+    WeightMap,
+    dense,
+    norm,
+    patch_embedding,
+    prefixed,
+    same,
+    separate_qkv,
+    stacked,
+)
+from diffusion_jax.weights.names import (
+    Path as TreePath,
+)
+from diffusion_jax.weights.reading import read_config, read_state
+
+DINOV2_SOURCE = (
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth "
+    "(SHA-256 d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428)"
+)
+CLIP_SOURCE = (
+    "the folder https://huggingface.co/openai/clip-vit-large-patch14-336 with config.json, tokenizer.json and "
+    "pytorch_model.bin (SHA-256 c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801) or model.safetensors"
+)
+END_OF_TEXT = "<|endoftext|>"
+Entries = dict[TreePath, Entry]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """CLIP's two encoders with their parameters.
+
+    Attributes:
+      image, text: the networks, and their parameters.
+      folder: where they were read, which has the tokenizer.
+      fingerprint: SHA-256 of the file of weights.
+    """
+
+    image: VisionTransformer
+    image_params: PyTree
+    text: TextTransformer
+    text_params: PyTree
+    folder: Path
+    fingerprint: str
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that it takes."""
+        return self.image.grid * self.image.patch_size
+
+    def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n channels"]:
+        """Embeddings of texts, of length 1; what is longer than the encoder takes is cut off.
+
+        Raises:
+          UserError: the folder has no tokenizer, or the library that reads it is missing.
+        """
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("reading texts needs the tokenizers library: pip install 'diffusion_jax[clip]'") from None
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(f"{self.folder} has no tokenizer.json; it is published beside the weights: {CLIP_SOURCE}")
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        if end != self.text.vocabulary - 1:
+            raise UserError(f"{file} is not the tokenizer of these weights: {END_OF_TEXT} is token {end}")
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.text.length)
+        tokens = np.full((len(texts), self.text.length), end, np.int32)
+        for row, text in zip(tokens, tokenizer.encode_batch(list(texts)), strict=True):
+            row[: len(text.ids)] = text.ids
+        with jax.default_matmul_precision("highest"):
+            found = np.asarray(self.text.apply({"params": self.text_params}, tokens))
+        return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+
+def read_dinov2(path: Path | str) -> tuple[VisionTransformer, PyTree, str]:
+    """DINOv2 without registers, its parameters, and the SHA-256 of the file; ViT-L/14 is what FD-DINOv2 is defined by.
+
+    Raises:
+      UserError: no such file (the error says where it is published), or other weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there are no weights of DINOv2 at {str(path)!r}; they are published at {DINOV2_SOURCE}")
+    state = read_state(path)
+    hidden, patch = _patch_shape(state, "patch_embed.proj.weight", path)
+    network = VisionTransformer(
+        patch_size=patch,
+        grid=_grid(state, "pos_embed", path),
+        hidden_size=hidden,
+        depth=_depth(state, "blocks.", path),
+        layer_scale=True,
+    )
+    params = dinov2_map(network).params(state, vision_shapes(network))
+    return network, params, _fingerprint(path)
+
+
+def dinov2_map(network: VisionTransformer) -> WeightMap:
+    """The names of torch hub's files."""
+
+    def block(i: int) -> Entries:
+        there = f"blocks.{i}"
+        return {
+            **prefixed("norm_1", norm(f"{there}.norm1")),
+            **prefixed("qkv", dense(f"{there}.attn.qkv")),
+            **prefixed("attention_out", dense(f"{there}.attn.proj")),
+            ("scale_1",): same(f"{there}.ls1.gamma"),
+            **prefixed("norm_2", norm(f"{there}.norm2")),
+            **prefixed("mlp_in", dense(f"{there}.mlp.fc1")),
+            **prefixed("mlp_out", dense(f"{there}.mlp.fc2")),
+            ("scale_2",): same(f"{there}.ls2.gamma"),
+        }
+
+    entries = {
+        ("class_token",): same("cls_token").then(lambda x: x[0, 0], lambda x: x[None, None]),
+        ("position",): same("pos_embed").then(lambda x: x[0], lambda x: x[None]),
+        **prefixed("patch_embedding", patch_embedding("patch_embed.proj", patch=network.patch_size, channels=3)),
+        **prefixed("norm", norm("norm")),
+        **stacked("blocks", map(block, range(network.depth))),
+    }
+    return WeightMap(entries, ignored=("mask_token",))
+
+
+def read_clip(path: Path | str) -> Clip:
+    """CLIP from a folder as Hugging Face's `transformers` writes it; ViT-L/14 at 336 pixels is what CMMD is defined by.
+
+    Raises:
+      UserError: no such folder (the error says where it is published), or other weights.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no CLIP at {str(path)!r}; it is published as {CLIP_SOURCE}")
+    state, config = read_state(path), read_config(path) or {}
+    hidden, patch = _patch_shape(state, "vision_model.embeddings.patch_embedding.weight", path)
+    image = VisionTransformer(
+        patch_size=patch,
+        grid=_grid(state, "vision_model.embeddings.position_embedding.weight", path),
+        hidden_size=hidden,
+        depth=_depth(state, "vision_model.encoder.layers.", path),
+        projection=_shape(state, "visual_projection.weight", path)[0],
+        first_norm=True,
+        patch_bias=False,
+        activation=_activation(config.get("vision_config", {}), path),
+        norm_eps=1e-5,
+    )
+    vocabulary, width = _shape(state, "text_model.embeddings.token_embedding.weight", path)
+    text = TextTransformer(
+        vocabulary=vocabulary,
+        length=_shape(state, "text_model.embeddings.position_embedding.weight", path)[0],
+        hidden_size=width,
+        depth=_depth(state, "text_model.encoder.layers.", path),
+        projection=_shape(state, "text_projection.weight", path)[0],
+        activation=_activation(config.get("text_config", {}), path),
+    )
+    whole = WeightMap(
+        {
+            **prefixed("image", clip_image_map(image).entries),
+            **prefixed("text", clip_text_map(text).entries),
+        },
+        ignored=("logit_scale", r".*\.position_ids"),
+    )
+    shapes = {"image": vision_shapes(image), "text": text_shapes(text)}
+    params = whole.params(state, shapes)
+    return Clip(image, params["image"], text, params["text"], path, _fingerprint(path))
+
+
+def clip_image_map(network: VisionTransformer) -> WeightMap:
+    """The names of `CLIPModel`'s image encoder."""
+    there = "vision_model"
+    entries = {
+        ("class_token",): same(f"{there}.embeddings.class_embedding"),
+        ("position",): same(f"{there}.embeddings.position_embedding.weight"),
+        **prefixed(
+            "patch_embedding",
+            patch_embedding(f"{there}.embeddings.patch_embedding", patch=network.patch_size, channels=3, bias=False),
+        ),
+        **prefixed("first_norm", norm(f"{there}.pre_layrnorm")),
+        **prefixed("norm", norm(f"{there}.post_layernorm")),
+        **prefixed("projection", dense("visual_projection", bias=False)),
+        **stacked("blocks", (_clip_block(f"{there}.encoder.layers.{i}") for i in range(network.depth))),
+    }
+    return WeightMap(entries)
+
+
+def clip_text_map(network: TextTransformer) -> WeightMap:
+    """The names of `CLIPModel`'s text encoder."""
+    there = "text_model"
+    entries = {
+        ("token",): same(f"{there}.embeddings.token_embedding.weight"),
+        ("position",): same(f"{there}.embeddings.position_embedding.weight"),
+        **prefixed("norm", norm(f"{there}.final_layer_norm")),
+        **prefixed("projection", dense("text_projection", bias=False)),
+        **stacked("blocks", (_clip_block(f"{there}.encoder.layers.{i}") for i in range(network.depth))),
+    }
+    return WeightMap(entries)
+
+
+def _clip_block(there: str) -> Entries:
+    return {
+        **prefixed("norm_1", norm(f"{there}.layer_norm1")),
+        **prefixed("qkv", separate_qkv([f"{there}.self_attn.{letter}_proj" for letter in "qkv"])),
+        **prefixed("attention_out", dense(f"{there}.self_attn.out_proj")),
+        **prefixed("norm_2", norm(f"{there}.layer_norm2")),
+        **prefixed("mlp_in", dense(f"{there}.mlp.fc1")),
+        **prefixed("mlp_out", dense(f"{there}.mlp.fc2")),
+    }
+
+
+def vision_shapes(network: VisionTransformer) -> PyTree:
+    """The parameters as ShapeDtypeStruct."""
+    side = network.grid * network.patch_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+
+
+def text_shapes(network: TextTransformer) -> PyTree:
+    """The parameters as ShapeDtypeStruct."""
+    tokens = jax.ShapeDtypeStruct((1, network.length), jnp.int32)
+    return jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
+
+
+def _shape(state: State, name: str, path: Path) -> tuple[int, ...]:
+    if name not in state:
+        raise UserError(
+            f"{path} has no tensor {name}: these are other weights; there are {', '.join(list(state)[:4])} ..."
+        )
+    return np.shape(state[name])
+
+
+def _patch_shape(state: State, name: str, path: Path) -> tuple[int, int]:
+    shape = _shape(state, name, path)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[0] % HEAD_CHANNELS:
+        raise UserError(f"{name} of {path} has shape {shape}: that is no embedding of patches of RGB images")
+    return shape[0], shape[2]
+
+
+def _grid(state: State, name: str, path: Path) -> int:
+    tokens = _shape(state, name, path)[-2]
+    grid = round((tokens - 1) ** 0.5)
+    if grid**2 != tokens - 1:
+        raise UserError(f"{name} of {path} has {tokens} positions, which are not a square and one")
+    return grid
+
+
+def _depth(state: State, prefix: str, path: Path) -> int:
+    depth = len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+    if not depth:
+        raise UserError(f"{path} has no tensors {prefix}...: these are other weights")
+    return depth
+
+
+def _activation(config: dict, path: Path) -> str:
+    name = config.get("hidden_act", "quick_gelu")
+    if name not in ("gelu", "quick_gelu"):
+        raise UserError(f"{path}/config.json names the activation {name!r}; gelu and quick_gelu are known")
+    return name
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a file, or of the files of weights in a folder one after the other."""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
