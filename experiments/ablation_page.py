@@ -21,14 +21,16 @@ from experiments.ablation_report import (
 )
 from experiments.ablation_statistics import Estimate
 from experiments.evaluation import COLUMNS, PICTURE_SIZE
-from experiments.writers import replace_file
+from experiments.writers import METRICS_FILE, read_metrics, replace_file
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+_PANELS = 9  # kinds of training whose curves are shown
+
 
 def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
-    """Write `path`, and beside it, under its name, chart.png, samples.png and results.json."""
+    """Write `path`, and beside it, under its name, chart.png, curves.png, samples.png and results.json."""
     groups = read(ablation, directory)
     home = path.with_suffix("")
     home.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,14 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
         lines.append("| " + " | ".join(cells) + " |")
     if _chart(ablation, groups, name, home / "chart.png"):
         lines += ["", f"![{column_title(name)}]({home.name}/chart.png)"]
+    if _curves(ablation, directory, groups, home / "curves.png"):
+        lines += [
+            "",
+            "Squared errors of what the network predicts, without the loss's weights, a line for each seed; dashed,",
+            "where the loss has no weights, that of the averaged parameters on held-out images.",
+            "",
+            f"![losses]({home.name}/curves.png)",
+        ]
     if _samples(directory, groups, home / "samples.png"):
         lines += [
             "",
@@ -117,6 +127,44 @@ def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bo
         axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 6 else 40, ha="center")
     axes.set_ylabel(column_title(name))
     axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def _curves(ablation: Ablation, directory: Path, groups: list[Group], path: Path) -> bool:
+    """A panel for each kind of training, with its seeds; False where there are more than fit."""
+    kinds: dict[str, dict[int, str]] = {}
+    names: dict[str, dict[str, str]] = {}
+    for group in groups:
+        for seed, cell in group.cells.items():
+            kind = repr(sorted(cell.trained.items(), key=str))
+            kinds.setdefault(kind, {})[seed] = cell.training
+            shown = names.setdefault(kind, dict(group.values))
+            names[kind] = {axis: value for axis, value in shown.items() if group.values[axis] == value}
+    if not 1 < len(kinds) <= _PANELS:
+        return False
+    columns = min(3, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.7 * columns, 2.2 * rows), layout="constrained", squeeze=False
+    )
+    for panel in panels.flat[len(kinds) :]:
+        panel.set_axis_off()
+    for panel, (kind, trainings) in zip(panels.flat, kinds.items(), strict=False):
+        for color, training in enumerate(trainings[seed] for seed in sorted(trainings)):
+            logged = read_metrics(directory / "trainings" / training / METRICS_FILE)
+            weighted = any(not math.isclose(row["mse"], row["loss"], rel_tol=1e-4) for row in logged if "mse" in row)
+            for name, style in (("mse", "-"), *([] if weighted else [("validation_loss", "--")])):
+                points = [(row["step"], row[name]) for row in logged if name in row]
+                if points:
+                    panel.plot(*zip(*points, strict=True), style, color=f"C{color}", linewidth=1)
+        panel.set_title(_label(names[kind]), fontsize=9)
+        panel.tick_params(which="both", labelsize=7)
+        panel.grid(alpha=0.3)
+        panel.set_xlabel("step", fontsize=8)
+        if min((line.get_ydata().min() for line in panel.lines), default=0) > 0:
+            panel.set_yscale("log")
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return True

@@ -286,7 +286,7 @@ def _pareto(ablation: Ablation, groups: list[Group]) -> str:
     if len({group.evaluations for group in groups}) < 2:
         return ""
     charts = [
-        line_chart(f"{column_title(name)} by network evaluations for a sample", series[i : i + _CURVES])
+        line_chart(f"{column_title(name)} by network evaluations for a sample", series[i : i + _CURVES], axis="NFE")
         for i in range(0, len(series), _CURVES)
     ]
     return "".join(charts)

@@ -6,20 +6,20 @@ Scheduling, queues and retries are those of Ray (https://docs.ray.io) and of Slu
 (https://github.com/facebookincubator/submitit); both are optional: `pip install -e '.[ray]'`, `'.[slurm]'`.
 """
 
-import ctypes
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import Registry
+from experiments import child
 
 ROOT = Path(__file__).parent.parent
 _POLL_SECONDS = 1.0
@@ -187,12 +187,9 @@ def run_job(job: Job, cpus: Sequence[int] = ()) -> None:
       RunError: one of them failed; it has said why.
     """
     for module, *arguments in job.commands:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{module}", *arguments],
-            cwd=job.directory,
-            env=_environment(),
-            preexec_fn=_first(cpus),
-        )
+        program = [sys.executable, "-m", f"experiments.{module}", *arguments]
+        starter = [sys.executable, child.__file__, str(os.getpid()), ",".join(map(str, cpus))]
+        process = subprocess.Popen([*starter, *program], cwd=job.directory, env=_environment())
         try:
             code = process.wait()
         except BaseException:
@@ -207,18 +204,6 @@ def _environment() -> dict[str, str]:
     """Of this process, with this code to be found from any directory."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, paths)]))}
-
-
-def _first(cpus: Sequence[int]) -> Callable[[], None]:
-    """What a child does first: it will end with its parent, and takes its part of the CPUs where there is one."""
-
-    def first() -> None:
-        if cpus:
-            os.sched_setaffinity(0, cpus)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also when the parent is killed
-
-    return first
 
 
 def _cause(error: Exception) -> str:

@@ -77,8 +77,8 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = _MOST_POINTS) -> tup
     return steps[index], values[index]
 
 
-def line_chart(title: str, series: Sequence[Series], *, width: int = 960, height: int = 320) -> str:
-    """A chart with its legend as an HTML `figure`; empty text if there is nothing finite to draw."""
+def line_chart(title: str, series: Sequence[Series], *, axis: str = "step", width: int = 960, height: int = 320) -> str:
+    """A chart with its legend as an HTML `figure`, over what `axis` names; empty text if nothing finite is there."""
     curves = [(one, *one.finite()) for one in series]
     curves = [(one, steps, values) for one, steps, values in curves if len(values)]
     if not curves:
@@ -108,7 +108,9 @@ def line_chart(title: str, series: Sequence[Series], *, width: int = 960, height
         hover.append({"name": curve["name"], "points": points, "heights": heights})
     clip = f"clip-{zlib.crc32(title.encode())}"
     box = f'x="{_MARGIN_LEFT}" y="0" width="{width - _MARGIN_LEFT}" height="{height - _MARGIN_BOTTOM + 3}"'
-    data = json.dumps({"width": width, "top": _MARGIN_TOP, "bottom": height - _MARGIN_BOTTOM, "series": hover})
+    data = json.dumps(
+        {"axis": axis, "width": width, "top": _MARGIN_TOP, "bottom": height - _MARGIN_BOTTOM, "series": hover}
+    )
     scale = ' <span class="unit">log scale</span>' if log else ""
     return (
         f'<figure class="chart"><figcaption><b>{html.escape(title)}</b>{scale}{_legend(drawn)}</figcaption>'

@@ -161,7 +161,7 @@ for (const figure of document.querySelectorAll('figure.chart')) {
     });
     make('line', { x1: at, x2: at, y1: data.top, y2: data.bottom });
     for (const row of rows) make('circle', { cx: row.px, cy: row.y, r: 4, class: 's' + row.k });
-    for (const text of ['step ' + step, ...rows.map(row => row.text)])
+    for (const text of [data.axis + ' ' + step, ...rows.map(row => row.text)])
       tip.appendChild(document.createElement('div')).textContent = text;
     tip.style.display = 'block';
     const left = at / data.width * box.width, wide = tip.offsetWidth;

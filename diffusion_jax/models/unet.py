@@ -29,8 +29,8 @@ from diffusion_jax.models.layers import (
     LabelEmbedding,
     TimeMLP,
     at_least_float32,
+    resample,
     sinusoidal_embedding,
-    upsample_nearest,
 )
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
@@ -71,7 +71,8 @@ class UNet(Network, kw_only=True):
       num_heads: attention heads.
       head_channels: channels of a head, instead of `num_heads`.
       scale_shift: time scales and shifts inside residual blocks, instead of being added.
-      resampling: "conv" changes resolution by a convolution, "residual" by a residual block (ADM, from BigGAN).
+      resampling: "conv" changes resolution by a convolution, "residual" by a residual block (ADM, from BigGAN), "pool"
+        by averages and repetition alone.
       null_label: whether the null class has a "row" in the table of labels, or is "zero".
       context_channels: width of conditioning["context"], [batch, tokens, width]; where it is not 0, transformers that
         attend to the context take the place of self-attention (latent diffusion).
@@ -99,7 +100,7 @@ class UNet(Network, kw_only=True):
     num_heads: int = 1
     head_channels: int | None = None
     scale_shift: bool = False
-    resampling: Literal["conv", "residual"] = "conv"
+    resampling: Literal["conv", "residual", "pool"] = "conv"
     null_label: Literal["row", "zero"] = "row"
     context_channels: int = 0
     context_tokens: int = 1
@@ -128,11 +129,11 @@ class UNet(Network, kw_only=True):
         for field, known in (
             ("downsample_padding", ("same", "symmetric")),
             ("up_attention", ("every", "last")),
-            ("resampling", ("conv", "residual")),
+            ("resampling", ("conv", "residual", "pool")),
             ("null_label", ("row", "zero")),
         ):
             if getattr(self, field) not in known:
-                raise UserError(f"{field} is {known[0]!r} or {known[1]!r}, got {getattr(self, field)!r}")
+                raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
 
     @nn.nowrap
     def null_conditioning(self, batch_size: int) -> dict[str, Array]:
@@ -206,6 +207,8 @@ class UNet(Network, kw_only=True):
                 name = f"down_{level}_downsample"
                 if self.resampling == "residual":
                     h = stage(h, level, name, attend=False, direction="down")
+                elif self.resampling == "pool":
+                    h = resample(h, "down")
                 else:
                     padding = ((0, 1), (0, 1)) if self.downsample_padding == "same" else 1
                     h = conv(h.shape[-1], strides=2, padding=padding, name=name)(h)
@@ -223,8 +226,10 @@ class UNet(Network, kw_only=True):
                 name = f"up_{level}_upsample"
                 if self.resampling == "residual":
                     h = stage(h, level, name, attend=False, direction="up")
+                elif self.resampling == "pool":
+                    h = resample(h, "up")
                 else:
-                    h = conv(h.shape[-1], name=name)(upsample_nearest(h))
+                    h = conv(h.shape[-1], name=name)(resample(h, "up"))
 
         h = nn.silu(norm(name="norm_out")(h))
         h = conv(self.out_channels or self.image_channels, kernel_init=_zeros, name="conv_out")(h)
@@ -307,7 +312,7 @@ def adm(
     attention_resolutions: tuple[int, ...] = (32, 16, 8),
     num_heads: int = 4,
     head_channels: int | None = 64,
-    resampling: Literal["conv", "residual"] = "residual",
+    resampling: Literal["conv", "residual", "pool"] = "residual",
     scale_shift: bool = True,
     null_label: Literal["row", "zero"] = "zero",
     low_resolution_channels: int = 0,
@@ -368,7 +373,7 @@ class LDMSize:
     context_tokens: int = 1
     label_context: bool = False
     scale_shift: bool = False
-    resampling: Literal["conv", "residual"] = "conv"
+    resampling: Literal["conv", "residual", "pool"] = "conv"
 
 
 LDM_SIZES: dict[str, LDMSize] = {

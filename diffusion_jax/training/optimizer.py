@@ -48,8 +48,8 @@ def learning_rate_schedule(
 
     Args:
       peak: the highest rate.
-      decay: "constant", "cosine" (to 0 at the end), or "inverse_sqrt": peak / sqrt(max(n / decay_steps, 1)) at step
-        n, counted from the beginning (Karras et al. 2024, EDM2, equation 67).
+      decay: "constant", "cosine" or "linear" (both to 0 at the end), or "inverse_sqrt": peak / sqrt(max(n /
+        decay_steps, 1)) at step n, counted from the beginning (Karras et al. 2024, EDM2, equation 67).
       warmup_steps: steps of the warm-up; 0 for none.
       total_steps: steps of the whole training.
       decay_steps: where "inverse_sqrt" begins to fall.
@@ -58,6 +58,8 @@ def learning_rate_schedule(
         after = optax.constant_schedule(peak)
     elif decay == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
+    elif decay == "linear":
+        after = optax.linear_schedule(peak, 0.0, max(total_steps - warmup_steps, 1))
     elif decay == "inverse_sqrt":
         if decay_steps < 1:
             raise UserError(
@@ -67,7 +69,7 @@ def learning_rate_schedule(
         def after(count):  # counted from the end of the warm-up
             return peak / jnp.sqrt(jnp.maximum((count + warmup_steps) / decay_steps, 1))
     else:
-        raise UserError(unknown_name("learning-rate schedule", decay, ["constant", "cosine", "inverse_sqrt"]))
+        raise UserError(unknown_name("learning-rate schedule", decay, ["constant", "cosine", "linear", "inverse_sqrt"]))
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1) if warmup_steps > 1 else after

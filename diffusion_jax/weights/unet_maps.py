@@ -130,7 +130,7 @@ def openai_unet(
             there = f"{p}output_blocks.{at['up']}.{inner}"  # behind the last block of the level
         if kind == "block" or network.resampling == "residual":
             entries |= prefixed(stage, _openai_block(there, shortcut=shortcut))
-        else:
+        elif network.resampling == "conv":
             entries |= prefixed(stage, conv(f"{there}.{'op' if side == 'down' else 'conv'}"))
         inner = 1
         if attend:
@@ -233,7 +233,7 @@ def diffusers_unet(network: UNet) -> WeightMap:
             entries |= prefixed(stage, block(f"{here}.resnets.{index}", shortcut=shortcut))
         elif network.resampling == "residual":
             entries |= prefixed(stage, block(f"{here}.{side}samplers.0", shortcut=False))
-        else:
+        elif network.resampling == "conv":
             entries |= prefixed(stage, conv(f"{here}.{side}samplers.0.conv"))
         if attend:
             there = f"{here}.attentions.{index}"

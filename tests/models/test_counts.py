@@ -63,6 +63,33 @@ COUNTS = {
         },
         105_785_880,
     ),
+    "flow matching CIFAR-10": (
+        {
+            "name": "adm",
+            **CIFAR,
+            "base_channels": 128,
+            "channel_multipliers": (2, 2, 2),
+            "num_res_blocks": 4,
+            "attention_resolutions": (16,),
+            "num_heads": 1,
+            "head_channels": None,
+            "resampling": "pool",
+        },
+        55_676_419,
+    ),
+    "progressive distillation CIFAR-10": (
+        {
+            "name": "adm",
+            **CIFAR,
+            "base_channels": 256,
+            "channel_multipliers": (1, 1, 1),
+            "num_res_blocks": 3,
+            "attention_resolutions": (16, 8),
+            "num_heads": 1,
+            "head_channels": None,
+        },
+        60_004_099,
+    ),
     "iDDPM CIFAR-10": ({**IDDPM, "image_size": 32}, 52_546_438),
     "iDDPM ImageNet 64": ({**IDDPM, "image_size": 64}, 121_063_942),
     "iDDPM ImageNet 64, classes": (

@@ -13,6 +13,11 @@ def test_warmup_then_constant():
     np.testing.assert_allclose([rate(n) for n in range(6)], np.array([0.25, 0.5, 0.75, 1, 1, 1]) * 2e-4, rtol=1e-6)
 
 
+def test_linear_decay_reaches_zero_at_the_end():
+    rate = learning_rate_schedule(2.0, decay="linear", warmup_steps=0, total_steps=100)
+    np.testing.assert_allclose([rate(0), rate(25), rate(100)], [2.0, 1.5, 0.0])
+
+
 def test_warmup_then_cosine_to_zero():
     rate = learning_rate_schedule(1.0, decay="cosine", warmup_steps=10, total_steps=110)
     np.testing.assert_allclose([rate(9), rate(10), rate(60), rate(110)], [1, 1, 0.5, 0], atol=1e-6)
