@@ -13,6 +13,7 @@ from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from experiments import judging
+from experiments.drawing import Drawing
 from experiments.generation import Generator
 from experiments.pictures import balanced_labels, save_grid, save_neighbours
 from experiments.progress import ProgressBar
@@ -97,7 +98,8 @@ def evaluate(
         return {}  # latents have neither pictures nor metrics here
     count = max(wanted, GRID_SIZE)
     labels = labels_for(experiment, count)
-    images = draw(make, params, labels, count, seed)
+    drawing = Drawing.of(directory, make, count, seed, source)
+    images = drawing.draw(make, params, labels, seed)
     follows = out is None and make.path_bytes <= MOST_PATH_BYTES
     if follows:
         follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
@@ -115,6 +117,7 @@ def evaluate(
     if follows:
         save_paths(make, path_images, directory / "samples" / "denoising.png")
     if not names:
+        drawing.forget()
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
     train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
@@ -142,6 +145,7 @@ def evaluate(
     }
     text = json.dumps({**results, "settings": settings}, indent=2)
     replace_file(out or directory / "evaluation.json", (text + "\n").encode())
+    drawing.forget()
     return results
 
 

@@ -121,15 +121,20 @@ class Generator:
         """Memory for the whole way of one sample, which a generator with `path_points` holds on the device."""
         return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.info.image_shape)
 
-    def batches(self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> Iterator[np.ndarray]:
-        """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone."""
+    def batches(
+        self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone.
+
+        `start`, a multiple of the batch size, is the first sample.
+        """
         layout = self.experiment.layout
         key = stream_key(seed, "sample")
         rows = slice(
             layout.host_index * self.batch_size // layout.host_count,
             (layout.host_index + 1) * self.batch_size // layout.host_count,
         )
-        for first in range(0, num_samples, self.batch_size):
+        for first in range(start, num_samples, self.batch_size):
             index = np.arange(first, first + self.batch_size)
             batch = {"index": index[rows].astype(np.int32)}
             if labels is not None:

@@ -25,9 +25,9 @@ def drawn(data_dir):
     params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
     labels = np.arange(8) % 10
 
-    def draw(scale, interval=()):
+    def draw(scale, interval=(), *, num_samples=8, start=0):
         make = dataclasses.replace(evaluation.generator(experiment, guidance_scale=scale), guidance_interval=interval)
-        return np.concatenate(list(make.batches(params, labels, 8, 0)))
+        return np.concatenate(list(make.batches(params, labels, num_samples, 0, start=start)))
 
     return draw
 
@@ -39,6 +39,11 @@ def test_guidance_acts_inside_its_interval_only(drawn):
     np.testing.assert_allclose(drawn(3.0, (1e5, 1e6)), plain, atol=1e-5)
     middle = drawn(3.0, (0.1, 2.0))
     assert min(np.abs(middle - plain).max(), np.abs(middle - guided).max()) > 0.01
+
+
+def test_batches_from_the_middle_are_those_of_the_whole(drawn):
+    whole, rest = drawn(1.0, num_samples=20), drawn(1.0, num_samples=20, start=8)
+    np.testing.assert_array_equal(whole[8:], rest)
 
 
 def test_an_interval_has_two_ends(drawn):

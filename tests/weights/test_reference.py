@@ -24,6 +24,7 @@ FORMAT = {
     "adm_classifier": "guided_diffusion_classifier",
     "adm_new_order": "guided_diffusion_new_order",
     "iddpm": "guided_diffusion",
+    "flow_matching": "guided_diffusion_new_order",
     "ldm": "guided_diffusion",
     "edm_ddpmpp": "edm",
     "edm_ncsnpp": "edm",

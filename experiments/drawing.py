@@ -1,0 +1,102 @@
+"""Samples on disk while they are drawn, so that an evaluation that was stopped goes on where it was.
+
+    evaluation-<digest>/samples.npy   as they come, [num_samples, ...]
+                        drawn         how many of them are there
+
+The digest is that of everything that the samples depend on. The directory is removed when the evaluation is done; what
+is evaluated is read from the file, so that a set larger than memory can be drawn.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax import parallel
+from diffusion_jax.data import to_uint8
+from experiments.generation import Generator
+from experiments.progress import ProgressBar
+from experiments.writers import replace_file
+
+_FILE, _COUNT = "samples.npy", "drawn"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Samples that are being drawn.
+
+    Attributes:
+      directory: where they are kept.
+      num_samples: how many there will be.
+    """
+
+    directory: Path
+    num_samples: int
+
+    @classmethod
+    def of(cls, home: Path, make: Generator, num_samples: int, seed: int, source: Mapping[str, Any]) -> "Drawing":
+        """That of one network, one way of sampling and one seed, in the workdir `home`."""
+        depends_on = {
+            "sampler": repr(make.sampler),
+            "times": make.grid.times.tolist(),
+            "guidance": [make.guidance_scale, *make.guidance_interval],
+            "clip": make.experiment.config.sampling.clip_x0,
+            "batch_size": make.batch_size,
+            "num_samples": num_samples,
+            "seed": seed,
+            "source": dict(source),
+        }
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()
+        return cls(directory=home / f"evaluation-{digest[:16]}", num_samples=num_samples)
+
+    def draw(self, make: Generator, params: Any, labels: np.ndarray | None, seed: int) -> np.ndarray:
+        """The samples: those that are missing are drawn. For every process to call; only the first has them after it.
+
+        Returns:
+          uint8 [num_samples, height, width, channels] (float32 where the data is not images), read from the disk.
+        """
+        primary = parallel.is_primary()
+        done = self._drawn() if primary else 0
+        if jax.process_count() > 1:
+            done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
+        with ProgressBar(total=self.num_samples, description="sample", primary=primary) as progress:
+            if done and primary:
+                progress.update(done)
+            first = done - done % make.batch_size
+            for part in make.batches(params, labels, self.num_samples, seed, start=first):
+                if primary:
+                    self._keep(first, to_uint8(part) if make.experiment.info.is_image else part)
+                first += len(part)
+                progress.update(first)
+        if not primary:
+            return np.zeros((0, *make.experiment.info.image_shape), np.uint8)
+        return np.load(self.directory / _FILE, mmap_mode="r")
+
+    def forget(self) -> None:
+        """Remove what was kept."""
+        if parallel.is_primary():
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _drawn(self) -> int:
+        try:
+            count = int((self.directory / _COUNT).read_text())
+            kept = np.load(self.directory / _FILE, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # nothing yet, or not whole: begin again
+            return 0
+        return count if len(kept) == self.num_samples else 0
+
+    def _keep(self, first: int, part: np.ndarray) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shape = (self.num_samples, *part.shape[1:])
+        how = {"mode": "r+"} if first else {"mode": "w+", "dtype": part.dtype, "shape": shape}
+        kept = np.lib.format.open_memmap(self.directory / _FILE, **how)
+        kept[first : first + len(part)] = part
+        kept.flush()
+        replace_file(self.directory / _COUNT, str(first + len(part)).encode())
