@@ -74,6 +74,8 @@ def get_config() -> ConfigDict:
     config.sampling.steps = 250
     config.sampling.guidance_scale = 1.5
     config.sampling.guidance_interval = ()
+    config.sampling.guide = ""  # the workdir of a worse network, for autoguidance
+    config.sampling.guide_ema = ""
     config.sampling.clip_x0 = False
     config.sampling.ema = ""
     config.sampling.batch_size = 64
@@ -100,6 +102,10 @@ def get_config() -> ConfigDict:
     config.evaluation.inception = ""  # a file of weights, for fid and its kin
     config.evaluation.convention = "tf"
     config.evaluation.reference = ""
+    config.evaluation.dinov2 = ""  # the same for fd_dinov2
+    config.evaluation.dinov2_reference = ""
+    config.evaluation.clip = ""  # a folder, for cmmd and clip_score
+    config.evaluation.prompt = "a photo of a {}"
     config.evaluation.likelihood_images = 1000
     config.evaluation.bins = 256
     return config

@@ -170,6 +170,14 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def assign_flags(group: ConfigDict, *holders: flags.FlagHolder) -> None:
+    """Flags that were given become the fields of that name, also in a run begun before there was such a field."""
+    with group.unlocked():
+        for holder in holders:
+            if holder.value is not None:
+                group[holder.name] = holder.value
+
+
 def writable_directory(path: str | Path) -> Path:
     """Create a directory, or say why it can not be written.
 

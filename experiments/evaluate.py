@@ -27,7 +27,9 @@ NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default wh
 SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none")
+GUIDE = flags.DEFINE_string("guide", None, "workdir of a worse network to guide away from (autoguidance)")
+GUIDE_EMA = flags.DEFINE_string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 INCEPTION = flags.DEFINE_string("inception", None, "weights of Inception-v3, for fid and its kin")
 DINOV2 = flags.DEFINE_string("dinov2", None, "weights of DINOv2, for fd_dinov2")
@@ -47,10 +49,8 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLER.value:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
-    with experiment.config.unlocked():  # runs begun before a field was there
-        for flag in (INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE):
-            if flag.value is not None:
-                experiment.config.evaluation[flag.name] = flag.value
+    cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
+    cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
     make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
     results = evaluation.evaluate(
         experiment,

@@ -14,9 +14,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from experiments import judging
 from experiments.drawing import Drawing
-from experiments.generation import Generator
+from experiments.generation import Generator, Guide
 from experiments.pictures import balanced_labels, save_grid, save_neighbours
 from experiments.progress import ProgressBar
+from experiments.restoring import restore_params
 from experiments.wiring import BITS_PER_DIM, Experiment
 from experiments.writers import replace_file
 
@@ -35,16 +36,28 @@ def generator(
     guidance_scale: float | None = None,
     batch_size: int | None = None,
 ) -> Generator:
-    """The config's way of sampling, or as asked."""
+    """The config's way of sampling, or as asked.
+
+    Raises:
+      UserError: a sampler that does not fit, or a guide that can not be read or is of other data.
+    """
     sampling = experiment.config.sampling
+    named = sampling.get("guide", "")
     return Generator(
         experiment=experiment,
         sampler=experiment.sampler(sampler),
         grid=experiment.grid(steps),
         guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
         guidance_interval=tuple(sampling.get("guidance_interval", ())),
+        guide=read_guide(named, sampling.get("guide_ema", "")) if named else None,
         batch_size=batch_size or sampling.batch_size,
     )
+
+
+def read_guide(directory: str, ema: str) -> Guide:
+    """The run of a worse network, with the average `ema` of its parameters, by default what its config says."""
+    experiment, params, source = restore_params(directory, ema=ema or None)
+    return Guide(experiment=experiment, params=params, source={"workdir": directory, **source})
 
 
 def draw(make: Generator, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> np.ndarray:
@@ -138,6 +151,7 @@ def evaluate(
         "grid": dict(config.sampling.grid),
         "guidance_scale": make.guidance_scale,
         **({"guidance_interval": make.guidance_interval} if make.guidance_interval else {}),
+        **({"guide": make.guide.source} if make.guide else {}),
         "devices": jax.device_count(),
         **judging.settings_of(metrics, test),
         **({"unavailable": missing} if missing else {}),

@@ -13,9 +13,32 @@ from jax.experimental import multihost_utils
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.samplers import Sampler, TokenSampler, classifier_free, interval, sample, sample_tokens
-from diffusion_jax.schedulers import TimeGrid, from_tokens
+from diffusion_jax.samplers import (
+    Sampler,
+    TokenSampler,
+    autoguidance,
+    classifier_free,
+    interval,
+    sample,
+    sample_tokens,
+)
+from diffusion_jax.schedulers import TimeGrid, from_tokens, on_schedule
 from experiments.wiring import Experiment
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Guide:
+    """Another network, a worse one, away from which samples are guided (autoguidance, Karras et al. 2024b).
+
+    Attributes:
+      experiment: of its run.
+      params: its parameters.
+      source: where they come from, for the record.
+    """
+
+    experiment: Experiment
+    params: Any
+    source: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +49,9 @@ class Generator:
       experiment: the network and its parameterization.
       sampler: how to go back.
       grid: at which times.
-      guidance_scale: of classifier-free guidance; 1 is none.
+      guidance_scale: of classifier-free guidance, or with a guide of autoguidance; 1 is none.
       guidance_interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is at all.
+      guide: a network in the place of the null condition.
       batch_size: samples per call; rounded up to a multiple of the devices.
       path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
         axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
@@ -38,18 +62,35 @@ class Generator:
     grid: TimeGrid
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, ...] = ()
+    guide: Guide | None = None
     batch_size: int = 256
     path_points: int = 0
 
     def __post_init__(self):
         shards = self.experiment.layout.num_batch_shards
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
-        if self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
-            raise UserError("guidance needs a class-conditional network; this one has no classes: use guidance_scale 1")
+        if self.guide is not None:
+            self._check_guide(self.guide.experiment)
+        elif self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
+            raise UserError(
+                "guidance needs a class-conditional network; this one has no classes: use guidance_scale 1, or a guide"
+            )
         if self.guidance_interval and len(self.guidance_interval) != 2:
             raise UserError(f"guidance_interval is (low, high) or (), not {self.guidance_interval}")
         layout = self.experiment.layout
         object.__setattr__(self, "_run", jax.jit(layout.placed(self._sample), out_shardings=layout.batch_sharding))
+
+    def _check_guide(self, other: Experiment) -> None:
+        own = self.experiment
+        if own.samples_tokens or other.samples_tokens:
+            raise UserError("autoguidance is of images, not of tokens: leave out the guide")
+        if other.info.image_shape != own.info.image_shape or other.num_classes not in (0, own.num_classes):
+            raise UserError(
+                f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
+                f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
+            )
+        if other.network.num_times != own.network.num_times:
+            raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
     @property
     def network_evaluations(self) -> int:
@@ -62,9 +103,12 @@ class Generator:
             evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
         return evaluations * (1 if self.guidance_scale in (0.0, 1.0) else 2)
 
-    def _sample(self, params: Any, conditioning: dict[str, jax.Array], key: jax.Array, index: jax.Array) -> jax.Array:
+    def _sample(
+        self, all_params: tuple[Any, Any], given: dict[str, jax.Array], key: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        params, guide_params = all_params
         trainable = self.experiment.trainable
-        conditioning = trainable.conditioning(conditioning, index.shape[0])
+        conditioning = trainable.conditioning(given, index.shape[0])
 
         def conditional(xt, t, condition, *s):
             return trainable.denoiser(params, condition)(xt, t, *s)
@@ -73,9 +117,16 @@ class Generator:
             return conditional(xt, t, conditioning, *s)
 
         if self.guidance_scale != 1.0:
-            null = trainable.network.null_conditioning(index.shape[0])
-            guided = classifier_free(conditional, conditioning, null, self.guidance_scale)
             schedule = self.grid.schedule
+            if self.guide is not None:
+                other = self.guide.experiment.trainable
+                worse = other.denoiser(guide_params, other.conditioning(given, index.shape[0]))
+                if other.parameterization.schedule != schedule:
+                    worse = on_schedule(worse, other.parameterization.schedule, schedule)
+                guided = autoguidance(denoise, worse, self.guidance_scale)
+            else:
+                null = trainable.network.null_conditioning(index.shape[0])
+                guided = classifier_free(conditional, conditioning, null, self.guidance_scale)
             denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
         shape = self.experiment.info.image_shape
         batch_key = BatchKey(key, index, self.batch_size)
@@ -109,7 +160,13 @@ class Generator:
         row = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=layout.batch_sharding)
         key = jax.eval_shape(lambda: stream_key(0, "sample"))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-        return self._run.lower(params, {"label": row} if self.experiment.num_classes else {}, key, row)
+        return self._run.lower(
+            (params, self._guide_params), {"label": row} if self.experiment.num_classes else {}, key, row
+        )
+
+    @property
+    def _guide_params(self) -> Any:
+        return None if self.guide is None else self.guide.params
 
     @property
     def path_indices(self) -> np.ndarray:
@@ -140,7 +197,12 @@ class Generator:
             if labels is not None:
                 batch["label"] = labels[index % len(labels)][rows].astype(np.int32)
             placed = layout.global_batch(batch)
-            x = self._run(params, {"label": placed["label"]} if labels is not None else {}, key, placed["index"])
+            x = self._run(
+                (params, self._guide_params),
+                {"label": placed["label"]} if labels is not None else {},
+                key,
+                placed["index"],
+            )
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
             yield np.asarray(x, np.float32)[: num_samples - first]

@@ -31,7 +31,9 @@ SAMPLER = flags.DEFINE_string(
 )
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the samples")
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance; 1 is none")
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none")
+GUIDE = flags.DEFINE_string("guide", None, "workdir of a worse network to guide away from (autoguidance)")
+GUIDE_EMA = flags.DEFINE_string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 LABELS = flags.DEFINE_list("labels", None, "classes to draw, in turn, for example 3,7; by default all")
 EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLER.value:
         SAMPLERS[SAMPLER.value]
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
     info = experiment.info
     labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
     make = evaluation.generator(

@@ -370,6 +370,8 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
         and settings["network_evaluations"] == claim["nfe"]
         and settings["num_samples"] == claim["num_samples"]
         and settings["guidance_scale"] == claim.get("guidance_scale", 1.0)
+        and tuple(settings.get("guidance_interval", ())) == tuple(claim.get("guidance_interval", ()))
+        and ("guide" in settings) == claim.get("guide", False)
         and settings["grid"] == dict(paper.config.sampling.grid)
         and settings["sampler"] == str(_sampler(experiment, claim["sampler"]))
     )

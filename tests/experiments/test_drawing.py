@@ -15,7 +15,7 @@ class Stopped(Exception):
 class Counting:
     """Draws sample i as the constant i / 100, four at a time, and stops at a given one."""
 
-    sampler, guidance_scale, guidance_interval, batch_size = "counting", 1.0, (), 4
+    sampler, guidance_scale, guidance_interval, guide, batch_size = "counting", 1.0, (), None, 4
     grid = types.SimpleNamespace(times=np.array([1.0, 0.0]))
     experiment = types.SimpleNamespace(
         config=types.SimpleNamespace(sampling=types.SimpleNamespace(clip_x0=False)),

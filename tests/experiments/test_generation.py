@@ -9,6 +9,7 @@ import pytest
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
 from experiments import evaluation
+from experiments.generation import Guide
 from experiments.wiring import Experiment
 
 
@@ -20,16 +21,33 @@ def drawn(data_dir):
     config.model.update(base_channels=8, num_res_blocks=1, attention_resolutions=())
     config.sampling.steps, config.sampling.batch_size = 6, 8
     experiment = Experiment(config)
-    shapes = jax.eval_shape(experiment.init_state).params
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    params = random_params(experiment)
     labels = np.arange(8) % 10
 
-    def draw(scale, interval=(), *, num_samples=8, start=0):
-        make = dataclasses.replace(evaluation.generator(experiment, guidance_scale=scale), guidance_interval=interval)
-        return np.concatenate(list(make.batches(params, labels, num_samples, 0, start=start)))
+    def draw(scale, interval=(), *, num_samples=8, start=0, guide=None, steps=None, own=(experiment, params)):
+        make = evaluation.generator(own[0], guidance_scale=scale, steps=steps)
+        guide = guide and Guide(experiment=guide[0], params=guide[1], source={})
+        make = dataclasses.replace(make, guidance_interval=interval, guide=guide)
+        return np.concatenate(list(make.batches(own[1], labels, num_samples, 0, start=start)))
 
+    draw.own = experiment, params
     return draw
+
+
+def random_params(experiment, seed=0):
+    shapes = jax.eval_shape(experiment.init_state).params
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+
+def other_experiment(data_dir, **fields):
+    """Of the same data, with a smaller network."""
+    config = get_config()
+    config.data.data_dir = str(data_dir)
+    config.model.update(base_channels=4, num_res_blocks=1, attention_resolutions=(), channel_multipliers=(1,))
+    config.sampling.batch_size = 8
+    config.update_from_flattened_dict(fields)
+    return Experiment(config)
 
 
 def test_guidance_acts_inside_its_interval_only(drawn):
@@ -49,3 +67,40 @@ def test_batches_from_the_middle_are_those_of_the_whole(drawn):
 def test_an_interval_has_two_ends(drawn):
     with pytest.raises(UserError, match=r"guidance_interval is \(low, high\)"):
         drawn(3.0, (1.0,))
+
+
+@pytest.mark.parametrize(
+    "classes", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["classes", "unconditional"]
+)
+def test_a_guide_is_extrapolated_from(drawn, data_dir, classes):
+    """With one step the sample is the denoiser's x0, so that of both together is known from that of each."""
+    worse = other_experiment(data_dir, **{"train.class_conditional": classes})
+    worse = worse, random_params(worse, seed=1)
+    own, other = drawn(1.0, steps=1), drawn(1.0, steps=1, own=worse)
+    guided = drawn(2.5, steps=1, guide=worse)
+    np.testing.assert_allclose(guided, other + 2.5 * (own - other), atol=1e-3)
+    assert np.abs(guided - own).max() > 0.1
+    make = evaluation.generator(drawn.own[0], guidance_scale=2.5, steps=1)
+    assert make.network_evaluations == 2
+
+
+def test_guided_by_itself_is_not_guided(drawn):
+    np.testing.assert_allclose(drawn(3.0, guide=drawn.own), drawn(1.0), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_guide_on_another_schedule(drawn, data_dir):
+    """The levels are matched: a network that returns its input's own estimate does so on any schedule."""
+    fields = {"schedule.sigma_max": 40.0}
+    worse = other_experiment(data_dir, **fields)
+    same = other_experiment(data_dir)
+    params = random_params(worse, seed=1)
+    on_other, on_same = (drawn(2.0, guide=(one, params)) for one in (worse, same))
+    assert np.isfinite(on_other).all()
+    assert np.abs(on_other - on_same).max() < 0.5 * np.abs(on_same - drawn(1.0)).max()
+
+
+def test_a_guide_of_other_data_is_refused(drawn, data_dir):
+    worse = other_experiment(data_dir, **{"data.image_size": 16, "data.crop": "pad"})
+    with pytest.raises(UserError, match="must be of the same data"):
+        drawn(2.0, guide=(worse, {}))

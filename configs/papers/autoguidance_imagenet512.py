@@ -1,0 +1,56 @@
+"""Autoguidance: EDM2-S on ImageNet 512x512 latents, guided by a worse version of itself.
+
+Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507): nothing but sampling
+changes. The network of `edm2_s_imagenet512.py` with averages of width 0.070 is extrapolated, with scale 2.1, from an
+EDM2-XS that has seen 134 million images, with averages of width 0.125; Heun at 32 steps.
+
+Published: FID 1.34 (2.56 without guidance). Not run here, and the data is a stand-in, as there. The guide is a run of
+its own, a sixteenth as long:
+
+    python -m experiments.train --config=configs/papers/edm2_s_imagenet512.py --workdir=runs/edm2_xs \
+        --config.model.size=XS --config.train.steps=65536
+    python -m experiments.train --config=configs/papers/autoguidance_imagenet512.py --workdir=runs/edm2_s \
+        --config.sampling.guide=runs/edm2_xs
+
+The training's own samples need the averages that it keeps; those of width 0.070 are put together after it:
+`--ema=width_0.07 --guide_ema=width_0.125` of `experiments.sample` and `experiments.evaluate`.
+
+Topology: not compiled; the network is that of edm2_s_imagenet512.py.
+
+    python -m experiments.params --config=configs/papers/autoguidance_imagenet512.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.papers.edm2_s_imagenet512 import CLAIMS as EDM2
+from configs.papers.edm2_s_imagenet512 import get_config as edm2_s
+
+CLAIMS = {
+    "paper": "Karras et al. 2024, arXiv:2406.02507",
+    "parameters": EDM2["parameters"],
+    "schedule": EDM2["schedule"],
+    "loss": EDM2["loss"],
+    "sampler": {"nfe": 126, "source": "63 of Heun, each of two networks"},
+    "weights": "edm2",
+    "results": [
+        {
+            "metric": "fid",
+            "value": 1.34,
+            "sampler": "heun",
+            "nfe": 126,
+            "guidance_scale": 2.1,
+            "guide": True,
+            "num_samples": 50_000,
+            "reference": "ImageNet 512x512, the authors' statistics",
+            "source": "the authors' generate_images.py",
+            "differs": "the latents here are synthetic",
+        }
+    ],
+}
+
+
+def get_config() -> ConfigDict:
+    """The recipe; `sampling.guide` names the run of the worse network."""
+    config = edm2_s()
+    config.sampling.guidance_scale = 2.1
+    return config
