@@ -71,7 +71,7 @@ class Generator:
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guide is not None:
             self._check_guide(self.guide.experiment)
-        elif self.guidance_scale != 1.0 and not self.experiment.network.null_conditioning(1):
+        elif self.guidance_scale != 1.0 and not self.experiment.has_condition:
             raise UserError(
                 "guidance needs a class-conditional network; this one has no classes: use guidance_scale 1, or a guide"
             )

@@ -111,6 +111,11 @@ class Experiment:
         )
 
     @property
+    def has_condition(self) -> bool:
+        """Whether the network is told anything of what an image shows."""
+        return bool(set(self.network.null_conditioning(1)) - {training.AUGMENT})
+
+    @property
     def samples_tokens(self) -> bool:
         """Whether the objective is one on tokens."""
         return self.objective.modality == "tokens"
@@ -272,8 +277,11 @@ class Experiment:
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not self.network.null_conditioning(1):
-            raise UserError("sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1")
+        if config.sampling.guidance_scale != 1.0 and not (self.has_condition or config.sampling.get("guide", "")):
+            raise UserError(
+                "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
+                "guide, sampling.guide"
+            )
         if self.validation_pipeline is not None:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
