@@ -7,7 +7,8 @@ weighs them by EDM's weight, F augments the images and tells the network how. Al
 steps on EDM's spacing of the noise levels.
 
 Expected: nothing published at this size; in the paper the larger steps are D and E. Mirrored and turned digits are not
-digits, and a network of this size has to learn them besides: F may cost more here than it gives.
+digits, and a network of this size has to learn them besides: F costs more here than it gives
+(docs/results/edm_design_space.md).
 
     python -m experiments.ablate --config=configs/ablations/edm_design_space.py --workdir=runs/edm_design_space
 """
