@@ -25,6 +25,7 @@ SAME_FLOOR = {
         "models",
         "parallel",
     ): "layers say which axis of an activation is the batch; what that means on a mesh is said there",
+    ("metrics", "models"): "the feature spaces of DINOv2 and CLIP are transformers: patches and heads are cut as there",
     ("benchmarks", "experiments"): "benchmarks time what the runner builds from a config",
 }
 # Whatever else may import no tests.

@@ -39,7 +39,7 @@ def test_as_the_authors_code_does_it():
     np.testing.assert_allclose(transformed(golden["images"], chosen), golden["augmented"], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", augmentations)
+@pytest.mark.parametrize("name", list(augmentations))
 def test_each_says_what_it_did_and_depends_on_an_example_alone(name, images):
     augmentation = augmentations.example(name)
     bits = words(len(images))

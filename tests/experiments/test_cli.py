@@ -23,7 +23,7 @@ from experiments import cli
         ("--config.objective.name=denoise", "unknown objective 'denoise'; did you mean 'denoising'?"),
         ("--config.optimizer.name=adan", "unknown optimizer 'adan'"),
         ("--config.evaluation.metrics=('fidd',)", "unknown metric 'fidd'; did you mean 'fid'?"),
-        ("--config.evaluation.metrics=('fid','kid')", "no fid, kid: the weights of Inception-v3 are needed"),
+        ("--config.evaluation.metrics=('fid','kid')", "no fid, kid: it needs the weights of Inception-v3"),
         ("--config.sampling.ema=decay_0.5", "unknown average of the parameters 'decay_0.5'"),
         ("--config.parallel.strategy=pmapp", "unknown parallel strategy 'pmapp'; did you mean 'pmap'?"),
         ("--config.train.dtype=float16", "unknown compute dtype 'float16'"),
@@ -147,7 +147,7 @@ def test_bad_sample_requests(command, finished, argument, message):
 
 def test_evaluate_without_the_weights_says_where_they_are(command, finished, tmp_path):
     line = command.fails("evaluate", f"--workdir={finished[0]}", "--metrics=fid", f"--inception={tmp_path / 'no.pth'}")
-    assert "there is no file" in line
+    assert "there is nothing at" in line
     assert "SHA-256 begins with 6726825d" in line
 
 
@@ -156,7 +156,7 @@ def test_evaluate_judges_by_what_it_has_and_records_what_it_lacks(command, finis
     out = tmp_path / "numbers.json"
     arguments = (f"--workdir={finished[0]}", f"--out={out}")
     _, err = command.run("evaluate", *arguments, "--metrics=proxy_fd,kid,bits_per_dim", "--num_samples=40")
-    assert "no kid: the weights of Inception-v3 are needed" in err
+    assert "no kid: it needs the weights of Inception-v3" in err
     found = json.loads(out.read_text())
     assert found["proxy_fd"]["proxy_fd"] > found["proxy_fd"]["held_out"] > 0  # 60 steps of training are not enough
     assert 0 < found["bits_per_dim"]["bits_per_dim_low"] < found["bits_per_dim"]["bits_per_dim"] < 20

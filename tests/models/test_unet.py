@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, UNet, count_parameters, example_inputs
-from diffusion_jax.models.unet import upsample_nearest
+from diffusion_jax.models.layers import upsample_nearest
 
 
 def build(**fields):

@@ -68,5 +68,5 @@ def test_unknown_names_are_refused():
         UserError, match="unknown argument of optimizer 'adam' 'beta1'; known: b1, b2, eps, learning_rate"
     ):
         make_optimizer({"name": "adam", "beta1": 0.5}, learning_rate=lambda step: 1.0)
-    with pytest.raises(UserError, match="unknown learning-rate schedule 'linear'"):
-        learning_rate_schedule(1.0, decay="linear", warmup_steps=0, total_steps=1)
+    with pytest.raises(UserError, match="unknown learning-rate schedule 'polynomial'"):
+        learning_rate_schedule(1.0, decay="polynomial", warmup_steps=0, total_steps=1)
