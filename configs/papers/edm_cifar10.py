@@ -7,8 +7,8 @@ million images, no gradient clipping, Heun at 18 steps (35 network evaluations).
 
 This is configuration F; `data.augmentation.name="none"`, `data.flip=True` and `model.augment_channels=0` make it E.
 A gradient that is not finite ends the run, where the paper's code replaces such entries; the paper's loss is a sum over
-pixels and ours their mean, so Adam's eps is divided by their number. The augmentation costs the hosts about 1 ms of a
-core for an image: `data.num_workers` divides it. Not run here.
+pixels and ours their mean, so Adam's eps is divided by their number. The hosts augment, which `data.num_workers`
+divides. Not run here.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 5.3 GB per chip (compiled by libtpu 0.0.42.1).
 
