@@ -6,8 +6,8 @@ resolution, D wraps it in EDM's preconditioning with the loss as it was, E draws
 weighs them by EDM's weight, F augments the images and tells the network how. All are sampled as in the paper: Heun, 18
 steps on EDM's spacing of the noise levels.
 
-Expected: nothing published at this size; in the paper the larger steps are D and E. Mirrored and turned digits are not
-digits, and a network of this size has to learn them besides: F costs more here than it gives
+Expected: nothing published at this size; in the paper (CIFAR-10, VP) the larger steps are B and E. Mirrored and turned
+digits are not digits, and a network of this size has to learn them besides: F costs more here than it gives
 (docs/results/edm_design_space.md).
 
     python -m experiments.ablate --config=configs/ablations/edm_design_space.py --workdir=runs/edm_design_space
