@@ -84,6 +84,11 @@ class VisionTransformer(nn.Module, kw_only=True):
     activation: Activation = "gelu"
     norm_eps: float = 1e-6
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the table of positions is for."""
+        return self.grid * self.patch_size
+
     @nn.compact
     def __call__(self, images: Float[Array, "n height width 3"]) -> Float[Array, "n channels"]:
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, use_fast_variance=False)

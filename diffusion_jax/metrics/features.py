@@ -201,9 +201,8 @@ def clip_features(
       fingerprint: of the file they came from, for the record.
       batch_size: images at once.
     """
-    size = network.grid * network.patch_size
-    apply = _encoded(network, size, *_CLIP, unit=True)
-    name = f"clip_{network.depth}x{network.hidden_size}_{size}"
+    apply = _encoded(network, network.image_size, *_CLIP, unit=True)
+    name = f"clip_{network.depth}x{network.hidden_size}_{network.image_size}"
     settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 

@@ -1,7 +1,6 @@
 """The weights of the encoders behind metrics (`metrics/encoders.py`), from the files in which they are published."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from diffusion_jax.weights.names import (
 from diffusion_jax.weights.names import (
     Path as TreePath,
 )
-from diffusion_jax.weights.reading import read_config, read_state
+from diffusion_jax.weights.reading import fingerprint, read_config, read_state
 
 DINOV2_SOURCE = (
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth "
@@ -57,11 +56,6 @@ class Clip:
     text_params: PyTree
     folder: Path
     fingerprint: str
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images that it takes."""
-        return self.image.grid * self.image.patch_size
 
     def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n channels"]:
         """Embeddings of texts, of length 1; what is longer than the encoder takes is cut off.
@@ -109,7 +103,7 @@ def read_dinov2(path: Path | str) -> tuple[VisionTransformer, PyTree, str]:
         layer_scale=True,
     )
     params = dinov2_map(network).params(state, vision_shapes(network))
-    return network, params, _fingerprint(path)
+    return network, params, fingerprint(path)
 
 
 def dinov2_map(network: VisionTransformer) -> WeightMap:
@@ -178,7 +172,7 @@ def read_clip(path: Path | str) -> Clip:
     )
     shapes = {"image": vision_shapes(image), "text": text_shapes(text)}
     params = whole.params(state, shapes)
-    return Clip(image, params["image"], text, params["text"], path, _fingerprint(path))
+    return Clip(image, params["image"], text, params["text"], path, fingerprint(path))
 
 
 def clip_image_map(network: VisionTransformer) -> WeightMap:
@@ -225,8 +219,7 @@ def _clip_block(there: str) -> Entries:
 
 def vision_shapes(network: VisionTransformer) -> PyTree:
     """The parameters as ShapeDtypeStruct."""
-    side = network.grid * network.patch_size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
@@ -271,14 +264,3 @@ def _activation(config: dict, path: Path) -> str:
     if name not in ("gelu", "quick_gelu"):
         raise UserError(f"{path}/config.json names the activation {name!r}; gelu and quick_gelu are known")
     return name
-
-
-def _fingerprint(path: Path) -> str:
-    """Of a file, or of the files of weights in a folder one after the other."""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as opened:
-            while block := opened.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

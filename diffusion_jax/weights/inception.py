@@ -1,7 +1,6 @@
 """The weights of Inception-v3 from the files in which they are published."""
 
 import functools
-import hashlib
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import PyTree
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import InceptionV3
 from diffusion_jax.weights.names import Entry, WeightMap, convolution_kernel, same, transposed
-from diffusion_jax.weights.reading import read_state
+from diffusion_jax.weights.reading import fingerprint, read_state
 
 SOURCE = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth "
@@ -53,6 +52,4 @@ def read_inception(path: Path | str) -> tuple[PyTree, str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there are no weights of Inception-v3 at {str(path)!r}; they are published at {SOURCE}")
-    with open(path, "rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return inception_map().params(read_state(path), inception_shapes()), fingerprint
+    return inception_map().params(read_state(path), inception_shapes()), fingerprint(path)

@@ -3,6 +3,7 @@
 weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin, and folders of diffusers (also in shards)
 """
 
+import hashlib
 import json
 import os
 import zipfile
@@ -51,6 +52,18 @@ def read_state(path: Path | str, *, entry: str | None = None) -> dict[str, np.nd
             "tensors alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
         )
     raise UserError(f"{path}: weights come as .safetensors, .npz, {', '.join(_TORCH_SUFFIXES)}, or a diffusers folder")
+
+
+def fingerprint(path: Path | str) -> str:
+    """SHA-256 of a file; of a folder, that of its files of weights one after the other."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def read_config(path: Path | str) -> dict[str, Any] | None:

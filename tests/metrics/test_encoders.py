@@ -45,7 +45,7 @@ def test_dinov2_is_the_authors(dinov2, size):
 def test_clip_is_hugging_faces(clip):
     golden, folder = clip
     model = read_clip(folder)
-    assert model.image_size == 24
+    assert model.image.image_size == 24
     with jax.default_matmul_precision("highest"):
         image = model.image.apply({"params": model.image_params}, images(24, 3))
         text = model.text.apply({"params": model.text_params}, golden["tokens"])
