@@ -92,10 +92,10 @@ def _no_weights(config: Any, kind: str | None) -> str:
     if kind not in WEIGHTS:
         return ""
     path = config.get(kind, "")
-    if path and Path(path).exists():
+    if path and (Path(path).is_dir() if kind == CLIP else Path(path).is_file()):
         return ""
     what, source = WEIGHTS[kind]
-    found = f"there is nothing at {path!r}" if path else "none is named"
+    found = f"there is no {'folder' if kind == CLIP else 'file'} {path!r}" if path else "none is named"
     return (
         f"it needs {what}, and {found}: get {source} and give its path with --config.evaluation.{kind}=..., or "
         f"--{kind}=... of experiments.evaluate"

@@ -147,7 +147,7 @@ def test_bad_sample_requests(command, finished, argument, message):
 
 def test_evaluate_without_the_weights_says_where_they_are(command, finished, tmp_path):
     line = command.fails("evaluate", f"--workdir={finished[0]}", "--metrics=fid", f"--inception={tmp_path / 'no.pth'}")
-    assert "there is nothing at" in line
+    assert "there is no file" in line
     assert "SHA-256 begins with 6726825d" in line
 
 
