@@ -50,6 +50,7 @@ LAUNCHER = flags.DEFINE_enum(
 )
 LAUNCH = flags.DEFINE_multi_string("launch", [], "option=value of the launcher, for example cpus=4; may be repeated")
 SET = flags.DEFINE_multi_string("set", [], "field=value of the config that every cell starts from; may be repeated")
+SEEDS = flags.DEFINE_list("seeds", [], "of the ablation's seeds, those to run now, for example 0,1; all by default")
 LIST = flags.DEFINE_bool("list", False, "print the cells and what is done, and stop")
 PAGE = flags.DEFINE_string("page", None, "also write the results to this .md file, with pictures and numbers beside it")
 ONLY = flags.DEFINE_string("training", None, "evaluate the cells of this training alone; what the launcher calls")
@@ -64,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     ablation = Ablation.read(CONFIG.value, SET.value)
     directory = cli.writable_directory(WORKDIR.value)
     trainings = ablation.trainings()
+    chosen = chosen_seeds(ablation)
     if ONLY.value:
         if ONLY.value not in trainings:
             raise UserError(f"no training {ONLY.value!r}; there are: {', '.join(trainings)}")
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         open_ = {
             name: cells
             for name, cells in trainings.items()
-            if not all(result_file(directory, cell).exists() for cell in cells)
+            if cells[0].seed in chosen and not all(result_file(directory, cell).exists() for cell in cells)
         }
         done = sum(result_file(directory, cell).exists() for cell in ablation.cells)
         print(
@@ -92,6 +94,19 @@ def main(argv: Sequence[str]) -> int:
         if PAGE.value:
             print(f"page: {write_page(ablation, directory, Path(PAGE.value))}", flush=True)
     return 0
+
+
+def chosen_seeds(ablation: Ablation) -> set[int]:
+    """Those that the flag names, or all.
+
+    Raises:
+      UserError: one that the ablation does not have.
+    """
+    known = {str(seed): seed for seed in ablation.seeds}
+    unknown = [text for text in SEEDS.value if text not in known]
+    if unknown:
+        raise UserError(f"--seeds={','.join(SEEDS.value)}: {ablation.path} has the seeds {', '.join(known)}")
+    return {known[text] for text in SEEDS.value} or set(ablation.seeds)
 
 
 def claim(directory: Path, ablation: Ablation) -> None:
