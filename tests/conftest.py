@@ -1,7 +1,9 @@
 """Test set-up: eight simulated CPU devices, a persistent compilation cache, float64 on request."""
 
 import gc
+import gzip
 import os
+import struct
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +12,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -37,6 +40,24 @@ def x64():
 def data_dir(tmp_path_factory):
     """Where the digits are prepared, once."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def idx_dir(tmp_path_factory):
+    """Four small idx files, as of MNIST and its kin."""
+    directory = tmp_path_factory.mktemp("idx")
+    random = np.random.default_rng(0)
+    for stem, count in [("train", 12), ("t10k", 128)]:
+        images = random.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(directory / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(directory / f"{stem}-labels-idx1-ubyte.gz", labels)
+    return directory
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
 @pytest.fixture(scope="session")

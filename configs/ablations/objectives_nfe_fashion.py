@@ -5,7 +5,8 @@ arXiv:2206.00364; Liu et al. 2022, arXiv:2209.03003; Geng et al. 2025, arXiv:250
 `configs/fashion_mnist_unet.py`, whose docstring says how the data is prepared, for 3,000 steps of 64 images.
 
 Expected: as on digits, MeanFlow is ahead with one and two evaluations, the others with many. Three epochs leave all of
-them unfinished: `--set=train.steps=10000 --set=train.batch_size=128` is that config's own budget. `--seeds=0` for one seed.
+them unfinished: `--set=train.steps=10000 --set=train.batch_size=128` is that config's own
+budget. `--seeds=0` runs one of the seeds.
 
     python -m experiments.ablate --config=configs/ablations/objectives_nfe_fashion.py --workdir=runs/objectives_fashion
 """

@@ -15,25 +15,6 @@ from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
 
 
-@pytest.fixture
-def idx_dir(tmp_path):
-    """Four tiny idx files."""
-    directory = tmp_path / "idx"
-    directory.mkdir()
-    random = np.random.default_rng(0)
-    for stem, count in [("train", 12), ("t10k", 5)]:
-        images = random.integers(0, 256, (count, 28, 28), np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        write_idx(directory / f"{stem}-images-idx3-ubyte.gz", images)
-        write_idx(directory / f"{stem}-labels-idx1-ubyte.gz", labels)
-    return directory
-
-
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
 def sources(name, directory):
     return {split: tfds.data_source(name, split=split, data_dir=str(directory)) for split in ("train", "test")}
 
@@ -96,7 +77,7 @@ def test_digits_where_nothing_can_be_written(tmp_path):
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "kmnist"])
 def test_idx_files_are_read_back_by_stock_tfds(name, idx_dir, tmp_path):
     prepared = builders.prepare(name, str(tmp_path), idx_dir=str(idx_dir), progress=False)
-    assert prepared.num_examples == {"train": 12, "test": 5}
+    assert prepared.num_examples == {"train": 12, "test": 128}
     assert not prepared.was_there
     assert Path(prepared.directory).parts[-2:] == (name, "3.0.1")
     for split, stem in [("train", "train"), ("test", "t10k")]:

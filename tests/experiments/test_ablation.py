@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import scipy.stats
 
+from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
 from experiments.ablation import Ablation
 from experiments.ablation_page import write_page
@@ -119,8 +120,9 @@ def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(fil
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.py")), ids=lambda path: path.stem)
-def test_shipped_ablations_can_be_run(path, data_dir):
+def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
     """Everything that every cell names is there, and belongs together."""
+    builders.prepare("fashion_mnist", str(data_dir), idx_dir=str(idx_dir), progress=False)
     ablation = Ablation.read(path, [f"data.data_dir={data_dir}"])
     assert len(ablation.seeds) >= 3
     for cells in ablation.trainings().values():
