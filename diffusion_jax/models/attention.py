@@ -1,7 +1,7 @@
 """Attention by one function: the same result by several ways, of which the best for shapes and platform is taken.
 
-    einsum      two products with the whole matrix of logits between; what short sequences want. The heads come first,
-                and the sum of the softmax divides the second product: one pass less over the matrix
+    einsum      two products with the whole matrix of logits between; what short sequences want. On CPU the heads come
+                first, and the sum of the softmax divides the second product: one pass less over the matrix
     xla         jax.nn.dot_product_attention
     chunked     some queries at a time against all keys: memory grows with the length, not with its square
     splash      the TPU's kernel, which never writes logits to memory; lengths that divide by 128
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.activations import attention_by_example
+from diffusion_jax.parallel.activations import attention_by_example, for_cpu
 from diffusion_jax.registry import unknown_name
 
 Implementation = Literal["einsum", "xla", "chunked", "splash"]
@@ -57,6 +57,10 @@ def attention(
 def _einsum(query: Array, key: Array, value: Array) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+    if not for_cpu():
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))
     logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.activations import by_example, token_spec
+from diffusion_jax.parallel.activations import by_example, for_cpu, token_spec
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -26,15 +26,14 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
 def dot_rows(
     x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"], dimension_numbers: Any, **options: Any
 ) -> Float[Array, "... outputs"]:
-    """`lax.dot_general` of a dense layer, with all positions of all examples as the rows of one matrix.
+    """`lax.dot_general` of a dense layer; on CPU with all positions of all examples as the rows of one matrix.
 
     With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
-    transposes both factors in memory. For TPU either form compiles to the same collectives and, within 1%, the same
-    memory (DiT-XL/2 over data, fsdp and tensor axes). Tokens that are divided among devices stay an axis of their own.
+    transposes both factors in memory. Tokens that are divided among devices stay an axis of their own.
     """
     if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-    if token_spec(jax.sharding.get_abstract_mesh(), x.shape):
+    if not for_cpu() or token_spec(jax.sharding.get_abstract_mesh(), x.shape):
         return by_example(lambda x, kernel: jax.lax.dot_general(x, kernel, dimension_numbers, **options), x, kernel)
 
     def dot(x: Array, kernel: Array) -> Array:
@@ -54,12 +53,12 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for a block inside a scan, of which only the arguments are kept for the backward pass.
+    """The function, for a block inside a scan, of which on CPU only the arguments are kept for the backward pass.
 
     For pointwise functions: to compute them again costs less than to write their intermediates to memory and to read
-    them, of which a GELU alone has five, as large as its argument.
+    them, of which a GELU alone has five, as large as its argument. Elsewhere `remat` decides what is kept.
     """
-    return jax.checkpoint(function, prevent_cse=False)
+    return jax.checkpoint(function, prevent_cse=False) if for_cpu() else function
 
 
 def layer_norm(x: Float[Array, "... channels"], epsilon: float) -> Float[Array, "... channels"]:

@@ -27,6 +27,16 @@ def in_force(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def for_cpu() -> bool:
+    """Whether the program that is being traced is for CPUs: the mesh in force says so, or else JAX's default.
+
+    For layers that have a form which only XLA for CPU profits from. Accelerators' compilers see the plain one, also
+    where they are asked on a machine that has only CPUs (`experiments.plan`).
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
+
+
 def batch_sharded(x: Array) -> Array:
     """`x`, whose leading axis is the batch, divided by examples; tokens [batch, tokens, channels] by tokens besides.
 

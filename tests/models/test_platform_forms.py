@@ -1,0 +1,84 @@
+"""Reformulations for XLA on CPU stay on CPU: compilers for accelerators get the plain network, with the same values.
+
+Nothing here needs an accelerator: what a program is traced for is said by the mesh in force.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AbstractMesh, use_abstract_mesh
+
+from diffusion_jax.models import MODELS, example_inputs, init_params, layers
+from diffusion_jax.models.attention import attention
+from diffusion_jax.parallel.activations import for_cpu
+
+CHIP = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+SLICE = AbstractMesh((1,), ("data",), abstract_device=CHIP)
+
+
+def on_tpu(function):
+    """A function that is traced for a TPU."""
+
+    def traced(*arguments):
+        with use_abstract_mesh(SLICE):
+            return function(*arguments)
+
+    return traced
+
+
+def test_the_mesh_says_what_is_compiled_for():
+    assert for_cpu()
+    assert not on_tpu(for_cpu)()
+
+
+def test_dense_and_attention_are_the_plain_ones_on_tpu():
+    x = jnp.ones((2, 6, 8))
+    ours, flax = layers.Dense(4), nn.Dense(4)
+    params = flax.init(jax.random.key(0), x)
+
+    def operations(function, *arguments):
+        return [str(equation.primitive) for equation in jax.make_jaxpr(function)(*arguments).eqns]
+
+    assert operations(on_tpu(ours.apply), params, x) == operations(flax.apply, params, x)
+    assert "reshape" in operations(ours.apply, params, x)[0]
+
+    q = jnp.ones((2, 6, 2, 4))
+    assert "transpose" not in str(jax.make_jaxpr(on_tpu(attention))(q, q, q)).split("dot_general")[0]
+    assert "transpose" in str(jax.make_jaxpr(attention)(q, q, q)).split("dot_general")[0]
+
+
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+def test_blocks_are_computed_again_on_tpu_only_where_remat_says_so(name):
+    network = MODELS.example(name)
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+    inputs = example_inputs(network, 2)
+
+    def jaxpr(network, traced=lambda function: function):
+        return str(jax.make_jaxpr(traced(lambda p: network.apply({"params": p}, *inputs)))(params))
+
+    assert "remat" in jaxpr(network)
+    assert "remat" not in jaxpr(network, on_tpu)
+    assert "remat" in jaxpr(network.clone(remat="full"), on_tpu)
+
+
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit", "unet"])
+def test_both_forms_are_the_same_function(name, monkeypatch, x64):
+    network = MODELS.example(name).clone(dtype=jnp.float64)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64) + 0.1, init_params(network, jax.random.key(0)))
+    inputs = jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, example_inputs(network, 2)
+    )
+
+    def result():
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(network.apply({"params": p}, *inputs)))))(params)
+
+    expected = result()
+    for module in (layers, sys.modules[attention.__module__]):
+        monkeypatch.setattr(module, "for_cpu", lambda: False)
+    found = result()
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10 * scale), found, expected)
