@@ -34,6 +34,14 @@ def imagenet256() -> ConfigDict:
     return _judged_at_the_end(config)
 
 
+def celeba_hq256() -> ConfigDict:
+    """CelebA-HQ at 256x256: 30,000 faces without classes, of which the last 1,000 are held out."""
+    config = _runner()
+    config.data = _data("celeb_a_hq/256", image_size=256, validation_split="train[29000:]", flip=True)
+    config.data.split = "train[:29000]"
+    return _judged_at_the_end(config)
+
+
 def latents(image_size: int, channels: int = 4) -> ConfigDict:
     """A stand-in for ImageNet's latents: Gaussian mixtures of their shape with 1000 classes, nothing held out."""
     config = _runner()

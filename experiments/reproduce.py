@@ -2,7 +2,7 @@
 
     python -m experiments.reproduce                       # all papers in configs/papers/, a minute
     python -m experiments.reproduce --paper=edm           # one or some, claim by claim
-    python -m experiments.reproduce --scale=smoke         # train every recipe, reduced, on real digits: does it learn?
+    python -m experiments.reproduce --scale=smoke --jobs=2  # train every recipe, reduced, on real digits
     python -m experiments.reproduce --record=runs/edm     # keep the numbers of a finished run of a paper's config
 
 Counts, schedules, losses and samplers are measured on the spot, from the config as it is. Results of a training are
@@ -32,6 +32,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written"
 )
 STEPS = flags.DEFINE_integer("steps", 200, "training steps of a smoke run", lower_bound=10)
+JOBS = flags.DEFINE_integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower_bound=1)
 
 MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
 COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     papers = scorecard.read_papers(PAPER.value)
     directory = cli.writable_directory(WORKDIR.value)
     if SCALE.value == "smoke":
-        return smoke.run_all(papers, directory, steps=STEPS.value)
+        return smoke.run_all(papers, directory, steps=STEPS.value, jobs=JOBS.value)
     scores: Scores = {}
     with ProgressBar(total=len(papers), description="papers") as bar:
         for paper in papers:

@@ -151,7 +151,7 @@ def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> float:
-    """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty."""
+    """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty; of L_hybrid the first part."""
     objective = experiment.objective
     if not isinstance(objective, Denoising):
         raise UserError(f"a `loss` can be claimed of denoising objectives, not of {type(objective).__name__}")
@@ -160,8 +160,9 @@ def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> floa
         log_snr = -2 * math.log(claim.get("noise_to_signal", 1.0))
         t = claim["t"] if "t" in claim else float(noise_schedule.time_of_log_snr(np.float64(log_snr)))
         x0 = jnp.zeros((1, 2, 2, 1), jnp.float64)
-        terms, _ = objective.terms(
-            lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, jnp.full((1,), t, jnp.float64)
+        times = jnp.full((1,), t, jnp.float64)
+        terms, _ = Denoising.terms(
+            objective, lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, times
         )
         return float(terms[0])
 

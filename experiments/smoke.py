@@ -10,8 +10,11 @@ distance of pixels.
 
 import contextlib
 import json
+import multiprocessing
+import os
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from experiments.wiring import Experiment
 from experiments.writers import create_writer, replace_file
 
 NUM_SAMPLES = 500
+RESULT = "smoke.json"
 _CONVOLUTIONS = dict(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
 _TOKENS = dict(patch_size=2, hidden_size=64, num_heads=4)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -60,7 +64,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
     with small.unlocked():
         fields = {name: value for name, value in config.data.items() if name != "options"}
         small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
-        small.data.update(validation_split="test", num_workers=0)
+        small.data.update(split="train", validation_split="test", num_workers=0)
         model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}
         if config.model.name == "ldm_unet":
             model = {name: value for name, value in model.items() if name == "dropout"}
@@ -74,8 +78,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         for field, value in {"total_steps": steps, "doubling": max(1, steps // 4), "warmup": steps // 2}.items():
             if field in small.objective:
                 small.objective[field] = value
-        if "last" in small.objective:
-            small.objective.last = 160
+        if "last" in small.objective:  # an averaged target looks back on so many steps
+            small.objective.last = 5 if small.objective.name == "consistency_training" else 160
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
         small.sampling.steps = min(config.sampling.steps, 16)
@@ -129,36 +133,73 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     return {"before": before, "after": after, "learned": bool(after < 0.5 * before), "seconds": seconds}
 
 
-def run_all(papers: list[Paper], directory: Path, *, steps: int) -> int:
-    """Every recipe, one after the other; smoke.json keeps what is done.
+def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) -> int:
+    """Every recipe, `jobs` at once, each with its share of the CPUs; smoke.json keeps what is done.
 
     Raises:
       RunError: some did not learn.
     """
+    lengths = {paper.name: steps * TIMES_THE_STEPS.get(paper.name, 1) for paper in papers}
+    homes = {
+        paper.name: directory
+        / "smoke"
+        / f"{paper.name}-{workdir.digest(reduced(paper.config, lengths[paper.name]))[:8]}"
+        for paper in papers
+    }
     found: dict[str, Any] = {}
-    common = steps
-    for number, paper in enumerate(papers, 1):
-        steps = common * TIMES_THE_STEPS.get(paper.name, 1)
-        home = directory / "smoke" / f"{paper.name}-{workdir.digest(reduced(paper.config, steps))[:8]}"
-        done = home / "smoke.json"
-        if not done.exists():
-            if home.exists():  # of one that was stopped; half a minute is not worth resuming
-                shutil.rmtree(home)
-            home.mkdir(parents=True)
-            print(f"[{number}/{len(papers)}] {paper.name}", flush=True)
-            replace_file(done, json.dumps(run(paper, home, steps), indent=1).encode())
-            jax.clear_caches()
-        found[paper.name] = json.loads(done.read_text())
-        one = found[paper.name]
+
+    def report(name: str) -> None:
+        found[name] = one = json.loads((homes[name] / RESULT).read_text())
         verdict = "learns" if one["learned"] else "DOES NOT LEARN"
         print(
-            f"{paper.name}: {verdict}; distance to the digits {one['before']:.1f} -> {one['after']:.1f} "
-            f"in {steps} steps, {one['seconds']:.0f} s: {home / 'samples.png'}",
+            f"[{len(found)}/{len(papers)}] {name}: {verdict}; distance to the digits {one['before']:.1f} -> "
+            f"{one['after']:.1f} in {lengths[name]} steps, {one['seconds']:.0f} s: {homes[name] / 'samples.png'}",
             flush=True,
         )
-    replace_file(directory / "smoke.json", json.dumps(found, indent=1).encode())
+
+    waiting = []
+    for paper in papers:
+        if (homes[paper.name] / RESULT).exists():
+            report(paper.name)
+        else:
+            waiting.append((paper, homes[paper.name], lengths[paper.name]))
+    if jobs == 1:
+        for task in waiting:
+            report(keep(*task))
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(jobs, context, initializer=take_share, initargs=(context.Value("i", 0), jobs))
+        try:
+            for done in as_completed([pool.submit(keep, *task) for task in waiting]):
+                report(done.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    replace_file(
+        directory / "smoke.json", json.dumps({paper.name: found[paper.name] for paper in papers}, indent=1).encode()
+    )
     wrong = [name for name, one in found.items() if not one["learned"]]
     if wrong:
         raise RunError(f"these recipes did not learn: {', '.join(wrong)}")
     print(f"all {len(found)} recipes run and learn: {directory / 'smoke.json'}")
     return 0
+
+
+def keep(paper: Paper, home: Path, steps: int) -> str:
+    """`run` in a fresh workdir, which keeps the result; returns the paper's name."""
+    if home.exists():  # of one that was stopped; half a minute is not worth resuming
+        shutil.rmtree(home)
+    home.mkdir(parents=True)
+    print(f"begun: {paper.name}", flush=True)
+    replace_file(home / RESULT, json.dumps(run(paper, home, steps), indent=1).encode())
+    jax.clear_caches()
+    return paper.name
+
+
+def take_share(number: Any, jobs: int) -> None:
+    """In a process that is one of `jobs`, before JAX starts: keep to its share of the CPUs."""
+    if hasattr(os, "sched_setaffinity"):
+        with number.get_lock():
+            mine = number.value
+            number.value += 1
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cpus[mine % min(jobs, len(cpus)) :: jobs])

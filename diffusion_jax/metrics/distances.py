@@ -28,15 +28,17 @@ Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
 def gaussian(features: Float[np.ndarray, "n d"]) -> Gaussian:
     """Mean and unbiased covariance (n - 1 in the denominator, as in every published FID) of features.
 
+    Summed in float64, some rows at a time.
+
     Raises:
       UserError: fewer than two rows.
     """
     if len(features) < 2:
         raise UserError(f"a covariance needs at least 2 images, got {len(features)}")
-    features = np.asarray(features, np.float64)
-    mean = features.mean(axis=0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    parts = [features[first : first + _ROWS] for first in range(0, len(features), _ROWS)]
+    mean = sum(np.sum(part, axis=0, dtype=np.float64) for part in parts) / len(features)
+    centred = (np.asarray(part, np.float64) - mean for part in parts)
+    return mean, sum(part.T @ part for part in centred) / (len(features) - 1)
 
 
 def frechet_distance(

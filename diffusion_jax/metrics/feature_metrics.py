@@ -23,7 +23,7 @@ from diffusion_jax.metrics.distances import (
     kernel_distance_of_subsets,
     precision_recall,
 )
-from diffusion_jax.metrics.features import Features, FeatureSpace, PixelFeatures
+from diffusion_jax.metrics.features import Features, FeatureSpace, PixelFeatures, digests_of
 from diffusion_jax.metrics.references import read_gaussian
 
 INCEPTION, DINOV2, CLIP, PROXY = "inception", "dinov2", "clip", "proxy"
@@ -46,8 +46,7 @@ class FeatureMetric:
             raise UserError(f"{type(self).__name__} needs a feature space: that of {self.needs}")
 
     def _features(self, images: ImageSet) -> Features:
-        order = sorted(range(len(images)), key=lambda i: images.images[i].tobytes())
-        return self.space(images.images[np.asarray(order)])
+        return self.space(images.images).rows(np.argsort(digests_of(images.images), kind="stable"))
 
 
 @METRICS.register("fid", example=_EXAMPLE)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Float, Int, PyTree, Shaped, UInt8
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics.encoders import VisionTransformer
@@ -37,6 +37,16 @@ class Features:
     pooled: Float[np.ndarray, "n d"]
     spatial: Float[np.ndarray, "n e"] | None = None
     log_probabilities: Float[np.ndarray, "n classes"] | None = None
+
+    def rows(self, index: Int[np.ndarray, " m"]) -> "Features":
+        """Those of some images, in the order of `index`."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Features(**{name: None if part is None else part[index] for name, part in parts.items()})
+
+
+def digests_of(images: Images) -> Shaped[np.ndarray, " n"]:
+    """A name for every image, of its bytes; sorted by it, a set is in an order that does not depend on how it came."""
+    return np.array([hashlib.sha256(image.tobytes()).digest() for image in images], "S32")
 
 
 class FeatureSpace(Protocol):
@@ -97,14 +107,17 @@ class NetworkFeatures:
         return {}
 
     def __call__(self, images: Images) -> Features:
-        key = hashlib.sha256(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes()).digest()
-        found = self._known.pop(key, None) or self._extract(images)
+        digests = digests_of(images)
+        order = np.argsort(digests, kind="stable")
+        key = hashlib.sha256(repr(images.shape).encode() + digests[order].tobytes()).digest()
+        found = self._known.pop(key, None) or self._extract(images, order)
         self._known[key] = found  # the newest is last
         if len(self._known) > _REMEMBERED:
             self._known.pop(next(iter(self._known)))
-        return found
+        return found.rows(np.argsort(order, kind="stable"))
 
-    def _extract(self, images: Images) -> Features:
+    def _extract(self, images: Images, order: Int[np.ndarray, " n"]) -> Features:
+        """The features in this order. Of the images, which may be on disk, a batch at a time is in memory."""
         if images.shape[-1] not in (1, self.channels):
             raise UserError(
                 f"the features {self.settings['features']} are of images of {self.channels} channels, "
@@ -115,7 +128,7 @@ class NetworkFeatures:
         size = -(-min(self.batch_size, len(images)) // devices) * devices
         parts: list[dict[str, np.ndarray]] = []
         for first in range(0, len(images), size):
-            part = images[first : first + size]
+            part = images[order[first : first + size]]
             full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])  # one shape, one program
             full = np.broadcast_to(full, (*full.shape[:-1], self.channels)).astype(np.float32)
             values = run(params, jax.device_put(full, divided))

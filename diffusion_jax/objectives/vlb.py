@@ -22,6 +22,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import transition_bits
 from diffusion_jax.objectives.denoising import Denoising, Spec, denoising
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Metrics
+from diffusion_jax.objectives.weighting import Weighting
 from diffusion_jax.schedulers import (
     Denoiser,
     NoiseSchedule,
@@ -92,9 +93,9 @@ class VariationalBound(Denoising):
         return transition_bits(self._steps, place, estimate, x0, xt, bins=self.bins)
 
 
-def _bound(hybrid, schedule, time_sampler, prediction, num_steps, vlb_weight, bins) -> VariationalBound:
+def _bound(hybrid, schedule, time_sampler, prediction, weighting, num_steps, vlb_weight, bins) -> VariationalBound:
     sampler = time_sampler or {"name": "discrete_uniform", "num_steps": num_steps}
-    simple = denoising(schedule, sampler, prediction)
+    simple = denoising(schedule, sampler, prediction, weighting)
     fields = {field.name: getattr(simple, field.name) for field in dataclasses.fields(simple)}
     return VariationalBound(**fields, num_steps=num_steps, hybrid=hybrid, vlb_weight=vlb_weight, bins=bins)
 
@@ -104,12 +105,13 @@ def hybrid(
     schedule: Spec | NoiseSchedule = "cosine",
     time_sampler: Spec | TimeSampler | None = None,
     prediction: Spec | PredictionKind = "epsilon",
+    weighting: Spec | Weighting = "uniform",
     num_steps: int = 1000,
     vlb_weight: float = 1e-3,
     bins: int = 256,
 ) -> VariationalBound:
-    """iDDPM's L_hybrid: eq. (3)."""
-    return _bound(True, schedule, time_sampler, prediction, num_steps, vlb_weight, bins)
+    """iDDPM's L_hybrid: eq. (3); `weighting` is of its first part."""
+    return _bound(True, schedule, time_sampler, prediction, weighting, num_steps, vlb_weight, bins)
 
 
 @OBJECTIVES.register("vlb", example={"num_steps": 20, "schedule": "vp_sde"})
@@ -121,4 +123,4 @@ def vlb(
     bins: int = 256,
 ) -> VariationalBound:
     """iDDPM's L_vlb: eq. (2); its time sampler is loss_second_moment."""
-    return _bound(False, schedule, time_sampler, prediction, num_steps, 1.0, bins)
+    return _bound(False, schedule, time_sampler, prediction, "uniform", num_steps, 1.0, bins)

@@ -191,5 +191,5 @@ def test_command_line(command, tmp_path):
 
 @pytest.mark.slow
 def test_every_recipe_learns(command, tmp_path):
-    out, _ = command.run("reproduce", "--scale=smoke", f"--workdir={tmp_path}/out", timeout=2400)
+    out, _ = command.run("reproduce", "--scale=smoke", "--jobs=2", f"--workdir={tmp_path}/out", timeout=2400)
     assert f"all {len(PAPERS)} recipes run and learn" in out

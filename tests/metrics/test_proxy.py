@@ -72,9 +72,9 @@ def test_real_images_are_seen_by_the_network_once(digits):
     extract = type(space)._extract
 
     class Counting(type(space)):
-        def _extract(self, images):
+        def _extract(self, images, order):
             seen.append(len(images))
-            return extract(self, images)
+            return extract(self, images, order)
 
     space = Counting(space.apply, space.params, space.settings, space.channels)
     metric = METRICS.build("proxy_fd", space=space)
@@ -83,6 +83,27 @@ def test_real_images_are_seen_by_the_network_once(digits):
     assert seen.count(100) == 1
     assert seen.count(70) == 1
     assert seen.count(50) == 6
+
+
+def test_of_images_on_disk_a_batch_is_read_at_a_time(digits, tmp_path):
+    """And what a row says is of its own image, wherever that stands."""
+    train = digits["train"].subset(900)
+    space = proxy_features(train_proxy(train, ProxyTraining(steps=1)), train, ProxyTraining(steps=1))
+    np.save(tmp_path / "images.npy", train.images)
+    read = []
+
+    class OnDisk(np.memmap):
+        def __getitem__(self, index):
+            part = super().__getitem__(index)
+            read.append(part.nbytes)
+            return part
+
+    images = np.load(tmp_path / "images.npy", mmap_mode="r").view(OnDisk)
+    found = space(images).pooled
+    assert max(read) == space.batch_size * train.images[0].nbytes
+    turned = np.random.default_rng(0).permutation(len(train))
+    again = proxy_features(space.params, train, ProxyTraining(steps=1))(train.images[turned]).pooled
+    np.testing.assert_array_equal(again, found[turned])
 
 
 def test_training_is_repeatable_and_its_fingerprint_is_of_all_that_matters(digits):
