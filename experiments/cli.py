@@ -41,11 +41,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options begin with --, see --help")
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()
+            return code
         except UserError as error:
             return _fail(error, 2)
         except RunError as error:
             return _fail(error, 1)
+        except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return _fail(f"no space left on the device of {error.filename or 'the workdir'}", 1)

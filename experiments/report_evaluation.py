@@ -238,6 +238,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, Mapping) and "name" in value:  # what a registry builds, as one would call it
+        options = ", ".join(f"{key}={_setting(option)}" for key, option in value.items() if key != "name")
+        return f"{value['name']}({options})" if options else str(value["name"])
     return format_number(value) if _is_number(value) else str(value)
 
 

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = imagenet256()
 
-    config.model = ConfigDict(dict(name="jit", size="B/16"))
+    config.model = ConfigDict(dict(name="jit", size="B/16", remat="full"))
 
     config.schedule = ConfigDict(dict(name="rectified_flow"))
     config.prediction = ConfigDict(dict(name="x0"))

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = latents(32)
 
-    config.model = ConfigDict(dict(name="dit", size="B/2", num_times=2))
+    config.model = ConfigDict(dict(name="dit", size="B/2", num_times=2, remat="full"))
 
     config.schedule = ConfigDict(dict(name="rectified_flow"))
     config.prediction = ConfigDict(dict(name="velocity"))

@@ -134,6 +134,19 @@ def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
             assert cell.config.sampling.ema in ("", *experiment.ema.names) or experiment.ema.widths
 
 
+def test_cells_are_listed_for_a_reader_that_stops_reading(command, tmp_path, file):
+    """As `head` does: no traceback."""
+    process = command.start("ablate", f"--config={file}", f"--workdir={tmp_path}/ablation", "--list")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 1
+    assert process.stderr.read() == ""
+
+
+def test_a_seed_that_the_ablation_does_not_have(command, tmp_path, file):
+    _, err = command.run("ablate", f"--config={file}", f"--workdir={tmp_path}/a", "--seeds=0,7", "--list", code=2)
+    assert "has the seeds 0, 1" in err
+
+
 def test_the_interval_is_students():
     values = [1.0, 2.0, 4.0]
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
