@@ -46,6 +46,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vdm": dict(features=32, depth=2),
     "dit": _TOKENS | dict(depth=2),
     "uvit": _TOKENS | dict(depth=4),
+    "vit": _TOKENS | dict(depth=4),
     "jit": _TOKENS | dict(depth=4, bottleneck=16, context_tokens=4, context_start=1),
     # Latent diffusion's networks have names and no sizes: this is what the name stands for, with a few channels.
     "ldm_unet": _CONVOLUTIONS
@@ -55,7 +56,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """What takes the place of a network's own fields, by the name of its model."""
 # Recipes that need more steps than others: a momentum of 0.99 looks back on 100; a bound on tokens learns slowly.
-TIMES_THE_STEPS = {"uvit_s2_cifar10": 4, "d3pm_cifar10": 2}
+TIMES_THE_STEPS = {"uvit_s2_cifar10": 4, "min_snr_vit_xl_imagenet256": 4, "d3pm_cifar10": 2}
 
 
 def reduced(config: ConfigDict, steps: int) -> ConfigDict:

@@ -22,6 +22,7 @@ from diffusion_jax.models.song_unet import SongUNet
 from diffusion_jax.models.unet import ADM_MULTIPLIERS, LDM_SIZES, UNet
 from diffusion_jax.models.uvit import UVIT_SIZES, UViT
 from diffusion_jax.models.vdm import VDMUNet
+from diffusion_jax.models.vit import VIT_SIZES, ViT
 
 __all__ = [
     "ADM_MULTIPLIERS",
@@ -33,6 +34,7 @@ __all__ = [
     "MLP",
     "MODELS",
     "UVIT_SIZES",
+    "VIT_SIZES",
     "DDiT",
     "DiT",
     "EDM2UNet",
@@ -43,6 +45,7 @@ __all__ = [
     "UNet",
     "UViT",
     "VDMUNet",
+    "ViT",
     "attention",
     "count_flops",
     "count_parameters",

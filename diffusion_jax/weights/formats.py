@@ -18,6 +18,7 @@ from diffusion_jax.models import (
     UNet,
     UViT,
     VDMUNet,
+    ViT,
     parameter_shapes,
 )
 from diffusion_jax.registry import unknown_name
@@ -60,6 +61,7 @@ FORMATS: Mapping[str, tuple[type[nn.Module], Callable[..., WeightMap]]] = {
     "diffusers_dit": (DiT, transformer_maps.diffusers_dit),
     "uvit": (UViT, transformer_maps.uvit),
     "jit": (JiT, transformer_maps.jit),
+    "min_snr_vit": (ViT, transformer_maps.min_snr_vit),
     "mdlm": (DDiT, transformer_maps.ddit),
     "guided_diffusion": (UNet, unet_maps.openai_unet),
     "guided_diffusion_classifier": (NoisyClassifier, unet_maps.openai_classifier),

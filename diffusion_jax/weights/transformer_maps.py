@@ -1,6 +1,7 @@
-"""Names of the transformers elsewhere: DiT and SiT, diffusers' DiT, U-ViT, JiT, and DDiT of MDLM and SEDD."""
+"""Names of the transformers elsewhere: DiT and SiT, diffusers' DiT, U-ViT, JiT, Min-SNR's ViT, and DDiT of MDLM
+and SEDD."""
 
-from diffusion_jax.models import DDiT, DiT, JiT, UViT
+from diffusion_jax.models import DDiT, DiT, JiT, UViT, ViT
 from diffusion_jax.models.dit import position_embedding
 from diffusion_jax.weights.names import (
     Entry,
@@ -123,6 +124,36 @@ def uvit(network: UViT) -> WeightMap:
     down = stacked("down", [block(f"in_blocks.{i}") for i in half])
     up = stacked("up", [block(f"out_blocks.{i}") for i in half])
     return WeightMap({**entries, **down, **prefixed("middle", block("mid_block")), **up})
+
+
+def min_snr_vit(network: ViT) -> WeightMap:
+    """The `.pt` files of Min-SNR's ViTs."""
+    entries = {
+        **prefixed(
+            "patch_embedding",
+            patch_embedding("patch_embed.proj", patch=network.patch_size, channels=network.image_channels),
+        ),
+        ("position",): same("pos_embed").then(lambda x: x[0], lambda x: x[None]),
+        ("time",): same("time_embedding.weight"),
+        **prefixed("out", dense("linear_projection")),
+    }
+    if network.num_classes:
+        entries["label", "embedding"] = same("class_embedding.weight")
+
+    def block(i: int) -> Entries:
+        there = f"blocks.{i}"
+        return {
+            **prefixed("norm_0", norm(f"{there}.norm1")),
+            **prefixed("qkv", dense(f"{there}.attn.qkv", bias=False)),
+            ("query_bias",): same(f"{there}.attn.q_bias"),
+            ("value_bias",): same(f"{there}.attn.v_bias"),
+            **prefixed("attention_out", dense(f"{there}.attn.proj")),
+            **prefixed("norm_1", norm(f"{there}.norm2")),
+            **prefixed("mlp_in", dense(f"{there}.mlp.fc1")),
+            **prefixed("mlp_out", dense(f"{there}.mlp.fc2")),
+        }
+
+    return WeightMap({**entries, **stacked("blocks", map(block, range(network.depth)))})
 
 
 def jit(network: JiT) -> WeightMap:

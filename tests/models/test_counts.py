@@ -172,6 +172,10 @@ COUNTS = {
     "U-ViT ImageNet 64 M/4": ({"name": "uvit", **IMAGENET64, "size": "M/4", "null_row": False}, 130_940_292),
     "U-ViT ImageNet 256 L/2": ({"name": "uvit", **LATENT, "size": "L/2"}, 286_763_172),
     "U-ViT ImageNet 256 H/2": ({"name": "uvit", **LATENT, "size": "H/2", "last_convolution": False}, 500_832_016),
+    # Counted on the authors' code, guided_diffusion/vision_transformer.py.
+    "Min-SNR ViT-B/2 on latents": ({"name": "vit", **LATENT, "size": "B/2"}, 89_109_520),
+    "Min-SNR ViT-XL/2 on latents": ({"name": "vit", **LATENT, "size": "XL/2"}, 452_390_416),
+    "Min-SNR ViT-L/4 ImageNet 64": ({"name": "vit", **IMAGENET64, "size": "L/4"}, 269_983_792),
     "JiT B/16": ({"name": "jit", **PIXELS256, "size": "B/16"}, 131_123_712),
     "JiT H/16": ({"name": "jit", **PIXELS256, "size": "H/16"}, 952_514_368),
     "JiT B/32 at 512": ({"name": "jit", **PIXELS256, "image_size": 512, "size": "B/32"}, 133_190_400),

@@ -51,7 +51,7 @@ def test_dense_and_attention_are_the_plain_ones_on_tpu():
     assert "transpose" in str(jax.make_jaxpr(attention)(q, q, q)).split("dot_general")[0]
 
 
-@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "vit", "ddit"])
 def test_blocks_are_computed_again_on_tpu_only_where_remat_says_so(name):
     network = MODELS.example(name)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))

@@ -10,7 +10,7 @@ from diffusion_jax.models import MODELS, example_inputs, init_params
 
 
 @pytest.mark.parametrize("policy", ["full", "dots"])
-@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "vit", "ddit"])
 def test_same_gradients(name, policy):
     plain = MODELS.example(name)
     params = init_params(plain, jax.random.key(0))
@@ -26,7 +26,7 @@ def test_same_gradients(name, policy):
     assert "checkpoint" in str(jaxpr) or "remat" in str(jaxpr)
 
 
-@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "vit", "ddit"])
 def test_unknown_policies_are_named(name):
     with pytest.raises(UserError, match="unknown remat policy 'ful'; did you mean 'full'"):
         MODELS.example(name).clone(remat="ful")

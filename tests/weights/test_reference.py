@@ -32,6 +32,7 @@ FORMAT = {
     "edm_adm": "edm_adm",
     "edm2": "edm2",
     "uvit": "uvit",
+    "vit": "min_snr_vit",
     "uvit_time_mlp": "uvit",
     "jit": "jit",
     "score_ncsnpp": "score_sde",
