@@ -10,7 +10,7 @@ A gradient that is not finite ends the run, where the paper's code replaces such
 pixels and ours their mean, so Adam's eps is divided by their number. The hosts augment, which `data.num_workers`
 divides. Not run here.
 
-Topology: TPU v5e 2x4 (8 chips); the train step needs 5.3 GB per chip (compiled by libtpu 0.0.42.1).
+Topology: TPU v5e 2x4 (8 chips); the train step needs 5.2 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.prepare_data --dataset=cifar10
     python -m experiments.train --config=configs/papers/edm_cifar10.py --workdir=runs/edm_cifar10

@@ -7,7 +7,7 @@ Adam 1e-4 (0.9, 0.95) constant, batch 256, EMA 0.9999, 10% label dropout, 80 epo
 Published: FID 61.09 with one evaluation. Not run here. The data is a stand-in: `synthetic_latents`; encoding ImageNet
 needs the autoencoder, which is not here yet.
 
-Topology: TPU v5e 2x4 (8 chips); the train step needs NN GB per chip (compiled by libtpu 0.0.42.1).
+Topology: TPU v5e 2x4 (8 chips); the train step needs 6.3 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.params --config=configs/papers/meanflow_b4_imagenet256.py
 """

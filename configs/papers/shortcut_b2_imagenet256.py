@@ -7,7 +7,7 @@ decay 0.999, 810k steps. The paper trains guidance 1.5 into the flow-matching pa
 Published (with that guidance): FID 15.5, 28.3, 40.3 in 128, 4, 1 steps. Not run here. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
 
-Topology: TPU v5e 2x4 (8 chips); the train step needs NN GB per chip (compiled by libtpu 0.0.42.1).
+Topology: TPU v5e 2x4 (8 chips); the train step needs 4.7 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.params --config=configs/papers/shortcut_b2_imagenet256.py
 """

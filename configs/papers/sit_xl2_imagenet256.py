@@ -9,7 +9,7 @@ Published, guidance 1.5, 250 steps: FID 2.06 and IS 270.27 with the SDE (diffusi
 with a mean step of length 0.04; here the last step of the grid returns the predicted x0. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
 
-Topology: TPU v5e 4x4 (16 chips); the train step needs NN GB per chip (compiled by libtpu 0.0.42.1), with the layout of
+Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with the layout of
 dit_xl2_imagenet256.py.
 
     python -m experiments.params --config=configs/papers/sit_xl2_imagenet256.py

