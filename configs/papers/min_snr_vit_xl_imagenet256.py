@@ -9,7 +9,7 @@ and the length, 7M steps, is ours. While sampling, times between two steps are i
 Published: FID 2.06 with guidance 1.5 and Heun's method from 80 in 50 steps. Not run here. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
 
-Topology: TPU v5e 4x4 (16 chips); the train step needs NN GB per chip (compiled by libtpu 0.0.42.1), sharded over all.
+Topology: TPU v5e 4x4 (16 chips); the train step needs 1.8 GB per chip (compiled by libtpu 0.0.42.1), sharded over all.
 
     python -m experiments.params --config=configs/papers/min_snr_vit_xl_imagenet256.py
 """
