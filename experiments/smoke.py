@@ -79,7 +79,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         for field, value in {"total_steps": steps, "doubling": max(1, steps // 4), "warmup": steps // 2}.items():
             if field in small.objective:
                 small.objective[field] = value
-        if "last" in small.objective:  # an averaged target looks back on so many steps
+        if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
             small.objective.last = 5 if small.objective.name == "consistency_training" else 160
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
