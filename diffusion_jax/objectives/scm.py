@@ -1,7 +1,7 @@
 """Continuous-time consistency models: no discretisation, a derivative along the path instead.
 
-Lu & Song 2024 (arXiv 2410.11081), eq. 6 to 8 and algorithm 1, on the schedule `trigflow`, whose angle is a = pi t / 2,
-for data in units of their standard deviation. The network's output F is the kind v, and
+Lu & Song 2024 (arXiv 2410.11081), eq. 6 to 8 and algorithm 1, on the schedule `trigflow`, whose angle is a = pi t / 2.
+In units of `sigma_data`, that of the schedule, which divides everything below,
 
     (1)   x_a = cos(a) x0 + sin(a) z,      f(x_a, a) = cos(a) x_a - sin(a) F(x_a, a),
     (2)   g = -cos(a)^2 (F - dx/da) - r cos(a) sin(a) (x_a + dF/da)          cos(a) df/da, for r = 1
@@ -39,7 +39,8 @@ from diffusion_jax.schedulers import (
     corrupt,
 )
 from diffusion_jax.schedulers.arrays import like_data
-from diffusion_jax.schedulers.continuous import Trigonometric
+from diffusion_jax.schedulers.continuous import TrigFlow
+from diffusion_jax.schedulers.prediction import EDMOutput
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class ContinuousConsistency(Objective):
     uncertainty: LearnedUncertainty = dataclasses.field(default_factory=LearnedUncertainty)
 
     def __post_init__(self):
-        if not isinstance(self.schedule, Trigonometric):
+        if not isinstance(self.schedule, TrigFlow):
             raise UserError(
                 f"objective scm is written in the angle of trigflow, got {type(self.schedule).__name__}: set "
                 "schedule.name=trigflow"
@@ -65,9 +66,13 @@ class ContinuousConsistency(Objective):
     def init_params(self, key: Key[Array, ""]) -> Any:
         return self.uncertainty.init()
 
+    def output(self, prediction: Prediction, t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
+        """F: minus what EDM's network puts out."""
+        return -prediction.value(EDMOutput(sigma_data=self.schedule.sigma_data), self.schedule, t)
+
     def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
         """dx/da."""
-        return Prediction(x0=x0, noise=noise).value(PREDICTIONS.build("v"), self.schedule, t)
+        return self.output(Prediction(x0=x0, noise=noise), t)
 
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -76,24 +81,24 @@ class ContinuousConsistency(Objective):
         self.require(context)
         if context.params is None:
             raise UserError("the adaptive weight of scm has parameters: give the objective's in Context.params")
-        x0, kind = image_of(batch), PREDICTIONS.build("v")
+        x0, unit = image_of(batch), self.schedule.sigma_data
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t = self.time_sampler(key.fold_in("time"), self.schedule)
         xt = corrupt(self.schedule, x0, noise, t)
         slope = jax.lax.stop_gradient(self.slope(xt, x0, noise, t, context))
 
         def output(xt: Array, t: Array) -> Array:
-            return denoise_fn(xt, t).value(kind, self.schedule, t)
+            return self.output(denoise_fn(xt, t), t)
 
-        stopped, derivative = jax.jvp(output, (xt, t), (slope, jnp.full_like(t, 2.0 / math.pi)))
-        cosine, sine = (like_data(curve(t), x0) for curve in (self.schedule.alpha, self.schedule.sigma))
+        stopped, derivative = jax.jvp(output, (xt, t), (unit * slope, jnp.full_like(t, 2.0 / math.pi)))
+        cosine, sine = (like_data(curve, x0) for curve in (self.schedule.alpha(t), self.schedule.sigma(t) / unit))
         ramp = jnp.minimum(1.0, context.step / max(1, self.warmup))
-        tangent = -(cosine**2) * (stopped - slope) - ramp * cosine * sine * (xt + derivative)
+        tangent = -(cosine**2) * (stopped - slope) - ramp * cosine * sine * (xt / unit + derivative)
         size = like_data(jnp.sqrt(mean_square(tangent)), x0)
         tangent = jax.lax.stop_gradient(tangent / (size + self.tangent_offset))
         stopped = jax.lax.stop_gradient(stopped)
         estimate = denoise_fn(xt, t)
-        mse = mean_square(estimate.value(kind, self.schedule, t) - stopped - tangent)
+        mse = mean_square(self.output(estimate, t) - stopped - tangent)
         u = self.uncertainty(context.params, self.schedule.log_snr(t))
         loss = jnp.mean(mse * jnp.exp(-u) + u)
         return loss, {
@@ -111,7 +116,7 @@ class ContinuousDistillation(ContinuousConsistency):
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
-        return context.teacher(xt, t).value(PREDICTIONS.build("v"), self.schedule, t)
+        return self.output(context.teacher(xt, t), t)
 
 
 def _build(kind: type[ContinuousConsistency], schedule, time_sampler, prediction, warmup) -> ContinuousConsistency:

@@ -176,7 +176,33 @@ class Trigonometric(NoiseSchedule):
 
 
 SCHEDULES.register("gvp")(Trigonometric)
-SCHEDULES.register("trigflow")(Trigonometric)
+
+
+@SCHEDULES.register("trigflow")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrigFlow(Trigonometric):
+    """alpha = cos(angle), sigma = sigma_data sin(angle): noise as large as the data (Lu & Song 2024, sec. 3.1).
+
+    tan(angle) is EDM's noise level in units of `sigma_data`, and minus the kind `edm` is the paper's F.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self):
+        if not self.sigma_data > 0:
+            raise UserError(f"trigflow needs sigma_data > 0, got {self.sigma_data}")
+
+    def sigma(self, t: Array) -> Array:
+        return self.sigma_data * super().sigma(t)
+
+    def alpha_derivative(self, t: Array) -> Array:
+        return -0.5 * math.pi * super().sigma(t)
+
+    def sigma_derivative(self, t: Array) -> Array:
+        return self.sigma_data * super().sigma_derivative(t)
+
+    def time_of_log_snr(self, log_snr: Array) -> Array:
+        return super().time_of_log_snr(as_float(log_snr) + 2.0 * math.log(self.sigma_data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

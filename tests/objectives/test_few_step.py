@@ -1,6 +1,7 @@
 """Losses of networks that jump: curricula, exact minima, identities of the papers."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,25 @@ def test_scm_tangent_vanishes_at_the_exact_function(x64):
     np.testing.assert_allclose(metrics["tangent"], 0, atol=1e-7)
     _, wrong = loss_of(scd, Gaussian(std=0.7).flow_map(trig), gaussian_batch(64), 64, Context(step=5, teacher=teacher))
     assert wrong["tangent"] > 0.01
+
+
+def test_scm_is_the_same_in_any_unit(x64):
+    """Data, noise and denoiser twice as small, with a schedule that knows it: the same loss."""
+    trig, half = SCHEDULES.build("trigflow"), SCHEDULES.build({"name": "trigflow", "sigma_data": 0.5})
+    large = Gaussian(mean=0.6, std=0.9).flow_map(trig)
+
+    def small(xt, t):
+        found = large(2 * xt, t)
+        return Prediction(x0=found.x0 / 2, noise=found.noise)
+
+    def loss(schedule, f, image, mean):
+        times = {"name": "log_normal", "mean": mean, "std": 1.4}  # of ln(sigma / alpha)
+        scm = OBJECTIVES.build({"name": "scm", "schedule": schedule, "warmup": 1, "time_sampler": times})
+        return loss_of(scm, f, {"image": image}, 64, Context(step=5))[0]
+
+    image = gaussian_batch(64)["image"]
+    losses = loss(trig, large, image, -1.0), loss(half, small, image / 2, -1.0 - math.log(2))
+    np.testing.assert_allclose(*losses, rtol=1e-9)
 
 
 def test_progressive_distillation_target(x64):
