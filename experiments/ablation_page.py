@@ -39,14 +39,24 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
     columns = number_columns(ablation, groups)
     tests = comparisons(ablation, groups, name)
     done = sum(len(group.results) for group in groups)
-    seeds = ", ".join(map(str, ablation.seeds))
+    seeds = sorted({seed for group in groups for seed in group.results})
+    head = f"`{_shown(ablation.path)}`: {done} of {len(ablation.cells)} cells, "
+    if len(seeds) > 1:
+        head = [
+            f"{head}seeds {', '.join(map(str, seeds))}; decided by {name}.",
+            "Means over the seeds, ± half of their 95% interval (Student's t). The baseline is",
+            f"{_label(ablation.baseline)}; differences to it are taken seed by seed, tested by the paired t-test",
+            "and corrected by Holm's method for the number of rows.",
+        ]
+    else:
+        head = [
+            f"{head}seed {seeds[0]} alone; decided by {name}.",
+            f"One seed: there are neither intervals nor tests. The baseline is {_label(ablation.baseline)}.",
+        ]
     lines = [
         f"# {ablation.title}",
         "",
-        f"`{_shown(ablation.path)}`: {done} of {len(ablation.cells)} cells, seeds {seeds}; decided by {name}.",
-        "Means over the seeds, ± half of their 95% interval (Student's t). The baseline is",
-        f"{_label(ablation.baseline)}; differences to it are taken seed by seed, tested by the paired t-test",
-        "and corrected by Holm's method for the number of rows.",
+        *head,
         "",
         "| "
         + " | ".join([*ablation.axes, "NFE", *map(column_title, columns), "against the baseline", "p (Holm)"])
@@ -79,7 +89,7 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
     if _samples(directory, groups, home / "samples.png"):
         lines += [
             "",
-            f"The first samples of seed {ablation.seeds[0]}, the same noise in every row, none picked by hand.",
+            f"The first samples of seed {seeds[0]}, the same noise in every row, none picked by hand.",
             "",
             f"![samples]({home.name}/samples.png)",
         ]

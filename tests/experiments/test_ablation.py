@@ -210,7 +210,7 @@ def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
             (home / "trainings" / training / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     write_reports(ablation, home)
     page = write_page(ablation, home, tmp_path / "docs" / "two.md").read_text()
-    assert "7 of 8 cells" in page
+    assert "7 of 8 cells, seeds 0, 1;" in page
     low, high = scipy.stats.t.interval(0.95, 1, loc=0.6, scale=scipy.stats.sem([0.5, 0.7]))
     assert f"| low | euler | 18 | 0.6 ± {(high - low) / 2:.2g} | baseline |  |" in page
     difference = scipy.stats.t.interval(0.95, 1, loc=0.25, scale=scipy.stats.sem([0.3, 0.2]))
@@ -221,6 +221,11 @@ def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
     for name in ("chart.png", "samples.png"):
         assert f"(two/{name})" in page
         assert np.asarray(PIL.Image.open(kept / name)).std() > 0
+    for path in (home / "cells").glob("*seed_1.json"):
+        path.unlink()
+    page = write_page(ablation, home, tmp_path / "docs" / "one.md").read_text()
+    assert "seed 0 alone" in page
+    assert "±" not in page
     assert PIL.Image.open(kept / "samples.png").height == 4 * 10  # a row of each group
 
 
