@@ -42,7 +42,7 @@ JOBS = flags.DEFINE_integer(
 POPULATION = flags.DEFINE_integer(
     "population",
     1,
-    "trainings that differ in seed and learning rate alone, at most so many as one program",
+    "trainings that differ in the seed and in numbers of the recipe alone, at most so many as one program",
     lower_bound=1,
 )
 LAUNCHER = flags.DEFINE_enum(

@@ -1,4 +1,4 @@
-"""Several trainings as one program: members that differ in the seed and in the learning rate alone.
+"""Several trainings as one program: members that differ in the seed and in numbers of the recipe alone.
 
 Every array of the state has an axis in front, one entry for each member; the step is compiled once. The members are
 divided over the devices, and those of one device step side by side (`vmap`) or in turn (`map`): XLA convolves with a
@@ -22,21 +22,33 @@ from ml_collections import ConfigDict
 from diffusion_jax import models, training
 from diffusion_jax.errors import RunError, UserError
 from experiments import workdir
+from experiments.cli import flatten
 from experiments.loop import StopSignal, due
 from experiments.progress import ProgressBar
 from experiments.restoring import open_checkpoints
 from experiments.wiring import Experiment
 from experiments.writers import create_writer
 
-VARIES = ("seed", "optimizer.learning_rate")
-"""What members may differ in: numbers that enter the program as arguments."""
+NUMBERS = tuple(f"optimizer.{name}" for name in ("learning_rate", "b1", "b2", "weight_decay"))
+NUMBERS += ("train.conditioning_dropout", "objective.weighting.")
+"""Fields, and groups of fields, whose floats may differ from member to member: arguments of the program, as the seed.
+Averages of several lengths, and ways to sample, need no population: one training has them all."""
 _AXIS = "population"
 _WITHOUT_CONVOLUTIONS = ("dit", "jit", "ddit", "mlp")
 
 
+def numbers_of(config: ConfigDict) -> dict[str, float]:
+    """The numbers that members may differ in, by name."""
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if isinstance(value, float) and name.startswith(NUMBERS) and (name in NUMBERS or name.startswith(NUMBERS[-1]))
+    }
+
+
 def program(config: ConfigDict) -> str:
     """Trainings with the same one can be members of one population."""
-    return workdir.digest(config, without=VARIES)
+    return workdir.digest(config, without=("seed", *numbers_of(config)))
 
 
 def populations(trainings: Mapping[str, ConfigDict], most: int) -> list[list[str]]:
@@ -58,12 +70,15 @@ class Population:
       how: "vmap" or "map"; "" chooses.
 
     Raises:
-      UserError: the configs differ in more than `VARIES`, or one can not be trained in this way.
+      UserError: the configs differ in more than the seed and `NUMBERS`, or one can not be trained in this way.
     """
 
     def __init__(self, configs: Sequence[ConfigDict], directories: Sequence[Path], how: str = ""):
         if len({program(config) for config in configs}) != 1:
-            raise UserError(f"the members of a population differ in {' and '.join(VARIES)} alone; these differ in more")
+            raise UserError(
+                "the members of a population differ in the seed and in floats of "
+                f"{', '.join(name.rstrip('.') for name in NUMBERS)} alone; these differ in more"
+            )
         self.members = [Experiment(c, directory=d) for c, d in zip(configs, directories, strict=True)]
         self.directories, self.base, self.config = list(directories), self.members[0], configs[0]
         for member in self.members:
@@ -80,7 +95,10 @@ class Population:
         self.mesh = Mesh(np.array(jax.local_devices()[:devices]), (_AXIS,))
         self.sharding = NamedSharding(self.mesh, PartitionSpec(_AXIS))
         self.seeds = self._placed(np.array([config.seed for config in configs], np.uint32))
-        self.rates = self._placed(np.array([config.optimizer.learning_rate for config in configs], np.float32))
+        by_name = {name: [numbers_of(config)[name] for config in configs] for name in numbers_of(self.config)}
+        self.numbers = self._placed(
+            {name: np.array(values, np.float32) for name, values in by_name.items() if len(set(values)) > 1}
+        )
 
     def _placed(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.device_put(x, self.sharding), tree)
@@ -97,10 +115,10 @@ class Population:
         return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
     def step(self) -> Any:
-        """(states, batches, seeds, rates) -> (states, metrics), jitted; the states are given away."""
+        """(states, batches, seeds, numbers) -> (states, metrics), jitted; the states are given away."""
 
-        def one(state: Any, batch: Any, seed: jax.Array, rate: jax.Array) -> Any:
-            return self.base.train_step(seed, rate)(state, batch)
+        def one(state: Any, batch: Any, seed: jax.Array, numbers: dict[str, jax.Array]) -> Any:
+            return self.base.with_numbers(numbers).train_step(seed)(state, batch)
 
         return jax.jit(self.over_members(one), donate_argnums=0)
 
@@ -153,7 +171,7 @@ class Population:
         batches = [member.pipeline.batches(start_step=start) for member in self.members]
         began = time.perf_counter()
         abstract = self._stack([member.abstract_batch(config.train.batch_size) for member in self.members])
-        step_fn = self.step().lower(states, self._placed(abstract), self.seeds, self.rates).compile()
+        step_fn = self.step().lower(states, self._placed(abstract), self.seeds, self.numbers).compile()
         for writer in self.writers:
             writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
         validate = self._validation() if config.log.validate_every else None
@@ -162,7 +180,7 @@ class Population:
             clock = (time.perf_counter(), start)
             for step in range(start + 1, config.train.steps + 1):
                 batch = self._placed(self._stack([next(one) for one in batches]))
-                states, metrics = step_fn(states, batch, self.seeds, self.rates)
+                states, metrics = step_fn(states, batch, self.seeds, self.numbers)
                 self.window.append(metrics)
                 last, stops = step == config.train.steps, stop.received is not None
                 logs = last or due(step, config.log.every)
@@ -232,8 +250,8 @@ class Population:
         base, config = self.base, self.config
         size = base.validation_size
 
-        def one(params: Any, state: Any, batch: Any, seed: jax.Array, first: jax.Array) -> jax.Array:
-            step = training.make_validation_step(base.trainable, seed=seed)
+        def one(params: Any, state: Any, batch: Any, seed: jax.Array, numbers: Any, first: jax.Array) -> jax.Array:
+            step = training.make_validation_step(base.with_numbers(numbers).trainable, seed=seed)
             return step(params, state, batch, first, size)["loss"]
 
         run = jax.jit(self.over_members(one))
@@ -246,7 +264,7 @@ class Population:
             for first in range(0, size, config.train.batch_size):
                 batch = self._placed(self._stack([next(member) for member in batches]))
                 firsts = self._placed(np.full(len(self.members), first, np.int32))
-                losses.append(run(params, context, batch, self.seeds, firsts))
+                losses.append(run(params, context, batch, self.seeds, self.numbers, firsts))
             found = np.mean(jax.device_get(losses), axis=0)
             results = [{"validation_loss": float(value)} for value in found]
             for writer, result in zip(self.writers, results, strict=True):

@@ -1,4 +1,4 @@
-"""Train several runs as one program: configs that differ in the seed and in the learning rate alone.
+"""Train several runs as one program: configs that differ in the seed and in numbers of the recipe alone.
 
     python -m experiments.train_population --member=a.json=runs/a --member=b.json=runs/b
 

@@ -1,6 +1,8 @@
 """From a config to the objects it names. The only place that knows both."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -169,12 +171,9 @@ class Experiment:
     @cached_property
     def learning_rate(self) -> optax.Schedule:
         """The learning rate by step."""
-        return self._learning_rate(self.config.optimizer.learning_rate)
-
-    def _learning_rate(self, peak: float | jax.Array) -> optax.Schedule:
         spec = self.config.optimizer
         return training.learning_rate_schedule(
-            peak,
+            spec.learning_rate,
             decay=spec.decay,
             warmup_steps=spec.warmup_steps,
             total_steps=self.config.train.steps,
@@ -184,14 +183,11 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return self._optimizer(self.learning_rate)
-
-    def _optimizer(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
         spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
         return training.make_optimizer(
             spec,
-            learning_rate=learning_rate,
+            learning_rate=self.learning_rate,
             clip_norm=self.config.optimizer.clip_norm,
             is_frozen=models.is_frozen,
         )
@@ -313,20 +309,27 @@ class Experiment:
             self.layout.canonical_shardings(shapes),
         )
 
-    def train_step(self, seed: int | jax.Array | None = None, peak: float | jax.Array | None = None) -> Any:
+    def with_numbers(self, numbers: Mapping[str, jax.Array]) -> "Experiment":
+        """With other numbers in the config, {"group.field": number}, which may be traced."""
+        config = self.config.copy_and_resolve_references()
+        with config.ignore_type():
+            for name, number in numbers.items():
+                *groups, field = name.split(".")
+                functools.reduce(lambda group, part: group[part], groups, config)[field] = number
+        return dataclasses.replace(self, config=config, stored_info=self.info)
+
+    def train_step(self, seed: int | jax.Array | None = None) -> Any:
         """The pure train step `(state, batch, axis_name) -> (state, metrics)`.
 
         Args:
           seed: of all random streams, may be traced; by default the config's.
-          peak: of the learning rate, likewise.
         """
         train = self.config.train
-        rate = self.learning_rate if peak is None else self._learning_rate(peak)
         return training.make_train_step(
             self.trainable,
-            self._optimizer(rate),
+            self.optimizer,
             ema=self.ema,
-            learning_rate=rate,
+            learning_rate=self.learning_rate,
             batch_size=train.batch_size,
             seed=self.config.seed if seed is None else seed,
             accumulation=train.accumulation,

@@ -71,6 +71,8 @@ class SNRWeighting(Weighting):
     maximum: float = math.inf
 
     def __post_init__(self):
+        if not isinstance(self.minimum, int | float) or not isinstance(self.maximum, int | float):
+            return  # traced: of several trainings as one program
         if not 0 <= self.minimum <= self.maximum or self.maximum == 0:
             raise UserError(f"weighting snr needs 0 <= minimum <= maximum, got {self.minimum}, {self.maximum}")
 

@@ -49,7 +49,7 @@ class Trainable:
     network: Any
     parameterization: Any
     objective: Objective
-    conditioning_dropout: float = 0.0
+    conditioning_dropout: float | jax.Array = 0.0
     teacher: "Trainable | None" = None
 
     def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Any:
@@ -100,7 +100,8 @@ class Trainable:
         """
         size = key.index.shape[0]
         conditioning = self.conditioning(batch, size)
-        if self.conditioning_dropout and conditioning:
+        never = isinstance(self.conditioning_dropout, int | float) and self.conditioning_dropout == 0
+        if conditioning and not never:  # a traced probability may be 0
             dropped = key.fold_in("conditioning").uniform() < self.conditioning_dropout
             null = self._without(conditioning, size)
             conditioning = jax.tree.map(

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
@@ -17,7 +18,7 @@ from tests.processes import ROOT
 STEPS = 40
 
 
-def small(data_dir, *, seed=0, learning_rate=2e-3, model=None):
+def small(data_dir, *, seed=0, learning_rate=2e-3, gamma=5.0, conditioning_dropout=0.1, model=None):
     config = get_config()
     config.data.data_dir = str(data_dir)
     if model is None:
@@ -31,11 +32,13 @@ def small(data_dir, *, seed=0, learning_rate=2e-3, model=None):
     config.sampling.sampler = {"name": "euler"}
     config.evaluation.metrics = ()
     config.seed, config.optimizer.learning_rate = seed, learning_rate
+    config.objective = ConfigDict({"name": "denoising", "weighting": {"name": "min_snr", "gamma": gamma}})
+    config.train.conditioning_dropout = conditioning_dropout
     return config
 
 
 DIT = {"name": "dit", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
-MEMBERS = ({"seed": 0}, {"seed": 3, "learning_rate": 1e-3})
+MEMBERS = ({"seed": 0}, {"seed": 3, "learning_rate": 1e-3, "gamma": 1.0, "conditioning_dropout": 0.0})
 
 
 def member_flags(tmp_path, configs, name):
@@ -90,10 +93,10 @@ def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, d
 
 
 def test_members_differ_in_numbers_alone(data_dir, tmp_path):
-    first, other = small(data_dir), small(data_dir, seed=1, learning_rate=1e-3)
+    first, other = small(data_dir), small(data_dir, seed=1, learning_rate=1e-3, gamma=2.0)
     assert program(first) == program(other)
     other.train.batch_size = 64
-    with pytest.raises(UserError, match=r"differ in seed and optimizer\.learning_rate alone"):
+    with pytest.raises(UserError, match=r"differ in the seed and in floats of .*objective\.weighting alone"):
         Population([first, other], [tmp_path / "a", tmp_path / "b"])
 
 
