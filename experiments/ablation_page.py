@@ -119,8 +119,9 @@ def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bo
                 marker="o", markersize=4, capsize=2, label=f"{axis} {value}",
             )  # fmt: skip
         axes.set_xscale("log", base=2)
-        ticks = sorted({group.evaluations for group in groups})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        numbers = [math.log2(group.evaluations) for group in groups]
+        ticks = [2**n for n in range(math.floor(min(numbers)), math.ceil(max(numbers)) + 1)]
+        axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.set_xlabel("network evaluations for a sample")
         axes.legend(frameon=False)
