@@ -1,11 +1,11 @@
 """A paper's recipe, reduced until two CPU cores train it in half a minute: does it run, and does it learn?
 
 What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
-the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps,
-samples take at most 16 steps with x0 clipped (tokens, of which there are 17, as many as the digits have levels, 128).
-The objective, schedule, prediction, network options, optimizer and sampler are the recipe's. It has learned where its
-samples are less than half as far from the real digits as those of the same network before training, by the Fréchet
-distance of pixels.
+the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps
+and averaged targets look back no further, samples take at most 16 steps with x0 clipped (tokens, of which there are 17,
+as many as the digits have levels, 128). The objective, schedule, prediction, network options, optimizer and sampler are
+the recipe's. It has learned where its samples are less than half as far from the real digits as those of the same
+network before training, by the Fréchet distance of pixels.
 """
 
 import contextlib
@@ -81,6 +81,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
                 small.objective[field] = value
         if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
             small.objective.last = 5 if small.objective.name == "consistency_training" else 160
+        if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
+            small.objective.decay = min(small.objective.decay, 1 - 10 / steps)
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
         small.sampling.steps = min(config.sampling.steps, 16)
