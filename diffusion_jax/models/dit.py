@@ -11,7 +11,8 @@ The blocks are one scan over stacked parameters: the compile time does not grow 
 """
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ from diffusion_jax.registry import unknown_name
 
 Tokens = Float[Array, "batch tokens dim"]
 Vector = Float[Array, "batch dim"]
+Size = TypeVar("Size")
 
 # Table 1 of the paper: name -> (depth, hidden size, heads). A size is named with its patch, as in "XL/2".
 DIT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -37,6 +39,19 @@ DIT_SIZES: dict[str, tuple[int, int, int]] = {
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
+
+
+def named_size(network: str, size: str, sizes: Mapping[str, Size], *, patches: tuple[int, ...]) -> tuple[Size, int]:
+    """What "XL/2" stands for: the entry of `sizes` before the stroke, and the side of a patch after it.
+
+    Raises:
+      UserError: neither; the message names the nearest of `sizes` with the usual `patches`.
+    """
+    name, stroke, patch = size.partition("/")
+    if name not in sizes or not stroke or not patch.isdigit() or int(patch) == 0:
+        raise UserError(unknown_name(f"{network} size", size, [f"{known}/{p}" for known in sizes for p in patches]))
+    return sizes[name], int(patch)
+
 
 # What of a block's activations the backward pass keeps; the rest is computed again.
 REMAT_POLICIES = {
@@ -312,16 +327,13 @@ def dit(
 
     Whatever is given besides overrides the size, so that {"size": "S/2", "depth": 4} is a shallow S/2.
     """
-    name, stroke, patch = size.partition("/")
-    if name not in DIT_SIZES or not stroke or not patch.isdigit() or int(patch) == 0:
-        raise UserError(unknown_name("DiT size", size, [f"{known}/{p}" for known in DIT_SIZES for p in (2, 4, 8)]))
-    named_depth, named_hidden_size, named_num_heads = DIT_SIZES[name]
+    (named_depth, named_hidden_size, named_num_heads), patch = named_size("DiT", size, DIT_SIZES, patches=(2, 4, 8))
     return DiT(
         image_size=image_size,
         image_channels=image_channels,
         num_classes=num_classes,
         num_times=num_times,
-        patch_size=patch_size or int(patch),
+        patch_size=patch_size or patch,
         hidden_size=hidden_size or named_hidden_size,
         depth=depth or named_depth,
         num_heads=num_heads or named_num_heads,

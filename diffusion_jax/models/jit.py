@@ -24,6 +24,7 @@ from diffusion_jax.models.dit import (
     Vector,
     checkpointed,
     modulate,
+    named_size,
     patchify,
     position_embedding,
     unpatchify,
@@ -39,7 +40,6 @@ from diffusion_jax.models.layers import (
 )
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.registry import unknown_name
 
 
 class JiTSize(NamedTuple):
@@ -283,16 +283,13 @@ def jit(
     dtype: DTypeLike = jnp.float32,
 ) -> JiT:
     """A JiT of a named size: B, L, H or G, a stroke, and the patch size, as in "B/16"; overrides win."""
-    name, stroke, patch = size.partition("/")
-    if name not in JIT_SIZES or not stroke or not patch.isdigit() or int(patch) == 0:
-        raise UserError(unknown_name("JiT size", size, [f"{known}/{p}" for known in JIT_SIZES for p in (16, 32)]))
-    named = JIT_SIZES[name]
+    named, patch = named_size("JiT", size, JIT_SIZES, patches=(16, 32))
     return JiT(
         image_size=image_size,
         image_channels=image_channels,
         num_classes=num_classes,
         num_times=num_times,
-        patch_size=patch_size or int(patch),
+        patch_size=patch_size or patch,
         hidden_size=hidden_size or named.hidden_size,
         depth=depth or named.depth,
         num_heads=num_heads or named.num_heads,

@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.dit import Tokens, checkpointed, patchify, unpatchify
+from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
 from diffusion_jax.models.layers import Conv, Dense, LabelEmbedding, at_least_float32, recomputed, sinusoidal_embedding
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.registry import unknown_name
 
 # Table 1 of the paper: name -> (depth, hidden size, heads); depth counts all blocks but the middle one.
 UVIT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -187,16 +186,13 @@ def uvit(
     dtype: DTypeLike = jnp.float32,
 ) -> UViT:
     """A U-ViT of a named size: S, S-deep, M, L or H, a stroke, and the patch size, as in "H/2"."""
-    name, stroke, patch = size.partition("/")
-    if name not in UVIT_SIZES or not stroke or not patch.isdigit() or int(patch) == 0:
-        raise UserError(unknown_name("UViT size", size, [f"{known}/{p}" for known in UVIT_SIZES for p in (2, 4)]))
-    named_depth, named_hidden_size, named_num_heads = UVIT_SIZES[name]
+    (named_depth, named_hidden_size, named_num_heads), patch = named_size("UViT", size, UVIT_SIZES, patches=(2, 4))
     return UViT(
         image_size=image_size,
         image_channels=image_channels,
         num_classes=num_classes,
         num_times=num_times,
-        patch_size=patch_size or int(patch),
+        patch_size=patch_size or patch,
         hidden_size=hidden_size or named_hidden_size,
         depth=depth or named_depth,
         num_heads=num_heads or named_num_heads,

@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.dit import Tokens, checkpointed, patchify, unpatchify
+from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
 from diffusion_jax.models.layers import Dense, LabelEmbedding, at_least_float32, recomputed
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
-from diffusion_jax.registry import unknown_name
 
 # The authors' code: name -> (depth, hidden size, heads).
 VIT_SIZES: dict[str, tuple[int, int, int]] = {"B": (12, 768, 12), "L": (21, 1024, 16), "XL": (28, 1152, 16)}
@@ -158,16 +157,13 @@ def vit(
     dtype: DTypeLike = jnp.float32,
 ) -> ViT:
     """A ViT of a named size: B, L or XL, a stroke, and the patch size, as in "XL/2"."""
-    name, stroke, patch = size.partition("/")
-    if name not in VIT_SIZES or not stroke or not patch.isdigit() or int(patch) == 0:
-        raise UserError(unknown_name("ViT size", size, [f"{known}/{p}" for known in VIT_SIZES for p in (2, 4)]))
-    named_depth, named_hidden_size, named_num_heads = VIT_SIZES[name]
+    (named_depth, named_hidden_size, named_num_heads), patch = named_size("ViT", size, VIT_SIZES, patches=(2, 4))
     return ViT(
         image_size=image_size,
         image_channels=image_channels,
         num_classes=num_classes,
         num_times=num_times,
-        patch_size=patch_size or int(patch),
+        patch_size=patch_size or patch,
         hidden_size=hidden_size or named_hidden_size,
         depth=depth or named_depth,
         num_heads=num_heads or named_num_heads,
