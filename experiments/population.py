@@ -29,9 +29,12 @@ from experiments.restoring import open_checkpoints
 from experiments.wiring import Experiment
 from experiments.writers import create_writer
 
-NUMBERS = tuple(f"optimizer.{name}" for name in ("learning_rate", "b1", "b2", "weight_decay"))
-NUMBERS += ("train.conditioning_dropout", "objective.weighting.")
-"""Fields, and groups of fields, whose floats may differ from member to member: arguments of the program, as the seed.
+NUMBERS = (
+    *(f"optimizer.{name}" for name in ("learning_rate", "b1", "b2", "weight_decay")),
+    "train.conditioning_dropout",
+)
+WEIGHTS = "objective.weighting"
+"""Fields, and a group of fields, whose floats may differ from member to member: arguments of the program, as the seed.
 Averages of several lengths, and ways to sample, need no population: one training has them all."""
 _AXIS = "population"
 _WITHOUT_CONVOLUTIONS = ("dit", "jit", "ddit", "mlp")
@@ -42,7 +45,7 @@ def numbers_of(config: ConfigDict) -> dict[str, float]:
     return {
         name: value
         for name, value in flatten(config).items()
-        if isinstance(value, float) and name.startswith(NUMBERS) and (name in NUMBERS or name.startswith(NUMBERS[-1]))
+        if isinstance(value, float) and (name in NUMBERS or name.startswith(f"{WEIGHTS}."))
     }
 
 
@@ -70,14 +73,14 @@ class Population:
       how: "vmap" or "map"; "" chooses.
 
     Raises:
-      UserError: the configs differ in more than the seed and `NUMBERS`, or one can not be trained in this way.
+      UserError: the configs differ in more than the seed and their numbers, or one can not be trained in this way.
     """
 
     def __init__(self, configs: Sequence[ConfigDict], directories: Sequence[Path], how: str = ""):
         if len({program(config) for config in configs}) != 1:
             raise UserError(
                 "the members of a population differ in the seed and in floats of "
-                f"{', '.join(name.rstrip('.') for name in NUMBERS)} alone; these differ in more"
+                f"{', '.join((*NUMBERS, WEIGHTS))} alone; these differ in more"
             )
         self.members = [Experiment(c, directory=d) for c, d in zip(configs, directories, strict=True)]
         self.directories, self.base, self.config = list(directories), self.members[0], configs[0]

@@ -18,7 +18,7 @@ from tests.processes import ROOT
 STEPS = 40
 
 
-def small(data_dir, *, seed=0, learning_rate=2e-3, gamma=5.0, conditioning_dropout=0.1, model=None):
+def small(data_dir, *, seed=0, gamma=5.0, conditioning_dropout=0.1, model=None, **optimizer):
     config = get_config()
     config.data.data_dir = str(data_dir)
     if model is None:
@@ -31,14 +31,16 @@ def small(data_dir, *, seed=0, learning_rate=2e-3, gamma=5.0, conditioning_dropo
     config.sampling.update(steps=3)
     config.sampling.sampler = {"name": "euler"}
     config.evaluation.metrics = ()
-    config.seed, config.optimizer.learning_rate = seed, learning_rate
+    config.seed, config.optimizer.name, config.optimizer.weight_decay = seed, "adamw", 0.01
+    config.optimizer.update(optimizer)
     config.objective = ConfigDict({"name": "denoising", "weighting": {"name": "min_snr", "gamma": gamma}})
     config.train.conditioning_dropout = conditioning_dropout
     return config
 
 
 DIT = {"name": "dit", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
-MEMBERS = ({"seed": 0}, {"seed": 3, "learning_rate": 1e-3, "gamma": 1.0, "conditioning_dropout": 0.0})
+OTHER = {"learning_rate": 1e-3, "b1": 0.8, "b2": 0.98, "weight_decay": 0.1}
+MEMBERS = ({"seed": 0}, {"seed": 3, "gamma": 1.0, "conditioning_dropout": 0.0, **OTHER})
 
 
 def member_flags(tmp_path, configs, name):
