@@ -6,7 +6,7 @@ A tiny run on the digits is killed (SIGKILL) at random moments, every other time
 and started again; and a quarter as often told to stop (SIGTERM). Then every fault of `tests/faults/faults.py` is done
 once: full disk, damaged checkpoints, failing data, lost hosts. After each the run must go on to the numbers, arrays
 and pictures of a run that nothing happened to, bit for bit, or stop and name the cause. The first fault that is not
-survived ends the benchmark with exit code 1. Twenty kills and all faults take half an hour on two cores.
+survived ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on two cores.
 """
 
 import collections
