@@ -28,6 +28,7 @@ setup(
         "clu>=0.0.12",
         "absl-py",
         "etils",
+        "fsspec",
         "jaxtyping>=0.3.11",
         "numpy>=2.0",
         "pillow",
@@ -47,6 +48,6 @@ setup(
         "ray": ["ray>=2.50"],
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "tokenizers>=0.22"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "tokenizers>=0.22", "gcsfs", "gcp-storage-emulator"],
     },
 )

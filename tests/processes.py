@@ -160,11 +160,17 @@ def final_state(workdir: Path, step: int = 60) -> tuple[Any, dict[str, Any]]:
         return state, manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
 
-def assert_same_run(workdir: Path, reference: Path, *, step: int = 60, branch: int | None = None) -> None:
-    """The same bits: every logged number, every saved array, the record and the pictures."""
+def assert_same_run(
+    workdir: Path, reference: Path, *, step: int = 60, branch: int | None = None, directory: str = ""
+) -> None:
+    """The same bits: every logged number, every saved array, the record and the pictures.
+
+    The record of a run that kept its checkpoints elsewhere says in which `directory`.
+    """
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     (state, record), (expected, expected_record) = final_state(workdir, step), final_state(reference, step)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
+    expected_record["config"]["checkpoint"]["directory"] = directory
     assert record == {**expected_record, "branch": branch}
     for picture in (reference / "samples").glob("*.png"):
         assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes(), picture.name

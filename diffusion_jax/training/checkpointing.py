@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -29,6 +30,7 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.parallel import any_process, is_primary, wait_for_all
 from diffusion_jax.parallel.rules import path_name
 
+_COMPLETE = "commit_success.txt"  # Orbax's last file of a checkpoint in a bucket
 _LOOKS = 20  # at a directory from which another process deletes
 
 
@@ -124,6 +126,57 @@ def _while_deleted(look: Callable[[], Any]) -> Any:
     return look()
 
 
+def _move(source: epath.Path, target: epath.Path) -> None:
+    """Move a directory. In a bucket, where nothing can be renamed, its files are copied and then taken away.
+
+    The file by which Orbax knows a complete checkpoint goes last into the copy and first out of the original: killed
+    half-way, neither half is taken for a checkpoint.
+    """
+    if not _in_bucket(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    for file in sorted(_files(source), key=lambda file: file == source / _COMPLETE):
+        (target / file.relative_to(source)).write_bytes(file.read_bytes())
+    (source / _COMPLETE).unlink(missing_ok=True)
+    source.rmtree()
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _in_bucket(path: str | Path | epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _open_bucket(directory: str | Path, *, write: bool) -> None:
+    """Look for what reads and writes such a bucket, and write there once: better refused now than at the first save.
+
+    It lists what is there now, not what once was: other hosts and TensorStore write there too.
+    """
+    scheme = str(directory).partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"checkpoints can not be kept in {directory}: {_one_line(error)}") from error
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    if write and is_primary():
+        try:
+            probe = epath.Path(directory) / "may_be_written"
+            probe.write_text("")
+            probe.unlink()
+        except Exception as error:  # of the store's own type
+            raise UserError(
+                f"can not write to {directory}: {_one_line(error)}; does the bucket exist, and may this machine write "
+                "there?"
+            ) from error
+
+
 class Checkpointer:
     """The checkpoints of one run, under `directory`.
 
@@ -136,7 +189,7 @@ class Checkpointer:
       read_only: for looking at the checkpoints of a run that may be under way; nothing is changed, or cleaned up.
 
     Raises:
-      UserError: no checkpoint would be kept, or `best_mode` is neither.
+      UserError: no checkpoint would be kept, `best_mode` is neither, or nothing can be written there.
     """
 
     def __init__(
@@ -154,7 +207,9 @@ class Checkpointer:
                 "checkpoint needs keep_last >= 1, keep_best >= 0 and best_mode min or max, "
                 f"got {keep_last}, {keep_best}, {best_mode!r}"
             )
-        self.directory = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
+        if _in_bucket(directory):
+            _open_bucket(directory, write=not read_only)
+        self.directory = epath.Path(directory) if _in_bucket(directory) else epath.Path(directory).absolute()
         worst = math.inf if best_mode == "min" else -math.inf
 
         def quality(metrics: Mapping[str, float]) -> float:
@@ -213,7 +268,7 @@ class Checkpointer:
 
     def _require_space(self, step: int, state: Any) -> None:
         """Refuse to begin a write that can not end: Orbax would leave a torn directory and a page of tracebacks."""
-        if "://" in str(self.directory):
+        if _in_bucket(self.directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))) + 2**20
         self._manager.wait_until_finished()  # what is being written takes space too
@@ -283,10 +338,9 @@ class Checkpointer:
         wait_for_all("set aside: all have looked")
         for number, target in zip(newer, moved, strict=True):
             if is_primary():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     target.rmtree()
-                (self.directory / str(number)).rename(target)
+                _move(self.directory / str(number), target)
         wait_for_all("set aside: done")
         self._manager.reload()
         return moved

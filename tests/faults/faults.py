@@ -21,6 +21,7 @@ import numpy as np
 import PIL.Image
 
 from diffusion_jax.data import load_arrays
+from tests.bucket import emulated
 from tests.processes import Command, assert_same_run, complete, one_line, rows
 
 STEPS = 100
@@ -298,6 +299,40 @@ def arrays_removed(trial: Trial) -> Outcome:
         return "removed: the arrays of the newest checkpoint"
 
     return _damaged(trial, harm)
+
+
+@fault
+def in_a_bucket(trial: Trial) -> Outcome:
+    """Of a run that keeps its checkpoints in gs:// and is killed the newest is damaged; it goes on from the one before."""
+    workdir, where = trial.new(), "gs://bucket/run"
+    arguments = (*trial.arguments(workdir), f"--config.checkpoint.directory={where}")
+    with contextlib.ExitStack() as stack:
+        try:
+            root, environment = stack.enter_context(emulated(trial.new()))
+        except ImportError as error:
+            raise NotPossibleHere(f"needs gcsfs and gcp-storage-emulator: {error}") from error
+        checkpoints = root / "run"
+
+        def saved() -> list[int]:
+            return sorted(int(path.parent.name) for path in checkpoints.glob("[0-9]*/commit_success.txt"))
+
+        process = trial.command.start("train", *arguments, **environment)
+        assert trial.command.kill_when(process, lambda: 40 in saved())
+        process.communicate()
+        before, newest = saved()[-2:]
+        for file in (checkpoints / str(newest)).glob(PARTS["arrays"]):
+            file.write_bytes(DAMAGES["bit_rot"](file.read_bytes()))
+        line = trial.command.fails("train", *arguments, **environment)
+        assert f"checkpoint {newest} in {where} is corrupt" in line, line
+        flag = f"--resume_from={before}"
+        assert flag in line, line
+        out, _ = trial.command.run("train", *arguments, flag, **environment)
+        assert f"resuming {workdir} at step {before}" in out, out
+        assert (root / "run.set_aside" / str(newest) / "commit_success.txt").exists()
+        shutil.copytree(checkpoints, workdir / "checkpoints")
+    assert_same_run(workdir, trial.reference()[0], step=STEPS, branch=before, directory=where)
+    done = "SIGKILL, and bits flipped in the newest checkpoint, all of which are in gs:// (an emulator)"
+    return Outcome(done, f"stopped: checkpoint {newest} is corrupt; with the flag that it named {RESUMED}")
 
 
 @fault
