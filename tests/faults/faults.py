@@ -303,7 +303,7 @@ def arrays_removed(trial: Trial) -> Outcome:
 
 @fault
 def in_a_bucket(trial: Trial) -> Outcome:
-    """Of a run that keeps its checkpoints in gs:// and is killed the newest is damaged; it goes on from the one before."""
+    """A run that keeps its checkpoints in gs:// is killed, the newest is damaged: on it goes from the one before."""
     workdir, where = trial.new(), "gs://bucket/run"
     arguments = (*trial.arguments(workdir), f"--config.checkpoint.directory={where}")
     with contextlib.ExitStack() as stack:
