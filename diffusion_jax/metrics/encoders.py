@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.attention import split_heads
 from diffusion_jax.models.dit import patchify
+from diffusion_jax.models.layers import QKV
 
 HEAD_CHANNELS = 64
 Activation = Literal["gelu", "quick_gelu"]
@@ -46,7 +47,7 @@ class EncoderBlock(nn.Module, kw_only=True):
         def scaled(y, name):
             return y * self.param(name, nn.initializers.ones, (dim,)) if self.layer_scale else y
 
-        qkv = nn.Dense(3 * dim, name="qkv")(norm(name="norm_1")(x))
+        qkv = QKV(features=dim, name="qkv")(norm(name="norm_1")(x))
         h = jax.nn.dot_product_attention(*split_heads(qkv, dim // HEAD_CHANNELS), is_causal=self.causal)
         x += scaled(nn.Dense(dim, name="attention_out")(h.reshape(x.shape)), "scale_1")
         h = nn.Dense(4 * dim, name="mlp_in")(norm(name="norm_2")(x))

@@ -11,7 +11,7 @@ chunked form.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -144,21 +144,20 @@ _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 
 def split_heads(
-    qkv: Float[Array, "batch tokens 3*dim"], num_heads: int
+    qkv: Sequence[Float[Array, "batch tokens dim"]], num_heads: int
 ) -> tuple[Float[Array, "batch tokens heads channels"], ...]:
-    """Query, key and value; the last axis of `qkv` is (query, key, value) x head x channel.
+    """Query, key and value by heads; the last axis of each is head x channel.
 
     Raises:
       UserError: it does not divide so.
     """
-    batch, tokens, width = qkv.shape
-    if width % (3 * num_heads):
-        raise UserError(f"{width // 3} channels do not divide into num_heads={num_heads}")
-    heads = (batch, tokens, num_heads, width // (3 * num_heads))
-    return tuple(part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+    batch, tokens, width = qkv[0].shape
+    if width % num_heads:
+        raise UserError(f"{width} channels do not divide into num_heads={num_heads}")
+    return tuple(part.reshape(batch, tokens, num_heads, width // num_heads) for part in qkv)
 
 
-def self_attention(qkv: Float[Array, "batch tokens 3*dim"], num_heads: int) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other, of `qkv` as in `split_heads`."""
+def self_attention(qkv: Sequence[Float[Array, "batch tokens dim"]], num_heads: int) -> Float[Array, "batch tokens dim"]:
+    """Attention of tokens to each other, of query, key and value as in `split_heads`."""
     query, key, value = split_heads(qkv, num_heads)
-    return attention(query, key, value).reshape(*qkv.shape[:2], -1)
+    return attention(query, key, value).reshape(qkv[0].shape)

@@ -12,7 +12,15 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.layers import Conv, Dense, GroupNorm, TimeMLP, at_least_float32, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    QKV,
+    Conv,
+    Dense,
+    GroupNorm,
+    TimeMLP,
+    at_least_float32,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.unet import ADM_MULTIPLIERS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock
 
@@ -34,7 +42,8 @@ class AttentionPool(nn.Module, kw_only=True):
         draw = nn.initializers.normal(channels**-0.5)
         tokens += self.param("position", draw, tokens.shape[1:], jnp.float32).astype(tokens.dtype)
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
-        h = self_attention(dense(3 * channels, name="qkv")(tokens), channels // self.head_channels)
+        qkv = QKV(features=channels, dtype=self.dtype, kernel_init=_init, name="qkv")(tokens)
+        h = self_attention(qkv, channels // self.head_channels)
         return dense(self.features, name="out")(h[:, 0])
 
 

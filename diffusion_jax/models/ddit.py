@@ -17,6 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, split_heads
 from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
 from diffusion_jax.models.layers import (
+    QKV,
     Dense,
     Dropout,
     LabelEmbedding,
@@ -63,8 +64,8 @@ class DDiTBlock(nn.Module, kw_only=True):
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(vector)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
-        h = dense(3 * dim, use_bias=False, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        query, key, value = split_heads(h, self.num_heads)
+        qkv = QKV(features=dim, use_bias=False, dtype=self.dtype, kernel_init=_init, name="qkv")
+        query, key, value = split_heads(qkv(modulate(norm(name="norm_0")(x), shift_1, scale_1)), self.num_heads)
         h = attention(rotate_halves(query), rotate_halves(key), value).reshape(x.shape)
         h = dense(dim, use_bias=False, name="attention_out")(h)
         x += gate_1[:, None] * Dropout(rate=self.dropout, name="dropout_0")(h, dropout_keys, layer)

@@ -23,7 +23,15 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.layers import Dense, TimeMLP, at_least_float32, layer_norm, recomputed, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    QKV,
+    Dense,
+    TimeMLP,
+    at_least_float32,
+    layer_norm,
+    recomputed,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
@@ -158,8 +166,8 @@ class DiTBlock(nn.Module, kw_only=True):
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(nn.silu(vector))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
-        h = dense(3 * dim, name="qkv")(normed(x, shift_1, scale_1))
-        x += gate_1[:, None] * dense(dim, name="attention_out")(self_attention(h, self.num_heads))
+        qkv = QKV(features=dim, dtype=self.dtype, kernel_init=_xavier, name="qkv")(normed(x, shift_1, scale_1))
+        x += gate_1[:, None] * dense(dim, name="attention_out")(self_attention(qkv, self.num_heads))
 
         h = dense(round(self.mlp_ratio * dim), name="mlp_in")(normed(x, shift_2, scale_2))
         x += gate_2[:, None] * dense(dim, name="mlp_out")(gelu(h))

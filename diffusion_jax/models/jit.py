@@ -30,6 +30,7 @@ from diffusion_jax.models.dit import (
     unpatchify,
 )
 from diffusion_jax.models.layers import (
+    QKV,
     Dense,
     Dropout,
     LabelEmbedding,
@@ -116,8 +117,8 @@ class JiTBlock(nn.Module, kw_only=True):
         modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(nn.silu(vector))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
-        h = dense(3 * dim, name="qkv")(modulate(norm(name="norm_0")(x), shift_1, scale_1))
-        query, key, value = split_heads(h, self.num_heads)
+        qkv = QKV(features=dim, dtype=self.dtype, kernel_init=_xavier, name="qkv")
+        query, key, value = split_heads(qkv(modulate(norm(name="norm_0")(x), shift_1, scale_1)), self.num_heads)
         angles = rotary_angles(round((tokens - self.prefix) ** 0.5), dim // self.num_heads, self.prefix)
         query = rotate_pairs(norm(name="query_norm")(query), angles)
         key = rotate_pairs(norm(name="key_norm")(key), angles)

@@ -10,12 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.activations import by_example, for_cpu, token_spec
+from diffusion_jax.parallel.activations import batch_sharded, by_example, divides_tensor, for_cpu, token_spec
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -50,6 +51,40 @@ def convolve(x: Float[Array, "batch height width channels"], kernel: Array, *arg
 
 Dense = functools.partial(nn.Dense, dot_general=dot_rows)
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
+
+
+class QKV(nn.Module, kw_only=True):
+    """Query, key and value of tokens by one dense layer, whose columns are (query, key, value) x head x channel.
+
+    Where wide layers are divided among devices, each makes its own heads' query, key and value. These are not the
+    columns that it holds: it gets them from the others, weights being fewer than tokens.
+
+    Attributes:
+      features: of a query; keys and values are as wide.
+      use_bias, dtype, kernel_init: as in `flax.linen.Dense`.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens inputs"]) -> tuple[Float[Array, "batch tokens features"], ...]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], 3 * self.features))
+        bias = self.param("bias", nn.initializers.zeros, (3 * self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if divided := divides_tensor(self.features):
+            kernel = kernel.reshape(-1, 3, self.features)
+            kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, None, divided))
+            bias = None if bias is None else bias.reshape(3, self.features)
+            free = PartitionSpec.UNCONSTRAINED
+            x = jax.lax.with_sharding_constraint(batch_sharded(x), PartitionSpec(free, free, None))
+            h = batch_sharded(jax.lax.dot_general(x, kernel, (((2,), (0,)), ((), ()))))
+            h = h if bias is None else h + bias
+            return tuple(h[:, :, i] for i in range(3))
+        h = dot_rows(x, kernel, (((2,), (0,)), ((), ())))
+        return tuple(jnp.split(h if bias is None else h + bias, 3, axis=-1))
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

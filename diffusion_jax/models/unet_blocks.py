@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, self_attention
-from diffusion_jax.models.layers import Conv, Dense, Dropout, resample
+from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, resample
 from diffusion_jax.models.network import Network
 
 Image = Float[Array, "batch height width channels"]
@@ -96,8 +96,8 @@ class AttentionBlock(nn.Module, kw_only=True):
         batch, height, width, channels = x.shape
         h = self.norm(name="norm")(x) if self.norm else x
         h = h.reshape(batch, height * width, channels)
-        h = Dense(3 * channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
-        h = self_attention(h, self.num_heads).reshape(x.shape)
+        qkv = QKV(features=channels, dtype=self.dtype, kernel_init=self.init, name="qkv")(h)
+        h = self_attention(qkv, self.num_heads).reshape(x.shape)
         h = Dense(channels, dtype=self.dtype, kernel_init=self.last_init, name="out")(h)
         return scaled(x + h, self.residual_scale)
 

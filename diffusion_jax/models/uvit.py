@@ -15,7 +15,15 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
-from diffusion_jax.models.layers import Conv, Dense, LabelEmbedding, at_least_float32, recomputed, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    QKV,
+    Conv,
+    Dense,
+    LabelEmbedding,
+    at_least_float32,
+    recomputed,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 
@@ -45,7 +53,8 @@ class UViTBlock(nn.Module, kw_only=True):
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         if skip is not None:
             x = dense(dim, name="skip")(jnp.concatenate([x, skip], axis=-1))
-        h = self_attention(dense(3 * dim, use_bias=False, name="qkv")(norm(name="norm_0")(x)), self.num_heads)
+        qkv = QKV(features=dim, use_bias=False, dtype=self.dtype, kernel_init=_init, name="qkv")
+        h = self_attention(qkv(norm(name="norm_0")(x)), self.num_heads)
         x += dense(dim, name="attention_out")(h)
         h = dense(round(self.mlp_ratio * dim), name="mlp_in")(norm(name="norm_1")(x))
         x += dense(dim, name="mlp_out")(recomputed(functools.partial(nn.gelu, approximate=False))(h))

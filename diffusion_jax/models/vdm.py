@@ -57,7 +57,7 @@ class VDMAttention(nn.Module, kw_only=True):
         batch, height, width, channels = x.shape
         h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
         dense = functools.partial(Dense, channels, dtype=self.dtype, kernel_init=_lecun)
-        h = self_attention(jnp.concatenate([dense(name=name)(h) for name in ("query", "key", "value")], axis=-1), 1)
+        h = self_attention([dense(name=name)(h) for name in ("query", "key", "value")], 1)
         return x + dense(kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 

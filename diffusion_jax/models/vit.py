@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
-from diffusion_jax.models.layers import Dense, LabelEmbedding, at_least_float32, recomputed
+from diffusion_jax.models.layers import QKV, Dense, LabelEmbedding, at_least_float32, recomputed
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
 
@@ -38,10 +38,11 @@ class ViTBlock(nn.Module, kw_only=True):
         dim = x.shape[-1]
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        query, value = (self.param(f"{name}_bias", nn.initializers.zeros, (dim,)) for name in ("query", "value"))
-        h = dense(3 * dim, use_bias=False, name="qkv")(norm(name="norm_0")(x))
-        h += jnp.concatenate([query, jnp.zeros_like(query), value]).astype(h.dtype)
-        x += dense(dim, name="attention_out")(self_attention(h, self.num_heads))
+        qkv = QKV(features=dim, use_bias=False, dtype=self.dtype, kernel_init=_init, name="qkv")
+        query, key, value = qkv(norm(name="norm_0")(x))
+        query += self.param("query_bias", nn.initializers.zeros, (dim,)).astype(query.dtype)
+        value += self.param("value_bias", nn.initializers.zeros, (dim,)).astype(value.dtype)
+        x += dense(dim, name="attention_out")(self_attention((query, key, value), self.num_heads))
         h = dense(round(self.mlp_ratio * dim), name="mlp_in")(norm(name="norm_1")(x))
         x += dense(dim, name="mlp_out")(recomputed(functools.partial(nn.gelu, approximate=False))(h))
         return x, None

@@ -23,9 +23,12 @@ REPLICATED_RULES: Rules = ((r".*", ()),)
 FSDP_RULES: Rules = ((r"(kernel|embedding)$", "largest:fsdp"), (r".*", ()))
 
 # The wide layers of a transformer by columns, then by rows (Shoeybi et al. 2019, sec. 3), and over fsdp the other way.
+# Each device computes some heads' query, key and value: columns that do not lie side by side, so that they are kept by
+# rows and exchanged where they are used (`models/layers.py`, QKV).
 TENSOR_RULES: Rules = (
-    (r"(qkv|mlp_in)/kernel$", (..., "fsdp", "tensor")),
-    (r"(qkv|mlp_in)/bias$", (..., "tensor")),
+    (r"qkv/kernel$", (..., "tensor", "fsdp")),
+    (r"mlp_in/kernel$", (..., "fsdp", "tensor")),
+    (r"mlp_in/bias$", (..., "tensor")),
     (r"(_attention/out|attention_out|mlp_out)/kernel$", (..., "tensor", "fsdp")),
     *FSDP_RULES,
 )

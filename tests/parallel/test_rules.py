@@ -33,7 +33,7 @@ def test_fsdp_shards_the_largest_divisible_dimension_of_kernels():
 def test_tensor_rules_split_columns_then_rows_of_stacked_layers():
     mesh = LAYOUTS.build({"name": "jit", "data": 1, "fsdp": 4, "tensor": 2}).mesh
     found = specs(mesh, TENSOR_RULES)
-    assert found["qkv"] == {"kernel": PartitionSpec(None, "fsdp", "tensor"), "bias": PartitionSpec(None, "tensor")}
+    assert found["qkv"] == {"kernel": PartitionSpec(None, "tensor", "fsdp"), "bias": PartitionSpec()}
     assert found["attention_out"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     for name in ("qkv", "attention_out"):
         kernel = jax.device_put(TREE[name]["kernel"], shardings(TREE, mesh, TENSOR_RULES)[name]["kernel"])

@@ -75,6 +75,45 @@ def test_sampler_compiles_for_tpu_as_the_page_says(config):
     assert found["compiled_flops"] == pytest.approx(expected["compiled_flops"], rel=0.01)
 
 
+def least_sent(strategy, *, blocks=4, dim=1152, examples=256, tokens=256, chips=16):
+    """Bytes that each chip must send in a train step of DiT-XL/2, in bfloat16, around rings of chips."""
+    wide, modulation, rest = 12 * blocks * dim**2, 6 * blocks * dim**2, (1001 + 256 + 16 + 32) * dim + 4 * dim**2
+    activations = examples * tokens * dim
+
+    def gather(elements, among):  # or a reduce-scatter; an all-reduce is both
+        return 2 * elements * (among - 1) / among
+
+    match strategy:
+        case "data":  # the gradients, summed
+            return 2 * gather(wide + modulation + rest, chips)
+        case "fsdp" | "fsdp+remat":  # every parameter gathered forward and backward, and its gradient scattered
+            return 3 * gather(wide + modulation + rest, chips)
+        case "tensor:4+remat":  # two sums over heads and hidden units forward, again, and backward; the gradients
+            sums = 6 * blocks * activations / 4
+            return 2 * gather(sums, 4) + 2 * gather(wide / 4 + modulation + rest, 4)
+        case "context:4+remat":  # keys and values gathered forward, again, and scattered backward; the gradients
+            return 3 * gather(2 * blocks * activations / 4, 4) + 2 * gather(wide + modulation + rest, chips)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fsdp+remat",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("data", "fsdp", "tensor:4+remat", "context:4+remat")),
+    ],
+)
+def test_a_step_sends_hardly_more_than_it_must(strategy):
+    """Within 5% of the least; and FSDP never sums the gradients of whole matrices."""
+    (plan,) = tpu_plans.compiled("tests/parallel/dit_xl2_four_blocks.py", "--nosampler", f"--strategy={strategy}")
+    assert plan["fits"]
+    assert tpu_plans.sent(plan) <= 1.05 * least_sent(strategy)
+    if strategy.startswith("fsdp"):
+        assert plan["collectives"]["all-reduce"]["sent_bytes"] <= 0.05 * least_sent("data")
+        # Modulations are a third of the parameters, and stay where they are: their few rows are sent instead.
+        assert tpu_plans.sent(plan) <= 0.75 * least_sent(strategy)
+
+
 @needs_compiler
 @pytest.mark.parametrize("strategy", ["context:4", pytest.param("data", marks=pytest.mark.slow)])
 def test_16384_tokens_make_no_matrix_of_logits_on_tpu(strategy):
