@@ -40,7 +40,8 @@ ONLY = flags.DEFINE_list("only", CONFIGS, "configs to compile; none of them leav
 
 KEPT = (  # what does not depend on the machine that compiles
     *("program", "strategy", "topology", "chips", "devices", "batch_size", "memory", "limit", "fits", "model_flops"),
-    *("compiled_flops", "traffic", "collectives", "seconds", "bound", "utilization", "steps", "days", "chip_hours"),
+    *("compiled_flops", "traffic", "collectives", "sent_between_slices"),
+    *("seconds", "bound", "utilization", "steps", "days", "chip_hours"),
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import PIL.Image
@@ -25,6 +26,7 @@ from experiments.writers import METRICS_FILE, read_metrics, replace_file
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 _PANELS = 9  # kinds of training whose curves are shown
 
@@ -103,44 +105,72 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
 
 
 def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bool:
-    """The deciding number, over network evaluations where they differ, else by cell; False where there is nothing."""
+    """The deciding number: over network evaluations where one value of the first axis has several numbers of them, else
+    over the first axis, with the other axes side by side, or simply by cell; False where there is nothing."""
     if len(groups) < 2:
         return False
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    if len({group.evaluations for group in groups}) > 1:
-        axis = next(iter(ablation.axes))
-        for value in ablation.axes[axis]:
-            mine = sorted((g for g in groups if g.values[axis] == value), key=lambda group: group.evaluations)
-            estimates = [Estimate.of(list(group.numbers(name).values())) for group in mine]
-            axes.errorbar(
-                [group.evaluations for group in mine],
-                [one.mean for one in estimates],
-                yerr=[one.half if math.isfinite(one.half) else 0.0 for one in estimates],
-                marker="o", markersize=4, capsize=2, label=f"{axis} {value}",
-            )  # fmt: skip
-        axes.set_xscale("log", base=2)
-        numbers = [math.log2(group.evaluations) for group in groups]
-        ticks = [2**n for n in range(math.floor(min(numbers)), math.ceil(max(numbers)) + 1)]
-        axes.set_xticks(ticks, map(str, ticks))
-        axes.minorticks_off()
-        axes.set_xlabel("network evaluations for a sample")
-        axes.legend(frameon=False)
-        if min(line.get_ydata().min() for line in axes.lines) > 0:
-            axes.set_yscale("log")
+    first = next(iter(ablation.axes))
+    evaluations = {value: {g.evaluations for g in groups if g.values[first] == value} for value in ablation.axes[first]}
+    if any(len(found) > 1 for found in evaluations.values()):
+        _over_evaluations(axes, ablation, groups, name)
+    elif len(ablation.axes) > 1:
+        _over_first_axis(axes, ablation, groups, name)
     else:
-        labels = [", ".join(group.values.values()) for group in groups]
-        for position, group in enumerate(groups):
-            values = list(group.numbers(name).values())
-            axes.plot([position] * len(values), values, "o", color="tab:gray", markersize=4, alpha=0.6)
-            one = Estimate.of(values)
-            half = one.half if math.isfinite(one.half) else 0.0
-            axes.errorbar([position], [one.mean], yerr=[half], marker="_", markersize=14, capsize=4, color="tab:blue")
-        axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 6 else 40, ha="center")
+        _by_cell(axes, groups, name)
     axes.set_ylabel(column_title(name))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return True
+
+
+def _errorbars(axes: Axes, xs: list[float], groups: list[Group], name: str, **style: Any) -> None:
+    estimates = [Estimate.of(list(group.numbers(name).values())) for group in groups]
+    halves = [one.half if math.isfinite(one.half) else 0.0 for one in estimates]
+    axes.errorbar(xs, [one.mean for one in estimates], yerr=halves, **style)
+
+
+def _over_evaluations(axes: Axes, ablation: Ablation, groups: list[Group], name: str) -> None:
+    axis = next(iter(ablation.axes))
+    for value in ablation.axes[axis]:
+        mine = sorted((g for g in groups if g.values[axis] == value), key=lambda group: group.evaluations)
+        xs = [group.evaluations for group in mine]
+        _errorbars(axes, xs, mine, name, marker="o", markersize=4, capsize=2, label=f"{axis} {value}")
+    axes.set_xscale("log", base=2)
+    numbers = [math.log2(group.evaluations) for group in groups]
+    ticks = [2**n for n in range(math.floor(min(numbers)), math.ceil(max(numbers)) + 1)]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations for a sample")
+    axes.legend(frameon=False)
+    if min(line.get_ydata().min() for line in axes.lines) > 0:
+        axes.set_yscale("log")
+
+
+def _over_first_axis(axes: Axes, ablation: Ablation, groups: list[Group], name: str) -> None:
+    first, *others = ablation.axes
+    places = {value: position for position, value in enumerate(ablation.axes[first])}
+    kinds: dict[str, list[Group]] = {}
+    for group in groups:
+        kinds.setdefault(", ".join(f"{axis} {group.values[axis]}" for axis in others), []).append(group)
+    for i, (kind, mine) in enumerate(kinds.items()):
+        aside = 0.6 * ((i + 0.5) / len(kinds) - 0.5)
+        xs = [places[group.values[first]] + aside for group in mine]
+        _errorbars(axes, xs, mine, name, fmt="o", markersize=5, capsize=3, label=kind)
+    axes.set_xticks(list(places.values()), list(places))
+    axes.set_xlabel(first)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _by_cell(axes: Axes, groups: list[Group], name: str) -> None:
+    labels = [", ".join(group.values.values()) for group in groups]
+    for position, group in enumerate(groups):
+        values = list(group.numbers(name).values())
+        axes.plot([position] * len(values), values, "o", color="tab:gray", markersize=4, alpha=0.6)
+        _errorbars(axes, [position], [group], name, marker="_", markersize=14, capsize=4, color="tab:blue")
+    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 6 else 40, ha="center")
+    axes.set_xlabel(", ".join(groups[0].values))
 
 
 def _curves(ablation: Ablation, directory: Path, groups: list[Group], path: Path) -> bool:

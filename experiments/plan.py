@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.parallel.topology import CHIPS, parse_topology
+from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
 from experiments import cli, planning
 from experiments.planning import AS_CONFIGURED, Plan
 
@@ -135,8 +135,8 @@ def show(plans: Sequence[Plan], best: Plan | None) -> None:
         table.add_row(label, *(cell(plan) if plan.seconds or label in KNOWN_BEFORE else "" for plan in plans))
     console.print(table)
     console.print("Estimates are rooflines: what the published peaks allow at most. A real step takes longer.")
-    if "*" in first.topology:
-        console.print("What goes between slices is counted as if it stayed within one; that network is slower.")
+    if number_of_slices(first.topology) > 1 and chip.network is None:
+        console.print("How fast the network between slices is, is not published for this chip: its time is left out.")
     if best is not None:
         verdict = f"fastest that fits, as predicted: {best.strategy}" if best.fits else "none of them fits"
         console.print(verdict, style="bold")
@@ -172,6 +172,7 @@ ROWS: dict[str, Callable[[Plan], str]] = {
         )
         for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
     },
+    "  between slices": lambda p: _gigabytes(p.sent_between_slices) if number_of_slices(p.topology) > 1 else "",
     "estimate: time of a run": lambda p: f"{1e3 * p.seconds:,.4g} ms",
     "  bound by": lambda p: p.bound,
     "  images per second": lambda p: f"{p.batch_size / p.seconds:,.0f}",

@@ -25,7 +25,14 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, example_inputs, parameter_shapes
 from diffusion_jax.parallel.hlo import Collective, Program
-from diffusion_jax.parallel.topology import CHIPS, larger_topologies, needed_memory, parse_topology, topology_devices
+from diffusion_jax.parallel.topology import (
+    CHIPS,
+    larger_topologies,
+    needed_memory,
+    number_of_slices,
+    parse_topology,
+    topology_devices,
+)
 from diffusion_jax.registry import unknown_name
 from experiments import evaluation
 from experiments.wiring import Experiment
@@ -53,11 +60,12 @@ class Plan:
         training example (backward is two more); recomputation is not among them.
       compiled_flops: matrix products and convolutions of the compiled program for one image.
       traffic: bytes to and from main memory in one run, estimated from the compiled program.
-      collectives: what is sent between the devices, by kind.
+      collectives: what is sent between the devices of a slice, by kind.
+      sent_between_slices: bytes that a device must send at least over the data centre's network.
       unknown_loops: loops that could not be multiplied out and are counted once.
       seconds: of one run by the roofline, an estimate and a lower bound: the longest of the chip's published times for
-        computation, main memory and interconnect, as if they overlapped perfectly.
-      bound: which of the three that is.
+        computation, main memory, interconnect and, between slices, network, as if they overlapped perfectly.
+      bound: which of them that is.
       steps: runs in the config's full schedule; 0 for the sampler.
       trace_seconds, compile_seconds: what it took here.
     """
@@ -75,6 +83,7 @@ class Plan:
     compiled_flops: float
     traffic: int
     collectives: dict[str, Collective]
+    sent_between_slices: int
     unknown_loops: int
     seconds: float
     bound: str
@@ -232,12 +241,20 @@ def _measure(experiment: Experiment, lower: Callable[[], Any], *, topology: str,
         "main memory": program.traffic / (chip.bandwidth / chip.devices),
         "interconnect": program.sent_bytes / (chip.interconnect / chip.devices),
     }
+    slices = number_of_slices(topology)
+    between = sum(
+        number * (slices - 1) // slices * (2 if kind == "ALL_REDUCE" else 1)
+        for kind, number in program.given_to_network.items()
+    )
+    if between and chip.network:
+        times["network between slices"] = between / (chip.network / chip.devices)
     bound = max(times, key=times.get)
     return Plan(
         memory=needed_memory(compiled),
         compiled_flops=program.flops * devices / fields["batch_size"],
         traffic=program.traffic,
         collectives=program.collectives,
+        sent_between_slices=between,
         unknown_loops=program.unknown_loops,
         seconds=times[bound],
         bound=bound,
@@ -247,7 +264,14 @@ def _measure(experiment: Experiment, lower: Callable[[], Any], *, topology: str,
 
 
 _NOT_COMPILED = dict(
-    compiled_flops=0.0, traffic=0, collectives={}, unknown_loops=0, seconds=0.0, bound="", compile_seconds=0.0
+    compiled_flops=0.0,
+    traffic=0,
+    collectives={},
+    sent_between_slices=0,
+    unknown_loops=0,
+    seconds=0.0,
+    bound="",
+    compile_seconds=0.0,
 )
 
 

@@ -336,8 +336,21 @@ class Program:
 
     @property
     def sent_bytes(self) -> int:
-        """What one device must send at least, over all collectives."""
+        """What one device must send at least within its slice, over all collectives."""
         return sum(collective.sent_bytes for collective in self.collectives.values())
+
+    @functools.cached_property
+    def given_to_network(self) -> dict[str, int]:
+        """Bytes of one device that enter an operation between slices, by kind, such as "ALL_REDUCE".
+
+        In a TPU program these are no collectives: the host's runtime is handed the data.
+        """
+        found: collections.Counter[str] = collections.Counter()
+        for _, instruction, count in self._scheduled():
+            kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+            if instruction.opcode == "send" and kind:
+                found[kind] += count * instruction.shapes[0].bytes
+        return dict(found)
 
 
 def _bytes(shapes: Sequence[Shape]) -> int:

@@ -2,7 +2,8 @@
 
     topology_devices("v5e:4x4")    16 devices, to build a mesh from and to compile for; needs libtpu, no TPU
 
-Numbers of a chip are those of Google Cloud's documentation (TPU v4, v5e, v5p, v6e, TPU7x).
+Numbers of a chip are those of Google Cloud's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x), which
+states links in both directions together, and of v4 and v5e the data centre's network by the pod, or not at all.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ class Chip:
       memory: bytes of main memory (HBM).
       bandwidth: bytes per second to and from it.
       interconnect: bytes per second that it can send to its neighbours, all links together.
+      network: bytes per second of the data centre's network, its share of a host's; None where nothing is published.
       dimensions: of the grid or torus of its slices.
       devices: that JAX sees for one chip.
       sizes: slices, from small to large, that a plan may propose.
@@ -36,6 +38,7 @@ class Chip:
     memory: float
     bandwidth: float
     interconnect: float
+    network: float | None
     dimensions: int
     sizes: tuple[str, ...]
     devices: int = 1
@@ -45,12 +48,52 @@ _SQUARE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 CHIPS = {
-    "v4": Chip(flops=275e12, memory=32e9, bandwidth=1228e9, interconnect=300e9, dimensions=3, sizes=_CUBE, devices=2),
-    "v5e": Chip(flops=197e12, memory=16e9, bandwidth=819e9, interconnect=200e9, dimensions=2, sizes=_SQUARE),
-    "v5p": Chip(flops=459e12, memory=95e9, bandwidth=2765e9, interconnect=600e9, dimensions=3, sizes=_CUBE),
-    "v6e": Chip(flops=918e12, memory=32e9, bandwidth=1600e9, interconnect=400e9, dimensions=2, sizes=_SQUARE),
+    "v4": Chip(
+        flops=275e12,
+        memory=32e9,
+        bandwidth=1200e9,
+        interconnect=300e9,
+        network=None,
+        dimensions=3,
+        sizes=_CUBE,
+        devices=2,
+    ),
+    "v5e": Chip(
+        flops=197e12,
+        memory=16e9,
+        bandwidth=819e9,
+        interconnect=200e9,
+        network=6.4e12 / 8 / 256,
+        dimensions=2,
+        sizes=_SQUARE,
+    ),
+    "v5p": Chip(
+        flops=459e12,
+        memory=95e9,
+        bandwidth=2765e9,
+        interconnect=600e9,
+        network=50e9 / 8,
+        dimensions=3,
+        sizes=_CUBE,
+    ),
+    "v6e": Chip(
+        flops=918e12,
+        memory=32e9,
+        bandwidth=1638e9,
+        interconnect=400e9,
+        network=100e9 / 8,
+        dimensions=2,
+        sizes=_SQUARE,
+    ),
     "tpu7x": Chip(
-        flops=2307e12, memory=192e9, bandwidth=7370e9, interconnect=600e9, dimensions=3, sizes=_CUBE, devices=2
+        flops=2307e12,
+        memory=192e9,
+        bandwidth=7380e9,
+        interconnect=600e9,
+        network=100e9 / 8,
+        dimensions=3,
+        sizes=_CUBE,
+        devices=2,
     ),
 }
 
@@ -73,6 +116,11 @@ def parse_topology(name: str) -> tuple[Chip, int]:
             f"not {name!r}"
         )
     return chip, math.prod(map(int, sides)) * int(slices or 1)
+
+
+def number_of_slices(name: str) -> int:
+    """2 of "v5e:4x4*2", 1 of "v5e:4x4"."""
+    return int(name.partition("*")[2] or 1)
 
 
 def larger_topologies(name: str) -> list[str]:

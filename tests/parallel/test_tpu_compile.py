@@ -6,12 +6,16 @@ import importlib.util
 import json
 import re
 
+import jax
 import pytest
 
 from benchmarks import tpu_plans
+from configs import digits_dit
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import parameter_shapes
 from diffusion_jax.parallel.topology import topology_devices
+from experiments.wiring import Experiment
 
 PLANS = json.loads(tpu_plans.FILE.read_text())
 MEMORY = re.compile(r"^Topology: TPU .*?needs\s+([\d.]+)\s+GB\s+per\s+chip", re.M | re.S)
@@ -146,3 +150,7 @@ def test_two_slices_share_nothing_but_gradients():
     (plan,) = tpu_plans.compiled("configs/digits_dit.py", "--nosampler", "--topology=v5e:2x2*2", "--mesh=data:2,fsdp:4")
     assert plan["chips"] == plan["devices"] == 8
     assert plan["fits"]
+    shapes = jax.tree.leaves(parameter_shapes(Experiment.planned(digits_dit.get_config()).network))
+    gradients = 4 * sum(leaf.size for leaf in shapes)  # bytes; each of four chips has a quarter to sum over two slices
+    assert plan["sent_between_slices"] == pytest.approx(gradients / 4, rel=0.05)
+    assert plan["bound"] == "network between slices"
