@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow lint install install-dev clean help
+.PHONY: quickstart test test-slow test-tpu lint install install-dev clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,10 @@ test: install-dev  ## the default test suite
 
 test-slow: install-dev  ## the long tests
 	$(RUN) pytest -m slow -n 0 $(ARGS)
+
+test-tpu:  ## what the TPU compiler makes of configs, in an environment of its own; no TPU needed
+	@$(MAKE) --no-print-directory $(VENV)-tpu/installed-tpu VENV=$(VENV)-tpu
+	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest tests/parallel/test_tpu_compile.py $(ARGS)
 
 lint: install-dev  ## style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -44,5 +48,9 @@ $(VENV)/installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/installed
 
+$(VENV)/installed-tpu: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
+	@touch $@
+
 clean:  ## remove the virtual environment and caches, not data or runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu build *.egg-info .pytest_cache .ruff_cache
