@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import digits_dit, digits_unet
 from diffusion_jax import data, parallel
 from diffusion_jax.models.attention import attention
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.activations import in_force
 from diffusion_jax.parallel.hlo import Program
 from experiments.wiring import Experiment
@@ -101,3 +102,35 @@ def test_tensor_axis_sums_the_activations_of_a_block_four_times():
     activations = 64 * 16 * config.model.hidden_size * 4  # bytes
     least = 4 * config.model.depth * 2 * activations * 7 / 8
     np.testing.assert_allclose(program.collectives["all-reduce"].sent_bytes, least, rtol=0.01)
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=str)
+def test_divided_networks_have_the_same_derivatives(axes):
+    """Value, derivative in time, and the gradient of that, as MeanFlow wants it, in float64."""
+    network = DiT(
+        image_size=4, image_channels=1, num_classes=3, hidden_size=64, depth=2, num_heads=4, dtype=jnp.float64
+    )
+    with jax.enable_x64(True):
+        x, time = jax.random.normal(jax.random.key(0), (8, 4, 4, 1), jnp.float64), jnp.linspace(0.1, 0.9, 8)
+        conditioning = {"label": jnp.arange(8) % 3}
+        params = jax.jit(network.init)(jax.random.key(1), x, time, conditioning)["params"]
+        params = jax.tree.map(
+            lambda p: p.astype(jnp.float64) + 0.02 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params
+        )
+
+        def derivative(params, x, time):
+            of_time = lambda t: network.apply({"params": params}, x, t, conditioning)  # noqa: E731
+            return jax.jvp(of_time, (time,), (jnp.ones_like(time),))
+
+        def loss(params, x, time):
+            value, change = derivative(params, x, time)
+            return jnp.sum(jnp.square(value - change))
+
+        both = lambda *arguments: (derivative(*arguments), jax.grad(loss)(*arguments))  # noqa: E731
+        expected = jax.jit(both)(params, x, time)
+        layout = parallel.LAYOUTS.build({"name": "jit", **axes})
+        placed = jax.device_put(params, layout.canonical_shardings(params))
+        inputs = jax.device_put((x, time), layout.batch_sharding)
+        with in_force(layout.mesh):
+            found = jax.jit(lambda *arguments: both(*arguments))(placed, *inputs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
