@@ -88,7 +88,7 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
     """
     mesh = jax.sharding.get_abstract_mesh()
     length = mesh.shape.get("fsdp", 1)
-    if length == 1 or mesh.shape.get(TENSOR, 1) > 1 or batch_spec(mesh, x.shape[0]) is None:
+    if length == 1 or batch_spec(mesh, x.shape[0]) is None:
         return batch_sharded(operation(batch_sharded(x), kernel))
     if x.ndim == kernel.ndim == 2 and kernel.shape[1] > kernel.shape[0] and kernel.shape[1] % length == 0:
         inputs, outputs = kernel.shape
@@ -96,6 +96,8 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
             rows = jax.lax.with_sharding_constraint(batch_sharded(x), PartitionSpec("data", None))
             columns = jax.lax.with_sharding_constraint(operation(rows, kernel), PartitionSpec("data", "fsdp"))
             return batch_sharded(columns)
+    if mesh.shape.get(TENSOR, 1) > 1:  # which columns or rows of the kernel are whose is for the compiler to see
+        return batch_sharded(operation(batch_sharded(x), kernel))
 
     def with_gathered(x: Array, kernel: Array) -> Array:
         return batch_sharded(operation(batch_sharded(x), placed(kernel, PartitionSpec(*[None] * kernel.ndim))))
