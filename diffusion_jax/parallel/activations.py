@@ -7,7 +7,6 @@ network called by itself) nothing happens here.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -100,20 +99,20 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
         return batch_sharded(operation(batch_sharded(x), kernel))
 
     def with_gathered(x: Array, kernel: Array) -> Array:
-        return batch_sharded(operation(batch_sharded(x), placed(kernel, PartitionSpec(*[None] * kernel.ndim))))
+        return batch_sharded(operation(batch_sharded(x), _gathered(kernel)))
 
     return jax.checkpoint(with_gathered, prevent_cse=False)(x, kernel)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def placed(weights: Array, spec: PartitionSpec) -> Array:
-    """Weights on the mesh in force as `spec` says; the compiler sums their gradient to where that is wanted."""
-    return jax.lax.with_sharding_constraint(weights, spec)
+@jax.custom_jvp
+def _gathered(kernel: Array) -> Array:
+    """The whole kernel on every device; its gradient is not, it is summed to where the compiler wants its parts."""
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*[None] * kernel.ndim))
 
 
-@placed.defjvp
-def _placed_jvp(spec: PartitionSpec, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return placed(*primals, spec), tangents[0]
+@_gathered.defjvp
+def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _gathered(*primals), tangents[0]
 
 
 def attention_by_example(
