@@ -50,6 +50,8 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
             f"{_label(ablation.baseline)}; differences to it are taken seed by seed, tested by the paired t-test",
             "and corrected by Holm's method for the number of rows.",
         ]
+        if any(len(group.results) == 1 for group in groups):
+            head.append("Rows without ± have one seed yet.")
     else:
         head = [
             f"{head}seed {seeds[0]} alone; decided by {name}.",
@@ -159,6 +161,9 @@ def _over_first_axis(axes: Axes, ablation: Ablation, groups: list[Group], name: 
         xs = [places[group.values[first]] + aside for group in mine]
         _errorbars(axes, xs, mine, name, fmt="o", markersize=5, capsize=3, label=kind)
     axes.set_xticks(list(places.values()), list(places))
+    means = [Estimate.of(list(group.numbers(name).values())).mean for group in groups]
+    if min(means) > 0 and max(means) > 10 * min(means):
+        axes.set_yscale("log")
     axes.set_xlabel(first)
     axes.legend(frameon=False, fontsize=8)
 
