@@ -31,6 +31,7 @@ def plan(**changes):
         compiled_flops=2e12,
         traffic=10**9,
         collectives={},
+        sent_between_slices=0,
         unknown_loops=0,
         seconds=0.5,
         bound="computation",
