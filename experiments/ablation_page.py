@@ -45,7 +45,7 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
     head = f"`{_shown(ablation.path)}`: {done} of {len(ablation.cells)} cells, "
     if len(seeds) > 1:
         head = [
-            f"{head}seeds {', '.join(map(str, seeds))}; decided by {name}.",
+            f"{head}seeds {', '.join(map(str, seeds))}; decided by {name.rpartition('/')[2]}.",
             "Means over the seeds, ± half of their 95% interval (Student's t). The baseline is",
             f"{_label(ablation.baseline)}; differences to it are taken seed by seed, tested by the paired t-test",
             "and corrected by Holm's method for the number of rows.",
@@ -54,7 +54,7 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
             head.append("Rows without ± have one seed yet.")
     else:
         head = [
-            f"{head}seed {seeds[0]} alone; decided by {name}.",
+            f"{head}seed {seeds[0]} alone; decided by {name.rpartition('/')[2]}.",
             f"One seed: there are neither intervals nor tests. The baseline is {_label(ablation.baseline)}.",
         ]
     lines = [

@@ -2,8 +2,9 @@
 
     topology_devices("v5e:4x4")    16 devices, to build a mesh from and to compile for; needs libtpu, no TPU
 
-Numbers of a chip are those of Google Cloud's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x), which
-states links in both directions together, and of v4 and v5e the data centre's network by the pod, or not at all.
+Numbers of a chip are those of Google Cloud's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x). It
+states links in both directions together; of v4 only the all-reduce of a pod, here divided by its chips, which for v5e
+gives its links in one direction. v5e's share of the data centre's network is the pod's, divided likewise.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ CHIPS = {
         flops=275e12,
         memory=32e9,
         bandwidth=1200e9,
-        interconnect=300e9,
+        interconnect=1.1e15 / 4096,
         network=None,
         dimensions=3,
         sizes=_CUBE,

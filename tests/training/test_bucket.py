@@ -19,6 +19,11 @@ for step in {steps}:
     checkpointer.save(step, {{"x": jnp.arange(1000.0) + step}}, {{}}, {{}})
 checkpointer.close()
 """
+LISTED = """
+from diffusion_jax.training.checkpointing import Checkpointer
+found = Checkpointer("gs://bucket/run", read_only=True).steps()
+assert found == {steps}, found
+"""
 READER = """
 import subprocess, sys
 import jax, jax.numpy as jnp
@@ -57,6 +62,18 @@ def test_a_reader_sees_what_another_process_wrote_since(python):
     ):
         done = python(*program)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_none(python, tmp_path):
+    """In a bucket it has its final name from the start; a reader passes it over, a trainer removes it and goes on."""
+    assert python(WRITER.format(bucket="bucket", steps=(1, 2))).returncode == 0
+    unfinished = "from etils import epath; epath.Path('gs://bucket/run/2/commit_success.txt').unlink()"
+    assert python(unfinished).returncode == 0
+    done = python(LISTED.format(steps=[1]))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".cloudstorage" / "bucket" / "run" / "2" / "state").exists()
+    done = python(WRITER.format(bucket="bucket", steps=(2, 3)) + LISTED.format(steps=[2, 3]))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bucket_that_can_not_be_written_is_refused_at_the_start(python):
