@@ -44,7 +44,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
-        "clip": ["tokenizers>=0.22"],
+        "text": ["tokenizers>=0.22"],  # texts: the tokenizers of language models, and CLIP's
         "ray": ["ray>=2.50"],
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],

@@ -20,6 +20,7 @@ _LOWER = (
     "kid",
     "cmmd",
     "bits_per_dim",
+    "perplexity",
     "distance",
     "loss",
     "network_evaluations",

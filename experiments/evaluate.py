@@ -15,16 +15,15 @@ from absl import flags
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from diffusion_jax.samplers import SAMPLERS
 from experiments import cli, evaluation
 from experiments.report import write_report
 from experiments.restoring import restore_params
-from experiments.wiring import METRIC_NAMES, check_metric
+from experiments.wiring import METRIC_NAMES, check_metric, check_sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 METRICS = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRIC_NAMES)}; by default what the config says")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
-SAMPLER = flags.DEFINE_string("sampler", None, f"one of {', '.join(SAMPLERS)}; by default what the config says")
+SAMPLER = flags.DEFINE_string("sampler", None, "as of experiments.sample; by default what the config says")
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     for name in METRICS.value or ():
         check_metric(name)
     if SAMPLER.value:
-        SAMPLERS[SAMPLER.value]
+        check_sampler(SAMPLER.value)
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)

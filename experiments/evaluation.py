@@ -18,8 +18,11 @@ from experiments.generation import Generator, Guide
 from experiments.pictures import balanced_labels, save_grid, save_neighbours
 from experiments.progress import ProgressBar
 from experiments.restoring import restore_params
-from experiments.wiring import BITS_PER_DIM, Experiment
+from experiments.texts import MOST_SHOWN, save_texts
+from experiments.wiring import BITS_PER_DIM, PERPLEXITY, Experiment
 from experiments.writers import replace_file
+
+OF_MODEL = {BITS_PER_DIM: judging.bits_per_dim, PERPLEXITY: judging.perplexity}
 
 GRID_SIZE = 100  # samples in final.png
 PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it
@@ -86,7 +89,7 @@ def evaluate(
     picture: Path | None = None,
     spaces: judging.Spaces | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Draw samples and judge them; writes evaluation.json and the pictures of the report.
+    """Draw samples and judge them; writes evaluation.json and the pictures, or the texts, of the report.
 
     With `out` only the numbers are written, to that file, and what the report shows stays as it is; with `picture` a
     few of the samples besides. `spaces` are feature spaces that evaluations share, see `build_metrics`.
@@ -98,8 +101,6 @@ def evaluate(
     config = experiment.config
     names = tuple(config.evaluation.metrics) if metrics is None else metrics
     names, missing = judging.available(experiment, names)
-    if names and not experiment.info.is_image:
-        raise UserError(f"metrics {', '.join(names)} need images; {config.data.dataset} holds latents")
     if names and not config.data.validation_split:
         raise UserError("metrics need held-out data; set data.validation_split")
     if missing and parallel.is_primary():
@@ -107,19 +108,25 @@ def evaluate(
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
-    if not experiment.info.is_image:
+    if not (experiment.info.is_image or experiment.info.is_text):
         return {}  # latents have neither pictures nor metrics here
-    count = max(wanted, GRID_SIZE)
+    count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
     labels = labels_for(experiment, count)
     drawing = Drawing.of(directory, make, count, seed, source)
     images = drawing.draw(make, params, labels, seed)
+    of_model = {name: OF_MODEL[name](experiment, params, seed) for name in names if name in OF_MODEL}
+    if experiment.info.is_text:
+        if parallel.is_primary():
+            if out is None:
+                save_texts(images[:MOST_SHOWN], experiment.pipeline.tokenizer, directory / "samples" / "final.txt")
+            if names:
+                _keep(out or directory / "evaluation.json", of_model, _settings(make, wanted, seed, missing), source)
+            drawing.forget()
+        return of_model
     follows = out is None and make.path_bytes <= MOST_PATH_BYTES
     if follows:
         follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
         path_images = follow.generate(params, labels, PATHS, seed)
-    of_model = {}
-    if BITS_PER_DIM in names:
-        of_model[BITS_PER_DIM] = judging.bits_per_dim(experiment, params, seed)
     if not parallel.is_primary():
         return {}
     if out is None:
@@ -143,24 +150,31 @@ def evaluate(
         save_neighbours(
             images[closest], train.images[indices[closest]], directory / "neighbours.png", distances=distances[closest]
         )
-    settings = {
-        "num_samples": wanted,
+    settings = {**_settings(make, wanted, seed, missing), **judging.settings_of(metrics, test)}
+    _keep(out or directory / "evaluation.json", results, settings, source)
+    drawing.forget()
+    return results
+
+
+def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, str]) -> dict[str, Any]:
+    """How the samples were drawn, and which metrics could not be had."""
+    return {
+        "num_samples": num_samples,
         "seed": seed,
         "sampler": str(make.sampler),
         "network_evaluations": make.network_evaluations,
-        "grid": dict(config.sampling.grid),
+        "grid": dict(make.experiment.config.sampling.grid),
         "guidance_scale": make.guidance_scale,
         **({"guidance_interval": make.guidance_interval} if make.guidance_interval else {}),
         **({"guide": make.guide.source} if make.guide else {}),
         "devices": jax.device_count(),
-        **judging.settings_of(metrics, test),
         **({"unavailable": missing} if missing else {}),
-        **source,
     }
-    text = json.dumps({**results, "settings": settings}, indent=2)
-    replace_file(out or directory / "evaluation.json", (text + "\n").encode())
-    drawing.forget()
-    return results
+
+
+def _keep(path: Path, results: dict[str, Any], settings: dict[str, Any], source: dict[str, Any]) -> None:
+    text = json.dumps({**results, "settings": {**settings, **source}}, indent=2)
+    replace_file(path, (text + "\n").encode())
 
 
 def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:

@@ -144,13 +144,16 @@ class Generator:
         return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
 
     def _sample_tokens(self, denoise: Any, key: BatchKey) -> jax.Array:
-        """The same for tokens; a mask is shown as 0, half-way between black and white."""
+        """The same for tokens: as numbers in [-1, 1], a mask as 0, half-way between black and white; of text as they
+        are."""
         process, shape = self.experiment.objective.process, self.experiment.info.image_shape
         follow = self.path_points > 0
         result = sample_tokens(
             self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow
         )
         tokens = result.trajectory[self.path_indices] if follow else result.tokens
+        if self.experiment.info.is_text:
+            return jnp.moveaxis(tokens, 0, 1) if follow else tokens
         values = jnp.where(tokens == process.num_tokens, 0.0, from_tokens(tokens, process.num_tokens))
         return jnp.moveaxis(values, 0, 1) if follow else values
 
@@ -181,7 +184,7 @@ class Generator:
     def batches(
         self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
     ) -> Iterator[np.ndarray]:
-        """Samples in [-1, 1], float32, batch by batch; sample i depends on (seed, i, label i) alone.
+        """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, label i).
 
         `start`, a multiple of the batch size, is the first sample.
         """
@@ -205,12 +208,12 @@ class Generator:
             )
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
-            yield np.asarray(x, np.float32)[: num_samples - first]
+            yield np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
 
     def generate(
         self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
     ) -> np.ndarray:
-        """All samples as uint8 [num_samples, height, width, channels] (float32 where the data is not images)."""
+        """All samples as uint8 [num_samples, height, width, channels] (float32 for latents, int32 for text)."""
         parts = []
         for part in self.batches(params, labels, num_samples, seed):
             parts.append(part)

@@ -1,10 +1,12 @@
 """What a run is judged by: metrics of its samples, in the feature spaces that they need, and metrics of the model.
 
-Names come from `METRICS`, which judge samples, and `bits_per_dim`, which judges the model itself on held-out images.
+Names come from `METRICS`, which judge samples, and from `OF_MODELS`, which judge the model itself on held-out data.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from diffusion_jax.metrics import (
     inception_features,
 )
 from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, proxy_features, proxy_shapes, train_proxy
+from diffusion_jax.objectives.tokens import TokenObjective
 from diffusion_jax.rng import BatchKey, stream_key
-from experiments.wiring import BITS_PER_DIM, Experiment, check_metric
+from diffusion_jax.schedulers import to_tokens
+from experiments.wiring import BITS_PER_DIM, OF_MODELS, PERPLEXITY, Experiment, check_metric
 
 _JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
 LIKELIHOOD_DRAWS = 128
@@ -60,8 +64,11 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
     reasons = {}
     for name in names:
         check_metric(name)
-        if name == BITS_PER_DIM:
-            reason = _no_likelihood(experiment)
+        if name in OF_MODELS:
+            reason = _no_likelihood(experiment, name)
+        elif not experiment.info.is_image:
+            what = "text" if experiment.info.is_text else "latents"
+            reason = f"it is of images; {experiment.config.data.dataset} holds {what}"
         else:
             reason = _no_weights(experiment.config.evaluation, space_kind(name))
         if name == CLIP_SCORE and not reason and not (experiment.num_classes and experiment.info.class_names):
@@ -102,10 +109,18 @@ def _no_weights(config: Any, kind: str | None) -> str:
     )
 
 
-def _no_likelihood(experiment: Experiment) -> str:
+def _no_likelihood(experiment: Experiment, name: str) -> str:
+    info, config = experiment.info, experiment.config
+    if not config.data.validation_split:
+        return "it is of held-out data: set data.validation_split"
+    if info.is_text != (name == PERPLEXITY):
+        return f"it is of {'text' if name == PERPLEXITY else 'images, of text there is perplexity'}"
+    if name == BITS_PER_DIM and not info.is_image:
+        return f"it is of images; {config.data.dataset} holds latents"
     if experiment.samples_tokens:
-        return f"it is of models of continuous data; {experiment.config.objective.name} is one of tokens"
-    sampler = experiment.config.sampling.sampler.name
+        bounds = type(experiment.objective).bound is not TokenObjective.bound
+        return "" if bounds else f"the loss of objective {config.objective.name} bounds no likelihood"
+    sampler = config.sampling.sampler.name
     if sampler in _JUMPS:
         return f"the network jumps to the end of the flow (sampler {sampler}); it has no likelihood"
     return ""
@@ -196,31 +211,99 @@ def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
 
 
 def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, float]:
-    """An upper bound on -log2 P of held-out images, per dimension: the VDM's, in continuous time (`continuous_bound`).
+    """An upper bound on -log2 P of held-out images, per dimension.
 
-    Of class-conditional models it is the likelihood given the true class. For every process to call.
+    Of models of continuous data it is the VDM's, in continuous time (`continuous_bound`); of models of tokens that of
+    their objective (`TokenObjective.bound`), whose levels are the objective's values. Of class-conditional models it is
+    the likelihood given the true class. For every process to call.
 
     Returns:
       `bits_per_dim`, the mean over images, with the 95% interval that follows from their number; `num_images`, `bins`,
       and the network evaluations for each.
     """
+    if experiment.samples_tokens:
+        bins = experiment.objective.process.num_tokens
+
+        def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
+            x0 = to_tokens(image.astype(np.float32) / 127.5 - 1.0, bins)
+            return _token_bound(experiment, denoiser, x0, keys) / math.log(2.0)
+    else:
+        bins = experiment.config.evaluation.get("bins", 256)
+
+        def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
+            level = jnp.round(image.astype(np.float32) * ((bins - 1) / 255.0)) * (2.0 / (bins - 1)) - 1.0
+            schedule = experiment.parameterization.schedule
+            return continuous_bound(denoiser, schedule, level, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins)
+
+    values = _of_held_out(experiment, params, bits, seed)
+    mean, half = float(values.mean()), _half_interval(values)
+    return {
+        BITS_PER_DIM: mean,
+        f"{BITS_PER_DIM}_low": mean - half,
+        f"{BITS_PER_DIM}_high": mean + half,
+        "num_images": len(values),
+        "bins": bins,
+        "network_evaluations": LIKELIHOOD_DRAWS,
+    }
+
+
+def perplexity(experiment: Experiment, params: Any, seed: int) -> dict[str, float]:
+    """exp of an upper bound on -log P of held-out text per token (`TokenObjective.bound`), by the data's own tokens.
+
+    For every process to call.
+
+    Returns:
+      `perplexity`, with the 95% interval that follows from the number of sequences; `bits_per_token`; `num_sequences`
+      and the network evaluations for each.
+    """
+
+    def nats(denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
+        return _token_bound(experiment, denoiser, x0, keys)
+
+    values = _of_held_out(experiment, params, nats, seed)
+    mean, half = float(values.mean()), _half_interval(values)
+    return {
+        PERPLEXITY: math.exp(mean),
+        f"{PERPLEXITY}_low": math.exp(mean - half),
+        f"{PERPLEXITY}_high": math.exp(mean + half),
+        "bits_per_token": mean / math.log(2.0),
+        "num_sequences": len(values),
+        "network_evaluations": LIKELIHOOD_DRAWS,
+    }
+
+
+def _token_bound(experiment: Experiment, denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
+    """The objective's bound, in nats per token, over many times for each example."""
+
+    def draw(number: jax.Array) -> jax.Array:
+        return experiment.objective.bound(
+            denoiser, x0, dataclasses.replace(keys, key=jax.random.fold_in(keys.key, number))
+        )
+
+    return jnp.mean(jax.lax.map(draw, jnp.arange(LIKELIHOOD_DRAWS)), axis=0)
+
+
+def _half_interval(values: np.ndarray) -> float:
+    """Half of the 95% interval of a mean."""
+    return _Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _of_held_out(
+    experiment: Experiment, params: Any, value: Callable[[Any, jax.Array, BatchKey], jax.Array], seed: int
+) -> np.ndarray:
+    """`value(denoiser, examples, keys)` of config.evaluation.likelihood_images held-out examples, in float64."""
     config, layout = experiment.config, experiment.layout
-    bins = config.evaluation.get("bins", 256)
     limit = config.evaluation.get("likelihood_images", 1000)
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
     size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
     key = stream_key(seed, "likelihood")
 
-    def bits(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    def of_batch(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         trainable = experiment.trainable
         denoiser = trainable.denoiser(params, trainable.conditioning(batch, len(batch["index"])))
-        level = jnp.round(batch["image"].astype(np.float32) * ((bins - 1) / 255.0))
-        schedule, keys = trainable.parameterization.schedule, BatchKey(key, batch["index"], size)
-        return continuous_bound(
-            denoiser, schedule, level * (2.0 / (bins - 1)) - 1.0, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins
-        )
+        return value(denoiser, batch["image"], BatchKey(key, batch["index"], size))
 
-    run = jax.jit(layout.placed(bits), out_shardings=layout.batch_sharding)
+    run = jax.jit(layout.placed(of_batch), out_shardings=layout.batch_sharding)
     host = slice(layout.host_index * size // layout.host_count, (layout.host_index + 1) * size // layout.host_count)
     found = []
     for first in range(0, len(images), size):
@@ -233,14 +316,4 @@ def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, fl
         if jax.process_count() > 1:
             result = multihost_utils.process_allgather(result, tiled=True)
         found.append(np.asarray(result, np.float64)[: len(images) - first])
-    values = np.concatenate(found)
-    half = _Z * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return {
-        BITS_PER_DIM: mean,
-        f"{BITS_PER_DIM}_low": mean - half,
-        f"{BITS_PER_DIM}_high": mean + half,
-        "num_images": len(values),
-        "bins": bins,
-        "network_evaluations": LIKELIHOOD_DRAWS,
-    }
+    return np.concatenate(found)

@@ -15,6 +15,7 @@ from diffusion_jax.errors import RunError, UserError
 from experiments import evaluation, workdir
 from experiments.pictures import save_grid
 from experiments.progress import ProgressBar
+from experiments.texts import save_texts
 from experiments.wiring import Experiment
 from experiments.writers import RunWriter, profile
 
@@ -242,12 +243,17 @@ class Observer:
         return result
 
     def draw(self, step: int, state: training.TrainState) -> None:
-        """A grid of samples, the same noise every time."""
+        """A grid of samples, or a file of texts, the same noise every time."""
         config = self.experiment.config
         params = state.evaluation_params(self._ema)
         labels = evaluation.labels_for(self.experiment, config.log.num_samples)
         images = self._generator.generate(params, labels, config.log.num_samples, config.seed)
-        if parallel.is_primary() and self.experiment.info.is_image:
+        if not parallel.is_primary():
+            return
+        path = self.directory / "samples" / f"step_{step:07d}"
+        if self.experiment.info.is_text:
+            save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"))
+        if self.experiment.info.is_image:
             names = evaluation.class_names(self.experiment)
-            save_grid(images, self.directory / "samples" / f"step_{step:07d}.png", labels=labels, **names)
+            save_grid(images, path.with_suffix(".png"), labels=labels, **names)
             self.writer.write_images(step, {"samples": images[:64]})

@@ -5,33 +5,68 @@
     python -m experiments.prepare_data --dataset=imagenet2012 --manual_dir=/path/to/archives
 
 Any name of TensorFlow Datasets, or "digits". Running it again finds the data and changes nothing.
+
+Text becomes tokens. A file is one document, each line's "text" in a .jsonl; either may be gzipped. Without a
+tokenizer's file tokens are bytes:
+
+    python -m experiments.prepare_data --dataset=text --corpus=openwebtext --text=owt.jsonl.gz --held_out=100000 \\
+        --tokenizer=gpt2/tokenizer.json --begin='<|endoftext|>' --end='<|endoftext|>'
 """
 
 from absl import flags
 
 from diffusion_jax import data
+from diffusion_jax.data import text
 from diffusion_jax.errors import UserError
 from experiments import cli
 
 DATASET = flags.DEFINE_string("dataset", None, "TFDS name, with config if it has several (lsun/bedroom), or digits.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; default: $TFDS_DATA_DIR, else ./data.")
 IDX_DIR = flags.DEFINE_string("idx_dir", None, "Directory of local idx .gz files, for mnist, fashion_mnist, kmnist.")
+CORPUS = flags.DEFINE_string("corpus", None, "Of a text: its name, as data.options.corpus will say.")
+TEXT = flags.DEFINE_list("text", [], "Of a text: its files, with commas between them.")
+TEST_TEXT = flags.DEFINE_list("test_text", [], "Of a text: the files that are held out.")
+HELD_OUT = flags.DEFINE_integer("held_out", 0, "Of a text: how many documents at the end are held out.", lower_bound=0)
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "bytes", "Of a text: bytes, or a tokenizer.json of Hugging Face's library."
+)
+BEGIN = flags.DEFINE_string("begin", None, "Of a text: the token that begins an example, such as <|endoftext|>.")
+END = flags.DEFINE_string("end", None, "Of a text: the token that ends a document, and with --begin an example.")
 MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Directory of archives that TFDS cannot download by itself.")
 
 
 def main(argv: list[str]) -> None:
     """Prepare the data set and say what is where."""
     if not DATASET.value:
-        raise UserError("--dataset is missing: a TFDS name such as fashion_mnist or cifar10, or digits")
+        raise UserError("--dataset is missing: a TFDS name such as fashion_mnist or cifar10, or digits, or text")
+    data_dir = DATA_DIR.value or data.default_data_dir()
+    if DATASET.value == "text":
+        return prepare_text(data_dir)
     if DATASET.value in ("folder", "synthetic_latents") or DATASET.value.startswith("folder:"):
         raise UserError(f"dataset {DATASET.value!r} needs no preparation")
     from diffusion_jax.data import builders  # imports TFDS
 
-    prepared = builders.prepare(
-        DATASET.value, DATA_DIR.value or data.default_data_dir(), idx_dir=IDX_DIR.value, manual_dir=MANUAL_DIR.value
-    )
+    prepared = builders.prepare(DATASET.value, data_dir, idx_dir=IDX_DIR.value, manual_dir=MANUAL_DIR.value)
     splits = ", ".join(f"{split}: {number} examples" for split, number in prepared.num_examples.items())
     print(f"{DATASET.value} {'is already' if prepared.was_there else 'is now'} in {prepared.directory} ({splits})")
+
+
+def prepare_text(data_dir: str) -> None:
+    """The same for text."""
+    if not CORPUS.value:
+        raise UserError("--corpus is missing: what the text shall be called, as data.options.corpus will say")
+    prepared = text.prepare_text(
+        CORPUS.value,
+        TEXT.value,
+        data_dir,
+        test_files=TEST_TEXT.value,
+        held_out=HELD_OUT.value,
+        tokenizer=TOKENIZER.value,
+        begin=BEGIN.value,
+        end=END.value,
+    )
+    splits = ", ".join(f"{split}: {number:,} tokens" for split, number in prepared.tokens.items())
+    print(f"{CORPUS.value} {'is already' if prepared.was_there else 'is now'} in {prepared.directory} ({splits})")
 
 
 if __name__ == "__main__":

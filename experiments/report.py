@@ -6,7 +6,7 @@ part is optional; what the workdir lacks is not shown, what cannot be read is na
     config.json         nested object, as the runner writes it
     metrics.jsonl       rows {"step": n, name: number, ...}; `validation_loss` joins the chart of `loss`, and so on
     timings.jsonl       rows with `images_per_second`, `compile_seconds` (one per start of the process), others
-    samples/            step_<n>.png, final.png and denoising.png
+    samples/            step_<n>.png, final.png and denoising.png; of text final.txt
     evaluation.json     {metric: {name: number}} or {"metric/name": number}; `<name>_low`, `<name>_high` are the 95%
                         interval of `<name>`, `class_<k>` belongs to a class; "settings": how the samples were drawn
     neighbours.png      pairs, a sample above its nearest training image
@@ -259,6 +259,7 @@ def _samples(run: _Run) -> str:
             '<div class="stage" hidden><h3>During training</h3><p class="about">The same noise at every step.</p>'
             f'<img alt="samples at the chosen step"><div class="player">{slider}<output></output></div></div>'
         )
+    columns += _texts(run)
     if not columns:
         return ""
     few = (
@@ -266,6 +267,17 @@ def _samples(run: _Run) -> str:
     )
     strip = f'<div class="strip">{thumbs}</div>{few}' if thumbs else ""
     return f'<div class="gallery"><div class="samples">{columns}</div>{strip}</div>'
+
+
+def _texts(run: _Run) -> str:
+    """Final samples of text."""
+    path = run.path / "samples" / "final.txt"
+    if not path.is_file():
+        return ""
+    return (
+        '<div><h3>At the end</h3><p class="about">Drawn at random; none was picked by hand.</p>'
+        f'<pre class="texts">{_esc(path.read_text(errors="replace"))}</pre></div>'
+    )
 
 
 def _denoising(run: _Run) -> str:

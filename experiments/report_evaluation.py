@@ -58,7 +58,12 @@ _ABOUT = {
     ),
     "bits_per_dim": (
         "Bits per dimension",
-        "An upper bound on the code length of held-out images under the model (the VDM's, in continuous time).",
+        "An upper bound on the code length of held-out images under the model: the VDM's, in continuous time; of "
+        "models of tokens that of their objective.",
+    ),
+    "perplexity": (
+        "Perplexity",
+        "Of held-out text, an upper bound: the exponential of the model's bound on -log P, per token.",
     ),
 }
 # How a number is called and shown: percent, count, or number. Names that are not here are shown as they are.
@@ -89,6 +94,9 @@ _NAMES = {
     "kid": ("Distance of the samples", "number"),
     "held_out": ("The same of held-out real images", "number"),
     "bits_per_dim": ("Bits per dimension", "number"),
+    "perplexity": ("Perplexity", "number"),
+    "bits_per_token": ("Bits per token", "number"),
+    "num_sequences": ("held-out sequences", "count"),
     "bins": ("Levels of the data", "count"),
     "network_evaluations": ("Network evaluations per image", "count"),
     "precision": ("Precision", "percent"),

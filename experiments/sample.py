@@ -3,7 +3,8 @@
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
 
 Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
-Sample i depends on the seed, i and its label; on the batch size by rounding only.
+Of text x.npz has `tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and its label; on the batch
+size by rounding only.
 """
 
 import io
@@ -19,6 +20,8 @@ from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from experiments import cli, evaluation
 from experiments.pictures import balanced_labels, save_grid
 from experiments.restoring import restore_params
+from experiments.texts import save_texts
+from experiments.wiring import check_sampler
 from experiments.writers import replace_file
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out must end in .npz, got {out}")
     cli.writable_directory(out.parent)
     if SAMPLER.value:
-        SAMPLERS[SAMPLER.value]
+        check_sampler(SAMPLER.value)
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
     info = experiment.info
@@ -66,7 +69,10 @@ def main(argv: Sequence[str]) -> None:
     if not parallel.is_primary():
         return
     with_labels = {} if labels is None else {"labels": labels}
-    save_npz(out, images=images, **with_labels)
+    if info.is_text:
+        save_npz(out, tokens=images.reshape(len(images), -1), **with_labels)
+    else:
+        save_npz(out, images=images, **with_labels)
     print(
         f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
         f"{make.network_evaluations} network evaluations each: {out}"
@@ -76,6 +82,9 @@ def main(argv: Sequence[str]) -> None:
         grid_labels = None if labels is None else labels[:shown]
         save_grid(images[:shown], out.with_suffix(".png"), labels=grid_labels, **evaluation.class_names(experiment))
         print(f"picture: {out.with_suffix('.png')}")
+    if info.is_text:
+        save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
+        print(f"texts: {out.with_suffix('.txt')}")
 
 
 def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:

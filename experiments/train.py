@@ -206,6 +206,8 @@ def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     if parallel.is_primary():
         if experiment.info.is_image:
             print(f"picture: {directory}/samples/final.png")
+        if experiment.info.is_text:
+            print(f"texts:   {directory}/samples/final.txt")
         print(f"report:  {directory}/report.html", flush=True)
     return 0
 

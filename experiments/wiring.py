@@ -32,9 +32,11 @@ from diffusion_jax.schedulers import (
 )
 from experiments import workdir
 
-BITS_PER_DIM = "bits_per_dim"
-METRIC_NAMES = (*METRICS, BITS_PER_DIM)
-"""What a run can be judged by: metrics of its samples, and one of the model itself."""
+BITS_PER_DIM, PERPLEXITY = "bits_per_dim", "perplexity"
+OF_MODELS = (BITS_PER_DIM, PERPLEXITY)
+METRIC_NAMES = (*METRICS, *OF_MODELS)
+"""What a run can be judged by: metrics of its samples, and two of the model itself, of images and of text."""
+SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -42,6 +44,13 @@ def check_metric(name: str) -> None:
     """Raise UserError for a name that is no metric."""
     if name not in METRIC_NAMES:
         raise UserError(unknown_name("metric", name, list(METRIC_NAMES)))
+
+
+def check_sampler(name: str) -> None:
+    """Raise UserError for a name that is no sampler, of images or of tokens."""
+    known = [*SAMPLERS, *DISCRETE_SAMPLERS]
+    if name not in known:
+        raise UserError(unknown_name("sampler", name, known))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,10 @@ class Experiment:
         spec = dict(self.config.model)
         if self.samples_tokens:
             channels, spec["out_channels"] = self.parameterization.channels(channels)
+        if self.info.is_text:
+            if spec["name"] != SEQUENCES:
+                raise UserError(f"model {spec['name']} is of images; the data is text: use model {SEQUENCES}")
+            spec["length"] = size
         return models.MODELS.build(
             spec,
             image_size=size,
@@ -137,10 +150,15 @@ class Experiment:
         """What the network's output means."""
         if self.samples_tokens:
             process = self.objective.process
-            # With masks the time can be read off the tokens, and MDLM does not say it.
             return TokenParameterization(
-                num_tokens=process.num_tokens, has_mask=process.has_mask, time_conditioning=not process.has_mask
+                num_tokens=process.num_tokens,
+                has_mask=process.has_mask,
+                told=self.objective.told,
+                schedule=getattr(process, "schedule", None),
+                sequences=self.info.is_text,
             )
+        if self.info.is_text:
+            raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
         return Parameterization.build(
             schedule=self.config.schedule, prediction=self.config.prediction, time_input=self.config.time_input
         )
@@ -255,6 +273,9 @@ class Experiment:
         sampler, grid = self.sampler(), self.grid()
         if self.samples_tokens:
             sampler.check(self.objective.process, grid.num_steps)
+            values, known = self.objective.process.num_tokens, self.info.vocabulary
+            if known not in (0, values):
+                raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
         else:
             sampler.constants(grid)
         self.known_ema(config.sampling.ema)
@@ -337,7 +358,8 @@ class Experiment:
 
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
-        batch = {"image": np.zeros((rows, *self.info.image_shape), np.float32)}
+        dtype = np.int32 if self.info.is_text else np.float32
+        batch = {"image": np.zeros((rows, *self.info.image_shape), dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if labels := self._pipeline(self.config.data.split).augment_labels:

@@ -1,6 +1,7 @@
-"""Data: named sources (TFDS, digits, image folders, synthetic latents), transforms, and a resumable pipeline."""
+"""Data: named sources (TFDS, digits, image folders, text, synthetic latents), transforms, and a resumable pipeline."""
 
 from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
+from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
 from diffusion_jax.data.pipeline import BatchReader, Pipeline, load_arrays
 from diffusion_jax.data.sources import (
     ArraySource,
@@ -8,6 +9,7 @@ from diffusion_jax.data.sources import (
     DatasetInfo,
     Source,
     SyntheticLatents,
+    Tokenizer,
     datasets,
     default_data_dir,
     open_dataset,
@@ -22,6 +24,7 @@ __all__ = [
     "Pipeline",
     "Source",
     "SyntheticLatents",
+    "Tokenizer",
     "crops",
     "datasets",
     "default_data_dir",

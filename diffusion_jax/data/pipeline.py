@@ -39,6 +39,7 @@ from diffusion_jax.data.sources import (
     DatasetInfo,
     Example,
     Source,
+    Tokenizer,
     describe_dataset,
     open_dataset,
 )
@@ -129,6 +130,11 @@ class Pipeline:
         """The split as it comes out of the pipeline; opens the data set, reads no example."""
         return self._transformed(self._opened.info)
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of text; None where the data is not text."""
+        return self._opened.tokenizer
+
     def described(self) -> DatasetInfo:
         """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""
         return self._transformed(
@@ -159,7 +165,7 @@ class Pipeline:
         Returns:
           An iterator of {"image": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
-          pipeline without augmentation no "augment".
+          pipeline without augmentation no "augment". Text is int32 [local_batch, length, 1, 1].
 
         Raises:
           UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.

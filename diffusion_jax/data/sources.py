@@ -1,8 +1,9 @@
 """Random-access sources of examples, and the one function that opens any of them by name.
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
-without classes has no "label", and latents are float32 instead of uint8. Names registered here (`digits`, `folder`,
-`synthetic_latents`) are our own; every other name is a data set of TensorFlow Datasets.
+without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
+tokens. Names registered here (`digits`, `folder`, `synthetic_latents`, `text`) are our own; every other name is a data
+set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -33,6 +34,25 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+class Tokenizer(Protocol):
+    """Text to numbers and back.
+
+    Attributes:
+      size: of the vocabulary.
+      begin, end: tokens that frame an example, and `end` also a document; None where there are none.
+    """
+
+    size: int
+    begin: int | None
+    end: int | None
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text."""
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of these tokens."""
+
+
 def storage_failed(error: Exception) -> bool:
     """Whether the system reported a failed read, and not that there is no such file or that its content is wrong."""
     wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -50,7 +70,8 @@ class DatasetInfo:
       image_shape: (height, width, channels); None where it differs from image to image.
       num_classes: number of classes, 0 if the data has none.
       class_names: their names, () if the data has no classes.
-      dtype: "uint8" for images, "float32" for latents.
+      dtype: "uint8" for images, "float32" for latents, "int32" for text.
+      vocabulary: of text, how many tokens there are; 0 where the data is not text.
     """
 
     name: str
@@ -60,19 +81,26 @@ class DatasetInfo:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     dtype: str = "uint8"
+    vocabulary: int = 0
 
     @property
     def is_image(self) -> bool:
         """Whether the examples are pictures (latents are not)."""
         return self.dtype == "uint8"
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are sequences of tokens, [length, 1, 1]."""
+        return self.dtype == "int32"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An opened split: what it is, and its examples."""
+    """An opened split: what it is, its examples and, of text, what the numbers mean."""
 
     info: DatasetInfo
     source: Source
+    tokenizer: "Tokenizer | None" = None
 
 
 datasets: Registry[Dataset] = Registry("dataset")
@@ -105,8 +133,12 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
 
 
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
-    """Shape and classes of a split; a TFDS data set need not be prepared. Arguments and errors as of `open_dataset`."""
+    """Shape and classes of a split, as of `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
     name, data_dir, options = _resolved(name, data_dir, options)
+    if name == "text":
+        from diffusion_jax.data import text  # it imports this module
+
+        return text.describe_text(split=split, data_dir=data_dir, **options)
     if name in datasets:
         return open_dataset(name, split=split, data_dir=data_dir, **options).info
     from diffusion_jax.data import tfds_source  # imports TFDS

@@ -1,8 +1,8 @@
 """DDiT, the transformer of discrete diffusion on text (Lou et al. 2024, SEDD; Sahoo et al. 2024, MDLM).
 
 DiT's blocks on tokens: layer norms have a scale, positions enter by rotary embeddings, and the last layer puts out one
-logit for every value a token can have. Tokens come as indices, [batch, length], or, as the token processes of this
-package hand them to networks, as one-hot channels of an image whose pixels are the sequence, row by row.
+logit for every value a token can have. Tokens come as indices, [batch, length], or as one-hot channels of an image
+whose pixels are the sequence, row by row.
 """
 
 import functools
@@ -85,6 +85,7 @@ class DDiT(Network, kw_only=True):
       dropout: rate on the residual branches; on when dropout keys are given.
       remat: as of `DiT`.
       out_channels: logits for a token; None means image_channels.
+      length: of sequences of indices; 0 where the data are one-hot images.
     """
 
     hidden_size: int = 768
@@ -94,6 +95,7 @@ class DDiT(Network, kw_only=True):
     dropout: float = 0.0
     remat: str = "none"
     out_channels: int | None = None
+    length: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,6 +105,12 @@ class DDiT(Network, kw_only=True):
                 f"DDiT: hidden_size={self.hidden_size} must divide by 2 num_heads = {2 * self.num_heads} "
                 "(pairs of channels turn together)"
             )
+
+    @nn.nowrap
+    def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
+        if self.length:
+            return jnp.zeros((batch_size, self.length), jnp.int32)
+        return super().example_data(batch_size, image_shape)
 
     @nn.compact
     def __call__(
@@ -182,6 +190,7 @@ def ddit(
     dropout: float = 0.0,
     remat: str = "none",
     out_channels: int | None = None,
+    length: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> DDiT:
     """A DDiT of a named size, small or medium; whatever is given besides overrides the size."""
@@ -200,5 +209,6 @@ def ddit(
         dropout=dropout,
         remat=remat,
         out_channels=out_channels,
+        length=length,
         dtype=dtype,
     )

@@ -54,6 +54,11 @@ class Network(nn.Module, kw_only=True):
         return (self.image_size, self.image_size, self.image_channels)
 
     @nn.nowrap
+    def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
+        """Zeros in the form of the data, by default of the network's own shape."""
+        return jnp.zeros((batch_size, *(image_shape or self.image_shape)), jnp.float32)
+
+    @nn.nowrap
     def null_conditioning(self, batch_size: int) -> dict[str, Int[Array, " batch"]]:
         """The conditioning that says nothing: the null class for every example, or {} without classes."""
         if self.num_classes == 0:
@@ -84,12 +89,12 @@ class Network(nn.Module, kw_only=True):
 
 def example_inputs(
     module: Network, batch_size: int = 1, image_shape: tuple[int, int, int] | None = None
-) -> tuple[Float[Array, "batch height width channels"], Float[Array, " batch"], Conditioning]:
+) -> tuple[Array, Float[Array, " batch"], Conditioning]:
     """Zeros of the shapes that `module` takes: (x, time, conditioning); (x, time) for a classifier."""
     if not isinstance(module, Network):
         size = module.image_size
         return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
-    x = jnp.zeros((batch_size, *(image_shape or module.image_shape)), jnp.float32)
+    x = module.example_data(batch_size, image_shape)
     time = jnp.zeros((batch_size,), jnp.float32)
     second = {"second_time": time} if module.num_times == 2 else {}
     return x, time, {**module.null_conditioning(batch_size), **second}

@@ -1,7 +1,8 @@
 """Losses for tokens: D3PM, MDLM, SEDD and discrete flow matching.
 
-All in nats per token unless said otherwise; batch["image"] in [-1, 1] is read as `num_tokens` equally spaced values, or
-batch["tokens"] is given. p(x0 | x_t) is the softmax of a token denoiser's logits (`schedulers/tokens.py`).
+All in nats per token unless said otherwise; batch["image"] holds tokens as integers, or numbers in [-1, 1] that are
+read as `num_tokens` equally spaced values. p(x0 | x_t) is the softmax of a token denoiser's logits
+(`schedulers/tokens.py`).
 
 D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
 
@@ -52,13 +53,23 @@ class TokenObjective(Objective):
 
     process: TokenProcess | TokenChain
 
+    @property
+    def told(self) -> str:
+        """What the network hears of the time, see `TokenParameterization`."""
+        return "nothing" if self.process.has_mask else "scaled_t"
+
     def tokens(self, batch: Batch) -> Int[Array, "batch ..."]:
         """x0."""
-        if "tokens" in batch:
-            return batch["tokens"]
-        if "image" not in batch:
-            raise UserError(f"an objective on tokens needs batch['image'] or batch['tokens'], got {sorted(batch)}")
-        return to_tokens(batch["image"], self.process.num_tokens)
+        image = batch["image"]
+        return image if jnp.issubdtype(image.dtype, jnp.integer) else to_tokens(image, self.process.num_tokens)
+
+    def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
+        """An unbiased estimate, at one time drawn for each example, of an upper bound on -log P(x0), in nats per token.
+
+        Raises:
+          UserError: this objective bounds no likelihood.
+        """
+        raise UserError(f"the loss of {type(self).__name__} bounds no likelihood")
 
     def times(self, key: BatchKey) -> Float[Array, " batch"]:
         """t in (0, 1], of low discrepancy."""
@@ -87,14 +98,28 @@ class D3PM(TokenObjective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Metrics `vb` in bits per token and `cross_entropy` in nats per token."""
         x0, chain = self.tokens(batch), self.process
-        u = key.fold_in("time").low_discrepancy()
-        step = jnp.minimum(jnp.floor(u * chain.num_steps), chain.num_steps - 1).astype(jnp.int32) + 1
+        step = self._steps(key)
         xt = chain.corrupt(x0, step, key.fold_in("corrupt"))
         logits = denoise_fn(xt, step / chain.num_steps)
         cross_entropy = _mean(-log_likelihood(logits, x0))
         vb = chain.num_steps * self.bits(logits, x0, xt, step)
         loss = jnp.mean(self.vb_weight * vb + self.cross_entropy_weight * cross_entropy)
         return loss, {"loss": loss, "vb": jnp.mean(vb), "cross_entropy": jnp.mean(cross_entropy)}
+
+    def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
+        """(1) at one step for each example, and the divergence of the chain's end from its prior."""
+        chain = self.process
+        step = self._steps(key)
+        xt = chain.corrupt(x0, step, key.fold_in("corrupt"))
+        terms = chain.num_steps * self.bits(denoise_fn(xt, step / chain.num_steps), x0, xt, step) * math.log(2.0)
+        end, prior = jnp.asarray(chain.matrices[1][-1]), jnp.asarray(chain.prior_probabilities(), jnp.float32)
+        ratio = jnp.log(jnp.maximum(end, 1e-20)) - jnp.log(jnp.maximum(prior, 1e-20))
+        return terms + _mean(jnp.sum(end * ratio, axis=-1)[x0])
+
+    def _steps(self, key: BatchKey) -> Int[Array, " batch"]:
+        """1 ... T, of low discrepancy."""
+        u = key.fold_in("time").low_discrepancy() * self.process.num_steps
+        return jnp.minimum(jnp.floor(u), self.process.num_steps - 1).astype(jnp.int32) + 1
 
     def bits(
         self,
@@ -131,6 +156,13 @@ class MDLM(TokenObjective):
         cross_entropy = jnp.sum(costs) / jnp.maximum(jnp.sum(masked), 1)
         return loss, {"loss": loss, "bits": loss / math.log(2.0), "cross_entropy": cross_entropy}
 
+    def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
+        """(3) over all shares of masks from 0 to 1, where the loss, as in the paper, ends at 1 - eps."""
+        share = jnp.maximum(key.fold_in("time").low_discrepancy(), 1e-6)
+        masked = key.fold_in("replaced").uniforms(x0.shape[1:]) < like_data(share, x0)
+        logits = denoise_fn(jnp.where(masked, self.process.mask, x0), share)
+        return _mean(jnp.where(masked, -log_likelihood(logits, x0), 0.0)) / share
+
     def weight(self, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """-kept' / (1 - kept)."""
         kept = self.process.schedule.kept(t)
@@ -139,17 +171,30 @@ class MDLM(TokenObjective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDD(TokenObjective):
-    """Eq. (4)."""
+    """Eq. (4); the network hears sigma = -log kept, as in the authors' code."""
+
+    @property
+    def told(self) -> str:
+        return "sigma"
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
         """Metrics `bits`, the bound in bits per token, and `score_entropy`, without the rate."""
-        x0, t = self.tokens(batch), self.times(key)
-        xt, _ = self.process.corrupt(x0, t, key.fold_in("corrupt"))
-        entropy = _mean(self.score_entropy(denoise_fn(xt, t), x0, xt, t))
-        loss = jnp.mean(self.process.schedule.rate(t) * entropy)
+        entropy, rate = self._entropy(denoise_fn, self.tokens(batch), key)
+        loss = jnp.mean(rate * entropy)
         return loss, {"loss": loss, "bits": loss / math.log(2.0), "score_entropy": jnp.mean(entropy)}
+
+    def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
+        """(4), as the paper takes it: without the divergence at t = 1, where a share kept(1) of tokens is left."""
+        entropy, rate = self._entropy(denoise_fn, x0, key)
+        return rate * entropy
+
+    def _entropy(self, denoise_fn, x0, key) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """The mean of `score_entropy` over the tokens at a time drawn for each example, and the rate there."""
+        t = self.times(key)
+        xt, _ = self.process.corrupt(x0, t, key.fold_in("corrupt"))
+        return _mean(self.score_entropy(denoise_fn(xt, t), x0, xt, t)), self.process.schedule.rate(t)
 
     def score_entropy(
         self,

@@ -131,31 +131,62 @@ class TokenProcess:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenParameterization:
-    """What a network of images sees of tokens: one channel for each value, and the mask; it returns K per channel.
+    """What a network sees of tokens, and what its output means.
 
-    With `time_conditioning` False the network is told time 0 always, as MDLM does: the number of masks says it already.
+    A network of images sees a one-hot channel for each value, and for the mask; it returns K channels for each of the
+    data's. With `sequences` the network takes the tokens themselves, [batch, length], and returns [batch, length, at
+    least K].
+
+    Attributes:
+      num_tokens: K.
+      has_mask: whether token K is the mask. A network that returns zeros then says log(1 / K): no value is likelier.
+      told: what it hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t), for which there must be a `schedule`;
+        or "nothing", always 0, as in MDLM: the number of masks says it already.
+      schedule: of the process.
+      sequences: whether tokens are handed over as they are.
+      scale: of "scaled_t".
     """
 
     num_tokens: int
     has_mask: bool
-    time_conditioning: bool = True
+    told: Literal["scaled_t", "sigma", "nothing"] = "scaled_t"
+    schedule: TokenSchedule | None = None
+    sequences: bool = False
     scale: float = 1000.0
+
+    def __post_init__(self):
+        if self.told not in ("scaled_t", "sigma", "nothing") or (self.told == "sigma" and self.schedule is None):
+            raise UserError(
+                f"a network of tokens is told 'scaled_t', 'sigma' (of a schedule) or 'nothing', not {self.told!r}"
+            )
 
     def channels(self, data_channels: int) -> tuple[int, int]:
         """Channels into the network and out of it, for tokens [batch, height, width, data_channels]."""
-        return data_channels * (self.num_tokens + int(self.has_mask)), data_channels * self.num_tokens
+        values = self.num_tokens + int(self.has_mask)
+        if self.sequences:  # the authors' networks have a logit for the mask, which is never asked for
+            return values, values
+        return data_channels * values, data_channels * self.num_tokens
 
     def denoiser(self, network_fn: Callable[..., Float[Array, "batch ..."]]) -> TokenDenoiser:
         """The token denoiser of a network whose parameters, conditioning and dropout are bound."""
 
         def denoise(xt: Int[Array, "batch ..."], t: Float[Array, "*batch"]) -> Float[Array, "batch ... K"]:
-            one_hot = jax.nn.one_hot(xt, self.num_tokens + int(self.has_mask))
-            images = one_hot.reshape(*xt.shape[:-1], -1)
-            time = jnp.broadcast_to(as_compute(t) * (self.scale if self.time_conditioning else 0.0), xt.shape[:1])
-            logits = as_compute(network_fn(images, time))
-            return logits[..., : xt.shape[-1] * self.num_tokens].reshape(*xt.shape, self.num_tokens)
+            time = jnp.broadcast_to(self._told(as_compute(t)), xt.shape[:1])
+            if self.sequences:
+                logits = as_compute(network_fn(xt.reshape(xt.shape[0], -1), time))[..., : self.num_tokens]
+            else:
+                one_hot = jax.nn.one_hot(xt, self.num_tokens + int(self.has_mask))
+                logits = as_compute(network_fn(one_hot.reshape(*xt.shape[:-1], -1), time))
+                logits = logits[..., : xt.shape[-1] * self.num_tokens]
+            logits = logits.reshape(*xt.shape, self.num_tokens)
+            return logits - math.log(self.num_tokens) if self.has_mask else logits
 
         return denoise
+
+    def _told(self, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        if self.told == "sigma":
+            return -jnp.log(self.schedule.kept(t))
+        return t * (self.scale if self.told == "scaled_t" else 0.0)
 
 
 def to_tokens(image: Float[Array, "..."], num_tokens: int) -> Int[Array, "..."]:

@@ -66,7 +66,7 @@ class Clip:
         try:
             import tokenizers
         except ImportError:
-            raise UserError("reading texts needs the tokenizers library: pip install 'diffusion_jax[clip]'") from None
+            raise UserError("reading texts needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
         file = self.folder / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"{self.folder} has no tokenizer.json; it is published beside the weights: {CLIP_SOURCE}")

@@ -1,0 +1,58 @@
+"""SEDD on OpenWebText: ratios of probabilities instead of means, with masks.
+
+Lou et al. 2024, "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution" (arXiv:2310.16834):
+DDiT small (12 blocks of 768 channels) that is told sigma, 1024 of GPT-2's tokens, score entropy with masks and the
+log-linear schedule, AdamW 3e-4 without weight decay after 2,500 steps of warm-up, batch 512, clipping at 1, dropout
+0.1, EMA 0.9999, bfloat16, 1.3 million steps.
+
+Published: a perplexity of at most 24.10 on held-out OpenWebText, as trained by the authors of MDLM. Not run here.
+
+Topology: not compiled.
+
+    python -m experiments.prepare_data --dataset=text --corpus=openwebtext --text=openwebtext.jsonl.gz \\
+        --held_out=100000 --tokenizer=gpt2/tokenizer.json --begin='<|endoftext|>' --end='<|endoftext|>'
+    python -m experiments.train --config=configs/papers/sedd_openwebtext.py --workdir=runs/sedd_openwebtext
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import openwebtext
+
+CLAIMS = {
+    "paper": "Lou et al. 2024, arXiv:2310.16834",
+    "parameters": {"value": 169_627_218, "source": "MDLM's network is SEDD's"},
+    "sampler": {"nfe": 1000, "source": "MDLM's script for SEDD on OpenWebText"},
+    "weights": "ddit",
+    "results": [
+        {
+            "metric": "perplexity",
+            "value": 24.10,
+            "sampler": "sedd_analytic",
+            "nfe": 1000,
+            "num_samples": 16,
+            "reference": "OpenWebText, last 100,000 documents",
+            "source": "Sahoo et al. 2024, Table 2",
+            "checked": False,
+        }
+    ],
+}
+
+
+def get_config() -> ConfigDict:
+    """The recipe."""
+    config = openwebtext()
+
+    config.model = ConfigDict(dict(name="ddit", size="small", dropout=0.1))
+    config.objective = ConfigDict(dict(name="sedd", num_tokens=50_257, token_schedule="linear", noise="mask"))
+
+    config.train.steps = 1_300_000
+    config.train.batch_size = 512
+    config.train.dtype = "bfloat16"
+    config.optimizer.update(name="adamw", learning_rate=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+    config.optimizer.warmup_steps = 2_500
+    config.optimizer.clip_norm = 1.0
+    config.ema.decays = (0.9999,)
+
+    config.sampling.sampler = ConfigDict(dict(name="sedd_analytic"))
+    config.sampling.steps = 1_000
+    return config

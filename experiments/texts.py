@@ -1,0 +1,19 @@
+"""Samples of text, as files that one can read."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from diffusion_jax.data import Tokenizer
+from experiments.writers import replace_file
+
+MOST_SHOWN = 20  # samples in final.txt
+
+
+def save_texts(tokens: Int[np.ndarray, "n ..."], tokenizer: Tokenizer, path: Path) -> None:
+    """The samples one below the other, each under a line with its number."""
+    texts = [tokenizer.decode(sample.reshape(-1)) for sample in tokens]
+    content = "\n".join(f"--- sample {i} ---\n{text}\n" for i, text in enumerate(texts))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.encode())
