@@ -113,6 +113,8 @@ class TextSource:
         return self.num_tokens // self.body
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} sequences, not one of number {index}")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:

@@ -60,6 +60,8 @@ class TokenObjective(Objective):
 
     def tokens(self, batch: Batch) -> Int[Array, "batch ..."]:
         """x0."""
+        if "image" not in batch:
+            raise UserError(f"an objective on tokens needs batch['image'], got {sorted(batch)}")
         image = batch["image"]
         return image if jnp.issubdtype(image.dtype, jnp.integer) else to_tokens(image, self.process.num_tokens)
 

@@ -7,10 +7,18 @@ import pytest
 import scipy.linalg
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import MODELS, example_inputs, init_params
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, sample_tokens
-from diffusion_jax.schedulers import TOKEN_SCHEDULES, TokenChain, TokenProcess, from_tokens, to_tokens
+from diffusion_jax.schedulers import (
+    TOKEN_SCHEDULES,
+    TokenChain,
+    TokenParameterization,
+    TokenProcess,
+    from_tokens,
+    to_tokens,
+)
 
 P = np.array([0.1, 0.4, 0.2, 0.3])  # of one token
 TRUE_LOGITS = jnp.log(jnp.asarray(P, jnp.float32))
@@ -274,3 +282,83 @@ def test_impossible_samplers_are_refused():
         sample_tokens(DISCRETE_SAMPLERS.build("d3pm_ancestral"), logits, chain, 4, (2,), keys(2))
     with pytest.raises(UserError, match="at least 1 step"):
         sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), logits, process(), 0, (2,), keys(2))
+
+
+ENTROPY = -np.sum(P * np.log(P))
+
+
+@pytest.mark.parametrize(("name", "noise"), [("mdlm", "mask"), ("sedd", "mask"), ("sedd", "uniform")])
+def test_the_bound_of_a_perfect_model_is_the_entropy(name, noise):
+    spec = {"name": name, "num_tokens": 4, **({"noise": noise} if name == "sedd" else {})}
+    objective = OBJECTIVES.build(spec)
+    exact = x0_posterior(noise) if name == "mdlm" else score_logits(noise)
+    values = jax.jit(lambda x0, key: objective.bound(exact, x0, key))(draws(40000), keys(40000))
+    assert values.shape == (40000,)
+    error = np.std(values) / 200
+    assert error < 0.015 * ENTROPY
+    np.testing.assert_allclose(np.mean(values), ENTROPY, atol=3 * error + 0.002)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "absorbing"])
+def test_the_bound_of_a_perfect_d3pm_is_the_entropy(kind):
+    objective = OBJECTIVES.build({"name": "d3pm", "num_tokens": 4, "num_steps": 20, "kind": kind})
+    arrival = jnp.swapaxes(jnp.asarray(objective.process.matrices[1][1]), 0, 1)  # q(x_1 | x0), by x_1
+
+    def exact(xt, t):
+        """The joint of eq. 4 has x_n in it already, so that p(x0) is right; the last step wants p(x0 | x_1)."""
+        last = jnp.log(jnp.maximum(arrival[xt] * jnp.asarray(P, jnp.float32), 1e-30))
+        return jnp.where(jnp.reshape(t, (-1, 1, 1)) < 1.5 / 20, last, TRUE_LOGITS)
+
+    values = objective.bound(exact, draws(40000), keys(40000))
+    np.testing.assert_allclose(np.mean(values), ENTROPY, rtol=0.02)
+
+
+def test_discrete_flow_bounds_nothing_and_says_so():
+    objective = OBJECTIVES.build({"name": "discrete_flow", "num_tokens": 4})
+    with pytest.raises(UserError, match="bounds no likelihood"):
+        objective.bound(x0_posterior("mask"), draws(4), keys(4))
+
+
+def test_integers_are_tokens_and_numbers_are_levels():
+    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
+    tokens = jnp.arange(4).reshape(1, 4)
+    np.testing.assert_array_equal(objective.tokens({"image": tokens}), tokens)
+    np.testing.assert_array_equal(objective.tokens({"image": from_tokens(tokens, 4)}), tokens)
+
+
+def test_what_a_network_of_tokens_is_told_and_says():
+    seen = {}
+
+    def network(x, time):
+        seen.update(x=x, time=time)
+        return jnp.zeros((*x.shape, 5)) if x.ndim == 2 else jnp.zeros((*x.shape[:-1], 4))
+
+    schedule, tokens = TOKEN_SCHEDULES.build("linear"), jnp.array([[0, 4, 2], [3, 1, 4]])[..., None, None]
+    common = {"num_tokens": 4, "has_mask": True}
+    for told, expected in {"scaled_t": 500.0, "nothing": 0.0, "sigma": -np.log(1 - 0.999 * 0.5)}.items():
+        parameterization = TokenParameterization(told=told, schedule=schedule, sequences=True, **common)
+        logits = parameterization.denoiser(network)(tokens, jnp.float32(0.5))
+        np.testing.assert_array_equal(seen["x"], tokens[..., 0, 0])
+        np.testing.assert_allclose(seen["time"], [expected] * 2, rtol=1e-6)
+        np.testing.assert_allclose(logits, np.full((2, 3, 1, 1, 4), np.log(0.25)), rtol=1e-6)
+    assert TokenParameterization(**common).denoiser(network)(tokens, jnp.float32(0.5)).shape == (2, 3, 1, 1, 4)
+    assert seen["x"].shape == (2, 3, 1, 5)
+    with pytest.raises(UserError, match="is told"):
+        TokenParameterization(told="sigma", **common)
+
+
+def test_ddit_reads_indices_and_one_hot_images_alike():
+    one_hot = MODELS.build(
+        {"name": "ddit", "hidden_size": 16, "depth": 2, "num_heads": 2}, image_size=3, image_channels=5
+    )
+    indices = one_hot.clone(length=9)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape),
+        init_params(one_hot, jax.random.key(0)),
+    )
+    assert jax.tree.map(jnp.shape, init_params(indices, jax.random.key(0))) == jax.tree.map(jnp.shape, params)
+    x, time = jax.random.randint(jax.random.key(2), (2, 9), 0, 5), jnp.array([0.1, 0.7])
+    images = jax.nn.one_hot(x, 5).reshape(2, 3, 3, 5)
+    by_index, by_image = (n.apply({"params": params}, y, time, {}) for n, y in ((indices, x), (one_hot, images)))
+    np.testing.assert_allclose(by_index, by_image.reshape(2, 9, 5), atol=1e-5)
+    assert example_inputs(indices, 3)[0].shape == (3, 9)
