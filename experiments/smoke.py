@@ -6,6 +6,9 @@ and averaged targets look back no further, samples take at most 16 steps with x0
 as many as the digits have levels, 128). The objective, schedule, prediction, network options, optimizer and sampler are
 the recipe's. It has learned where its samples are less than half as far from the real digits as those of the same
 network before training, by the Fréchet distance of pixels.
+
+A recipe for text gets the topics that come with Python, byte by byte in sequences of 32. It has learned where held-out
+text is likelier by the model (its perplexity, an upper bound) than by how often each byte occurs: it reads the context.
 """
 
 import contextlib
@@ -25,11 +28,12 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import RunError
 from diffusion_jax.metrics.distances import frechet_distance, gaussian
 from diffusion_jax.metrics.features import PixelFeatures
-from experiments import evaluation, workdir
+from experiments import evaluation, judging, workdir
 from experiments.loop import Loop, StopSignal
 from experiments.pictures import save_grid
 from experiments.restoring import open_checkpoints
 from experiments.scorecard import Paper
+from experiments.texts import save_texts
 from experiments.wiring import Experiment
 from experiments.writers import create_writer, replace_file
 
@@ -48,6 +52,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "uvit": _TOKENS | dict(depth=4),
     "vit": _TOKENS | dict(depth=4),
     "jit": _TOKENS | dict(depth=4, bottleneck=16, context_tokens=4, context_start=1),
+    "ddit": dict(hidden_size=64, depth=2, num_heads=2, conditioning_size=32),
     # Latent diffusion's networks have names and no sizes: this is what the name stands for, with a few channels.
     "ldm_unet": _CONVOLUTIONS
     | dict(
@@ -62,15 +67,22 @@ TIMES_THE_STEPS = {
     "min_snr_vit_xl_imagenet256": 4,
     "d3pm_cifar10": 2,
     "consistency_cifar10": 4,
+    "mdlm_openwebtext": 2,
+    "sedd_openwebtext": 2,
 }
 
 
 def reduced(config: ConfigDict, steps: int) -> ConfigDict:
-    """The recipe for the digits."""
+    """The recipe for the digits, or for the text that comes with Python."""
     small = config.copy_and_resolve_references()
+    is_text = config.data.dataset == "text"
     with small.unlocked():
         fields = {name: value for name, value in config.data.items() if name != "options"}
         small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
+        if is_text:
+            small.data.update(
+                dataset="text", image_size=None, options=ConfigDict(dict(corpus="python_docs", length=32))
+            )
         small.data.update(split="train", validation_split="test", num_workers=0)
         model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}
         if config.model.name == "ldm_unet":
@@ -92,7 +104,10 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
         small.sampling.steps = min(config.sampling.steps, 16)
-        if "num_tokens" in small.objective:  # the digits have 17 levels; a shorter chain would not reach pure noise
+        if is_text:
+            small.objective.num_tokens = 256
+            small.evaluation.likelihood_images = 250
+        elif "num_tokens" in small.objective:  # the digits have 17 levels; a shorter chain would not reach pure noise
             small.objective.update(num_tokens=17, num_steps=128)
             small.sampling.steps = 128
         small.sampling.batch_size, small.sampling.clip_x0 = 250, True
@@ -103,7 +118,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
 
 
 def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
-    """Train one recipe, reduced, in a workdir of its own; returns the distances before and after, and the seconds.
+    """Train one recipe, reduced, in a workdir of its own; returns what it is judged by before and after, and the
+    seconds.
 
     Raises:
       UserError: the reduced recipe does not fit together.
@@ -113,18 +129,9 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     experiment = Experiment(reduced(paper.config, steps), directory=directory)
     experiment.check()
     workdir.claim(directory, experiment.config, experiment.info)
-    make = evaluation.generator(experiment)
-    labels = evaluation.labels_for(experiment, NUM_SAMPLES)
-    real, _ = experiment.pipeline.arrays(experiment.config.data.split)
-    pixels = PixelFeatures()
-    target = gaussian(pixels(real).pooled)
-
-    def distance(params: Any) -> tuple[float, np.ndarray]:
-        images = make.generate(params, labels, NUM_SAMPLES)
-        return frechet_distance(*gaussian(pixels(images).pooled), *target), images
-
+    judge = (_Text if experiment.info.is_text else _Digits)(experiment)
     state = experiment.layout.init(experiment.init_state)
-    before, _ = distance(state.params)
+    before = judge(state.params)
     stop = StopSignal()
     checkpointer = open_checkpoints(experiment, directory)
     with contextlib.closing(create_writer(directory, primary=True)) as writer:
@@ -135,11 +142,63 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     stop.disarm()
     if state is None:
         raise RunError(f"stopped in {paper.name}")
-    after, images = distance(state.params)
-    captions = {} if labels is None else {"labels": labels[:100], **evaluation.class_names(experiment)}
-    save_grid(images[:100], directory / "samples.png", **captions)
+    after = judge(state.params)
+    judge.show(state.params, directory)
     seconds = time.perf_counter() - began
-    return {"before": before, "after": after, "learned": bool(after < 0.5 * before), "seconds": seconds}
+    learned = bool(after < judge.bar(before))
+    return {"measure": judge.measure, "before": before, "after": after, "learned": learned, "seconds": seconds}
+
+
+class _Digits:
+    """The distance of samples to the real digits, called with parameters."""
+
+    measure = "distance to the digits"
+
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.make = experiment, evaluation.generator(experiment)
+        self.labels = evaluation.labels_for(experiment, NUM_SAMPLES)
+        real, _ = experiment.pipeline.arrays(experiment.config.data.split)
+        self.pixels = PixelFeatures()
+        self.target = gaussian(self.pixels(real).pooled)
+
+    def __call__(self, params: Any) -> float:
+        images = self.make.generate(params, self.labels, NUM_SAMPLES)
+        return frechet_distance(*gaussian(self.pixels(images).pooled), *self.target)
+
+    def bar(self, before: float) -> float:
+        """What a network that has learned is below."""
+        return 0.5 * before
+
+    def show(self, params: Any, directory: Path) -> None:
+        """samples.png."""
+        images = self.make.generate(params, self.labels, NUM_SAMPLES)[:100]
+        captions = {} if self.labels is None else {"labels": self.labels[:100]}
+        save_grid(images, directory / "samples.png", **captions, **evaluation.class_names(self.experiment))
+
+
+class _Text:
+    """The perplexity of held-out text, called with parameters."""
+
+    measure = "perplexity"
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        train, held_out = (experiment.pipeline.arrays(split)[0].ravel() for split in ("train", "test"))
+        size = experiment.info.vocabulary
+        often = np.bincount(train, minlength=size) + 1.0
+        self.by_frequency = float(np.exp(-np.mean(np.log(often / often.sum())[held_out])))
+
+    def __call__(self, params: Any) -> float:
+        return judging.perplexity(self.experiment, params, seed=0)["perplexity"]
+
+    def bar(self, before: float) -> float:
+        """The perplexity of the bytes' own frequencies."""
+        return self.by_frequency
+
+    def show(self, params: Any, directory: Path) -> None:
+        """samples.txt."""
+        tokens = evaluation.generator(self.experiment).generate(params, None, 10)
+        save_texts(tokens, self.experiment.pipeline.tokenizer, directory / "samples.txt")
 
 
 def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) -> int:
@@ -161,8 +220,8 @@ def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) 
         found[name] = one = json.loads((homes[name] / RESULT).read_text())
         verdict = "learns" if one["learned"] else "DOES NOT LEARN"
         print(
-            f"[{len(found)}/{len(papers)}] {name}: {verdict}; distance to the digits {one['before']:.1f} -> "
-            f"{one['after']:.1f} in {lengths[name]} steps, {one['seconds']:.0f} s: {homes[name] / 'samples.png'}",
+            f"[{len(found)}/{len(papers)}] {name}: {verdict}; {one['measure']} {one['before']:.1f} -> "
+            f"{one['after']:.1f} in {lengths[name]} steps, {one['seconds']:.0f} s: {homes[name]}",
             flush=True,
         )
 
