@@ -21,7 +21,7 @@ CLAIMS = {
     "paper": "Sahoo et al. 2024, arXiv:2406.07524",
     "parameters": {"value": 169_627_218, "source": "counted on the authors' code"},
     "sampler": {"nfe": 1000, "source": "the authors' script for OpenWebText"},
-    "weights": "ddit",
+    "weights": "mdlm",
     "results": [
         {
             "metric": "perplexity",

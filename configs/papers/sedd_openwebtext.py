@@ -22,7 +22,7 @@ CLAIMS = {
     "paper": "Lou et al. 2024, arXiv:2310.16834",
     "parameters": {"value": 169_627_218, "source": "MDLM's network is SEDD's"},
     "sampler": {"nfe": 1000, "source": "MDLM's script for SEDD on OpenWebText"},
-    "weights": "ddit",
+    "weights": "mdlm",
     "results": [
         {
             "metric": "perplexity",
