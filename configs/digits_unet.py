@@ -82,6 +82,22 @@ RECIPES = {
         "time_sampler": dict(name="logit_normal", mean=0.8, std=0.8),
         "objective": dict(name="jit"),
     },
+    # On digits_dit.py's network; the features of the digits come from `python -m experiments.prepare_features`.
+    "repa": {
+        **FLOW,
+        "model": dict(
+            name="dit",
+            patch_size=2,
+            hidden_size=128,
+            depth=4,
+            num_heads=4,
+            align_depth=2,
+            align_channels=768,
+            num_times=1,
+        ),
+        "data.features": "",
+        "objective": dict(name="repa", weight=0.5),
+    },
     "reflow": {**FLOW, "objective": dict(name="reflow"), "sampling.steps": 4},
     "hybrid": {**CHAIN, "objective": dict(name="hybrid", num_steps=1000, bins=17)},
     "vlb": {

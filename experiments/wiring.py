@@ -89,11 +89,11 @@ class Experiment:
     def validation_pipeline(self) -> data.Pipeline | None:
         """Held-out data in the form of the training data, not augmented; None when the config names none."""
         split = self.config.data.validation_split
-        return dataclasses.replace(self._pipeline(split), augment=False) if split else None
+        return dataclasses.replace(self._pipeline(split, features=""), augment=False) if split else None
 
-    def _pipeline(self, split: str) -> data.Pipeline:
+    def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
-        fields.update(split=split, data_dir=fields.get("data_dir") or None)
+        fields.update(split=split, data_dir=fields.get("data_dir") or None, **changes)
         return data.Pipeline.from_config(
             {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
         )
@@ -289,6 +289,7 @@ class Experiment:
                 f"objective {config.objective.name} needs a network of {self.objective.num_times} times, the config's "
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
+        self._check_features()
         told, labels = getattr(self.network, "augment_channels", 0), self.pipeline.augment_labels
         if told not in (0, labels):
             raise UserError(
@@ -306,6 +307,26 @@ class Experiment:
         measured = ["loss", "validation_loss"]
         if config.checkpoint.keep_best and config.checkpoint.best_metric not in measured:
             raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, measured))
+
+    def _check_features(self) -> None:
+        """Whether the data has the features that the network is aligned to."""
+        if "aligned" not in self.objective.needs:
+            return
+        wanted, found = self.network.aligned_shape, self.pipeline.features_shape
+        if wanted is None:
+            raise UserError(
+                f"objective {self.config.objective.name} aligns the network's features: set model.align_depth of a dit"
+            )
+        if found is None:
+            raise UserError(
+                f"objective {self.config.objective.name} needs another network's features of the data, made once by "
+                "python -m experiments.prepare_features; give the file with --config.data.features=..."
+            )
+        if tuple(found) != wanted:
+            raise UserError(
+                f"data.features are of {found[0]} tokens and {found[1]} channels, the network's of {wanted[0]} and "
+                f"{wanted[1]}: set model.align_channels={found[1]}, or make them again"
+            )
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made), by default of the seed."""
@@ -362,7 +383,9 @@ class Experiment:
         batch = {"image": np.zeros((rows, *self.info.image_shape), dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
-        if labels := self._pipeline(self.config.data.split).augment_labels:
+        if "aligned" in self.objective.needs:
+            batch["features"] = np.zeros((rows, *self.network.aligned_shape), np.float32)
+        if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
 

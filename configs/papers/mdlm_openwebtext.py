@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = openwebtext()
 
-    config.model = ConfigDict(dict(name="ddit", size="small", dropout=0.1))
+    config.model = ConfigDict(dict(name="ddit", size="small", dropout=0.1, remat="full"))
     config.objective = ConfigDict(dict(name="mdlm", num_tokens=50_257, token_schedule="linear"))
 
     config.train.steps = 1_000_000

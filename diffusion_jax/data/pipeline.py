@@ -70,6 +70,9 @@ class Pipeline:
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
       data_dir: TFDS directory; None takes `sources.default_data_dir()`.
+      features: a file .npy [examples, tokens, channels] of another network's features of the examples of this split, in
+        the order of the source (`experiments.prepare_features`); they are of images that are neither flipped nor
+        augmented. "" for none.
       num_workers: worker processes; 0 reads in threads of this one.
       prefetch: batches kept ready (by each worker).
       memory_limit: bytes; a split that takes no more, decoded, is held in memory. 0 always reads from disk.
@@ -88,6 +91,7 @@ class Pipeline:
     channels: int | None = None
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     data_dir: str | None = None
+    features: str = ""
     num_workers: int = 0
     prefetch: int = 4
     memory_limit: int = 2**30
@@ -107,6 +111,10 @@ class Pipeline:
             raise UserError(f"data.channels must be 1, 3 or None, not {self.channels!r}")
         if self.crop != "none" and self.image_size is None:
             raise UserError(f"data.crop={self.crop!r} needs data.image_size")
+        if self.features and (self.flip or self._augmentation.num_labels):
+            raise UserError(
+                "data.features are of images as they are: set data.flip=False and data.augmentation to none"
+            )
         _ = (self._crop, self._augmentation)
 
     @classmethod
@@ -165,7 +173,8 @@ class Pipeline:
         Returns:
           An iterator of {"image": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
-          pipeline without augmentation no "augment". Text is int32 [local_batch, length, 1, 1].
+          pipeline without augmentation no "augment"; with `features` there is "features", float32 [local_batch, tokens,
+          channels]. Text is int32 [local_batch, length, 1, 1].
 
         Raises:
           UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
@@ -211,6 +220,11 @@ class Pipeline:
         if batch_size % process_count:
             raise UserError(f"data.batch_size={batch_size} is not divisible by the {process_count} processes")
         local = batch_size // process_count
+        if self.features and _open_features(self.features).shape[0] != self.info.num_examples:
+            raise UserError(
+                f"data.features={self.features} has {_open_features(self.features).shape[0]} examples, the split "
+                f"{self.split!r} of {self.dataset} has {self.info.num_examples}"
+            )
         return BatchReader(
             source=self._source,
             num_examples=self.info.num_examples,
@@ -222,7 +236,13 @@ class Pipeline:
             flip=self.flip,
             augmentation=self._augmentation,
             augment=self.augment,
+            features=self.features,
         )
+
+    @property
+    def features_shape(self) -> tuple[int, ...] | None:
+        """Of "features" of one example; None where batches have none."""
+        return _open_features(self.features).shape[1:] if self.features else None
 
     @property
     def augment_labels(self) -> int:
@@ -294,6 +314,7 @@ class BatchReader:
     flip: bool
     augmentation: Augmentation
     augment: bool = True
+    features: str = ""
     num_positions: int | None = None  # None: without end
 
     def __len__(self) -> int:
@@ -304,7 +325,8 @@ class BatchReader:
         stop = start + self.num_rows
         if self.num_positions is not None:
             start, stop = min(start, self.num_positions), min(stop, self.num_positions)
-        read = self.source.read(self.examples(start, stop))
+        examples = self.examples(start, stop)
+        read = self.source.read(examples)
         image = read["image"]
         if self.flip and self.augment:
             image = transforms.random_flip(image, random_bits(self.seed, start, stop)[:, 0])
@@ -317,6 +339,8 @@ class BatchReader:
                 words = random_bits(self.seed, start, stop, stream=_AUGMENT, words=WORDS)
                 image, batch["augment"] = self.augmentation(image, words)
         batch["image"] = np.ascontiguousarray(image)
+        if self.features:
+            batch["features"] = _open_features(self.features)[examples].astype(np.float32)
         return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
 
     def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
@@ -328,6 +352,18 @@ class BatchReader:
         for epoch in np.unique(epochs):
             chosen[epochs == epoch] = permutation(self.seed, int(epoch), self.num_examples)[places[epochs == epoch]]
         return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def _open_features(path: str) -> np.ndarray:
+    """A file of features, on disk; raises UserError where there is none of that form."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read data.features={path}: {error}") from error
+    if found.ndim != 3:
+        raise UserError(f"data.features={path} is of shape {found.shape}, not [examples, tokens, channels]")
+    return found
 
 
 @functools.lru_cache(maxsize=4)

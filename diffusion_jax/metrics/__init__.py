@@ -28,6 +28,7 @@ from diffusion_jax.metrics.features import (
     PixelFeatures,
     clip_features,
     dinov2_features,
+    dinov2_patches,
     inception_features,
 )
 from diffusion_jax.metrics.inception import InceptionV3
@@ -54,6 +55,7 @@ __all__ = [
     "clip_features",
     "density_coverage",
     "dinov2_features",
+    "dinov2_patches",
     "evaluate_all",
     "frechet_distance",
     "gaussian",

@@ -91,7 +91,10 @@ class VisionTransformer(nn.Module, kw_only=True):
         return self.grid * self.patch_size
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n height width 3"]) -> Float[Array, "n channels"]:
+    def __call__(
+        self, images: Float[Array, "n height width 3"], *, patches: bool = False
+    ) -> Float[Array, "n channels"] | Float[Array, "n tokens hidden_size"]:
+        """With `patches`, the vectors of all patches after the last norm, row by row."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, use_fast_variance=False)
         draw = nn.initializers.normal(0.02)
         tokens = patchify(images, self.patch_size)
@@ -109,7 +112,9 @@ class VisionTransformer(nn.Module, kw_only=True):
             layer_scale=self.layer_scale,
             causal=False,
         )
-        x = norm(name="norm")(x[:, 0])
+        x = norm(name="norm")(x[:, 1:] if patches else x[:, 0])
+        if patches:
+            return x
         return nn.Dense(self.projection, use_bias=False, name="projection")(x) if self.projection else x
 
     def _positions(self, table: Float[Array, "tokens dim"], size: tuple[int, int]) -> Float[Array, "tokens2 dim"]:

@@ -204,6 +204,24 @@ def dinov2_features(
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 
 
+def dinov2_patches(
+    network: VisionTransformer, params: PyTree, *, fingerprint: str, grid: int, batch_size: int = 32
+) -> NetworkFeatures:
+    """DINOv2's vectors of grid x grid patches, as REPA wants them; `pooled` is [n, grid^2 * hidden size].
+
+    Arguments as of `dinov2_features`; images are resized to `grid` patches along a side.
+    """
+    encode = _encoded(network, grid * network.patch_size, *_IMAGENET, unit=False, patches=True)
+
+    def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
+        found = encode(params, images)["pooled"]
+        return {"pooled": found.reshape(len(found), -1)}
+
+    name = f"dinov2_{network.depth}x{network.hidden_size}_patches"
+    settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
+    return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
+
+
 def clip_features(
     network: VisionTransformer, params: PyTree, *, fingerprint: str, batch_size: int = 32
 ) -> NetworkFeatures:
@@ -220,13 +238,15 @@ def clip_features(
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 
 
-def _encoded(network: VisionTransformer, size: int, mean: tuple, deviation: tuple, *, unit: bool) -> Callable:
+def _encoded(
+    network: VisionTransformer, size: int, mean: tuple, deviation: tuple, *, unit: bool, **how: bool
+) -> Callable:
     resize = resizer("pil_bicubic")
 
     def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
         x = (resize(images, size) / 255.0 - jnp.asarray(mean)) / jnp.asarray(deviation)
         with jax.default_matmul_precision("highest"):
-            found = network.apply({"params": params}, x)
+            found = network.apply({"params": params}, x, **how)
         return {"pooled": found / jnp.linalg.norm(found, axis=-1, keepdims=True) if unit else found}
 
     return apply

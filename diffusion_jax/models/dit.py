@@ -8,6 +8,10 @@ have no parameters of their own: the conditioning vector c = time + label gives 
 
 through one dense layer that starts at zero, so that every block starts as the identity ("adaLN-Zero", sec. 3.2).
 The blocks are one scan over stacked parameters: the compile time does not grow with the depth.
+
+For representation alignment (REPA, Yu et al. 2024, arXiv:2410.06940) the tokens after an early block go through an MLP
+of three layers into the space of another network's features; they are sown, and cost nothing where nobody asks for
+them.
 """
 
 import functools
@@ -83,6 +87,7 @@ def checkpointed(block: type[nn.Module], remat: str, *, is_loop: bool = True) ->
     return nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
 
 
+PROJECTOR = 2048  # hidden units of the MLP of REPA
 TIME_WAVES = 256  # width of the sinusoidal embedding, at every size of network
 
 _xavier = nn.initializers.xavier_uniform()
@@ -204,6 +209,8 @@ class DiT(Network, kw_only=True):
       final_norm_eps: the same in the final layer; None means norm_eps.
       remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
       scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
+      align_depth: after how many blocks the tokens are projected for REPA; 0: never.
+      align_channels: channels of what they are projected to.
     """
 
     patch_size: int = 2
@@ -219,9 +226,15 @@ class DiT(Network, kw_only=True):
     final_norm_eps: float | None = None
     remat: Literal["none", "full", "dots"] = "none"
     scan_unroll: int = 1
+    align_depth: int = 0
+    align_channels: int = 768
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.align_depth <= self.depth or (self.align_depth and self.own_conditioning):
+            raise UserError(
+                f"DiT: align_depth={self.align_depth} must be at most depth={self.depth}, and 0 with own_conditioning"
+            )
         if self.image_size % self.patch_size:
             raise UserError(f"DiT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
@@ -230,6 +243,10 @@ class DiT(Network, kw_only=True):
                 "(sine and cosine of two coordinates)"
             )
         checkpointed(DiTBlock, self.remat)
+
+    @property
+    def aligned_shape(self) -> tuple[int, int] | None:
+        return ((self.image_size // self.patch_size) ** 2, self.align_channels) if self.align_depth else None
 
     @nn.compact
     def __call__(
@@ -263,7 +280,11 @@ class DiT(Network, kw_only=True):
             name="conditioning",
         )(time, conditioning)
 
-        h, _ = self._blocks()(h, vector)
+        if self.align_depth and (self.is_initializing() or self.is_mutable_collection("aligned")):
+            h, early = self._blocks_and_early(h, vector)
+            self.sow("aligned", "features", self._projected(early), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        else:
+            h, _ = self._blocks()(h, vector)
         if self.own_conditioning:
             vector = vector[0]
 
@@ -279,22 +300,46 @@ class DiT(Network, kw_only=True):
 
     def _blocks(self) -> nn.Module:
         """All blocks as one module whose parameters have a leading axis of length `depth`."""
-        block = checkpointed(DiTBlock, self.remat, is_loop=self.scan_unroll < self.depth)
         stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=0 if self.own_conditioning else nn.broadcast,
-            length=self.depth,
-            unroll=self.scan_unroll,
+            self._block(), in_axes=0 if self.own_conditioning else nn.broadcast, unroll=self.scan_unroll, **self._loop
         )
-        return stack(
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            name="blocks",
-        )
+        return stack(**self._block_fields)
+
+    def _blocks_and_early(self, h: Tokens, vector: Vector) -> tuple[Tokens, Tokens]:
+        """The tokens after all blocks, and after `align_depth` of them; parameters as those of `_blocks`."""
+
+        def step(block: nn.Module, carry: tuple[Tokens, Tokens], number: Array) -> tuple[tuple[Tokens, Tokens], None]:
+            h, early = carry
+            h, _ = block(h, vector)
+            return (h, jnp.where(number == self.align_depth, h, early)), None
+
+        loop = nn.scan(step, in_axes=0, unroll=self.scan_unroll, **self._loop)
+        (h, early), _ = loop(self._block()(**self._block_fields), (h, h), 1 + jnp.arange(self.depth))
+        return h, early
+
+    def _block(self) -> type[nn.Module]:
+        return checkpointed(DiTBlock, self.remat, is_loop=self.scan_unroll < self.depth)
+
+    @property
+    def _loop(self) -> dict:
+        return {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": self.depth}
+
+    @property
+    def _block_fields(self) -> dict:
+        return {
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "norm_eps": self.norm_eps,
+            "dtype": self.dtype,
+            "name": "blocks",
+        }
+
+    def _projected(self, h: Tokens) -> Tokens:
+        """Into the space of the other network's features."""
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
+        h = nn.silu(dense(PROJECTOR, name="projector_0")(h))
+        h = nn.silu(dense(PROJECTOR, name="projector_1")(h))
+        return dense(self.align_channels, name="projector_2")(h).astype(at_least_float32(h.dtype))
 
 
 @MODELS.register(
@@ -329,6 +374,8 @@ def dit(
     final_norm_eps: float | None = None,
     remat: Literal["none", "full", "dots"] = "none",
     scan_unroll: int = 1,
+    align_depth: int = 0,
+    align_channels: int = 768,
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
     """A DiT of a named size: S, B, L or XL, a stroke, and the patch size, as in "XL/2".
@@ -354,5 +401,7 @@ def dit(
         final_norm_eps=final_norm_eps,
         remat=remat,
         scan_unroll=scan_unroll,
+        align_depth=align_depth,
+        align_channels=align_channels,
         dtype=dtype,
     )

@@ -53,6 +53,13 @@ class Network(nn.Module, kw_only=True):
         """Height, width and channels of one image."""
         return (self.image_size, self.image_size, self.image_channels)
 
+    @property
+    def aligned_shape(self) -> tuple[int, int] | None:
+        """Shape of the features of one example that the network sows as ("aligned", "features"), a vector for each
+        token;
+        None where it sows none."""
+        return None
+
     @nn.nowrap
     def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
         """Zeros in the form of the data, by default of the network's own shape."""

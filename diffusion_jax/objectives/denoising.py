@@ -19,6 +19,10 @@ every kind follows from those.
     Karras et al. 2024, EDM2       edm              log_normal          edm          uniform, learned uncertainty
 
 `flow_matching`, `stochastic_interpolant` and `jit` are the same objective under the names and defaults of their fields.
+`repa` adds to it the cosine between features of the network and those of another one (Yu et al. 2024, arXiv:2410.06940,
+eq. 8):
+
+    (4)   loss - weight E[ mean over tokens cos(h(xt), y(x0)) ].
 
 With a learned uncertainty u(t) (`uncertainty.py`) the loss is E[w mse e^{-u} + u]. A time sampler that learns from the
 losses it caused gets them back through `update_state`; the factors that keep the loss unbiased are in (3).
@@ -26,7 +30,7 @@ losses it caused gets them back through `update_state`; the factors that keep th
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +156,55 @@ def stochastic_interpolant(
     With a Gaussian at one end the velocity determines the score, and so the sampler `sit_sde` needs nothing else.
     """
     return flow_matching(schedule, time_sampler)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment(Denoising):
+    """Eq. (4): denoising, and features of the noisy image that resemble another network's of the clean one."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"aligned"})
+
+    weight: float = 0.5
+
+    def loss_and_observed(
+        self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
+    ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
+        """As `Denoising`; batch["features"], [batch, tokens, channels], are y. Without them, in validation, the rest.
+
+        Metric `alignment` is the mean cosine.
+        """
+        self.require(context)
+        if "features" not in batch:
+            return super().loss_and_observed(denoise_fn, batch, key, context)
+        made = []
+
+        def denoise_and_keep(xt: Array, t: Array) -> Prediction:
+            prediction, features = context.aligned(xt, t)
+            made.append(features)
+            return prediction
+
+        loss, (metrics, observed) = super().loss_and_observed(denoise_and_keep, batch, key, context)
+        alignment = jnp.mean(cosine(as_compute(made[0]), as_compute(batch["features"])))
+        loss = loss - self.weight * alignment
+        return loss, ({**metrics, "loss": loss, "alignment": alignment}, observed)
+
+
+def cosine(a: Float[Array, "... d"], b: Float[Array, "... d"]) -> Float[Array, "..."]:
+    """Of the angle between vectors; 0 where one of them is zero."""
+    norms = jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1)
+    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(norms, 1e-24))
+
+
+@OBJECTIVES.register("repa")
+def repa(
+    schedule: Spec | NoiseSchedule = "rectified_flow",
+    time_sampler: Spec | TimeSampler = "uniform",
+    weight: float = 0.5,
+) -> Alignment:
+    """Flow matching with representation alignment, SiT's recipe in the paper."""
+    base = flow_matching(schedule, time_sampler)
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    return Alignment(**fields, weight=weight)
 
 
 @OBJECTIVES.register("jit")

@@ -7,13 +7,14 @@ The loss is the mean over the examples it is given; whoever shards the batch ave
 come from the per-example keys only, so an example's share of the loss does not depend on how the batch is split.
 
 What some losses need besides comes in a `Context`, explicitly: the step of training (curricula), the same network with
-averaged parameters (consistency training, shortcut models), a frozen teacher (distillation), parameters of the loss's
-own (a learned noise schedule or uncertainty), and state of its own (importance sampling of times).
+averaged parameters (consistency training, shortcut models), a frozen teacher (distillation), what the network makes of
+its input on the way (representation alignment), parameters of the loss's own (a learned noise schedule or uncertainty),
+and state of its own (importance sampling of times).
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import Denoiser
+from diffusion_jax.schedulers import Denoiser, Prediction
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -31,7 +32,7 @@ Metrics = dict[str, Float[Array, ""]]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["step", "params", "state"],
-    meta_fields=["target", "teacher", "unconditional"],
+    meta_fields=["target", "teacher", "unconditional", "aligned"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
@@ -42,6 +43,7 @@ class Context:
       target: the denoiser with averaged parameters, without gradient; same conditioning and dropout masks.
       teacher: the denoiser of a frozen, trained network.
       unconditional: the denoiser with the null conditioning, for losses that train guidance into the network.
+      aligned: the denoiser that also returns the network's features of every token, [batch, tokens, channels].
       params: the objective's own trainable parameters, from `init_params`.
       state: the objective's own state, from `init_state`.
     """
@@ -50,6 +52,7 @@ class Context:
     target: Denoiser | None = None
     teacher: Denoiser | None = None
     unconditional: Denoiser | None = None
+    aligned: Callable[[Array, Array], tuple[Prediction, Array]] | None = None
     params: Any = None
     state: Any = None
 
@@ -62,7 +65,7 @@ class Objective:
     """A training loss.
 
     `modality` says what the denoiser takes: "image" (floats, a `Denoiser`) or "tokens" (integers, a `TokenDenoiser`).
-    `needs` names the fields of `Context` that must not be None: of "target", "teacher".
+    `needs` names the fields of `Context` that must not be None: of "target", "teacher", "aligned".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
     `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
     """
@@ -107,6 +110,11 @@ class Objective:
     def require(self, context: Context) -> None:
         """Raise UserError where the context lacks what the objective needs."""
         missing = sorted(name for name in self.needs if getattr(context, name) is None)
+        if "aligned" in missing:
+            raise UserError(
+                f"objective {type(self).__name__} needs the network's features: pass aligned in Context (in a config, "
+                "model.align_depth says after which block of a dit)"
+            )
         if missing:
             raise UserError(
                 f"objective {type(self).__name__} needs a {' and a '.join(missing)} network: pass it in Context "

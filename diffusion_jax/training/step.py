@@ -79,15 +79,34 @@ class Trainable:
 
         A network of two times is a flow map; asked without a second time it denoises, with s = t.
         """
+        return self.parameterization.denoiser(self._network_fn(params, conditioning, dropout_keys))
+
+    def aligned(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Any:
+        """The denoiser that also returns the features which the network sows, for `Context.aligned`."""
+
+        def denoise(xt: Array, t: Array) -> tuple[Any, Array]:
+            sown: list[Array] = []
+            network_fn = self._network_fn(params, conditioning, dropout_keys, keep=sown.append)
+            return self.parameterization.denoiser(network_fn)(xt, t), sown[0]
+
+        return denoise
+
+    def _network_fn(self, params, conditioning, dropout_keys, keep=None) -> Callable[..., Array]:
+        """The network as a function of (x, time, second time); `keep` is given the features that it sows."""
         own = {name: value for name, value in params.items() if name != OBJECTIVE}
 
         def network_fn(x, time, second_time=None):
             second = (
                 {} if self.network.num_times == 1 else {"second_time": time if second_time is None else second_time}
             )
-            return self.network.apply({"params": own}, x, time, {**conditioning, **second}, dropout_keys)
+            inputs = (x, time, {**conditioning, **second}, dropout_keys)
+            if keep is None:
+                return self.network.apply({"params": own}, *inputs)
+            output, variables = self.network.apply({"params": own}, *inputs, mutable=["aligned"])
+            keep(variables["aligned"]["features"])
+            return output
 
-        return self.parameterization.denoiser(network_fn)
+        return network_fn
 
     def loss(self, params: Any, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
         """The training loss, with dropout of units and of conditioning, and (metrics, values for `update_state`).
@@ -133,6 +152,9 @@ class Trainable:
             target=target,
             teacher=teacher,
             unconditional=self.denoiser(params, null, dropout_keys) if null else None,
+            aligned=self.aligned(params, conditioning, dropout_keys)
+            if getattr(self.network, "aligned_shape", None)
+            else None,
             params=params.get(OBJECTIVE),
             state=state.objective_state,
         )
