@@ -109,7 +109,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         small.sampling.steps = min(config.sampling.steps, 16)
         if is_text:
             small.objective.num_tokens = 256
-            small.evaluation.likelihood_images = 250
+            small.evaluation.likelihood_images = 100
         elif "num_tokens" in small.objective:  # the digits have 17 levels; a shorter chain would not reach pure noise
             small.objective.update(num_tokens=17, num_steps=128)
             small.sampling.steps = 128
