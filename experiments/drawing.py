@@ -2,6 +2,7 @@
 
     evaluation-<digest>/samples.npy   as they come, [num_samples, ...]
                         drawn         how many of them are there
+                        <split>.npy   real images, where they are too many for memory
 
 The digest is that of everything that the samples depend on. The directory is removed when the evaluation is done; what
 is evaluated is read from the file, so that a set larger than memory can be drawn.

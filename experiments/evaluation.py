@@ -69,9 +69,10 @@ def draw(make: Generator, params: Any, labels: np.ndarray | None, num_samples: i
         return make.generate(params, labels, num_samples, seed, progress.update)
 
 
-def real_images(experiment: Experiment, split: str) -> ImageSet:
-    """Real images as the network sees them: cropped and resized, not augmented."""
-    images, labels = experiment.pipeline.arrays(split, max_examples=experiment.config.evaluation.max_real)
+def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
+    """Real images as the network sees them: cropped and resized, not augmented; many large ones are in `spill`."""
+    limit = experiment.config.evaluation.max_real
+    images, labels = experiment.pipeline.arrays(split, max_examples=limit, spill=spill)
     return ImageSet(images=images, labels=labels)
 
 
@@ -140,7 +141,8 @@ def evaluate(
         drawing.forget()
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
-    train, test = real_images(experiment, config.data.split), real_images(experiment, config.data.validation_split)
+    splits = (config.data.split, config.data.validation_split)
+    train, test = (real_images(experiment, split, drawing.directory) for split in splits)
     metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train, spaces)
     results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
     results = {name: results[name] for name in names}

@@ -24,6 +24,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ from diffusion_jax.registry import unknown_name
 
 PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 _ORDER, _FLIP, _AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
+_NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
 _WORDS_PER_BLOCK = 4  # of the counter-based generator, Philox 4x64
 
 
@@ -195,19 +197,22 @@ class Pipeline:
         return self._iterate(dataclasses.replace(reader, **in_order), 0)
 
     def arrays(
-        self, split: str | None = None, *, max_examples: int | None = None
+        self, split: str | None = None, *, max_examples: int | None = None, spill: Path | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Decoded examples: images uint8 [n, height, width, channels] and labels int32 [n], or None without classes.
 
         Cropped as in training, not flipped. `split` may name another split of the same data. With `max_examples` they
-        are spread evenly over the split, so that a split sorted by class gives all classes.
+        are spread evenly over the split, so that a split sorted by class gives all classes. Images that together are
+        larger than `memory_limit` are put into a file in the directory `spill`, if there is one, and read from there.
         """
         if split not in (None, self.split):
-            return dataclasses.replace(self, split=split).arrays(max_examples=max_examples)
+            return dataclasses.replace(self, split=split).arrays(max_examples=max_examples, spill=spill)
         total = self.info.num_examples
         count = total if max_examples is None else min(total, max_examples)
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
-        batch = _read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1))
+        too_large = count * int(np.prod(self.info.image_shape)) * np.dtype(self.info.dtype).itemsize > self.memory_limit
+        file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
+        batch = _read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1), file=file)
         return batch["image"], batch.get("label")
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
@@ -429,12 +434,26 @@ def _patiently(read: Callable[[Any], list[Example]], indices: Any) -> list[Examp
         raise RunError(f"the data could not be read, {len(PAUSES) + 1} times in {sum(PAUSES):g} s: {error}") from error
 
 
-def _read_all(source: "ArraySource | TransformedSource", indices: Int[np.ndarray, " n"], chunk: int = 256) -> Batch:
-    """The examples at `indices`, decoded by several threads."""
-    if isinstance(source, ArraySource) or len(indices) <= chunk:
+def _read_all(
+    source: "ArraySource | TransformedSource",
+    indices: Int[np.ndarray, " n"],
+    chunk: int = 256,
+    *,
+    file: Path | None = None,
+) -> Batch:
+    """The examples at `indices`, decoded by several threads; the images into a file, where one is named."""
+    if file is None and (isinstance(source, ArraySource) or len(indices) <= chunk):
         return source.read(indices)
     example = source.read(indices[:1])
-    whole = {key: np.empty((len(indices), *value.shape[1:]), value.dtype) for key, value in example.items()}
+
+    def room(key: str, value: np.ndarray) -> np.ndarray:
+        shape = (len(indices), *value.shape[1:])
+        if file is None or key != "image":
+            return np.empty(shape, value.dtype)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(file, mode="w+", dtype=value.dtype, shape=shape)
+
+    whole = {key: room(key, value) for key, value in example.items()}
 
     def fill(start: int) -> None:
         for key, value in source.read(indices[start : start + chunk]).items():

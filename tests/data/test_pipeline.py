@@ -310,3 +310,16 @@ def test_wrong_content_is_not_tried_again(monkeypatch):
 )
 def test_what_counts_as_failed_storage(error, failed):
     assert storage_failed(error) is failed
+
+
+def test_images_larger_than_the_limit_are_put_into_a_file(pipeline, tmp_path):
+    small = dataclasses.replace(pipeline, memory_limit=1000)
+    for split in ("train", "test", "train[:50%]"):
+        images, labels = small.arrays(split, max_examples=600, spill=tmp_path / "spill")
+        expected = pipeline.arrays(split, max_examples=600)
+        assert isinstance(images, np.memmap)
+        np.testing.assert_array_equal(images, expected[0])
+        np.testing.assert_array_equal(labels, expected[1])
+    assert len(list((tmp_path / "spill").iterdir())) == 3
+    assert not isinstance(small.arrays("test")[0], np.memmap)
+    assert not isinstance(pipeline.arrays("test", spill=tmp_path)[0], np.memmap)
