@@ -156,9 +156,13 @@ def _summary(run: _Run) -> str:
     model, data = _named(config.get("model")), _named(config.get("data"))
     parts = [f"{model} on {data}" if model and data else model or data]
     prediction, schedule = _named(config.get("prediction")), _named(config.get("schedule"))
-    parts.append(
-        ", ".join(filter(None, [prediction and f"{prediction} prediction", schedule and f"{schedule} schedule"]))
-    )
+    objective = config.get("objective")
+    if isinstance(objective, dict) and "num_tokens" in objective:  # a process of its own, without those two
+        parts.append(f"{_named(objective)} objective")
+    else:
+        parts.append(
+            ", ".join(filter(None, [prediction and f"{prediction} prediction", schedule and f"{schedule} schedule"]))
+        )
     if run.step is not None:
         total = run.train_field("steps")
         done = "trained for" if total is None or run.step >= total else "so far trained for"

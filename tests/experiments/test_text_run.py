@@ -47,6 +47,7 @@ def test_a_run_ends_with_texts_and_a_perplexity(run):
     report = (workdir / "report.html").read_text()
     assert "--- sample 19 ---" in report
     assert "Perplexity" in report
+    assert "ddit on text; mdlm objective; trained for 60 steps" in report
 
 
 def test_samples_and_evaluations_of_a_run(run, command):
