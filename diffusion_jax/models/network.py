@@ -55,9 +55,7 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def aligned_shape(self) -> tuple[int, int] | None:
-        """Shape of the features of one example that the network sows as ("aligned", "features"), a vector for each
-        token;
-        None where it sows none."""
+        """Shape of what the network sows as ("aligned", "features"), a vector for each token; None: it sows nothing."""
         return None
 
     @nn.nowrap
