@@ -2,9 +2,8 @@
 
     python -m experiments.prepare_features --config=configs/digits_unet.py:objective=repa \\
         --dinov2=dinov2_vitb14_pretrain.pth --out=data/features.npy
-    python -m experiments.train --config=configs/digits_unet.py:objective=repa --config.data.features=data/features.npy
-    \\
-        --workdir=runs/repa
+    python -m experiments.train --config=configs/digits_unet.py:objective=repa --workdir=runs/repa \\
+        --config.data.features=data/features.npy
 
 As many patches as the config's network has tokens, in the order of the data set, cropped as in training and not
 flipped; float16 [examples, tokens, channels]. Stopped, it goes on where it was.
