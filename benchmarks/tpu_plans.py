@@ -1,7 +1,7 @@
 """Every config on its TPU topology, as the TPU compiler sees it: writes docs/tpu_plans.json and docs/tpu_plans.md.
 
     pip install -e '.[tpu]'
-    python -m benchmarks.tpu_plans                                   # all; an hour or more on two cores
+    python -m benchmarks.tpu_plans                                   # all; three hours on two cores
     python -m benchmarks.tpu_plans --only=configs/digits_dit.py      # these anew, the others as they are in the file
     python -m benchmarks.tpu_plans --only=none                       # only the page, from the file
 

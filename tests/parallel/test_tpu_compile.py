@@ -35,6 +35,8 @@ def test_docstring_names_a_topology_and_its_memory(config):
 
 
 def test_every_config_fits_and_the_page_is_that_of_the_numbers():
+    papers = {str(path.relative_to(tpu_plans.ROOT)) for path in (tpu_plans.ROOT / "configs" / "papers").glob("*.py")}
+    assert papers <= set(tpu_plans.CONFIGS), "every paper names its slice"
     assert PLANS["configs"].keys() == set(tpu_plans.CONFIGS)
     for plans in PLANS["configs"].values():
         assert [plan["program"] for plan in plans] == ["train step", "sampler"]
