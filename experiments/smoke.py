@@ -132,7 +132,7 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     config = reduced(paper.config, steps)
     if "align_depth" in config.model:
         with config.unlocked():
-            config.data.features = str(_write_features(config, directory))
+            config.data.features = str(write_features(config, directory))
     experiment = Experiment(config, directory=directory)
     experiment.check()
     workdir.claim(directory, experiment.config, experiment.info)
@@ -156,7 +156,7 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     return {"measure": judge.measure, "before": before, "after": after, "learned": learned, "seconds": seconds}
 
 
-def _write_features(config: ConfigDict, directory: Path) -> Path:
+def write_features(config: ConfigDict, directory: Path) -> Path:
     """In the place of DINOv2's: a fixed random layer on each 2x2 patch of the real digits and the ring around it."""
     images, _ = Experiment(config).pipeline.arrays()
     padded = np.pad(images[..., 0] / 127.5 - 1.0, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)

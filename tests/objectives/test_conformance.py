@@ -141,6 +141,7 @@ def test_gradients_through_a_parameterised_network_are_finite(objective, dtype):
             target=frozen,
             teacher=frozen,
             unconditional=frozen,
+            aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), jnp.ones((len(xt), 4, 2))),
             params=params,
             state=objective.init_state(),
         )
