@@ -52,7 +52,14 @@ def latents(image_size: int, channels: int = 4) -> ConfigDict:
 
 def openwebtext() -> ConfigDict:
     """OpenWebText in 1024 of GPT-2's tokens, an end of text at both ends; the last 100,000 documents are held out."""
-    config = text("openwebtext", length=1024)
+    config = _runner()
+    config.data = _data("text", image_size=None, validation_split="test", flip=False)
+    config.data.options = ConfigDict(dict(corpus="openwebtext", length=1024))
+    # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
+    config.schedule = ConfigDict(dict(name="rectified_flow"))
+    config.prediction = ConfigDict(dict(name="velocity"))
+    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
+    config.time_sampler = ConfigDict(dict(name="uniform"))
     config.log.validate_every = 10_000
     config.log.validation_examples = 5_120
     config.log.sample_every = 50_000
@@ -61,19 +68,6 @@ def openwebtext() -> ConfigDict:
     config.sampling.batch_size = 16
     config.evaluation.metrics = ("perplexity",)
     config.evaluation.num_samples = 16
-    return config
-
-
-def text(corpus: str, length: int) -> ConfigDict:
-    """A text that `experiments.prepare_data` has turned into tokens, in sequences of this length."""
-    config = _runner()
-    config.data = _data("text", image_size=None, validation_split="test", flip=False)
-    config.data.options = ConfigDict(dict(corpus=corpus, length=length))
-    # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="uniform"))
     return config
 
 

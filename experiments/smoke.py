@@ -7,7 +7,7 @@ as many as the digits have levels, 128). The objective, schedule, prediction, ne
 the recipe's. It has learned where its samples are less than half as far from the real digits as those of the same
 network before training, by the Fréchet distance of pixels.
 
-A recipe for text gets the topics that come with Python, byte by byte in sequences of 32. It has learned where held-out
+A recipe for text gets the topics that come with Python, byte by byte in sequences of 64. It has learned where held-out
 text is likelier by the model (its perplexity, an upper bound) than by how often each byte occurs: it reads the context.
 For representation alignment a fixed random layer on patches of the digits takes the place of DINOv2.
 """
@@ -82,7 +82,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
         if is_text:
             small.data.update(
-                dataset="text", image_size=None, options=ConfigDict(dict(corpus="python_docs", length=32))
+                dataset="text", image_size=None, options=ConfigDict(dict(corpus="python_docs", length=64))
             )
         small.data.update(split="train", validation_split="test", num_workers=0)
         model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}

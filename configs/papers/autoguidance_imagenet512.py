@@ -16,6 +16,7 @@ The training's own samples need the averages that it keeps; those of width 0.070
 `--ema=width_0.07 --guide_ema=width_0.125` of `experiments.sample` and `experiments.evaluate`.
 
 Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
+The plan's sampler is guided by the null condition of the same network: there is no run of a worse one to plan with.
 
     python -m experiments.params --config=configs/papers/autoguidance_imagenet512.py
 """

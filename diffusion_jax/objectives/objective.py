@@ -112,8 +112,8 @@ class Objective:
         missing = sorted(name for name in self.needs if getattr(context, name) is None)
         if "aligned" in missing:
             raise UserError(
-                f"objective {type(self).__name__} needs the network's features: pass aligned in Context (in a config, "
-                "model.align_depth says after which block of a dit)"
+                f"objective {type(self).__name__} needs the network's features, aligned: pass it in Context "
+                "(in a config, model.align_depth says after which block of a dit)"
             )
         if missing:
             raise UserError(

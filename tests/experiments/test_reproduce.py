@@ -54,7 +54,7 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
         assert config[group] == paper.config[group]
     assert config.objective.name == paper.config.objective.name
     assert config.sampling.sampler == paper.config.sampling.sampler
-    assert math.prod(experiment.info.image_shape) == (32 if experiment.info.is_text else 64)
+    assert math.prod(experiment.info.image_shape) == 64
 
 
 @pytest.mark.parametrize(
