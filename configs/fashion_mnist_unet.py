@@ -34,11 +34,11 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(
         name="unet",
-        base_channels=16,
-        channel_multipliers=(1, 2, 4),
+        patch_size=2,
+        base_channels=32,
+        channel_multipliers=(1, 2),
         num_res_blocks=1,
-        attention_resolutions=(7,),
-        dropout=0.1,
+        attention_resolutions=(),
     ))  # fmt: skip
 
     config.schedule = ConfigDict(dict(name="rectified_flow"))

@@ -31,10 +31,12 @@ from diffusion_jax.models.layers import (
     QKV,
     Dense,
     TimeMLP,
+    depth_to_space,
     at_least_float32,
     layer_norm,
     recomputed,
     sinusoidal_embedding,
+    space_to_depth,
 )
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
@@ -105,16 +107,14 @@ def position_embedding(size: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
 
 def patchify(x: Float[Array, "batch height width channels"], patch: int) -> Tokens:
     """Tokens in row order; inside a token (row, column, channel)."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+    x = space_to_depth(x, patch)
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def unpatchify(tokens: Tokens, patch: int, size: int) -> Float[Array, "batch size size channels"]:
     """The inverse of `patchify` for square images."""
-    batch, grid = tokens.shape[0], size // patch
-    x = tokens.reshape(batch, grid, grid, patch, patch, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, size, size, -1)
+    grid = size // patch
+    return depth_to_space(tokens.reshape(tokens.shape[0], grid, grid, -1), patch)
 
 
 def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:

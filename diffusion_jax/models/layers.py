@@ -144,6 +144,24 @@ def downsample_average(
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
+def space_to_depth(
+    x: Float[Array, "batch height width channels"], patch: int
+) -> Float[Array, "batch height_over_patch width_over_patch patch_channels"]:
+    """Squares of `patch` x `patch` pixels as the channels of one; inside it (row, column, channel)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)
+
+
+def depth_to_space(
+    x: Float[Array, "batch height width patch_channels"], patch: int
+) -> Float[Array, "batch height_times_patch width_times_patch channels"]:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height, width, patch, patch, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
+
+
 def resample(
     x: Float[Array, "batch height width channels"],
     direction: Literal["up", "down"],

@@ -29,8 +29,10 @@ from diffusion_jax.models.layers import (
     LabelEmbedding,
     TimeMLP,
     at_least_float32,
+    depth_to_space,
     resample,
     sinusoidal_embedding,
+    space_to_depth,
 )
 from diffusion_jax.models.network import Conditioning, Network
 from diffusion_jax.models.registry import MODELS
@@ -74,6 +76,8 @@ class UNet(Network, kw_only=True):
       resampling: "conv" changes resolution by a convolution, "residual" by a residual block (ADM, from BigGAN), "pool"
         by averages and repetition alone.
       null_label: whether the null class has a "row" in the table of labels, or is "zero".
+      patch_size: the network sees squares of so many pixels a side as one, and gives them back (Luhman & Luhman 2022,
+        arXiv:2207.04316): the levels count from there, and each costs 1 / patch_size^2 of what it did.
       context_channels: width of conditioning["context"], [batch, tokens, width]; where it is not 0, transformers that
         attend to the context take the place of self-attention (latent diffusion).
       context_tokens: tokens of the null context; a context may have any number.
@@ -102,6 +106,7 @@ class UNet(Network, kw_only=True):
     scale_shift: bool = False
     resampling: Literal["conv", "residual", "pool"] = "conv"
     null_label: Literal["row", "zero"] = "row"
+    patch_size: int = 1
     context_channels: int = 0
     context_tokens: int = 1
     label_context: bool = False
@@ -118,8 +123,10 @@ class UNet(Network, kw_only=True):
 
     def __post_init__(self):
         super().__post_init__()
-        halvings = require_halvings(self, len(self.channel_multipliers))
-        resolutions = {self.image_size // 2**level for level in range(halvings + 1)}
+        if self.patch_size < 1:
+            raise UserError(f"patch_size is a number of pixels, at least 1, got {self.patch_size}")
+        halvings = require_halvings(self, len(self.channel_multipliers), self.patch_size)
+        resolutions = {self.image_size // (self.patch_size * 2**level) for level in range(halvings + 1)}
         if not set(self.attention_resolutions) <= resolutions:
             raise UserError(
                 f"attention_resolutions={self.attention_resolutions}: this UNet has resolutions {sorted(resolutions)}"
@@ -159,8 +166,9 @@ class UNet(Network, kw_only=True):
         """See `Network`. Raises UserError for sizes that cannot be halved often enough."""
         self.check_inputs(x, time, conditioning)
         levels = len(self.channel_multipliers)
-        if x.shape[1] % 2 ** (levels - 1) or x.shape[2] % 2 ** (levels - 1):
-            raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {2 ** (levels - 1)}")
+        divisor = self.patch_size * 2 ** (levels - 1)
+        if x.shape[1] % divisor or x.shape[2] % divisor:
+            raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {divisor}")
 
         norm = functools.partial(GroupNorm, max_groups=self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype)
         conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
@@ -184,7 +192,7 @@ class UNet(Network, kw_only=True):
                 name=name,
             )
             x = block(x, embedding, dropout_keys)
-            return attend_to(x, f"{name}_attention") if attend and self._has_attention(level) else x
+            return attend_to(x, f"{name}_attention") if attend and self.has_attention(level) else x
 
         def attend_to(x, name):
             heads = x.shape[-1] // self.head_channels if self.head_channels else self.num_heads
@@ -197,7 +205,9 @@ class UNet(Network, kw_only=True):
             )
             return transformer(x, context)
 
-        h = conv(round(self.base_channels * self.channel_multipliers[0]), name="conv_in")(x)
+        h = conv(round(self.base_channels * self.channel_multipliers[0]), name="conv_in")(
+            space_to_depth(x, self.patch_size)
+        )
         kept = [h]
         for level in range(levels):
             for block in range(self.num_res_blocks):
@@ -232,8 +242,9 @@ class UNet(Network, kw_only=True):
                     h = conv(h.shape[-1], name=name)(resample(h, "up"))
 
         h = nn.silu(norm(name="norm_out")(h))
-        h = conv(self.out_channels or self.image_channels, kernel_init=_zeros, name="conv_out")(h)
-        return h.astype(at_least_float32(h.dtype))
+        out_channels = (self.out_channels or self.image_channels) * self.patch_size**2
+        h = conv(out_channels, kernel_init=_zeros, name="conv_out")(h)
+        return depth_to_space(h, self.patch_size).astype(at_least_float32(h.dtype))
 
     def _embed(self, time, conditioning):
         """Time and class as one vector of 4 * base_channels."""
@@ -271,8 +282,10 @@ class UNet(Network, kw_only=True):
         )
         return table(conditioning["label"])[:, None]
 
-    def _has_attention(self, level: int) -> bool:
-        return self.image_size // 2**level in self.attention_resolutions
+    @nn.nowrap
+    def has_attention(self, level: int) -> bool:
+        """Whether this level has self-attention."""
+        return self.image_size // (self.patch_size * 2**level) in self.attention_resolutions
 
 
 # Guided diffusion's multipliers by image size (ADM, Dhariwal & Nichol 2021, tables 11-14; iDDPM at 32).

@@ -159,12 +159,14 @@ class SpatialTransformer(nn.Module, kw_only=True):
         return x + Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 
-def require_halvings(network: Network, levels: int) -> int:
+def require_halvings(network: Network, levels: int, patch_size: int = 1) -> int:
     """How often a network of so many levels halves its images; UserError where `image_size` does not divide so."""
     halvings, size = levels - 1, network.image_size
-    if size % 2**halvings:
+    divisor = patch_size * 2**halvings
+    if size % divisor:
+        patches = f" of {patch_size}x{patch_size} patches" if patch_size > 1 else ""
         raise UserError(
-            f"{type(network).__name__} halves images {halvings} times: image_size={size} does not divide by "
-            f"{2**halvings}; pad the images or give fewer channel_multipliers"
+            f"{type(network).__name__} halves images{patches} {halvings} times: image_size={size} does not divide by "
+            f"{divisor}; pad the images or give fewer channel_multipliers"
         )
     return halvings

@@ -27,7 +27,7 @@ def unet_stages(network: UNet) -> list[tuple[str, str, int, int, bool, bool]]:
     is "block", or "resample" for a change of resolution.
     """
     width = [round(network.base_channels * multiplier) for multiplier in network.channel_multipliers]
-    attends = [network.image_size // 2**level in network.attention_resolutions for level in range(len(width))]
+    attends = [network.has_attention(level) for level in range(len(width))]
     stages, channels = [], width[0]
     kept = [channels]
     for level, features in enumerate(width):

@@ -21,6 +21,7 @@ def build(**fields):
         ({"image_size": 64, "channel_multipliers": [1, 2, 2, 2, 4]}, 78_700_803),  # CelebA, of DDIM
         ({"image_size": 32, "num_classes": 10}, 35_746_307 + 11 * 4 * 128),
         ({"image_size": 32, "out_channels": 6}, 35_746_307 + 3 * (9 * 128 + 1)),
+        ({"image_size": 64, "patch_size": 2}, 35_746_307 + 9 * 2 * 9 * 128 + 9),  # 12 channels instead of 3
     ],
 )
 def test_parameter_counts(fields, count):
@@ -32,6 +33,8 @@ def test_parameter_counts(fields, count):
     [
         ({"image_size": 28}, "does not divide by 8"),
         ({"image_size": 8, "channel_multipliers": (1, 2)}, r"attention_resolutions=\(16,\).*\[4, 8\]"),
+        ({"image_size": 40, "patch_size": 2}, "of 2x2 patches 3 times: image_size=40 does not divide by 16"),
+        ({"image_size": 32, "patch_size": 0}, "number of pixels, at least 1, got 0"),
         ({"image_size": 32, "dropout": 1.0}, r"rate in \[0, 1\), got 1.0"),
         ({"image_size": 32, "downsample_padding": "valid"}, "'same' or 'symmetric'"),
     ],
@@ -43,12 +46,28 @@ def test_wrong_fields(fields, message):
 
 def tiny(**fields):
     defaults = {"base_channels": 8, "channel_multipliers": (1, 2), "attention_resolutions": (4,), "num_res_blocks": 1}
-    return UNet(image_size=8, image_channels=3, **{**defaults, **fields})
+    return UNet(**{"image_size": 8, "image_channels": 3, **defaults, **fields})
 
 
 def output_shape(module, image_shape):
     inputs = example_inputs(module, 2, image_shape)
     return jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)[0].shape
+
+
+def test_patches_are_the_channels_of_a_smaller_image():
+    """The network of patch_size=2 is the one of 4 times the channels on images of half the size."""
+    rng = np.random.default_rng(0)
+    patched = tiny(image_channels=1, patch_size=2, attention_resolutions=(2,))
+    plain = tiny(image_channels=4, image_size=4, attention_resolutions=(2,))
+    x = jnp.asarray(rng.standard_normal((2, 8, 8, 1), np.float32))
+    squares = x.reshape(2, 4, 2, 4, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 4, 4)
+    time = jnp.asarray([0.1, 0.7])
+    variables = plain.init(jax.random.key(0), squares, time, {})
+    variables = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape, np.float32) * 0.3), variables)
+    got = patched.apply(variables, x, time, {})
+    expected = plain.apply(variables, squares, time, {})
+    expected = expected.reshape(2, 4, 4, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 1)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_takes_other_sizes_that_divide():
