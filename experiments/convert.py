@@ -89,8 +89,7 @@ def convert(source: Path, target: Path) -> None:
 
 def save(experiment: Experiment, params: Any, target: Path) -> None:
     """The state before the first step, with these parameters."""
-    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    state = jax.jit(experiment.init_state, out_shardings=shardings)()
+    state = experiment.first_state()
 
     def placed(like: Any) -> Any:
         own = {name: like[name] for name in params}

@@ -88,6 +88,8 @@ class Population:
             member.check()
         if self.base.teacher is not None:
             raise UserError("a training with a teacher can not be a member of a population")
+        if self.base.needs_lpips:
+            raise UserError("a training by the distance lpips can not be a member of a population")
         if self.config.checkpoint.keep_last < 2:
             raise UserError(
                 "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"

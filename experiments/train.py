@@ -111,10 +111,7 @@ def begin(
         there = ", ".join(map(str, steps)) or "none"
         raise UserError(f"no checkpoint {resume_from} in {checkpointer.directory}; there are: {there}")
     if not steps:
-        init = jax.jit(
-            experiment.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-        )
-        state = init()
+        state = experiment.first_state()
         if experiment.teacher is not None:
             state = taught(experiment, state)
             if parallel.is_primary():

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, models, parallel, training
+from diffusion_jax import data, models, parallel, training, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import METRICS
 from diffusion_jax.objectives import OBJECTIVES, Objective
@@ -290,6 +290,13 @@ class Experiment:
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
         self._check_features()
+        if self.needs_lpips:
+            try:
+                weights.require_lpips(self.objective.vgg, self.objective.lpips)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; name the files as objective.vgg and objective.lpips, or set objective.distance=squared"
+                ) from None
         told, labels = getattr(self.network, "augment_channels", 0), self.pipeline.augment_labels
         if told not in (0, labels):
             raise UserError(
@@ -340,6 +347,22 @@ class Experiment:
             teacher=trainable.teacher and models.init_params(trainable.teacher.network, key),
             objective_state=self.objective.init_state(),
         )
+
+    def first_state(self) -> training.TrainState:
+        """The state before the first step, on the devices, with what the objective has from files."""
+        state = jax.jit(self.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract_state))()
+        if not self.needs_lpips:
+            return state
+        params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
+        placed = jax.tree.map(
+            lambda x, old: jax.device_put(jnp.asarray(x), old.sharding), params, state.objective_state
+        )
+        return state.replace(objective_state=placed)
+
+    @property
+    def needs_lpips(self) -> bool:
+        """Whether the objective's state is the network of LPIPS, whose weights are in files."""
+        return getattr(self.objective, "distance", "") == "lpips"
 
     @cached_property
     def abstract_state(self) -> Any:

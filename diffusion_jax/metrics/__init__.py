@@ -32,6 +32,7 @@ from diffusion_jax.metrics.features import (
     inception_features,
 )
 from diffusion_jax.metrics.inception import InceptionV3
+from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
 from diffusion_jax.metrics.references import read_gaussian, write_gaussian
 
@@ -62,8 +63,10 @@ __all__ = [
     "gaussian_kernel_distance",
     "inception_features",
     "inception_score",
+    "init_lpips",
     "kernel_distance",
     "kernel_distance_of_subsets",
+    "lpips",
     "nearest",
     "precision_recall",
     "read_gaussian",

@@ -15,21 +15,26 @@ evaluations share their dropout masks; the target has no gradient.
     consistency_distillation  18 levels, uniform                 EMA, 0.95       squared       1, Heun step of a teacher
 
 with s = sigma / alpha. Levels are equal in t; on the edm schedule these are the paper's. Pseudo-Huber is sqrt(|a - b|^2
-+ c^2) - c with c = 0.00054 sqrt(dimensions) (Song & Dhariwal 2023, arXiv 2310.14189), the squared distance a mean.
++ c^2) - c with c = 0.00054 sqrt(dimensions) (Song & Dhariwal 2023, arXiv 2310.14189), the squared distance a mean. Song
+et al. 2023 have LPIPS in the place of the squared distance: distance="lpips", a network with weights of its own, which
+are the objective's state. For it images of less than 256 pixels are enlarged to 224, as in the authors' code.
 """
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import init_lpips, lpips
 from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
 from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
+from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import (
     PREDICTIONS,
@@ -44,27 +49,47 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.schedulers.arrays import like_data
 
+DISTANCES = ("squared", "pseudo_huber", "lpips")
+_LPIPS_SIZE = 224
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Objective):
-    """Base of (1): the distance and its weight; a member gives the pairs of times."""
+    """Base of (1): the distance and its weight; a member gives the pairs of times.
+
+    Attributes:
+      distance: d of (1).
+      huber_scale: c / sqrt(dimensions) of pseudo-Huber.
+      by_interval: w is 1 / (s_t - s_r) instead of 1.
+      vgg, lpips: the files of LPIPS's weights (`diffusion_jax.weights.read_lpips`). Who trains puts what is read from
+        them in the place of `init_state`'s random values.
+    """
 
     makes: ClassVar[Literal["consistency"]] = "consistency"
 
     schedule: NoiseSchedule
     prediction: PredictionKind
-    distance: Literal["squared", "pseudo_huber"] = "pseudo_huber"
+    distance: Literal["squared", "pseudo_huber", "lpips"] = "pseudo_huber"
+    vgg: str = ""
+    lpips: str = ""
     huber_scale: float = 0.00054
     by_interval: bool = True
 
     def __post_init__(self):
-        if self.distance not in ("squared", "pseudo_huber"):
-            raise UserError(f"the distance of a consistency loss is 'squared' or 'pseudo_huber', got {self.distance!r}")
+        if self.distance not in DISTANCES:
+            raise UserError(unknown_name("distance of a consistency loss", self.distance, DISTANCES))
         if self.schedule.alpha(1.0) == 0:
             raise UserError(
                 f"a consistency loss measures noise as sigma / alpha, which is infinite at t = 1 of "
                 f"{type(self.schedule).__name__}: use edm, or objective scm on trigflow"
             )
+
+    def init_state(self) -> Any:
+        """LPIPS's parameters, with random values; None with another distance."""
+        return init_lpips(jax.random.key(0)) if self.distance == "lpips" else None
+
+    def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
+        return state  # trained long ago
 
     def times(self, key: BatchKey, step: Int[Array, ""] | int) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
         """(t, r) with r < t, for every example."""
@@ -97,16 +122,24 @@ class Consistency(Objective):
         target = jnp.where(like_data(r < 0, x0), x0, target)  # r < 0 stands for clean data
         target = jax.lax.stop_gradient(target)
         mse = mean_square(end - target)
-        distance = mse
-        if self.distance == "pseudo_huber":
-            dimensions = math.prod(x0.shape[1:])
-            c = self.huber_scale * math.sqrt(dimensions)
-            distance = jnp.sqrt(mse * dimensions + c**2) - c
+        distance = self._distance(end, target, mse, context)
         weight = 1.0
         if self.by_interval:
             weight = 1.0 / (self.level(t) - jnp.where(r < 0, 0.0, self.level(jnp.maximum(r, 0.0))))
         loss = jnp.mean(weight * distance)
         return loss, {"loss": loss, "mse": jnp.mean(mse), "x0_mse": jnp.mean(mean_square(end - x0))}
+
+    def _distance(self, end, target, mse, context: Context) -> Float[Array, " batch"]:
+        if self.distance == "squared":
+            return mse
+        if self.distance == "pseudo_huber":
+            dimensions = math.prod(end.shape[1:])
+            c = self.huber_scale * math.sqrt(dimensions)
+            return jnp.sqrt(mse * dimensions + c**2) - c
+        if context.state is None:
+            raise UserError("the distance lpips has a network: give its parameters in Context.state")
+        frozen = jax.lax.stop_gradient(context.state)
+        return lpips(frozen, end, target, size=_LPIPS_SIZE if max(end.shape[1:3]) < 256 else 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,12 +228,16 @@ def consistency_training(
     total_steps: int = 800_000,
     initial_decay: float = 0.9,
     distance: str = "squared",
+    vgg: str = "",
+    lpips: str = "",
 ) -> WithTargetNetwork:
-    """CT; the paper's distance is LPIPS, for which a network is needed that is not here."""
+    """CT, in the paper with distance="lpips"."""
     return WithTargetNetwork(
         schedule=built(SCHEDULES, schedule),
         prediction=built(PREDICTIONS, prediction),
         distance=distance,
+        vgg=vgg,
+        lpips=lpips,
         by_interval=False,
         discretisation=Discretisation(rule="sqrt", first=first, last=last, total_steps=total_steps),
         log_normal=None,
@@ -231,12 +268,16 @@ def consistency_distillation(
     levels: int = 18,
     decay: float = 0.95,
     distance: str = "squared",
+    vgg: str = "",
+    lpips: str = "",
 ) -> Distillation:
-    """CD."""
+    """CD, in the paper with distance="lpips"."""
     return Distillation(
         schedule=built(SCHEDULES, schedule),
         prediction=built(PREDICTIONS, prediction),
         distance=distance,
+        vgg=vgg,
+        lpips=lpips,
         by_interval=False,
         discretisation=Discretisation(rule="constant", first=levels, last=levels),
         log_normal=None,

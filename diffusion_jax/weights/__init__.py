@@ -5,6 +5,7 @@ from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, rea
 from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
 from diffusion_jax.weights.inception import inception_map, inception_shapes, read_inception
+from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_config, read_state, write_state
 from diffusion_jax.weights.torch_files import read_torch_file
@@ -14,19 +15,25 @@ __all__ = [
     "DINOV2_SOURCE",
     "FORMATS",
     "INCEPTION_SOURCE",
+    "LPIPS_SOURCE",
+    "VGG_SOURCE",
     "Clip",
     "WeightMap",
     "find_format",
     "inception_map",
     "inception_shapes",
     "load_params",
+    "lpips_map",
+    "lpips_shapes",
     "network_spec",
     "read_clip",
     "read_config",
     "read_dinov2",
     "read_inception",
+    "read_lpips",
     "read_state",
     "read_torch_file",
+    "require_lpips",
     "weight_map",
     "write_state",
 ]

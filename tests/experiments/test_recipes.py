@@ -1,13 +1,17 @@
 """configs/digits_unet.py:objective=NAME: a recipe for every objective, and every recipe trains."""
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs.digits_unet import RECIPES, get_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES
+from diffusion_jax.weights import read_lpips
+from experiments.population import Population
 from experiments.wiring import Experiment
+from tests.lpips_weights import write_random_lpips
 
 TAUGHT = {name for name in OBJECTIVES if "teacher" in OBJECTIVES.example(name).needs}
 ALIGNED = {name for name in OBJECTIVES if "aligned" in OBJECTIVES.example(name).needs}
@@ -52,6 +56,24 @@ def test_a_missing_teacher_is_one_clear_line(name, data_dir):
 def test_missing_features_are_one_clear_line(name, data_dir):
     with pytest.raises(UserError, match=r"experiments\.prepare_features"):
         Experiment(config_of(name, data_dir)).check()
+
+
+def test_lpips_comes_from_the_files_that_the_config_names(data_dir, tmp_path):
+    """A training begins with their weights in its state, and is refused without them."""
+    config = config_of("consistency_training", data_dir)
+    config.objective.update(distance="lpips", vgg=str(tmp_path / "vgg16.safetensors"), lpips="")
+    with pytest.raises(UserError, match=r"weights of VGG-16 at .*set objective\.distance=squared"):
+        Experiment(config).check()
+    vgg, linear = write_random_lpips(tmp_path)
+    config.objective.lpips = str(linear)
+    experiment = Experiment(config)
+    experiment.check()
+    state = experiment.first_state()
+    jax.tree.map(np.testing.assert_array_equal, state.objective_state, read_lpips(vgg, linear))
+    after, _ = jax.eval_shape(experiment.train_step(), state, experiment.abstract_batch(config.train.batch_size))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    with pytest.raises(UserError, match="lpips can not be a member of a population"):
+        Population([config, config], [tmp_path / "a", tmp_path / "b"])
 
 
 def test_a_sampler_for_another_kind_of_network_is_refused(data_dir):

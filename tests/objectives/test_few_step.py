@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.metrics import lpips
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
 from diffusion_jax.rng import BatchKey
@@ -85,6 +86,35 @@ def test_the_exact_consistency_function_has_no_loss_on_one_point(name):
     loss, metrics = loss_of(OBJECTIVES.example(name), exact, {"image": X0}, context=context)
     np.testing.assert_allclose(metrics["mse"], 0, atol=1e-9)
     np.testing.assert_allclose(loss, 0, atol=1e-3)
+
+
+def test_the_distance_lpips_is_of_enlarged_images_and_its_network_stays(x64):
+    """Of images below 256 pixels, at 224; the loss has no gradient in the state, and a step leaves it as it was."""
+    objective = OBJECTIVES.build({"name": "consistency_training", "total_steps": 100, "distance": "lpips"})
+    state = objective.init_state()
+    x0 = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1), jnp.float32, -1, 1)
+    found = {}
+
+    def ends(name, shift):
+        def denoise(xt, t):
+            found[name] = jnp.tanh(xt) + shift
+            return Prediction(x0=found[name], noise=xt)
+
+        return denoise
+
+    context = Context(step=50, target=ends("target", 0.0), state=state)
+    loss, metrics = objective.loss(ends("end", 0.1), {"image": x0}, keys(1), context)
+    big = [jax.image.resize(found[name], (1, 224, 224, 1), "bilinear") for name in ("end", "target")]
+    np.testing.assert_allclose(loss, lpips(state, *big)[0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], np.mean((found["end"] - found["target"]) ** 2), rtol=1e-5)
+    assert objective.update_state(state, {}) is state
+    with pytest.raises(UserError, match=r"parameters in Context.state"):
+        objective.loss(ends("end", 0.1), {"image": x0}, keys(1), Context(step=50, target=ends("target", 0.0)))
+
+
+def test_an_unknown_distance_lists_the_known_ones():
+    with pytest.raises(UserError, match="pseudo_huber"):
+        OBJECTIVES.build({"name": "consistency_training", "distance": "l1"})
 
 
 def test_distillation_has_no_loss_at_the_exact_function_of_a_gaussian(x64):

@@ -1,0 +1,79 @@
+"""LPIPS: how different two images look, in the features of VGG-16 (Zhang et al. 2018, arXiv:1801.03924, version 0.1).
+
+The features after the last rectifier of each of VGG's five stages (Simonyan & Zisserman 2014, arXiv:1409.1556,
+configuration D) are divided by their length at every pixel; the squared differences are weighed by channel, averaged
+over the pixels and added.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from diffusion_jax.errors import UserError
+
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Channels and convolutions of each stage of VGG-16."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of R, G and B, in 0..1
+
+Pictures = Float[Array, "n height width channels"]
+
+
+class Lpips(nn.Module):
+    """Two sets of images in [-1, 1], of one or three channels, to one distance for each pair.
+
+    Height and width are at least 16. The weights are those of files (`diffusion_jax.weights.read_lpips`).
+    """
+
+    @nn.compact
+    def __call__(self, x: Pictures, y: Pictures) -> Float[Array, " n"]:
+        """Differentiable in both; where a pixel's features are all zero, its gradient is zero."""
+        n = len(x)
+        h = _normalised(jnp.concatenate([x, y]))
+        distance = jnp.zeros(n, h.dtype)
+        for stage, (features, convolutions) in enumerate(STAGES):
+            if stage:
+                h = nn.max_pool(h, (2, 2), strides=(2, 2))
+            for i in range(convolutions):
+                conv = nn.Conv(
+                    features, (3, 3), padding=1, kernel_init=nn.initializers.he_normal(), name=f"{stage}_{i}"
+                )
+                h = nn.relu(conv(h))
+            weight = self.param(f"weight_{stage}", nn.initializers.constant(1 / features), (features,))
+            squares = jnp.sum(h**2, axis=-1, keepdims=True)
+            unit = h / (jnp.sqrt(jnp.maximum(squares, 1e-20)) + 1e-10)
+            distance += jnp.mean((unit[:n] - unit[n:]) ** 2 @ weight, axis=(1, 2))
+        return distance
+
+
+def _normalised(x: Pictures) -> Float[Array, "n height width 3"]:
+    if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < 16:
+        raise UserError(f"LPIPS is of images of one or three channels and 16x16 pixels or more, not of {x.shape[1:]}")
+    mean, std = (jnp.asarray(values, x.dtype) for values in _IMAGENET)
+    return ((jnp.broadcast_to(x, (*x.shape[:-1], 3)) + 1) / 2 - mean) / std
+
+
+def init_lpips(key: Key[Array, ""]) -> PyTree:
+    """Parameters of `Lpips` with random values, in the place of the trained ones."""
+    image = jnp.zeros((1, 16, 16, 3))
+    return Lpips().init(key, image, image)["params"]
+
+
+def lpips(params: PyTree, x: Pictures, y: Pictures, *, size: int = 0) -> Float[Array, " n"]:
+    """LPIPS of each pair, in float32.
+
+    Args:
+      params: of `Lpips`.
+      x, y: images in [-1, 1].
+      size: images are interpolated to size x size first (bilinear, without a filter); 0: taken as they are.
+
+    Raises:
+      UserError: images with other than one or three channels, or with less than 16 pixels on a side.
+    """
+    x, y = (jnp.asarray(image, jnp.float32) for image in (x, y))
+    if size:
+        x, y = (
+            jax.image.resize(image, (len(image), size, size, image.shape[-1]), "bilinear", antialias=False)
+            for image in (x, y)
+        )
+    return Lpips().apply({"params": params}, x, y)

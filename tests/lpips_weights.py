@@ -1,0 +1,32 @@
+"""Random weights of LPIPS in two files with the names of torchvision's and of the package lpips."""
+
+import math
+import zlib
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from diffusion_jax.weights import lpips_map, lpips_shapes
+
+
+def random_tensor(name, shape):
+    """What both sides fill the tensor of this name with (tests/golden/metrics/README.md)."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.startswith("lin"):
+        return np.float32(np.abs(draw) / shape[1])
+    if len(shape) == 1:
+        return np.float32(0.1 * draw)
+    return np.float32(draw * math.sqrt(2 / math.prod(shape[1:])))
+
+
+def write_random_lpips(folder):
+    """The two safetensors files; returns their paths."""
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), lpips_shapes())
+    shapes = {name: tensor.shape for name, tensor in lpips_map().state(empty).items()}
+    state = {name: random_tensor(name, shape) for name, shape in shapes.items()}
+    vgg = {name: tensor for name, tensor in state.items() if name.startswith("features")}
+    vgg["classifier.0.bias"] = np.zeros(8, np.float32)
+    save_file(vgg, folder / "vgg16.safetensors")
+    save_file({name: state[name] for name in state if name not in vgg}, folder / "lpips.safetensors")
+    return folder / "vgg16.safetensors", folder / "lpips.safetensors"
