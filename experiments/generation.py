@@ -1,6 +1,7 @@
 """Samples from a trained network: balanced classes, any number, the same pictures whatever the batch size."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,14 @@ from diffusion_jax.samplers import (
     TokenSampler,
     autoguidance,
     classifier_free,
+    evaluation_times,
+    in_interval,
     interval,
     sample,
     sample_tokens,
 )
 from diffusion_jax.schedulers import TimeGrid, from_tokens, on_schedule
+from diffusion_jax.schedulers.arrays import as_compute
 from experiments.wiring import Experiment
 
 
@@ -92,16 +96,21 @@ class Generator:
         if other.network.num_times != own.network.num_times:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
-    @property
+    @functools.cached_property
     def network_evaluations(self) -> int:
-        """Network evaluations per sample (NFE), which guidance doubles: the least of an adaptive sampler, the most of
-        one that caches, and of guidance in an interval.
+        """Network evaluations per sample (NFE), twice as many where there is guidance: the least of an adaptive
+        sampler, the most of one that caches.
         """
         if self.experiment.samples_tokens:
             evaluations = self.grid.num_steps
         else:
             evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
-        return evaluations * (1 if self.guidance_scale in (0.0, 1.0) else 2)
+        if self.guidance_scale in (0.0, 1.0):
+            return evaluations
+        if not self.guidance_interval:
+            return 2 * evaluations
+        times = as_compute(evaluation_times(self.sampler, self.grid))
+        return evaluations + int(in_interval(self.grid.schedule, times, *self.guidance_interval).sum())
 
     def _sample(
         self, all_params: tuple[Any, Any], given: dict[str, jax.Array], key: jax.Array, index: jax.Array

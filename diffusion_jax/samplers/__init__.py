@@ -26,11 +26,21 @@ from diffusion_jax.samplers.guidance import (
     classifier_free,
     classifier_guided,
     dynamic_threshold,
+    in_interval,
     interval,
 )
 from diffusion_jax.samplers.inverse import posterior, repaint, replacement, sdedit
 from diffusion_jax.samplers.inversion import Inversion, invert
-from diffusion_jax.samplers.sampler import SAMPLERS, Sampler, SampleResult, State, Transition, sample, transitions
+from diffusion_jax.samplers.sampler import (
+    SAMPLERS,
+    Sampler,
+    SampleResult,
+    State,
+    Transition,
+    evaluation_times,
+    sample,
+    transitions,
+)
 from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, TokenSamples, sample_tokens
 
 __all__ = [
@@ -50,6 +60,8 @@ __all__ = [
     "classifier_free",
     "classifier_guided",
     "dynamic_threshold",
+    "evaluation_times",
+    "in_interval",
     "interval",
     "invert",
     "posterior",

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedulers import PREDICTIONS, Denoiser, NoiseSchedule, Prediction
@@ -164,6 +164,12 @@ def autoguidance(denoiser: Denoiser, worse: Denoiser, guidance_scale: float) -> 
     return lambda xt, t, *s: rule(denoiser(xt, t, *s), worse(xt, t, *s))
 
 
+def in_interval(schedule: NoiseSchedule, t: Float[Array, "*times"], low: float, high: float) -> Bool[Array, "*times"]:
+    """Whether low < sigma / alpha <= high."""
+    log_level = -0.5 * schedule.log_snr(t)
+    return (log_level > jnp.log(low)) & (log_level <= jnp.log(high))
+
+
 def interval(guided: Denoiser, plain: Denoiser, schedule: NoiseSchedule, low: float, high: float) -> Denoiser:
     """`guided` where low < sigma / alpha <= high, `plain` elsewhere; only one of the two is evaluated.
 
@@ -178,9 +184,7 @@ def interval(guided: Denoiser, plain: Denoiser, schedule: NoiseSchedule, low: fl
         t = as_compute(t)
         if t.ndim:
             raise UserError("a guidance interval is for sampling, where t is one number for the whole batch")
-        log_level = -0.5 * schedule.log_snr(t)
-        inside = (log_level > jnp.log(low)) & (log_level <= jnp.log(high))
-        return jax.lax.cond(inside, lambda: guided(xt, t, *s), lambda: plain(xt, t, *s))
+        return jax.lax.cond(in_interval(schedule, t, low, high), lambda: guided(xt, t, *s), lambda: plain(xt, t, *s))
 
     return denoise
 

@@ -187,6 +187,22 @@ def sample(
     )
 
 
+def evaluation_times(sampler: Sampler, grid: TimeGrid) -> Float[np.ndarray, " evaluations"]:
+    """The times at which a sampler asks the denoiser, in order; of an adaptive one, on data that is zero.
+
+    Found by running it on one number.
+    """
+    times: list[float] = []
+
+    def zero(xt: Array, t: Array, *s: Array) -> Prediction:
+        times.append(float(t))
+        return Prediction.from_x0(grid.schedule, jnp.zeros_like(xt), xt, t)
+
+    with jax.disable_jit():  # so that only the branches that are taken are called, with numbers
+        sample(sampler, zero, grid, jnp.ones((1, 1, 1, 1)), BatchKey.create(jax.random.key(0), 1))
+    return np.array(times)
+
+
 def transitions(sampler: Sampler, grid: TimeGrid) -> Transition:
     """All transitions of a grid with the sampler's constants, each field [N]."""
     index = np.arange(grid.num_steps)

@@ -59,6 +59,19 @@ def test_guidance_acts_inside_its_interval_only(drawn):
     assert min(np.abs(middle - plain).max(), np.abs(middle - guided).max()) > 0.01
 
 
+def test_an_interval_costs_a_second_evaluation_inside_it_only(drawn):
+    """Heun asks at every level, and at all but the first a second time."""
+    make = evaluation.generator(drawn.own[0], guidance_scale=3.0)
+    assert make.network_evaluations == 2 * 11
+    levels = make.grid.sigmas[:-1] / make.grid.alphas[:-1]
+    asked = np.concatenate([levels, levels[1:]])
+    low, high = levels[4], levels[1]
+    limited = dataclasses.replace(make, guidance_interval=(0.99 * low, 1.01 * high))
+    assert limited.network_evaluations == 11 + np.sum((asked >= low) & (asked <= high)) == 11 + 8
+    plain = dataclasses.replace(limited, guidance_scale=1.0)
+    assert plain.network_evaluations == 11
+
+
 def test_batches_from_the_middle_are_those_of_the_whole(drawn):
     whole, rest = drawn(1.0, num_samples=20), drawn(1.0, num_samples=20, start=8)
     np.testing.assert_array_equal(whole[8:], rest)

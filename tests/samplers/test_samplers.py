@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import SAMPLERS, sample
+from diffusion_jax.samplers import SAMPLERS, evaluation_times, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Parameterization, Prediction, TimeGrid
 from tests.samplers.closed_form import Gaussian, point_mass_denoiser
 
@@ -149,6 +149,7 @@ def test_nfe_is_counted(name, ends_clean):
     assert len(calls) == result.nfe
     if type(sampler).evaluations is type(build("ddim")).evaluations:  # not adaptive
         assert result.nfe == sampler.nfe(grid.num_steps, ends_clean=ends_clean)
+        np.testing.assert_allclose(evaluation_times(sampler, grid), calls, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
