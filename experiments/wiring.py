@@ -298,7 +298,7 @@ class Experiment:
                     f"{error}; name the files as objective.vgg and objective.lpips, or set objective.distance=squared"
                 ) from None
         told, labels = getattr(self.network, "augment_channels", 0), self.pipeline.augment_labels
-        if told not in (0, labels):
+        if labels and told not in (0, labels):  # without labels it hears that nothing was done
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )

@@ -102,7 +102,7 @@ class NoisyClassifier(nn.Module, kw_only=True):
                 dropout=self.dropout,
                 norm=norm,
                 dtype=self.dtype,
-                scale_shift=True,
+                modulation="scale_shift",
                 direction=direction,
                 name=name,
             )(h, embedding, dropout_keys)

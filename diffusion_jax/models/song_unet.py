@@ -67,6 +67,7 @@ class SongUNet(Network, kw_only=True):
       base_channels, channel_multipliers: channels of the levels.
       num_res_blocks: residual blocks of each level on the way down; one more on the way up.
       attention_resolutions: feature map sizes with self-attention.
+      modulation: how time enters residual blocks, "add" or "double_norm", see `ResBlock`.
       dropout: rate inside residual blocks; on when dropout keys are given.
       augment_channels: length of conditioning["augment"], what was done to the image (zeros: nothing); 0 for none.
       embedding: of the time, "positional" or "fourier".
@@ -83,6 +84,7 @@ class SongUNet(Network, kw_only=True):
     channel_multipliers: tuple[int, ...] = (2, 2, 2)
     num_res_blocks: int = 4
     attention_resolutions: tuple[int, ...] = (16,)
+    modulation: Literal["add", "double_norm"] = "add"
     dropout: float = 0.0
     augment_channels: int = 0
     embedding: Literal["positional", "fourier"] = "positional"
@@ -96,6 +98,7 @@ class SongUNet(Network, kw_only=True):
         super().__post_init__()
         require_halvings(self, len(self.channel_multipliers))
         for field, known in (
+            ("modulation", ("add", "double_norm")),
             ("embedding", ("positional", "fourier")),
             ("encoder", ("standard", "residual", "skip")),
             ("decoder", ("standard", "skip")),
@@ -133,6 +136,7 @@ class SongUNet(Network, kw_only=True):
                 dropout=self.dropout,
                 norm=norm,
                 dtype=self.dtype,
+                modulation=self.modulation,
                 direction=direction,
                 taps=self.taps,
                 project=True,
@@ -243,6 +247,7 @@ def ddpmpp(
     channel_multipliers: tuple[int, ...] = (2, 2, 2),
     num_res_blocks: int = 4,
     attention_resolutions: tuple[int, ...] = (16,),
+    modulation: Literal["add", "double_norm"] = "add",
     dropout: float = 0.0,
     augment_channels: int = 0,
     noise_channel_multiplier: int = 1,
@@ -259,6 +264,7 @@ def ddpmpp(
         channel_multipliers=tuple(channel_multipliers),
         num_res_blocks=num_res_blocks,
         attention_resolutions=tuple(attention_resolutions),
+        modulation=modulation,
         dropout=dropout,
         augment_channels=augment_channels,
         noise_channel_multiplier=noise_channel_multiplier,

@@ -187,7 +187,7 @@ class UNet(Network, kw_only=True):
                 dropout=self.dropout,
                 norm=norm,
                 dtype=self.dtype,
-                scale_shift=self.scale_shift,
+                modulation="scale_shift" if self.scale_shift else "add",
                 direction=direction,
                 name=name,
             )

@@ -4,17 +4,19 @@ import functools
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, self_attention
-from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, resample
+from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, at_least_float32, resample
 from diffusion_jax.models.network import Network
 
 Image = Float[Array, "batch height width channels"]
 Direction = Literal["up", "down"] | None
+Modulation = Literal["add", "scale_shift", "double_norm"]
 
 # Glorot's rule, uniform: DDPM's initialisation of everything that is not zero.
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -31,7 +33,9 @@ class ResBlock(nn.Module, kw_only=True):
       dropout: rate before the second convolution.
       norm: makes a group norm.
       dtype: of the computation.
-      scale_shift: time scales and shifts the second norm's result, instead of being added before it.
+      modulation: time is added before the second norm ("add"), or scales and shifts its result: by 1 + scale in
+        "scale_shift" (ADM), by scale and shift of unit mean square in "double_norm", where derivatives in time stay
+        bounded (adaptive double normalization, Lu & Song 2024, arXiv:2410.11081, section 4.1).
       direction: "up" or "down" changes the resolution, between the first SiLU and convolution and on the shortcut.
       taps: the filter of the change of resolution.
       project: whether a shortcut that changes the resolution has a convolution always, as score SDE's does.
@@ -44,7 +48,7 @@ class ResBlock(nn.Module, kw_only=True):
     dropout: float
     norm: functools.partial
     dtype: DTypeLike
-    scale_shift: bool = False
+    modulation: Modulation = "add"
     direction: Direction = None
     taps: tuple[float, ...] = (1, 1)
     project: bool = False
@@ -63,17 +67,24 @@ class ResBlock(nn.Module, kw_only=True):
         if self.direction:
             h, x = (resample(v, self.direction, self.taps) for v in (h, x))
         h = conv(kernel_init=self.init, name="conv_0")(h)
-        vector = dense(self.features * (2 if self.scale_shift else 1), name="time")(embedding)[:, None, None]
-        if self.scale_shift:
-            scale, shift = jnp.split(vector, 2, axis=-1)
-            h = self.norm(name="norm_1")(h) * (1 + scale) + shift
-        else:
+        vector = dense(self.features * (1 if self.modulation == "add" else 2), name="time")(embedding)[:, None, None]
+        if self.modulation == "add":
             h = self.norm(name="norm_1")(h + vector)
+        else:
+            scale, shift = jnp.split(vector, 2, axis=-1)
+            scale, shift = (1 + scale, shift) if self.modulation == "scale_shift" else map(pixel_norm, (scale, shift))
+            h = self.norm(name="norm_1")(h) * scale + shift
         h = Dropout(rate=self.dropout, name="dropout")(nn.silu(h), dropout_keys)
         h = conv(kernel_init=self.last_init, name="conv_1")(h)
         if x.shape[-1] != self.features or (self.direction and self.project):
             x = dense(self.features, name="shortcut")(x)
         return scaled(x + h, self.residual_scale)
+
+
+def pixel_norm(x: Image) -> Image:
+    """Every position divided by the root mean square of its channels (Karras et al. 2018, arXiv:1710.10196)."""
+    wide = x.astype(at_least_float32(x.dtype))
+    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-8)).astype(x.dtype)
 
 
 def scaled(x: Image, factor: float) -> Image:

@@ -136,6 +136,10 @@ COUNTS = {
     "EDM DDPM++": ({"name": "ddpmpp", **CIFAR}, 55_732_739),
     "EDM DDPM++, classes": ({"name": "ddpmpp", **CIFAR, "num_classes": 10}, 55_734_147),
     "EDM DDPM++, augmentation": ({"name": "ddpmpp", **CIFAR, "augment_channels": 9}, 55_733_891),
+    "EDM DDPM++, augmentation, scale and shift of time": (
+        {"name": "ddpmpp", **CIFAR, "augment_channels": 9, "modulation": "double_norm"},
+        60_067_715,
+    ),
     "EDM DDPM++, both": ({"name": "ddpmpp", **CIFAR, "num_classes": 10, "augment_channels": 9}, 55_735_299),
     "EDM NCSN++": ({"name": "ncsnpp", **CIFAR}, 56_395_523),
     "EDM NCSN++, classes": ({"name": "ncsnpp", **CIFAR, "num_classes": 10}, 56_398_339),

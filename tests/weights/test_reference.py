@@ -27,6 +27,7 @@ FORMAT = {
     "flow_matching": "guided_diffusion_new_order",
     "ldm": "guided_diffusion",
     "edm_ddpmpp": "edm",
+    "edm_ddpmpp_double_norm": "edm",
     "edm_ncsnpp": "edm",
     "edm_ncsnpp_skip": "edm",
     "edm_adm": "edm_adm",
