@@ -42,7 +42,6 @@ CLAIMS = {
             "reference": "ImageNet 512x512, the authors' statistics",
             "source": "Table 1",
             "differs": "the latents here are synthetic",
-            "checked": False,
         }
     ],
 }

@@ -16,38 +16,34 @@ Grain sees a random-access source whose elements are whole batches: it prefetche
 while the accelerator computes, at a cost per batch rather than per example.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import os
 import sys
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from jaxtyping import Int, UInt64
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
+from diffusion_jax.data.reading import TransformedSource, read_all
 from diffusion_jax.data.sources import (
     ArraySource,
     Batch,
     Dataset,
     DatasetInfo,
-    Example,
-    Source,
     Tokenizer,
     describe_dataset,
     open_dataset,
 )
-from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 
-PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 _ORDER, _FLIP, _AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
 _NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
 _WORDS_PER_BLOCK = 4  # of the counter-based generator, Philox 4x64
@@ -212,7 +208,7 @@ class Pipeline:
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
         too_large = count * int(np.prod(self.info.image_shape)) * np.dtype(self.info.dtype).itemsize > self.memory_limit
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
-        batch = _read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1), file=file)
+        batch = read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1), file=file)
         return batch["image"], batch.get("label")
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
@@ -271,17 +267,17 @@ class Pipeline:
         return transforms.crops.build(self.crop, size=self.image_size)
 
     @property
-    def _cropped(self) -> "TransformedSource":
+    def _cropped(self) -> TransformedSource:
         """Cropped examples, decoded when read."""
         return TransformedSource(self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype))
 
     @functools.cached_property
-    def _source(self) -> "ArraySource | TransformedSource":
+    def _source(self) -> ArraySource | TransformedSource:
         """Cropped examples, from memory if they fit."""
         info, source = self.info, self._cropped
         if info.num_examples * int(np.prod(info.image_shape)) * source.dtype.itemsize > self.memory_limit:
             return source
-        batch = _read_all(source, np.arange(info.num_examples))
+        batch = read_all(source, np.arange(info.num_examples))
         return ArraySource(batch["image"], batch.get("label"))
 
     def _iterate(self, reader: "BatchReader", start_step: int) -> Iterator[Batch]:
@@ -309,7 +305,7 @@ class Pipeline:
 class BatchReader:
     """Random-access source whose element s is one host's rows of the global batch of step s."""
 
-    source: "ArraySource | TransformedSource"
+    source: ArraySource | TransformedSource
     num_examples: int
     batch_size: int
     first_row: int
@@ -384,85 +380,6 @@ def random_bits(
     """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
     generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
     return generator.random_raw(words * (stop - start)).reshape(-1, words)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TransformedSource:
-    """A source whose images are converted and cropped as they are read."""
-
-    source: Source
-    crop: transforms.Crop
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
-        """The examples at `indices`, stacked."""
-        examples = _patiently(self._examples, indices)
-        images = np.empty((len(examples), *self.shape), self.dtype)
-        for image, example in zip(images, examples, strict=True):
-            converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
-            if converted.shape != self.shape:
-                raise UserError(f"an image has shape {converted.shape} where {self.shape} is expected")
-            image[...] = converted
-        if not examples or "label" not in examples[0]:
-            return {"image": images}
-        return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
-
-    def _examples(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
-        read_many = getattr(self.source, "__getitems__", None)
-        return read_many(indices) if read_many else [self.source[int(i)] for i in indices]
-
-
-def _patiently(read: Callable[[Any], list[Example]], indices: Any) -> list[Example]:
-    """Read from storage that may fail for a moment, as network file systems do.
-
-    Raises:
-      RunError: it has failed again and again.
-    """
-    for pause in PAUSES:
-        try:
-            return read(indices)
-        except OSError as error:
-            logging.warning("the data could not be read, trying again in %g s: %s", pause, error)
-            time.sleep(pause)
-    try:
-        return read(indices)
-    except OSError as error:
-        raise RunError(f"the data could not be read, {len(PAUSES) + 1} times in {sum(PAUSES):g} s: {error}") from error
-
-
-def _read_all(
-    source: "ArraySource | TransformedSource",
-    indices: Int[np.ndarray, " n"],
-    chunk: int = 256,
-    *,
-    file: Path | None = None,
-) -> Batch:
-    """The examples at `indices`, decoded by several threads; the images into a file, where one is named."""
-    if file is None and (isinstance(source, ArraySource) or len(indices) <= chunk):
-        return source.read(indices)
-    example = source.read(indices[:1])
-
-    def room(key: str, value: np.ndarray) -> np.ndarray:
-        shape = (len(indices), *value.shape[1:])
-        if file is None or key != "image":
-            return np.empty(shape, value.dtype)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(file, mode="w+", dtype=value.dtype, shape=shape)
-
-    whole = {key: room(key, value) for key, value in example.items()}
-
-    def fill(start: int) -> None:
-        for key, value in source.read(indices[start : start + chunk]).items():
-            whole[key][start : start + chunk] = value
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(0, len(indices), chunk)):
-            pass  # raises what a thread raised
-    return whole
 
 
 def load_arrays(

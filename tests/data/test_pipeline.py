@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import pipeline as pipeline_module
-from diffusion_jax.data import transforms
+from diffusion_jax.data import reading, transforms
 from diffusion_jax.data.pipeline import permutation, random_bits
 from diffusion_jax.data.sources import storage_failed
 from diffusion_jax.errors import RunError, UserError
@@ -274,9 +273,9 @@ class Storage:
 
 
 def read(source, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(reading, "PAUSES", (0.0, 0.0))
     crop = transforms.crops.build("none", size=None)
-    return pipeline_module.TransformedSource(source, crop, (2, 2, 1), np.dtype(np.uint8)).read([3, 1])["image"]
+    return reading.TransformedSource(source, crop, (2, 2, 1), np.dtype(np.uint8)).read([3, 1])["image"]
 
 
 def test_a_read_that_failed_is_tried_again(monkeypatch):

@@ -1,0 +1,98 @@
+"""Examples from storage: decoded and cropped as they are read, tried again where storage fails, many at once."""
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.sources import ArraySource, Batch, Example, Source
+from diffusion_jax.errors import RunError, UserError
+
+PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransformedSource:
+    """A source whose images are converted and cropped as they are read."""
+
+    source: Source
+    crop: transforms.Crop
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
+        """The examples at `indices`, stacked."""
+        examples = _patiently(self._examples, indices)
+        images = np.empty((len(examples), *self.shape), self.dtype)
+        for image, example in zip(images, examples, strict=True):
+            converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
+            if converted.shape != self.shape:
+                raise UserError(f"an image has shape {converted.shape} where {self.shape} is expected")
+            image[...] = converted
+        if not examples or "label" not in examples[0]:
+            return {"image": images}
+        return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
+
+    def _examples(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
+        read_many = getattr(self.source, "__getitems__", None)
+        return read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+
+
+def _patiently(read: Callable[[Any], list[Example]], indices: Any) -> list[Example]:
+    """Read from storage that may fail for a moment, as network file systems do.
+
+    Raises:
+      RunError: it has failed again and again.
+    """
+    for pause in PAUSES:
+        try:
+            return read(indices)
+        except OSError as error:
+            logging.warning("the data could not be read, trying again in %g s: %s", pause, error)
+            time.sleep(pause)
+    try:
+        return read(indices)
+    except OSError as error:
+        raise RunError(f"the data could not be read, {len(PAUSES) + 1} times in {sum(PAUSES):g} s: {error}") from error
+
+
+def read_all(
+    source: ArraySource | TransformedSource,
+    indices: Int[np.ndarray, " n"],
+    chunk: int = 256,
+    *,
+    file: Path | None = None,
+) -> Batch:
+    """The examples at `indices`, decoded by several threads; the images into a file, where one is named."""
+    if file is None and (isinstance(source, ArraySource) or len(indices) <= chunk):
+        return source.read(indices)
+    example = source.read(indices[:1])
+
+    def room(key: str, value: np.ndarray) -> np.ndarray:
+        shape = (len(indices), *value.shape[1:])
+        if file is None or key != "image":
+            return np.empty(shape, value.dtype)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(file, mode="w+", dtype=value.dtype, shape=shape)
+
+    whole = {key: room(key, value) for key, value in example.items()}
+
+    def fill(start: int) -> None:
+        for key, value in source.read(indices[start : start + chunk]).items():
+            whole[key][start : start + chunk] = value
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(0, len(indices), chunk)):
+            pass  # raises what a thread raised
+    return whole
