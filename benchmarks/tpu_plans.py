@@ -13,6 +13,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import cli
+from experiments import cli, planning
 
 ROOT = Path(__file__).parent.parent
 PROMISE = re.compile(r"^Topology: TPU (v\w+) ([\dx]+) \((\d+) chips\);", re.M)
@@ -53,6 +55,11 @@ def topology_of(config: str) -> str:
     return f"{found[1]}:{found[2]}"
 
 
+def get_config(config: str) -> ConfigDict:
+    """What the file says."""
+    return runpy.run_path(str(ROOT / config))["get_config"]()
+
+
 def compiled(config: str, *arguments: str) -> list[dict[str, Any]]:
     """The plans of a config, compiled now."""
     command = ("-m", "experiments.plan", f"--config={config}", f"--topology={topology_of(config)}", "--json")
@@ -75,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     for config in only:
         print(f"compiling {config} for {topology_of(config)}", file=sys.stderr, flush=True)
         plans["configs"][config] = compiled(config)
+        plans.setdefault("digests", {})[config] = planning.digest(get_config(config))
         if config == REMAT_CONFIG:
             plans["remat"] = compiled(config, "--nosampler", f"--compare={','.join(REMAT)}")
         plans["versions"] = versions

@@ -34,10 +34,11 @@ from diffusion_jax.parallel.topology import (
     topology_devices,
 )
 from diffusion_jax.registry import unknown_name
-from experiments import evaluation
+from experiments import evaluation, workdir
 from experiments.wiring import Experiment
 
 AS_CONFIGURED = "as configured"
+_NOT_OF_PROGRAMS = ("seed", "log.", "checkpoint.", "evaluation.", "data.num_workers", "data.data_dir")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,11 @@ class Plan:
         """All fields and what follows from them."""
         derived = ("fits", "intensity", "utilization", "days", "chip_hours")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def digest(config: ConfigDict) -> str:
+    """A hash of what a config's programs depend on: plans of equal configs are equal."""
+    return workdir.hash_without(config, _NOT_OF_PROGRAMS)
 
 
 def configured(config: ConfigDict, strategy: str) -> ConfigDict:

@@ -37,9 +37,8 @@ from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
 from diffusion_jax.schedulers import Prediction
-from experiments import evaluation, workdir
+from experiments import evaluation, planning, workdir
 from experiments.ablation_statistics import lower_is_better
-from experiments.planning import network_flops
 from experiments.wiring import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -243,8 +242,8 @@ def fits(paper: Paper, experiment: Experiment) -> Iterator[Check]:
     """What the TPU compiler said of the train step, from docs/tpu_plans.json."""
     plan = _plan(paper)
     if plan is None:
-        ask = f"python -m experiments.plan --config={_relative(paper.path)} --topology=..."
-        yield Check(name="fits a TPU slice", status=NOT_RUN, note=f"not compiled: {ask}")
+        ask = f"python -m benchmarks.tpu_plans --only={_relative(paper.path)}"
+        yield Check(name="fits a TPU slice", status=NOT_RUN, note=f"not compiled as it is now: {ask}")
         return
     peak, limit = plan["memory"]["peak"] / 1e9, plan["limit"] / 1e9
     yield Check(
@@ -394,7 +393,7 @@ def _needed(paper: Paper, experiment: Experiment) -> str:
     if plan is not None:
         return f"{_rounded(plan['chip_hours'])} chip-hours at the roofline of {plan['topology']}"
     train = paper.config.train
-    operations = 3 * network_flops(experiment) * train.steps * train.batch_size
+    operations = 3 * planning.network_flops(experiment) * train.steps * train.batch_size
     return f"{_rounded(operations / CHIPS['v5e'].flops / 3600)} chip-hours at the peak of a v5e, of operations alone"
 
 
@@ -403,8 +402,12 @@ def _rounded(number: float) -> str:
 
 
 def _plan(paper: Paper) -> dict[str, Any] | None:
-    plans = json.loads(PLANS.read_text())["configs"] if PLANS.is_file() else {}
-    return next(iter(plans.get(_relative(paper.path), [])), None)
+    """That of the train step; None where the config was never compiled, or was another one then."""
+    plans = json.loads(PLANS.read_text()) if PLANS.is_file() else {"configs": {}, "digests": {}}
+    name = _relative(paper.path)
+    if plans["digests"].get(name) != planning.digest(paper.config):
+        return None
+    return plans["configs"][name][0]
 
 
 def _relative(path: Path) -> str:

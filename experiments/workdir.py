@@ -35,8 +35,13 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
     """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`."""
+    return hash_without(config, (*PLACE_FIELDS, *without))
+
+
+def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
+    """A hash of a config but for the fields whose names begin with one of `names`."""
     fields = flatten(ConfigDict(to_json(config)))
-    kept = {name: value for name, value in fields.items() if not name.startswith((*PLACE_FIELDS, *without))}
+    kept = {name: value for name, value in fields.items() if not name.startswith(tuple(names))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import parameter_shapes
 from diffusion_jax.parallel.topology import topology_devices
+from experiments import planning
 from experiments.wiring import Experiment
 
 PLANS = json.loads(tpu_plans.FILE.read_text())
@@ -32,6 +33,12 @@ def test_docstring_names_a_topology_and_its_memory(config):
     found = MEMORY.search(ast.get_docstring(ast.parse((tpu_plans.ROOT / config).read_text())))
     assert found, f"{config} must name the memory per chip"
     assert float(found[1]) * 1e9 == pytest.approx(train["memory"]["peak"], rel=0.03, abs=0.006e9), "mend the docstring"
+
+
+@pytest.mark.parametrize("config", tpu_plans.CONFIGS)
+def test_the_numbers_are_of_the_config_as_it_is(config):
+    now = planning.digest(tpu_plans.get_config(config))
+    assert PLANS["digests"][config] == now, f"run `python -m benchmarks.tpu_plans --only={config}`"
 
 
 def test_every_config_fits_and_the_page_is_that_of_the_numbers():
