@@ -87,7 +87,8 @@ class Loop:
         batches = self.experiment.pipeline.batches(
             start_step=start, process_index=layout.host_index, process_count=layout.host_count
         )
-        progress = ProgressBar(total=config.train.steps, start=start, description="train", primary=primary)
+        unit = "sequences" if self.experiment.info.is_text else "images"
+        progress = ProgressBar(total=config.train.steps, start=start, unit=unit, primary=primary)
         profiling = profile(self.directory, num_steps=profile_steps, first_step=start + 10, primary=primary)
         stop.arm()
         with progress, profiling as profile_step:

@@ -24,6 +24,7 @@ class ProgressBar:
       total: the step at which the run ends.
       start: steps done before (a resumed run).
       description: what is going on, "train" for instance.
+      unit: what an example is.
       primary: False on all hosts but one; those show nothing.
       every_seconds: time between plain lines.
       stream: where to write; stderr by default.
@@ -35,11 +36,13 @@ class ProgressBar:
         total: int,
         start: int = 0,
         description: str = "train",
+        unit: str = "images",
         primary: bool = True,
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
     ):
         self._total, self._start, self._description = total, start, description
+        self._unit = unit
         self._every_seconds = every_seconds
         self._stream = stream or sys.stderr
         self._loss: float | None = None
@@ -84,7 +87,7 @@ class ProgressBar:
         Args:
           step: steps done, counted from the beginning of training.
           loss: a number or a scalar array.
-          images_per_second: likewise.
+          images_per_second: likewise, of whatever an example is (`unit`).
         """
         if not self._primary:
             return
@@ -108,7 +111,7 @@ class ProgressBar:
 
     def _numbers(self) -> str:
         loss = None if self._loss is None else f"loss {self._loss:.4g}"
-        rate = None if self._rate is None else f"{self._rate:,.0f} images/s"
+        rate = None if self._rate is None else f"{self._rate:,.0f} {self._unit}/s"
         return "  ".join(part for part in (loss, rate) if part)
 
     def _print_line(self, now: float) -> None:

@@ -94,6 +94,13 @@ class _Run:
         return value if isinstance(value, int) else None
 
     @property
+    def unit(self) -> str:
+        """What an example is."""
+        group = self.config.get("data")
+        is_text = isinstance(group, dict) and group.get("dataset") == "text"
+        return "sequences" if is_text else "images"
+
+    @property
     def step(self) -> int | None:
         """The last step that left a trace."""
         steps = [rows[-1]["step"] for rows in (self.metrics, self.timings) if rows] + list(self.pictures)
@@ -199,7 +206,7 @@ def _cards(run: _Run) -> str:
         cards.append(
             (
                 "Speed",
-                f"{format_number(round(speed))} <small>images/s</small>",
+                f"{format_number(round(speed))} <small>{run.unit}/s</small>",
                 f"{seconds} of training" if seconds else "",
             )
         )
@@ -335,7 +342,7 @@ def _speed_and_environment(run: _Run) -> str:
         starts = "" if len(compiling) == 1 else f" in {len(compiling)} starts"
         rows["compilation"] = format_seconds(sum(compiling)) + starts
     if _throughput(run):
-        rows["median images per second"] = format_number(round(_throughput(run)))
+        rows[f"median {run.unit} per second"] = format_number(round(_throughput(run)))
     known = {"step", "images_per_second", "compile_seconds"}
     for name in sorted({name for row in run.timings for name in row} - known):
         _, values = run.column(name, run.timings)
@@ -350,7 +357,8 @@ def _speed_and_environment(run: _Run) -> str:
         if content
     ]
     steps, rates = run.column("images_per_second", run.timings)
-    chart = line_chart("images per second", [Series(name="training", steps=steps, values=rates)], width=470, height=210)
+    series = [Series(name="training", steps=steps, values=rates)]
+    chart = line_chart(f"{run.unit} per second", series, width=470, height=210)
     if rows and chart and len(rates) > 2:
         tables[0] = tables[0].removesuffix("</div>") + chart + "</div>"
     return f'<div class="pair">{"".join(tables)}</div>' if tables else ""

@@ -47,6 +47,8 @@ def test_a_run_ends_with_texts_and_a_perplexity(run):
     report = (workdir / "report.html").read_text()
     assert "--- sample 19 ---" in report
     assert "Perplexity" in report
+    assert "sequences per second" in report
+    assert "images per second" not in report
     assert "ddit on text; mdlm objective; trained for 60 steps" in report
 
 
