@@ -52,4 +52,9 @@ def read_inception(path: Path | str) -> tuple[PyTree, str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there are no weights of Inception-v3 at {str(path)!r}; they are published at {SOURCE}")
+    if path.suffix == ".pkl":
+        raise UserError(
+            f"{path}: NVIDIA's pickle of Inception-v3 holds code, which is not run; the same network is published at "
+            f"{SOURCE}"
+        )
     return inception_map().params(read_state(path), inception_shapes()), fingerprint(path)

@@ -55,6 +55,12 @@ def test_a_missing_file_says_where_it_is_published(tmp_path):
         read_inception(tmp_path / "inception.pth")
 
 
+def test_nvidias_pickle_is_not_run_and_the_error_says_where_the_same_network_is(tmp_path):
+    (tmp_path / "inception-2015-12-05.pkl").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds code.*the same network is published at .*pytorch-fid/releases"):
+        read_inception(tmp_path / "inception-2015-12-05.pkl")
+
+
 def test_other_weights_are_refused(tmp_path):
     save_file({"conv.weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="missing"):
