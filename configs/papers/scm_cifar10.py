@@ -83,7 +83,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.2, std=1.2))
         config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
         config.optimizer.update(name="adam", learning_rate=1e-3, b2=0.999)
-        config.sampling.sampler = ConfigDict(dict(name="dpm_solver_2s"))
+        config.sampling.sampler = ConfigDict(dict(name="dpmpp_2m"))
         config.sampling.grid = ConfigDict(dict(name="karras"))
         config.sampling.steps = 18
     elif argument:

@@ -205,9 +205,8 @@ class UNet(Network, kw_only=True):
             )
             return transformer(x, context)
 
-        h = conv(round(self.base_channels * self.channel_multipliers[0]), name="conv_in")(
-            space_to_depth(x, self.patch_size)
-        )
+        features = round(self.base_channels * self.channel_multipliers[0])
+        h = conv(features, name="conv_in")(space_to_depth(x, self.patch_size))
         kept = [h]
         for level in range(levels):
             for block in range(self.num_res_blocks):

@@ -1,6 +1,7 @@
 """The scorecard: claims are met only where this code has measured them, and every recipe fits together."""
 
 import dataclasses
+import importlib
 import json
 import math
 
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments import reproduce, scorecard, smoke, workdir
+from experiments import evaluation, reproduce, scorecard, smoke, workdir
 from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, Paper
 from experiments.wiring import Experiment
 from tests.processes import ROOT
@@ -55,6 +56,25 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
     assert config.objective.name == paper.config.objective.name
     assert config.sampling.sampler == paper.config.sampling.sampler
     assert math.prod(experiment.info.image_shape) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "nfe"),
+    [
+        ("consistency_cifar10", "distillation", 1),
+        ("progressive_distillation_cifar10", "steps=4", 4),
+        ("scm_cifar10", "distillation", 2),
+        ("scm_cifar10", "diffusion", 18),
+    ],
+)
+def test_the_other_recipes_of_a_config_fit_together(name, argument, nfe):
+    """Those that its argument names: the network, the objective, and a sampler that walks its grid."""
+    config = importlib.import_module(f"configs.papers.{name}").get_config(argument)
+    experiment = Experiment.planned(config)
+    assert experiment.objective.num_times == experiment.network.num_times
+    assert experiment.sampler().denoiser_kind == experiment.objective.makes
+    experiment.sampler().constants(experiment.grid())
+    assert evaluation.generator(experiment).network_evaluations == nfe
 
 
 @pytest.mark.parametrize(
