@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,14 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
 
 
 def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bool:
-    """The deciding number: over network evaluations where one value of the first axis has several numbers of them, else
-    over the first axis, with the other axes side by side, or simply by cell; False where there is nothing."""
+    """The deciding number; False where there is nothing to compare."""
     if len(groups) < 2:
         return False
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    first = next(iter(ablation.axes))
-    evaluations = {value: {g.evaluations for g in groups if g.values[first] == value} for value in ablation.axes[first]}
-    if any(len(found) > 1 for found in evaluations.values()):
+    over = drawn_over(ablation.axes, groups)
+    if over == "evaluations":
         _over_evaluations(axes, ablation, groups, name)
-    elif len(ablation.axes) > 1:
+    elif over == "first axis":
         _over_first_axis(axes, ablation, groups, name)
     else:
         _by_cell(axes, groups, name)
@@ -124,6 +123,25 @@ def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bo
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+    return True
+
+
+def drawn_over(axes: Mapping[str, Collection[str]], groups: Sequence[Group]) -> str:
+    """What the chart has below: network "evaluations", as lines, where another axis than the first is a number that
+    changes them; else the "first axis", with the others side by side; of one axis the "cells".
+    """
+    first, *others = axes
+    evaluations = [{g.evaluations for g in groups if g.values[first] == value} for value in axes[first]]
+    if any(all(map(_is_number, axes[axis])) for axis in others) and max(map(len, evaluations)) > 1:
+        return "evaluations"
+    return "first axis" if others else "cells"
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
     return True
 
 

@@ -1,8 +1,10 @@
 """Ablations: cells, shared trainings, statistics that may be defended, and runs that survive being killed."""
 
 import csv
+import itertools
 import json
 import math
+import types
 
 import numpy as np
 import PIL.Image
@@ -12,7 +14,7 @@ import scipy.stats
 from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
 from experiments.ablation import Ablation
-from experiments.ablation_page import write_page
+from experiments.ablation_page import drawn_over, write_page
 from experiments.ablation_report import write_reports
 from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
 from experiments.judging import available
@@ -227,6 +229,20 @@ def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
     assert "seed 0 alone" in page
     assert "±" not in page
     assert PIL.Image.open(kept / "samples.png").height == 4 * 10  # a row of each group
+
+
+@pytest.mark.parametrize(
+    ("axes", "over"),
+    [
+        ({"sampler": ("euler", "heun"), "steps": ("4", "8")}, "evaluations"),
+        ({"scale": ("1", "2"), "interval": ("all", "middle")}, "first axis"),  # which is no amount of anything
+        ({"steps": ("4", "8")}, "cells"),
+    ],
+)
+def test_lines_are_drawn_over_what_is_an_amount(axes, over):
+    cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    groups = [types.SimpleNamespace(values=values, evaluations=10 + i) for i, values in enumerate(cells)]
+    assert drawn_over(axes, groups) == over
 
 
 def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
