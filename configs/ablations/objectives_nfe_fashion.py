@@ -5,8 +5,8 @@ arXiv:2206.00364; Liu et al. 2022, arXiv:2209.03003; Geng et al. 2025, arXiv:250
 `configs/fashion_mnist_unet.py`, whose docstring says how the data is prepared, for 10,000 steps of 64 images: ten
 times through the data.
 
-Expected: as on digits, MeanFlow is ahead with one and two evaluations, the others with many. `--seeds=0` runs one of
-the seeds.
+Expected: MeanFlow is ahead with up to eight evaluations, and with 32 the three are equal (docs/results.md). A seed
+takes two hours of a CPU core; `--seeds=0` runs one.
 
     python -m experiments.ablate --config=configs/ablations/objectives_nfe_fashion.py --workdir=runs/objectives_fashion
 """

@@ -12,7 +12,7 @@ reimplementation of it. EDM's augmentation is the diffusion model's only.
 
 Published: FID 2.97 in one step and 2.06 in two; distilled, 3.66 and 2.52. Not run here.
 
-Topology: TPU v5e 2x4 (8 chips); the train step needs 5.8 GB per chip (compiled by libtpu 0.0.42.1).
+Topology: TPU v5e 2x4 (8 chips); the train step needs 6.0 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.prepare_data --dataset=cifar10
     python -m experiments.train --config=configs/papers/scm_cifar10.py:diffusion --workdir=runs/trigflow
