@@ -201,7 +201,7 @@ def _page(
     ablation: Ablation, directory: Path, groups: list[Group], columns: list[str], tests: dict[str, Comparison]
 ) -> str:
     done = sum(len(group.results) for group in groups)
-    number = deciding_number(ablation)
+    number = deciding_number(ablation).rpartition("/")[2]
     lead = f"{done} of {len(ablation.cells)} cells, {len(ablation.seeds)} seeds each; decided by {number}"
     sections = [
         ("Results", _table(ablation, groups, columns, tests)),

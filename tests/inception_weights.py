@@ -22,11 +22,15 @@ def random_tensor(name, shape):
     return np.float32(draw * math.sqrt(2 / math.prod(shape[1:])))
 
 
+def random_state(weight_map, parameters, draw):
+    """Every tensor that a map names, as `draw(name, shape)` has it."""
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters)
+    return {name: draw(name, tensor.shape) for name, tensor in weight_map.state(empty).items()}
+
+
 def write_random_inception(path):
     """A safetensors file."""
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), inception_shapes())
-    shapes = {name: tensor.shape for name, tensor in inception_map().state(empty).items()}
-    state = {name: random_tensor(name, shape) for name, shape in shapes.items()}
+    state = random_state(inception_map(), inception_shapes(), random_tensor)
     state["fc.bias"] = np.zeros(1008, np.float32)
     state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
     save_file(state, path)

@@ -3,11 +3,11 @@
 import math
 import zlib
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from diffusion_jax.weights import lpips_map, lpips_shapes
+from tests.inception_weights import random_state
 
 
 def random_tensor(name, shape):
@@ -22,9 +22,7 @@ def random_tensor(name, shape):
 
 def write_random_lpips(folder):
     """The two safetensors files; returns their paths."""
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), lpips_shapes())
-    shapes = {name: tensor.shape for name, tensor in lpips_map().state(empty).items()}
-    state = {name: random_tensor(name, shape) for name, shape in shapes.items()}
+    state = random_state(lpips_map(), lpips_shapes(), random_tensor)
     vgg = {name: tensor for name, tensor in state.items() if name.startswith("features")}
     vgg["classifier.0.bias"] = np.zeros(8, np.float32)
     save_file(vgg, folder / "vgg16.safetensors")

@@ -181,7 +181,7 @@ def inception_features(
 
 
 DINOV2_SIZE = 224
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of R, G and B
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of R, G and B
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
@@ -198,7 +198,7 @@ def dinov2_features(
       fingerprint: of the file they came from, for the record.
       batch_size: images at once.
     """
-    apply = _encoded(network, DINOV2_SIZE, *_IMAGENET, unit=False)
+    apply = _encoded(network, DINOV2_SIZE, *IMAGENET, unit=False)
     name = f"dinov2_{network.depth}x{network.hidden_size}"
     settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
@@ -211,7 +211,7 @@ def dinov2_patches(
 
     Arguments as of `dinov2_features`; images are resized to `grid` patches along a side.
     """
-    encode = _encoded(network, grid * network.patch_size, *_IMAGENET, unit=False, patches=True)
+    encode = _encoded(network, grid * network.patch_size, *IMAGENET, unit=False, patches=True)
 
     def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
         found = encode(params, images)["pooled"]

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.metrics.features import IMAGENET
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each stage of VGG-16."""
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of R, G and B, in 0..1
 
 Pictures = Float[Array, "n height width channels"]
 
@@ -49,7 +49,7 @@ class Lpips(nn.Module):
 def _normalised(x: Pictures) -> Float[Array, "n height width 3"]:
     if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < 16:
         raise UserError(f"LPIPS is of images of one or three channels and 16x16 pixels or more, not of {x.shape[1:]}")
-    mean, std = (jnp.asarray(values, x.dtype) for values in _IMAGENET)
+    mean, std = (jnp.asarray(values, x.dtype) for values in IMAGENET)
     return ((jnp.broadcast_to(x, (*x.shape[:-1], 3)) + 1) / 2 - mean) / std
 
 
