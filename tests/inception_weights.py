@@ -1,4 +1,4 @@
-"""Random weights of Inception-v3 in a file with the names of pytorch-fid's."""
+"""Random weights of Inception-v3 in a file."""
 
 import math
 import zlib
@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from diffusion_jax.weights import inception_map, inception_shapes
+from diffusion_jax.weights import inception_map, inception_shapes, nvidia_inception_map
 
 
 def random_tensor(name, shape):
     """What both sides fill the tensor of this name with (tests/golden/metrics/README.md)."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("running_var"):
+    if name.endswith((".running_var", ".var")):
         return np.float32(np.exp(0.2 * draw))
     if name.endswith("bn.weight"):
         return np.float32(1 + 0.1 * draw)
@@ -24,13 +24,19 @@ def random_tensor(name, shape):
 
 def random_state(weight_map, parameters, draw):
     """Every tensor that a map names, as `draw(name, shape)` has it."""
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters)
-    return {name: draw(name, tensor.shape) for name, tensor in weight_map.state(empty).items()}
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), parameters)
+    return {name: draw(name, tensor.shape) for name, tensor in weight_map.state(ones).items()}
 
 
 def write_random_inception(path):
-    """A safetensors file."""
+    """A safetensors file with the names of pytorch-fid's."""
     state = random_state(inception_map(), inception_shapes(), random_tensor)
     state["fc.bias"] = np.zeros(1008, np.float32)
     state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
     save_file(state, path)
+
+
+def write_random_nvidia_inception(path):
+    """A safetensors file with the names of NVIDIA's."""
+    state = random_state(nvidia_inception_map(), inception_shapes(), random_tensor)
+    save_file({**state, "output.bias": np.zeros(1008, np.float32)}, path)

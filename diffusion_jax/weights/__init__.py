@@ -4,7 +4,7 @@ from diffusion_jax.weights.diffusers_config import network_spec
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
 from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
-from diffusion_jax.weights.inception import inception_map, inception_shapes, read_inception
+from diffusion_jax.weights.inception import inception_map, inception_shapes, nvidia_inception_map, read_inception
 from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_config, read_state, write_state
@@ -26,6 +26,7 @@ __all__ = [
     "lpips_map",
     "lpips_shapes",
     "network_spec",
+    "nvidia_inception_map",
     "read_clip",
     "read_config",
     "read_dinov2",

@@ -148,6 +148,17 @@ def same(name: str) -> Entry:
     return Entry((name,), lambda t: t[0], lambda ours: [ours])
 
 
+def ones(shape: tuple[int, ...]) -> Entry:
+    """A parameter that the network there has not, where it is 1."""
+
+    def write(ours):
+        if not np.all(ours == 1):
+            raise UserError("the network there has no such scale, and here it is not 1")
+        return []
+
+    return Entry((), lambda tensors: np.ones(shape, np.float32), write)
+
+
 def transposed(name: str, ndim: int = 2) -> Entry:
     """[out, in, 1 ...] there, [in, out] here: a dense layer, or a convolution of size 1 with `ndim` axes."""
 

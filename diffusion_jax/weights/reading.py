@@ -1,6 +1,6 @@
 """Tensors by name from the files that weights are published in, and safetensors written.
 
-weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin, and folders of diffusers (also in shards)
+weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin / .pkl, and folders of diffusers (also in shards)
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import UserError
 from diffusion_jax.weights.torch_files import read_torch_file
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FOLDER_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 # Where training programs keep the weights in a file, the average of the parameters first.
 _ENTRIES = ("ema", "state_dict", "model", "net", "params")
@@ -46,11 +46,6 @@ def read_state(path: Path | str, *, entry: str | None = None) -> dict[str, np.nd
         return _read_npz(path)
     if path.suffix in _TORCH_SUFFIXES:
         return _choose(read_torch_file(path), path, entry)
-    if path.suffix == ".pkl":
-        raise UserError(
-            f"{path}: a plain pickle can run code and is not read. Open it once with the authors' code and save the "
-            "tensors alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
-        )
     raise UserError(f"{path}: weights come as .safetensors, .npz, {', '.join(_TORCH_SUFFIXES)}, or a diffusers folder")
 
 

@@ -1,9 +1,11 @@
 """Tensors out of PyTorch's files without PyTorch, by an unpickler that can build tensors and nothing else.
 
-A pickle is a program. Here it may name the functions that put a tensor together, containers, and a few records of
-settings, which are read as what they hold; any other name stops the reading. Nothing of the file is ever run.
+A pickle is a program. Here it may name the functions that put a tensor together, containers, modules and a few records
+of settings, which are read as what they hold; any other name stops the reading. Nothing of the file is ever run.
 
-Both forms are read: the zip archive of PyTorch 1.6 and later, and the older sequence of pickles and raw storages.
+The zip archive of PyTorch 1.6 and later, also of TorchScript; the older sequence of pickles and raw storages; and the
+plain pickles of NVIDIA's `torch_utils.persistence` (StyleGAN, EDM, EDM2), modules with their source: that is not looked
+at. A module comes out as the tensors of its `state_dict`.
 """
 
 import collections
@@ -11,7 +13,9 @@ import dataclasses
 import io
 import pickle
 import struct
+import types
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +73,30 @@ class _Tensor:
         return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, steps).copy()
 
 
+class _Module:
+    """The attributes of a torch.nn.Module, without the module."""
+
+    attributes: Mapping[str, Any] = types.MappingProxyType({})  # of a module without any
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise UserError("a module of the file has no attributes by name")
+        self.attributes = dict(state)
+
+    def state_dict(self) -> dict[str, _Tensor]:
+        """The tensors by their names in PyTorch. TorchScript keeps them among the other attributes; Python's modules
+        keep them in tables, with buffers that are not saved."""
+        own = self.attributes
+        if "_modules" in own:
+            kept = {k: v for k, v in own["_buffers"].items() if k not in own.get("_non_persistent_buffers_set", ())}
+            own = {**own["_parameters"], **kept, **own["_modules"]}
+        found = {name: value for name, value in own.items() if isinstance(value, _Tensor)}
+        for name, value in own.items():
+            if isinstance(value, _Module):
+                found.update({f"{name}.{inner}": tensor for inner, tensor in value.state_dict().items()})
+        return found
+
+
 class _Record(dict):
     """Settings kept beside the weights: what an object held, without the object."""
 
@@ -90,6 +118,24 @@ def _rebuild_parameter(data: _Tensor, *rest: Any) -> _Tensor:
     return data
 
 
+def _rebuild_persistent(meta: Any) -> _Module | _Record:
+    """What an object of `torch_utils.persistence` held. `meta` has the source of its class, too."""
+    state = meta.get("state") if isinstance(meta, dict) else None
+    if not isinstance(state, dict):
+        raise UserError("a persistent object of the file has no state by name")
+    found: _Module | _Record = _Module() if "_modules" in state else _Record()
+    found.__setstate__(state)
+    return found
+
+
+def _storage_of_bytes(data: Any) -> _Storage:
+    """A storage inside a plain pickle is a file of its own, of the older form."""
+    found = _read_sequence(io.BytesIO(data), Path("a storage of the file"))
+    if not isinstance(found, _Storage):
+        raise UserError("a tensor of the file refers to something that is no storage")
+    return found
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -97,7 +143,17 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *args: "device",
+    ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _rebuild_persistent,
+    ("dnnlib.util", "EasyDict"): _Record,
     ("argparse", "Namespace"): _Record,
+    # numpy's numbers and arrays, of settings: only that there was one
+    **{("numpy", name): _Record for name in ("ndarray", "dtype")},
+    **{
+        (f"numpy.{core}.multiarray", name): _Record for core in ("core", "_core") for name in ("scalar", "_reconstruct")
+    },
+    **{(builtins, "set"): set for builtins in ("builtins", "__builtin__")},
+    **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     **{("torch.storage", name): dtype for name, dtype in _DTYPES.items()},
 }
@@ -113,11 +169,12 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        kind = "code of its own" if "persistence" in module or module.startswith("torch_utils") else "Python objects"
+        if module.startswith(("torch.nn.modules.", "__torch__")):
+            return _Module
         raise UserError(
-            f"{self._path} is a pickle with {kind} ({module}.{name}), which reading would have to run; nothing was "
-            "read. Where you trust the file, open it once with the authors' code and save the tensors alone: "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
+            f"{self._path} is a pickle with Python objects ({module}.{name}), which reading would have to run; "
+            "nothing was read. Where you trust the file, open it once with the authors' code and save the tensors "
+            "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -130,7 +187,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_torch_file(path: Path) -> Any:
-    """Whatever `torch.save` wrote, with numpy arrays for tensors.
+    """Whatever `torch.save`, `torch.jit.save` or NVIDIA's `pickle.dump` wrote, with numpy arrays for tensors and tables
+    of tensors by name for modules.
 
     Raises:
       UserError: no such file, a damaged one, or one that holds more than tensors, containers and numbers.
@@ -152,7 +210,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
-            raise UserError(f"{path} is a zip archive, but not one of PyTorch's weights (TorchScript, perhaps)")
+            raise UserError(f"{path} is a zip archive, but not one of PyTorch's weights")
         folder = pickles[0].removesuffix("data.pkl")
         read: dict[str, _Storage] = {}
 
@@ -176,8 +234,9 @@ def _read_sequence(file: BinaryIO, path: Path) -> Any:
     def load() -> Any:
         return _Unpickler(file, path, storage).load()
 
-    if load() != _MAGIC:
-        raise UserError(f"{path} is no file of torch.save")
+    first = load()
+    if first != _MAGIC:  # a plain pickle
+        return first
     load(), load()  # protocol version; sizes of integers on the machine that wrote it
     found = load()
     for key in load():
@@ -197,6 +256,8 @@ def _arrays(found: Any) -> Any:
     """Tensors as arrays, all through the containers."""
     if isinstance(found, _Tensor):
         return found.array()
+    if isinstance(found, _Module):
+        found = found.state_dict()
     if isinstance(found, dict):
         return {key: _arrays(value) for key, value in found.items()}
     if isinstance(found, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Inception-v3, its weights and its ways of resizing, against torch-fidelity and Pillow."""
+"""Inception-v3, its weights and its ways of resizing, against torch-fidelity, NVIDIA's network and Pillow."""
 
 import pathlib
 
@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import inception_features
 from diffusion_jax.metrics.resizing import RESIZERS, resizer
-from diffusion_jax.weights import inception_shapes, read_inception
-from tests.inception_weights import write_random_inception
+from diffusion_jax.weights import inception_shapes, nvidia_inception_map, read_inception
+from tests.inception_weights import write_random_inception, write_random_nvidia_inception
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
 
@@ -50,15 +50,22 @@ def test_features_are_those_of_torch_fidelity(weights):
     assert len(fingerprint) == 64
 
 
+def test_features_are_those_of_nvidias_network(tmp_path):
+    golden = np.load(GOLDEN / "inception_nvidia.npz")
+    write_random_nvidia_inception(tmp_path / "weights.safetensors")
+    params, fingerprint = read_inception(tmp_path / "weights.safetensors")
+    found = inception_features(params, fingerprint=fingerprint, batch_size=3)(golden["x"])
+    for name in ("pooled", "spatial"):
+        assert np.abs(getattr(found, name) - golden[name]).max() < 1e-5 * np.abs(golden[name]).max()
+    np.testing.assert_allclose(np.exp(found.log_probabilities), golden["probabilities"], rtol=1e-3, atol=1e-6)
+    params["Conv2d_1a_3x3"]["scale"] = 2 * params["Conv2d_1a_3x3"]["scale"]
+    with pytest.raises(UserError, match="no such scale"):
+        nvidia_inception_map().state(params)
+
+
 def test_a_missing_file_says_where_it_is_published(tmp_path):
-    with pytest.raises(UserError, match=r"pytorch-fid/releases.*SHA-256 begins with 6726825d"):
+    with pytest.raises(UserError, match=r"pytorch-fid/releases.*SHA-256 begins with 6726825d.*nvidia.*\.pkl"):
         read_inception(tmp_path / "inception.pth")
-
-
-def test_nvidias_pickle_is_not_run_and_the_error_says_where_the_same_network_is(tmp_path):
-    (tmp_path / "inception-2015-12-05.pkl").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds code.*the same network is published at .*pytorch-fid/releases"):
-        read_inception(tmp_path / "inception-2015-12-05.pkl")
 
 
 def test_other_weights_are_refused(tmp_path):

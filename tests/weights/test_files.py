@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -16,6 +17,9 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, init_params, parameter_shapes
 from diffusion_jax.weights import load_params, read_state, weight_map, write_state
+from tests.inception_weights import random_tensor
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "weights"
 
 
 class Storage:
@@ -158,13 +162,35 @@ def test_a_pickle_that_runs_a_command_is_refused(tmp_path, save, module, name):
     assert not witness.exists()
 
 
-def test_edms_pickles_are_refused_with_the_way_out(tmp_path):
-    save_zip(tmp_path / "edm.pt", {"ema": Call(Global("torch_utils.persistence", "_reconstruct_persistent_obj"), ())})
-    with pytest.raises(UserError, match=r"code of its own.*safetensors\.torch\.save_file"):
-        read_state(tmp_path / "edm.pt")
-    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": os.system}))
-    with pytest.raises(UserError, match=r"plain pickle.*safetensors\.torch\.save_file"):
-        read_state(tmp_path / "edm.pkl")
+@pytest.mark.parametrize("name", ["persistent.pkl", "script.pt"])
+def test_modules_are_read_as_their_state_dict(name):
+    """A pickle of NVIDIA's torch_utils.persistence and one of TorchScript (tests/golden/weights/README.md)."""
+    state = read_state(GOLDEN / name)
+    shapes = {"layers.conv.weight": (4, 3), "layers.conv.mean": (4,), "output.weight": (2, 4), "output.bias": (2,)}
+    if name == "script.pt":
+        shapes["layers.conv.scratch"] = (4,)  # TorchScript keeps the buffers that Python's state_dict leaves out
+    assert {name: value.shape for name, value in state.items()} == shapes
+    for tensor_name in set(shapes) - {"layers.conv.scratch"}:
+        np.testing.assert_array_equal(state[tensor_name], random_tensor(tensor_name, shapes[tensor_name]))
+
+
+def test_the_source_in_a_persistent_pickle_is_not_run(tmp_path):
+    witness = tmp_path / "witness"
+    state = {"_parameters": {"a": tensor("0", A)}, "_buffers": {}, "_modules": {}}
+    meta = {"type": "class", "module_src": f"open({str(witness)!r}, 'w')", "class_name": "Network", "state": state}
+    network = Call(Global("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
+    save_zip(tmp_path / "edm.pt", {"ema": network})
+    np.testing.assert_array_equal(read_state(tmp_path / "edm.pt")["a"], A)
+    assert not witness.exists()
+
+
+def test_other_plain_pickles_are_refused_with_the_way_out(tmp_path):
+    (tmp_path / "network.pkl").write_bytes(pickle.dumps({"ema": os.system}))
+    with pytest.raises(UserError, match=r"Python objects.*nothing was read.*safetensors\.torch\.save_file"):
+        read_state(tmp_path / "network.pkl")
+    (tmp_path / "numbers.pkl").write_bytes(pickle.dumps([1, 2, 3]))
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        read_state(tmp_path / "numbers.pkl")
 
 
 def test_views_outside_their_storage_are_refused(tmp_path):
