@@ -6,7 +6,8 @@
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
 
 A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. The names of the tensors
-are recognised; --format says them where two formats share all names. Nothing is written unless every tensor fits.
+are recognised; --format says them where two formats share all names. Nothing is written unless every tensor fits. The
+data of the config need not be prepared until there is more training.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def convert(source: Path, target: Path) -> None:
     form = FORMAT.value
     if CONFIG.value is not None:
         config = CONFIG.value
-        info = Experiment(config).info
+        info = Experiment.planned(config).info
     else:
         described = weights.read_config(source) if source.is_dir() else None
         if described is None:

@@ -74,11 +74,18 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
     if (workdir / "config.json").exists():
         require_same_config(to_json(read_config(workdir)), config, workdir)
         known = read_info(workdir)
-        if known != info:
+        uncounted = known.num_examples == 0 and dataclasses.replace(info, num_examples=0) == known  # not prepared then
+        if known != info and not uncounted:
             raise UserError(f"the data is not that of the run in {workdir}: {known} there, {info} here")
+        if uncounted and primary:
+            _write_info(workdir, info)
     elif primary:
-        replace_file(workdir / "data.json", (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode())
+        _write_info(workdir, info)
         replace_file(workdir / "config.json", (json.dumps(to_json(config), indent=2) + "\n").encode())
+
+
+def _write_info(workdir: Path, info: DatasetInfo) -> None:
+    replace_file(workdir / "data.json", (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode())
 
 
 def teacher_copy(workdir: Path | str) -> Path:

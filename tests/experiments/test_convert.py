@@ -1,11 +1,20 @@
 """Weights in and out by commands, and the table of parameters."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from tests.processes import ROOT
+from diffusion_jax.data import DatasetInfo
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import UNet, init_params
+from diffusion_jax.weights import weight_map, write_state
+from experiments import workdir
+from tests.processes import ROOT, TINY
 
 GOLDEN = ROOT / "tests" / "golden" / "dit"
 
@@ -26,6 +35,45 @@ def test_a_folder_becomes_a_run_and_a_file_again(command, tmp_path):
 
     error = command.fails("convert", f"--source={GOLDEN}", f"--target={run}")
     assert "has a run already" in error
+
+
+def test_weights_can_be_used_without_their_data(command, tmp_path):
+    network = UNet(
+        image_size=8,
+        image_channels=3,
+        num_classes=10,
+        base_channels=8,
+        channel_multipliers=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+    )
+    state = weight_map("diffusion_jax", network).state(init_params(network, jax.random.key(0)))
+    write_state(tmp_path / "weights.safetensors", state)
+    run, missing = tmp_path / "run", tmp_path / "none"
+    data = ("dataset=cifar10", "crop=edm", f"data_dir={missing}")
+    command.run(
+        "convert",
+        f"--source={tmp_path / 'weights.safetensors'}",
+        f"--target={run}",
+        f"--config={ROOT}/configs/digits_unet.py",
+        *TINY,
+        *(f"--config.data.{field}" for field in data),
+    )
+    out, _ = command.run("sample", f"--workdir={run}", "--num_samples=4")
+    assert "4 samples of step 0" in out
+    assert not missing.exists()
+
+
+def test_the_number_of_examples_is_known_once_the_data_is_there(tmp_path):
+    config = ConfigDict({"seed": 0})
+    info = DatasetInfo(name="cifar10", split="train", num_examples=0, image_shape=(32, 32, 3))
+    workdir.claim(tmp_path, config, info)
+    prepared = dataclasses.replace(info, num_examples=50_000)
+    workdir.claim(tmp_path, config, prepared)
+    assert workdir.read_info(tmp_path) == prepared
+    for other in (info, dataclasses.replace(prepared, num_examples=10_000)):
+        with pytest.raises(UserError, match="not that of the run"):
+            workdir.claim(tmp_path, config, other)
 
 
 def test_bad_conversions_are_one_line_and_leave_nothing(command, tmp_path):
