@@ -3,6 +3,8 @@
     python -m experiments.convert --source=FOLDER --target=runs/name                      # a diffusers folder
     python -m experiments.convert --source=DiT-XL-2-256x256.pt --target=runs/dit \\
         --config=configs/papers/dit_xl2_imagenet256.py                                   # the authors' file
+    python -m experiments.convert --source=edm-cifar10-32x32-cond-vp.pkl --target=runs/edm \\
+        --config=configs/papers/edm_cifar10.py
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
 
 A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. The names of the tensors
