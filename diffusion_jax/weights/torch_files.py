@@ -154,6 +154,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     },
     **{(builtins, "set"): set for builtins in ("builtins", "__builtin__")},
     **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, tag: value,
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     **{("torch.storage", name): dtype for name, dtype in _DTYPES.items()},
 }
