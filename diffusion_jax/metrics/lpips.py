@@ -28,22 +28,25 @@ class Lpips(nn.Module):
     @nn.compact
     def __call__(self, x: Pictures, y: Pictures) -> Float[Array, " n"]:
         """Differentiable in both; where a pixel's features are all zero, its gradient is zero."""
-        n = len(x)
-        h = _normalised(jnp.concatenate([x, y]))
-        distance = jnp.zeros(n, h.dtype)
+        # x and y go one after the other: side by side in one batch they would have to move between devices.
+        ours, theirs = _normalised(x), _normalised(y)
+        distance = jnp.zeros(len(x), ours.dtype)
         for stage, (features, convolutions) in enumerate(STAGES):
             if stage:
-                h = nn.max_pool(h, (2, 2), strides=(2, 2))
+                ours, theirs = (nn.max_pool(h, (2, 2), strides=(2, 2)) for h in (ours, theirs))
             for i in range(convolutions):
                 conv = nn.Conv(
                     features, (3, 3), padding=1, kernel_init=nn.initializers.he_normal(), name=f"{stage}_{i}"
                 )
-                h = nn.relu(conv(h))
+                ours, theirs = nn.relu(conv(ours)), nn.relu(conv(theirs))
             weight = self.param(f"weight_{stage}", nn.initializers.constant(1 / features), (features,))
-            squares = jnp.sum(h**2, axis=-1, keepdims=True)
-            unit = h / (jnp.sqrt(jnp.maximum(squares, 1e-20)) + 1e-10)
-            distance += jnp.mean((unit[:n] - unit[n:]) ** 2 @ weight, axis=(1, 2))
+            distance += jnp.mean((_unit(ours) - _unit(theirs)) ** 2 @ weight, axis=(1, 2))
         return distance
+
+
+def _unit(features: Float[Array, "n height width d"]) -> Float[Array, "n height width d"]:
+    squares = jnp.sum(features**2, axis=-1, keepdims=True)
+    return features / (jnp.sqrt(jnp.maximum(squares, 1e-20)) + 1e-10)
 
 
 def _normalised(x: Pictures) -> Float[Array, "n height width 3"]:
