@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import init_lpips, lpips
+from diffusion_jax.parallel.hlo import Program
 from diffusion_jax.weights import lpips_shapes, read_lpips
 from tests.lpips_weights import write_random_lpips
 
@@ -49,6 +51,15 @@ def test_a_distance_of_equal_images_is_zero_and_so_is_its_gradient(params):
     value, gradient = jax.value_and_grad(lambda x: lpips(params, x, x)[0])(x)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_pairs_on_several_devices_stay_where_they_are():
+    layout = parallel.LAYOUTS.build({"name": "jit"})
+    image = jax.ShapeDtypeStruct((16, 16, 16, 3), jnp.float32, sharding=layout.batch_sharding)
+    step = jax.jit(jax.grad(lambda x, y, params: lpips(params, x, y, size=32).sum()))
+    program = Program(step.lower(image, image, lpips_shapes()).compile().as_text(), jax.device_count())
+    assert jax.device_count() == 8
+    assert program.collectives == {}
 
 
 def test_one_channel_is_three_equal_ones(params):
