@@ -20,7 +20,8 @@ quickstart: install  ## train on real digits, no download; ends with a picture a
 test: install-dev  ## the default test suite
 	$(RUN) pytest $(ARGS)
 
-test-slow: install-dev  ## the long tests
+test-slow: install-dev  ## the long tests, those of Ray and Slurm among them
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev,ray,slurm]'
 	$(RUN) pytest -m slow -n 0 $(ARGS)
 
 test-tpu:  ## what the TPU compiler makes of configs, in an environment of its own; no TPU needed
