@@ -3,10 +3,11 @@
 What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
 the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps
 and averaged targets look back no further, samples take at most 16 steps (64 with a corrector) with x0 clipped (tokens,
-of which there are 17, as many as the digits have levels, 128). The objective, schedule, prediction, network options,
-optimizer and sampler are the recipe's. It has learned where its samples are less than half as far from the real digits
-as those of the same network before training, by the Fréchet distance of pixels, and clearly closer to them than the
-mean of all digits is: a network that draws only that has learned little.
+of which there are 17, as many as the digits have levels, 128). Squares take the place of LPIPS, whose weights are
+files. The objective, schedule, prediction, network options, optimizer and sampler are the recipe's. It has learned
+where its samples are less than half as far from the real digits as those of the same network before training, by the
+Fréchet distance of pixels, and clearly closer to them than the mean of all digits is: a network that draws only that
+has learned little.
 
 A recipe for text gets the topics that come with Python, byte by byte in sequences of 64. It has learned where held-out
 text is likelier by the model (its perplexity, an upper bound) than by how often each byte occurs: it reads the context.
@@ -103,6 +104,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
                 small.objective[field] = value
         if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
             small.objective.last = 5 if small.objective.name == "consistency_training" else 160
+        if small.objective.get("distance", "") == "lpips":
+            small.objective.distance = "squared"
         if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
             small.objective.decay = min(small.objective.decay, 1 - 10 / steps)
         small.ema.ramp_up_ratio = 0.05

@@ -62,8 +62,8 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
     ("name", "argument", "nfe"),
     [
         ("consistency_cifar10", "distillation", 1),
-        ("consistency_cifar10", "lpips", 1),
-        ("consistency_cifar10", "distillation,lpips", 1),
+        ("consistency_cifar10", "squared", 1),
+        ("consistency_cifar10", "distillation,squared", 1),
         ("progressive_distillation_cifar10", "steps=4", 4),
         ("scm_cifar10", "distillation", 2),
         ("scm_cifar10", "diffusion", 18),
