@@ -1,8 +1,11 @@
 """Several trainings as one program: members that differ in the seed and in numbers of the recipe alone.
 
-Every array of the state has an axis in front, one entry for each member; the step is compiled once. The members are
-divided over the devices, and those of one device step side by side (`vmap`) or in turn (`map`): XLA convolves with a
-kernel for each member slowly on a CPU, and there `map` is the default for networks with convolutions.
+Every array of the state has an axis in front, one entry for each member. The members are divided over the devices, and
+those of one device step side by side, as one batch of members (`vmap`), or each by a step of its own in the same
+program (`unroll`), which takes as many times as long to compile. XLA for CPU convolves slowly with a kernel for each
+member, and
+in a loop takes the gradients of convolutions slower still: there `unroll` is the default for networks with
+convolutions.
 
 What comes out are ordinary runs: each member has its workdir, its data in its own order, its rows, and its checkpoints,
 as if trained alone, with the same numbers but for rounding.
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -70,7 +74,7 @@ class Population:
     Args:
       configs: of the members.
       directories: their workdirs.
-      how: "vmap" or "map"; "" chooses.
+      how: "vmap" or "unroll"; "" chooses.
 
     Raises:
       UserError: the configs differ in more than the seed and their numbers, or one can not be trained in this way.
@@ -95,7 +99,7 @@ class Population:
                 "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"
             )
         slow = jax.default_backend() == "cpu" and self.config.model.name not in _WITHOUT_CONVOLUTIONS
-        self.how = how or ("map" if slow else "vmap")
+        self.how = how or ("unroll" if slow else "vmap")
         devices = [n for n in range(1, jax.local_device_count() + 1) if len(configs) % n == 0][-1]
         self.mesh = Mesh(np.array(jax.local_devices()[:devices]), (_AXIS,))
         self.sharding = NamedSharding(self.mesh, PartitionSpec(_AXIS))
@@ -114,7 +118,9 @@ class Population:
         def local(*arguments: Any) -> Any:
             if self.how == "vmap":
                 return jax.vmap(function)(*arguments)
-            return jax.lax.map(lambda one: function(*one), arguments)
+            count = len(jax.tree.leaves(arguments)[0])
+            results = [function(*jax.tree.map(lambda x, i=i: x[i], arguments)) for i in range(count)]
+            return jax.tree.map(lambda *values: jnp.stack(values), *results)
 
         spec = PartitionSpec(_AXIS)
         return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)

@@ -21,7 +21,7 @@ from experiments.population import Population
 
 MEMBERS = flags.DEFINE_multi_string("member", [], "CONFIG.json=WORKDIR; one for each training")
 HOW = flags.DEFINE_enum(
-    "how", "", ["", "vmap", "map"], "members of a device side by side, or in turn; chosen by default"
+    "how", "", ["", "vmap", "unroll"], "members of a device as one batch, or a step for each; chosen by default"
 )
 
 

@@ -58,8 +58,8 @@ def rows(directory):
 
 @pytest.mark.parametrize(
     ("model", "how", "devices"),
-    [pytest.param(None, "map", 1, marks=pytest.mark.slow), (DIT, "vmap", 2)],
-    ids=["unet-map", "dit-vmap-2-devices"],
+    [(None, "unroll", 1), (DIT, "vmap", 2)],
+    ids=["unet-unroll", "dit-vmap-2-devices"],
 )
 def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, devices):
     configs = [small(data_dir, model=model, **member) for member in MEMBERS]

@@ -12,9 +12,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AbstractMesh, use_abstract_mesh
 
+from configs import digits_unet
 from diffusion_jax.models import MODELS, example_inputs, init_params, layers
 from diffusion_jax.models.attention import attention
 from diffusion_jax.parallel.activations import for_cpu
+from experiments.wiring import Experiment
 
 CHIP = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
 SLICE = AbstractMesh((1,), ("data",), abstract_device=CHIP)
@@ -82,3 +84,21 @@ def test_both_forms_are_the_same_function(name, monkeypatch, x64):
     found = result()
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10 * scale), found, expected)
+
+
+def test_gradients_of_convolutions_are_in_no_loop_on_cpu():
+    """Microbatches: a loop for accelerators; on CPU, whose compiler takes these gradients slowly in a loop, none."""
+    config = digits_unet.get_config()
+    config.train.accumulation = 2
+    config.model.update(base_channels=8, channel_multipliers=(1,), attention_resolutions=())
+    experiment = Experiment.planned(config)
+    arguments = experiment.abstract_state, experiment.abstract_batch(config.train.batch_size)
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+
+    def passes(traced):
+        """Of each loop, how often it goes round."""
+        loops = [e.params for e in jax.make_jaxpr(traced)(*arguments).eqns if e.primitive.name == "scan"]
+        return [loop["length"] // loop["unroll"] for loop in loops]
+
+    assert passes(on_tpu(experiment.train_step())) == [2]
+    assert passes(experiment.train_step()) == [1]
