@@ -3,8 +3,7 @@
 Every array of the state has an axis in front, one entry for each member. The members are divided over the devices, and
 those of one device step side by side, as one batch of members (`vmap`), or each by a step of its own in the same
 program (`unroll`), which takes as many times as long to compile. XLA for CPU convolves slowly with a kernel for each
-member, and
-in a loop takes the gradients of convolutions slower still: there `unroll` is the default for networks with
+member, and slower still takes the gradients of convolutions in a loop: there `unroll` is the default for networks with
 convolutions.
 
 What comes out are ordinary runs: each member has its workdir, its data in its own order, its rows, and its checkpoints,
