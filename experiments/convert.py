@@ -8,8 +8,8 @@
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
 
 A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. The names of the tensors
-are recognised; --format says them where two formats share all names. Nothing is written unless every tensor fits. The
-data of the config need not be prepared until there is more training.
+are recognised; --format says them where two formats share all names. Nothing is written unless every tensor fits. To
+convert and to sample, a data set of TFDS need not be prepared.
 """
 
 from collections.abc import Sequence

@@ -223,7 +223,7 @@ def make_train_step(
                 terms, observed = gradient_of(*row)
                 return jax.tree.map(jnp.add, sums, terms), observed
 
-            # In a loop XLA for CPU takes the gradients of convolutions some twenty times slower.
+            # In a loop XLA for CPU is slow at the gradients of convolutions (benchmarks/models.py).
             total, observed = jax.lax.scan(add, zeros, rows, unroll=for_cpu())
             gradient, metrics = jax.tree.map(lambda x: x / accumulation, total)
         if axis_name is not None:

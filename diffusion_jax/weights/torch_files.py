@@ -128,14 +128,6 @@ def _rebuild_persistent(meta: Any) -> _Module | _Record:
     return found
 
 
-def _storage_of_bytes(data: Any) -> _Storage:
-    """A storage inside a plain pickle is a file of its own, of the older form."""
-    found = _read_sequence(io.BytesIO(data), Path("a storage of the file"))
-    if not isinstance(found, _Storage):
-        raise UserError("a tensor of the file refers to something that is no storage")
-    return found
-
-
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -143,7 +135,6 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *args: "device",
-    ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _rebuild_persistent,
     ("dnnlib.util", "EasyDict"): _Record,
     ("argparse", "Namespace"): _Record,
@@ -170,6 +161,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return self._inner_storage
         if module.startswith(("torch.nn.modules.", "__torch__")):
             return _Module
         raise UserError(
@@ -177,6 +170,13 @@ class _Unpickler(pickle.Unpickler):
             "nothing was read. Where you trust the file, open it once with the authors' code and save the tensors "
             "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
         )
+
+    def _inner_storage(self, data: Any) -> _Storage:
+        """A storage inside a plain pickle is a file of its own, of the older form."""
+        found = _read_sequence(io.BytesIO(data), self._path)
+        if not isinstance(found, _Storage):
+            raise UserError(f"a tensor of {self._path} refers to something that is no storage")
+        return found
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], np.dtype):

@@ -45,13 +45,9 @@ def test_nothing_grows(command, tmp_path):
     assert process.returncode == 0, err
     steps, memory, threads, files = np.array(samples).T
     assert len(steps) >= 10
-    growth = np.polyfit(steps, memory, 1)[0] * (STEPS - WARM)
-    assert growth < 20, f"{growth:.1f} MB of memory more in {STEPS - WARM} steps: {memory}"
-    third = len(steps) // 3
-    for name, values, allowed in (("threads", threads, 2), ("open files", files, 4)):
-        # A checkpoint being written has a few for a while; what is left behind by each of 14 stays.
-        more = values[-third:].min() - values[:third].min()
-        assert more < allowed, f"{more} {name} more in {STEPS - WARM} steps: {values}"
+    for name, values, allowed in (("MB of memory", memory, 20), ("threads", threads, 2), ("open files", files, 4)):
+        growth = np.polyfit(steps, values, 1)[0] * (STEPS - WARM)
+        assert growth < allowed, f"{growth:.1f} {name} more in {STEPS - WARM} steps: {values}"
     speeds = [(row["step"], row["images_per_second"]) for row in read_metrics(workdir / "timings.jsonl")
               if "images_per_second" in row]  # fmt: skip
     early = np.median([speed for step, speed in speeds if WARM <= step < (WARM + STEPS) / 2])

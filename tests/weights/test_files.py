@@ -184,6 +184,16 @@ def test_the_source_in_a_persistent_pickle_is_not_run(tmp_path):
     assert not witness.exists()
 
 
+def test_truncated_and_damaged_persistent_pickles(tmp_path):
+    whole, path = (GOLDEN / "persistent.pkl").read_bytes(), tmp_path / "network.pkl"
+    storage = whole.index(b"FloatStorage")  # of the first tensor
+    damaged = whole[:storage] + b"FloatStorXge" + whole[storage + 12 :]
+    for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-7], damaged):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"network\.pkl"):
+            read_state(path)
+
+
 def test_other_plain_pickles_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "network.pkl").write_bytes(pickle.dumps({"ema": os.system}))
     with pytest.raises(UserError, match=r"Python objects.*nothing was read.*safetensors\.torch\.save_file"):
