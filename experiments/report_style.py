@@ -26,9 +26,9 @@ nav a:hover { text-decoration: underline; text-underline-offset: 3px; }
 .card { padding: 15px 18px 16px; border-left: 1px solid var(--rule); }
 .card:first-child { border-left: 0; padding-left: 0; }
 .card .label { font-size: 13px; color: var(--soft); }
-.card .value { font-size: 27px; line-height: 1.25; font-weight: 600; letter-spacing: -0.02em; white-space: nowrap;
+.card .value { font-size: 27px; line-height: 1.25; font-weight: 600; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; }
-.card .value small { font-size: 15px; font-weight: 500; color: var(--soft); letter-spacing: 0; }
+.card .value small { font-size: 15px; font-weight: 500; color: var(--soft); letter-spacing: 0; white-space: nowrap; }
 .card .note { font-size: 12.5px; line-height: 1.4; color: var(--soft); font-variant-numeric: tabular-nums; }
 section { margin-top: 54px; scroll-margin-top: 20px; }
 h2 { font-size: 20px; font-weight: 640; letter-spacing: -0.012em; margin: 0 0 4px; }

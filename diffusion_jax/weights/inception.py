@@ -15,7 +15,7 @@ from diffusion_jax.weights.reading import fingerprint, read_state
 
 SOURCE = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth "
-    "(SHA-256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2), and by NVIDIA at "
+    "(SHA-256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) or "
     "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl "
     "(SHA-256 a31bd1d4522101109044ec28621a5fcb591ed6115e0d58104fc013fa01ef94f7)"
 )
