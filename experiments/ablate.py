@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from experiments import cli, evaluation, workdir
 from experiments.ablation import Ablation, Cell, assigned
 from experiments.ablation_page import write_page
@@ -32,7 +33,6 @@ from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
 from experiments.population import populations
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
-from experiments.writers import replace_file
 
 CONFIG = flags.DEFINE_string("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ablation; the same command goes on there")

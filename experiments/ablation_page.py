@@ -11,6 +11,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from diffusion_jax.files import replace_file
 from experiments.ablation import Ablation
 from experiments.ablation_report import (
     Group,
@@ -23,7 +24,7 @@ from experiments.ablation_report import (
 )
 from experiments.ablation_statistics import Estimate
 from experiments.evaluation import COLUMNS, PICTURE_SIZE
-from experiments.writers import METRICS_FILE, read_metrics, replace_file
+from experiments.writers import METRICS_FILE, read_metrics
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

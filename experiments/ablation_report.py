@@ -9,11 +9,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.files import replace_file
 from experiments.ablation import Ablation, Cell
 from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
 from experiments.report import image_element, page
 from experiments.report_charts import Series, format_number, line_chart
-from experiments.writers import METRICS_FILE, TIMINGS_FILE, read_metrics, replace_file
+from experiments.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 
 _CURVES = 4  # that have a colour of their own
 

@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
+from diffusion_jax.files import replace_file
 from experiments.generation import Generator
 from experiments.progress import ProgressBar
-from experiments.writers import replace_file
 
 _FILE, _COUNT = "samples.npy", "drawn"
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from experiments import judging
 from experiments.drawing import Drawing
@@ -20,7 +21,6 @@ from experiments.progress import ProgressBar
 from experiments.restoring import restore_params
 from experiments.texts import MOST_SHOWN, save_texts
 from experiments.wiring import BITS_PER_DIM, PERPLEXITY, Experiment
-from experiments.writers import replace_file
 
 OF_MODEL = {BITS_PER_DIM: judging.bits_per_dim, PERPLEXITY: judging.perplexity}
 

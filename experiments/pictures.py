@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
-from experiments.writers import replace_file
+from diffusion_jax.files import replace_file
 
 _READABLE = 48  # pixels: the side to which small images are enlarged
 _CAPTION = (128, 128, 128, 255)

@@ -19,11 +19,11 @@ from absl import flags
 
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from diffusion_jax.metrics import NetworkFeatures, dinov2_patches
 from experiments import cli
 from experiments.progress import ProgressBar
 from experiments.wiring import Experiment
-from experiments.writers import replace_file
 
 CONFIG = cli.define_config()
 DINOV2 = flags.DEFINE_string("dinov2", None, "weights of DINOv2 without registers, as torch hub has them")

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError
+from diffusion_jax.files import replace_file
 from experiments import cli, scorecard, smoke
 from experiments.progress import ProgressBar
 from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
-from experiments.writers import replace_file
 
 PAPER = flags.DEFINE_string("paper", "", "only papers whose file name contains this")
 SCALE = flags.DEFINE_enum("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")

@@ -16,13 +16,13 @@ from absl import flags
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from experiments import cli, evaluation
 from experiments.pictures import balanced_labels, save_grid
 from experiments.restoring import restore_params
 from experiments.texts import save_texts
 from experiments.wiring import check_sampler
-from experiments.writers import replace_file
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1)

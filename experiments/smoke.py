@@ -29,6 +29,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError
+from diffusion_jax.files import replace_file
 from diffusion_jax.metrics.distances import frechet_distance, gaussian
 from diffusion_jax.metrics.features import PixelFeatures
 from experiments import evaluation, judging, workdir
@@ -38,7 +39,7 @@ from experiments.restoring import open_checkpoints
 from experiments.scorecard import Paper
 from experiments.texts import save_texts
 from experiments.wiring import Experiment
-from experiments.writers import create_writer, replace_file
+from experiments.writers import create_writer
 
 NUM_SAMPLES = 500
 RESULT = "smoke.json"

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from diffusion_jax.data import Tokenizer
-from experiments.writers import replace_file
+from diffusion_jax.files import replace_file
 
 MOST_SHOWN = 20  # samples in final.txt
 

@@ -21,12 +21,13 @@ from flax.traverse_util import flatten_dict
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import replace_file
 from experiments import cli, evaluation, judging, workdir
 from experiments.loop import Loop, StopSignal
 from experiments.report import write_report
 from experiments.restoring import open_checkpoints, restore_params
 from experiments.wiring import Experiment
-from experiments.writers import RunWriter, create_writer, replace_file
+from experiments.writers import RunWriter, create_writer
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; the same one resumes")

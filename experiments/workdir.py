@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from experiments.cli import flatten
-from experiments.writers import replace_file
 
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.

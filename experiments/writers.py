@@ -25,6 +25,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -305,27 +306,6 @@ def profile(
     finally:
         if action._session_running:
             action._end_session(periodic_actions.profiler.stop())
-
-
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file so that at any moment there is either the old content or the new, never a part.
-
-    Raises:
-      RunError: the disk is full or not writable; the old file is untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise RunError(f"could not write {path}: {error.strerror}; what was there is untouched") from error
 
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "rng", "counter_prng", "ode"), 0),
+    **dict.fromkeys(("errors", "files", "registry", "rng", "counter_prng", "ode"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     "likelihood": 2,
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
@@ -20,6 +20,7 @@ FLOORS = {
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {
     ("registry", "errors"): "an unknown name is a UserError",
+    ("files", "errors"): "a file that cannot be read is a UserError",
     ("rng", "counter_prng"): "the noise of sampler steps is drawn by the cheap generator",
     (
         "models",

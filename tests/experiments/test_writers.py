@@ -177,13 +177,6 @@ def test_a_full_disk_does_not_hang_tensorboard(tmp_path, monkeypatch):
         writer.flush()
 
 
-def test_replacing_a_file_fails_without_a_trace(tmp_path):
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(RunError, match="untouched"):
-        writers.replace_file(tmp_path / "report.html", b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-
-
 def test_tensorboard_gets_scalars_images_and_hyperparameters(tmp_path):
     writer = create_writer(tmp_path)
     writer.write_hparams({"batch_size": 8, "model": "unet", "betas": (0.9, 0.99)})

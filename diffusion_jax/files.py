@@ -1,0 +1,330 @@
+"""Files: read with one line of error, written whole or not at all, removed only if they are ours.
+
+A file that somebody names may be cut, empty, of another type or encoding, huge, or no file at all. Every reader here
+raises `UserError`, which names the file, for all of these; none allocates what a number in the file asks for.
+"""
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+
+from diffusion_jax.errors import RunError, UserError
+
+JSON_LIMIT = 2**28  # bytes of a JSON file; no config, index or tokenizer comes near it
+MARKER = ".diffusion_jax"  # in every directory that we make and may remove
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+J = TypeVar("J", dict, list)
+
+
+def regular_file(path: str | os.PathLike) -> Path:
+    """The path, if it leads to a file that can be read.
+
+    Raises:
+      UserError: nothing there, a folder, a pipe, a socket, a device, a circle of links, no permission, or the pointer
+        of Git LFS in the place of a file.
+    """
+    path = Path(path).expanduser()
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder, not a file")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is no regular file")
+        with open(path, "rb") as file:
+            start = file.read(len(_LFS))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise UserError(f"cannot read {str(path)!r}: {_reason(error)}") from error
+    if start == _LFS:
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
+    return path
+
+
+def read_bytes(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> bytes:
+    """The whole file.
+
+    Raises:
+      UserError: see `regular_file`, or more than `limit` bytes.
+    """
+    path = regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    if len(content) > limit:
+        raise UserError(f"{path} has more than {limit:,} bytes, too many for what it should be")
+    return content
+
+
+def read_text(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> str:
+    """The whole file as UTF-8; a byte order mark is left out.
+
+    Raises:
+      UserError: see `read_bytes`, or another encoding.
+    """
+    content = read_bytes(path, limit=limit)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def read_json(path: str | os.PathLike, kind: type[J] = dict, *, limit: int = JSON_LIMIT) -> J:
+    """The value of a JSON file, an object or a list.
+
+    Raises:
+      UserError: see `read_text`, or damaged, or of another kind.
+    """
+    return parse_json(read_text(path, limit=limit), path, kind)
+
+
+def parse_json(text: str, origin: object, kind: type[J] = dict) -> J:
+    """The value of a JSON text; `origin` is what an error names.
+
+    Raises:
+      UserError: no JSON, or of another kind.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
+        raise UserError(f"{origin} is damaged or no JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{origin} holds a JSON {type(value).__name__}; it should be a {kind.__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike) -> Iterator[IO[str]]:
+    """A text file to read line by line, with the ending .gz through gzip; lines end at a newline alone.
+
+    Raises:
+      UserError: see `regular_file`; and, when what is read inside the block shows it, damage or another encoding.
+    """
+    path = regular_file(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged or no gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, its object) of a file with one JSON object on each line; empty lines are passed over.
+
+    Raises:
+      UserError: see `open_text`, or a line that is no JSON object; the message names file and line.
+    """
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, parse_json(line, f"line {number} of {path}")
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Raises:
+      UserError: see `regular_file`, or damaged, or it holds more than arrays; or its header promises more bytes than
+        the file has.
+    """
+    path = regular_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            if not names:
+                raise UserError(f"{path} holds no arrays")
+            return {info.filename.removesuffix(".npy"): _member(archive, info, path) for info in names}
+    except _DAMAGED as error:
+        raise UserError(f"{path} is damaged or no .npz file of arrays: {_reason(error)}") from error
+
+
+def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
+    """The array of an .npy file, or a view of the file with `mmap`.
+
+    Raises:
+      UserError: see `regular_file`, or damaged, or it holds more than one array of numbers.
+    """
+    path = regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            _check_header(file, path.stat().st_size)
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except _DAMAGED as error:
+        raise UserError(f"{path} is damaged or no .npy file of numbers: {_reason(error)}") from error
+
+
+_DAMAGED = (
+    ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, MemoryError, OverflowError,
+    RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are none."""
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array; its header is held against the uncompressed size before anything is allocated."""
+    if info.file_size > 1100 * max(info.compress_size, 1):  # deflate packs at most 1032 to 1
+        raise UserError(f"{path} is damaged: {info.filename} claims {info.file_size:,} bytes")
+    with archive.open(info) as file:
+        _check_header(file, info.file_size)
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the header")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    count = 1
+    for length in shape:
+        count *= length  # Python's integers do not overflow
+    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"its header promises {dtype} {list(shape)}, more than its {size:,} bytes")
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file so that at any moment there is either the old content or the new, never a part.
+
+    Raises:
+      RunError: the disk is full or not writable; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"could not write {path}: {error.strerror}; what was there is untouched") from error
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file for this process; the system lets go of it when the process ends, however it ends.
+
+    Args:
+      path: of the lock file, which stays.
+      busy: what an error says of the other process; `{holder}` in it becomes that process's number.
+      wait: until the other process lets go, instead of an error.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(busy.format(holder=file.read().strip() or "another one")) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def plain_name(what: str, name: str) -> str:
+    """The name, if it is one that can only mean an entry of the folder it is put into.
+
+    Raises:
+      UserError: empty, too long, hidden, or with other characters than letters, digits, "_", "-", "." and "+".
+    """
+    if not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
+        raise UserError(
+            f"{what} {name!r} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, "
+            "a digit or '_'"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
+    """A private directory to fill, which becomes `target` when the block ends well and is removed when it does not.
+
+    It is marked as ours. Where `target` has appeared meanwhile, made by another process, that one stays. Directories
+    of the same target that processes left behind when they were killed are removed.
+
+    Raises:
+      UserError: `target` is there and is not ours.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    try:
+        (partial / MARKER).touch()
+        with open(partial / MARKER) as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield partial
+            partial.chmod(0o777 & ~_umask())
+            if target.exists() and not (target / MARKER).is_file():
+                raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
+            try:
+                os.rename(partial, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_ours(directory: str | os.PathLike) -> None:
+    """Remove a directory that this program made; nothing is done where there is none.
+
+    Raises:
+      UserError: it does not carry our marker, so that it may hold something of the user's.
+    """
+    directory = Path(directory)
+    if not directory.exists() and not directory.is_symlink():
+        return
+    if directory.is_symlink() or not (directory / MARKER).is_file():
+        raise UserError(f"{directory} was not made by this program, so it is not removed: move it away yourself")
+    shutil.rmtree(directory)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes left of `target`: marked, and held by nobody."""
+    for left in target.parent.glob(f".{target.name}.*.incomplete"):
+        with contextlib.suppress(OSError), open(left / MARKER) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
