@@ -92,7 +92,7 @@ def open_folder(
             raise UserError(f"image {root / file} is empty (0 bytes); mend or remove the file")
     class_names, labels = _classes(names)
     info = DatasetInfo(
-        name=f"folder:{path}",
+        name="folder",
         split=split,
         num_examples=len(files),
         image_shape=(None, None, channels),

@@ -72,6 +72,8 @@ class DatasetInfo:
       class_names: their names, () if the data has no classes.
       dtype: "uint8" for images, "float32" for latents, "int32" for text.
       vocabulary: of text, how many tokens there are; 0 where the data is not text.
+      fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
+        not prepared and in what earlier versions wrote.
     """
 
     name: str
@@ -82,6 +84,7 @@ class DatasetInfo:
     class_names: tuple[str, ...] = ()
     dtype: str = "uint8"
     vocabulary: int = 0
+    fingerprint: str = ""
 
     @property
     def is_image(self) -> bool:
