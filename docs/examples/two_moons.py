@@ -175,7 +175,7 @@ def trainable_of(family: Family, teacher: training.Trainable | None) -> training
         time_sampler=TIME_SAMPLERS.build(family.time_sampler),
     )
     channels, out = 2, 4 if "hybrid" in family.title else 2
-    if objective.modality == "tokens":
+    if objective.discrete:
         process = objective.process
         parameterization = TokenParameterization(num_tokens=process.num_tokens, has_mask=process.has_mask, scale=100.0)
         channels, out = parameterization.channels(2)
@@ -221,7 +221,7 @@ def train(trainable: training.Trainable, family: Family, steps: int, teacher_par
     data = jnp.asarray(moons(20_000, seed=0))
 
     def many(state: training.TrainState, indices: jax.Array) -> training.TrainState:
-        return jax.lax.scan(lambda state, rows: (step(state, {"image": data[rows]})[0], None), state, indices)[0]
+        return jax.lax.scan(lambda state, rows: (step(state, {"data": data[rows]})[0], None), state, indices)[0]
 
     many = jax.jit(many, donate_argnums=0)
     rows, state = np.random.default_rng(0), begin()
@@ -237,7 +237,7 @@ def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np
     @jax.jit
     def run(params: Any) -> tuple[jax.Array, jax.Array]:
         denoiser, objective = trainable.denoiser(params, {}), trainable.objective
-        if objective.modality == "tokens":
+        if objective.discrete:
             sampler = DISCRETE_SAMPLERS.build(family.sampler)
             found = sample_tokens(
                 sampler, denoiser, objective.process, family.steps, shape, key, return_trajectory=True

@@ -47,12 +47,12 @@ def keys(size, seed=0):
 
 def batch(size=8, seed=0):
     image = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
-    return {"image": jnp.asarray(image, jnp.float32)}
+    return {"data": jnp.asarray(image, jnp.float32)}
 
 
 def exact_denoiser(objective):
     """Something finite of the right kind: logits of tokens, or the flow map and denoiser of Gaussian data."""
-    if objective.modality == "tokens":
+    if objective.discrete:
         size = objective.process.num_tokens
         return lambda xt, t: jnp.sin(jnp.arange(size) + 0.3 * xt[..., None].astype(jnp.float32))
     return with_variance(Gaussian().flow_map(objective.schedule), Gaussian().denoiser(objective.schedule))
@@ -70,7 +70,7 @@ def with_variance(flow_map, denoiser):
 
 def network_denoiser(objective, weight):
     """A parameterised network with one weight, of every signature at once."""
-    if objective.modality == "tokens":
+    if objective.discrete:
         process = objective.process
         parameterization = TokenParameterization(num_tokens=process.num_tokens, has_mask=process.has_mask)
 
@@ -105,12 +105,10 @@ def context_of(objective, denoiser, step=3):
 def test_loss_and_metrics_are_finite_scalars(objective):
     denoiser = exact_denoiser(objective)
     context = context_of(objective, denoiser)
-    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"image": image}, keys(8), context))(
-        batch()["image"]
-    )
+    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"data": image}, keys(8), context))(batch()["data"])
     assert all(value.shape == () and np.isfinite(value) for value in (loss, *metrics.values()))
     assert loss == metrics["loss"]
-    if objective.modality == "image":
+    if not objective.discrete:
         assert "x0_mse" in metrics
 
 
@@ -119,12 +117,12 @@ def test_hashable(objective):
 
 
 def test_the_loss_is_the_mean_over_any_split_of_the_batch(objective, x64):
-    denoiser, data = exact_denoiser(objective), batch()["image"]
+    denoiser, data = exact_denoiser(objective), batch()["data"]
     context = context_of(objective, denoiser)
 
     @jax.jit
     def loss(image, index):
-        return objective.loss(denoiser, {"image": image}, BatchKey(jax.random.key(0), index, 8), context)[0]
+        return objective.loss(denoiser, {"data": image}, BatchKey(jax.random.key(0), index, 8), context)[0]
 
     whole = loss(data, jnp.arange(8))
     parts = [loss(data[i : i + 4], jnp.arange(i, i + 4)) for i in (0, 4)]
@@ -173,8 +171,8 @@ def test_state_goes_on_with_what_was_observed(objective):
     if state is None:
         return
     context = context_of(objective, denoiser)
-    run = jax.jit(lambda image: objective.loss_and_observed(denoiser, {"image": image}, keys(8), context))
-    _, (_, observed) = run(batch()["image"])
+    run = jax.jit(lambda image: objective.loss_and_observed(denoiser, {"data": image}, keys(8), context))
+    _, (_, observed) = run(batch()["data"])
     assert all(value.shape == (8,) for value in observed.values())
     after = objective.update_state(state, observed)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

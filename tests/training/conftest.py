@@ -42,7 +42,7 @@ def batch():
     def make(step=0):
         rng = np.random.default_rng(step)
         image = rng.uniform(-1, 1, (BATCH, 4, 4, 1)).astype(np.float32)
-        return {"image": image, "label": rng.integers(0, 3, BATCH).astype(np.int32)}
+        return {"data": image, "label": rng.integers(0, 3, BATCH).astype(np.int32)}
 
     return make
 

@@ -35,7 +35,7 @@ class Everything(Objective):
 
     def loss_and_observed(self, denoise_fn, batch, key, context=None):
         self.require(context)
-        x0 = batch["image"]
+        x0 = batch["data"]
         t = key.uniform()
         xt = corrupt(SCHEDULES.build("rectified_flow"), x0, key.normal(x0.shape[1:]), t)
         found = denoise_fn(xt, t).x0

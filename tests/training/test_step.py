@@ -48,7 +48,7 @@ def test_conditioning_is_dropped_at_the_asked_rate(make_trainable, batch):
 
     object.__setattr__(trainable, "network", Spy)
     labels = np.arange(3000, dtype=np.int32) % 3
-    rows = {"image": np.zeros((3000, 4, 4, 1), np.float32), "label": labels}
+    rows = {"data": np.zeros((3000, 4, 4, 1), np.float32), "label": labels}
     state = TrainState(step=0, params={}, opt_state=(), ema={}, nonfinite_step=-1)
     trainable.loss({}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
     dropped = np.asarray(seen[0]) == 3
