@@ -67,9 +67,7 @@ class TokenObjective(Objective):
         if DATA not in batch:
             raise UserError(f"an objective on tokens needs batch['data'], got {sorted(batch)}")
         if not jnp.issubdtype(batch[DATA].dtype, jnp.integer):
-            raise UserError(
-                f"an objective on tokens needs whole numbers, got {batch[DATA].dtype}: use a codec of tokens"
-            )
+            raise UserError(f"an objective on tokens needs whole numbers, got {batch[DATA].dtype}: use codec values")
         return batch[DATA]
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Parameterization, TokenParameterization
@@ -45,9 +46,11 @@ def keys(size, seed=0):
     return BatchKey.create(jax.random.key(seed), size)
 
 
-def batch(size=8, seed=0):
-    image = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
-    return {"data": jnp.asarray(image, jnp.float32)}
+def batch(objective, size=8, seed=0):
+    """Numbers in [-1, 1], or tokens, as the objective wants them."""
+    values = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
+    values = jnp.asarray(values, jnp.float32)
+    return {"data": to_tokens(values, objective.process.num_tokens) if objective.discrete else values}
 
 
 def exact_denoiser(objective):
@@ -96,7 +99,7 @@ def context_of(objective, denoiser, step=3):
         target=denoiser,
         teacher=denoiser,
         unconditional=denoiser,
-        aligned=lambda xt, t: (denoiser(xt, t), jnp.ones((len(xt), 4, 2))),
+        aligned=lambda xt, t: (denoiser(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
         params=objective.init_params(jax.random.key(1)),
         state=objective.init_state(),
     )
@@ -105,7 +108,9 @@ def context_of(objective, denoiser, step=3):
 def test_loss_and_metrics_are_finite_scalars(objective):
     denoiser = exact_denoiser(objective)
     context = context_of(objective, denoiser)
-    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"data": image}, keys(8), context))(batch()["data"])
+    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"data": image}, keys(8), context))(
+        batch(objective)["data"]
+    )
     assert all(value.shape == () and np.isfinite(value) for value in (loss, *metrics.values()))
     assert loss == metrics["loss"]
     if not objective.discrete:
@@ -117,7 +122,7 @@ def test_hashable(objective):
 
 
 def test_the_loss_is_the_mean_over_any_split_of_the_batch(objective, x64):
-    denoiser, data = exact_denoiser(objective), batch()["data"]
+    denoiser, data = exact_denoiser(objective), batch(objective)["data"]
     context = context_of(objective, denoiser)
 
     @jax.jit
@@ -139,11 +144,11 @@ def test_gradients_through_a_parameterised_network_are_finite(objective, dtype):
             target=frozen,
             teacher=frozen,
             unconditional=frozen,
-            aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), jnp.ones((len(xt), 4, 2))),
+            aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
             params=params,
             state=objective.init_state(),
         )
-        return objective.loss(network_denoiser(objective, weight), batch(), keys(8), context)[0]
+        return objective.loss(network_denoiser(objective, weight), batch(objective), keys(8), context)[0]
 
     params = objective.init_params(jax.random.key(1))
     weight, own = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(0.3, dtype), params)
@@ -157,7 +162,7 @@ def test_what_is_needed_is_asked_for(objective):
     if not objective.needs:
         return
     with pytest.raises(UserError, match="pass it in Context"):
-        objective.loss(exact_denoiser(objective), batch(), keys(8))
+        objective.loss(exact_denoiser(objective), batch(objective), keys(8))
 
 
 def test_a_batch_without_data_is_one_clear_line(objective):
@@ -172,7 +177,7 @@ def test_state_goes_on_with_what_was_observed(objective):
         return
     context = context_of(objective, denoiser)
     run = jax.jit(lambda image: objective.loss_and_observed(denoiser, {"data": image}, keys(8), context))
-    _, (_, observed) = run(batch()["data"])
+    _, (_, observed) = run(batch(objective)["data"])
     assert all(value.shape == (8,) for value in observed.values())
     after = objective.update_state(state, observed)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

@@ -173,7 +173,7 @@ def test_scm_is_the_same_in_any_unit(x64):
         scm = OBJECTIVES.build({"name": "scm", "schedule": schedule, "warmup": 1, "time_sampler": times})
         return loss_of(scm, f, {"data": image}, 64, Context(step=5))[0]
 
-    image = gaussian_batch(64)["image"]
+    image = gaussian_batch(64)["data"]
     losses = loss(trig, large, image, -1.0), loss(half, small, image / 2, -1.0 - math.log(2))
     np.testing.assert_allclose(*losses, rtol=1e-9)
 

@@ -141,7 +141,7 @@ def test_corruption_uses_its_own_streams():
     noise = key.fold_in("noise").normal((4, 4, 1))
     alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in (objective.schedule.alpha(t), objective.schedule.sigma(t)))
     np.testing.assert_array_equal(seen["t"], t)
-    np.testing.assert_allclose(seen["xt"], alpha * data["image"] + sigma * noise, rtol=1e-6)
+    np.testing.assert_allclose(seen["xt"], alpha * data["data"] + sigma * noise, rtol=1e-6)
 
 
 def test_bad_input():
