@@ -39,7 +39,7 @@ class Network(nn.Module, kw_only=True):
         enters as the embedding of the interval time - second_time.
       dtype: what activations are computed in; parameters are float32 always.
       zero_at_init: whether the class promises that a fresh network outputs zero.
-      is_convolutional: whether most of its work is convolutions.
+      is_convolutional: whether it convolves, which in a loop XLA for CPU is slow at.
     """
 
     zero_at_init: ClassVar[bool] = True

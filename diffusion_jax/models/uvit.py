@@ -75,6 +75,8 @@ class UViT(Network, kw_only=True):
       out_channels: channels of the output; None means image_channels.
     """
 
+    is_convolutional: ClassVar[bool] = True
+
     zero_at_init: ClassVar[bool] = False
 
     patch_size: int = 2
