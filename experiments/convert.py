@@ -22,8 +22,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, models, training, weights
+from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
+from diffusion_jax.systems import NETWORK
 from experiments import cli, workdir
 from experiments.restoring import open_checkpoints, restore_params
 from experiments.wiring import Experiment
@@ -53,9 +54,8 @@ def main(argv: Sequence[str]) -> None:
 def export(source: Path, target: Path) -> None:
     """A run's parameters as tensors under the names of `--format`."""
     experiment, params, origin = restore_params(source, ema=EMA.value)
-    own = {name: value for name, value in params.items() if name != training.OBJECTIVE}
     maps = weights.weight_map(FORMAT.value or "diffusion_jax", experiment.network)
-    state = maps.state(jax.device_get(own))
+    state = maps.state(jax.device_get(params[NETWORK]))
     cli.writable_directory(target.parent)
     weights.write_state(target, state, {"format": FORMAT.value or "diffusion_jax", "step": str(origin["step"])})
     print(f"{len(state)} tensors of step {origin['step']} ({origin['parameters']}): {target}")
@@ -80,7 +80,8 @@ def convert(source: Path, target: Path) -> None:
     experiment = Experiment(config, stored_info=info)
     state = weights.read_state(source, entry=ENTRY.value)
     form = form or weights.find_format(experiment.network, state)
-    params = weights.weight_map(form, experiment.network).params(state, models.parameter_shapes(experiment.network))
+    shapes = models.parameter_shapes(experiment.network)
+    params = {NETWORK: weights.weight_map(form, experiment.network).params(state, shapes)}
     cli.writable_directory(target)
     workdir.claim(target, config, info)
     save(experiment, params, target)

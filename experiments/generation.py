@@ -25,7 +25,7 @@ from diffusion_jax.samplers import (
     sample,
     sample_tokens,
 )
-from diffusion_jax.schedulers import TimeGrid, from_tokens, on_schedule
+from diffusion_jax.schedulers import TimeGrid, on_schedule
 from diffusion_jax.schedulers.arrays import as_compute
 from experiments.wiring import Experiment
 
@@ -75,7 +75,7 @@ class Generator:
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guide is not None:
             self._check_guide(self.guide.experiment)
-        elif self.guidance_scale != 1.0 and not self.experiment.has_condition:
+        elif self.guidance_scale != 1.0 and not self.experiment.conditioning.asked:
             raise UserError(
                 "guidance needs a class-conditional network; this one has no classes: use guidance_scale 1, or a guide"
             )
@@ -86,14 +86,14 @@ class Generator:
 
     def _check_guide(self, other: Experiment) -> None:
         own = self.experiment
-        if own.samples_tokens or other.samples_tokens:
+        if own.process.discrete or other.process.discrete:
             raise UserError("autoguidance is of images, not of tokens: leave out the guide")
         if other.info.image_shape != own.info.image_shape or other.num_classes not in (0, own.num_classes):
             raise UserError(
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
                 f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
             )
-        if other.network.num_times != own.network.num_times:
+        if other.model.is_flow_map != own.model.is_flow_map:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
     @functools.cached_property
@@ -101,7 +101,7 @@ class Generator:
         """Network evaluations per sample (NFE), twice as many where there is guidance: the least of an adaptive
         sampler, the most of one that caches.
         """
-        if self.experiment.samples_tokens:
+        if self.experiment.process.discrete:
             evaluations = self.grid.num_steps
         else:
             evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
@@ -116,33 +116,33 @@ class Generator:
         self, all_params: tuple[Any, Any], given: dict[str, jax.Array], key: jax.Array, index: jax.Array
     ) -> jax.Array:
         params, guide_params = all_params
-        trainable = self.experiment.trainable
-        conditioning = trainable.conditioning(given, index.shape[0])
+        model, size = self.experiment.model, index.shape[0]
+        conditions = model.conditions(params, given, size)
 
         def conditional(xt, t, condition, *s):
-            return trainable.denoiser(params, condition)(xt, t, *s)
+            return model.denoiser(params, condition)(xt, t, *s)
 
         def denoise(xt, t, *s):
-            return conditional(xt, t, conditioning, *s)
+            return conditional(xt, t, conditions, *s)
 
         if self.guidance_scale != 1.0:
             schedule = self.grid.schedule
             if self.guide is not None:
-                other = self.guide.experiment.trainable
-                worse = other.denoiser(guide_params, other.conditioning(given, index.shape[0]))
-                if other.parameterization.schedule != schedule:
-                    worse = on_schedule(worse, other.parameterization.schedule, schedule)
+                other = self.guide.experiment.model
+                worse = other.denoiser(guide_params, other.conditions(guide_params, given, size))
+                if other.process.schedule != schedule:
+                    worse = on_schedule(worse, other.process.schedule, schedule)
                 guided = autoguidance(denoise, worse, self.guidance_scale)
             else:
-                null = trainable.network.null_conditioning(index.shape[0])
-                guided = classifier_free(conditional, conditioning, null, self.guidance_scale)
+                null = model.without(params, conditions, size)
+                guided = classifier_free(conditional, conditions, null, self.guidance_scale)
             denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
         shape = self.experiment.info.image_shape
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
         follow = self.path_points > 0
-        if self.experiment.samples_tokens:
-            return self._sample_tokens(denoise, batch_key)
+        if self.experiment.process.discrete:
+            return self._sample_tokens(denoise, params, batch_key)
         result = sample(
             self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform, return_trajectory=follow
         )
@@ -152,18 +152,15 @@ class Generator:
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
         return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
 
-    def _sample_tokens(self, denoise: Any, key: BatchKey) -> jax.Array:
-        """The same for tokens: as numbers in [-1, 1], a mask as 0, half-way between black and white; of text as they
-        are."""
+    def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
+        """The same for tokens, decoded."""
         process, shape = self.experiment.objective.process, self.experiment.info.image_shape
         follow = self.path_points > 0
         result = sample_tokens(
             self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow
         )
         tokens = result.trajectory[self.path_indices] if follow else result.tokens
-        if self.experiment.info.is_text:
-            return jnp.moveaxis(tokens, 0, 1) if follow else tokens
-        values = jnp.where(tokens == process.num_tokens, 0.0, from_tokens(tokens, process.num_tokens))
+        values = self.experiment.model.decode(params, tokens)
         return jnp.moveaxis(values, 0, 1) if follow else values
 
     def lower(self, params: Any) -> jax.stages.Lowered:

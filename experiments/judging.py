@@ -33,9 +33,10 @@ from diffusion_jax.metrics import (
     inception_features,
 )
 from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, proxy_features, proxy_shapes, train_proxy
+from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.objectives.tokens import TokenObjective
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.schedulers import to_tokens
+from diffusion_jax.specs import DATA
 from experiments.wiring import BITS_PER_DIM, OF_MODELS, PERPLEXITY, Experiment, check_metric
 
 _JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
@@ -117,7 +118,7 @@ def _no_likelihood(experiment: Experiment, name: str) -> str:
         return f"it is of {'text' if name == PERPLEXITY else 'images, of text there is perplexity'}"
     if name == BITS_PER_DIM and not info.is_image:
         return f"it is of images; {config.data.dataset} holds latents"
-    if experiment.samples_tokens:
+    if experiment.process.discrete:
         bounds = type(experiment.objective).bound is not TokenObjective.bound
         return "" if bounds else f"the loss of objective {config.objective.name} bounds no likelihood"
     sampler = config.sampling.sampler.name
@@ -221,7 +222,7 @@ def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, fl
       `bits_per_dim`, the mean over images, with the 95% interval that follows from their number; `num_images`, `bins`,
       and the network evaluations for each.
     """
-    if experiment.samples_tokens:
+    if experiment.process.discrete:
         bins = experiment.objective.process.num_tokens
 
         def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
@@ -232,7 +233,7 @@ def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, fl
 
         def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
             level = jnp.round(image.astype(np.float32) * ((bins - 1) / 255.0)) * (2.0 / (bins - 1)) - 1.0
-            schedule = experiment.parameterization.schedule
+            schedule = experiment.process.schedule
             return continuous_bound(denoiser, schedule, level, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins)
 
     values = _of_held_out(experiment, params, bits, seed)
@@ -299,9 +300,9 @@ def _of_held_out(
     key = stream_key(seed, "likelihood")
 
     def of_batch(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        trainable = experiment.trainable
-        denoiser = trainable.denoiser(params, trainable.conditioning(batch, len(batch["index"])))
-        return value(denoiser, batch["image"], BatchKey(key, batch["index"], size))
+        model = experiment.model
+        denoiser = model.denoiser(params, model.conditions(params, batch, len(batch["index"])))
+        return value(denoiser, batch[DATA], BatchKey(key, batch["index"], size))
 
     run = jax.jit(layout.placed(of_batch), out_shardings=layout.batch_sharding)
     host = slice(layout.host_index * size // layout.host_count, (layout.host_index + 1) * size // layout.host_count)
@@ -309,7 +310,7 @@ def _of_held_out(
     for first in range(0, len(images), size):
         index = np.arange(first, first + size)
         rows = (index % len(images))[host]
-        batch = {"index": index[host].astype(np.int32), "image": images[rows]}
+        batch = {"index": index[host].astype(np.int32), DATA: images[rows]}
         if experiment.num_classes:
             batch["label"] = labels[rows].astype(np.int32)
         result = run(params, layout.global_batch(batch), key)

@@ -40,7 +40,6 @@ WEIGHTS = "objective.weighting"
 """Fields, and a group of fields, whose floats may differ from member to member: arguments of the program, as the seed.
 Averages of several lengths, and ways to sample, need no population: one training has them all."""
 _AXIS = "population"
-_WITHOUT_CONVOLUTIONS = ("dit", "jit", "ddit", "mlp")
 
 
 def numbers_of(config: ConfigDict) -> dict[str, float]:
@@ -97,7 +96,7 @@ class Population:
             raise UserError(
                 "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"
             )
-        slow = jax.default_backend() == "cpu" and self.config.model.name not in _WITHOUT_CONVOLUTIONS
+        slow = jax.default_backend() == "cpu" and self.members[0].network.is_convolutional
         self.how = how or ("unroll" if slow else "vmap")
         devices = [n for n in range(1, jax.local_device_count() + 1) if len(configs) % n == 0][-1]
         self.mesh = Mesh(np.array(jax.local_devices()[:devices]), (_AXIS,))

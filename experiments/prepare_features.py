@@ -21,6 +21,7 @@ from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from diffusion_jax.metrics import NetworkFeatures, dinov2_patches
+from diffusion_jax.specs import FEATURES
 from experiments import cli
 from experiments.progress import ProgressBar
 from experiments.wiring import Experiment
@@ -42,11 +43,11 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError("give --config=..., the config of the training that will learn from the features")
     experiment = Experiment(CONFIG.value)
-    if experiment.network.aligned_shape is None:
+    if FEATURES not in experiment.network.sows:
         raise UserError("the config's network aligns nothing: set model.align_depth of a dit")
     if not experiment.info.is_image:
         raise UserError(f"DINOv2 wants images; {experiment.config.data.dataset} holds none")
-    tokens, channels = experiment.network.aligned_shape
+    tokens, channels = experiment.network.sows[FEATURES]
     network, params, digest = weights.read_dinov2(DINOV2.value)
     if network.hidden_size != channels:
         raise UserError(

@@ -133,7 +133,7 @@ def schedule(paper: Paper, experiment: Experiment) -> Iterator[Check]:
     if not paper.claims.get("schedule"):
         yield Check(name="schedule", status=NOT_STATED)
     for claim in paper.claims.get("schedule", ()):
-        found = _quantity(experiment.parameterization.schedule, claim["quantity"], claim["t"])
+        found = _quantity(experiment.process.schedule, claim["quantity"], claim["t"])
         same = math.isclose(found, claim["value"], rel_tol=claim["tolerance"], abs_tol=claim["tolerance"])
         yield _compared(f"{claim['quantity']} at t = {claim['t']:.6g}", claim, found, same)
 

@@ -154,14 +154,15 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
         print(f"teacher: {spec.workdir}, step {source['step']} ({source['parameters']})", flush=True)
 
     def placed(like: Any) -> Any:
-        return jax.tree.map(lambda x, old: jax.device_put(jnp.array(x, copy=True), old.sharding), params, like)
+        theirs = {group: params[group] for group in like}
+        return jax.tree.map(lambda x, old: jax.device_put(jnp.array(x, copy=True), old.sharding), theirs, like)
 
     if state.teacher is not None:
         state = state.replace(teacher=placed(state.teacher))
     if not spec.initialize:
         return state
     own = {name: value for name, value in state.params.items() if name != training.OBJECTIVE}
-    shapes, theirs = (jax.tree.map(jnp.shape, tree) for tree in (own, params))
+    shapes, theirs = (jax.tree.map(jnp.shape, {name: tree.get(name) for name in own}) for tree in (own, params))
     if shapes != theirs:
         here, there = (set(flatten_dict(tree, sep="/").items()) for tree in (shapes, theirs))
         different = sorted({name for name, _ in here ^ there})

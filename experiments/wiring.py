@@ -13,9 +13,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, models, parallel, training, weights
+from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import METRICS
+from diffusion_jax.models.autoencoders import Codec, Identity, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
@@ -30,6 +31,7 @@ from diffusion_jax.schedulers import (
     TokenParameterization,
     built,
 )
+from diffusion_jax.specs import DATA, FEATURES
 from experiments import workdir
 
 BITS_PER_DIM, PERPLEXITY = "bits_per_dim", "perplexity"
@@ -111,8 +113,8 @@ class Experiment:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
         size, _, channels = self.info.image_shape
         spec = dict(self.config.model)
-        if self.samples_tokens:
-            channels, spec["out_channels"] = self.parameterization.channels(channels)
+        if self.process.discrete:
+            channels, spec["out_channels"] = self.process.channels(channels)
         if self.info.is_text:
             if spec["name"] != SEQUENCES:
                 raise UserError(f"model {spec['name']} is of images; the data is text: use model {SEQUENCES}")
@@ -125,15 +127,16 @@ class Experiment:
             dtype=DTYPES[dtype],
         )
 
-    @property
-    def has_condition(self) -> bool:
-        """Whether the network is told anything of what an image shows."""
-        return bool(set(self.network.null_conditioning(1)) - {training.AUGMENT})
-
-    @property
-    def samples_tokens(self) -> bool:
-        """Whether the objective is one on tokens."""
-        return self.objective.modality == "tokens"
+    @cached_property
+    def conditioning(self) -> conditioning.Conditioning:
+        """Conditioners for what the data has and the network takes: its classes, and what was done to the images."""
+        takes, parts = self.network.takes, []
+        if "label" in takes:
+            parts.append(conditioning.Label(num_classes=self.num_classes, class_names=self.info.class_names))
+        if "augment" in takes:
+            parts.append(conditioning.Numbers(slot="augment", count=takes["augment"].shape[0]))
+        dropout = {("label",): self.config.train.conditioning_dropout} if "label" in takes else {}
+        return conditioning.Conditioning(parts=tuple(parts), dropout=dropout)
 
     @cached_property
     def objective(self) -> Objective:
@@ -146,9 +149,9 @@ class Experiment:
         )
 
     @cached_property
-    def parameterization(self) -> Parameterization | TokenParameterization:
-        """What the network's output means."""
-        if self.samples_tokens:
+    def process(self) -> Parameterization | TokenParameterization:
+        """What the network's input and output mean."""
+        if self.objective.discrete:
             process = self.objective.process
             return TokenParameterization(
                 num_tokens=process.num_tokens,
@@ -164,14 +167,29 @@ class Experiment:
         )
 
     @cached_property
-    def trainable(self) -> training.Trainable:
-        """Network, parameterization and objective together."""
-        return training.Trainable(
+    def codec(self) -> Codec:
+        """The first stage: pixels as tokens where the objective is of tokens, else the data itself."""
+        of_values = self.objective.discrete and self.info.spec.kind == "pixels"
+        return Values(num_values=self.objective.process.num_tokens) if of_values else Identity()
+
+    @cached_property
+    def model(self) -> systems.Model:
+        """The network with everything around it."""
+        return systems.Model(
+            data=self.info.spec,
+            codec=self.codec,
+            conditioning=self.conditioning,
             network=self.network,
-            parameterization=self.parameterization,
+            process=self.process,
+        )
+
+    @cached_property
+    def trainable(self) -> training.Trainable:
+        """Model and objective together."""
+        return training.Trainable(
+            model=self.model,
             objective=self.objective,
-            conditioning_dropout=self.config.train.conditioning_dropout,
-            teacher=self.teacher.trainable if self.teacher and "teacher" in self.objective.needs else None,
+            teacher=self.teacher.model if self.teacher and "teacher" in self.objective.needs else None,
         )
 
     @cached_property
@@ -271,7 +289,7 @@ class Experiment:
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
-        if self.samples_tokens:
+        if self.process.discrete:
             sampler.check(self.objective.process, grid.num_steps)
             values, known = self.objective.process.num_tokens, self.info.vocabulary
             if known not in (0, values):
@@ -297,12 +315,12 @@ class Experiment:
                 raise UserError(
                     f"{error}; name the files as objective.vgg and objective.lpips, or set objective.distance=squared"
                 ) from None
-        told, labels = getattr(self.network, "augment_channels", 0), self.pipeline.augment_labels
+        told, labels = self._augment_slot, self.pipeline.augment_labels
         if labels and told not in (0, labels):  # without labels it hears that nothing was done
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not (self.has_condition or config.sampling.get("guide", "")):
+        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.get("guide", "")):
             raise UserError(
                 "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
                 "guide, sampling.guide"
@@ -319,7 +337,7 @@ class Experiment:
         """Whether the data has the features that the network is aligned to."""
         if "aligned" not in self.objective.needs:
             return
-        wanted, found = self.network.aligned_shape, self.pipeline.features_shape
+        wanted, found = self.network.sows.get(FEATURES), self.pipeline.features_shape
         if wanted is None:
             raise UserError(
                 f"objective {self.config.objective.name} aligns the network's features: set model.align_depth of a dit"
@@ -344,7 +362,7 @@ class Experiment:
             self.optimizer,
             self.ema,
             with_target="target" in self.objective.needs,
-            teacher=trainable.teacher and models.init_params(trainable.teacher.network, key),
+            teacher=trainable.teacher and trainable.teacher.init_params(key, models.init_params),
             objective_state=self.objective.init_state(),
         )
 
@@ -363,6 +381,12 @@ class Experiment:
     def needs_lpips(self) -> bool:
         """Whether the objective's state is the network of LPIPS, whose weights are in files."""
         return getattr(self.objective, "distance", "") == "lpips"
+
+    @property
+    def _augment_slot(self) -> int:
+        """Length of what the network is told of augmentations; 0 where it is told nothing."""
+        slot = self.network.takes.get("augment")
+        return slot.shape[0] if slot else 0
 
     @cached_property
     def abstract_state(self) -> Any:
@@ -403,11 +427,11 @@ class Experiment:
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
         dtype = np.int32 if self.info.is_text else np.float32
-        batch = {"image": np.zeros((rows, *self.info.image_shape), dtype)}
+        batch = {DATA: np.zeros((rows, *self.info.image_shape), dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:
-            batch["features"] = np.zeros((rows, *self.network.aligned_shape), np.float32)
+            batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
@@ -418,9 +442,9 @@ class Experiment:
         Raises:
           UserError: no such sampler, or one that does not fit what the objective trains.
         """
-        registry = DISCRETE_SAMPLERS if self.samples_tokens else SAMPLERS
+        registry = DISCRETE_SAMPLERS if self.process.discrete else SAMPLERS
         sampler = registry.build(name or self.config.sampling.sampler)
-        if self.samples_tokens:
+        if self.process.discrete:
             return sampler
         made, wanted = self.objective.makes, sampler.denoiser_kind
         if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
@@ -434,9 +458,9 @@ class Experiment:
     def grid(self, steps: int | None = None) -> TimeGrid:
         """The config's sampling-time grid, with as many steps as asked."""
         sampling = self.config.sampling
-        if self.samples_tokens:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
+        if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
-        return GRIDS.build(sampling.grid)(self.parameterization.schedule, steps or sampling.steps)
+        return GRIDS.build(sampling.grid)(self.process.schedule, steps or sampling.steps)
 
     def known_ema(self, name: str) -> str:
         """The average of the parameters to evaluate; "" means the first one.

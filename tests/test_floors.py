@@ -9,13 +9,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("errors", "files", "registry", "rng", "counter_prng", "ode"), 0),
+    **dict.fromkeys(("errors", "files", "registry", "rng", "counter_prng", "ode", "specs"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
-    "likelihood": 2,
+    **dict.fromkeys(("likelihood", "conditioning"), 2),
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
-    "training": 4,
-    **dict.fromkeys(("experiments", "benchmarks"), 5),
-    "configs": 6,
+    "systems": 4,
+    "training": 5,
+    **dict.fromkeys(("experiments", "benchmarks"), 6),
+    "configs": 7,
 }
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {

@@ -169,7 +169,7 @@ class Pipeline:
           process_count: number of hosts; must divide batch_size.
 
         Returns:
-          An iterator of {"image": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
+          An iterator of {"data": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
           pipeline without augmentation no "augment"; with `features` there is "features", float32 [local_batch, tokens,
           channels]. Text is int32 [local_batch, length, 1, 1].
@@ -339,7 +339,7 @@ class BatchReader:
             if self.augment:
                 words = random_bits(self.seed, start, stop, stream=_AUGMENT, words=WORDS)
                 image, batch["augment"] = self.augmentation(image, words)
-        batch["image"] = np.ascontiguousarray(image)
+        batch["data"] = np.ascontiguousarray(image)
         if self.features:
             batch["features"] = _open_features(self.features)[examples].astype(np.float32)
         return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch

@@ -17,6 +17,7 @@ from jaxtyping import Int, Shaped
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry, unknown_name
+from diffusion_jax.specs import DataSpec
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -85,6 +86,12 @@ class DatasetInfo:
     dtype: str = "uint8"
     vocabulary: int = 0
     fingerprint: str = ""
+
+    @property
+    def spec(self) -> DataSpec:
+        """The form of an example."""
+        kind = {"uint8": "pixels", "float32": "latents", "int32": "tokens"}[self.dtype]
+        return DataSpec(kind=kind, shape=self.image_shape, num_values=self.vocabulary)
 
     @property
     def is_image(self) -> bool:

@@ -26,7 +26,7 @@ from diffusion_jax.models.layers import (
     recomputed,
     sinusoidal_embedding,
 )
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
 
@@ -106,6 +106,10 @@ class DDiT(Network, kw_only=True):
                 "(pairs of channels turn together)"
             )
 
+    @property
+    def reads_tokens(self) -> bool:
+        return self.length > 0
+
     @nn.nowrap
     def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
         if self.length:
@@ -117,13 +121,13 @@ class DDiT(Network, kw_only=True):
         self,
         x: Float[Array, "batch height width values"] | Int[Array, "batch length"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"] | Float[Array, "batch length out_channels"]:
         """See `Network`. Indices give logits [batch, length, out_channels]; one-hot images give images of logits."""
         indices = jnp.issubdtype(x.dtype, jnp.integer)
         if not indices:
-            self.check_inputs(x, time, conditioning)
+            self.check_inputs(x, time, conditions)
         table = jnp.asarray(
             self.param("tokens", _init, (self.image_channels, self.hidden_size), jnp.float32), self.dtype
         )
@@ -131,7 +135,7 @@ class DDiT(Network, kw_only=True):
 
         vector = self._time(time, "time")
         if self.num_times == 2:
-            vector += self._time(time - conditioning["second_time"], "interval")
+            vector += self._time(time - conditions["second_time"], "interval")
         if self.num_classes:
             vector += LabelEmbedding(
                 num_classes=self.num_classes,
@@ -139,7 +143,7 @@ class DDiT(Network, kw_only=True):
                 init=_normal,
                 dtype=self.dtype,
                 name="label",
-            )(conditioning["label"])
+            )(conditions["label"])
         vector = nn.silu(vector)
 
         stack = nn.scan(

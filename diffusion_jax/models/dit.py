@@ -38,7 +38,7 @@ from diffusion_jax.models.layers import (
     sinusoidal_embedding,
     space_to_depth,
 )
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
 
@@ -137,11 +137,11 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, time: Float[Array, " batch"], conditioning: Conditioning) -> Vector:
+    def __call__(self, time: Float[Array, " batch"], conditions: Conditions) -> Vector:
         waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
         vector = TimeMLP(features=self.features, kernel_init=_normal, name="time")(waves)
         if self.num_times == 2:
-            interval = time - conditioning["second_time"]
+            interval = time - conditions["second_time"]
             waves = sinusoidal_embedding(
                 interval, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
             )
@@ -150,7 +150,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
             table = nn.Embed(
                 self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
             )
-            vector += table(conditioning["label"])
+            vector += table(conditions["label"])
         return vector
 
 
@@ -245,20 +245,21 @@ class DiT(Network, kw_only=True):
         checkpointed(DiTBlock, self.remat)
 
     @property
-    def aligned_shape(self) -> tuple[int, int] | None:
-        return ((self.image_size // self.patch_size) ** 2, self.align_channels) if self.align_depth else None
+    def sows(self) -> dict[str, tuple[int, ...]]:
+        shape = ((self.image_size // self.patch_size) ** 2, self.align_channels)
+        return {"features": shape} if self.align_depth else {}
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch height width channels"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`. There is no dropout: `dropout_keys` changes nothing. UserError for other image sizes."""
         del dropout_keys
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"DiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
 
@@ -278,11 +279,11 @@ class DiT(Network, kw_only=True):
             frequency_shift=self.frequency_shift,
             dtype=self.dtype,
             name="conditioning",
-        )(time, conditioning)
+        )(time, conditions)
 
-        if self.align_depth and (self.is_initializing() or self.is_mutable_collection("aligned")):
+        if self.align_depth and (self.is_initializing() or self.is_mutable_collection("sown")):
             h, early = self._blocks_and_early(h, vector)
-            self.sow("aligned", "features", self._projected(early), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            self.sow("sown", "features", self._projected(early), reduce_fn=lambda _, new: new, init_fn=lambda: None)
         else:
             h, _ = self._blocks()(h, vector)
         if self.own_conditioning:

@@ -11,7 +11,7 @@ sec. 2.3): `EDM2UNet.constrain`, a pure function of the parameters.
 
 import functools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.layers import Dropout, at_least_float32, convolve, resample
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import Image, require_halvings
 from diffusion_jax.parallel.activations import by_example
@@ -156,6 +156,8 @@ class EDM2UNet(Network, kw_only=True):
       out_channels: channels of the output; None means image_channels.
     """
 
+    is_convolutional: ClassVar[bool] = True
+
     base_channels: int = 192
     channel_multipliers: tuple[int, ...] = (1, 2, 3, 4)
     num_res_blocks: int = 3
@@ -174,15 +176,15 @@ class EDM2UNet(Network, kw_only=True):
         self,
         x: Image,
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Image:
         """See `Network`."""
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         width = [self.base_channels * multiplier for multiplier in self.channel_multipliers]
         levels = len(width)
         linear = functools.partial(MPLinear, dtype=self.dtype)
-        embedding = self._embed(time, conditioning, max(width))
+        embedding = self._embed(time, conditions, max(width))
 
         def block(x, features, flavor, name, *, direction=None, attend=False):
             return MPBlock(
@@ -222,16 +224,16 @@ class EDM2UNet(Network, kw_only=True):
         h = linear(features=self.out_channels or self.image_channels, kernel_size=3, name="conv_out")(h, gain)
         return h.astype(at_least_float32(h.dtype))
 
-    def _embed(self, time, conditioning, features):
+    def _embed(self, time, conditions, features):
         """Time and label as one vector; the null class is a row of zeros."""
         linear = functools.partial(MPLinear, features=features, dtype=at_least_float32(self.dtype))
         waves = MPFourier(features=self.base_channels * self.channel_multipliers[0], name="time_waves")(time)
         vector = linear(name="time")(waves)
         if self.num_times == 2:
-            waves = MPFourier(features=self.base_channels, name="interval_waves")(time - conditioning["second_time"])
+            waves = MPFourier(features=self.base_channels, name="interval_waves")(time - conditions["second_time"])
             vector = mp_sum(vector, linear(name="interval")(waves), 0.5)
         if self.num_classes:
-            one_hot = jax.nn.one_hot(conditioning["label"], self.num_classes, dtype=vector.dtype)
+            one_hot = jax.nn.one_hot(conditions["label"], self.num_classes, dtype=vector.dtype)
             label = linear(name="label")(one_hot * math.sqrt(self.num_classes))
             vector = mp_sum(vector, label, self.label_balance)
         return mp_silu(vector)

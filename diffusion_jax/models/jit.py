@@ -39,7 +39,7 @@ from diffusion_jax.models.layers import (
     recomputed,
     sinusoidal_embedding,
 )
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 
 
@@ -178,24 +178,24 @@ class JiT(Network, kw_only=True):
         self,
         x: Float[Array, "batch height width channels"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`. UserError for other image sizes."""
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"JiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
 
         vector = self._time(time, "time")
         if self.num_times == 2:
-            vector += self._time(time - conditioning["second_time"], "interval")
+            vector += self._time(time - conditions["second_time"], "interval")
         label = None
         if self.num_classes:
             table = LabelEmbedding(
                 num_classes=self.num_classes, features=self.hidden_size, init=_normal, dtype=self.dtype, name="label"
             )
-            label = table(conditioning["label"])
+            label = table(conditions["label"])
             vector += label
 
         h = dense(self.bottleneck, use_bias=False, name="patch_bottleneck")(patchify(x, self.patch_size))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.models.layers import Dropout, TimeMLP, at_least_float32, sinusoidal_embedding
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 
 _zeros = nn.initializers.zeros
@@ -39,17 +39,17 @@ class MLP(Network, kw_only=True):
         self,
         x: Float[Array, "batch height width channels"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`."""
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         vector = self._embed(time, "time")
         if self.num_times == 2:
-            vector += self._embed(time - conditioning["second_time"], "interval")
+            vector += self._embed(time - conditions["second_time"], "interval")
         if self.num_classes:
             table = nn.Embed(self.num_classes + 1, self.features, dtype=self.dtype, name="label")
-            vector += table(conditioning["label"])
+            vector += table(conditions["label"])
         vector = nn.silu(vector)
 
         h = nn.Dense(self.features, dtype=self.dtype, name="in")(x.reshape(len(x), -1))

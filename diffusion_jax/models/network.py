@@ -1,6 +1,6 @@
 """What every network of this room is, and what one does with a network before training it.
 
-A network is a Flax linen module called as `module.apply({"params": p}, x, time, conditioning, dropout_keys)`.
+A network is a Flax linen module called as `module.apply({"params": p}, x, time, conditions, dropout_keys)`.
 As linen modules are dataclasses it is hashable and may be a static argument of jit.
 """
 
@@ -12,21 +12,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
+from diffusion_jax.specs import ConditionSpec
 
-Conditioning = Mapping[str, Int[Array, " batch"] | Float[Array, " batch"]]
+Conditions = Mapping[str, PyTree]
 
 
 class Network(nn.Module, kw_only=True):
-    """Base of all networks: the shape of the data, and the class labels.
+    """Base of all networks: the shape of the data, and the slots.
 
-    Subclasses define `__call__(x, time, conditioning, dropout_keys=None)`:
+    Subclasses define `__call__(x, time, conditions, dropout_keys=None)`:
       x: [batch, height, width, channels].
       time: float32 [batch], the input of the time embedding, scaled already.
-      conditioning: "label", int32 [batch], where num_classes > 0; "second_time", float32 [batch], where num_times = 2.
+      conditions: the slots in `takes`, each [batch, ...].
       dropout_keys: one key per example switches dropout on; None means deterministic.
       Returns float32 [batch, height, width, output channels].
 
@@ -38,9 +39,11 @@ class Network(nn.Module, kw_only=True):
         enters as the embedding of the interval time - second_time.
       dtype: what activations are computed in; parameters are float32 always.
       zero_at_init: whether the class promises that a fresh network outputs zero.
+      is_convolutional: whether it convolves, which in a loop XLA for CPU is slow at.
     """
 
     zero_at_init: ClassVar[bool] = True
+    is_convolutional: ClassVar[bool] = False
 
     image_size: int
     image_channels: int
@@ -54,9 +57,24 @@ class Network(nn.Module, kw_only=True):
         return (self.image_size, self.image_size, self.image_channels)
 
     @property
-    def aligned_shape(self) -> tuple[int, int] | None:
-        """Shape of what the network sows as ("aligned", "features"), a vector for each token; None: it sows nothing."""
-        return None
+    def takes(self) -> dict[str, ConditionSpec]:
+        """The slots: "label" where there are classes, "second_time" where there are two times, and more by network."""
+        slots = {}
+        if self.num_classes:
+            slots["label"] = ConditionSpec(dtype="int32", num_values=self.num_classes + 1)
+        if self.num_times == 2:
+            slots["second_time"] = ConditionSpec(role="told")
+        return slots
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether x is tokens themselves, int32 [batch, length], instead of numbers."""
+        return False
+
+    @property
+    def sows(self) -> dict[str, tuple[int, ...]]:
+        """What the network puts into its collection "sown" when asked, by name, and the shape for one example."""
+        return {}
 
     @nn.nowrap
     def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
@@ -64,27 +82,23 @@ class Network(nn.Module, kw_only=True):
         return jnp.zeros((batch_size, *(image_shape or self.image_shape)), jnp.float32)
 
     @nn.nowrap
-    def null_conditioning(self, batch_size: int) -> dict[str, Int[Array, " batch"]]:
-        """The conditioning that says nothing: the null class for every example, or {} without classes."""
-        if self.num_classes == 0:
-            return {}
-        return {"label": jnp.full((batch_size,), self.num_classes, jnp.int32)}
-
-    @nn.nowrap
-    def check_inputs(self, x: Array, time: Array, conditioning: Conditioning) -> None:
-        """Raise UserError where the shapes or the conditioning are not what the network is built for."""
+    def check_inputs(self, x: Array, time: Array, conditions: Conditions) -> None:
+        """Raise UserError where the shapes or the slots are not what the network is built for."""
         name = type(self).__name__
         if x.ndim != 4 or x.shape[-1] != self.image_channels:
             raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
         if time.shape != x.shape[:1]:
             raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
-        expected = set(self.null_conditioning(1)) | ({"second_time"} if self.num_times == 2 else set())
-        if set(conditioning) != expected:
+        takes = self.takes
+        if set(conditions) != set(takes):
             raise UserError(
-                f"{name} with num_classes={self.num_classes} and num_times={self.num_times} takes conditioning "
-                f"{sorted(expected)}, got {sorted(conditioning)}; set num_classes or num_times, or use "
-                "null_conditioning(batch_size)"
+                f"{name} with num_classes={self.num_classes} and num_times={self.num_times} takes the conditions "
+                f"{sorted(takes)}, got {sorted(conditions)}; set num_classes or num_times, or give what it takes"
             )
+        for slot, spec in takes.items():
+            shape = conditions[slot].shape
+            if shape[:1] != x.shape[:1] or not spec.fits(shape[1:]):
+                raise UserError(f"{name} takes {slot} as [{x.shape[0]}, {str(list(spec.shape))[1:]}, got {list(shape)}")
 
     @nn.nowrap
     def constrain(self, params: PyTree) -> PyTree:
@@ -94,15 +108,20 @@ class Network(nn.Module, kw_only=True):
 
 def example_inputs(
     module: Network, batch_size: int = 1, image_shape: tuple[int, int, int] | None = None
-) -> tuple[Array, Float[Array, " batch"], Conditioning]:
-    """Zeros of the shapes that `module` takes: (x, time, conditioning); (x, time) for a classifier."""
+) -> tuple[Array, Float[Array, " batch"], Conditions]:
+    """Inputs that say nothing, of the shapes that `module` takes: (x, time, conditions); (x, time) for a classifier."""
     if not isinstance(module, Network):
         size = module.image_size
         return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
     x = module.example_data(batch_size, image_shape)
     time = jnp.zeros((batch_size,), jnp.float32)
-    second = {"second_time": time} if module.num_times == 2 else {}
-    return x, time, {**module.null_conditioning(batch_size), **second}
+    return x, time, {name: null_value(spec, batch_size) for name, spec in module.takes.items()}
+
+
+def null_value(spec: ConditionSpec, batch_size: int) -> Array:
+    """The last value for whole numbers, zeros for the rest; an axis of any length has length 1."""
+    shape = (batch_size, *(1 if length is None else length for length in spec.shape))
+    return jnp.full(shape, max(spec.num_values - 1, 0), spec.dtype)
 
 
 def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, int, int] | None = None) -> PyTree:

@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers import Conv, Dense, GroupNorm, at_least_float32, resample, sinusoidal_embedding
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, require_halvings
+from diffusion_jax.specs import ConditionSpec
 
 _glorot = nn.initializers.xavier_uniform()
 # 1e-5 times Glorot: all but zero, as the papers' codes have it.
@@ -69,7 +70,7 @@ class SongUNet(Network, kw_only=True):
       attention_resolutions: feature map sizes with self-attention.
       modulation: how time enters residual blocks, "add" or "double_norm", see `ResBlock`.
       dropout: rate inside residual blocks; on when dropout keys are given.
-      augment_channels: length of conditioning["augment"], what was done to the image (zeros: nothing); 0 for none.
+      augment_channels: length of conditions["augment"], what was done to the image (zeros: nothing); 0 for none.
       embedding: of the time, "positional" or "fourier".
       noise_channel_multiplier: width of the time embedding, in units of base_channels.
       encoder: "standard"; "residual" or "skip" also feed the image in at every resolution.
@@ -77,6 +78,8 @@ class SongUNet(Network, kw_only=True):
       taps: the resampling filter, (1, 1) or (1, 3, 3, 1).
       out_channels: channels of the output; None means image_channels.
     """
+
+    is_convolutional: ClassVar[bool] = True
 
     zero_at_init: ClassVar[bool] = False
 
@@ -106,25 +109,24 @@ class SongUNet(Network, kw_only=True):
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is one of {', '.join(known)}, got {getattr(self, field)!r}")
 
-    @nn.nowrap
-    def null_conditioning(self, batch_size: int) -> dict[str, Array]:
-        """The null class, and no augmentation."""
-        null = super().null_conditioning(batch_size)
+    @property
+    def takes(self) -> dict[str, ConditionSpec]:
+        slots = super().takes
         if self.augment_channels:
-            null["augment"] = jnp.zeros((batch_size, self.augment_channels), jnp.float32)
-        return null
+            slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
+        return slots
 
     @nn.compact
     def __call__(
         self,
         x: Image,
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Image:
         """See `Network`."""
-        self.check_inputs(x, time, conditioning)
-        embedding = self._embed(time, conditioning)
+        self.check_inputs(x, time, conditions)
+        embedding = self._embed(time, conditions)
         levels = len(self.channel_multipliers)
         out_channels = self.out_channels or self.image_channels
         norm = functools.partial(GroupNorm, epsilon=1e-6, dtype=self.dtype)
@@ -197,7 +199,7 @@ class SongUNet(Network, kw_only=True):
                 total = read if total is None else total + read
         return total.astype(at_least_float32(total.dtype))
 
-    def _embed(self, time, conditioning):
+    def _embed(self, time, conditions):
         """Time, label and augmentation as one vector of 4 * base_channels."""
         dim = self.base_channels * self.noise_channel_multiplier
         dense = functools.partial(Dense, kernel_init=_glorot)
@@ -209,15 +211,15 @@ class SongUNet(Network, kw_only=True):
 
         vector = waves(time, "time")
         if self.num_times == 2:
-            interval = waves(time - conditioning["second_time"], "interval")
+            interval = waves(time - conditions["second_time"], "interval")
             vector = jnp.concatenate([vector, interval], axis=-1)
         width = vector.shape[-1]
         if self.num_classes:
             # The null class is no class: a row of zeros.
-            one_hot = jax.nn.one_hot(conditioning["label"], self.num_classes, dtype=vector.dtype)
+            one_hot = jax.nn.one_hot(conditions["label"], self.num_classes, dtype=vector.dtype)
             vector += dense(width, name="label")(one_hot * math.sqrt(self.num_classes))
         if self.augment_channels:
-            augment = conditioning["augment"].astype(vector.dtype)
+            augment = conditions["augment"].astype(vector.dtype)
             vector += dense(width, use_bias=False, name="augment")(augment)
         vector = nn.silu(dense(4 * self.base_channels, name="dense_0")(vector))
         return nn.silu(dense(4 * self.base_channels, name="dense_1")(vector))

@@ -14,7 +14,7 @@ network outputs zero.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,10 +34,11 @@ from diffusion_jax.models.layers import (
     sinusoidal_embedding,
     space_to_depth,
 )
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, SpatialTransformer, require_halvings
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.specs import ConditionSpec
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, of what is not zero
 _zeros = nn.initializers.zeros
@@ -78,14 +79,14 @@ class UNet(Network, kw_only=True):
       null_label: whether the null class has a "row" in the table of labels, or is "zero".
       patch_size: the network sees squares of so many pixels a side as one, and gives them back (Luhman & Luhman 2022,
         arXiv:2207.04316): the levels count from there, and each costs 1 / patch_size^2 of what it did.
-      context_channels: width of conditioning["context"], [batch, tokens, width]; where it is not 0, transformers that
+      context_channels: width of conditions["context"], [batch, tokens, width]; where it is not 0, transformers that
         attend to the context take the place of self-attention (latent diffusion).
       context_tokens: tokens of the null context; a context may have any number.
       label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of being given.
       transformer_depth: blocks of each transformer.
-      low_resolution_channels: channels of conditioning["low_resolution"], images of `image_size` beside the input (the
+      low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
         upsampled image of a super-resolution model); 0 for none.
-      augment_channels: length of conditioning["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
+      augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
@@ -94,6 +95,8 @@ class UNet(Network, kw_only=True):
       downsample_padding: of the stride-2 convolutions; "same" pads below and right as DDPM and TensorFlow do,
         "symmetric" pads one pixel all round as ADM does.
     """
+
+    is_convolutional: ClassVar[bool] = True
 
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -142,29 +145,28 @@ class UNet(Network, kw_only=True):
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
 
-    @nn.nowrap
-    def null_conditioning(self, batch_size: int) -> dict[str, Array]:
-        """The null class, a context of zeros, a grey image, no augmentation: whatever of these there is."""
-        null = super().null_conditioning(batch_size)
+    @property
+    def takes(self) -> dict[str, ConditionSpec]:
+        slots = super().takes
         if self.context_channels and not self.label_context:
-            null["context"] = jnp.zeros((batch_size, self.context_tokens, self.context_channels), jnp.float32)
+            slots["context"] = ConditionSpec(shape=(self.context_tokens, self.context_channels))
         if self.low_resolution_channels:
-            size = self.image_size
-            null["low_resolution"] = jnp.zeros((batch_size, size, size, self.low_resolution_channels), jnp.float32)
+            shape = (self.image_size, self.image_size, self.low_resolution_channels)
+            slots["low_resolution"] = ConditionSpec(shape=shape)
         if self.augment_channels:
-            null["augment"] = jnp.zeros((batch_size, self.augment_channels), jnp.float32)
-        return null
+            slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
+        return slots
 
     @nn.compact
     def __call__(
         self,
         x: Image,
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Image:
         """See `Network`. Raises UserError for sizes that cannot be halved often enough."""
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         levels = len(self.channel_multipliers)
         divisor = self.patch_size * 2 ** (levels - 1)
         if x.shape[1] % divisor or x.shape[2] % divisor:
@@ -172,13 +174,13 @@ class UNet(Network, kw_only=True):
 
         norm = functools.partial(GroupNorm, max_groups=self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype)
         conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
-        embedding = nn.silu(self._embed(time, conditioning))
+        embedding = nn.silu(self._embed(time, conditions))
 
         context = None
         if self.context_channels:
-            context = self._label_context(conditioning) if self.label_context else conditioning["context"]
+            context = self._label_context(conditions) if self.label_context else conditions["context"]
         if self.low_resolution_channels:
-            x = jnp.concatenate([x, conditioning["low_resolution"].astype(x.dtype)], axis=-1)
+            x = jnp.concatenate([x, conditions["low_resolution"].astype(x.dtype)], axis=-1)
 
         def stage(x, level, name, attend=True, direction=None):
             features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])
@@ -245,7 +247,7 @@ class UNet(Network, kw_only=True):
         h = conv(out_channels, kernel_init=_zeros, name="conv_out")(h)
         return depth_to_space(h, self.patch_size).astype(at_least_float32(h.dtype))
 
-    def _embed(self, time, conditioning):
+    def _embed(self, time, conditions):
         """Time and class as one vector of 4 * base_channels."""
         features = 4 * self.base_channels
         waves = sinusoidal_embedding(
@@ -253,11 +255,11 @@ class UNet(Network, kw_only=True):
         )
         if self.augment_channels:
             dense = Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
-            waves += dense(conditioning["augment"].astype(waves.dtype))
+            waves += dense(conditions["augment"].astype(waves.dtype))
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_times == 2:
             interval = sinusoidal_embedding(
-                time - conditioning["second_time"],
+                time - conditions["second_time"],
                 self.base_channels,
                 flip_sin_to_cos=self.flip_sin_to_cos,
                 frequency_shift=self.frequency_shift,
@@ -271,15 +273,15 @@ class UNet(Network, kw_only=True):
                 dtype=self.dtype,
                 name="label",
             )
-            embedding += table(conditioning["label"])
+            embedding += table(conditions["label"])
         return embedding
 
-    def _label_context(self, conditioning):
+    def _label_context(self, conditions):
         """The label's embedding, as the one token to attend to."""
         table = LabelEmbedding(
             num_classes=self.num_classes, features=self.context_channels, dtype=self.dtype, name="label"
         )
-        return table(conditioning["label"])[:, None]
+        return table(conditions["label"])[:, None]
 
     @nn.nowrap
     def has_attention(self, level: int) -> bool:

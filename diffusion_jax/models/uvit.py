@@ -24,7 +24,7 @@ from diffusion_jax.models.layers import (
     recomputed,
     sinusoidal_embedding,
 )
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 
 # Table 1 of the paper: name -> (depth, hidden size, heads); depth counts all blocks but the middle one.
@@ -75,6 +75,8 @@ class UViT(Network, kw_only=True):
       out_channels: channels of the output; None means image_channels.
     """
 
+    is_convolutional: ClassVar[bool] = True
+
     zero_at_init: ClassVar[bool] = False
 
     patch_size: int = 2
@@ -104,19 +106,19 @@ class UViT(Network, kw_only=True):
         self,
         x: Float[Array, "batch height width channels"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`. There is no dropout: `dropout_keys` changes nothing. UserError for other image sizes."""
         del dropout_keys
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"UViT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
 
         extra = [self._time_token(time, "time")]
         if self.num_times == 2:
-            extra.insert(0, self._time_token(time - conditioning["second_time"], "interval"))
+            extra.insert(0, self._time_token(time - conditions["second_time"], "interval"))
         if self.num_classes:
             table = LabelEmbedding(
                 num_classes=self.num_classes,
@@ -125,7 +127,7 @@ class UViT(Network, kw_only=True):
                 dtype=self.dtype,
                 name="label",
             )
-            extra.insert(0, table(conditioning["label"])[:, None])
+            extra.insert(0, table(conditions["label"])[:, None])
         patches = dense(self.hidden_size, name="patch_embedding")(patchify(x, self.patch_size))
         h = jnp.concatenate([*(token.astype(patches.dtype) for token in extra), patches], axis=1)
         h += self.param("position", _init, h.shape[1:], jnp.float32).astype(h.dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.layers import Conv, Dense, Dropout, GroupNorm, at_least_float32, sinusoidal_embedding
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import Image
 
@@ -89,6 +89,8 @@ class VDMUNet(Network, kw_only=True):
       out_channels: channels of the output; None means image_channels.
     """
 
+    is_convolutional: ClassVar[bool] = True
+
     zero_at_init: ClassVar[bool] = False
 
     features: int = 128
@@ -103,15 +105,15 @@ class VDMUNet(Network, kw_only=True):
         self,
         x: Image,
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Image:
         """See `Network`; the paper's `time` is 1000 (gamma - gamma_min) / (gamma_max - gamma_min)."""
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         waves = [sinusoidal_embedding(time, self.features)]
         if self.num_times == 2:
-            waves.append(sinusoidal_embedding(time - conditioning["second_time"], self.features))
-        label = conditioning["label"] if self.num_classes else jnp.zeros_like(time)
+            waves.append(sinusoidal_embedding(time - conditions["second_time"], self.features))
+        label = conditions["label"] if self.num_classes else jnp.zeros_like(time)
         vector = jnp.concatenate([*waves, label.astype(waves[0].dtype)[:, None]], axis=-1)
         for name in ("dense_0", "dense_1"):
             vector = nn.silu(Dense(4 * self.features, kernel_init=_lecun, name=name)(vector))

@@ -17,7 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
 from diffusion_jax.models.layers import QKV, Dense, LabelEmbedding, at_least_float32, recomputed
-from diffusion_jax.models.network import Conditioning, Network
+from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 
 # The authors' code: name -> (depth, hidden size, heads).
@@ -85,23 +85,23 @@ class ViT(Network, kw_only=True):
         self,
         x: Float[Array, "batch height width channels"],
         time: Float[Array, " batch"],
-        conditioning: Conditioning,
+        conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`. There is no dropout: `dropout_keys` changes nothing. UserError for other image sizes."""
         del dropout_keys
-        self.check_inputs(x, time, conditioning)
+        self.check_inputs(x, time, conditions)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(f"ViT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_init)
 
         extra = [self._time_token(time, "time")]
         if self.num_times == 2:
-            extra.append(self._time_token(time - conditioning["second_time"], "interval"))
+            extra.append(self._time_token(time - conditions["second_time"], "interval"))
         if self.num_classes:
             wide = at_least_float32(self.dtype)
             table = LabelEmbedding(num_classes=self.num_classes, features=self.hidden_size, dtype=wide, name="label")
-            extra.append(table(conditioning["label"])[:, None])
+            extra.append(table(conditions["label"])[:, None])
         patches = dense(self.hidden_size, name="patch_embedding")(patchify(x, self.patch_size))
         h = jnp.concatenate([*(token.astype(patches.dtype) for token in extra), patches], axis=1)
         h += self.param("position", _init, h.shape[1:], jnp.float32).astype(h.dtype)

@@ -10,8 +10,8 @@ from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
     vdm,
     vlb,
 )
-from diffusion_jax.objectives.denoising import Denoising, image_of
+from diffusion_jax.objectives.denoising import Denoising, data_of
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 
-__all__ = ["NO_CONTEXT", "OBJECTIVES", "WEIGHTINGS", "Context", "Denoising", "Objective", "Weighting", "image_of"]
+__all__ = ["NO_CONTEXT", "OBJECTIVES", "WEIGHTINGS", "Context", "Denoising", "Objective", "Weighting", "data_of"]

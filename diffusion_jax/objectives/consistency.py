@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import init_lpips, lpips
 from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
-from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
+from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
@@ -112,7 +112,7 @@ class Consistency(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (1); metrics `mse`, the squared distance of the two ends, and `x0_mse`, that to the data."""
         self.require(context)
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t, r = self.times(key.fold_in("time"), context.step)
         xt = corrupt(self.schedule, x0, noise, t)

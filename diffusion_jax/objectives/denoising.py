@@ -54,6 +54,7 @@ from diffusion_jax.schedulers import (
     corrupt,
 )
 from diffusion_jax.schedulers.arrays import as_compute
+from diffusion_jax.specs import DATA, FEATURES
 
 Spec = str | Mapping[str, Any]
 
@@ -80,7 +81,7 @@ class Denoising(Objective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Eq. (3) over batch["image"], [batch, ...].
+        """Eq. (3) over batch["data"], [batch, ...].
 
         Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0; and
         with a learned uncertainty its mean, `uncertainty`.
@@ -91,7 +92,7 @@ class Denoising(Objective):
     def loss_and_observed(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         t, factor = self.time_sampler.draw(key.fold_in("time"), self.schedule, context.state)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         terms, metrics = self.terms(denoise_fn, x0, noise, t, context)
@@ -174,17 +175,17 @@ class Alignment(Denoising):
         Metric `alignment` is the mean cosine.
         """
         self.require(context)
-        if "features" not in batch:
+        if FEATURES not in batch:
             return super().loss_and_observed(denoise_fn, batch, key, context)
         made = []
 
         def denoise_and_keep(xt: Array, t: Array) -> Prediction:
-            prediction, features = context.aligned(xt, t)
-            made.append(features)
+            prediction, sown = context.aligned(xt, t)
+            made.append(sown[FEATURES])
             return prediction
 
         loss, (metrics, observed) = super().loss_and_observed(denoise_and_keep, batch, key, context)
-        alignment = jnp.mean(cosine(as_compute(made[0]), as_compute(batch["features"])))
+        alignment = jnp.mean(cosine(as_compute(made[0]), as_compute(batch[FEATURES])))
         loss = loss - self.weight * alignment
         return loss, ({**metrics, "loss": loss, "alignment": alignment}, observed)
 
@@ -225,15 +226,15 @@ def jit(
     )
 
 
-def image_of(batch: Batch) -> Float[Array, "batch ..."]:
-    """batch["image"] in the precision of losses.
+def data_of(batch: Batch) -> Float[Array, "batch ..."]:
+    """batch["data"] in the precision of losses.
 
     Raises:
       UserError: there is none.
     """
-    if "image" not in batch:
-        raise UserError(f"this objective needs batch['image'], got {sorted(batch)}")
-    return as_compute(batch["image"])
+    if DATA not in batch:
+        raise UserError(f"this objective needs batch['data'], got {sorted(batch)}")
+    return as_compute(batch[DATA])
 
 
 def mean_square(error: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
+from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import (
@@ -114,7 +114,7 @@ class MeanFlow(FlowMapObjective):
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (3); metrics `mse`, the mean of |.|^2 / D, and `x0_mse`, of the jump from t to clean data."""
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t, s = self.times(key)
         xt = corrupt(self.schedule, x0, noise, t)
@@ -156,7 +156,7 @@ class Shortcut(FlowMapObjective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Both parts in one; metrics `mse`, `flow_matching` and `bootstrap`, the mean squares of the parts."""
         self.require(context)
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         jumps = key.fold_in("bootstrap").uniform() < self.bootstrap
         levels = self.base_steps.bit_length() - 1  # lengths 2^0 ... 2^-(levels - 1)

@@ -43,7 +43,8 @@ class Context:
       target: the denoiser with averaged parameters, without gradient; same conditioning and dropout masks.
       teacher: the denoiser of a frozen, trained network.
       unconditional: the denoiser with the null conditioning, for losses that train guidance into the network.
-      aligned: the denoiser that also returns the network's features of every token, [batch, tokens, channels].
+      aligned: the denoiser that also returns what the network sows: "features" of every token, [batch, tokens,
+        channels].
       params: the objective's own trainable parameters, from `init_params`.
       state: the objective's own state, from `init_state`.
     """
@@ -52,7 +53,7 @@ class Context:
     target: Denoiser | None = None
     teacher: Denoiser | None = None
     unconditional: Denoiser | None = None
-    aligned: Callable[[Array, Array], tuple[Prediction, Array]] | None = None
+    aligned: Callable[[Array, Array], tuple[Prediction, Mapping[str, Array]]] | None = None
     params: Any = None
     state: Any = None
 
@@ -64,13 +65,13 @@ NO_CONTEXT = Context()
 class Objective:
     """A training loss.
 
-    `modality` says what the denoiser takes: "image" (floats, a `Denoiser`) or "tokens" (integers, a `TokenDenoiser`).
+    `discrete` says what the denoiser takes: numbers (a `Denoiser`), or tokens (a `TokenDenoiser`).
     `needs` names the fields of `Context` that must not be None: of "target", "teacher", "aligned".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
     `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
     """
 
-    modality: ClassVar[str] = "image"
+    discrete: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     num_times: ClassVar[int] = 1
     makes: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"

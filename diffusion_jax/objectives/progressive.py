@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
+from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 from diffusion_jax.rng import BatchKey
@@ -63,7 +63,7 @@ class ProgressiveDistillation(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Eq. (2); metrics `mse` to the target and `x0_mse` to the data."""
         self.require(context)
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         u = key.fold_in("time").low_discrepancy()
         t = (jnp.minimum(jnp.floor(u * self.num_steps), self.num_steps - 1) + 1.0) / self.num_steps

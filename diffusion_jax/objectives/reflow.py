@@ -6,7 +6,7 @@ independent ones, the straight interpolation is matched anew,
     (1)   E | velocity(xt, t) - (z - x(z)) |^2,      xt = (1 - t) x(z) + t z,
 
 and the new flow's paths are straighter, so that fewer steps go further. The pairs are made while training, by `steps`
-deterministic steps of the teacher; or they are in the batch, as batch["image"] and batch["noise"].
+deterministic steps of the teacher; or they are in the batch, as batch["data"] and batch["noise"].
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.denoising import Denoising, Spec, flow_matching, image_of
+from diffusion_jax.objectives.denoising import Denoising, Spec, data_of, flow_matching
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import GRIDS, Denoiser, NoiseSchedule, TimeSampler
@@ -39,7 +39,7 @@ class Reflow(Denoising):
     def loss_and_observed(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         t = self.time_sampler(key.fold_in("time"), self.schedule)
         if "noise" in batch:
             noise = as_compute(batch["noise"])

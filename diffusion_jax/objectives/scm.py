@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.denoising import Spec, image_of, mean_square
+from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.objectives.uncertainty import LearnedUncertainty
 from diffusion_jax.rng import BatchKey
@@ -81,7 +81,7 @@ class ContinuousConsistency(Objective):
         self.require(context)
         if context.params is None:
             raise UserError("the adaptive weight of scm has parameters: give the objective's in Context.params")
-        x0, unit = image_of(batch), self.schedule.sigma_data
+        x0, unit = data_of(batch), self.schedule.sigma_data
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t = self.time_sampler(key.fold_in("time"), self.schedule)
         xt = corrupt(self.schedule, x0, noise, t)

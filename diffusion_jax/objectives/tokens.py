@@ -1,8 +1,7 @@
 """Losses for tokens: D3PM, MDLM, SEDD and discrete flow matching.
 
-All in nats per token unless said otherwise; batch["image"] holds tokens as integers, or numbers in [-1, 1] that are
-read as `num_tokens` equally spaced values. p(x0 | x_t) is the softmax of a token denoiser's logits
-(`schedulers/tokens.py`).
+All in nats per token unless said otherwise; batch["data"] holds tokens as integers. p(x0 | x_t) is the softmax of a
+token denoiser's logits (`schedulers/tokens.py`).
 
 D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
 
@@ -40,7 +39,8 @@ from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import built
 from diffusion_jax.schedulers.arrays import like_data
 from diffusion_jax.schedulers.token_chains import TokenChain
-from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenDenoiser, TokenProcess, TokenSchedule, to_tokens
+from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenDenoiser, TokenProcess, TokenSchedule
+from diffusion_jax.specs import DATA
 
 _LEAST_T = 1e-4
 
@@ -49,7 +49,7 @@ _LEAST_T = 1e-4
 class TokenObjective(Objective):
     """Base: a process, and tokens of a batch."""
 
-    modality: ClassVar[str] = "tokens"
+    discrete: ClassVar[bool] = True
 
     process: TokenProcess | TokenChain
 
@@ -59,11 +59,16 @@ class TokenObjective(Objective):
         return "nothing" if self.process.has_mask else "scaled_t"
 
     def tokens(self, batch: Batch) -> Int[Array, "batch ..."]:
-        """x0."""
-        if "image" not in batch:
-            raise UserError(f"an objective on tokens needs batch['image'], got {sorted(batch)}")
-        image = batch["image"]
-        return image if jnp.issubdtype(image.dtype, jnp.integer) else to_tokens(image, self.process.num_tokens)
+        """x0.
+
+        Raises:
+          UserError: there is none, or it is no tokens.
+        """
+        if DATA not in batch:
+            raise UserError(f"an objective on tokens needs batch['data'], got {sorted(batch)}")
+        if not jnp.issubdtype(batch[DATA].dtype, jnp.integer):
+            raise UserError(f"an objective on tokens needs whole numbers, got {batch[DATA].dtype}: use codec values")
+        return batch[DATA]
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
         """An unbiased estimate, at one time drawn for each example, of an upper bound on -log P(x0), in nats per token.

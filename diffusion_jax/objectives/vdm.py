@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import elbo_terms
-from diffusion_jax.objectives.denoising import Spec, image_of
+from diffusion_jax.objectives.denoising import Spec, data_of
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import (
@@ -67,7 +67,7 @@ class VDM(Objective):
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
         """The negative ELBO in bits per dimension; metrics `diffusion`, `prior`, `reconstruction` and `x0_mse`."""
-        x0 = image_of(batch)
+        x0 = data_of(batch)
         schedule, denoiser = self.schedule, denoise_fn
         if self.gamma is not None:
             if context.params is None:

@@ -22,8 +22,6 @@ from diffusion_jax.schedulers.tokens import (
     TokenDenoiser,
     TokenParameterization,
     TokenProcess,
-    from_tokens,
-    to_tokens,
 )
 
 __all__ = [
@@ -51,8 +49,6 @@ __all__ = [
     "TokenProcess",
     "built",
     "corrupt",
-    "from_tokens",
     "on_schedule",
     "space_timesteps",
-    "to_tokens",
 ]

@@ -16,7 +16,7 @@ for a network that computes in bfloat16: c_skip and 1 - c_skip do not survive bf
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +137,9 @@ class Parameterization:
     Raises:
       UserError: the combination is not defined at t = 1, for example epsilon where alpha(1) = 0.
     """
+
+    discrete: ClassVar[bool] = False
+    """Whether what is diffused is tokens."""
 
     schedule: NoiseSchedule
     prediction: PredictionKind

@@ -21,7 +21,7 @@ A *token denoiser* maps (tokens, t) to logits of x0 over the K values; the mask,
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,9 @@ class TokenParameterization:
       scale: of "scaled_t".
     """
 
+    discrete: ClassVar[bool] = True
+    """Whether what is diffused is tokens."""
+
     num_tokens: int
     has_mask: bool
     told: Literal["scaled_t", "sigma", "nothing"] = "scaled_t"
@@ -187,13 +190,3 @@ class TokenParameterization:
         if self.told == "sigma":
             return -jnp.log(self.schedule.kept(t))
         return t * (self.scale if self.told == "scaled_t" else 0.0)
-
-
-def to_tokens(image: Float[Array, "..."], num_tokens: int) -> Int[Array, "..."]:
-    """The nearest of `num_tokens` equally spaced values from -1 to 1."""
-    return jnp.clip(jnp.round((image + 1.0) * 0.5 * (num_tokens - 1)), 0, num_tokens - 1).astype(jnp.int32)
-
-
-def from_tokens(tokens: Int[Array, "..."], num_tokens: int) -> Float[Array, "..."]:
-    """The value in [-1, 1] of every token."""
-    return tokens.astype(jnp.float32) * (2.0 / (num_tokens - 1)) - 1.0

@@ -4,10 +4,9 @@ from diffusion_jax.training.checkpointing import Checkpointer, CorruptCheckpoint
 from diffusion_jax.training.ema import EmaConfig, post_hoc_coefficients, power_from_width, width_from_power
 from diffusion_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
 from diffusion_jax.training.state import TrainState, create_state
-from diffusion_jax.training.step import AUGMENT, OBJECTIVE, Trainable, make_train_step, make_validation_step
+from diffusion_jax.training.step import OBJECTIVE, Trainable, make_train_step, make_validation_step
 
 __all__ = [
-    "AUGMENT",
     "OBJECTIVE",
     "OPTIMIZERS",
     "Checkpointer",

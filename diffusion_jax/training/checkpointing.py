@@ -34,6 +34,10 @@ _COMPLETE = "commit_success.txt"  # Orbax's last file of a checkpoint in a bucke
 _LOOKS = 20  # at a directory from which another process deletes
 
 
+LAYOUT = 2
+"""Of the parameters in a checkpoint: 1, those of the network; 2, groups, those of the network under "network"."""
+
+
 class CorruptCheckpointError(UserError):
     """A checkpoint that can not be read back as it was written."""
 
@@ -254,7 +258,7 @@ class Checkpointer:
             self._require_space(step, state)
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
         # A copy: Orbax writes it later, when the caller may have added to its lists.
-        frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints}))
+        frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints, "layout": LAYOUT}))
         with _storage_errors(self.directory):
             self._manager.save(
                 step,
@@ -308,7 +312,14 @@ class Checkpointer:
 
         Raises:
           CorruptCheckpointError: it can not be read, or is not what was written.
+          UserError: an older version of this code wrote it.
         """
+        layout = self.read_record(step).get("layout", 1)
+        if layout != LAYOUT:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} has layout {layout} of the parameters, this version reads "
+                f"{LAYOUT}: go on with the version that wrote it (its commit is in environment.json), or train again"
+            )
         try:
             with _quiet_threads():
                 read = self._manager.restore(

@@ -1,7 +1,8 @@
 """One optimizer step as a pure function of (state, batch).
 
     keys         = fold_in(seed, stream, step), then by position in the global batch               (rng.py)
-    loss         = mean over the global batch of objective(denoiser, example, key)
+    z            = codec.encode(batch["data"]);  conditions = conditioning(batch), some of them dropped
+    loss         = mean over the global batch of objective(denoiser, z, key)
     gradient     = d loss / d params, averaged over microbatches and devices
     params, ema  = optimizer(gradient), ema + (1 - decay) (params - ema)
 
@@ -21,7 +22,9 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.parallel.activations import for_cpu
 from diffusion_jax.rng import BatchKey, fold_name, stream_key
-from diffusion_jax.schedulers import Denoiser, on_schedule
+from diffusion_jax.schedulers import on_schedule
+from diffusion_jax.specs import DATA, FEATURES
+from diffusion_jax.systems import Model, Params
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.state import TrainState
 
@@ -29,88 +32,31 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
-AUGMENT = "augment"  # conditioning that says what was done to the image, not what it shows
-OBJECTIVE = "objective"  # where the objective's own parameters are, among those of the network
+OBJECTIVE = "objective"  # the group of the objective's own parameters, beside those of the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What is trained: a network, what its output means, and the loss.
+    """What is trained: a model, and the loss.
 
     Attributes:
-      network: a Flax module called with (x, time, conditioning, dropout_keys).
-      parameterization: turns the network into a denoiser: a `Parameterization`, or a `TokenParameterization` where the
-        objective's modality is "tokens".
+      model: the network with everything around it.
       objective: the loss.
-      conditioning_dropout: probability of replacing an example's conditioning by the null conditioning, which
-        classifier-free guidance needs (Ho & Salimans 2022).
-      teacher: the frozen network to learn from, where the objective needs one; its parameters are in the state.
+      teacher: the frozen model to learn from, where the objective needs one; its parameters are in the state.
     """
 
-    network: Any
-    parameterization: Any
+    model: Model
     objective: Objective
-    conditioning_dropout: float | jax.Array = 0.0
-    teacher: "Trainable | None" = None
+    teacher: Model | None = None
 
-    def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Any:
-        """Parameters of the network, by `init_network(network, key)`, and of the objective."""
-        params = init_network(self.network, key)
+    def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Params:
+        """Parameters of the model, its network's by `init_network(network, key)`, and of the objective."""
+        params = self.model.init_params(key, init_network)
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
         return params if own is None else {**params, OBJECTIVE: own}
 
-    def constrain(self, params: Any) -> Any:
-        """The parameters after an update, as the network allows them."""
-        own = {name: value for name, value in params.items() if name != OBJECTIVE}
-        return {**params, **self.network.constrain(own)}
-
-    def conditioning(self, batch: Batch, size: int) -> dict[str, Array]:
-        """The part of a batch of `size` rows that the network is conditioned on; nothing was done to images without
-        "augment"."""
-        null = self.network.null_conditioning(size)
-        return {name: batch.get(name, value) if name == AUGMENT else batch[name] for name, value in null.items()}
-
-    def _without(self, conditioning: dict[str, Array], size: int) -> dict[str, Array]:
-        """The null conditioning, which still says what was done to the image."""
-        kept = {name: value for name, value in conditioning.items() if name == AUGMENT}
-        return {**self.network.null_conditioning(size), **kept}
-
-    def denoiser(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Denoiser:
-        """The denoiser with parameters, conditioning and dropout masks bound: every call has the same masks.
-
-        A network of two times is a flow map; asked without a second time it denoises, with s = t.
-        """
-        return self.parameterization.denoiser(self._network_fn(params, conditioning, dropout_keys))
-
-    def aligned(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Any:
-        """The denoiser that also returns the features which the network sows, for `Context.aligned`."""
-
-        def denoise(xt: Array, t: Array) -> tuple[Any, Array]:
-            sown: list[Array] = []
-            network_fn = self._network_fn(params, conditioning, dropout_keys, keep=sown.append)
-            return self.parameterization.denoiser(network_fn)(xt, t), sown[0]
-
-        return denoise
-
-    def _network_fn(self, params, conditioning, dropout_keys, keep=None) -> Callable[..., Array]:
-        """The network as a function of (x, time, second time); `keep` is given the features that it sows."""
-        own = {name: value for name, value in params.items() if name != OBJECTIVE}
-
-        def network_fn(x, time, second_time=None):
-            second = (
-                {} if self.network.num_times == 1 else {"second_time": time if second_time is None else second_time}
-            )
-            inputs = (x, time, {**conditioning, **second}, dropout_keys)
-            if keep is None:
-                return self.network.apply({"params": own}, *inputs)
-            output, variables = self.network.apply({"params": own}, *inputs, mutable=["aligned"])
-            keep(variables["aligned"]["features"])
-            return output
-
-        return network_fn
-
-    def loss(self, params: Any, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
-        """The training loss, with dropout of units and of conditioning, and (metrics, values for `update_state`).
+    def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
+        """The training loss, with dropout of units and of conditions, and (metrics, values for `update_state`).
 
         Args:
           params: the parameters to differentiate with respect to.
@@ -118,44 +64,39 @@ class Trainable:
           batch: examples.
           key: their keys.
         """
-        size = key.index.shape[0]
-        conditioning = self.conditioning(batch, size)
-        never = isinstance(self.conditioning_dropout, int | float) and self.conditioning_dropout == 0
-        if conditioning and not never:  # a traced probability may be 0
-            dropped = key.fold_in("conditioning").uniform() < self.conditioning_dropout
-            null = self._without(conditioning, size)
-            conditioning = jax.tree.map(
-                lambda value, none: jnp.where(dropped.reshape(-1, *(1,) * (value.ndim - 1)), none, value),
-                conditioning,
-                null,
-            )
+        conditions = self.model.conditions(params, batch, key.index.shape[0])
+        conditions = self.model.dropped(params, conditions, key)
+        batch = {**batch, DATA: self.model.encode(params, batch[DATA], key)}
         dropout_keys = key.fold_in("dropout").per_example()
-        return self._loss(params, state, batch, conditioning, dropout_keys, key.fold_in("objective"))
+        return self._loss(params, state, batch, conditions, dropout_keys, key.fold_in("objective"))
 
     def validation_loss(
-        self, params: Any, state: TrainState, batch: Batch, key: BatchKey
+        self, params: Params, state: TrainState, batch: Batch, key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
         """The same loss without any dropout."""
-        return self._loss(params, state, batch, self.conditioning(batch, key.index.shape[0]), None, key)
+        conditions = self.model.conditions(params, batch, key.index.shape[0])
+        batch = {**batch, DATA: self.model.encode(params, batch[DATA])}
+        return self._loss(params, state, batch, conditions, None, key)
 
-    def _loss(self, params, state, batch, conditioning, dropout_keys, key):
-        denoise = self.denoiser(params, conditioning, dropout_keys)
-        target = teacher = None
+    def _loss(self, params, state, batch, conditions, dropout_keys, key):
+        model, size = self.model, key.index.shape[0]
+        denoise = model.denoiser(params, conditions, dropout_keys)
+        target = teacher = aligned = None
         if state.target is not None:
-            target = self.denoiser(jax.lax.stop_gradient(state.target), conditioning, dropout_keys)
+            target = model.denoiser(jax.lax.stop_gradient(state.target), conditions, dropout_keys)
         if state.teacher is not None and self.teacher is not None:
-            teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditioning)
-            own, theirs = self.parameterization.schedule, self.teacher.parameterization.schedule
+            teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditions)
+            own, theirs = model.process.schedule, self.teacher.process.schedule
             teacher = teacher if own == theirs else on_schedule(teacher, theirs, own)
-        null = self._without(conditioning, key.index.shape[0])
+        if FEATURES in model.network.sows:
+            aligned = model.sowing(params, conditions, dropout_keys)
+        null = model.without(params, conditions, size)
         context = Context(
             step=state.step,
             target=target,
             teacher=teacher,
-            unconditional=self.denoiser(params, null, dropout_keys) if null else None,
-            aligned=self.aligned(params, conditioning, dropout_keys)
-            if getattr(self.network, "aligned_shape", None)
-            else None,
+            unconditional=model.denoiser(params, null, dropout_keys) if null else None,
+            aligned=aligned,
             params=params.get(OBJECTIVE),
             state=state.objective_state,
         )
@@ -191,7 +132,7 @@ def make_train_step(
     """Build `train_step(state, batch, axis_name=None) -> (state, metrics)`.
 
     Args:
-      trainable: network, parameterization and objective.
+      trainable: model and objective.
       optimizer: the Optax transformation whose state is in `state.opt_state`.
       ema: the averages kept in `state.ema`.
       learning_rate: reported in the metrics; the optimizer holds its own copy.
@@ -235,7 +176,7 @@ def make_train_step(
 
         gradient_norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = trainable.constrain(optax.apply_updates(state.params, updates))
+        params = trainable.model.constrain(optax.apply_updates(state.params, updates))
         target = state.target
         if target is not None:
             decay = trainable.objective.target_decay_at(state.step)

@@ -25,6 +25,7 @@ from rich.progress import track
 from sklearn.datasets import make_moons
 
 from diffusion_jax import models, training
+from diffusion_jax.models.autoencoders import Identity, Values
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample, sample_tokens
@@ -35,8 +36,9 @@ from diffusion_jax.schedulers import (
     TIME_SAMPLERS,
     Parameterization,
     TokenParameterization,
-    from_tokens,
 )
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import Model
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -175,23 +177,24 @@ def trainable_of(family: Family, teacher: training.Trainable | None) -> training
         time_sampler=TIME_SAMPLERS.build(family.time_sampler),
     )
     channels, out = 2, 4 if "hybrid" in family.title else 2
-    if objective.modality == "tokens":
-        process = objective.process
-        parameterization = TokenParameterization(num_tokens=process.num_tokens, has_mask=process.has_mask, scale=100.0)
-        channels, out = parameterization.channels(2)
+    if objective.discrete:
+        tokens = objective.process
+        process = TokenParameterization(num_tokens=tokens.num_tokens, has_mask=tokens.has_mask, scale=100.0)
+        channels, out = process.channels(2)
     else:
-        parameterization = Parameterization.build(
+        process = Parameterization.build(
             schedule=family.schedule, prediction=family.prediction, time_input=family.time_input
         )
     network = models.MODELS.build(
         "mlp", image_size=1, image_channels=channels, out_channels=out, num_times=objective.num_times
     )
-    return training.Trainable(
+    model = Model(
+        data=DataSpec(kind="pixels", shape=(1, 1, 2)),
+        codec=Values(num_values=objective.process.num_tokens) if objective.discrete else Identity(),
         network=network,
-        parameterization=parameterization,
-        objective=objective,
-        teacher=teacher if family.taught else None,
+        process=process,
     )
+    return training.Trainable(model=model, objective=objective, teacher=teacher.model if family.taught else None)
 
 
 def train(trainable: training.Trainable, family: Family, steps: int, teacher_params: Any) -> Any:
@@ -221,7 +224,7 @@ def train(trainable: training.Trainable, family: Family, steps: int, teacher_par
     data = jnp.asarray(moons(20_000, seed=0))
 
     def many(state: training.TrainState, indices: jax.Array) -> training.TrainState:
-        return jax.lax.scan(lambda state, rows: (step(state, {"image": data[rows]})[0], None), state, indices)[0]
+        return jax.lax.scan(lambda state, rows: (step(state, {"data": data[rows]})[0], None), state, indices)[0]
 
     many = jax.jit(many, donate_argnums=0)
     rows, state = np.random.default_rng(0), begin()
@@ -236,16 +239,16 @@ def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np
 
     @jax.jit
     def run(params: Any) -> tuple[jax.Array, jax.Array]:
-        denoiser, objective = trainable.denoiser(params, {}), trainable.objective
-        if objective.modality == "tokens":
+        denoiser, objective = trainable.model.denoiser(params, {}), trainable.objective
+        if objective.discrete:
             sampler = DISCRETE_SAMPLERS.build(family.sampler)
             found = sample_tokens(
                 sampler, denoiser, objective.process, family.steps, shape, key, return_trajectory=True
             )
-            path = jnp.where(found.trajectory == CELLS, 0.0, from_tokens(found.trajectory, CELLS))
+            path = trainable.model.decode(params, found.trajectory)
             jitter = (2.0 / CELLS) * (key.uniforms(shape) - 0.5)
             return path + jitter, jnp.asarray(found.nfe)
-        schedule = trainable.parameterization.schedule
+        schedule = trainable.model.process.schedule
         grid = GRIDS.build(family.grid)(schedule, family.steps)
         # Where hardly any signal is left at t = 1, an error in the predicted noise is thousands in x0.
         clip = (lambda x0: jnp.clip(x0, -1.0, 1.0)) if family.prediction == "epsilon" else None

@@ -111,7 +111,7 @@ def test_in_the_pipeline(pipeline):
     batch = pipeline.reader()[4]
     plain = dataclasses.replace(pipeline, augmentation="none").reader()[4]
     np.testing.assert_array_equal(batch["label"], plain["label"])
-    changed = (batch["image"] != plain["image"]).any((1, 2, 3))
+    changed = (batch["data"] != plain["data"]).any((1, 2, 3))
     np.testing.assert_array_equal(changed, batch["augment"].any(-1))
     assert 0.5 < changed.mean() < 1
     halves = [pipeline.reader(host, 2)[4] for host in (0, 1)]
@@ -126,28 +126,31 @@ def test_in_the_pipeline(pipeline):
 
 def test_network_is_told_also_where_its_class_is_withheld():
     """Else it would take augmented images for plain ones of no class."""
-    from diffusion_jax import models, objectives, schedulers, training
+    from diffusion_jax import conditioning, models, objectives, schedulers, systems, training
     from diffusion_jax.rng import BatchKey, stream_key
+    from diffusion_jax.specs import DataSpec
 
     network = models.MODELS.build(
         {"name": "unet", "base_channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1,
          "attention_resolutions": (), "augment_channels": 9},
         image_size=8, image_channels=1, num_classes=10,
     )  # fmt: skip
-    trainable = training.Trainable(
+    model = systems.Model(
+        data=DataSpec(kind="pixels", shape=(8, 8, 1)),
         network=network,
-        parameterization=schedulers.Parameterization.build(
-            schedule="cosine", prediction="epsilon", time_input="discrete_index"
+        process=schedulers.Parameterization.build(schedule="cosine", prediction="epsilon", time_input="discrete_index"),
+        conditioning=conditioning.Conditioning(
+            parts=(conditioning.Label(num_classes=10), conditioning.Numbers(slot="augment", count=9)),
+            dropout={("label",): 1.0},
         ),
-        objective=objectives.OBJECTIVES.build("denoising"),
-        conditioning_dropout=1.0,
     )
-    params = jax.tree.map(lambda p: p + 0.1, models.init_params(network, jax.random.key(0)))
+    trainable = training.Trainable(model=model, objective=objectives.OBJECTIVES.build("denoising"))
+    params = jax.tree.map(lambda p: p + 0.1, model.init_params(jax.random.key(0), models.init_params))
     state = training.TrainState(step=jnp.int32(0), params=params, opt_state=(), ema={}, nonfinite_step=jnp.int32(-1))
     key = BatchKey(stream_key(0, "train"), jnp.arange(4), 4)
 
     def loss(label, augment):
-        batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.full((4,), label), "augment": jnp.full((4, 9), augment)}
+        batch = {"data": jnp.zeros((4, 8, 8, 1)), "label": jnp.full((4,), label), "augment": jnp.full((4, 9), augment)}
         return float(trainable.loss(params, state, batch, key)[0])
 
     assert loss(3, 0.5) == loss(7, 0.5)

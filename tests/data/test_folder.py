@@ -40,7 +40,7 @@ def test_classes_are_the_directories(folder):
 
 def test_path_as_an_option(folder):
     pipeline = data.Pipeline(dataset="folder", options={"path": str(folder)}, batch_size=3, image_size=4, crop="edm")
-    assert next(pipeline.batches())["image"].shape == (3, 4, 4, 3)
+    assert next(pipeline.batches())["data"].shape == (3, 4, 4, 3)
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):

@@ -39,10 +39,10 @@ def fingerprint(images):
 
 def test_batch_format(pipeline):
     batch = next(pipeline.batches())
-    assert batch["image"].shape == (48, 8, 8, 1)
-    assert batch["image"].dtype == np.float32
+    assert batch["data"].shape == (48, 8, 8, 1)
+    assert batch["data"].dtype == np.float32
     assert batch["label"].dtype == np.int32
-    assert (batch["image"].min(), batch["image"].max()) == (-1, 1)
+    assert (batch["data"].min(), batch["data"].max()) == (-1, 1)
     assert pipeline.info.image_shape == (8, 8, 1)
     assert (pipeline.info.num_examples, pipeline.info.num_classes) == (1437, 10)
 
@@ -76,7 +76,7 @@ def test_an_epoch_visits_every_example_once(pipeline, hosts):
             reader = pipeline.reader(host, hosts)
             local = 48 // hosts
             for step in range(first // 48, -(-(first + 1437) // 48)):
-                for j, print_ in enumerate(fingerprint(reader[step]["image"])):
+                for j, print_ in enumerate(fingerprint(reader[step]["data"])):
                     position = step * 48 + host * local + j
                     if first <= position < first + 1437:
                         seen[position] = print_
@@ -121,7 +121,7 @@ def test_half_of_the_images_are_flipped(pipeline):
     plain = dataclasses.replace(pipeline, flip=False)
     flipped = 0
     for step in range(20):
-        image, original = pipeline.reader()[step]["image"], plain.reader()[step]["image"]
+        image, original = pipeline.reader()[step]["data"], plain.reader()[step]["data"]
         mirrored = (image == original[:, :, ::-1]).all((1, 2, 3)) & (image != original).any((1, 2, 3))
         assert (mirrored | (image == original).all((1, 2, 3))).all()
         flipped += mirrored.sum()
@@ -156,7 +156,7 @@ def test_evaluation_gives_every_example_once_in_order(pipeline, hosts, batch_siz
     ]
     parts = [part for step in zip(*hosts_batches, strict=True) for part in step]
     images, labels = pipeline.arrays()
-    np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts]), data.to_unit_range(images))
+    np.testing.assert_array_equal(np.concatenate([part["data"] for part in parts]), data.to_unit_range(images))
     np.testing.assert_array_equal(np.concatenate([part["label"] for part in parts]), labels)
     assert len(parts[0]["label"]) == (batch_size or 48) // hosts
 
@@ -174,12 +174,12 @@ def test_arrays(pipeline, digits_dir):
 def test_synthetic_latents():
     pipeline = data.Pipeline(dataset="synthetic_latents", batch_size=500, options={"size": 8, "num_classes": 4})
     batch = next(pipeline.batches())
-    assert batch["image"].shape == (500, 8, 8, 4)
-    assert batch["image"].dtype == np.float32
+    assert batch["data"].shape == (500, 8, 8, 4)
+    assert batch["data"].dtype == np.float32
     assert not pipeline.info.is_image
-    assert abs(batch["image"].mean()) < 0.15
-    assert abs(batch["image"].std() - 1) < 0.1
-    first = batch["image"][batch["label"] == 0]
+    assert abs(batch["data"].mean()) < 0.15
+    assert abs(batch["data"].std() - 1) < 0.1
+    first = batch["data"][batch["label"] == 0]
     assert abs((first - first.mean(0)).std() - 0.5**0.5) < 0.02  # within a class half of the variance
     again = data.open_dataset("synthetic_latents", size=8, num_classes=4).source[7]
     np.testing.assert_array_equal(
@@ -193,14 +193,14 @@ def test_tfds_data_through_the_pipeline(mock_tfds):
     pipeline = data.Pipeline(dataset="cifar10", batch_size=4, image_size=32, flip=True)
     assert (pipeline.info.num_classes, pipeline.info.is_image) == (10, True)
     assert_same(take(pipeline.batches(2), 1), [pipeline.reader()[2]])
-    assert next(pipeline.batches())["image"].shape == (4, 32, 32, 3)
+    assert next(pipeline.batches())["data"].shape == (4, 32, 32, 3)
 
 
 @pytest.mark.parametrize("crop", ["adm", "edm"])
 def test_images_of_different_sizes_are_cropped(mock_tfds, crop):
     pipeline = data.Pipeline(dataset="imagenet2012", batch_size=4, image_size=16, crop=crop)
     assert (pipeline.info.image_shape, pipeline.info.num_classes) == ((16, 16, 3), 1000)
-    assert next(pipeline.batches())["image"].shape == (4, 16, 16, 3)
+    assert next(pipeline.batches())["data"].shape == (4, 16, 16, 3)
     with pytest.raises(UserError, match=r"differ in size: set data\.image_size"):
         _ = dataclasses.replace(pipeline, image_size=None, crop="none").info
 
@@ -208,14 +208,14 @@ def test_images_of_different_sizes_are_cropped(mock_tfds, crop):
 def test_data_without_classes_has_no_label(mock_tfds):
     pipeline = data.Pipeline(dataset="celeb_a", batch_size=2, image_size=8, crop="adm")
     assert pipeline.info.num_classes == 0
-    assert set(next(pipeline.batches())) == {"image"}
+    assert set(next(pipeline.batches())) == {"data"}
     assert pipeline.arrays()[1] is None
 
 
 def test_grey_as_colour(pipeline):
     colour = dataclasses.replace(pipeline, channels=3)
     assert colour.info.image_shape == (8, 8, 3)
-    np.testing.assert_array_equal(colour.reader()[0]["image"][..., 1:2], pipeline.reader()[0]["image"])
+    np.testing.assert_array_equal(colour.reader()[0]["data"][..., 1:2], pipeline.reader()[0]["data"])
 
 
 def test_pipeline_is_hashable_and_built_from_a_mapping(digits_dir):

@@ -82,9 +82,9 @@ def test_a_pipeline_reads_text_in_workers_and_in_order(files, tmp_path):
         found = data.Pipeline.from_config(other).batches(start_step=3)
         for step in (3, 4, 5):
             batch = next(found)
-            assert batch["image"].dtype == np.int32
-            assert batch["image"].shape == (6, 4, 1, 1)
-            np.testing.assert_array_equal(batch["image"], expected.reader()[step]["image"])
+            assert batch["data"].dtype == np.int32
+            assert batch["data"].shape == (6, 4, 1, 1)
+            np.testing.assert_array_equal(batch["data"], expected.reader()[step]["data"])
     assert len(pickle.dumps(expected.reader().source)) < 2000, "the file is not copied to worker processes"
 
 

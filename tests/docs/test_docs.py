@@ -89,7 +89,7 @@ def test_the_example_data_set_is_one(tmp_path):
 from diffusion_jax.data import Pipeline
 pipeline = Pipeline(dataset="stripes", batch_size=16, flip=True)
 batch = next(pipeline.batches())
-assert batch["image"].shape == (16, 8, 8, 1) and batch["image"].min() == -1 and batch["image"].max() == 1
+assert batch["data"].shape == (16, 8, 8, 1) and batch["data"].min() == -1 and batch["data"].max() == 1
 assert set(batch["label"]) == {0, 1} and pipeline.info.class_names == ("horizontal", "vertical")
 """
     output(start("-c", source + more, cwd=tmp_path))

@@ -92,6 +92,6 @@ def test_what_does_not_fit_text_is_named(data_dir, changes, message):
 
 def test_the_papers_on_text_can_be_planned_without_their_data():
     experiment = Experiment.planned(sedd_openwebtext())
-    assert experiment.abstract_batch(2)["image"].shape == (2, 1024, 1, 1)
-    assert experiment.abstract_batch(2)["image"].dtype == np.int32
+    assert experiment.abstract_batch(2)["data"].shape == (2, 1024, 1, 1)
+    assert experiment.abstract_batch(2)["data"].dtype == np.int32
     assert experiment.parameterization.told == "sigma"

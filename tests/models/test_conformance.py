@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params, is_frozen
+from diffusion_jax.specs import ConditionSpec
 
 BATCH = 4
 
@@ -25,20 +26,21 @@ class Subject:
         )
         self.x = np.float32(draw.standard_normal((BATCH, *self.module.image_shape)))
         self.time = np.linspace(0.1, 3.0, BATCH, dtype=np.float32)
-        self.conditioning = {
+        self.conditions = {
             name: np.arange(BATCH, dtype=np.int32) % self.module.num_classes
             if name == "label"
             else np.float32(draw.standard_normal(null.shape))
-            for name, null in self.module.null_conditioning(BATCH).items()
+            for name, null in example_inputs(self.module, BATCH)[2].items()
+            if name != "second_time"
         }
         self.apply = jax.jit(functools.partial(apply, self.module))
 
-    def __call__(self, params=None, x=None, time=None, conditioning=None, dropout_keys=None):
+    def __call__(self, params=None, x=None, time=None, conditions=None, dropout_keys=None):
         return self.apply(
             self.params if params is None else params,
             self.x if x is None else x,
             self.time if time is None else time,
-            self.conditioning if conditioning is None else conditioning,
+            self.conditions if conditions is None else conditions,
             dropout_keys,
         )
 
@@ -66,7 +68,7 @@ def test_output(subject):
 
 def test_parameters_may_be_numpy_arrays_bound_in_a_program(subject):
     bound = jax.jit(lambda *inputs: apply(subject.module, subject.params, *inputs))
-    np.testing.assert_allclose(bound(subject.x, subject.time, subject.conditioning), subject(), atol=1e-4)
+    np.testing.assert_allclose(bound(subject.x, subject.time, subject.conditions), subject(), atol=1e-4)
 
 
 def test_initial_output_is_zero(subject):
@@ -98,7 +100,7 @@ def test_init_depends_on_key_and_not_on_sharding(subject):
 
 def test_gradients_are_finite(subject):
     def loss(params, x):
-        return jnp.mean((subject.apply(params, x, subject.time, subject.conditioning, None) - 1.0) ** 2)
+        return jnp.mean((subject.apply(params, x, subject.time, subject.conditions, None) - 1.0) ** 2)
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(subject.params, subject.x)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
@@ -108,7 +110,7 @@ def test_gradients_are_finite(subject):
 
 def test_vmap_is_batching(subject):
     stacked = jax.tree.map(
-        lambda leaf: leaf.reshape(2, BATCH // 2, *leaf.shape[1:]), (subject.x, subject.time, subject.conditioning)
+        lambda leaf: leaf.reshape(2, BATCH // 2, *leaf.shape[1:]), (subject.x, subject.time, subject.conditions)
     )
     batched = jax.jit(jax.vmap(functools.partial(apply, subject.module), in_axes=(None, 0, 0, 0)))
     output = batched(subject.params, *stacked)
@@ -118,7 +120,7 @@ def test_vmap_is_batching(subject):
 def test_jvp_is_the_finite_difference(subject, x64):
     module = subject.module.clone(dtype=jnp.float64)
     params, x, time = jax.tree.map(np.float64, (subject.params, subject.x[:1], subject.time[:1]))
-    conditioning = jax.tree.map(lambda leaf: leaf[:1], subject.conditioning)
+    conditioning = jax.tree.map(lambda leaf: leaf[:1], subject.conditions)
     draw = np.random.default_rng(1)
     tangents = jax.tree_util.tree_map_with_path(
         lambda path, leaf: draw.standard_normal(leaf.shape) * (not is_frozen(path)), (params, x, time)
@@ -142,7 +144,7 @@ def test_bfloat16_computes_nearly_the_same(subject):
     module = subject.module.clone(dtype=jnp.bfloat16)
     shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    output = jax.jit(module.apply)({"params": subject.params}, subject.x, subject.time, subject.conditioning)
+    output = jax.jit(module.apply)({"params": subject.params}, subject.x, subject.time, subject.conditions)
     expected = subject()
     assert output.dtype == jnp.float32
     assert float(jnp.abs(output - expected).max() / jnp.abs(expected).max()) < 0.1
@@ -150,17 +152,17 @@ def test_bfloat16_computes_nearly_the_same(subject):
 
 
 def test_examples_are_independent(subject):
-    changed = jax.tree.map(np.copy, (subject.x, subject.time, subject.conditioning))
+    changed = jax.tree.map(np.copy, (subject.x, subject.time, subject.conditions))
     for leaf in jax.tree.leaves(changed):
         leaf[1:] = np.roll(leaf[1:], 1, axis=0)
-    np.testing.assert_allclose(subject(x=changed[0], time=changed[1], conditioning=changed[2])[0], subject()[0])
+    np.testing.assert_allclose(subject(x=changed[0], time=changed[1], conditions=changed[2])[0], subject()[0])
 
 
 def test_dropout_belongs_to_the_example(subject):
     keys = jax.random.split(jax.random.key(7), BATCH)
     whole = subject(dropout_keys=keys)
     parts = [
-        subject(None, *half((subject.x, subject.time, subject.conditioning), i), dropout_keys=half(keys, i))
+        subject(None, *half((subject.x, subject.time, subject.conditions), i), dropout_keys=half(keys, i))
         for i in (0, 1)
     ]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
@@ -175,30 +177,34 @@ def test_time_and_label_matter(subject):
     expected = subject()
     assert float(jnp.abs(subject(time=subject.time + 1.0) - expected).max()) > 1e-3
     if subject.module.num_classes:
-        null = subject(conditioning=subject.module.null_conditioning(BATCH))
+        null = subject(conditions={**subject.conditions, "label": np.full(BATCH, subject.module.num_classes, np.int32)})
         assert bool((jnp.abs(null - expected).max((1, 2, 3)) > 1e-3).all())
 
 
-def test_null_conditioning(subject):
-    classes = subject.module.num_classes
-    null = subject.module.null_conditioning(3)
-    assert ("label" in null) == bool(classes)
+def test_slots(subject):
+    classes, takes = subject.module.num_classes, subject.module.takes
+    assert ("label" in takes) == bool(classes)
     if classes:
-        assert null["label"].dtype == jnp.int32
-        assert null["label"].tolist() == [classes] * 3
+        assert takes["label"] == ConditionSpec(dtype="int32", num_values=classes + 1)
     unconditional = subject.module.clone(num_classes=0)
-    assert set(unconditional.null_conditioning(3)) == set(null) - {"label"}
+    assert set(unconditional.takes) == set(takes) - {"label"}
+    assert unconditional.clone(num_times=2).takes["second_time"].role == "told"
+    for name, value in example_inputs(subject.module, 3)[2].items():
+        assert value.dtype == takes[name].dtype
+        assert takes[name].fits(value.shape[1:])
     shape = jax.eval_shape(unconditional.init_with_output, jax.random.key(0), *example_inputs(unconditional, 3))[0]
     assert shape.shape == (3, *subject.module.image_shape)
 
 
 def test_wrong_inputs_are_named(subject):
-    x, time, conditioning = example_inputs(subject.module, 2)
+    x, time, conditions = example_inputs(subject.module, 2)
     wrong = [
-        (x[..., :1], time, conditioning, "images"),
-        (x[0], time, conditioning, "images"),
-        (x, time[:1], conditioning, "one time per example"),
-        (x, time, {**conditioning, "weather": time}, "conditioning"),
+        (x[..., :1], time, conditions, "images"),
+        (x[0], time, conditions, "images"),
+        (x, time[:1], conditions, "one time per example"),
+        (x, time, {**conditions, "weather": time}, "takes the conditions"),
+        *((x, time, {**conditions, name: value[:1]}, f"takes {name} as") for name, value in conditions.items()),
+        *((x, time, {**conditions, name: value[..., None]}, f"takes {name} as") for name, value in conditions.items()),
     ]
     for *inputs, message in wrong:
         with pytest.raises(UserError, match=message):
@@ -223,7 +229,7 @@ def test_is_a_static_argument(subject):
 
 
 def test_exports(subject):
-    inputs = (subject.params, subject.x, subject.time, subject.conditioning)
+    inputs = (subject.params, subject.x, subject.time, subject.conditions)
     exported = jax.export.export(jax.jit(functools.partial(apply, subject.module)))(*inputs)
     np.testing.assert_allclose(exported.call(*inputs), subject(), atol=1e-6)
 
@@ -237,9 +243,9 @@ def test_a_network_of_two_times_sees_both(subject):
     params = jax.tree.map(lambda p: np.float32(p + 0.2 * draw.standard_normal(p.shape)), jax.device_get(params))
     run = jax.jit(functools.partial(apply, module))
     outputs = [
-        run(params, subject.x, subject.time, {**subject.conditioning, "second_time": np.float32(scale * subject.time)})
+        run(params, subject.x, subject.time, {**subject.conditions, "second_time": np.float32(scale * subject.time)})
         for scale in (1.0, 0.2)
     ]
     assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-4
     with pytest.raises(UserError, match="second_time"):
-        module.apply({"params": params}, subject.x, subject.time, subject.conditioning)
+        module.apply({"params": params}, subject.x, subject.time, subject.conditions)

@@ -21,7 +21,7 @@ def keys(size, seed=0):
 
 
 def data(size):
-    return {"image": 0.5 * jax.random.normal(jax.random.key(5), (size, 4))}
+    return {"data": 0.5 * jax.random.normal(jax.random.key(5), (size, 4))}
 
 
 def bits(nats):

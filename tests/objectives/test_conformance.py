@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Parameterization, TokenParameterization
@@ -45,14 +46,16 @@ def keys(size, seed=0):
     return BatchKey.create(jax.random.key(seed), size)
 
 
-def batch(size=8, seed=0):
-    image = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
-    return {"image": jnp.asarray(image, jnp.float32)}
+def batch(objective, size=8, seed=0):
+    """Numbers in [-1, 1], or tokens, as the objective wants them."""
+    values = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
+    values = jnp.asarray(values, jnp.float32)
+    return {"data": to_tokens(values, objective.process.num_tokens) if objective.discrete else values}
 
 
 def exact_denoiser(objective):
     """Something finite of the right kind: logits of tokens, or the flow map and denoiser of Gaussian data."""
-    if objective.modality == "tokens":
+    if objective.discrete:
         size = objective.process.num_tokens
         return lambda xt, t: jnp.sin(jnp.arange(size) + 0.3 * xt[..., None].astype(jnp.float32))
     return with_variance(Gaussian().flow_map(objective.schedule), Gaussian().denoiser(objective.schedule))
@@ -70,7 +73,7 @@ def with_variance(flow_map, denoiser):
 
 def network_denoiser(objective, weight):
     """A parameterised network with one weight, of every signature at once."""
-    if objective.modality == "tokens":
+    if objective.discrete:
         process = objective.process
         parameterization = TokenParameterization(num_tokens=process.num_tokens, has_mask=process.has_mask)
 
@@ -96,7 +99,7 @@ def context_of(objective, denoiser, step=3):
         target=denoiser,
         teacher=denoiser,
         unconditional=denoiser,
-        aligned=lambda xt, t: (denoiser(xt, t), jnp.ones((len(xt), 4, 2))),
+        aligned=lambda xt, t: (denoiser(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
         params=objective.init_params(jax.random.key(1)),
         state=objective.init_state(),
     )
@@ -105,12 +108,12 @@ def context_of(objective, denoiser, step=3):
 def test_loss_and_metrics_are_finite_scalars(objective):
     denoiser = exact_denoiser(objective)
     context = context_of(objective, denoiser)
-    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"image": image}, keys(8), context))(
-        batch()["image"]
+    loss, metrics = jax.jit(lambda image: objective.loss(denoiser, {"data": image}, keys(8), context))(
+        batch(objective)["data"]
     )
     assert all(value.shape == () and np.isfinite(value) for value in (loss, *metrics.values()))
     assert loss == metrics["loss"]
-    if objective.modality == "image":
+    if not objective.discrete:
         assert "x0_mse" in metrics
 
 
@@ -119,12 +122,12 @@ def test_hashable(objective):
 
 
 def test_the_loss_is_the_mean_over_any_split_of_the_batch(objective, x64):
-    denoiser, data = exact_denoiser(objective), batch()["image"]
+    denoiser, data = exact_denoiser(objective), batch(objective)["data"]
     context = context_of(objective, denoiser)
 
     @jax.jit
     def loss(image, index):
-        return objective.loss(denoiser, {"image": image}, BatchKey(jax.random.key(0), index, 8), context)[0]
+        return objective.loss(denoiser, {"data": image}, BatchKey(jax.random.key(0), index, 8), context)[0]
 
     whole = loss(data, jnp.arange(8))
     parts = [loss(data[i : i + 4], jnp.arange(i, i + 4)) for i in (0, 4)]
@@ -141,11 +144,11 @@ def test_gradients_through_a_parameterised_network_are_finite(objective, dtype):
             target=frozen,
             teacher=frozen,
             unconditional=frozen,
-            aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), jnp.ones((len(xt), 4, 2))),
+            aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
             params=params,
             state=objective.init_state(),
         )
-        return objective.loss(network_denoiser(objective, weight), batch(), keys(8), context)[0]
+        return objective.loss(network_denoiser(objective, weight), batch(objective), keys(8), context)[0]
 
     params = objective.init_params(jax.random.key(1))
     weight, own = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(0.3, dtype), params)
@@ -159,7 +162,7 @@ def test_what_is_needed_is_asked_for(objective):
     if not objective.needs:
         return
     with pytest.raises(UserError, match="pass it in Context"):
-        objective.loss(exact_denoiser(objective), batch(), keys(8))
+        objective.loss(exact_denoiser(objective), batch(objective), keys(8))
 
 
 def test_a_batch_without_data_is_one_clear_line(objective):
@@ -173,8 +176,8 @@ def test_state_goes_on_with_what_was_observed(objective):
     if state is None:
         return
     context = context_of(objective, denoiser)
-    run = jax.jit(lambda image: objective.loss_and_observed(denoiser, {"image": image}, keys(8), context))
-    _, (_, observed) = run(batch()["image"])
+    run = jax.jit(lambda image: objective.loss_and_observed(denoiser, {"data": image}, keys(8), context))
+    _, (_, observed) = run(batch(objective)["data"])
     assert all(value.shape == (8,) for value in observed.values())
     after = objective.update_state(state, observed)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

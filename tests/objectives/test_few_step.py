@@ -25,7 +25,7 @@ def keys(size=16, seed=0):
 
 
 def gaussian_batch(size):
-    return {"image": 0.3 + 0.5 * jax.random.normal(jax.random.key(3), (size, 2))}
+    return {"data": 0.3 + 0.5 * jax.random.normal(jax.random.key(3), (size, 2))}
 
 
 def loss_of(objective, denoiser, batch, size=16, context=None):
@@ -83,7 +83,7 @@ def test_consistency_scalings(x64):
 def test_the_exact_consistency_function_has_no_loss_on_one_point(name):
     exact = point_mass_denoiser(EDM, X0[0])
     context = Context(step=0, target=exact, teacher=exact)
-    loss, metrics = loss_of(OBJECTIVES.example(name), exact, {"image": X0}, context=context)
+    loss, metrics = loss_of(OBJECTIVES.example(name), exact, {"data": X0}, context=context)
     np.testing.assert_allclose(metrics["mse"], 0, atol=1e-9)
     np.testing.assert_allclose(loss, 0, atol=1e-3)
 
@@ -103,13 +103,13 @@ def test_the_distance_lpips_is_of_enlarged_images_and_its_network_stays(x64):
         return denoise
 
     context = Context(step=50, target=ends("target", 0.0), state=state)
-    loss, metrics = objective.loss(ends("end", 0.1), {"image": x0}, keys(1), context)
+    loss, metrics = objective.loss(ends("end", 0.1), {"data": x0}, keys(1), context)
     big = [jax.image.resize(found[name], (1, 224, 224, 1), "bilinear") for name in ("end", "target")]
     np.testing.assert_allclose(loss, lpips(state, *big)[0], rtol=1e-5)
     np.testing.assert_allclose(metrics["mse"], np.mean((found["end"] - found["target"]) ** 2), rtol=1e-5)
     assert objective.update_state(state, {}) is state
     with pytest.raises(UserError, match=r"parameters in Context.state"):
-        objective.loss(ends("end", 0.1), {"image": x0}, keys(1), Context(step=50, target=ends("target", 0.0)))
+        objective.loss(ends("end", 0.1), {"data": x0}, keys(1), Context(step=50, target=ends("target", 0.0)))
 
 
 def test_an_unknown_distance_lists_the_known_ones():
@@ -149,7 +149,7 @@ def test_scm_tangent_vanishes_at_the_exact_function(x64):
     trig = SCHEDULES.build("trigflow")
     exact = point_mass_denoiser(trig, X0[0])
     scm = OBJECTIVES.build({"name": "scm", "warmup": 1})
-    _, metrics = loss_of(scm, exact, {"image": X0}, context=Context(step=5))
+    _, metrics = loss_of(scm, exact, {"data": X0}, context=Context(step=5))
     np.testing.assert_allclose(metrics["tangent"], 0, atol=1e-9)
     scd = OBJECTIVES.build({"name": "scd", "warmup": 1})
     f, teacher = Gaussian().flow_map(trig), Gaussian().denoiser(trig)
@@ -171,9 +171,9 @@ def test_scm_is_the_same_in_any_unit(x64):
     def loss(schedule, f, image, mean):
         times = {"name": "log_normal", "mean": mean, "std": 1.4}  # of ln(sigma / alpha)
         scm = OBJECTIVES.build({"name": "scm", "schedule": schedule, "warmup": 1, "time_sampler": times})
-        return loss_of(scm, f, {"image": image}, 64, Context(step=5))[0]
+        return loss_of(scm, f, {"data": image}, 64, Context(step=5))[0]
 
-    image = gaussian_batch(64)["image"]
+    image = gaussian_batch(64)["data"]
     losses = loss(trig, large, image, -1.0), loss(half, small, image / 2, -1.0 - math.log(2))
     np.testing.assert_allclose(*losses, rtol=1e-9)
 
@@ -197,7 +197,7 @@ def test_progressive_distillation_target(x64):
 def test_the_exact_flow_map_of_one_point_has_no_loss(name, x64):
     exact = point_mass_denoiser(FLOW, X0[0])
     flow_map = lambda xt, t, *s: exact(xt, t)  # noqa: E731
-    loss, _ = loss_of(OBJECTIVES.example(name), flow_map, {"image": X0}, context=Context(target=flow_map))
+    loss, _ = loss_of(OBJECTIVES.example(name), flow_map, {"data": X0}, context=Context(target=flow_map))
     np.testing.assert_allclose(loss, 0, atol=1e-9)
 
 
@@ -234,7 +234,7 @@ def test_reflow_pairs_make_straight_paths():
     independent = OBJECTIVES.build("flow_matching").loss(straight, gaussian_batch(64), keys(64))[0]
     assert independent > 0.1
     noise = keys(64).normal((2,))
-    given = {"image": 0.3 + 0.5 * noise, "noise": noise}
+    given = {"data": 0.3 + 0.5 * noise, "noise": noise}
     np.testing.assert_allclose(objective.loss(straight, given, keys(64))[0], 0, atol=1e-9)
 
 

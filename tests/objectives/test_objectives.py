@@ -25,7 +25,7 @@ def keys(size, seed=0):
 
 
 def batch(size=8, shape=(4, 4, 1), seed=0):
-    return {"image": jnp.asarray(np.random.default_rng(seed).normal(0.3, 0.5, (size, *shape)), jnp.float32)}
+    return {"data": jnp.asarray(np.random.default_rng(seed).normal(0.3, 0.5, (size, *shape)), jnp.float32)}
 
 
 @pytest.fixture(params=list(RECIPES))
@@ -35,7 +35,7 @@ def objective(request):
 
 def test_no_loss_for_the_perfect_denoiser_of_one_point(objective):
     image = jnp.full((8, 4, 4, 1), 0.7)
-    loss, metrics = objective.loss(point_mass_denoiser(objective.schedule, image[0]), {"image": image}, keys(8))
+    loss, metrics = objective.loss(point_mass_denoiser(objective.schedule, image[0]), {"data": image}, keys(8))
     np.testing.assert_allclose(loss, 0, atol=1e-5)
     np.testing.assert_allclose(metrics["x0_mse"], 0, atol=1e-8)
 
@@ -102,7 +102,7 @@ def test_edm_loss_is_karras_weighted_x0_loss():
     parameterization = Parameterization.build(
         schedule="edm", prediction="edm", time_input="quarter_log_sigma", input_scale=None
     )
-    data = {"image": 0.5 * jax.random.normal(jax.random.key(1), (64, 16, 16, 1))}
+    data = {"data": 0.5 * jax.random.normal(jax.random.key(1), (64, 16, 16, 1))}
     denoiser = parameterization.denoiser(lambda x, time: 0 * x)
     losses = [OBJECTIVES.build(spec).loss(denoiser, data, keys(64))[0] for spec in (edm, on_x0, on_f)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-3)
@@ -141,7 +141,7 @@ def test_corruption_uses_its_own_streams():
     noise = key.fold_in("noise").normal((4, 4, 1))
     alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in (objective.schedule.alpha(t), objective.schedule.sigma(t)))
     np.testing.assert_array_equal(seen["t"], t)
-    np.testing.assert_allclose(seen["xt"], alpha * data["image"] + sigma * noise, rtol=1e-6)
+    np.testing.assert_allclose(seen["xt"], alpha * data["data"] + sigma * noise, rtol=1e-6)
 
 
 def test_bad_input():

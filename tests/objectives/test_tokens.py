@@ -16,8 +16,6 @@ from diffusion_jax.schedulers import (
     TokenChain,
     TokenParameterization,
     TokenProcess,
-    from_tokens,
-    to_tokens,
 )
 
 P = np.array([0.1, 0.4, 0.2, 0.3])  # of one token
@@ -124,7 +122,7 @@ def test_mdlm_weight_is_one_over_t_and_a_uniform_guess_costs_log_v():
 
 def test_mdlm_known_tokens_cost_nothing_and_the_bound_is_the_entropy():
     objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
-    batch = {"image": draws(20000)}
+    batch = {"data": draws(20000)}
     seen = {}
 
     def denoise(xt, t):
@@ -153,7 +151,7 @@ def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
         exact = jnp.where(jax.nn.one_hot(x0, 4) > 0, 0.0, -40.0)
     np.testing.assert_allclose(objective.score_entropy(exact, x0, xt, t), 0, atol=1e-5)
     assert np.all(objective.score_entropy(exact + 0.3, x0, xt, t) >= -1e-6)
-    batch = {"image": draws(20000)}
+    batch = {"data": draws(20000)}
     best = objective.loss(score_logits(noise), batch, keys(20000))[0]
     for shift in (-0.3, 0.3):
         worse = lambda xt, t, s=shift: score_logits(noise)(xt, t) + s * jnp.arange(4.0)  # noqa: E731
@@ -163,7 +161,7 @@ def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
 def test_discrete_flow_is_least_at_the_posterior():
     for noise in ("mask", "uniform"):
         objective = OBJECTIVES.build({"name": "discrete_flow", "num_tokens": 4, "noise": noise})
-        batch = {"image": draws(20000)}
+        batch = {"data": draws(20000)}
         best = objective.loss(x0_posterior(noise), batch, keys(20000))[0]
         other = lambda xt, t, n=noise: x0_posterior(n)(xt, t) + 0.3 * jnp.arange(4.0)  # noqa: E731
         assert objective.loss(other, batch, keys(20000))[0] > best
@@ -265,12 +263,6 @@ def test_token_schedules():
         np.testing.assert_allclose(schedule.rate(jnp.asarray(t)), slope, rtol=0.02, atol=1e-3)
 
 
-def test_pictures_to_tokens_and_back():
-    tokens = jnp.arange(17)
-    np.testing.assert_array_equal(to_tokens(from_tokens(tokens, 17), 17), tokens)
-    np.testing.assert_allclose(from_tokens(jnp.array([0, 16]), 17), [-1, 1])
-
-
 def test_impossible_samplers_are_refused():
     logits = x0_posterior("uniform")
     with pytest.raises(UserError, match="use sedd_analytic"):
@@ -319,11 +311,12 @@ def test_discrete_flow_bounds_nothing_and_says_so():
         objective.bound(x0_posterior("mask"), draws(4), keys(4))
 
 
-def test_integers_are_tokens_and_numbers_are_levels():
+def test_only_integers_are_tokens():
     objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
     tokens = jnp.arange(4).reshape(1, 4)
-    np.testing.assert_array_equal(objective.tokens({"image": tokens}), tokens)
-    np.testing.assert_array_equal(objective.tokens({"image": from_tokens(tokens, 4)}), tokens)
+    np.testing.assert_array_equal(objective.tokens({"data": tokens}), tokens)
+    with pytest.raises(UserError, match="codec values"):
+        objective.tokens({"data": tokens / 3})
 
 
 def test_what_a_network_of_tokens_is_told_and_says():

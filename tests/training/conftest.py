@@ -5,8 +5,11 @@ import optax
 import pytest
 
 from diffusion_jax import models, training
+from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.schedulers import Parameterization
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import Model
 
 BATCH = 16
 
@@ -23,14 +26,13 @@ def make_trainable():
         module = models.MODELS.build(
             {"name": network, **small, **network_arguments}, image_size=4, image_channels=1, num_classes=3
         )
-        return training.Trainable(
+        model = Model(
+            data=DataSpec(kind="pixels", shape=(4, 4, 1)),
             network=module,
-            parameterization=Parameterization.build(
-                schedule="rectified_flow", prediction="velocity", time_input="scaled_t"
-            ),
-            objective=OBJECTIVES.build("flow_matching"),
-            conditioning_dropout=0.2,
+            process=Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="scaled_t"),
+            conditioning=Conditioning(parts=(Label(num_classes=3),), dropout={("label",): 0.2}),
         )
+        return training.Trainable(model=model, objective=OBJECTIVES.build("flow_matching"))
 
     return make
 
@@ -42,7 +44,7 @@ def batch():
     def make(step=0):
         rng = np.random.default_rng(step)
         image = rng.uniform(-1, 1, (BATCH, 4, 4, 1)).astype(np.float32)
-        return {"image": image, "label": rng.integers(0, 3, BATCH).astype(np.int32)}
+        return {"data": image, "label": rng.integers(0, 3, BATCH).astype(np.int32)}
 
     return make
 
@@ -69,7 +71,7 @@ def make_step():
 
         def init():
             return training.create_state(
-                lambda: models.init_params(trainable.network, jax.random.key(seed)), transformation, ema
+                lambda: trainable.init_params(jax.random.key(seed), models.init_params), transformation, ema
             )
 
         return step, init

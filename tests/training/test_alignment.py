@@ -10,13 +10,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.digits_dit import get_config
-from diffusion_jax import data, training
+from diffusion_jax import data
+from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics import NetworkFeatures
 from diffusion_jax.models import MODELS, count_parameters, init_params
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Parameterization, Prediction
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import Model
 from experiments import prepare_features
 from experiments.wiring import Experiment
 from tests.encoder_weights import written
@@ -51,13 +54,13 @@ def test_alignment_is_subtracted_from_the_loss():
     def denoise(xt, t):
         return Prediction.from_x0(plain.schedule, 0.5 * xt, xt, t)
 
-    base, _ = plain.loss(denoise, {"image": x0}, key)
+    base, _ = plain.loss(denoise, {"data": x0}, key)
     for scale, expected in ((3.0, 1.0), (-0.1, -1.0)):
-        context = Context(aligned=lambda xt, t, scale=scale: (denoise(xt, t), scale * features))
-        loss, metrics = aligned.loss(denoise, {"image": x0, "features": features}, key, context)
+        context = Context(aligned=lambda xt, t, scale=scale: (denoise(xt, t), {"features": scale * features}))
+        loss, metrics = aligned.loss(denoise, {"data": x0, "features": features}, key, context)
         np.testing.assert_allclose(metrics["alignment"], expected, rtol=1e-5)
         np.testing.assert_allclose(loss, base - 0.5 * expected, rtol=1e-5)
-    without, metrics = aligned.loss(denoise, {"image": x0}, key, context)
+    without, metrics = aligned.loss(denoise, {"data": x0}, key, context)
     np.testing.assert_allclose(without, base, rtol=1e-6)
     assert "alignment" not in metrics
 
@@ -67,35 +70,36 @@ def test_the_features_are_those_after_the_named_block(remat):
     """A network cut off there and the MLP give the same; what the network puts out does not change."""
     module = network(align_depth=2, align_channels=5, remat=remat)
     params = at_work(module)
-    assert module.aligned_shape == (4, 5)
-    out, sown = module.apply({"params": params}, *INPUTS, mutable=["aligned"])
+    assert module.sows == {"features": (4, 5)}
+    out, sown = module.apply({"params": params}, *INPUTS, mutable=["sown"])
     own = {name: value for name, value in params.items() if not name.startswith("projector")}
     np.testing.assert_allclose(out, network().apply({"params": own}, *INPUTS), atol=1e-5)
     np.testing.assert_allclose(out, module.apply({"params": params}, *INPUTS), atol=1e-5)
 
     short = network(depth=2, align_depth=2, align_channels=5)
     first = {**params, "blocks": jax.tree.map(lambda leaf: leaf[:2], params["blocks"])}
-    _, expected = short.apply({"params": first}, *INPUTS, mutable=["aligned"])
-    features = sown["aligned"]["features"]
+    _, expected = short.apply({"params": first}, *INPUTS, mutable=["sown"])
+    features = sown["sown"]["features"]
     assert features.shape == (2, 4, 5)
-    np.testing.assert_allclose(features, expected["aligned"]["features"], atol=1e-5)
-    _, later = network(align_depth=3, align_channels=5).apply({"params": params}, *INPUTS, mutable=["aligned"])
-    assert np.abs(later["aligned"]["features"] - features).max() > 1e-3
+    np.testing.assert_allclose(features, expected["sown"]["features"], atol=1e-5)
+    _, later = network(align_depth=3, align_channels=5).apply({"params": params}, *INPUTS, mutable=["sown"])
+    assert np.abs(later["sown"]["features"] - features).max() > 1e-3
     mlp = 16 * 2048 + 2048 + 2048**2 + 2048 + 2048 * 5 + 5
     assert count_parameters(module) == count_parameters(network()) + mlp
 
 
 def test_the_gradient_of_alignment_reaches_early_blocks_alone():
     module = network(align_depth=2, align_channels=5)
-    trainable = training.Trainable(
+    model = Model(
+        data=DataSpec(kind="pixels", shape=module.image_shape),
         network=module,
-        parameterization=Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="t"),
-        objective=OBJECTIVES.build("repa"),
+        process=Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="t"),
+        conditioning=Conditioning(parts=(Label(num_classes=module.num_classes),) if module.num_classes else ()),
     )
 
     def alignment(params):
-        _, features = trainable.aligned(params, INPUTS[2])(jnp.asarray(INPUTS[0]), jnp.asarray(INPUTS[1]))
-        return jnp.sum(features**2)
+        _, sown = model.sowing({"network": params}, INPUTS[2])(jnp.asarray(INPUTS[0]), jnp.asarray(INPUTS[1]))
+        return jnp.sum(sown["features"] ** 2)
 
     gradient = jax.grad(alignment)(at_work(module))
     per_block = np.abs(gradient["blocks"]["mlp_in"]["kernel"]).max(axis=(1, 2))
@@ -131,7 +135,7 @@ def test_features_come_with_their_examples(file, data_dir):
         index = batch["features"][:, 0, 0].astype(int)
         assert batch["features"].shape == (16, 4, 2)
         np.testing.assert_array_equal(batch["label"], labels[index])
-        np.testing.assert_allclose(batch["image"], images[index] / np.float32(127.5) - 1, atol=1e-6)
+        np.testing.assert_allclose(batch["data"], images[index] / np.float32(127.5) - 1, atol=1e-6)
 
 
 def test_features_that_do_not_fit_are_named(file, data_dir, tmp_path):

@@ -35,7 +35,7 @@ class Everything(Objective):
 
     def loss_and_observed(self, denoise_fn, batch, key, context=None):
         self.require(context)
-        x0 = batch["image"]
+        x0 = batch["data"]
         t = key.uniform()
         xt = corrupt(SCHEDULES.build("rectified_flow"), x0, key.normal(x0.shape[1:]), t)
         found = denoise_fn(xt, t).x0
@@ -48,7 +48,7 @@ class Everything(Objective):
 @pytest.fixture
 def trained(make_trainable, make_step, batch):
     def run(*, accumulation=1, pmap=False):
-        teacher = make_trainable("dit")
+        teacher = make_trainable("dit").model
         trainable = dataclasses.replace(make_trainable("unet"), objective=Everything(), teacher=teacher)
         step, _ = make_step(trainable, accumulation=accumulation)
         optimizer = training.make_optimizer({"name": "sgd"}, learning_rate=lambda _: 1e-2, clip_norm=1.0)
@@ -57,7 +57,7 @@ def trained(make_trainable, make_step, batch):
             optimizer,
             training.EmaConfig(decays=(0.9,)),
             with_target=True,
-            teacher=models.init_params(teacher.network, jax.random.key(1)),
+            teacher=teacher.init_params(jax.random.key(1), models.init_params),
             objective_state=trainable.objective.init_state(),
         )
         layout = training_layout(pmap)
@@ -82,7 +82,7 @@ def test_all_of_it_reaches_the_objective(trained, batch):
     assert last.params["objective"]["log_scale"] != 0, "the objective's parameters are trained"
     jax.tree.map(np.testing.assert_array_equal, last.teacher, first.teacher)
     assert last.objective_state["steps"] == STEPS
-    np.testing.assert_allclose(last.objective_state["seen"], batch(STEPS - 1)["image"].mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(last.objective_state["seen"], batch(STEPS - 1)["data"].mean((1, 2, 3)), rtol=1e-5)
     assert metrics["error"] > 0
     moved, followed = (
         np.abs(np.concatenate([np.ravel(b - a) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)])).sum()

@@ -1,5 +1,7 @@
 """What a step does besides the update: guard against NaN, drop conditioning, keep float32."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ def test_first_nonfinite_step_is_remembered(make_trainable, make_step, batch):
     state, _ = compiled(init(), batch(0))
     assert int(state.nonfinite_step) == -1
     bad = batch(1)
-    bad["image"][3, 0, 0, 0] = np.nan
+    bad["data"][3, 0, 0, 0] = np.nan
     state, _ = compiled(state, bad)
     state, _ = compiled(state, batch(2))
     assert int(state.nonfinite_step) == 2, "the second step is the first bad one"
@@ -38,23 +40,22 @@ def test_conditioning_is_dropped_at_the_asked_rate(make_trainable, batch):
     seen = []
 
     class Spy:
-        num_times = 1
-        null_conditioning = staticmethod(trainable.network.null_conditioning)
+        takes, sows = trainable.model.network.takes, {}
 
         @staticmethod
-        def apply(variables, x, time, conditioning, dropout_keys=None):
-            seen.append(conditioning["label"])
+        def apply(variables, x, time, conditions, dropout_keys=None):
+            seen.append(conditions["label"])
             return jnp.zeros_like(x)
 
-    object.__setattr__(trainable, "network", Spy)
+    trainable = dataclasses.replace(trainable, model=dataclasses.replace(trainable.model, network=Spy))
     labels = np.arange(3000, dtype=np.int32) % 3
-    rows = {"image": np.zeros((3000, 4, 4, 1), np.float32), "label": labels}
+    rows = {"data": np.zeros((3000, 4, 4, 1), np.float32), "label": labels}
     state = TrainState(step=0, params={}, opt_state=(), ema={}, nonfinite_step=-1)
-    trainable.loss({}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
+    trainable.loss({"network": {}}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
     dropped = np.asarray(seen[0]) == 3
     assert 0.17 < dropped.mean() < 0.23
     np.testing.assert_array_equal(np.asarray(seen[0])[~dropped], labels[~dropped])
-    trainable.validation_loss({}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
+    trainable.validation_loss({"network": {}}, state, rows, BatchKey.create(stream_key(0, "train"), 3000))
     np.testing.assert_array_equal(seen[1], labels)
 
 

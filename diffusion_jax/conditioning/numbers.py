@@ -1,0 +1,50 @@
+"""Numbers that are known of the input: what an augmentation did, a size, a position. Zeros where nothing is said."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions
+from diffusion_jax.errors import UserError
+from diffusion_jax.specs import ConditionSpec
+
+
+@CONDITIONERS.register("numbers", example={"slot": "augment", "count": 2})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers(Conditioner):
+    """A vector of each example, float32 [batch, count], under the name of its slot; zeros are null.
+
+    Attributes:
+      slot: the name, of the raw field and of the slot.
+      count: length of the vector.
+      role: see `ConditionSpec`.
+    """
+
+    slot: str
+    count: int
+    role: Literal["asked", "told"] = "told"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.slot,)
+
+    @property
+    def gives(self) -> Mapping[str, ConditionSpec]:
+        return {self.slot: ConditionSpec(shape=(self.count,), role=self.role)}
+
+    def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        """Rows of numbers as float32."""
+        found = np.asarray(raw[self.slot], np.float32)
+        if found.ndim != 2 or found.shape[1] != self.count:
+            raise UserError(f"{self.slot} should be rows of {self.count} numbers, it is {list(found.shape)}")
+        return {self.slot: found}
+
+    def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
+        return {self.slot: batch[self.slot]} if self.slot in batch else self.null(params, size)
+
+    def null(self, params: PyTree, size: int) -> Conditions:
+        return {self.slot: jnp.zeros((size, self.count), jnp.float32)}

@@ -1,0 +1,96 @@
+"""The first stage: what is diffused is not always the data itself (Rombach et al. 2022, arXiv:2112.10752).
+
+    z = encode(x),    x = decode(z)
+
+Pixels may be diffused as they are (`identity`), or as tokens, one for each of their values (`values`). An autoencoder
+has parameters, and its latents are shifted and scaled to unit variance.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.specs import DataSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codec:
+    """From batches of data to batches of what is diffused, and back."""
+
+    def spec(self, data: DataSpec) -> DataSpec:
+        """The form of what is diffused.
+
+        Raises:
+          UserError: this codec is not of such data.
+        """
+        raise NotImplementedError
+
+    def init_params(self, key: Key[Array, ""]) -> PyTree:
+        """Parameters; None where it has none."""
+        return None
+
+    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Array:
+        """Data as it is diffused; with a key for each example a draw, without the mean, where they differ."""
+        raise NotImplementedError
+
+    def decode(self, params: PyTree, z: Array) -> Array:
+        """Data from what was diffused: float32 in [-1, 1] for pixels."""
+        raise NotImplementedError
+
+
+CODECS: Registry[Codec] = Registry("codec")
+
+
+@CODECS.register("identity")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity(Codec):
+    """The data itself."""
+
+    def spec(self, data: DataSpec) -> DataSpec:
+        return data
+
+    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Array:
+        return x
+
+    def decode(self, params: PyTree, z: Array) -> Array:
+        return z
+
+
+@CODECS.register("values", example={"num_values": 17})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values(Codec):
+    """Pixels as tokens: the nearest of `num_values` equally spaced values from -1 to 1.
+
+    A mask, which is token `num_values` and may be left while a picture is drawn, is decoded as 0, half-way between
+    black and white.
+    """
+
+    num_values: int
+
+    def __post_init__(self):
+        if self.num_values < 2:
+            raise UserError(f"codec values needs num_values of at least 2, not {self.num_values}")
+
+    def spec(self, data: DataSpec) -> DataSpec:
+        if data.kind != "pixels":
+            raise UserError(f"codec values is of pixels, the data is {data.kind}: use identity")
+        return DataSpec(kind="tokens", shape=data.shape, num_values=self.num_values)
+
+    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Int[Array, "..."]:
+        return to_tokens(x, self.num_values)
+
+    def decode(self, params: PyTree, z: Int[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.where(z == self.num_values, 0.0, from_tokens(z, self.num_values))
+
+
+def to_tokens(values: Float[Array, "..."], num_values: int) -> Int[Array, "..."]:
+    """The nearest of `num_values` equally spaced values from -1 to 1."""
+    return jnp.clip(jnp.round((values + 1.0) * 0.5 * (num_values - 1)), 0, num_values - 1).astype(jnp.int32)
+
+
+def from_tokens(tokens: Int[Array, "..."], num_values: int) -> Float[Array, "..."]:
+    """The value in [-1, 1] of every token."""
+    return tokens.astype(jnp.float32) * (2.0 / (num_values - 1)) - 1.0

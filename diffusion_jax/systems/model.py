@@ -1,0 +1,135 @@
+"""One value for a whole model: codec, conditioning, network and process. It knows no loss, no optimizer, no config.
+
+    batch["data"] --codec.encode--> z --process.corrupt--> z_t --+
+    batch["label"], ... --conditioning--> conditions ------------+--> network --process--> prediction of z
+    sample of z --codec.decode--> data
+
+Its parameters are a tree of groups, so that each may be trained, frozen, averaged, sharded or saved by its name:
+
+    params = {"network": ..., "conditioning": {slot: ...}, "codec": ...}       groups without parameters are left out
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Array, Key, PyTree
+
+from diffusion_jax.conditioning import Conditioning, Conditions
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders import Codec, Identity
+from diffusion_jax.rng import BatchKey, fold_name
+from diffusion_jax.schedulers import Denoiser
+from diffusion_jax.specs import DataSpec
+
+Params = dict[str, PyTree]
+NETWORK, CONDITIONING, CODEC = "network", "conditioning", "codec"
+SECOND_TIME = "second_time"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is trained and sampled.
+
+    Attributes:
+      data: the form of the data.
+      network: a Flax module called with (x, time, conditions, dropout_keys).
+      process: what the network's input and output mean: a `Parameterization` or a `TokenParameterization`.
+      conditioning: fills the network's slots from raw fields of a batch.
+      codec: the first stage.
+
+    Raises:
+      UserError: two parts do not fit; the message names both.
+    """
+
+    data: DataSpec
+    network: Any
+    process: Any
+    conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
+    codec: Codec = dataclasses.field(default_factory=Identity)
+
+    def __post_init__(self):
+        z, process = self.codec.spec(self.data), type(self.process).__name__
+        if (z.kind == "tokens") != self.process.discrete:
+            wanted = "tokens" if self.process.discrete else "pixels or latents"
+            raise UserError(f"{process} is of {wanted}, and {type(self.codec).__name__} of the data gives {z.kind}")
+        self.conditioning.check(self.network.takes, frozenset({SECOND_TIME}) & set(self.network.takes))
+
+    @property
+    def diffused(self) -> DataSpec:
+        """The form of what is diffused."""
+        return self.codec.spec(self.data)
+
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the network takes a second time."""
+        return SECOND_TIME in self.network.takes
+
+    def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], PyTree]) -> Params:
+        """Parameters by group; the network's by `init_network(network, key)`."""
+        groups = {
+            NETWORK: init_network(self.network, key),
+            CONDITIONING: self.conditioning.init_params(fold_name(key, CONDITIONING)),
+            CODEC: self.codec.init_params(fold_name(key, CODEC)),
+        }
+        return {name: group for name, group in groups.items() if group}
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters after an update, as the network allows them."""
+        return {**params, NETWORK: self.network.constrain(params[NETWORK])}
+
+    def encode(self, params: Params, data: Array, key: BatchKey | None = None) -> Array:
+        """A batch of data as it is diffused; with keys a draw where the codec is stochastic."""
+        keys = None if key is None else key.fold_in(CODEC).per_example()
+        return self.codec.encode(params.get(CODEC), data, keys)
+
+    def decode(self, params: Params, z: Array) -> Array:
+        """A batch of data from what was diffused."""
+        return self.codec.decode(params.get(CODEC), z)
+
+    def conditions(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
+        """What the network is told of `size` examples, from the raw fields of their batch."""
+        return self.conditioning(params.get(CONDITIONING, {}), batch, size)
+
+    def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
+        """The same where nothing is asked; what is told of the input stays."""
+        return self.conditioning.without(params.get(CONDITIONING, {}), conditions, size)
+
+    def dropped(self, params: Params, conditions: Conditions, key: BatchKey) -> Conditions:
+        """The same with conditioning dropout, as in training."""
+        return self.conditioning.drop(params.get(CONDITIONING, {}), conditions, key)
+
+    def denoiser(
+        self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Denoiser:
+        """The denoiser with parameters, conditions and dropout masks bound: every call has the same masks.
+
+        A network of two times is a flow map; asked without a second time it denoises, with s = t.
+        """
+        return self.process.denoiser(self._network_fn(params, conditions, dropout_keys))
+
+    def sowing(
+        self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Callable[[Array, Array], tuple[Any, Mapping[str, Array]]]:
+        """The denoiser that also returns what the network sows (`Network.sows`)."""
+
+        def denoise(xt: Array, t: Array) -> tuple[Any, Mapping[str, Array]]:
+            sown: list[Mapping[str, Array]] = []
+            network_fn = self._network_fn(params, conditions, dropout_keys, keep=sown.append)
+            return self.process.denoiser(network_fn)(xt, t), sown[0]
+
+        return denoise
+
+    def _network_fn(self, params, conditions, dropout_keys, keep=None) -> Callable[..., Array]:
+        """The network as a function of (x, time, second time); `keep` is given what it sows."""
+
+        def network_fn(x, time, second_time=None):
+            second = {SECOND_TIME: time if second_time is None else second_time} if self.is_flow_map else {}
+            inputs = (x, time, {**conditions, **second}, dropout_keys)
+            if keep is None:
+                return self.network.apply({"params": params[NETWORK]}, *inputs)
+            output, variables = self.network.apply({"params": params[NETWORK]}, *inputs, mutable=["sown"])
+            keep(variables["sown"])
+            return output
+
+        return network_fn

@@ -1,0 +1,117 @@
+"""Conditioners by registration, and what falls together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.conditioning import CONDITIONERS, Conditioning, Label, Numbers
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.specs import ConditionSpec
+
+SIZE = 2000
+TWO = (Label(num_classes=5), Numbers(slot="sizes", count=2, role="asked"), Numbers(slot="augment", count=3))
+
+
+def keys(size=SIZE, seed=0):
+    return BatchKey.create(jax.random.key(seed), size)
+
+
+def raw_batch(part, size):
+    """Random raw fields in the form that the conditioner's slots have."""
+    draw = np.random.default_rng(0)
+    return {
+        name: draw.integers(0, spec.num_values - 1, (size, *spec.shape)).astype(spec.dtype)
+        if spec.num_values
+        else draw.standard_normal((size, *spec.shape)).astype(spec.dtype)
+        for name, spec in part.gives.items()
+    }
+
+
+@pytest.fixture(params=list(CONDITIONERS))
+def part(request):
+    return CONDITIONERS.example(request.param)
+
+
+def test_slots_are_as_they_say(part):
+    params = part.init_params(jax.random.key(0))
+    for slots in (part(params, raw_batch(part, 4), 4), part.null(params, 4)):
+        assert set(slots) == set(part.gives)
+        for name, value in slots.items():
+            assert value.dtype == part.gives[name].dtype
+            assert value.shape[0] == 4
+            assert part.gives[name].fits(value.shape[1:])
+
+
+def test_hashable_and_pure(part):
+    assert hash(part) == hash(part)
+    params = part.init_params(jax.random.key(0))
+    once, again = (jax.jit(lambda batch: part(params, batch, 4))(raw_batch(part, 4)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+
+
+def test_what_is_prepared_is_read(part):
+    batch = raw_batch(part, 3)
+    prepared = part.prepare({name: batch[name].tolist() for name in part.reads})
+    jax.tree.map(np.testing.assert_array_equal, prepared, {name: batch[name] for name in part.reads})
+
+
+def test_a_missing_label_is_named():
+    with pytest.raises(UserError, match="reads 'label'"):
+        Label(num_classes=3)(None, {"data": jnp.zeros(1)}, 1)
+
+
+def test_labels_have_names():
+    label = Label(num_classes=2, class_names=("cat", "dog"))
+    assert label.prepare({"label": ["dog", 0, "1"]})["label"].tolist() == [1, 0, 1]
+    for wrong, message in (("dgo", "did you mean 'dog'"), (2, "classes 0 to 1"), (-1, "classes 0 to 1")):
+        with pytest.raises(UserError, match=message):
+            label.prepare({"label": [wrong]})
+
+
+def test_sets_fall_together_and_told_stays():
+    conditioning = Conditioning(parts=TWO, dropout={("label",): 0.1, ("sizes",): 0.2, ("label", "sizes"): 0.3})
+    batch = {
+        "label": jnp.zeros(SIZE, jnp.int32), "sizes": jnp.ones((SIZE, 2)), "augment": jnp.ones((SIZE, 3)),
+    }  # fmt: skip
+    slots = conditioning({}, batch, SIZE)
+    fallen = conditioning.drop({}, slots, keys())
+    label, sizes = np.asarray(fallen["label"] == 5), np.asarray((fallen["sizes"] == 0).all(1))
+    for rate, wanted in ((label & ~sizes, 0.1), (~label & sizes, 0.2), (label & sizes, 0.3)):
+        assert abs(rate.mean() - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / SIZE)
+    np.testing.assert_array_equal(fallen["augment"], 1)
+    none = conditioning.without({}, slots, SIZE)
+    assert np.all(none["label"] == 5)
+    np.testing.assert_array_equal(none["sizes"], 0)
+    np.testing.assert_array_equal(none["augment"], 1)
+
+
+def test_a_probability_may_be_traced():
+    conditioning = jax.jit(
+        lambda p: Conditioning(parts=TWO[:1], dropout={("label",): p}).drop(
+            {}, {"label": jnp.zeros(8, jnp.int32)}, keys(8)
+        )["label"]
+    )
+    assert np.all(conditioning(0.0) == 0)
+    assert np.all(conditioning(1.0) == 5)
+
+
+def test_what_does_not_fit_is_named():
+    takes = {"label": ConditionSpec(dtype="int32", num_values=6)}
+    Conditioning(parts=TWO[:1]).check(takes)
+    with pytest.raises(UserError, match="told label, and nothing gives it"):
+        Conditioning().check(takes)
+    with pytest.raises(UserError, match="augment is given, but the network takes label"):
+        Conditioning(parts=(TWO[0], TWO[2])).check(takes)
+    with pytest.raises(UserError, match=r"of 6 values, asked, it is given .* of 4 values"):
+        Conditioning(parts=(Label(num_classes=3),)).check(takes)
+    with pytest.raises(UserError, match="two conditioners"):
+        Conditioning(parts=TWO[:1] * 2)
+    with pytest.raises(UserError, match="'augment': it is not asked"):
+        Conditioning(parts=TWO, dropout={("augment",): 0.1})
+    for wrong in ({("label",): 1.5}, {("label",): -0.1}, {("label",): float("nan")}):
+        with pytest.raises(UserError, match=r"in \[0, 1\]"):
+            Conditioning(parts=TWO, dropout=wrong)
+    with pytest.raises(UserError, match="add up"):
+        Conditioning(parts=TWO, dropout={("label",): 0.6, ("sizes",): 0.6})
