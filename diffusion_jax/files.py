@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -235,7 +236,7 @@ def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterato
     Args:
       path: of the lock file, which stays.
       busy: what an error says of the other process; `{holder}` in it becomes that process's number.
-      wait: until the other process lets go, instead of an error.
+      wait: until the other process lets go, instead of an error; what is said of it is printed then.
 
     Raises:
       UserError: another process holds it.
@@ -243,10 +244,14 @@ def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterato
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(busy.format(holder=file.read().strip() or "another one")) from error
+            said = busy.replace("{holder}", file.read().strip() or "another one")
+            if not wait:
+                raise UserError(said) from error
+            print(f"waiting: {said}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

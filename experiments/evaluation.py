@@ -1,7 +1,9 @@
 """Samples of a trained network, judged by the metrics that the config or the command line names."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ import jax
 import numpy as np
 
 from diffusion_jax import parallel
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import replace_file
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import locked, replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from experiments import judging
 from experiments.drawing import Drawing
@@ -92,13 +94,34 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Draw samples and judge them; writes evaluation.json and the pictures, or the texts, of the report.
 
+    Where another process evaluates in the same workdir, this one waits for it.
+
     With `out` only the numbers are written, to that file, and what the report shows stays as it is; with `picture` a
     few of the samples besides. `spaces` are feature spaces that evaluations share, see `build_metrics`.
 
     Raises:
       UserError: unknown metric, or none that can be had here (before anything is drawn), or data that a metric can not
         take. A metric that can not be had beside others that can is left out, and the record says why.
+      RunError: a sample or a metric is not finite.
     """
+    busy = f"process {{holder}} evaluates in {directory}"
+    with locked(directory / ".evaluation.lock", busy, wait=True) if parallel.is_primary() else contextlib.nullcontext():
+        return _evaluate(experiment, params, directory, metrics, num_samples, make, seed, source, out, picture, spaces)
+
+
+def _evaluate(
+    experiment: Experiment,
+    params: Any,
+    directory: Path,
+    metrics: tuple[str, ...] | None,
+    num_samples: int | None,
+    make: Generator | None,
+    seed: int | None,
+    source: dict[str, Any],
+    out: Path | None,
+    picture: Path | None,
+    spaces: judging.Spaces | None,
+) -> dict[str, dict[str, float]]:
     config = experiment.config
     names = tuple(config.evaluation.metrics) if metrics is None else metrics
     names, missing = judging.available(experiment, names)
@@ -175,8 +198,20 @@ def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, s
 
 
 def _keep(path: Path, results: dict[str, Any], settings: dict[str, Any], source: dict[str, Any]) -> None:
+    """Write what was measured.
+
+    Raises:
+      RunError: some of it is not finite.
+    """
+    bad = [f"{name}.{key}" for name, group in results.items() for key, value in group.items() if not _is_finite(value)]
+    if bad:
+        raise RunError(f"{', '.join(bad)} of {source['step']} steps are not finite; {path} was not written")
     text = json.dumps({**results, "settings": {**settings, **source}}, indent=2)
     replace_file(path, (text + "\n").encode())
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.data import to_uint8
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import (
     Sampler,
@@ -214,7 +214,9 @@ class Generator:
             )
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
-            yield np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
+            x = np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
+            require_finite(x, first)
+            yield x
 
     def generate(
         self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
@@ -227,3 +229,13 @@ class Generator:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
         return to_uint8(x) if self.experiment.info.is_image else x
+
+
+def require_finite(samples: np.ndarray, first: int) -> None:
+    """Raise RunError where some of the samples, of which the first has the number `first`, are not finite."""
+    bad = np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))
+    if len(bad):
+        raise RunError(
+            f"{len(bad)} of the {len(samples)} samples {first} to {first + len(samples) - 1} are not finite, the first "
+            f"is {first + bad[0]}: look at the loss, take fewer or other steps, or another average of the parameters"
+        )

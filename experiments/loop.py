@@ -112,6 +112,7 @@ class Loop:
                 if logs:
                     self._clock = (time.perf_counter(), step)
                 if stops and not last:
+                    self.remember_saved()
                     self.checkpointer.close()
                     if primary:
                         by = stop.received.name if stop.received else "another host"
@@ -198,6 +199,7 @@ class Loop:
         """
         began = time.perf_counter()
         self.writer.flush()
+        self.remember_saved()
         record = {
             "config": workdir.to_json(self.config),
             "position": step * self.config.train.batch_size,
@@ -206,6 +208,13 @@ class Loop:
         }
         self.checkpointer.save(step, self.layout.to_canonical(running), record, measured)
         self.writer.write_timings(step, {"save_seconds": time.perf_counter() - began})
+
+    def remember_saved(self) -> None:
+        """Note in the workdir that there is a checkpoint; waits for one that is being written."""
+        self.checkpointer.wait()
+        steps = self.checkpointer.steps()
+        if steps and parallel.is_primary():
+            workdir.remember_saved(self.directory, steps[-1], self.checkpointer.directory)
 
 
 def due(step: int, every: int) -> bool:

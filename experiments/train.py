@@ -32,6 +32,7 @@ from experiments.writers import RunWriter, create_writer
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; the same one resumes")
 RESUME_FROM = flags.DEFINE_integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
+RESTART = flags.DEFINE_bool("restart", False, "begin again where the checkpoints of the run are lost")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "profile this many steps for TensorBoard")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where it is not detected")
@@ -53,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     judging.available(experiment, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
     try:
-        with workdir.lock(directory) if parallel.is_primary() else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            if parallel.is_primary():
+                held.enter_context(workdir.lock(directory))
+                held.enter_context(workdir.lock_checkpoints(experiment.config))
             return train(experiment, directory, stop)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
@@ -68,10 +72,15 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, primary = experiment.config, parallel.is_primary()
     parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
-    workdir.claim(directory, config, experiment.info, primary=primary)
+    workdir.claim(directory, config, experiment.info, primary=primary, write=False)
     checkpointer = open_checkpoints(experiment, directory)
+    state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
+    if primary:  # nothing is claimed by a start that is refused
+        workdir.claim(directory, config, experiment.info)
+        workdir.own_checkpoints(directory, config, checkpointer.directory)
+        if experiment.teacher is not None:
+            workdir.keep_teacher(directory, experiment.teacher.directory)
     with contextlib.closing(create_writer(directory, primary=primary)) as writer:
-        state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value)
         writer.resume(start)
         if start < config.train.steps:
             if primary:
@@ -79,6 +88,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
                 announce(experiment, state, directory, writer)
             loop = Loop(experiment, directory, writer, checkpointer, record)
             state = loop.run(state, start, stop, profile_steps=PROFILE_STEPS.value)
+            loop.remember_saved()
             checkpointer.close()
         elif primary:
             print(f"{directory} is finished: {start} of {config.train.steps} steps are done", flush=True)
@@ -100,23 +110,36 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
 
 
 def begin(
-    experiment: Experiment, checkpointer: training.Checkpointer, directory: Path, resume_from: int | None
+    experiment: Experiment,
+    checkpointer: training.Checkpointer,
+    directory: Path,
+    resume_from: int | None,
+    *,
+    restart: bool = False,
 ) -> tuple[training.TrainState, int, dict[str, Any]]:
     """The canonical state to start from, its step, and the record saved with it.
 
     Raises:
-      UserError: the checkpoint to resume from is damaged or missing; the message says which others there are.
+      UserError: the checkpoint to resume from is damaged or missing; the message says which others there are. Or there
+        is none although the run had one, unless `restart` says to begin again.
     """
     steps = checkpointer.steps()
     if resume_from is not None and resume_from not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise UserError(f"no checkpoint {resume_from} in {checkpointer.directory}; there are: {there}")
+    if steps and restart:
+        raise UserError(
+            f"--restart is for a run whose checkpoints are lost; there are {', '.join(map(str, steps))} in "
+            f"{checkpointer.directory}: leave it out, or give another --workdir"
+        )
     if not steps:
+        if restart:
+            for name in (workdir.SAVED, workdir.FINISHED):
+                (directory / name).unlink(missing_ok=True)
+        workdir.require_nothing_lost(directory, checkpointer.directory)
         state = experiment.first_state()
         if experiment.teacher is not None:
             state = taught(experiment, state)
-            if parallel.is_primary():
-                workdir.keep_teacher(directory, experiment.config.teacher.workdir)
         return state, 0, {"branch": None, "window": []}
     step = steps[-1] if resume_from is None or grown_from(checkpointer, steps[-1], resume_from) else resume_from
     try:

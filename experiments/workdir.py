@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -16,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import replace_file
+from diffusion_jax.files import locked, parse_json, read_json, replace_file
 from experiments.cli import flatten
 
+SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
+OWNER = "owner.json"  # beside the checkpoints: whose they are
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
+AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
 PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "checkpoint.directory")
 
@@ -45,32 +47,35 @@ def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the workdir for this process; raises UserError when another one is training there."""
+    return locked(workdir / ".lock", f"process {{holder}} is training in {workdir}: wait for it, or stop it")
+
+
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Hold the workdir for this process; the system lets go of it when the process ends, however it ends.
+def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
+    """Hold the checkpoint directory, where it is one of this machine's and not in the workdir, whose lock is another.
 
     Raises:
-      UserError: another process is training there.
+      UserError: another process is writing there.
     """
-    with open(workdir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another one"
-            raise UserError(f"process {holder} is training in {workdir}: wait for it, or stop it") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    named = config.checkpoint.directory
+    if not named or "://" in named:
+        yield
+        return
+    directory = Path(named).expanduser().absolute()
+    busy = f"process {{holder}} is writing checkpoints into {directory}: give another checkpoint.directory"
+    with locked(directory.with_name(f".{directory.name}.lock"), busy):
         yield
 
 
-def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True) -> None:
-    """Write config.json and data.json, or check that those there are the same.
+def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True, write: bool = True) -> None:
+    """Write config.json and data.json, or check that those there are the same; with `write` false only check.
 
     Raises:
       UserError: the workdir belongs to another config, or the data has changed; the message lists what differs.
     """
+    primary = primary and write
     if (workdir / "config.json").exists():
         require_same_config(to_json(read_config(workdir)), config, workdir)
         known = read_info(workdir)
@@ -91,6 +96,46 @@ def _write_info(workdir: Path, info: DatasetInfo) -> None:
 def teacher_copy(workdir: Path | str) -> Path:
     """Where a run keeps what describes the run that it learned from: its config and data, not its weights."""
     return Path(workdir) / "teacher"
+
+
+def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any) -> None:
+    """Say whose the checkpoints in `directory` are, on this machine or in a bucket, or check that they are ours.
+
+    Raises:
+      UserError: they are those of a run with another config.
+    """
+    file = epath.Path(directory) / OWNER
+    ours = {"run": digest(config, without=AFTER_TRAINING), "workdir": str(workdir)}
+    if file.exists():
+        theirs = parse_json(file.read_text(), file)
+        if theirs.get("run") != ours["run"]:
+            raise UserError(
+                f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
+                "config: give another checkpoint.directory"
+            )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(ours))
+
+
+def remember_saved(workdir: Path, step: int, directory: Any) -> None:
+    """Record that there is a complete checkpoint, so that its absence is noticed."""
+    replace_file(workdir / SAVED, json.dumps({"step": step, "directory": str(directory)}).encode())
+
+
+def require_nothing_lost(workdir: Path, directory: Any) -> None:
+    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one."""
+    if (workdir / SAVED).is_file():
+        saved = read_json(workdir / SAVED)
+        raise UserError(
+            f"the run in {workdir} had checkpoint {saved.get('step')} in {saved.get('directory')}, and there is none "
+            f"in {directory}: bring it back, give its checkpoint.directory, or begin again with --restart"
+        )
+    if (workdir / FINISHED).is_file():
+        raise UserError(
+            f"the run in {workdir} is finished, and there is no checkpoint in {directory}: bring them back, give their "
+            "checkpoint.directory, or begin again with --restart"
+        )
 
 
 def keep_teacher(workdir: Path, teacher: Path | str) -> None:
@@ -118,12 +163,12 @@ def require_same_config(there: dict[str, Any], config: ConfigDict, owner: Any) -
 def read_info(workdir: Path | str) -> DatasetInfo:
     """What the run in `workdir` knows of its data; raises UserError when that file is missing or damaged."""
     path = Path(workdir) / "data.json"
+    fields = read_json(path)
     try:
-        fields = json.loads(path.read_text())
         tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return DatasetInfo(**{**fields, **tuples})
-    except (FileNotFoundError, json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from error
+    except TypeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
@@ -135,10 +180,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
-    try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    return ConfigDict(read_json(path))
 
 
 def write_environment(workdir: Path | str, *, num_parameters: int) -> None:

@@ -8,6 +8,7 @@ a file that lost a chunk, which the array store would read back as zeros, is fou
 import contextlib
 import errno
 import gc
+import hashlib
 import io
 import json
 import logging
@@ -181,6 +182,33 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
             ) from error
 
 
+def _digest(record: Mapping[str, Any]) -> str:
+    """A hash of a record but for the hash itself."""
+    fields = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which reads the metrics of all checkpoints when it opens a directory, but for damaged ones.
+
+    A checkpoint whose metrics are damaged loses its rank as one of the best, and nothing else.
+    """
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            found = super().metrics(step)
+            whole = found is None or all(math.isfinite(value) for value in found.values())
+        except (ValueError, TypeError, AttributeError):  # no JSON, or not numbers by name
+            whole = False
+        if whole:
+            return found
+        print(
+            f"the metrics of checkpoint {step} in {self.directory} are damaged: it can not be one of the best",
+            flush=True,
+        )
+        return None
+
+
 class Checkpointer:
     """The checkpoints of one run, under `directory`.
 
@@ -237,7 +265,7 @@ class Checkpointer:
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
         with _storage_errors(self.directory):
-            self._manager = _while_deleted(lambda: ocp.CheckpointManager(self.directory, options=options))
+            self._manager = _while_deleted(lambda: _Manager(self.directory, options=options))
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
@@ -259,6 +287,7 @@ class Checkpointer:
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
         # A copy: Orbax writes it later, when the caller may have added to its lists.
         frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints, "layout": LAYOUT}))
+        frozen["digest"] = _digest(frozen)
         with _storage_errors(self.directory):
             self._manager.save(
                 step,
@@ -291,14 +320,29 @@ class Checkpointer:
             self._manager.check_for_errors()
 
     def read_record(self, step: int) -> dict[str, Any]:
-        """The record alone; raises CorruptCheckpointError."""
+        """The record alone; errors as of `restore`."""
         try:
             with _quiet_threads():
-                return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+                record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
         except Exception as error:  # as in `restore`
             raise CorruptCheckpointError(
                 f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
             ) from error
+        self._check_record(step, record)
+        return record
+
+    def _check_record(self, step: int, record: Any) -> None:
+        where = f"checkpoint {step} in {self.directory}"
+        if not isinstance(record, dict) or record.get("step") != step:
+            raise CorruptCheckpointError(f"{where} is corrupt: its record is not of this step")
+        layout = record.get("layout", 1)
+        if layout != LAYOUT:
+            raise UserError(
+                f"{where} has layout {layout} of the parameters, this version reads {LAYOUT}: go on with the version "
+                "that wrote it (its commit is in environment.json), or train again"
+            )
+        if record.get("digest") != _digest(record):
+            raise CorruptCheckpointError(f"{where} is corrupt: its record is not what was written")
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back and verify it.
@@ -314,12 +358,7 @@ class Checkpointer:
           CorruptCheckpointError: it can not be read, or is not what was written.
           UserError: an older version of this code wrote it.
         """
-        layout = self.read_record(step).get("layout", 1)
-        if layout != LAYOUT:
-            raise UserError(
-                f"checkpoint {step} in {self.directory} has layout {layout} of the parameters, this version reads "
-                f"{LAYOUT}: go on with the version that wrote it (its commit is in environment.json), or train again"
-            )
+        self.read_record(step)  # so that a checkpoint of another layout is named as one, not as corrupt
         try:
             with _quiet_threads():
                 read = self._manager.restore(
@@ -335,10 +374,10 @@ class Checkpointer:
         record = read.record
         now = jax.device_get(fingerprints(read.state))
         wrong = [name for name, value in now.items() if int(value) != record["fingerprints"].get(name)]
-        if wrong or record.get("step") != step:
+        if wrong:
             raise CorruptCheckpointError(
-                f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays are not what was written"
-                + (f", the first is {wrong[0]}" if wrong else "")
+                f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays are not what was written, the "
+                f"first is {wrong[0]}"
             )
         return read.state, record
 

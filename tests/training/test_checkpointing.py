@@ -138,6 +138,37 @@ def test_a_record_of_another_state_is_noticed(tmp_path):
         first.restore(1, abstract(a_state()))
 
 
+def test_a_changed_record_is_noticed(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    checkpointer.save(1, a_state(), {"window": [], "branch": None}, {})
+    checkpointer.wait()
+    file = tmp_path / "c" / "1" / "record" / "metadata"
+    file.write_text(file.read_text().replace('"window": []', '"window": [{"loss": 1.0}]'))
+    for read in (checkpointer.read_record, lambda step: checkpointer.restore(step, abstract(a_state()))):
+        with pytest.raises(CorruptCheckpointError, match="its record is not what was written"):
+            read(1)
+
+
+@pytest.mark.parametrize("content", [b"{bad", b"[1]", b'{"validation_loss": "x"}', b'{"validation_loss": NaN}', b""])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_damaged_metrics_cost_a_rank_and_nothing_else(tmp_path, content, read_only, capsys):
+    fields = {"keep_last": 2, "keep_best": 1, "best_metric": "validation_loss"}
+    checkpointer = Checkpointer(tmp_path / "c", **fields)
+    for step, loss in enumerate([0.1, 0.5, 0.6], start=1):
+        checkpointer.save(step, a_state(), {}, {"validation_loss": loss})
+    checkpointer.close()
+    (tmp_path / "c" / "1" / "metrics" / "metrics").write_bytes(content)
+    again = Checkpointer(tmp_path / "c", **fields, read_only=read_only)
+    assert again.steps() == [1, 2, 3]
+    for step in again.steps():
+        again.restore(step, abstract(a_state()))
+    assert "metrics of checkpoint 1" in capsys.readouterr().out
+    if not read_only:
+        again.save(4, a_state(), {}, {"validation_loss": 0.7})
+        again.wait()
+        assert again.steps() == [2, 3, 4], "2 is the best of those that are known"
+
+
 def test_newer_checkpoints_are_set_aside_not_deleted(tmp_path):
     checkpointer = Checkpointer(tmp_path / "c", keep_last=3)
     for step in (1, 2, 3):
