@@ -1,8 +1,9 @@
 """A folder of images as a data set.
 
 Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, else from
-the names of the sub-directories, else there are none. A class has one number in all splits of the folder. `listing` says
-which files count, `pictures` what becomes of one.
+the names of the sub-directories, else there are none. A class has one number in all splits of the folder: they are
+numbered over the split "train", and another may have no class that it has not. `listing` says which files count,
+`pictures` what becomes of one.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def open_folder(
     listing = list_pictures(root)
     if not listing.files:
         raise UserError(f"no image in folder {root} (looked for {', '.join(sorted(EXTENSIONS))})")
-    class_names, labels = _numbered(whole, listing.classes, [other for other in splits if other != root])
+    class_names, labels = _numbered(root, listing.classes, splits)
     info = DatasetInfo(
         name="folder",
         split=split,
@@ -120,20 +121,29 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
 
 
 def _numbered(
-    whole: Path, classes: Sequence[str | int | None], others: Sequence[Path]
+    root: Path, classes: Sequence[str | int | None], splits: Sequence[Path]
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Class names of all splits and the label of every file; strings are numbered in sorted order, integers are kept."""
+    """Names of the classes of all splits, and the label of every file of the split `root`.
+
+    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train", of which the
+    others may have fewer; where there is no such split, those of all together.
+    """
     if classes[0] is None:
         return (), None
-    known = set(classes).union(*map(classes_below, others))
-    if len({type(name) for name in known}) > 1:
-        raise UserError(f"image folder {whole}: the classes of some splits are names, of others numbers")
+    first = [split for split in splits if split.name == "train"]
+    known = {name for split in first or splits for name in (classes if split == root else classes_below(split))}
+    if not known:
+        raise UserError(f"image folder {first[0]} has no classes, and {root} has")
+    if len({type(name) for name in [*known, classes[0]]}) > 1:
+        raise UserError(f"image folder {root.parent}: the classes of some splits are names, of others numbers")
     if isinstance(classes[0], int):
-        return tuple(str(i) for i in range(max(known) + 1)), tuple(classes)
+        known = set(range(max(known) + 1))
+    if unknown := set(classes) - known:
+        raise UserError(f"{root} has the class {min(unknown)!r}, which {first[0]} has not")
     names = sorted(known)
-    if not any(map(has_metadata, [whole, *others])):
+    if not any(map(has_metadata, splits)):
         twins = {alike(name): name for name in names}
         if twin := next((name for name in names if twins[alike(name)] != name), None):
-            raise UserError(f"image folder {whole}: classes {twin!r} and {twins[alike(twin)]!r} differ in case only")
+            raise UserError(f"image folder {root}: classes {twin!r} and {twins[alike(twin)]!r} differ in case only")
     number = {name: i for i, name in enumerate(names)}
-    return tuple(names), tuple(number[name] for name in classes)
+    return tuple(map(str, names)), tuple(number[name] for name in classes)
