@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -27,9 +28,15 @@ from diffusion_jax.errors import RunError, UserError
 
 JSON_LIMIT = 2**28  # bytes of a JSON file; no config, index or tokenizer comes near it
 MARKER = ".diffusion_jax"  # in every directory that we make and may remove
+_PIECES, _PIECE = 256, 2**16  # of a large file's content that `sampled_digest` reads: their number, and bytes of each
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 J = TypeVar("J", dict, list)
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """The path with `~` as the home directory; a `~name` that nobody has stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def regular_file(path: str | os.PathLike) -> Path:
@@ -39,7 +46,7 @@ def regular_file(path: str | os.PathLike) -> Path:
       UserError: nothing there, a folder, a pipe, a socket, a device, a circle of links, no permission, or the pointer
         of Git LFS in the place of a file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -131,16 +138,43 @@ def open_text(path: str | os.PathLike) -> Iterator[IO[str]]:
         raise UserError(f"cannot read {path}: {_reason(error)}") from error
 
 
-def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_rows(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the line, its object) of a file with one JSON object on each line; empty lines are passed over.
 
     Raises:
-      UserError: see `open_text`, or a line that is no JSON object; the message names file and line.
+      UserError: see `open_text`, or a line of more than `limit` characters, or one that is no JSON object; the message
+        names file and line.
     """
     with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(limit + 1), "")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > limit:
+                raise UserError(f"line {number} of {path} has more than {limit:,} characters")
             if line.strip():
                 yield number, parse_json(line, f"line {number} of {path}")
+
+
+def sampled_digest(path: str | os.PathLike) -> str:
+    """A hash (SHA-256, hexadecimal) of a file's size and content, in bounded time.
+
+    The content counts whole up to 16 MiB. Of a larger file 256 pieces of 64 KiB count, evenly spread from its first
+    byte to its last.
+
+    Raises:
+      UserError: see `regular_file`.
+    """
+    path = regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            whole = size <= _PIECES * _PIECE
+            for i in range(_PIECES):
+                file.seek(i * _PIECE if whole else i * (size - _PIECE) // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    return digest.hexdigest()
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -264,7 +298,7 @@ def plain_name(what: str, name: str) -> str:
     Raises:
       UserError: empty, too long, hidden, or with other characters than letters, digits, "_", "-", "." and "+".
     """
-    if not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
         raise UserError(
             f"{what} {name!r} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, "
             "a digit or '_'"

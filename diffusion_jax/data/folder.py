@@ -1,22 +1,35 @@
-"""A folder of images as a data set, decoded by PIL.
+"""A folder of images as a data set.
 
 Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, else from
-the names of the sub-directories, else there are none.
+the names of the sub-directories, else there are none. A class has one number in all splits of the folder: they are
+numbered over the split "train", and another may have no class that it has not. `listing` says which files count,
+`pictures` what becomes of one.
 """
 
 import dataclasses
-import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-import PIL.Image
-
-from diffusion_jax.data import transforms
-from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
+from diffusion_jax.data.listing import (
+    EXTENSIONS,
+    METADATA,
+    alike,
+    classes_below,
+    content_hash,
+    has_metadata,
+    holds_pictures,
+    list_pictures,
+    sub_directories,
+)
+from diffusion_jax.data.pictures import read_image
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, plain_name
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-METADATA = "metadata.jsonl"
+_USUAL_SPLITS = frozenset(
+    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +50,6 @@ class FolderSource:
         return example if self.labels is None else {**example, "label": self.labels[index]}
 
 
-def read_image(path: str, channels: int = 3) -> transforms.Image:
-    """Decode one file to uint8 [height, width, channels].
-
-    Raises:
-      UserError: the file is not there, is no image, is damaged, or has more than 8 bits a channel.
-      OSError: the storage failed; the next try may succeed.
-    """
-    try:
-        with PIL.Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise UserError(f"{path}: only images of 8 bits a channel are supported, this has mode {picture.mode}")
-            return transforms.from_pil(picture.convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        if storage_failed(error):
-            raise
-        raise UserError(f"cannot decode the image {path}: {error}; mend or remove the file") from error
-
-
 @datasets.register("folder")
 def open_folder(
     *, path: str | None = None, split: str = "train", data_dir: str | None = None, channels: int = 3
@@ -62,86 +57,93 @@ def open_folder(
     """Open a folder of images, recursively, in the order of their names.
 
     Args:
-      path: the folder. If it has a sub-directory named like the split, that is the split; otherwise the split must be
-        "train" or "all" and is the whole folder.
+      path: the folder. If it has a sub-directory named like the split, that is the split, and its other sub-directories
+        are splits too; otherwise the split must be "train" or "all" and is the whole folder.
       split: see `path`.
       data_dir: not used.
       channels: 3 (RGB) or 1 (grey).
 
     Raises:
-      UserError: no such folder, no image in it, an empty file, wrong metadata.
+      UserError: no such folder, no image in it, an image that is empty or listed twice, wrong metadata, or sub-
+        directories that may be splits or classes.
     """
-    if not path:
+    if not path or not isinstance(path, str):
         raise UserError("dataset 'folder' needs a path: dataset='folder:/path/to/images'")
     if channels not in (1, 3):
         raise UserError(f"dataset 'folder': channels must be 1 or 3, not {channels}")
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"image folder {root} does not exist")
-    if (root / split).is_dir():
-        root = root / split
-    elif split not in ("train", "all"):
-        raise UserError(f"image folder {root} has no split {split!r}: it needs a sub-directory of that name")
-    files, names = _from_metadata(root) if (root / METADATA).exists() else _from_directories(root)
-    if not files:
+    whole = expanded(path)
+    if not os.path.isdir(whole):
+        raise UserError(f"image folder {whole} does not exist")
+    root, splits = _find_split(whole, split)
+    listing = list_pictures(root)
+    if not listing.files:
         raise UserError(f"no image in folder {root} (looked for {', '.join(sorted(EXTENSIONS))})")
-    for file in files:
-        if not (root / file).is_file():
-            raise UserError(f"{root / METADATA} names {file}, which does not exist")
-        if (root / file).stat().st_size == 0:
-            raise UserError(f"image {root / file} is empty (0 bytes); mend or remove the file")
-    class_names, labels = _classes(names)
+    class_names, labels = _numbered(root, listing.classes, splits)
     info = DatasetInfo(
         name="folder",
         split=split,
-        num_examples=len(files),
+        num_examples=len(listing.files),
         image_shape=(None, None, channels),
         num_classes=len(class_names),
         class_names=class_names,
+        fingerprint=content_hash(root, listing, labels),
     )
-    return Dataset(info=info, source=FolderSource(str(root), tuple(files), labels, channels))
+    return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels))
 
 
-def _from_directories(root: Path) -> tuple[list[str], list[str | None]]:
-    """Files below `root` and the first directory on the way to each (None for those in `root` itself)."""
-    files = sorted(
-        os.path.relpath(os.path.join(directory, file), root)
-        for directory, _, found in os.walk(root, followlinks=True)
-        for file in found
-        if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
-    )
-    names = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in files]
-    if None in names and any(names):
-        stray = files[names.index(None)]
-        raise UserError(f"image folder {root} has images both in class directories and outside ({stray})")
-    return files, names
+def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
+    """The directory of a split, and the directories of all splits.
+
+    Raises:
+      UserError: no such split, or what is a split and what a class cannot be told.
+    """
+    plain_name(f"the split of image folder {whole}", split)
+    inside = sub_directories(whole)
+    if split in inside:
+        if has_metadata(whole):
+            raise UserError(
+                f"image folder {whole} has {METADATA} and a sub-directory {split!r}: give split 'all' for what the file "
+                f"lists, or folder:{whole / split} for the sub-directory"
+            )
+        if split in _USUAL_SPLITS and holds_pictures(whole / split, directly=True):
+            for other in inside:
+                if other not in _USUAL_SPLITS and holds_pictures(whole / other, directly=True):
+                    raise UserError(
+                        f"image folder {whole}: is {split!r} a split, or a class as {other!r}? Give split 'all' for "
+                        f"classes, or folder:{whole / split} for that directory alone"
+                    )
+        return whole / split, [whole / name for name in inside]
+    if split not in ("train", "all"):
+        raise UserError(f"image folder {whole} has no split {split!r}: it needs a sub-directory of that name")
+    if inside and not has_metadata(whole) and _USUAL_SPLITS.issuperset(inside):
+        raise UserError(f"image folder {whole} has no split {split!r}; its splits are {', '.join(inside)}")
+    return whole, [whole]
 
 
-def _from_metadata(root: Path) -> tuple[list[str], list[str | int | None]]:
-    """Files and labels that the folder's metadata.jsonl lists."""
-    files, labels = [], []
-    for number, line in enumerate((root / METADATA).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            files.append(row["file_name"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f'{root / METADATA} line {number} is not {{"file_name": ..., "label": ...}}') from error
-        labels.append(row.get("label"))
-    if len({type(label) for label in labels}) > 1 or (labels and not isinstance(labels[0], str | int | None)):
-        raise UserError(f"{root / METADATA}: labels must be all strings, all integers, or all missing")
-    return files, labels
+def _numbered(
+    root: Path, classes: Sequence[str | int | None], splits: Sequence[Path]
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Names of the classes of all splits, and the label of every file of the split `root`.
 
-
-def _classes(names: list[str | int | None]) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Class names and the label of every file; strings are numbered in sorted order, integers are kept."""
-    if names[0] is None:
+    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train", of which the
+    others may have fewer; where there is no such split, those of all together.
+    """
+    if classes[0] is None:
         return (), None
-    if isinstance(names[0], int):
-        if min(names) < 0:
-            raise UserError(f"{METADATA}: labels must not be negative")
-        return tuple(str(i) for i in range(max(names) + 1)), tuple(names)
-    known = sorted(set(names))
-    number = {name: i for i, name in enumerate(known)}
-    return tuple(known), tuple(number[name] for name in names)
+    first = [split for split in splits if split.name == "train"]
+    known = {name for split in first or splits for name in (classes if split == root else classes_below(split))}
+    if not known:
+        raise UserError(f"image folder {first[0]} has no classes, and {root} has")
+    if len({type(name) for name in [*known, classes[0]]}) > 1:
+        raise UserError(f"image folder {root.parent}: the classes of some splits are names, of others numbers")
+    if isinstance(classes[0], int):
+        known = set(range(max(known) + 1))
+    if unknown := set(classes) - known:
+        raise UserError(f"{root} has the class {min(unknown)!r}, which {first[0]} has not")
+    names = sorted(known)
+    if not any(map(has_metadata, splits)):
+        twins = {alike(name): name for name in names}
+        if twin := next((name for name in names if twins[alike(name)] != name), None):
+            raise UserError(f"image folder {root}: classes {twin!r} and {twins[alike(twin)]!r} differ in case only")
+    number = {name: i for i, name in enumerate(names)}
+    return tuple(map(str, names)), tuple(number[name] for name in classes)

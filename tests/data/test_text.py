@@ -117,8 +117,8 @@ def test_a_text_that_is_not_there_can_be_planned_for(tmp_path):
         ({"held_out": 0}, "say what is held out"),
         ({"held_out": 3}, "nothing is left for train"),
         ({"files": []}, "--text names no files"),
-        ({"files": ["missing.txt"]}, "cannot read text from missing.txt"),
-        ({"tokenizer": "missing.json"}, "cannot read the tokenizer missing.json"),
+        ({"files": ["missing.txt"]}, "there is no file missing.txt"),
+        ({"tokenizer": "missing.json"}, "there is no file missing.json"),
     ],
 )
 def test_what_is_wrong_is_named_and_leaves_nothing(files, tmp_path, change, message):

@@ -1,0 +1,212 @@
+"""The pictures of a folder and the class of each, every picture once; nothing is decoded.
+
+Names that begin with a dot, and those that systems make for themselves, are passed over. Links to folders and files are
+followed where directories are walked; `metadata.jsonl` names files inside its folder only.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from diffusion_jax.data.pictures import FORMATS
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json_rows
+
+EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
+METADATA = "metadata.jsonl"
+MOST_CLASSES = 2**16  # that integer labels may number; no published set comes near it
+_OF_SYSTEMS = frozenset(
+    {
+        "__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler",
+        "system volume information", "lost+found", "thumbs", "thumbs.db", "desktop.ini", "__pycache__",
+    }
+)  # fmt: skip
+_ALL_BYTES = 2**28  # of pictures whose content is hashed whole
+_SAMPLE, _START = 1024, 2**16  # of larger folders: how many files' content counts, and bytes of each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Pictures in their order.
+
+    Attributes:
+      files: their paths below the folder, with "/".
+      sizes: their bytes.
+      classes: of each the name or the number of its class, or None.
+    """
+
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    classes: tuple[str | int | None, ...]
+
+
+def list_pictures(root: Path) -> Listing:
+    """The pictures of a folder, with classes from its metadata.jsonl or else from its sub-directories.
+
+    Raises:
+      UserError: a picture that is listed twice, empty, not there or no file; wrong metadata; pictures both in class
+        directories and beside them.
+    """
+    found = _from_metadata(root) if has_metadata(root) else _from_directories(root)
+    numbers: dict[tuple[int, int], str] = {}
+    names: dict[str, str] = {}
+    for file, state, _ in found:
+        if state.st_size == 0:
+            raise UserError(f"image {root / file} is empty (0 bytes); mend or remove the file")
+        if (first := numbers.setdefault((state.st_dev, state.st_ino), file)) != file:
+            raise UserError(f"{root / first} and {root / file} are one file by a link: each picture is listed once")
+        if names.setdefault(alike(file), file) != file:
+            raise UserError(f"{root / names[alike(file)]} and {root / file} are one name where case does not count")
+    files, states, classes = zip(*found, strict=True) if found else ((), (), ())
+    return Listing(files=files, sizes=tuple(state.st_size for state in states), classes=classes)
+
+
+def has_metadata(root: Path) -> bool:
+    """Whether a metadata.jsonl says what the folder holds."""
+    return os.path.lexists(root / METADATA)
+
+
+def classes_below(root: Path) -> list[str | int]:
+    """The classes of a folder's pictures, without a look at more of them than need be."""
+    if has_metadata(root):
+        return [label for _, label in _rows(root) if label is not None]
+    return [name for name in sub_directories(root) if holds_pictures(root / name)]
+
+
+def sub_directories(root: Path) -> list[str]:
+    """Names of the directories in a folder, in their order, without hidden ones and those of systems."""
+    return [name for name, is_directory in _entries(root) if is_directory]
+
+
+def holds_pictures(root: Path, *, directly: bool = False) -> bool:
+    """Whether there is a picture in a folder, or below it unless `directly`."""
+    if directly:
+        return any(_is_picture(name) for name, is_directory in _entries(root) if not is_directory)
+    return next(_walk(root), None) is not None
+
+
+def alike(name: str) -> str:
+    """What is the same for names that some file systems do not tell apart."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> str:
+    """A hash of the pictures that does not depend on where their folder lies.
+
+    It covers path, size and label of every picture, in their order; and the bytes of all while they are 256 MiB
+    together or less, of a larger folder the first 64 KiB of 1024 files, evenly spread over the list.
+
+    Raises:
+      UserError: a file that cannot be read.
+    """
+    digest, count = hashlib.sha256(), len(listing.files)
+    for row in zip(listing.files, listing.sizes, labels or [None] * count, strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")
+    whole = sum(listing.sizes) <= _ALL_BYTES
+    chosen = range(count) if whole else (i * count // _SAMPLE for i in range(min(_SAMPLE, count)))
+    for i in chosen:
+        try:
+            with open(root / listing.files[i], "rb") as file:
+                digest.update(file.read(listing.sizes[i] if whole else _START))
+        except OSError as error:
+            raise UserError(f"cannot read {root / listing.files[i]}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None]]:
+    """Files below `root` and the first directory on the way to each (None for those in `root` itself)."""
+    found = [
+        (file, state, file.partition("/")[0] if "/" in file else None)
+        for file, state in sorted(_walk(root), key=lambda one: one[0])
+    ]
+    stray = next((file for file, _, name in found if name is None), None)
+    if stray and any(name for _, _, name in found):
+        raise UserError(f"image folder {root} has images both in class directories and outside ({stray})")
+    return found
+
+
+def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None]]:
+    """Files and labels that the folder's metadata.jsonl lists."""
+    found: dict[str, tuple[os.stat_result, str | int | None]] = {}
+    inside = os.path.realpath(root)
+    for name, label in _rows(root):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
+        try:
+            state = os.stat(root / path)
+            real = os.path.realpath(root / path)
+        except (OSError, ValueError) as error:  # ValueError: a null byte, or half a character
+            raise UserError(f"{root / METADATA} names {name}, which does not exist") from error
+        if not real.startswith(os.path.join(inside, "")):
+            raise UserError(f"{root / METADATA} names {name!r}, a link to a file outside its folder: {real}")
+        _require_file(root / path, state)
+        if found.setdefault(str(path), (state, label))[0] is not state:
+            raise UserError(f"{root / METADATA} lists {path} twice")
+    return [(name, *rest) for name, rest in found.items()]
+
+
+def _rows(root: Path) -> Iterator[tuple[str, str | int | None]]:
+    """(name of a file, its label) of each row of metadata.jsonl."""
+    path, kinds = root / METADATA, set()
+    for number, row in read_json_rows(path):
+        name, label = row.get("file_name"), row.get("label")
+        if not isinstance(name, str):
+            raise UserError(f'{path} line {number} is not {{"file_name": ..., "label": ...}}')
+        kinds.add(type(label))
+        if len(kinds) > 1 or not kinds <= {str, int, type(None)}:  # a bool is no int here
+            raise UserError(f"{path} line {number}: labels must be all strings, all integers, or all missing")
+        if isinstance(label, int) and not 0 <= label < MOST_CLASSES:
+            wrong = "must not be negative" if label < 0 else f"must be below {MOST_CLASSES:,}"
+            raise UserError(f"{path} line {number}: labels {wrong}")
+        yield name, label
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """The pictures below a folder, in no order; each directory once."""
+    been: dict[tuple[int, int], str] = {}
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        state = _state(root / folder)
+        if (first := been.setdefault((state.st_dev, state.st_ino), folder)) != folder:
+            raise UserError(f"{root / folder} is {root / first} by a link: each picture is listed once")
+        for name, is_directory in reversed(_entries(root / folder)):
+            if is_directory:
+                waiting.append(f"{folder}{name}/")
+            elif _is_picture(name):
+                state = _state(root / folder / name)
+                _require_file(root / folder / name, state)
+                yield folder + name, state
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """(name, whether it is a directory) of what is in a folder, in order, without what is hidden or of systems."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [entry.name for entry in entries]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+    shown = sorted(name for name in seen if not name.startswith(".") and name.casefold() not in _OF_SYSTEMS)
+    return [(name, os.path.isdir(folder / name)) for name in shown]
+
+
+def _state(path: Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _require_file(path: Path, state: os.stat_result) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path} is no regular file, as a picture should be")

@@ -1,0 +1,217 @@
+"""Files of text made into tokens, once: whole or not at all, by one process at a time."""
+
+import collections
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from diffusion_jax.data.sources import Tokenizer
+from diffusion_jax.data.text_store import (
+    INFO,
+    PYTHON_DOCS,
+    SPLITS,
+    TOKENIZER,
+    Store,
+    is_there,
+    read_store,
+    store_directory,
+)
+from diffusion_jax.data.tokenizing import BYTES, ByteTokenizer, FileTokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, locked, open_text, read_json_rows, remove_ours, whole_directory
+
+_AT_ONCE = 256  # documents that are encoded together
+DOCUMENT_LIMIT = 2**31  # characters of one document, which is held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """What a preparation left behind: the directory, the tokens of each split, whether it was there before."""
+
+    directory: str
+    tokens: Mapping[str, int]
+    was_there: bool
+
+
+def prepare_text(
+    corpus: str,
+    files: Sequence[str],
+    data_dir: str,
+    *,
+    test_files: Sequence[str] = (),
+    held_out: int = 0,
+    tokenizer: str = BYTES,
+    begin: str | None = None,
+    end: str | None = None,
+    progress: bool = True,
+) -> PreparedText:
+    """Turn files of text into tokens; nothing is done if the text is there.
+
+    Any number of processes may do so at once: one prepares the text, the others wait and find it.
+
+    Args:
+      corpus: the name of the text.
+      files: each one document, or with the ending .jsonl one of each line's "text"; either may be gzipped (.gz). Line
+        ends of a document become newlines.
+      data_dir: where to.
+      test_files: those held out.
+      held_out: without `test_files`, how many documents at the end are held out.
+      tokenizer: "bytes", or a file tokenizer.json of the `tokenizers` library.
+      begin, end: the tokenizer's words that frame an example; `end` also ends a document.
+      progress: show a bar.
+
+    Raises:
+      UserError: a file can not be read, or nothing is held out or left for training, or the name of the text is no
+        plain name or is taken by something else.
+    """
+    directory = store_directory(corpus, data_dir)
+    if is_there(directory):
+        return PreparedText(str(directory), read_store(directory).tokens, was_there=True)
+    if corpus == PYTHON_DOCS:
+        raise UserError(f"the name {PYTHON_DOCS} is taken by the text that comes with Python: give --corpus another")
+    if not files:
+        raise UserError(f"--text names no files to make the text {corpus!r} of")
+    if bool(test_files) == bool(held_out):
+        raise UserError("say what is held out, and once: --test_text=FILE,... or --held_out=NUMBER of documents")
+    if tokenizer == BYTES and (begin or end):
+        raise UserError(f"bytes have no token {begin or end!r}: --begin and --end are words of a --tokenizer")
+    file = None if tokenizer == BYTES else expanded(tokenizer)
+    made = FileTokenizer.of(file, begin, end) if file else ByteTokenizer()
+    if begin and not end:
+        raise UserError(f"an example that begins with {begin!r} also ends with a token: give --end")
+    train = _documents(files, progress)
+    test = _documents(test_files, progress) if test_files else None
+    store, was_there = _once(directory, lambda partial: _write(partial, train, test, held_out, made, file))
+    return PreparedText(str(directory), store.tokens, was_there)
+
+
+def prepare_python_docs(data_dir: str) -> None:
+    """79 or so documents, half a million characters; every tenth is held out."""
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    train = [topics[name] for i, name in enumerate(names) if i % 10]
+    test = [topics[name] for name in names[::10]]
+    _once(
+        store_directory(PYTHON_DOCS, data_dir), lambda partial: _write(partial, train, test, 0, ByteTokenizer(), None)
+    )
+
+
+def _once(directory: Path, write: Callable[[Path], None]) -> tuple[Store, bool]:
+    """A text, written unless it is there or another process has written it meanwhile; and whether it was there."""
+    try:
+        with locked(directory.parent / f".{directory.name}.lock", "process {holder} prepares it", wait=True):
+            if is_there(directory):
+                return read_store(directory), True
+            remove_ours(directory)  # without an info.json it is of no use
+            with whole_directory(directory) as partial:
+                write(partial)
+            return read_store(directory), False
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"cannot write the text to {directory}: {error.strerror or error}") from error
+
+
+def _write(
+    directory: Path,
+    train: Iterable[str],
+    test: Iterable[str] | None,
+    held_out: int,
+    tokenizer: Tokenizer,
+    file: Path | None,
+) -> None:
+    """The files of a text."""
+    dtype = "<u2" if tokenizer.size <= 2**16 else "<u4"
+    with (directory / "train.bin").open("wb") as train_file, (directory / "test.bin").open("wb") as test_file:
+        out = {"train": _Row(train_file, dtype, tokenizer.size), "test": _Row(test_file, dtype, tokenizer.size)}
+        last: collections.deque[np.ndarray] = collections.deque()
+        for tokens in _encoded(train, tokenizer):
+            last.append(tokens)
+            if len(last) > held_out:
+                out["train"].append(last.popleft())
+        for tokens in last if test is None else _encoded(test, tokenizer):
+            out["test"].append(tokens)
+    for split in SPLITS:
+        if not out[split].count:
+            raise UserError(f"nothing is left for {split}: hold out fewer documents, or give more text")
+    found: dict[str, Any] = {"tokens": {split: out[split].count for split in SPLITS}}
+    found |= {"dtype": dtype, "vocabulary": tokenizer.size, "begin": tokenizer.begin, "end": tokenizer.end}
+    found |= {"tokenizer": TOKENIZER if file else BYTES}
+    found |= {"sha256": {split: out[split].digest.hexdigest() for split in SPLITS}}
+    if file:
+        shutil.copyfile(file, directory / TOKENIZER)
+    (directory / INFO).write_text(json.dumps(found, indent=2) + "\n")
+
+
+class _Row:
+    """A file of tokens that is being written, how many there are and their hash."""
+
+    def __init__(self, file: BinaryIO, dtype: str, vocabulary: int):
+        self.file, self.dtype, self.vocabulary = file, dtype, vocabulary
+        self.count, self.digest = 0, hashlib.sha256()
+
+    def append(self, tokens: np.ndarray) -> None:
+        if tokens.max(initial=0) >= self.vocabulary:
+            raise UserError(f"the tokenizer has {self.vocabulary} tokens and made number {tokens.max()}")
+        content = tokens.astype(self.dtype).tobytes()
+        self.file.write(content)
+        self.digest.update(content)
+        self.count += len(tokens)
+
+
+def _encoded(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of each document, with the end token."""
+    ending = [] if tokenizer.end is None else [tokenizer.end]
+    batch: list[str] = []
+
+    def flush() -> Iterator[np.ndarray]:
+        for tokens in tokenizer.encode(batch):
+            yield np.concatenate([tokens, np.asarray(ending, np.uint32)])
+        batch.clear()
+
+    for document in documents:
+        batch.append(document)
+        if len(batch) == _AT_ONCE:
+            yield from flush()
+    yield from flush()
+
+
+def _documents(files: Sequence[str], progress: bool) -> Iterator[str]:
+    """The documents of files, in their order."""
+    for number, name in enumerate(files, 1):
+        path = expanded(name)
+        if progress:
+            print(f"[{number}/{len(files)}] {path}", file=sys.stderr, flush=True)
+        unzipped = path.with_suffix("") if path.suffix == ".gz" else path
+        yield from _rows(path) if unzipped.suffix == ".jsonl" else [_whole(path)]
+
+
+def _rows(path: Path) -> Iterator[str]:
+    """The "text" of each line."""
+    for number, row in read_json_rows(path, limit=DOCUMENT_LIMIT):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise UserError(f'line {number} of {path} has no "text" that is a string')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"line {number} of {path}: its text has half a character at {error.start}") from error
+        yield text
+
+
+def _whole(path: Path) -> str:
+    with open_text(path) as file:
+        text = file.read(DOCUMENT_LIMIT + 1)
+    if len(text) > DOCUMENT_LIMIT:
+        raise UserError(f"{path} has more than {DOCUMENT_LIMIT:,} characters, too many for one document: cut it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

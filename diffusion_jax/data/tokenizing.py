@@ -1,0 +1,77 @@
+"""Tokenizers: text to numbers and back."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import parse_json, read_text
+
+BYTES = "bytes"
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8, a token for each byte; documents end with a zero byte."""
+
+    size: int = 256
+    begin: int | None = None
+    end: int | None = 0
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.replace("\0", "").encode(), np.uint8) for text in texts]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTokenizer:
+    """A tokenizer of the `tokenizers` library, from its file tokenizer.json."""
+
+    path: str
+    begin: int | None = None
+    end: int | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, begin: str | None = None, end: str | None = None) -> "FileTokenizer":
+        """With framing tokens given as words, such as <|endoftext|>.
+
+        Raises:
+          UserError: the file can not be read, or has no such token.
+        """
+        bare = cls(str(path))
+        numbers = {word: bare._tokenizer.token_to_id(word) for word in (begin, end) if word}
+        for word, number in numbers.items():
+            if number is None:
+                raise UserError(f"{path} has no token {word!r}")
+        return cls(str(path), numbers.get(begin), numbers.get(end))
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("this needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
+        content = read_text(self.path)
+        parse_json(content, self.path)  # its errors are clearer than the library's
+        try:
+            return tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises nothing narrower
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read the tokenizer {self.path}: {reason}") from error
+
+    @property
+    def size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.asarray(one.ids, np.uint32) for one in found]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
