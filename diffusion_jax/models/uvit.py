@@ -1,4 +1,4 @@
-"""U-ViT (Bao et al. 2023): a vision transformer in which time, label and patches are all tokens, with long skips.
+"""U-ViT (Bao et al. 2023): a vision transformer of tokens for time, label, text and patches, with long skips.
 
 Block i of the first half hands its tokens to block depth - 1 - i of the second, where a dense layer merges the two;
 each half is one scan over stacked parameters. A 3x3 convolution after the last layer smooths the seams of patches.
@@ -34,7 +34,11 @@ UVIT_SIZES: dict[str, tuple[int, int, int]] = {
     "M": (16, 768, 12),
     "L": (20, 1024, 16),
     "H": (28, 1152, 16),
+    "S-text": (12, 512, 8),  # MS-COCO
+    "S-deep-text": (16, 512, 8),
 }
+# Channels and tokens of the text that stands before the patches: CLIP ViT-L/14's (the authors' libs/uvit_t2i.py).
+UVIT_CONTEXTS: dict[str, tuple[int, int]] = {"S-text": (768, 77), "S-deep-text": (768, 77)}
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -71,6 +75,8 @@ class UViT(Network, kw_only=True):
       time_mlp: whether the time embedding goes through two dense layers.
       last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
       null_row: whether the null class has a row in the table of labels.
+      context_channels, context_tokens: of conditioning["context"], [batch, context_tokens, context_channels], of which
+        every vector becomes a token; 0 channels for none. The null context is zeros.
       remat: as of `DiT`.
       out_channels: channels of the output; None means image_channels.
     """
@@ -85,6 +91,8 @@ class UViT(Network, kw_only=True):
     time_mlp: bool = False
     last_convolution: bool = True
     null_row: bool = True
+    context_channels: int = 0
+    context_tokens: int = 77
     remat: str = "none"
     out_channels: int | None = None
 
@@ -98,6 +106,14 @@ class UViT(Network, kw_only=True):
                 f"UViT: depth={self.depth} must be even and hidden_size={self.hidden_size} divide by "
                 f"num_heads={self.num_heads}"
             )
+
+    @nn.nowrap
+    def null_conditioning(self, batch_size: int) -> dict[str, Array]:
+        """The null class and a context of zeros, whatever of these there is."""
+        null = super().null_conditioning(batch_size)
+        if self.context_channels:
+            null["context"] = jnp.zeros((batch_size, self.context_tokens, self.context_channels), jnp.float32)
+        return null
 
     @nn.compact
     def __call__(
@@ -126,6 +142,9 @@ class UViT(Network, kw_only=True):
                 name="label",
             )
             extra.insert(0, table(conditioning["label"])[:, None])
+        if self.context_channels:
+            extra.append(dense(self.hidden_size, name="context")(conditioning["context"].astype(self.dtype)))
+        others = sum(token.shape[1] for token in extra)
         patches = dense(self.hidden_size, name="patch_embedding")(patchify(x, self.patch_size))
         h = jnp.concatenate([*(token.astype(patches.dtype) for token in extra), patches], axis=1)
         h += self.param("position", _init, h.shape[1:], jnp.float32).astype(h.dtype)
@@ -148,7 +167,7 @@ class UViT(Network, kw_only=True):
 
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(h)
         out_channels = self.out_channels or self.image_channels
-        h = dense(self.patch_size**2 * out_channels, name="linear_out")(h)[:, len(extra) :]
+        h = dense(self.patch_size**2 * out_channels, name="linear_out")(h)[:, others:]
         h = unpatchify(h, self.patch_size, self.image_size)
         if self.last_convolution:
             h = Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(h)
@@ -190,12 +209,15 @@ def uvit(
     time_mlp: bool = False,
     last_convolution: bool = True,
     null_row: bool = True,
+    context_channels: int | None = None,
+    context_tokens: int | None = None,
     remat: str = "none",
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> UViT:
-    """A U-ViT of a named size: S, S-deep, M, L or H, a stroke, and the patch size, as in "H/2"."""
+    """A U-ViT of a named size: S, S-deep, M, L, H, S-text or S-deep-text, a stroke, and the patch size, as in "H/2"."""
     (named_depth, named_hidden_size, named_num_heads), patch = named_size("UViT", size, UVIT_SIZES, patches=(2, 4))
+    named_channels, named_tokens = UVIT_CONTEXTS.get(size.partition("/")[0], (0, 77))
     return UViT(
         image_size=image_size,
         image_channels=image_channels,
@@ -208,6 +230,8 @@ def uvit(
         time_mlp=time_mlp,
         last_convolution=last_convolution,
         null_row=null_row,
+        context_channels=named_channels if context_channels is None else context_channels,
+        context_tokens=context_tokens or named_tokens,
         remat=remat,
         out_channels=out_channels,
         dtype=dtype,

@@ -62,7 +62,8 @@ class Trainable:
     def constrain(self, params: Any) -> Any:
         """The parameters after an update, as the network allows them."""
         own = {name: value for name, value in params.items() if name != OBJECTIVE}
-        return {**params, **self.network.constrain(own)}
+        loss = {OBJECTIVE: self.objective.constrain(params[OBJECTIVE])} if OBJECTIVE in params else {}
+        return {**params, **self.network.constrain(own), **loss}
 
     def conditioning(self, batch: Batch, size: int) -> dict[str, Array]:
         """The part of a batch of `size` rows that the network is conditioned on; nothing was done to images without
@@ -80,7 +81,8 @@ class Trainable:
 
         A network of two times is a flow map; asked without a second time it denoises, with s = t.
         """
-        return self.parameterization.denoiser(self._network_fn(params, conditioning, dropout_keys))
+        network_fn = self._network_fn(params, conditioning, dropout_keys)
+        return self.objective.for_sampling(self.parameterization.denoiser(network_fn))
 
     def aligned(self, params: Any, conditioning: Batch, dropout_keys: Key[Array, " batch"] | None = None) -> Any:
         """The denoiser that also returns the features which the network sows, for `Context.aligned`."""
