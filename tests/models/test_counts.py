@@ -307,7 +307,8 @@ def test_the_text_of_uvit_is_tokens_of_its_own():
         return network.apply({"params": params}, x, time, {"context": context})
 
     null = network.null_conditioning(1)["context"]
-    assert null.shape == (1, 3, 5) and not null.any()
+    assert null.shape == (1, 3, 5)
+    assert not null.any()
     for token in range(3):
         assert abs(output(null.at[0, token].set(1.0)) - output(null)).max() > 1e-6
 

@@ -3,6 +3,7 @@
 `python -m tests.samplers.test_orders` writes docs/sampler_orders.md and docs/images/sampler_orders.png.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.samplers import SAMPLERS, sample
-from diffusion_jax.schedulers import SCHEDULES, TimeGrid
+from diffusion_jax.errors import UserError
+from diffusion_jax.samplers import SAMPLERS, evaluation_times, sample
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid
 from tests.samplers.closed_form import Gaussian, Mixture
 
 STEPS = (48, 96, 192)  # whole steps of two and of three transitions
@@ -28,11 +30,16 @@ TOLERANCE = {"dpm_solver_3s": 0.4, "dpmpp_3s": 0.3, "deis": 0.3, "lms": 0.3, "dp
 TOLERANCE |= {"dpm_solver_3m exact": 0.3}
 
 
-def errors(sampler, data):
-    """Errors at sigma_min of EDM's schedule, started at 1.3 standard deviations of the prior."""
-    schedule, found = SCHEDULES.build("edm"), []
-    for steps in STEPS:
-        grid = TimeGrid.from_times(schedule, np.linspace(1, 0, steps + 1), to_clean=False)
+# The kinds of schedule, and the range of t: on edm to sigma_min; elsewhere as far as steps equal in t stay short in
+# log-SNR, in which some solvers step.
+KINDS = {"edm": (1.0, 0.0), "vp_sde": (1.0, 0.05), "rectified_flow": (0.95, 0.05)}
+
+
+def errors(sampler, data, kind="edm", step_counts=STEPS):
+    """Errors at the end of the range, started at 1.3 standard deviations of the prior."""
+    schedule, found = SCHEDULES.build(kind), []
+    for steps in step_counts:
+        grid = TimeGrid.from_times(schedule, np.linspace(*KINDS[kind], steps + 1), to_clean=False)
         x = sample(sampler, data.denoiser(schedule), grid, jnp.array([1.3])).x0[0]
         found.append(abs(float(x) - exact_end(data, schedule, grid)))
     return np.array(found)
@@ -62,6 +69,67 @@ def test_order_of_convergence(name, data, x64, capsys):
         assert np.mean(orders(found)) > lowest
         if isinstance(data, Gaussian) and name not in ("ipndm", "pndm"):  # those two may do better than they promise
             assert np.mean(orders(found)) < SPECS[name].order + TOLERANCE.get(name, 0.15)
+
+
+FLOW_STEPS = (96, 192, 384)
+STARTS = {"deis": 3, "lms": 4, "dpmpp_3m exact": 3}
+
+
+@pytest.mark.parametrize("data", [Gaussian(), Mixture()], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("name", list(STARTS))
+def test_a_start_of_high_order_gives_the_order_where_the_published_start_does_not(name, data, x64):
+    """On rectified_flow the first steps count: with their low order the whole comes to 2, without it to its own."""
+    published, raised = (
+        errors(dataclasses.replace(SPECS[name], start=start), data, "rectified_flow", FLOW_STEPS)
+        for start in ("lower_order", "runge_kutta")
+    )
+    assert orders(raised)[-1] > STARTS[name] - 0.45
+    assert orders(published)[-1] < orders(raised)[-1] - 0.2
+    assert np.all(raised < published)
+
+
+@pytest.mark.parametrize("name", [*STARTS, "dpm_solver_3m exact"])
+def test_evaluations_of_a_start_of_high_order(name):
+    """Three more for each transition that it takes: k in the x0 form, k - 1 in the noise form, none to clean data."""
+    sampler, schedule = dataclasses.replace(SPECS[name], start="runge_kutta"), SCHEDULES.build("edm")
+    started = sampler.memory - (sampler.predicts == "noise")
+    for steps, ends_clean in ((1, True), (1, False), (3, True), (8, True)):
+        grid = TimeGrid.from_times(schedule, np.linspace(1, 0.1, steps + (not ends_clean)), to_clean=ends_clean)
+        expected = steps + 3 * min(started, steps - ends_clean)
+        assert len(evaluation_times(sampler, grid)) == sampler.nfe(steps, ends_clean=ends_clean) == expected
+    assert SPECS[name].nfe(8) == 8
+
+
+def test_a_start_without_signal_is_finite_in_the_x0_form(x64):
+    """At t = 1 of rectified_flow alpha is 0 and the log-SNR infinite, and the start is right all the same."""
+    schedule, data = SCHEDULES.build("rectified_flow"), Gaussian()
+    found = []
+    for steps in (24, 48):
+        grid = TimeGrid.from_times(schedule, np.linspace(1, 0.05, steps + 1), to_clean=False)
+        sampler = SAMPLERS.build({"name": "dpmpp_3m", "second_derivative": "exact", "start": "runge_kutta"})
+        path = sample(sampler, data.denoiser(schedule), grid, jnp.array([1.3]), return_trajectory=True).trajectory
+        third = TimeGrid.from_times(schedule, grid.times[:4], to_clean=False)
+        found.append(abs(float(path[3, 0]) - data.flow(schedule, 1.3, third)))
+    assert found[0] < 1e-6
+    assert np.log2(found[0] / found[1]) > 4
+
+
+def test_an_unknown_start_is_refused():
+    for name in ("lms", "deis", "dpmpp_3m", "dpm_solver_3m"):
+        with pytest.raises(UserError, match="'runge_kutta'"):
+            SAMPLERS.build({"name": name, "start": "euler"})
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 40])
+def test_the_last_orders_of_unipc_fall_at_any_number_of_steps(num_steps):
+    """As in the authors' code; those of the DPM-Solver family only below 15 steps."""
+    grid = GRIDS.build({"name": "log_snr", "to_clean": False})(SCHEDULES.build("vp_sde"), num_steps)
+    used = {}
+    for name, options in (("unipc", {"solver_order": 3}), ("dpmpp_3m", {})):
+        sampler = SAMPLERS.build({"name": name, "lower_order_final": True, **options})
+        used[name] = np.count_nonzero(sampler.coefficients(grid).history, axis=1)
+    np.testing.assert_array_equal(used["unipc"][[0, 1, 2, -4, -3, -2, -1]], [1, 2, 3, 3, 3, 2, 1])
+    np.testing.assert_array_equal(used["dpmpp_3m"][-2:], [2, 1] if num_steps < 15 else [3, 3])
 
 
 def test_published_orders():
