@@ -68,8 +68,12 @@ def make_step():
         )
 
         def init():
+            key = jax.random.key(seed)
+            own = trainable.objective.init_params(key)
             return training.create_state(
-                lambda: models.init_params(trainable.network, jax.random.key(seed)), transformation, ema
+                lambda: models.init_params(trainable.network, key) | ({} if own is None else {"objective": own}),
+                transformation,
+                ema,
             )
 
         return step, init
