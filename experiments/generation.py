@@ -120,7 +120,7 @@ class Generator:
         conditions = model.conditions(params, given, size)
 
         def conditional(xt, t, condition, *s):
-            return model.denoiser(params, condition)(xt, t, *s)
+            return self.experiment.trainable.denoiser(params, condition)(xt, t, *s)
 
         def denoise(xt, t, *s):
             return conditional(xt, t, conditions, *s)
@@ -129,7 +129,8 @@ class Generator:
             schedule = self.grid.schedule
             if self.guide is not None:
                 other = self.guide.experiment.model
-                worse = other.denoiser(guide_params, other.conditions(guide_params, given, size))
+                conditions_there = other.conditions(guide_params, given, size)
+                worse = self.guide.experiment.trainable.denoiser(guide_params, conditions_there)
                 if other.process.schedule != schedule:
                     worse = on_schedule(worse, other.process.schedule, schedule)
                 guided = autoguidance(denoise, worse, self.guidance_scale)

@@ -301,7 +301,7 @@ def _of_held_out(
 
     def of_batch(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         model = experiment.model
-        denoiser = model.denoiser(params, model.conditions(params, batch, len(batch["index"])))
+        denoiser = experiment.trainable.denoiser(params, model.conditions(params, batch, len(batch["index"])))
         return value(denoiser, batch[DATA], BatchKey(key, batch["index"], size))
 
     run = jax.jit(layout.placed(of_batch), out_shardings=layout.batch_sharding)

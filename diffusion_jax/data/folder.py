@@ -102,8 +102,8 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
     if split in inside:
         if has_metadata(whole):
             raise UserError(
-                f"image folder {whole} has {METADATA} and a sub-directory {split!r}: give split 'all' for what the file "
-                f"lists, or folder:{whole / split} for the sub-directory"
+                f"image folder {whole} has {METADATA} and a sub-directory {split!r}: give split 'all' for what the "
+                f"file lists, or folder:{whole / split} for the sub-directory"
             )
         if split in _USUAL_SPLITS and holds_pictures(whole / split, directly=True):
             for other in inside:

@@ -7,8 +7,8 @@
                   first is taken
     depth         more than 8 bits a channel are refused
 
-A profile that is damaged, or of other channels than the picture, is passed over, as by viewers. One that moves no colour
-by more than 2 of 255 is a copy of sRGB, and values stay as they are.
+A profile that is damaged, or of other channels than the picture, is passed over, as by viewers. One that moves no
+colour by more than 2 of 255 is a copy of sRGB, and values stay as they are.
 """
 
 import functools

@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

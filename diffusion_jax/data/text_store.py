@@ -1,8 +1,8 @@
 """Where a prepared text lies, and what its info.json says of it, held against the files.
 
-    <data_dir>/text/<corpus>/train.bin, test.bin   the tokens, uint16 or uint32, little-endian
-                             info.json             how many there are, of which tokenizer, and hashes of the files
-                             tokenizer.json        the tokenizer's file, where it has one
+<data_dir>/text/<corpus>/train.bin, test.bin   the tokens, uint16 or uint32, little-endian
+                         info.json             how many there are, of which tokenizer, and hashes of the files
+                         tokenizer.json        the tokenizer's file, where it has one
 """
 
 import dataclasses
@@ -81,7 +81,9 @@ class Store:
         """A hash of the tokens of a split and of what they mean."""
         file = self.file(split)
         content = self.sha256.get(split) or _sha256(file, file.stat().st_mtime_ns)
-        words = "" if self.tokenizer == BYTES else hashlib.sha256(read_bytes(self.directory / self.tokenizer)).hexdigest()
+        words = (
+            "" if self.tokenizer == BYTES else hashlib.sha256(read_bytes(self.directory / self.tokenizer)).hexdigest()
+        )
         found = [self.tokens[split], self.vocabulary, self.begin, self.end, content, words]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

@@ -30,8 +30,12 @@ from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
 
-# name -> (depth, hidden size, heads); width of the conditioning is 128 in both.
-DDIT_SIZES: dict[str, tuple[int, int, int]] = {"small": (12, 768, 12), "medium": (24, 1024, 16)}
+# MDLM's configs/model: name -> (depth, hidden size, heads); width of the conditioning is 128 in all.
+DDIT_SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (8, 512, 8),
+    "small": (12, 768, 12),
+    "medium": (24, 1024, 16),
+}
 
 _init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _normal = nn.initializers.normal(0.02)
@@ -197,7 +201,7 @@ def ddit(
     length: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> DDiT:
-    """A DDiT of a named size, small or medium; whatever is given besides overrides the size."""
+    """A DDiT of a named size, tiny, small or medium; whatever is given besides overrides the size."""
     if size not in DDIT_SIZES:
         raise UserError(unknown_name("DDiT size", size, list(DDIT_SIZES)))
     named_depth, named_hidden_size, named_num_heads = DDIT_SIZES[size]

@@ -46,10 +46,12 @@ Tokens = Float[Array, "batch tokens dim"]
 Vector = Float[Array, "batch dim"]
 Size = TypeVar("Size")
 
-# Table 1 of the paper: name -> (depth, hidden size, heads). A size is named with its patch, as in "XL/2".
+# Table 1 of the paper, and M of MeanFlow (Geng et al. 2025, Table 4): name -> (depth, hidden size, heads). A size is
+# named with its patch, as in "XL/2".
 DIT_SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 384, 6),
     "B": (12, 768, 12),
+    "M": (16, 1024, 16),
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
@@ -379,7 +381,7 @@ def dit(
     align_channels: int = 768,
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
-    """A DiT of a named size: S, B, L or XL, a stroke, and the patch size, as in "XL/2".
+    """A DiT of a named size: S, B, M, L or XL, a stroke, and the patch size, as in "XL/2".
 
     Whatever is given besides overrides the size, so that {"size": "S/2", "depth": 4} is a shallow S/2.
     """

@@ -28,8 +28,8 @@ from diffusion_jax.models.unet_blocks import Image, require_halvings
 from diffusion_jax.parallel.activations import by_example
 from diffusion_jax.registry import unknown_name
 
-# Channels of the first level (paper, table 6).
-EDM2_SIZES: dict[str, int] = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+# Channels of the first level (paper, table 6; XXS, the smallest guide of autoguidance: the authors' train_edm2.py).
+EDM2_SIZES: dict[str, int] = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 _SILU_STD = 0.596  # of SiLU of a normal variable; the paper's rounding of 0.5964692111
 
@@ -278,7 +278,7 @@ def edm2(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> EDM2UNet:
-    """EDM2 of a named size, XS to XXL; whatever is given besides overrides the size."""
+    """EDM2 of a named size, XXS to XXL; whatever is given besides overrides the size."""
     if size not in EDM2_SIZES:
         raise UserError(unknown_name("EDM2 size", size, list(EDM2_SIZES)))
     return EDM2UNet(

@@ -1,4 +1,4 @@
-"""U-ViT (Bao et al. 2023): a vision transformer in which time, label and patches are all tokens, with long skips.
+"""U-ViT (Bao et al. 2023): a vision transformer of tokens for time, label, text and patches, with long skips.
 
 Block i of the first half hands its tokens to block depth - 1 - i of the second, where a dense layer merges the two;
 each half is one scan over stacked parameters. A 3x3 convolution after the last layer smooths the seams of patches.
@@ -26,6 +26,7 @@ from diffusion_jax.models.layers import (
 )
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.specs import ConditionSpec
 
 # Table 1 of the paper: name -> (depth, hidden size, heads); depth counts all blocks but the middle one.
 UVIT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -34,7 +35,11 @@ UVIT_SIZES: dict[str, tuple[int, int, int]] = {
     "M": (16, 768, 12),
     "L": (20, 1024, 16),
     "H": (28, 1152, 16),
+    "S-text": (12, 512, 8),  # MS-COCO
+    "S-deep-text": (16, 512, 8),
 }
+# Channels and tokens of the text that stands before the patches: CLIP ViT-L/14's (the authors' libs/uvit_t2i.py).
+UVIT_CONTEXTS: dict[str, tuple[int, int]] = {"S-text": (768, 77), "S-deep-text": (768, 77)}
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -71,6 +76,8 @@ class UViT(Network, kw_only=True):
       time_mlp: whether the time embedding goes through two dense layers.
       last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
       null_row: whether the null class has a row in the table of labels.
+      context_channels, context_tokens: of the slot "context", [batch, context_tokens, context_channels], of which
+        every vector becomes a token; 0 channels for none. The null context is zeros.
       remat: as of `DiT`.
       out_channels: channels of the output; None means image_channels.
     """
@@ -87,6 +94,8 @@ class UViT(Network, kw_only=True):
     time_mlp: bool = False
     last_convolution: bool = True
     null_row: bool = True
+    context_channels: int = 0
+    context_tokens: int = 77
     remat: str = "none"
     out_channels: int | None = None
 
@@ -100,6 +109,13 @@ class UViT(Network, kw_only=True):
                 f"UViT: depth={self.depth} must be even and hidden_size={self.hidden_size} divide by "
                 f"num_heads={self.num_heads}"
             )
+
+    @property
+    def takes(self) -> dict[str, ConditionSpec]:
+        slots = super().takes
+        if self.context_channels:
+            slots["context"] = ConditionSpec(shape=(self.context_tokens, self.context_channels))
+        return slots
 
     @nn.compact
     def __call__(
@@ -128,6 +144,9 @@ class UViT(Network, kw_only=True):
                 name="label",
             )
             extra.insert(0, table(conditions["label"])[:, None])
+        if self.context_channels:
+            extra.append(dense(self.hidden_size, name="context")(conditions["context"].astype(self.dtype)))
+        others = sum(token.shape[1] for token in extra)
         patches = dense(self.hidden_size, name="patch_embedding")(patchify(x, self.patch_size))
         h = jnp.concatenate([*(token.astype(patches.dtype) for token in extra), patches], axis=1)
         h += self.param("position", _init, h.shape[1:], jnp.float32).astype(h.dtype)
@@ -150,7 +169,7 @@ class UViT(Network, kw_only=True):
 
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(h)
         out_channels = self.out_channels or self.image_channels
-        h = dense(self.patch_size**2 * out_channels, name="linear_out")(h)[:, len(extra) :]
+        h = dense(self.patch_size**2 * out_channels, name="linear_out")(h)[:, others:]
         h = unpatchify(h, self.patch_size, self.image_size)
         if self.last_convolution:
             h = Conv(out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(h)
@@ -192,12 +211,15 @@ def uvit(
     time_mlp: bool = False,
     last_convolution: bool = True,
     null_row: bool = True,
+    context_channels: int | None = None,
+    context_tokens: int | None = None,
     remat: str = "none",
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> UViT:
-    """A U-ViT of a named size: S, S-deep, M, L or H, a stroke, and the patch size, as in "H/2"."""
+    """A U-ViT of a named size: S, S-deep, M, L, H, S-text or S-deep-text, a stroke, and the patch size, as in "H/2"."""
     (named_depth, named_hidden_size, named_num_heads), patch = named_size("UViT", size, UVIT_SIZES, patches=(2, 4))
+    named_channels, named_tokens = UVIT_CONTEXTS.get(size.partition("/")[0], (0, 77))
     return UViT(
         image_size=image_size,
         image_channels=image_channels,
@@ -210,6 +232,8 @@ def uvit(
         time_mlp=time_mlp,
         last_convolution=last_convolution,
         null_row=null_row,
+        context_channels=named_channels if context_channels is None else context_channels,
+        context_tokens=context_tokens or named_tokens,
         remat=remat,
         out_channels=out_channels,
         dtype=dtype,

@@ -70,7 +70,10 @@ class Denoising(Objective):
     uncertainty: LearnedUncertainty | None = None
 
     def init_params(self, key: Key[Array, ""]) -> Any:
-        return self.uncertainty and self.uncertainty.init()
+        return self.uncertainty and self.uncertainty.init(key)
+
+    def constrain(self, params: Any) -> Any:
+        return params if self.uncertainty is None else self.uncertainty.constrain(params)
 
     def init_state(self) -> Any:
         return self.time_sampler.init_state()

@@ -17,7 +17,11 @@ Shortcut models (Frans et al. 2024, arXiv 2410.12557, algorithm 1) let two jumps
     (4)   u(x_t, t, t - 2d) = ( u(x_t, t, t - d) + u(x', t - d, t - 2d) ) / 2,    x' = x_t - d u(x_t, t, t - d),
 
 with the right side from the averaged parameters, for a share `bootstrap` of the batch and 2d = 1, 1/2, ... down to
-2 / base_steps; the rest is flow matching, at s = t. Times of (4) are multiples of 2d.
+2 / M, M = base_steps; the rest is flow matching, at s = t. Times of (4) are multiples of 2d. The least length, 1 / M,
+is no length of its own: there the network is asked for the velocity itself, at s = t (the paper: d = 0 in the place of
+the least d), in (4) and while sampling (`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M
+instead. So M steps are M steps of Euler, and a perfect shortcut model jumps to where Euler's M steps end: its distance
+from the exact flow falls as 1 / M (docs/sampler_orders.md).
 """
 
 import dataclasses
@@ -37,6 +41,7 @@ from diffusion_jax.schedulers import (
     TIME_SAMPLERS,
     Denoiser,
     NoiseSchedule,
+    Prediction,
     PredictionKind,
     TimeSampler,
     built,
@@ -151,6 +156,15 @@ class Shortcut(FlowMapObjective):
     def target_decay_at(self, step: Int[Array, ""]) -> Float[Array, ""] | float:
         return self.decay
 
+    def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
+        """The flow map that is asked for no length up to 1 / M but 0, of which nothing is trained."""
+        least = (1.0 + 1e-3) / self.base_steps  # times are rounded
+
+        def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
+            return denoise_fn(xt, t, *(jnp.where(t - end <= least, t, end) for end in s))
+
+        return denoise
+
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -167,10 +181,10 @@ class Shortcut(FlowMapObjective):
         end = jnp.where(jumps, t - length, t)
         xt = corrupt(self.schedule, x0, noise, t)
 
-        middle = 0.5 * (t + end)
-        first = velocity(context.target, xt, t, middle)
+        middle, target_fn = 0.5 * (t + end), self.for_sampling(context.target)
+        first = velocity(target_fn, xt, t, middle)
         half_way = xt - like_data(t - middle, x0) * first
-        second = velocity(context.target, half_way, middle, end)
+        second = velocity(target_fn, half_way, middle, end)
         taught = jax.lax.stop_gradient(0.5 * (first + second))
         target = jnp.where(like_data(jumps, x0), taught, noise - x0)
         u = velocity(denoise_fn, xt, t, end)

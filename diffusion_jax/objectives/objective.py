@@ -95,6 +95,14 @@ class Objective:
         """
         return 0.0
 
+    def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
+        """The denoiser as samplers may ask it: at no times but those at which this loss trains it."""
+        return denoise_fn
+
+    def constrain(self, params: Any) -> Any:
+        """What an optimizer step is followed by: the nearest parameters of the loss's own that it allows."""
+        return params
+
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:

@@ -82,10 +82,10 @@ def progressive_distillation(
     weighting: Spec | Weighting | None = None,
     num_steps: int = 8,
 ) -> ProgressiveDistillation:
-    """Halve the teacher's steps to `num_steps`; the default weight is the truncated SNR."""
+    """Halve the teacher's steps to `num_steps`; the default weight is max(SNR, 1), which has no other end."""
     return ProgressiveDistillation(
         schedule=built(SCHEDULES, schedule),
         prediction=built(PREDICTIONS, prediction),
-        weighting=built(WEIGHTINGS, weighting or {"name": "snr", "minimum": 1.0, "maximum": 1e4}),
+        weighting=built(WEIGHTINGS, weighting or {"name": "snr", "minimum": 1.0}),
         num_steps=num_steps,
     )

@@ -54,7 +54,7 @@ class ContinuousConsistency(Objective):
     prediction: PredictionKind
     tangent_offset: float = 0.1
     warmup: int = 10_000
-    uncertainty: LearnedUncertainty = dataclasses.field(default_factory=LearnedUncertainty)
+    uncertainty: LearnedUncertainty = dataclasses.field(default_factory=lambda: LearnedUncertainty(normalized=False))
 
     def __post_init__(self):
         if not isinstance(self.schedule, TrigFlow):
@@ -64,7 +64,7 @@ class ContinuousConsistency(Objective):
             )
 
     def init_params(self, key: Key[Array, ""]) -> Any:
-        return self.uncertainty.init()
+        return self.uncertainty.init(key)
 
     def output(self, prediction: Prediction, t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
         """F: minus what EDM's network puts out."""

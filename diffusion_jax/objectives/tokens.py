@@ -6,22 +6,30 @@ token denoiser's logits (`schedulers/tokens.py`).
 D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
 
     (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) in the place of n = 1,
-    (2)   hybrid = vb + lambda E[-log p(x0 | x_n)],     lambda = 0.001 in the paper.
+    (2)   hybrid = vb + lambda E_n[-log p(x0 | x_n)]            `normalization` "paper", lambda = 0.001,
+    (3)   hybrid = vb / T + lambda E_n[-log p(x0 | x_n)]        `normalization` "code", lambda = 0.001,
+
+both terms in bits. (3) is what the authors' code minimises (google-research, d3pm/images/diffusion_categorical.py,
+`training_losses`): its mean over steps lacks the factor T, so that the cross-entropy weighs T times as much as in (2),
+and gradients are T times smaller before they are clipped.
 
 MDLM (Sahoo et al. 2024, arXiv 2406.07524, eq. 10), masks in continuous time; the weight is -kept' / (1 - kept), 1 / t
 for the linear schedule, and tokens that are not masked are known and cost nothing:
 
-    (3)   E_t[ rate kept / (1 - kept) sum over masked of -log p(x0 | x_t) ].
+    (4)   E_t[ rate kept / (1 - kept) sum over masked of -log p(x0 | x_t) ].
 
 SEDD (Lou et al. 2023, arXiv 2310.16834, eq. 7 and 11), with s_y the predicted ratio p_t(y) / p_t(x_t) and r_y the true
 one given x0, over values y != x_t to which the reversed process may go:
 
-    (4)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],     c = 1 (mask), 1 / K
+    (5)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],     c = 1 (mask), 1 / K
     (uniform);
 
 the network's logits are log s_y, for masks log(s_y (e^sigma - 1)), so that they are log p(x0) where they are right.
 
 Discrete flow matching (Gat et al. 2024, arXiv 2407.15595, eq. 25): the cross-entropy of x0, over all tokens.
+
+In continuous time t is uniform in [`least_time`, 1], evenly spread over a batch; least_time = 0.001 is the
+`sampling_eps` of the authors' code of MDLM and of SEDD.
 """
 
 import dataclasses
@@ -42,7 +50,7 @@ from diffusion_jax.schedulers.token_chains import TokenChain
 from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenDenoiser, TokenProcess, TokenSchedule
 from diffusion_jax.specs import DATA
 
-_LEAST_T = 1e-4
+_LEAST_IN_BOUNDS = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +86,6 @@ class TokenObjective(Objective):
         """
         raise UserError(f"the loss of {type(self).__name__} bounds no likelihood")
 
-    def times(self, key: BatchKey) -> Float[Array, " batch"]:
-        """t in (0, 1], of low discrepancy."""
-        return jnp.maximum(key.fold_in("time").low_discrepancy(), _LEAST_T)
-
 
 def log_likelihood(logits: Float[Array, "batch ... K"], x0: Int[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     """log p(x0 | x_t) of every token."""
@@ -94,11 +98,19 @@ def _mean(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3PM(TokenObjective):
-    """Eq. (1), (2); `cross_entropy_weight` is lambda, `vb_weight` 0 leaves only the cross-entropy."""
+    """Eq. (2) or (3); `cross_entropy_weight` is lambda, `vb_weight` 0 leaves only the cross-entropy."""
 
     process: TokenChain
     cross_entropy_weight: float = 1e-3
     vb_weight: float = 1.0
+    normalization: Literal["paper", "code"] = "paper"
+
+    def __post_init__(self):
+        if self.normalization not in ("paper", "code"):
+            raise UserError(
+                "normalization of objective d3pm is 'paper', the bound as a sum over steps, or 'code', its mean over "
+                f"steps as in the authors' code, got {self.normalization!r}"
+            )
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -109,8 +121,10 @@ class D3PM(TokenObjective):
         xt = chain.corrupt(x0, step, key.fold_in("corrupt"))
         logits = denoise_fn(xt, step / chain.num_steps)
         cross_entropy = _mean(-log_likelihood(logits, x0))
-        vb = chain.num_steps * self.bits(logits, x0, xt, step)
-        loss = jnp.mean(self.vb_weight * vb + self.cross_entropy_weight * cross_entropy)
+        bits = self.bits(logits, x0, xt, step)
+        vb = chain.num_steps * bits
+        share = vb if self.normalization == "paper" else bits
+        loss = jnp.mean(self.vb_weight * share + self.cross_entropy_weight * cross_entropy / math.log(2.0))
         return loss, {"loss": loss, "vb": jnp.mean(vb), "cross_entropy": jnp.mean(cross_entropy)}
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
@@ -145,10 +159,27 @@ class D3PM(TokenObjective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MDLM(TokenObjective):
-    """Eq. (3)."""
+class ContinuousTime(TokenObjective):
+    """Base of the losses in continuous time: how t is drawn."""
+
+    process: TokenProcess
+    least_time: float = 1e-3
 
     def __post_init__(self):
+        if not 0 < self.least_time < 1:
+            raise UserError(f"an objective of tokens needs 0 < least_time < 1, got {self.least_time}")
+
+    def times(self, key: BatchKey) -> Float[Array, " batch"]:
+        """t in [least_time, 1], of low discrepancy."""
+        return self.least_time + (1.0 - self.least_time) * key.fold_in("time").low_discrepancy()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MDLM(ContinuousTime):
+    """Eq. (4)."""
+
+    def __post_init__(self):
+        super().__post_init__()
         if not self.process.has_mask:
             raise UserError("mdlm is written for masks: noise must be 'mask'; for uniform noise use sedd")
 
@@ -164,7 +195,7 @@ class MDLM(TokenObjective):
         return loss, {"loss": loss, "bits": loss / math.log(2.0), "cross_entropy": cross_entropy}
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
-        """(3) over all shares of masks from 0 to 1, where the loss, as in the paper, ends at 1 - eps."""
+        """(4) over all shares of masks from 0 to 1, where the loss, as in the paper, ends at 1 - eps."""
         share = jnp.maximum(key.fold_in("time").low_discrepancy(), 1e-6)
         masked = key.fold_in("replaced").uniforms(x0.shape[1:]) < like_data(share, x0)
         logits = denoise_fn(jnp.where(masked, self.process.mask, x0), share)
@@ -177,8 +208,8 @@ class MDLM(TokenObjective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SEDD(TokenObjective):
-    """Eq. (4); the network hears sigma = -log kept, as in the authors' code."""
+class SEDD(ContinuousTime):
+    """Eq. (5); the network hears sigma = -log kept, as in the authors' code."""
 
     @property
     def told(self) -> str:
@@ -188,18 +219,18 @@ class SEDD(TokenObjective):
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
         """Metrics `bits`, the bound in bits per token, and `score_entropy`, without the rate."""
-        entropy, rate = self._entropy(denoise_fn, self.tokens(batch), key)
+        entropy, rate = self._entropy(denoise_fn, self.tokens(batch), self.times(key), key)
         loss = jnp.mean(rate * entropy)
         return loss, {"loss": loss, "bits": loss / math.log(2.0), "score_entropy": jnp.mean(entropy)}
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
-        """(4), as the paper takes it: without the divergence at t = 1, where a share kept(1) of tokens is left."""
-        entropy, rate = self._entropy(denoise_fn, x0, key)
+        """(5) down to t = 0; as in the paper, without the divergence at t = 1, where a share kept(1) is left."""
+        t = jnp.maximum(key.fold_in("time").low_discrepancy(), _LEAST_IN_BOUNDS)
+        entropy, rate = self._entropy(denoise_fn, x0, t, key)
         return rate * entropy
 
-    def _entropy(self, denoise_fn, x0, key) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-        """The mean of `score_entropy` over the tokens at a time drawn for each example, and the rate there."""
-        t = self.times(key)
+    def _entropy(self, denoise_fn, x0, t, key) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """The mean of `score_entropy` over the tokens at every example's time, and the rate there."""
         xt, _ = self.process.corrupt(x0, t, key.fold_in("corrupt"))
         return _mean(self.score_entropy(denoise_fn(xt, t), x0, xt, t)), self.process.schedule.rate(t)
 
@@ -210,7 +241,7 @@ class SEDD(TokenObjective):
         xt: Int[Array, "batch ..."],
         t: Float[Array, " batch"],
     ) -> Float[Array, "batch ..."]:
-        """The sum of (4) for every token; zero exactly where the ratios are right."""
+        """The sum of (5) for every token; zero exactly where the ratios are right."""
         size = self.process.num_tokens
         kept = like_data(self.process.schedule.kept(t), logits)
         is_x0, is_xt = jax.nn.one_hot(x0, size), jax.nn.one_hot(xt, size)  # no row for the mask
@@ -237,7 +268,7 @@ def log_ratios(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscreteFlow(TokenObjective):
+class DiscreteFlow(ContinuousTime):
     """The cross-entropy of x0."""
 
     def loss(
@@ -259,16 +290,22 @@ def d3pm(
     kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian",
     cross_entropy_weight: float = 1e-3,
     vb_weight: float = 1.0,
+    normalization: Literal["paper", "code"] = "paper",
 ) -> D3PM:
     """D3PM with the hybrid loss."""
-    chain = TokenChain(num_tokens=num_tokens, num_steps=num_steps, kind=kind)
-    return D3PM(process=chain, cross_entropy_weight=cross_entropy_weight, vb_weight=vb_weight)
+    return D3PM(
+        process=TokenChain(num_tokens=num_tokens, num_steps=num_steps, kind=kind),
+        cross_entropy_weight=cross_entropy_weight,
+        vb_weight=vb_weight,
+        normalization=normalization,
+    )
 
 
 @OBJECTIVES.register("mdlm", example={"num_tokens": 4})
-def mdlm(num_tokens: int = 256, token_schedule: Spec | TokenSchedule = "linear") -> MDLM:
+def mdlm(num_tokens: int = 256, token_schedule: Spec | TokenSchedule = "linear", least_time: float = 1e-3) -> MDLM:
     """Masked diffusion."""
-    return MDLM(process=TokenProcess(schedule=built(TOKEN_SCHEDULES, token_schedule), num_tokens=num_tokens))
+    process = TokenProcess(schedule=built(TOKEN_SCHEDULES, token_schedule), num_tokens=num_tokens)
+    return MDLM(process=process, least_time=least_time)
 
 
 @OBJECTIVES.register("sedd", example={"num_tokens": 4})
@@ -276,10 +313,12 @@ def sedd(
     num_tokens: int = 256,
     token_schedule: Spec | TokenSchedule = "linear",
     noise: Literal["mask", "uniform"] = "mask",
+    least_time: float = 1e-3,
 ) -> SEDD:
     """Score entropy."""
     schedule = built(TOKEN_SCHEDULES, token_schedule)
-    return SEDD(process=TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise))
+    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise)
+    return SEDD(process=process, least_time=least_time)
 
 
 @OBJECTIVES.register("discrete_flow", example={"num_tokens": 4})
@@ -287,7 +326,9 @@ def discrete_flow(
     num_tokens: int = 256,
     token_schedule: Spec | TokenSchedule = "linear",
     noise: Literal["mask", "uniform"] = "mask",
+    least_time: float = 1e-3,
 ) -> DiscreteFlow:
     """Discrete flow matching with the mixture path."""
     schedule = built(TOKEN_SCHEDULES, token_schedule)
-    return DiscreteFlow(process=TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise))
+    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise)
+    return DiscreteFlow(process=process, least_time=least_time)

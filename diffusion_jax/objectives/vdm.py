@@ -7,8 +7,10 @@ Kingma et al. 2021 (arXiv 2107.00630), eq. 11 to 18. With gamma(t) = -log_snr(t)
     (2)   prior:           KL(q(z_1 | x) || N(0, I)),
     (3)   reconstruction:  -log p(x | z_0),  p(x | z_0) ~ N(z_0; alpha_0 x, sigma_0^2) over the `bins` values of x.
 
-(1) in continuous time depends on gamma only through its ends; what a learned gamma can do besides is lower the variance
-of the estimate. The network keeps its own clock: it is asked at the time of its fixed schedule at which the log-SNR is
+(1) in continuous time depends on gamma only through its ends; its course between them changes the variance of the
+estimate alone. The paper (app. I.2) learns that course by descending the squared loss; the authors' released code
+descends the loss itself in all parameters, and so does this: the ends are learned, the course between them only where T
+is finite. The network keeps its own clock: it is asked at the time of its fixed schedule at which the log-SNR is
 that of the learned one (`on_schedule`), so that one denoiser serves both.
 """
 
@@ -99,7 +101,7 @@ def vdm(
     num_steps: int = 0,
     bins: int = 256,
 ) -> VDM:
-    """VDM with the fixed schedule, or with a learned one that starts as a line between the same ends."""
+    """VDM with the fixed schedule, or with a learned one that starts near a line between the same ends."""
     schedule = built(SCHEDULES, schedule)
     ends = {"gamma_min": -float(schedule.log_snr(0.0)), "gamma_max": -float(schedule.log_snr(1.0))}
     return VDM(

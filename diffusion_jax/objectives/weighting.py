@@ -64,7 +64,7 @@ class SNRWeighting(Weighting):
     """The SNR, clipped to [minimum, maximum], on squared x0 errors.
 
     Unclipped it is the plain epsilon-MSE whatever the kind; minimum = 1 is the truncated SNR of Salimans & Ho 2022
-    (arXiv 2202.00512, sec. 4); maximum = gamma is Min-SNR-gamma.
+    (arXiv 2202.00512, sec. 4).
     """
 
     minimum: float = 0.0
@@ -82,9 +82,33 @@ class SNRWeighting(Weighting):
 
 
 @WEIGHTINGS.register("min_snr")
-def min_snr(gamma: float = 5.0) -> SNRWeighting:
-    """min(SNR, gamma) on squared x0 errors (Hang et al. 2023, arXiv 2303.09556, Min-SNR)."""
-    return SNRWeighting(maximum=gamma)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSNRWeighting(Weighting):
+    """min(SNR, gamma) on squared x0 errors (Hang et al. 2023, arXiv 2303.09556, Min-SNR).
+
+    Where the SNR is 0, as at the end of a schedule without signal, the weight is 1 whatever the kind, as in the
+    authors' code (guided_diffusion/gaussian_diffusion.py): the loss of x0 would else be nothing there.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self):
+        traced = not isinstance(self.gamma, int | float)  # of several trainings as one program
+        if not traced and not self.gamma > 0:
+            raise UserError(f"weighting min_snr needs gamma > 0, got {self.gamma}")
+
+    def x0_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        xp = array_module(log_snr)
+        return xp.minimum(xp.exp(log_snr), self.gamma)
+
+    def __call__(
+        self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        log_snr = schedule.log_snr(t)
+        xp = array_module(log_snr)
+        silent = xp.exp(log_snr) == 0
+        factor = (schedule.sigma(t) / xp.where(silent, 1.0, kind.determinant(schedule, t))) ** 2
+        return xp.where(silent, 1.0, self.x0_weight(log_snr) * factor)
 
 
 @WEIGHTINGS.register("edm")

@@ -24,7 +24,8 @@ Multistep ("2m", "3m"): the differences come from the points before s. With r0 =
           D1 = E0 + w (E0 - E1),  D2 = (E0 - E1) / (r0 + r1)                                   third order
 
 (5) is what the papers' code computes. The second derivative times h^2 is twice that D2, and so the published multistep
-solvers converge with order 2; `second_derivative="exact"` puts the factor in, and they converge with order 3.
+solvers converge with order 2; `second_derivative="exact"` puts the factor in, and they converge with order 3, on grids
+whose first steps count only with `start="runge_kutta"` (`multistep.HighOrderStart`).
 
 Single-step ("2s", "3s"): a step spans two or three transitions of the grid, whose points in between are the solver's
 own intermediate points: with r = (l_between - l_s) / h, D1 = (m_between - m_s) / r. Two transitions are one step of
@@ -40,6 +41,7 @@ import numpy as np
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers.multistep import (
     Coefficients,
+    HighOrderStart,
     LinearMultistep,
     assemble,
     first_order,
@@ -170,13 +172,14 @@ class Singlestep(DPMSolver):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Multistep3(Multistep):
+class Multistep3(HighOrderStart, Multistep):
     """The third order, with a choice of D2; see (5)."""
 
     second_derivative: Literal["published", "exact"] = "published"
 
     def __post_init__(self):
-        super().__post_init__()
+        Multistep.__post_init__(self)
+        HighOrderStart.__post_init__(self)
         if self.second_derivative not in ("published", "exact"):
             raise UserError(f"second_derivative is 'published' or 'exact', got {self.second_derivative!r}")
 

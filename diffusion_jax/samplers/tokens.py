@@ -18,7 +18,7 @@ After the last step tokens that are still masked become draws of p (d3pm and mdl
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,17 @@ def sample_tokens(
 @DISCRETE_SAMPLERS.register("d3pm_ancestral")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3PMAncestral(TokenSampler):
-    """The chain itself, step by step."""
+    """The chain itself, step by step.
+
+    The last step draws from p(x0 | x_1), which gives the model's own distribution, or with `last_step` "argmax" takes
+    the likeliest value, as the authors' code does (google-research, d3pm/images/diffusion_categorical.py, `p_sample`).
+    """
+
+    last_step: Literal["draw", "argmax"] = "draw"
+
+    def __post_init__(self):
+        if self.last_step not in ("draw", "argmax"):
+            raise UserError(f"last_step of sampler d3pm_ancestral is 'draw' or 'argmax', got {self.last_step!r}")
 
     def check(self, process: Any, num_steps: int) -> None:
         if not isinstance(process, TokenChain):
@@ -132,7 +142,8 @@ class D3PMAncestral(TokenSampler):
         n = jnp.round(t * process.num_steps).astype(jnp.int32)
         p = jax.nn.softmax(logits)
         earlier = jnp.where(n == 1, p, process.posterior(x, p, n))
-        return draw_categorical(earlier, key)
+        drawn = draw_categorical(earlier, key)
+        return jnp.where(n == 1, jnp.argmax(p, axis=-1), drawn) if self.last_step == "argmax" else drawn
 
 
 @DISCRETE_SAMPLERS.register("mdlm")

@@ -37,7 +37,11 @@ from diffusion_jax.schedulers import TimeGrid
 @SAMPLERS.register("unipc")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniPC(LinearMultistep):
-    """Eq. (1) to (3): UniPC-p with p = solver_order; the corrector raises the order of convergence to p + 1."""
+    """Eq. (1) to (3): UniPC-p with p = solver_order; the corrector raises the order of convergence to p + 1.
+
+    `lower_order_final` ends with steps of order ..., 2, 1 whatever the number of steps, as in the authors' uni_pc.py
+    and in diffusers (the DPM-Solver family does so below 15 steps only).
+    """
 
     order: ClassVar[int] = 3
 
@@ -84,7 +88,7 @@ class UniPC(LinearMultistep):
         return (lambdas[i - count : i][::-1] - lambdas[i]) / (lambdas[i + 1] - lambdas[i])
 
     def coefficients(self, grid: TimeGrid) -> Coefficients:
-        orders = orders_of(grid, self.solver_order, lower_order_final=self.lower_order_final)
+        orders = orders_of(grid, self.solver_order, lower_order_final=self.lower_order_final, below=math.inf)
         lambdas, k = half_log_snrs(grid), self.memory
 
         def row(i: int) -> tuple[float, np.ndarray]:

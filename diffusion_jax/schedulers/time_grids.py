@@ -16,10 +16,16 @@ A rule spaces its points in some measure of noise:
 
 and those of a model of T discrete steps, step n at t = (n + 1) / T; N of them are visited, then clean data:
 
-    linspace   equally from step T - 1 to step 0
-    leading    0, k, 2 k, ... with the whole stride k = T // N: the first is not T - 1
-    trailing   T - 1, T - 1 - T / N, ...
-    quadratic  equal in the root, up to 0.8 T (Song et al. 2020, arXiv 2010.02502, app. D.2)
+    linspace      equally from step T - 1 to step 0
+    leading       0, k, 2 k, ... with the whole stride k = T // N: the first is not T - 1
+    trailing      T - 1, T - 1 - T / N, ...
+    quadratic     equal in the root, up to 0.8 T (Song et al. 2020, arXiv 2010.02502, app. D.2)
+    dpm_linspace  N + 1 equally from step T - 1 to step 0, rounded, without step 0
+    dpm_leading   k, 2 k, ... with the whole stride k = T // (N + 1)
+
+The last two are diffusers' spacings "linspace" and "leading" of the DPM-Solver family, UniPC, DEIS and SA-Solver, which
+differ from those of its DDIM, PNDM and Euler. Without `to_clean` a grid ends at step 0, with its noise left, in the
+same number of transitions and with the same strides (diffusers' set_alpha_to_one=False, final_sigmas_type="sigma_min").
 
 Two rules change another's grid: `shift` moves times towards noise (SD3), `edm_discretised` rounds noise levels to those
 of a discrete model.
@@ -222,12 +228,16 @@ class DiscreteGrid(GridRule):
         """N choices among 0 ... T - 1, falling."""
         raise NotImplementedError
 
+    def visited(self, num_steps: int) -> np.ndarray:
+        """All steps of a grid of N transitions, but for clean data: the choices, and step 0 where it ends there."""
+        chosen = self.indices(num_steps) + self.offset
+        return chosen if self.to_clean else np.append(chosen, 0.0)
+
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> TimeGrid:
         _require_steps(num_steps)
         if num_steps > self.num_train_steps:
             raise UserError(f"{num_steps} steps are more than the {self.num_train_steps} of the model: take fewer")
-        count = num_steps if self.to_clean else num_steps + 1
-        indices = self.indices(count) + self.offset
+        indices = self.visited(num_steps)
         indices = np.round(indices) if self.rounded else indices
         if indices[0] > self.num_train_steps - 1 or indices[-1] < 0:
             raise UserError(f"offset {self.offset} leads outside of the model's steps: {indices[0]} ... {indices[-1]}")
@@ -242,16 +252,34 @@ class LinspaceGrid(DiscreteGrid):
     def indices(self, num_steps: int) -> np.ndarray:
         return np.linspace(self.num_train_steps - 1, 0, num_steps)
 
+    def visited(self, num_steps: int) -> np.ndarray:
+        return self.indices(num_steps + (not self.to_clean)) + self.offset
+
 
 @GRIDS.register("leading")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeadingGrid(DiscreteGrid):
-    """Whole strides from step 0 upwards."""
+    """Whole strides from step 0 upwards.
+
+    Without `to_clean` the last transition goes from step `offset` to step 0, as Stable Diffusion's (offset 1) does;
+    with offset 0 step 0 is there already, and one stride more is taken at the top, if the model has that step.
+    """
 
     starts_at_one: ClassVar[bool] = False
 
     def indices(self, num_steps: int) -> np.ndarray:
         return np.arange(num_steps)[::-1] * (self.num_train_steps // num_steps) * 1.0
+
+    def visited(self, num_steps: int) -> np.ndarray:
+        if self.to_clean or self.offset:
+            return super().visited(num_steps)
+        stride = self.num_train_steps // num_steps
+        if num_steps * stride >= self.num_train_steps:
+            raise UserError(
+                f"time grid leading with to_clean=False and offset=0 has no {num_steps} strides of {stride} among "
+                f"{self.num_train_steps} steps: set offset=1, or take a number of steps that does not divide them"
+            )
+        return np.arange(num_steps + 1)[::-1] * stride * 1.0
 
 
 @GRIDS.register("trailing")
@@ -274,6 +302,31 @@ class QuadraticGrid(DiscreteGrid):
 
     def indices(self, num_steps: int) -> np.ndarray:
         return np.linspace((self.top * self.num_train_steps) ** 0.5, 0, num_steps) ** 2
+
+    def visited(self, num_steps: int) -> np.ndarray:
+        return self.indices(num_steps + (not self.to_clean)) + self.offset
+
+
+@GRIDS.register("dpm_linspace")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMLinspaceGrid(DiscreteGrid):
+    """Equally from step T - 1 downwards, as if to step 0 in N steps; whole steps."""
+
+    rounded: bool = True
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return np.linspace(self.num_train_steps - 1, 0, num_steps + 1)[:-1]
+
+
+@GRIDS.register("dpm_leading")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMLeadingGrid(DiscreteGrid):
+    """Whole strides upwards from step 0, which is not visited."""
+
+    starts_at_one: ClassVar[bool] = False
+
+    def indices(self, num_steps: int) -> np.ndarray:
+        return np.arange(1, num_steps + 1)[::-1] * (self.num_train_steps // (num_steps + 1)) * 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.conditioning import Conditions
 from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.parallel.activations import for_cpu
 from diffusion_jax.rng import BatchKey, fold_name, stream_key
-from diffusion_jax.schedulers import on_schedule
+from diffusion_jax.schedulers import Denoiser, on_schedule
 from diffusion_jax.specs import DATA, FEATURES
 from diffusion_jax.systems import Model, Params
 from diffusion_jax.training.ema import EmaConfig
@@ -54,6 +55,17 @@ class Trainable:
         params = self.model.init_params(key, init_network)
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
         return params if own is None else {**params, OBJECTIVE: own}
+
+    def constrain(self, params: Params) -> Params:
+        """The parameters after an update, as the network and the loss allow them."""
+        loss = {OBJECTIVE: self.objective.constrain(params[OBJECTIVE])} if OBJECTIVE in params else {}
+        return {**self.model.constrain(params), **loss}
+
+    def denoiser(
+        self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Denoiser:
+        """The model's denoiser as samplers may ask it: at no times but those at which the loss trains it."""
+        return self.objective.for_sampling(self.model.denoiser(params, conditions, dropout_keys))
 
     def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
         """The training loss, with dropout of units and of conditions, and (metrics, values for `update_state`).
@@ -176,7 +188,7 @@ def make_train_step(
 
         gradient_norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = trainable.model.constrain(optax.apply_updates(state.params, updates))
+        params = trainable.constrain(optax.apply_updates(state.params, updates))
         target = state.target
         if target is not None:
             decay = trainable.objective.target_decay_at(state.step)

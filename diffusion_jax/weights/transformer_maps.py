@@ -105,6 +105,8 @@ def uvit(network: UViT) -> WeightMap:
         entries |= {**prefixed("time_0", dense("time_embed.0")), **prefixed("time_1", dense("time_embed.2"))}
     if network.num_classes:
         entries["label", "embedding"] = same("label_emb.weight")
+    if network.context_channels:
+        entries |= prefixed("context", dense("context_embed"))
     if network.last_convolution:
         entries |= prefixed("conv_out", conv("final_layer"))
 

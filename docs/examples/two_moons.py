@@ -239,7 +239,7 @@ def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np
 
     @jax.jit
     def run(params: Any) -> tuple[jax.Array, jax.Array]:
-        denoiser, objective = trainable.model.denoiser(params, {}), trainable.objective
+        denoiser, objective = trainable.denoiser(params, {}), trainable.objective
         if objective.discrete:
             sampler = DISCRETE_SAMPLERS.build(family.sampler)
             found = sample_tokens(

@@ -3,9 +3,11 @@
 Nothing is allocated. Trainable parameters unless said otherwise.
 """
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.models import MODELS, NoisyClassifier, count_parameters
+from diffusion_jax.models import MODELS, NoisyClassifier, count_parameters, example_inputs, init_params
 
 CIFAR = {"image_size": 32, "image_channels": 3}
 IMAGENET64 = {"image_size": 64, "image_channels": 3, "num_classes": 1000}
@@ -161,6 +163,10 @@ COUNTS = {
         55_932_419,
     ),
     # The released EDM2 files add 128 weights of the loss (objectives/uncertainty.py).
+    # XXS is the authors' preset of 64 channels; L and XL are 777.5M and 1119.3M in the paper.
+    "EDM2 XXS": ({"name": "edm2", **LATENT512, "size": "XXS"}, 31_309_029 - 128),
+    "EDM2 L": ({"name": "edm2", **LATENT512, "size": "L"}, 777_498_085 - 128),
+    "EDM2 XL": ({"name": "edm2", **LATENT512, "size": "XL"}, 1_119_283_749 - 128),
     "EDM2 XS": ({"name": "edm2", **LATENT512, "size": "XS"}, 124_713_253 - 128),
     "EDM2 S": ({"name": "edm2", **LATENT512, "size": "S"}, 280_212_837 - 128),
     "EDM2 M": ({"name": "edm2", **LATENT512, "size": "M"}, 497_807_781 - 128),
@@ -176,6 +182,9 @@ COUNTS = {
     "U-ViT ImageNet 64 M/4": ({"name": "uvit", **IMAGENET64, "size": "M/4", "null_row": False}, 130_940_292),
     "U-ViT ImageNet 256 L/2": ({"name": "uvit", **LATENT, "size": "L/2"}, 286_763_172),
     "U-ViT ImageNet 256 H/2": ({"name": "uvit", **LATENT, "size": "H/2", "last_convolution": False}, 500_832_016),
+    # 45M and 58M in the authors' table; by formula from libs/uvit_t2i.py.
+    "U-ViT MS-COCO S/2": ({"name": "uvit", **LATENT, "num_classes": 0, "size": "S-text/2"}, 44_692_644),
+    "U-ViT MS-COCO S/2 deep": ({"name": "uvit", **LATENT, "num_classes": 0, "size": "S-deep-text/2"}, 58_345_636),
     # Counted on the authors' code, guided_diffusion/vision_transformer.py.
     "Min-SNR ViT-B/2 on latents": ({"name": "vit", **LATENT, "size": "B/2"}, 89_109_520),
     "Min-SNR ViT-XL/2 on latents": ({"name": "vit", **LATENT, "size": "XL/2"}, 452_390_416),
@@ -186,8 +195,14 @@ COUNTS = {
     "MeanFlow B/4": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/4"}, 131_165_248),
     # Shortcut models' code has 256 more, a table that its output does not depend on.
     "MeanFlow B/2, shortcut B/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/2"}, 131_091_472),
+    "MeanFlow M/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "M/2"}, 308_019_216),  # the paper's 308M
     "MeanFlow XL/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "XL/2"}, 676_440_592),
     "MDLM and SEDD small": ({"name": "ddit", "image_size": 32, "image_channels": 50_258}, 169_627_218),
+    "MDLM tiny": ({"name": "ddit", "image_size": 32, "image_channels": 50_258, "size": "tiny"}, 80_061_266),
+    "MDLM and SEDD medium": (
+        {"name": "ddit", "image_size": 32, "image_channels": 50_258, "size": "medium"},
+        424_477_010,
+    ),
     "MDLM LM1B": ({"name": "ddit", "image_size": 16, "image_channels": 30_522}, 139_292_986),
     # With the 1001 x 512 table of labels, which the paper's code keeps outside its U-Net.
     "LDM ImageNet 256": (
@@ -244,6 +259,58 @@ def test_dit_512_has_more_positions_and_the_same_parameters():
 )
 def test_adm_classifiers(size, blocks, count):
     assert count_parameters(NoisyClassifier(image_size=size, num_res_blocks=blocks)) == count
+
+
+def uvit_text(width, depth):
+    """By the layers of libs/uvit_t2i.py: patches of 2 x 2 x 4, 77 vectors of CLIP, one time, a last convolution."""
+    block = 4 * width**2 + width + 8 * width**2 + 5 * width + 4 * width
+    skips = depth // 2 * (2 * width**2 + width)
+    ends = (16 * width + width) + (width * 16 + 16) + (768 * width + width) + (1 + 77 + 256) * width + 2 * width
+    return (depth + 1) * block + skips + ends + (4 * 4 * 9 + 4)
+
+
+def ddit(width, depth, values):
+    """By the layers of MDLM's models/dit.py: a table, 128 channels of time, blocks, the last layer."""
+    block = 2 * width + 4 * width**2 + 8 * width**2 + 5 * width + 6 * (128 + 1) * width
+    time = (256 * 128 + 128) + (128 * 128 + 128)
+    return values * width + time + depth * block + width + 2 * (128 + 1) * width + values * (width + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("U-ViT MS-COCO S/2", uvit_text(512, 12)),
+        ("U-ViT MS-COCO S/2 deep", uvit_text(512, 16)),
+        ("MDLM tiny", ddit(512, 8, 50_258)),
+        ("MDLM and SEDD small", ddit(768, 12, 50_258)),
+        ("MDLM and SEDD medium", ddit(1024, 24, 50_258)),
+    ],
+)
+def test_counts_by_formula(name, count):
+    """What was not counted on the authors' code follows from its layers."""
+    assert COUNTS[name][1] == count
+
+
+def test_the_text_of_uvit_is_tokens_of_its_own():
+    """The output depends on every vector of the text, and the sampler's null condition is a text of zeros."""
+    network = MODELS.build(
+        {
+            **{"name": "uvit", "image_size": 4, "image_channels": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
+            **{"context_channels": 5, "context_tokens": 3},
+        }
+    )
+    params = init_params(network, jax.random.key(0))
+    assert params["position"].shape == (1 + 3 + 4, 16)
+    x, time = jax.random.normal(jax.random.key(1), (1, 4, 4, 2)), jnp.ones((1,))
+
+    def output(context):
+        return network.apply({"params": params}, x, time, {"context": context})
+
+    null = example_inputs(network)[2]["context"]
+    assert null.shape == (1, 3, 5)
+    assert not null.any()
+    for token in range(3):
+        assert abs(output(null.at[0, token].set(1.0)) - output(null)).max() > 1e-6
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("score SDE NCSN++", 128), ("score SDE NCSN++ 1024", 16)])

@@ -1,5 +1,7 @@
 """Losses that are likelihoods: VDM and the variational bound of a chain, for Gaussian data where all is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import elbo_terms
 from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS, Context
+from diffusion_jax.objectives.uncertainty import LearnedUncertainty
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, MonotoneGamma, Prediction, ReverseSteps
 from diffusion_jax.schedulers.gaussian_chain import prior_kl
 from tests.samplers.closed_form import Gaussian
 
 CENTRED = Gaussian(mean=0.0)
+EDM2 = {"name": "denoising", "schedule": "edm", "prediction": "edm", "time_sampler": "log_normal"}
 
 
 def keys(size, seed=0):
@@ -198,8 +202,8 @@ def test_a_network_without_variances_is_one_clear_line():
 
 def test_learned_uncertainty_is_the_log_of_the_loss():
     """At the best constant u the loss is 1 + log of the mean error; gradients with respect to u vanish there."""
-    recipe = {"name": "denoising", "schedule": "edm", "prediction": "edm", "time_sampler": "log_normal"}
-    plain, learned = (OBJECTIVES.build({**recipe, "uncertainty": flag}) for flag in (False, True))
+    plain, learned = (OBJECTIVES.build({**EDM2, "uncertainty": flag}) for flag in (False, True))
+    learned = dataclasses.replace(learned, uncertainty=LearnedUncertainty(normalized=False))
     denoiser = Gaussian(std=0.6).denoiser(plain.schedule)
     start = learned.init_params(jax.random.key(0))
     assert start["weight"].shape == (128,)
@@ -214,3 +218,24 @@ def test_learned_uncertainty_is_the_log_of_the_loss():
     for _ in range(300):
         params = jax.tree.map(lambda p, g: p - 2.0 * g, params, slope(params))
     assert value(params) < loss - 0.01
+
+
+def test_the_uncertainty_of_edm2_has_normalised_weights_and_a_random_start():
+    """As `MPConv` of the authors: a normal draw, divided by its norm where it is used, put back to sqrt(128)."""
+    learned = OBJECTIVES.build({**EDM2, "uncertainty": True})
+    start, other = (learned.init_params(jax.random.key(seed)) for seed in (0, 1))
+    weight = np.asarray(start["weight"])
+    assert weight.shape == (128,)
+    assert 0.8 < weight.std() < 1.2
+    assert not np.allclose(weight, other["weight"])
+    log_snr = jnp.linspace(-12, 12, 7)
+    u = learned.uncertainty(start, log_snr)
+    assert np.abs(u).max() > 0.1
+    frequencies, phases = learned.uncertainty._waves
+    waves = np.sqrt(2) * np.cos(-np.asarray(log_snr)[:, None] / 8 * frequencies + phases)
+    np.testing.assert_allclose(u, waves @ weight / np.linalg.norm(weight), rtol=2e-3, atol=1e-4)
+    longer = {"weight": 7.0 * start["weight"]}
+    np.testing.assert_allclose(learned.uncertainty(longer, log_snr), u, rtol=1e-3, atol=1e-4)
+    back = learned.constrain(longer)["weight"]
+    np.testing.assert_allclose(np.linalg.norm(back), np.sqrt(128), rtol=1e-3)
+    np.testing.assert_allclose(back, np.sqrt(128) * weight / np.linalg.norm(weight), rtol=1e-3)

@@ -13,7 +13,8 @@ from diffusion_jax.metrics import lpips
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.objectives.curriculum import Discretisation, EasyCurriculum
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES, Prediction, corrupt
+from diffusion_jax.samplers import SAMPLERS, sample
+from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, Prediction, corrupt
 from tests.samplers.closed_form import Gaussian, point_mass_denoiser
 
 EDM, FLOW = SCHEDULES.build("edm"), SCHEDULES.build("rectified_flow")
@@ -212,12 +213,80 @@ def test_mean_flow_identity_on_a_gaussian(x64):
     assert exact["mse"] < 1e-12 < 1e-6 < other["mse"]
 
 
-def test_shortcut_bootstrap_is_exact_for_a_flow_map(x64):
-    """u(x, t, t - 2d) is the mean of two jumps of d."""
-    f = Gaussian().flow_map(FLOW)
-    objective = OBJECTIVES.build({"name": "shortcut", "bootstrap": 1.0})
-    _, metrics = objective.loss(f, gaussian_batch(64), keys(64), Context(target=f))
-    np.testing.assert_allclose(metrics["bootstrap"], 0, atol=1e-18)
+def test_a_shortcut_model_is_asked_for_no_length_that_is_not_trained(x64):
+    """Bootstrapping asks for 2 / M and more, and for the velocity in the place of 1 / M; so do samplers."""
+    objective, f, lengths = OBJECTIVES.build({"name": "shortcut", "base_steps": 16}), Gaussian().flow_map(FLOW), []
+
+    def asked(xt, t, s):
+        lengths.append(np.broadcast_to(t - s, xt.shape[:1]))
+        return f(xt, t, s)
+
+    objective.loss(asked, gaussian_batch(128), keys(128), Context(target=asked))
+    trained = np.unique(np.round(np.concatenate(lengths), 9))
+    np.testing.assert_array_equal(trained, [0, 1 / 8, 1 / 4, 1 / 2, 1])
+    with jax.disable_jit():
+        for num_steps in (1, 8, 16, 32):
+            lengths.clear()
+            grid = GRIDS.build("uniform")(FLOW, num_steps)
+            sample(SAMPLERS.build("flow_map"), objective.for_sampling(asked), grid, jnp.ones((2, 1)))
+            expected = 0.0 if num_steps >= 16 else 1 / num_steps
+            np.testing.assert_allclose(np.concatenate(lengths), expected, atol=1e-9)
+
+
+def perfect_shortcut(num_steps, data):
+    """The fixed point of eq. 4: a jump ends where steps of Euler of length 1 / M end, from the exact velocity."""
+    exact = data.denoiser(FLOW)
+
+    def velocity(x, t):
+        found = exact(x, t)
+        return found.noise - found.x0
+
+    def denoise(xt, t, s):
+        t, s = (jnp.broadcast_to(jnp.asarray(time), xt.shape[:1]) for time in (t, s))
+        column = lambda time: time.reshape(-1, *(1,) * (xt.ndim - 1))  # noqa: E731
+
+        def euler(i, x):
+            going = column(t - (i + 0.5) / num_steps > s)
+            return jnp.where(going, x - velocity(x, jnp.maximum(t - i / num_steps, 1e-9)) / num_steps, x)
+
+        x = jax.lax.fori_loop(0, num_steps, euler, xt)
+        moved = column(t - s) > 0
+        u = jnp.where(moved, (xt - x) / jnp.where(moved, column(t - s), 1.0), velocity(xt, t))
+        return Prediction(x0=xt - column(t) * u, noise=xt + (1 - column(t)) * u)
+
+    return denoise
+
+
+def test_the_perfect_shortcut_model_has_no_bootstrap_loss_and_is_as_far_from_the_flow_as_euler(x64):
+    """Its error falls as 1 / M, whether it takes M steps or one; that of the exact flow map in the loss as 1 / M^2."""
+    data, noise, errors, losses = Gaussian(), jnp.array([[1.3], [-0.4]]), [], []
+    for base_steps in (8, 16, 32):
+        objective = OBJECTIVES.build({"name": "shortcut", "bootstrap": 1.0, "base_steps": base_steps})
+        perfect = perfect_shortcut(base_steps, data)
+        _, metrics = objective.loss(perfect, gaussian_batch(64), keys(64), Context(target=perfect))
+        np.testing.assert_allclose(metrics["bootstrap"], 0, atol=1e-18)
+        exact = data.flow_map(FLOW)
+        losses.append(objective.loss(exact, gaussian_batch(512), keys(512), Context(target=exact))[1]["bootstrap"])
+        euler = sample(
+            SAMPLERS.build("flow_euler"), data.denoiser(FLOW), GRIDS.build("uniform")(FLOW, base_steps), noise
+        )
+        for num_steps in (1, 4, base_steps):
+            grid = GRIDS.build("uniform")(FLOW, num_steps)
+            x0 = sample(SAMPLERS.build("flow_map"), objective.for_sampling(perfect), grid, noise).x0
+            np.testing.assert_allclose(x0, euler.x0, rtol=1e-9)
+        errors.append(np.abs(x0 - data.flow(FLOW, noise, grid)).max())
+    errors, losses = np.array(errors), np.array(losses)
+    assert np.all(np.abs(np.log2(errors[:-1] / errors[1:]) - 1) < 0.2)
+    assert np.all(np.log2(losses[:-1] / losses[1:]) > 1.6)
+
+
+def test_the_truncated_snr_has_no_upper_end():
+    """max(SNR, 1) near clean data, where a student of 8,192 steps begins, is far above 10,000."""
+    objective = OBJECTIVES.build({"name": "progressive_distillation", "num_steps": 8192, "schedule": "clipped_cosine"})
+    t = jnp.array([1 / 8192, 0.5, 0.9])
+    found = objective.weighting(PREDICTIONS.build("x0"), objective.schedule, t)
+    np.testing.assert_allclose(found, np.maximum(np.exp(objective.schedule.log_snr(np.asarray(t))), 1), rtol=1e-4)
+    assert found[0] > 1e7
 
 
 def test_reflow_pairs_make_straight_paths():

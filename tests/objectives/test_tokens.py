@@ -112,6 +112,55 @@ def test_d3pm_perfect_model_has_no_kl_and_uniform_logits_cost_log2_k(kind):
     assert np.all(guess > -1e-6)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
+def test_the_hybrid_loss_by_paper_and_by_code(kind):
+    """The paper's bound is a sum over T steps, the code's their mean; both terms are in bits in both."""
+    x0, logits = draws(64), jax.random.normal(jax.random.key(4), (64, 8, 4))
+    spec = {"name": "d3pm", "kind": kind, "num_tokens": 4, "num_steps": 50, "cross_entropy_weight": 0.01}
+    found = {}
+    for normalization in ("paper", "code"):
+        objective = OBJECTIVES.build({**spec, "normalization": normalization})
+        found[normalization], metrics = objective.loss(lambda xt, t: logits, {"data": x0}, keys(64))
+    vb, cross_entropy = metrics["vb"], metrics["cross_entropy"] / np.log(2)
+    np.testing.assert_allclose(found["paper"], vb + 0.01 * cross_entropy, rtol=1e-5)
+    np.testing.assert_allclose(found["code"], vb / 50 + 0.01 * cross_entropy, rtol=1e-5)
+    nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(x0)[..., None], -1).mean()
+    np.testing.assert_allclose(metrics["cross_entropy"], nats, rtol=1e-5)
+    with pytest.raises(UserError, match="'paper'"):
+        OBJECTIVES.build({**spec, "normalization": "sum"})
+
+
+def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_does():
+    """With logits that rise slowly with the value, every draw is the last value; other steps draw still."""
+    chain = TokenChain(num_tokens=4, num_steps=6, kind="uniform")
+    logits = lambda xt, t: jnp.broadcast_to(0.1 * jnp.arange(4.0), (*xt.shape, 4))  # noqa: E731
+
+    def states(last_step):
+        sampler = DISCRETE_SAMPLERS.build({"name": "d3pm_ancestral", "last_step": last_step})
+        return sample_tokens(sampler, logits, chain, 6, (8,), keys(64), return_trajectory=True).trajectory
+
+    likeliest, drawn = states("argmax"), states("draw")
+    np.testing.assert_array_equal(likeliest[-1], 3)
+    np.testing.assert_array_equal(likeliest[:-1], drawn[:-1])
+    assert len(np.unique(drawn[-1])) == 4
+    with pytest.raises(UserError, match="'argmax'"):
+        DISCRETE_SAMPLERS.build({"name": "d3pm_ancestral", "last_step": "mode"})
+
+
+@pytest.mark.parametrize("name", ["mdlm", "sedd", "discrete_flow"])
+def test_times_of_tokens_begin_at_a_thousandth(name):
+    """t = 0.001 + 0.999 u, the authors' sampling_eps."""
+    objective = OBJECTIVES.build({"name": name, "num_tokens": 4})
+    t = np.sort(objective.times(keys(1000)))
+    np.testing.assert_allclose(np.diff(t), 0.999 / 1000, rtol=1e-2)
+    assert 1e-3 <= t[0] < 2e-3 + 1e-6
+    assert t[-1] < 1
+    other = OBJECTIVES.build({"name": name, "num_tokens": 4, "least_time": 0.25})
+    assert 0.25 <= np.min(other.times(keys(1000))) < 0.251
+    with pytest.raises(UserError, match="least_time"):
+        OBJECTIVES.build({"name": name, "num_tokens": 4, "least_time": 0.0})
+
+
 def test_mdlm_weight_is_one_over_t_and_a_uniform_guess_costs_log_v():
     objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 50257})
     t = jnp.linspace(0.05, 1.0, 20)

@@ -35,6 +35,21 @@ def test_min_snr_published_numbers():
     np.testing.assert_allclose(weight("min_snr", "v"), [0.0909, 0.5, 0.8333, 0.049505], atol=5e-5)
 
 
+@pytest.mark.parametrize("kind", ["x0", "v", "epsilon"])
+@pytest.mark.parametrize("schedule", [{"name": "zero_terminal_snr", "base": "ddpm_linear"}, "rectified_flow"], ids=str)
+def test_min_snr_where_there_is_no_signal_is_one(schedule, kind):
+    """The authors' code: weight[snr == 0] = 1; on the way there it is min(SNR, 5), and the like, still."""
+    schedule = SCHEDULES.build(schedule)
+    times = np.array([1.0, 0.999, 0.5])
+    for t in (times, jnp.asarray(times, jnp.float32)):
+        found = np.asarray(WEIGHTINGS.build("min_snr")(PREDICTIONS.build(kind), schedule, t))
+        snr = np.exp(schedule.log_snr(times[1:]))
+        own = {"x0": 1.0, "v": schedule.sigma(times[1:]) ** 2, "epsilon": 1 / snr}[kind]
+        if kind == "v":  # sigma^2 / d^2, d = alpha^2 + sigma^2
+            own = own / (schedule.alpha(times[1:]) ** 2 + schedule.sigma(times[1:]) ** 2) ** 2
+        np.testing.assert_allclose(found, [1.0, *np.minimum(snr, 5) * own], rtol=2e-3)
+
+
 def test_snr_weights():
     np.testing.assert_allclose(weight("snr", "epsilon"), 1, rtol=1e-12)
     np.testing.assert_allclose(weight("snr", "x0"), SNR, rtol=1e-12)

@@ -36,8 +36,11 @@ def shift(t):
     return 3 * t / (1 + 2 * t)
 
 
+def rule(name, num_steps=10, **options):
+    return lambda schedule: GRIDS.build({"name": name, **options})(schedule, num_steps)
+
+
 LINSPACE = np.linspace(999, 0, 10)
-DPM = np.linspace(0, 999, 11).round()[::-1][:-1]
 LEADING, TRAILING = np.arange(900, -1, -100), np.arange(999, -1, -100)
 FINAL = {"lower_order_final": True}
 
@@ -50,13 +53,13 @@ CASES = {
     "euler_sd": (SD, steps(LINSPACE), "euler"),
     "euler_karras": (SD, grid("karras"), "euler"),
     "heun_karras": (SD, grid("karras"), "heun"),
-    "dpmpp_2m": (SD, steps(DPM), {"name": "dpmpp_2m", **FINAL}),
+    "dpmpp_2m": (SD, rule("dpm_linspace"), {"name": "dpmpp_2m", **FINAL}),
     "dpmpp_2m_karras": (SD, grid("karras"), {"name": "dpmpp_2m", **FINAL}),
-    "dpmpp_3m": (SD, steps(DPM), {"name": "dpmpp_3m", **FINAL}),
-    "dpm_2m_eps": (SD, steps([*DPM, 0], to_clean=False), {"name": "dpm_solver_2m", **FINAL}),
-    "dpmpp_2s": (SD, steps(DPM), "dpmpp_2s"),
-    "unipc_bh2": (SD, steps(DPM), {"name": "unipc", **FINAL}),
-    "deis": (SD, steps([*DPM, 0], to_clean=False), {"name": "deis", "solver_order": 2, **FINAL}),
+    "dpmpp_3m": (SD, rule("dpm_linspace"), {"name": "dpmpp_3m", **FINAL}),
+    "dpm_2m_eps": (SD, rule("dpm_linspace", to_clean=False), {"name": "dpm_solver_2m", **FINAL}),
+    "dpmpp_2s": (SD, rule("dpm_linspace"), "dpmpp_2s"),
+    "unipc_bh2": (SD, rule("dpm_linspace"), {"name": "unipc", **FINAL}),
+    "deis": (SD, rule("dpm_linspace", to_clean=False), {"name": "deis", "solver_order": 2, **FINAL}),
     "lms": (SD, steps(LINSPACE), "lms"),
     "pndm": (SD, steps(LEADING, to_clean=False), "pndm"),
     "flow_euler": ("rectified_flow", times(np.linspace(1, 0.001, 10)), "flow_euler"),

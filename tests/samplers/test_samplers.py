@@ -20,6 +20,8 @@ OPTIONS = {
     "ddpm_large": {"name": "ddpm", "variance": "large"},
     "ddim_eta": {"name": "ddim", "eta": 0.7},
     "ddpm_reverse": {"name": "predictor_corrector", "predictor": "ancestral", "corrector": "annealed"},
+    "lms_started": {"name": "lms", "start": "runge_kutta"},
+    "dpmpp_3m_started": {"name": "dpmpp_3m", "start": "runge_kutta"},
     "heun_churn": {"name": "heun", "s_churn": 10.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
 }
 ALL = [*SAMPLERS, *OPTIONS]

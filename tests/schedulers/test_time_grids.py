@@ -99,6 +99,10 @@ def test_impossible_grids_are_refused():
         ("linspace", 10, [999, 888], [111, 0]),
         ({"name": "linspace", "rounded": True}, 20, [999, 946], [53, 0]),
         ("quadratic", 10, [800, 632.0987654], [9.8765432, 0]),
+        ("dpm_linspace", 10, [999, 899], [200, 100]),
+        ("dpm_linspace", 20, [999, 949], [100, 50]),
+        ("dpm_leading", 10, [900, 810], [180, 90]),
+        ({"name": "dpm_leading", "offset": 1}, 20, [941, 894], [95, 48]),
     ],
 )
 def test_discrete_spacings(spec, num_steps, first, last):
@@ -107,6 +111,34 @@ def test_discrete_spacings(spec, num_steps, first, last):
     indices = grid.times[:-1] * 1000 - 1
     np.testing.assert_allclose(indices[:2], first, atol=1e-6)
     np.testing.assert_allclose(indices[-2:], last, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "num_steps", "expected"),
+    [
+        ({"name": "leading", "offset": 1}, 10, [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0]),
+        ({"name": "leading", "offset": 1}, 3, [667, 334, 1, 0]),
+        ({"name": "leading"}, 3, [999, 666, 333, 0]),
+        ({"name": "leading"}, 7, [994, 852, 710, 568, 426, 284, 142, 0]),
+        ({"name": "trailing"}, 4, [999, 749, 499, 249, 0]),
+        ({"name": "linspace"}, 3, [999, 666, 333, 0]),
+        ({"name": "dpm_linspace"}, 10, [999, 899, 799, 699, 599, 500, 400, 300, 200, 100, 0]),
+        ({"name": "dpm_leading"}, 4, [800, 600, 400, 200, 0]),
+    ],
+    ids=str,
+)
+def test_grids_that_end_at_step_0_keep_their_strides(spec, num_steps, expected):
+    """As diffusers ends them: N transitions with the strides of N, and the noise of step 0 left."""
+    grid = GRIDS.build({**spec, "to_clean": False})(SCHEDULES.build("ddpm_linear"), num_steps)
+    assert grid.num_steps == num_steps
+    assert not grid.ends_clean
+    np.testing.assert_allclose(grid.times * 1000 - 1, expected, atol=1e-9)
+
+
+def test_leading_to_step_0_without_room_is_refused():
+    """10 strides of 100 from step 0 would begin at step 1000, which there is not; with offset 1 they fit."""
+    with pytest.raises(UserError, match=r"set offset=1"):
+        GRIDS.build({"name": "leading", "to_clean": False})(SCHEDULES.build("ddpm_linear"), 10)
 
 
 def test_karras_levels():

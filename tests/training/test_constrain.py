@@ -1,11 +1,14 @@
 """What a network demands of its parameters holds after every update: frozen constants, EDM2's weight norms."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from diffusion_jax import models, training
+from diffusion_jax.objectives import OBJECTIVES
 
 
 def test_update_keeps_the_norm_of_edm2s_weights(make_trainable, make_step, batch):
@@ -24,6 +27,19 @@ def test_update_keeps_the_norm_of_edm2s_weights(make_trainable, make_step, batch
             np.testing.assert_allclose(norms, np.sqrt(leaf.size / leaf.shape[-1]), rtol=2e-3)
             moved += not np.array_equal(leaf, old)
     assert moved  # the output's kernel at least: nothing else has a gradient while the gain is zero
+
+
+def test_update_keeps_the_norm_of_the_weights_of_edm2s_uncertainty(make_trainable, make_step, batch):
+    objective = {"name": "denoising", "schedule": "edm", "prediction": "edm", "time_sampler": "log_normal"}
+    small = {"base_channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "head_channels": 4}
+    learned = OBJECTIVES.build({**objective, "uncertainty": True})
+    trainable = dataclasses.replace(make_trainable("edm2", **small), objective=learned)
+    step, init = make_step(trainable, learning_rate=0.5, optimizer="adam")
+    before = init()
+    after, _ = jax.jit(step)(before, batch(0))
+    weights = [np.asarray(state.params["objective"]["weight"]) for state in (before, after)]
+    np.testing.assert_allclose(np.linalg.norm(weights[1]), np.sqrt(128), rtol=2e-3)
+    assert np.abs(weights[1] - weights[0]).max() > 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

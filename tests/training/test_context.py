@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import models, training
-from diffusion_jax.objectives import Objective
+from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.schedulers import SCHEDULES, corrupt
 
 SIZE, STEPS = 16, 3
@@ -96,3 +96,15 @@ def test_any_layout_and_accumulation_is_the_same_step(trained):
     assert "objective" in reference.ema["decay_0.9"]
     for other in (trained(accumulation=2), trained(pmap=True)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), other[1], reference)
+
+
+def test_a_network_of_shortcuts_is_never_asked_for_the_least_length(make_trainable):
+    """Sampling in M steps asks for the velocity, which flow matching trains; longer steps are asked for as given."""
+    trainable = make_trainable("dit", num_times=2)
+    trainable = dataclasses.replace(trainable, objective=OBJECTIVES.build({"name": "shortcut", "base_steps": 8}))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, trainable.model.init_params(jax.random.key(0), models.init_params))
+    denoise = trainable.denoiser(params, trainable.model.conditioning.null({}, 2))
+    x, t = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.float32(0.5)
+    velocity, least, twice = (denoise(x, t, *s).x0 for s in ((), (t - 1 / 8,), (t - 2 / 8,)))
+    np.testing.assert_array_equal(least, velocity)
+    assert np.abs(twice - velocity).max() > 1e-5

@@ -329,3 +329,16 @@ def test_other_networks_weights_are_recognised_as_such(own):
         load_params(MODELS.example("dit"), state, form="dti")
     with pytest.raises(UserError, match="format edm2 is of EDM2UNet"):
         load_params(MODELS.example("dit"), state, form="edm2")
+
+
+def test_the_text_of_uvit_is_read_and_written():
+    """`context_embed` of the authors' libs/uvit_t2i.py: a dense layer, there and back exactly."""
+    fields = {"hidden_size": 16, "depth": 2, "num_heads": 2, "context_channels": 5, "context_tokens": 3}
+    network = MODELS.build({"name": "uvit", "image_size": 4, "image_channels": 2, **fields})
+    maps, shapes = weight_map("uvit", network), parameter_shapes(network)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.float32(draw.standard_normal(leaf.shape)), shapes)
+    state = maps.state(params)
+    assert state["context_embed.weight"].shape == (16, 5)
+    assert state["pos_embed"].shape == (1, 1 + 3 + 4, 16)
+    jax.tree.map(np.testing.assert_array_equal, maps.params(state, shapes), params)
