@@ -242,6 +242,25 @@ def _check_header(file: IO[bytes], size: int) -> None:
         raise ValueError(f"its header promises {dtype} {list(shape)}, more than its {size:,} bytes")
 
 
+def content_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and bytes of all files in it.
+
+    Raises:
+      UserError: nothing there, or it cannot be read.
+    """
+    path, digest = Path(path).expanduser(), hashlib.sha256()
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [regular_file(path)]
+    try:
+        for file in found:
+            digest.update(str(file.relative_to(path)).encode() if file != path else b"")
+            with open(file, "rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    return digest.hexdigest()
+
+
 def replace_file(path: str | os.PathLike, content: bytes) -> None:
     """Write a file so that at any moment there is either the old content or the new, never a part.
 

@@ -19,15 +19,28 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import locked, parse_json, read_json, replace_file
+from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.cli import flatten
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
+BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
+    "evaluation.",
+    *(f"sampling.{name}" for name in ("sampler", "grid", "steps", "guid", "clip_x0", "batch_size")),
+)
+FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
-PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "checkpoint.directory")
+PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory")
+# Whether there is such a file or run is part of a run; where it lies is not.
+READ_FIELDS = ("data.features", "objective.vgg", "objective.lpips")  # training reads these, which are hashed
+PATH_FIELDS = (
+    *READ_FIELDS,
+    *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
+    "teacher.workdir",
+    "sampling.guide",
+)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -42,9 +55,18 @@ def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
 
 def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
     """A hash of a config but for the fields whose names begin with one of `names`."""
-    fields = flatten(ConfigDict(to_json(config)))
+    fields = identity(to_json(config))
     kept = {name: value for name, value in fields.items() if not name.startswith(tuple(names))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config by dotted name, without where files and folders lie."""
+    fields = flatten(ConfigDict(config))
+    named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
+    if str(fields.get("data.dataset", "")).startswith("folder:"):
+        named["data.dataset"] = "folder"
+    return fields | named
 
 
 def lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
@@ -70,23 +92,48 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True, write: bool = True) -> None:
-    """Write config.json and data.json, or check that those there are the same; with `write` false only check.
+    """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
+
+    Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
+    too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
 
     Raises:
-      UserError: the workdir belongs to another config, or the data has changed; the message lists what differs.
+      UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
     """
-    primary = primary and write
+    writes, hashes = primary and write, _hashes(config)
     if (workdir / "config.json").exists():
-        require_same_config(to_json(read_config(workdir)), config, workdir)
+        there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
+        require_same_config(there, config, workdir, but=AFTER_TRAINING if finished else BESIDE_TRAINING)
         known = read_info(workdir)
-        uncounted = known.num_examples == 0 and dataclasses.replace(info, num_examples=0) == known  # not prepared then
-        if known != info and not uncounted:
+        both = known.fingerprint and info.fingerprint  # runs of before have none
+        told = info if both else dataclasses.replace(info, fingerprint=known.fingerprint)
+        uncounted = known.num_examples == 0 and dataclasses.replace(told, num_examples=0) == known  # not prepared then
+        if known != told and not uncounted:
             raise UserError(f"the data is not that of the run in {workdir}: {known} there, {info} here")
-        if uncounted and primary:
-            _write_info(workdir, info)
-    elif primary:
+        recorded = read_json(workdir / FILES) if (workdir / FILES).is_file() else {}
+        for name, found in hashes.items():
+            if recorded.get(name, found) != found:
+                raise UserError(f"{name} is not the file of the run in {workdir}: its content is another")
+        if writes:
+            changed = _differences(there, config)
+            if changed:
+                print(
+                    f"changed in {workdir}, which sampling and evaluation alone read: {'; '.join(changed)}", flush=True
+                )
+                (workdir / FINISHED).unlink(missing_ok=True)
+    if writes:
         _write_info(workdir, info)
+        replace_file(workdir / FILES, (json.dumps(hashes, indent=2) + "\n").encode())
         replace_file(workdir / "config.json", (json.dumps(to_json(config), indent=2) + "\n").encode())
+
+
+def _hashes(config: ConfigDict) -> dict[str, str]:
+    """The hashes of the files that training reads, by field; what is missing is named by who reads it."""
+    fields = flatten(config)
+    named = {name: Path(fields[name]).expanduser() for name in READ_FIELDS if fields.get(name)}
+    return {
+        name: content_hash(path) for name, path in named.items() if path.exists()
+    }  # who reads it says it is missing
 
 
 def _write_info(workdir: Path, info: DatasetInfo) -> None:
@@ -145,14 +192,23 @@ def keep_teacher(workdir: Path, teacher: Path | str) -> None:
         replace_file(teacher_copy(workdir) / name, (Path(teacher) / name).read_bytes())
 
 
-def require_same_config(there: dict[str, Any], config: ConfigDict, owner: Any) -> None:
-    """Raise UserError with the fields that differ, unless `there` is the config, but for where the work is done."""
-    before, now = flatten(ConfigDict(there)), flatten(ConfigDict(to_json(config)))
-    differences = [
+def _differences(there: Mapping[str, Any], config: ConfigDict, but: tuple[str, ...] = ()) -> list[str]:
+    before, now = identity(there), identity(to_json(config))
+    return [
         f"{name}: {before.get(name, 'absent')!r} -> {now.get(name, 'absent')!r}"
         for name in sorted(set(before) | set(now))
-        if before.get(name, "absent") != now.get(name, "absent") and not name.startswith(PLACE_FIELDS)
+        if before.get(name, "absent") != now.get(name, "absent") and not name.startswith((*PLACE_FIELDS, *but))
     ]
+
+
+def require_same_config(
+    there: Mapping[str, Any], config: ConfigDict, owner: Any, *, but: tuple[str, ...] = AFTER_TRAINING
+) -> None:
+    """Raise UserError with the fields that differ, unless `there` is the config, but for where the work is done.
+
+    Fields whose names begin with one of `but` may differ, too.
+    """
+    differences = _differences(there, config, but)
     if differences:
         raise UserError(
             f"{owner} belongs to a run with another config; differing fields (there -> here): "

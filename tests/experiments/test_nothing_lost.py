@@ -1,11 +1,14 @@
 """Nothing is lost, nothing is silent: refused starts, lost checkpoints, two processes at once, what is not finite."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import RunError, UserError
 from experiments import evaluation, generation, workdir
 
@@ -91,3 +94,39 @@ def test_metrics_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(RunError, match=r"fid\.fid, kid\.spread"):
         evaluation._keep(tmp_path / "evaluation.json", results, {}, {"step": 3})
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_where_files_lie_is_no_part_of_a_run_and_what_they_hold_is(tmp_path):
+    def config(place, **fields):
+        data = {"dataset": f"folder:{place}", "features": f"{place}/f.npy", "data_dir": str(place)}
+        named = {"inception": f"{place}/i.pkl", "reference": "", "prompt": "a {}"}
+        return ConfigDict(
+            {"data": data, "evaluation": {**named, **fields}, "sampling": {"ema": "", "steps": 4}, "seed": 0}
+        )
+
+    info = DatasetInfo(name="folder", split="train", num_examples=1, image_shape=(8, 8, 3), fingerprint="a")
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "f.npy", np.arange(4))
+    run = tmp_path / "run"
+    run.mkdir()
+    workdir.claim(run, config(tmp_path / "a"), info)
+    workdir.claim(run, config(tmp_path / "b"), info)
+    assert workdir.read_config(run).data.dataset == f"folder:{tmp_path}/b", "other commands find it"
+    workdir.claim(run, config(tmp_path / "b"), dataclasses.replace(info, fingerprint=""))
+    workdir.claim(run, config(tmp_path / "b"), info)
+    with pytest.raises(UserError, match="the data is not that of the run"):
+        workdir.claim(run, config(tmp_path / "b"), dataclasses.replace(info, fingerprint="b"))
+    np.save(tmp_path / "b" / "f.npy", np.arange(5))
+    with pytest.raises(UserError, match=r"data\.features is not the file of the run"):
+        workdir.claim(run, config(tmp_path / "b"), info)
+
+
+def test_a_finished_run_is_evaluated_in_another_way(command, run):
+    arguments = command.train_arguments(run, "--config.evaluation.num_samples=30", "--config.sampling.steps=2")
+    out, _ = command.run("train", *arguments)
+    assert "evaluation.num_samples: 20 -> 30" in out
+    assert json.loads((run / "evaluation.json").read_text())["settings"]["num_samples"] == 30
+    assert (run / "finished.json").exists()
+    out, _ = command.run("train", *arguments)
+    assert "changed" not in out
