@@ -117,18 +117,16 @@ def paper_named(name: str, known: Sequence[str]) -> str:
     Raises:
       UserError: there is none, or there are several.
     """
-    if name in known:
-        return name
-    longer = [one for one in known if name and one.startswith(f"{name}_")]
+    longer = [name] if name in known else [one for one in known if name and one.startswith(f"{name}_")]
     if len(longer) == 1:
         return longer[0]
     if longer:
         raise UserError(f"--paper={name} is the beginning of several names: {', '.join(longer)}; give one of them")
     first = {one.partition("_")[0]: one for one in known}
-    near = [*difflib.get_close_matches(name, known, n=3, cutoff=0.5)]
+    near = [one for one in known if name and (name in one.split("_") or one.startswith(name))]
     near += [first[word] for word in difflib.get_close_matches(name, first, n=2, cutoff=0.5)]
-    near += [one for one in known if name and (name in one.split("_") or one.startswith(name))]
-    hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"there are: {', '.join(known)}"
+    near += difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(list(dict.fromkeys(near))[:5])}?" if near else f"there are: {', '.join(known)}"
     raise UserError(f"no paper with {name!r} as its name, or as the first words of it; {hint}")
 
 
