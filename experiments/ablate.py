@@ -26,6 +26,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from experiments import cli, evaluation, workdir
 from experiments.ablation import Ablation, Cell, assigned
+from experiments.ablation_cells import damage, identity, is_done, result_file, stored
 from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
 from experiments.judging import SPACE_FIELDS, Spaces, available
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         return evaluate_cells(directory, ONLY.value, trainings[ONLY.value])
     if LIST.value:
         for cell in ablation.cells:
-            print(f"{'done' if result_file(directory, cell).exists() else 'open'}  {cell.label}, seed {cell.seed}")
+            print(f"{'done' if is_done(directory, cell) else 'open'}  {cell.label}, seed {cell.seed}")
         return 0
     available(Experiment(ablation.cells[0].config), (ablation.metric,))
     with workdir.lock(directory):
@@ -80,9 +81,11 @@ def main(argv: Sequence[str]) -> int:
         open_ = {
             name: cells
             for name, cells in trainings.items()
-            if cells[0].seed in chosen and not all(result_file(directory, cell).exists() for cell in cells)
+            if cells[0].seed in chosen and not all(is_done(directory, cell) for cell in cells)
         }
-        done = sum(result_file(directory, cell).exists() for cell in ablation.cells)
+        done = sum(is_done(directory, cell) for cell in ablation.cells)
+        for line in damage(directory, ablation.cells):
+            print(f"{line}; the cell is made again", flush=True)
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
@@ -118,27 +121,14 @@ def claim(directory: Path, ablation: Ablation) -> None:
       UserError: a cell that is there has another config now.
     """
     for cell in ablation.cells:
-        path = result_file(directory, cell)
-        if path.exists():
-            there = json.loads(path.read_text())
+        there = stored(directory, cell) if is_done(directory, cell) else None
+        if there is not None:
             different = [name for name, value in identity(cell).items() if there.get(name) != value]
             if different:
                 raise UserError(
-                    f"{path} is of another config than {ablation.path} has now ({', '.join(different)}); "
-                    "give another --workdir"
+                    f"{result_file(directory, cell)} is of another config than {ablation.path} has now "
+                    f"({', '.join(different)}); give another --workdir"
                 )
-
-
-def identity(cell: Cell) -> dict[str, Any]:
-    """What the results of a cell belong to, as it is in its JSON file."""
-    metrics = tuple(cell.config.evaluation.metrics)
-    of_cell = {"values": dict(cell.values), "seed": cell.seed, "training": cell.training, "metrics": metrics}
-    return json.loads(json.dumps({**of_cell, "overrides": dict(cell.overrides)}))
-
-
-def result_file(directory: Path, cell: Cell) -> Path:
-    """Where the numbers of a cell are."""
-    return directory / "cells" / f"{cell.name}.json"
 
 
 def job(directory: Path, group: dict[str, Cell]) -> Job:
@@ -182,7 +172,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
     spaces: dict[Any, Spaces] = {}
     for i, cell in enumerate(cells):
         path = result_file(directory, cell)
-        if path.exists():
+        if is_done(directory, cell):
             continue
         print(f"cell {i + 1}/{len(cells)} of {training}: {cell.label}", flush=True)
         config = cell.config

@@ -9,15 +9,20 @@ A file of an ablation is a config with more in it:
     METRIC            the name of the metric that decides; by default the first of `evaluation.metrics`
     keep(cell)        optional: whether to run a cell, {axis: name of the value}
 
-The cells are the cross product of the axes. Cells that differ in `sampling` and `evaluation` alone share a training.
-Where a value of an axis sets fields of both, those of sampling belong to the training too: its pictures need them.
+Every value of an axis has to change what comes out: cells that would train and sample alike are refused
+(`experiments/ablation_check.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
+`evaluation` alone share a training. Where a value of an axis sets fields of both, those of sampling belong to the
+training too: its pictures need them.
 """
 
 import ast
 import dataclasses
+import hashlib
 import itertools
+import json
+import re
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
 from experiments import workdir
+from experiments.ablation_check import check_cells
 from experiments.cli import flatten
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
@@ -55,8 +61,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
-        return "-".join([f"{axis}_{_plain(value)}" for axis, value in self.values.items()] + [f"seed_{self.seed}"])
+        """Of its files: another one for every cell, on every file system, whatever its values are called."""
+        return f"{name_of_values(self.values)}-seed_{self.seed}"
 
     @property
     def label(self) -> str:
@@ -105,28 +111,23 @@ class Ablation:
           UserError: no such file, or something in it is missing or does not fit; the message says what.
         """
         path = Path(path)
-        if not path.is_file():
-            raise UserError(f"can not read --config={path}: no such file")
-        try:
-            module = runpy.run_path(str(path))
-        except Exception as error:  # whatever a config file may raise: it is the user's program
-            raise UserError(f"can not read --config={path}: {type(error).__name__}: {error}") from error
+        module = _run(path)
         sweeps = {name.removeprefix("sweep_"): function for name, function in module.items() if name[:6] == "sweep_"}
-        if "get_config" not in module or not sweeps:
+        if not callable(module.get("get_config")) or not sweeps:
             raise UserError(f"{path} is no ablation: it needs get_config() and at least one sweep_<axis>()")
-        axes = {axis: dict(function()) for axis, function in sweeps.items()}
-        for axis, values in axes.items():
-            if not values:
-                raise UserError(f"sweep_{axis}() of {path} yields nothing")
-        baseline = module.get("BASELINE", {axis: next(iter(values)) for axis, values in axes.items()})
-        if set(baseline) != set(axes) or any(str(baseline[axis]) not in axes[axis] for axis in axes):
-            raise UserError(f"BASELINE of {path} must name one value of each axis: {_known(axes)}; it is {baseline}")
-        config = overridden(module["get_config"](), dict(map(assigned, assignments)))
-        seeds, keep = tuple(module.get("SEEDS", (0,))), module.get("keep", lambda cell: True)
+        axes = {axis: _values(path, axis, function) for axis, function in sweeps.items()}
+        first = {axis: next(iter(values)) for axis, values in axes.items()}
+        baseline = _baseline(path, axes, module.get("BASELINE", first))
+        seeds = _seeds(path, module.get("SEEDS", (0,)))
+        config = _call(path, "get_config()", module["get_config"])
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"get_config() of {path} must return a ConfigDict, not {type(config).__name__}")
+        config = overridden(config, dict(map(assigned, assignments)))
+        keep = module.get("keep", lambda cell: True)
         cells = []
         for names in itertools.product(*axes.values()):
             values = dict(zip(axes, names, strict=True))
-            if values != baseline and not keep(values):
+            if values != baseline and not _call(path, "keep(cell)", lambda values=values: keep(dict(values))):
                 continue
             parts = [axes[axis][name] for axis, name in values.items()]
             overrides = {k: v for part in parts for k, v in part.items()}
@@ -134,22 +135,83 @@ class Ablation:
             for seed in seeds:
                 cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
                 _ = cells[-1].config  # so that a wrong field is an error before anything is begun
+        check_cells(path, cells)
         metrics = tuple(config.evaluation.metrics)
         if not metrics:
             raise UserError(f"{path}: evaluation.metrics is empty; an ablation needs something to compare")
         metric = module.get("METRIC", metrics[0])
         if metric not in metrics:
             raise UserError(f"METRIC of {path} is {metric!r}, which is not in evaluation.metrics: {', '.join(metrics)}")
-        title = (module.get("__doc__") or path.stem).strip().splitlines()[0]
+        title = ((module.get("__doc__") or "").strip() or path.stem).splitlines()[0]
         return cls(
             path=path,
             title=title,
             axes={axis: tuple(values) for axis, values in axes.items()},
             seeds=seeds,
-            baseline=dict(baseline),
+            baseline=baseline,
             metric=metric,
             cells=tuple(cells),
         )
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """What the program of a file defines."""
+    if not path.is_file():
+        raise UserError(f"can not read --config={path}: no such file")
+    return _call(path, "it", lambda: runpy.run_path(str(path)))
+
+
+def _call(path: Path, what: str, function: Callable[[], Any]) -> Any:
+    """What a function of the file returns.
+
+    Raises:
+      UserError: it raised whatever a program may raise, or ended the process.
+    """
+    try:
+        return function()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(f"can not read --config={path}: {what} raised {type(error).__name__}: {text}") from error
+
+
+def _values(path: Path, axis: str, function: Any) -> dict[str, Mapping[str, Any]]:
+    """The values of an axis by name, each with the fields that it sets."""
+    if not callable(function):
+        raise UserError(f"sweep_{axis} of {path} must be a function that yields (name, fields)")
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in _call(path, f"sweep_{axis}()", lambda: list(function() or ())):
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[1], Mapping):
+            raise UserError(f"sweep_{axis}() of {path} must yield (name, {{field: value}}); it yields {entry!r}")
+        name, fields = str(entry[0]), dict(entry[1])
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"sweep_{axis}() of {path}: {name!r} can not be the name of a value")
+        if name in found:
+            raise UserError(f"sweep_{axis}() of {path} yields {name!r} twice: give every value a name of its own")
+        if not all(isinstance(field, str) for field in fields):
+            raise UserError(f"sweep_{axis}() of {path}: value {name!r} must name fields, 'group.field'")
+        found[name] = fields
+    if not found:
+        raise UserError(f"sweep_{axis}() of {path} yields nothing")
+    return found
+
+
+def _baseline(path: Path, axes: Mapping[str, Mapping[str, Any]], given: Any) -> dict[str, str]:
+    named = {axis: str(name) for axis, name in given.items()} if isinstance(given, Mapping) else {}
+    if set(named) != set(axes) or any(named[axis] not in axes[axis] for axis in axes):
+        raise UserError(f"BASELINE of {path} must name one value of each axis: {_known(axes)}; it is {given}")
+    return {axis: named[axis] for axis in axes}
+
+
+def _seeds(path: Path, given: Any) -> tuple[int, ...]:
+    seeds = tuple(given) if isinstance(given, Sequence) else ()
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) != len(seeds):
+        raise UserError(
+            f"SEEDS of {path} must be different whole numbers from 0 to 2^31 - 1, at least one; got {given!r}"
+        )
+    return seeds
 
 
 def _trains(overrides: Mapping[str, Any]) -> bool:
@@ -193,8 +255,27 @@ def assigned(assignment: str) -> tuple[str, Any]:
         return name, text
 
 
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "_" for c in str(text))
+_PLAIN = re.compile(r"[a-z0-9._+]+")  # what all file systems take, and keep apart
+_LONGEST = 100  # letters of a name of values
+
+
+def name_of_values(values: Mapping[str, str]) -> str:
+    """A name for {axis: name of the value} that is valid on every file system, and no other values' name.
+
+    It is readable where it can be: axis_value-axis_value. Where a value has letters that some file system does not
+    take, or does not keep apart (case), or the "-" that separates, or is long, a digest of the values ends the name.
+    """
+    parts = [f"{axis}_{value}" for axis, value in values.items()]
+    text = "-".join(parts)
+    if len(text) <= _LONGEST and all(map(_PLAIN.fullmatch, values.values())) and _is_plain_axes(values):
+        return text
+    digest = hashlib.sha256(json.dumps(list(values.items())).encode()).hexdigest()[:12]
+    readable = "-".join(re.sub(r"[^A-Za-z0-9._+]", "_", part) for part in parts)[:_LONGEST]
+    return f"{readable}-{digest}"
+
+
+def _is_plain_axes(values: Mapping[str, str]) -> bool:
+    return all(re.fullmatch(r"[A-Za-z0-9_]+", axis) for axis in values)
 
 
 def _known(axes: Mapping[str, Mapping[str, Any]]) -> str:

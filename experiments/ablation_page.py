@@ -1,6 +1,5 @@
 """The results of an ablation as a page of Markdown with its pictures and numbers, to be kept in a repository."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,12 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from experiments.ablation import Ablation
-from experiments.ablation_report import (
-    Group,
-    column_title,
-    comparisons,
-    deciding_number,
-    interval_text,
-    number_columns,
-    read,
-)
-from experiments.ablation_statistics import Estimate
+from experiments.ablation_cells import Group, column_title, comparisons, deciding_number, number_columns, read
+from experiments.ablation_origin import made, shown_path, tail
+from experiments.ablation_report import interval_text, number_text, p_text
 from experiments.evaluation import COLUMNS, PICTURE_SIZE
 from experiments.writers import METRICS_FILE, read_metrics
 
@@ -34,8 +27,14 @@ _PANELS = 9  # kinds of training whose curves are shown
 
 
 def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
-    """Write `path`, and beside it, under its name, chart.png, curves.png, samples.png and results.json."""
+    """Write `path`, and beside it, under its name, chart.png, curves.png, samples.png and results.json.
+
+    Raises:
+      UserError: no cell is done.
+    """
     groups = read(ablation, directory)
+    if not groups:
+        raise UserError(f"no cell of {ablation.path} is done: there is nothing to show yet")
     home = path.with_suffix("")
     home.mkdir(parents=True, exist_ok=True)
     replace_file(home / "results.json", (directory / "results.json").read_bytes())
@@ -44,7 +43,7 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
     tests = comparisons(ablation, groups, name)
     done = sum(len(group.results) for group in groups)
     seeds = sorted({seed for group in groups for seed in group.results})
-    head = f"`{_shown(ablation.path)}`: {done} of {len(ablation.cells)} cells, "
+    head = f"`{shown_path(ablation.path)}`: {done} of {len(ablation.cells)} cells, "
     if len(seeds) > 1:
         head = [
             f"{head}seeds {', '.join(map(str, seeds))}; decided by {name.rpartition('/')[2]}.",
@@ -70,17 +69,16 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
         "|---" * (len(ablation.axes) + len(columns) + 3) + "|",
     ]
     for group in groups:
-        cells = [*group.values.values(), f"{group.evaluations:g}"]
-        cells += [interval_text(Estimate.of(list(group.numbers(column).values()))) for column in columns]
-        test = tests.get(group.label)
+        cells = [*map(_in_table, group.values.values()), number_text(group.evaluations)]
+        cells += [interval_text(group.estimate(column)) for column in columns]
+        test = tests.get(group.key)
         if group.values == ablation.baseline:
             cells += ["baseline", ""]
         elif test is None:
             cells += ["–", "–"]
         else:
-            p = f"{test.corrected:.2g}" if math.isfinite(test.corrected) else "–"
             half = f" ± {test.difference.half:.2g}" if math.isfinite(test.difference.half) else ""
-            cells += [f"{test.difference.mean:+.3g}{half}", p]
+            cells += [f"{test.difference.mean:+.3g}{half}", p_text(test)]
         lines.append("| " + " | ".join(cells) + " |")
     if _chart(ablation, groups, name, home / "chart.png"):
         lines += ["", f"![{column_title(name)}]({home.name}/chart.png)"]
@@ -99,17 +97,14 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
             "",
             f"![samples]({home.name}/samples.png)",
         ]
-    lines += [
-        "",
-        f"Numbers by seed: [{home.name}/results.json]({home.name}/results.json). {_provenance(directory, groups)}",
-        "",
-    ]
+    lines += ["", *tail(home.name, made(ablation, directory), ablation)]
     replace_file(path, "\n".join(lines).encode())
     return path
 
 
 def _chart(ablation: Ablation, groups: list[Group], name: str, path: Path) -> bool:
-    """The deciding number; False where there is nothing to compare."""
+    """The deciding number, of the groups that have one; False where there is nothing to compare."""
+    groups = [g for g in groups if math.isfinite(g.estimate(name).mean) and g.evaluations > 0]
     if len(groups) < 2:
         return False
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -147,7 +142,7 @@ def _is_number(value: str) -> bool:
 
 
 def _errorbars(axes: Axes, xs: list[float], groups: list[Group], name: str, **style: Any) -> None:
-    estimates = [Estimate.of(list(group.numbers(name).values())) for group in groups]
+    estimates = [group.estimate(name) for group in groups]
     halves = [one.half if math.isfinite(one.half) else 0.0 for one in estimates]
     axes.errorbar(xs, [one.mean for one in estimates], yerr=halves, **style)
 
@@ -180,7 +175,7 @@ def _over_first_axis(axes: Axes, ablation: Ablation, groups: list[Group], name: 
         xs = [places[group.values[first]] + aside for group in mine]
         _errorbars(axes, xs, mine, name, fmt="o", markersize=5, capsize=3, label=kind)
     axes.set_xticks(list(places.values()), list(places))
-    means = [Estimate.of(list(group.numbers(name).values())).mean for group in groups]
+    means = [group.estimate(name).mean for group in groups]
     if min(means) > 0 and max(means) > 10 * min(means):
         axes.set_yscale("log")
     axes.set_xlabel(first)
@@ -258,22 +253,10 @@ def _samples(directory: Path, groups: list[Group], path: Path) -> bool:
     return bool(strips)
 
 
-def _provenance(directory: Path, groups: list[Group]) -> str:
-    """Of one training: they all have the same."""
-    for group in groups:
-        for cell in group.cells.values():
-            file = directory / "trainings" / cell.training / "environment.json"
-            if file.exists():
-                there = json.loads(file.read_text())
-                return f"Made at commit {there['commit']} with jax {there['jax']} on {there['devices']}."
-    return ""
-
-
 def _label(values: dict[str, str]) -> str:
     return ", ".join(f"{axis} {value}" for axis, value in values.items())
 
 
-def _shown(path: Path) -> str:
-    """A path as one types it in the repository."""
-    parts = path.parts
-    return "/".join(parts[parts.index("configs") :]) if "configs" in parts else str(path)
+def _in_table(text: str) -> str:
+    """The name of a value in a cell of a table."""
+    return text.replace("|", "\\|")

@@ -10,44 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.files import replace_file
-from experiments.ablation import Ablation, Cell
-from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
+from experiments.ablation import Ablation
+from experiments.ablation_cells import (
+    Group,
+    Key,
+    best_group,
+    column_title,
+    comparisons,
+    deciding_number,
+    front,
+    number_columns,
+    read,
+)
+from experiments.ablation_origin import made, shown_path
+from experiments.ablation_statistics import Comparison, Estimate
 from experiments.report import image_element, page
 from experiments.report_charts import Series, format_number, line_chart
 from experiments.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 
 _CURVES = 4  # that have a colour of their own
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The cells that differ in the seed alone, as far as they are done.
-
-    Attributes:
-      values: name of the value on each axis.
-      results: by seed, what is in the cell's file.
-      cells: by seed.
-    """
-
-    values: dict[str, str]
-    results: dict[int, dict[str, Any]]
-    cells: dict[int, Cell]
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
-
-    def numbers(self, name: str) -> dict[int, float]:
-        """Of "metric/number" or "settings/number", by seed."""
-        metric, _, number = name.partition("/")
-        found = {seed: result.get(metric, {}).get(number) for seed, result in self.results.items()}
-        return {seed: float(value) for seed, value in found.items() if isinstance(value, int | float)}
-
-    @property
-    def evaluations(self) -> float:
-        """Network evaluations for a sample."""
-        return next(iter(self.numbers("settings/network_evaluations").values()))
 
 
 def write_reports(ablation: Ablation, directory: Path) -> Path:
@@ -56,56 +37,10 @@ def write_reports(ablation: Ablation, directory: Path) -> Path:
     columns = number_columns(ablation, groups)
     tests = comparisons(ablation, groups, deciding_number(ablation))
     replace_file(directory / "results.csv", _csv(ablation, groups, columns).encode())
-    replace_file(directory / "results.json", _json(ablation, groups, columns, tests).encode())
+    replace_file(directory / "results.json", _json(ablation, directory, groups, columns, tests).encode())
     replace_file(directory / "results.tex", _latex(ablation, groups, columns, tests).encode())
     replace_file(directory / "report.html", _page(ablation, directory, groups, columns, tests).encode())
     return directory / "report.html"
-
-
-def read(ablation: Ablation, directory: Path) -> list[Group]:
-    """What is done, in the order of the axes."""
-    groups: dict[str, Group] = {}
-    for cell in ablation.cells:
-        path = directory / "cells" / f"{cell.name}.json"
-        if path.exists():
-            group = groups.setdefault(cell.label, Group(dict(cell.values), {}, {}))
-            group.results[cell.seed] = json.loads(path.read_text())["results"]
-            group.cells[cell.seed] = cell
-    return list(groups.values())
-
-
-def comparisons(ablation: Ablation, groups: list[Group], name: str) -> dict[str, Comparison]:
-    """Every group against the baseline in one number, corrected for their number."""
-    baseline = next((group for group in groups if group.values == ablation.baseline), None)
-    if baseline is None:
-        return {}
-    found = {
-        group.label: compare(group.numbers(name), baseline.numbers(name)) for group in groups if group is not baseline
-    }
-    found = {label: one for label, one in found.items() if one is not None}
-    return dict(zip(found, holm(list(found.values())), strict=True))
-
-
-# The first number of a metric is the one that a table shows: each metric puts its own there.
-_SHOWN = {"class_accuracy": ("accuracy",), "nearest_neighbours": ("distance_ratio",)}
-_TWO = {"precision_recall": ("precision", "recall"), "density_coverage": ("density", "coverage")}
-
-
-def _numbers_of(metric: str) -> tuple[str, ...]:
-    two = _TWO.get(metric.removeprefix("proxy_"))
-    return _SHOWN.get(metric) or two or (metric,)
-
-
-def deciding_number(ablation: Ablation) -> str:
-    """ "metric/number" of what the ablation is decided by."""
-    return f"{ablation.metric}/{_numbers_of(ablation.metric)[0]}"
-
-
-def number_columns(ablation: Ablation, groups: list[Group]) -> list[str]:
-    """ "metric/number" of every number in the tables, the deciding one first."""
-    metrics = sorted({m for g in groups for r in g.results.values() for m in r} - {"settings"})
-    metrics.sort(key=lambda metric: metric != ablation.metric)
-    return [f"{metric}/{number}" for metric in metrics for number in _numbers_of(metric)]
 
 
 def _csv(ablation: Ablation, groups: list[Group], columns: list[str]) -> str:
@@ -115,30 +50,32 @@ def _csv(ablation: Ablation, groups: list[Group], columns: list[str]) -> str:
     for group in groups:
         for seed, cell in group.cells.items():
             numbers = [group.numbers(column).get(seed, "") for column in columns]
-            writer.writerow([*group.values.values(), seed, group.evaluations, cell.training, *numbers])
+            evaluations = group.evaluations if math.isfinite(group.evaluations) else ""
+            writer.writerow([*group.values.values(), seed, evaluations, cell.training, *numbers])
     return out.getvalue()
 
 
-def _json(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[str, Comparison]) -> str:
+def _json(
+    ablation: Ablation, directory: Path, groups: list[Group], columns: list[str], tests: dict[Key, Comparison]
+) -> str:
     def known(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
     rows = []
     for group in groups:
-        row: dict[str, Any] = {"values": group.values, "network_evaluations": group.evaluations, "numbers": {}}
+        row: dict[str, Any] = {"values": group.values, "network_evaluations": known(group.evaluations), "numbers": {}}
         for column in columns:
-            values = group.numbers(column)
-            estimate = Estimate.of(list(values.values()))
+            estimate = group.estimate(column)
             row["numbers"][column] = {
-                "mean": estimate.mean,
+                "mean": known(estimate.mean),
                 "half_width_95": known(estimate.half),
-                "by_seed": {str(seed): value for seed, value in values.items()},
+                "by_seed": {str(seed): value for seed, value in group.numbers(column).items()},
             }
-        if group.label in tests:
-            test = tests[group.label]
+        if group.key in tests:
+            test = tests[group.key]
             row["against_baseline"] = {
                 "number": columns[0],
-                "difference": test.difference.mean,
+                "difference": known(test.difference.mean),
                 "half_width_95": known(test.difference.half),
                 "p_paired_t": known(test.p),
                 "p_holm": known(test.corrected),
@@ -146,7 +83,8 @@ def _json(ablation: Ablation, groups: list[Group], columns: list[str], tests: di
         rows.append(row)
     content = {
         "title": ablation.title,
-        "config": str(ablation.path),
+        "config": shown_path(ablation.path),
+        "made": made(ablation, directory),
         "baseline": ablation.baseline,
         "metric": deciding_number(ablation),
         "seeds": ablation.seeds,
@@ -154,18 +92,23 @@ def _json(ablation: Ablation, groups: list[Group], columns: list[str], tests: di
         "cells": len(ablation.cells),
         "rows": rows,
     }
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def _latex(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[str, Comparison]) -> str:
+_TEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
+    "→": r"$\rightarrow$",
+}  # fmt: skip
+
+
+def _latex(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[Key, Comparison]) -> str:
     """A table for booktabs; the best mean of each column is bold, and a star marks p < 0.05 after Holm's correction."""
 
     def safe(text: str) -> str:
-        for plain, command in {"_": r"\_", "%": r"\%", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}.items():
-            text = text.replace(plain, command)
-        return text
+        return "".join(_TEX.get(letter, letter) for letter in text)
 
-    best = {column: _best(groups, column) for column in columns}
+    best = {column: best_group(groups, column) for column in columns}
     lines = [
         r"\begin{tabular}{" + "l" * len(ablation.axes) + "r" * (1 + len(columns)) + "}",
         r"\toprule",
@@ -173,33 +116,23 @@ def _latex(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
         r"\midrule",
     ]
     for group in groups:
-        cells = [*map(safe, group.values.values()), format_number(group.evaluations)]
+        cells = [*map(safe, group.values.values()), number_text(group.evaluations)]
         for column in columns:
-            estimate = Estimate.of(list(group.numbers(column).values()))
+            estimate = group.estimate(column)
+            if not estimate.count:
+                cells.append("--")
+                continue
             text = f"{estimate.mean:.3f}"
-            text = rf"\mathbf{{{text}}}" if group.label == best[column] else text
+            text = rf"\mathbf{{{text}}}" if group.key == best[column] else text
             text += rf" \pm {estimate.half:.3f}" if math.isfinite(estimate.half) else ""
-            star = column == columns[0] and group.label in tests and tests[group.label].corrected < 0.05
+            star = column == columns[0] and group.key in tests and tests[group.key].corrected < 0.05
             cells.append(f"${text}{'^*' if star else ''}$")
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _best(groups: list[Group], column: str) -> str:
-    sign = 1 if lower_is_better(column) else -1
-    return min(groups, key=lambda g: sign * Estimate.of(list(g.numbers(column).values())).mean).label if groups else ""
-
-
-def column_title(column: str) -> str:
-    """What stands above a column of "metric/number"; the arrow says which way is better."""
-    metric, _, number = column.partition("/")
-    name = metric if number in (metric, "accuracy") else f"{metric.removesuffix('_recall')} {number}"
-    name = number if metric.removeprefix("proxy_") in _TWO else name
-    return name.replace("_", " ") + (" ↓" if lower_is_better(column) else " ↑")
-
-
 def _page(
-    ablation: Ablation, directory: Path, groups: list[Group], columns: list[str], tests: dict[str, Comparison]
+    ablation: Ablation, directory: Path, groups: list[Group], columns: list[str], tests: dict[Key, Comparison]
 ) -> str:
     done = sum(len(group.results) for group in groups)
     number = deciding_number(ablation).rpartition("/")[2]
@@ -215,25 +148,24 @@ def _page(
     return page(ablation.title, "diffusion_jax ablation", lead, sections if groups else [])
 
 
-def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[str, Comparison]) -> str:
+def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[Key, Comparison]) -> str:
     if not groups:
         return ""
-    front = _front(groups, columns[0])
+    on_front = front(groups, columns[0])
+    best = {column: best_group(groups, column) for column in columns}
     heads = "".join(f"<th>{html.escape(axis)}</th>" for axis in ablation.axes)
     heads += '<th class="number">NFE</th>'
     for i, column in enumerate(columns):
         heads += f'<th class="number">{html.escape(column_title(column))}</th>'
         heads += '<th class="number">against the baseline</th><th class="number">p (Holm)</th>' if i == 0 else ""
     rows = ""
-    for group, first in zip(groups, front, strict=True):
+    for group, first in zip(groups, on_front, strict=True):
         cells = "".join(f"<td>{html.escape(value)}</td>" for value in group.values.values())
         mark = ' <span title="on the Pareto front">●</span>' if first else ""
-        cells += f'<td class="number">{format_number(group.evaluations)}{mark}</td>'
+        cells += f'<td class="number">{number_text(group.evaluations)}{mark}</td>'
         for i, column in enumerate(columns):
-            values = list(group.numbers(column).values())
-            text = interval_text(Estimate.of(values)) if values else "–"
-            best = group.label == _best(groups, column)
-            cells += f'<td class="number">{f"<b>{text}</b>" if best else text}</td>'
+            text = interval_text(group.estimate(column))
+            cells += f'<td class="number">{f"<b>{text}</b>" if group.key == best[column] else text}</td>'
             if i == 0:
                 cells += _against(group, ablation, tests)
         rows += f"<tr>{cells}</tr>"
@@ -241,8 +173,8 @@ def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
     about = (
         f"Mean over the seeds that are done, of {len(ablation.seeds)}, ± half of its 95% interval (Student's t). The "
         f"baseline is {baseline}; the difference to it is taken seed by seed, tested by the paired t-test, and p is "
-        "corrected by Holm's method for the number of rows. Bold: the best mean of a column. ●: nothing is both "
-        "cheaper and better."
+        "corrected by Holm's method for the number of rows; n/a: the differences are equal but for rounding, and there "
+        "is no test. Bold: the best mean of a column. ●: nothing is both cheaper and better. –: not known."
     )
     return (
         f'<p class="about">{about}</p><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
@@ -250,27 +182,35 @@ def _table(ablation: Ablation, groups: list[Group], columns: list[str], tests: d
     )
 
 
-def _against(group: Group, ablation: Ablation, tests: dict[str, Comparison]) -> str:
+def _against(group: Group, ablation: Ablation, tests: dict[Key, Comparison]) -> str:
     if group.values == ablation.baseline:
         return '<td class="number">baseline</td><td class="number"></td>'
-    test = tests.get(group.label)
+    test = tests.get(group.key)
     if test is None:
         return '<td class="number">–</td><td class="number">–</td>'
     sign = "+" if test.difference.mean > 0 else "−" if test.difference.mean < 0 else ""
     size = interval_text(dataclasses.replace(test.difference, mean=abs(test.difference.mean)))
-    p = format_number(float(f"{test.corrected:.2g}")) if math.isfinite(test.corrected) else "–"
-    return f'<td class="number">{sign}{size}</td><td class="number">{p}</td>'
+    return f'<td class="number">{sign}{size}</td><td class="number">{p_text(test)}</td>'
+
+
+def p_text(test: Comparison) -> str:
+    """The corrected p-value; of several seeds without one, that there is no test."""
+    if math.isfinite(test.corrected):
+        return format_number(float(f"{test.corrected:.2g}"))
+    return "n/a" if test.difference.count > 1 else "–"
+
+
+def number_text(value: float) -> str:
+    """A number, or that it is not known."""
+    return format_number(value) if math.isfinite(value) else "–"
 
 
 def interval_text(estimate: Estimate) -> str:
-    """Mean ± half of the interval."""
+    """Mean ± half of the interval, or that it is not known."""
+    if not math.isfinite(estimate.mean):
+        return "–"
     mean = format_number(float(f"{estimate.mean:.4g}"))
     return mean if not math.isfinite(estimate.half) else f"{mean} ± {format_number(float(f'{estimate.half:.2g}'))}"
-
-
-def _front(groups: list[Group], column: str) -> list[bool]:
-    means = [Estimate.of(list(group.numbers(column).values())).mean for group in groups]
-    return pareto_front([group.evaluations for group in groups], means, lower=lower_is_better(column))
 
 
 def _pareto(ablation: Ablation, groups: list[Group]) -> str:
@@ -279,12 +219,13 @@ def _pareto(ablation: Ablation, groups: list[Group]) -> str:
     axis = next(iter(ablation.axes))
     series = []
     for value in ablation.axes[axis]:
-        mine = sorted((g for g in groups if g.values[axis] == value), key=lambda group: group.evaluations)
+        mine = [g for g in groups if g.values[axis] == value and math.isfinite(g.evaluations)]
+        mine.sort(key=lambda group: group.evaluations)
         if mine:
-            means = [Estimate.of(list(group.numbers(name).values())).mean for group in mine]
+            means = [group.estimate(name).mean for group in mine]
             steps = [group.evaluations for group in mine]
             series.append(Series(name=f"{axis} {value}", steps=steps, values=means, sparse=True))
-    if len({group.evaluations for group in groups}) < 2:
+    if len({group.evaluations for group in groups if math.isfinite(group.evaluations)}) < 2:
         return ""
     charts = [
         line_chart(f"{column_title(name)} by network evaluations for a sample", series[i : i + _CURVES], axis="NFE")
@@ -362,7 +303,8 @@ def _cost(directory: Path, groups: list[Group]) -> str:
             f'<tr><th>{html.escape(_training_label(group, seed))}</th><td class="number">{images:,}</td>'
             f'<td class="number">{seconds / 60:.1f}</td></tr>'
         )
-    drawn = sum(g.evaluations * sum(g.numbers("settings/num_samples").values()) for g in groups)
+    known = [group for group in groups if math.isfinite(group.evaluations)]
+    drawn = sum(g.evaluations * sum(g.numbers("settings/num_samples").values()) for g in known)
     about = (
         f"{total / 60:.0f} minutes of training steps, at the median speed of each run on its machine; "
         f"{drawn:,.0f} network evaluations for the samples of all cells."

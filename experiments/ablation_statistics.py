@@ -12,25 +12,15 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.95
-_LOWER = (
-    "fd",
-    "fd_dinov2",
-    "fid",
-    "kd",
-    "kid",
-    "cmmd",
-    "bits_per_dim",
-    "perplexity",
-    "distance",
-    "loss",
-    "network_evaluations",
-    "exact_copies",
-)
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of values that come out of float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` seeds and the half-width of its 95% interval by Student's t; nan for one seed."""
+    """A mean over `count` seeds and the half-width of its 95% interval by Student's t.
+
+    Values that are not finite do not count. The half-width is nan for one seed, and the mean besides for none.
+    """
 
     mean: float
     half: float
@@ -40,8 +30,9 @@ class Estimate:
     def of(cls, values: Sequence[float]) -> "Estimate":
         """From the values of the seeds."""
         values = np.asarray(values, float)
+        values = values[np.isfinite(values)]
         if len(values) < 2:
-            return cls(float(values.mean()), math.nan, len(values))
+            return cls(float(values[0]) if len(values) else math.nan, math.nan, len(values))
         quantile = scipy.stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)
         return cls(float(values.mean()), float(quantile * scipy.stats.sem(values)), len(values))
 
@@ -52,7 +43,8 @@ class Comparison:
 
     Attributes:
       difference: cell minus baseline.
-      p: of the paired t-test, before the correction; nan for fewer than two seeds, or differences that are all equal.
+      p: of the paired t-test, before the correction; nan for fewer than two seeds, and for differences that are equal
+        but for rounding: their spread, on which the test and the interval rest, is none of the experiment's.
       corrected: by Holm's method over all comparisons of a table.
     """
 
@@ -62,14 +54,15 @@ class Comparison:
 
 
 def compare(cell: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """From the values by seed; None when no seed is common."""
-    seeds = sorted(set(cell) & set(baseline))
-    if not seeds:
+    """From the values by seed; None when no seed is common. Values that are not finite do not count."""
+    pairs = [(cell[seed], baseline[seed]) for seed in sorted(set(cell) & set(baseline))]
+    pairs = np.array([pair for pair in pairs if np.isfinite(pair).all()], float).reshape(-1, 2)
+    if not len(pairs):
         return None
-    differences = np.array([cell[seed] - baseline[seed] for seed in seeds])
-    constant = len(seeds) < 2 or np.ptp(differences) == 0
-    p = math.nan if constant else float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-    return Comparison(Estimate.of(differences), p)
+    differences = pairs[:, 0] - pairs[:, 1]
+    if len(pairs) < 2 or np.ptp(differences) <= _ROUNDING * np.abs(pairs).max():
+        return Comparison(Estimate(float(differences.mean()), math.nan, len(pairs)), math.nan)
+    return Comparison(Estimate.of(differences), float(scipy.stats.ttest_1samp(differences, 0.0).pvalue))
 
 
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -83,13 +76,22 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return corrected
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether less of a number is better: of distances, code lengths and costs."""
-    return name.endswith(_LOWER)
+def best(badness: Sequence[float]) -> int | None:
+    """The place of the least badness (`Number.badness`); None where no value is known."""
+    known = [i for i, bad in enumerate(badness) if math.isfinite(bad)]
+    return min(known, key=lambda i: badness[i], default=None)
 
 
-def pareto_front(costs: Sequence[float], values: Sequence[float], *, lower: bool) -> list[bool]:
-    """Whether no other point is at least as cheap and at least as good, and better in one of the two."""
+def pareto_front(costs: Sequence[float], values: Sequence[float], *, lower: bool = True) -> list[bool]:
+    """Whether no other point is at least as cheap and at least as good, and better in one of the two.
+
+    A point of which the cost or the value is not finite is not on the front, and keeps no other away from it.
+    """
     sign = 1.0 if lower else -1.0
     points = [(cost, sign * value) for cost, value in zip(costs, values, strict=True)]
-    return [not any(a <= c and b <= v and (a, b) != (c, v) for a, b in points) for c, v in points]
+    known = [point for point in points if np.isfinite(point).all()]
+    return [
+        bool(np.isfinite(point).all())
+        and not any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in known)
+        for point in points
+    ]

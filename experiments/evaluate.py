@@ -13,15 +13,17 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax import parallel
+from diffusion_jax import likelihood, parallel
 from diffusion_jax.errors import UserError
 from experiments import cli, evaluation
 from experiments.report import write_report
 from experiments.restoring import restore_params
-from experiments.wiring import METRIC_NAMES, check_metric, check_sampler
+from experiments.wiring import check_metric, check_sampler
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-METRICS = flags.DEFINE_list("metrics", None, f"some of {', '.join(METRIC_NAMES)}; by default what the config says")
+METRICS = flags.DEFINE_list(
+    "metrics", None, f"some of {', '.join(likelihood.METRICS)}; by default what the config says"
+)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
 SAMPLER = flags.DEFINE_string("sampler", None, "as of experiments.sample; by default what the config says")
 STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)

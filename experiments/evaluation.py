@@ -22,9 +22,7 @@ from experiments.pictures import balanced_labels, save_grid, save_neighbours
 from experiments.progress import ProgressBar
 from experiments.restoring import restore_params
 from experiments.texts import MOST_SHOWN, save_texts
-from experiments.wiring import BITS_PER_DIM, PERPLEXITY, Experiment
-
-OF_MODEL = {BITS_PER_DIM: judging.bits_per_dim, PERPLEXITY: judging.perplexity}
+from experiments.wiring import Experiment
 
 GRID_SIZE = 100  # samples in final.png
 PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it
@@ -138,7 +136,7 @@ def _evaluate(
     labels = labels_for(experiment, count)
     drawing = Drawing.of(directory, make, count, seed, source)
     images = drawing.draw(make, params, labels, seed)
-    of_model = {name: OF_MODEL[name](experiment, params, seed) for name in names if name in OF_MODEL}
+    of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
     if experiment.info.is_text:
         if parallel.is_primary():
             if out is None:

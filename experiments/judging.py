@@ -1,6 +1,6 @@
 """What a run is judged by: metrics of its samples, in the feature spaces that they need, and metrics of the model.
 
-Names come from `METRICS`, which judge samples, and from `OF_MODELS`, which judge the model itself on held-out data.
+What a metric needs, it states itself (`metrics.Facts`); nothing here knows one by its name.
 """
 
 import dataclasses
@@ -17,14 +17,13 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax import data, weights
 from diffusion_jax.errors import UserError
-from diffusion_jax.likelihood import continuous_bound
+from diffusion_jax.likelihood import METRICS, continuous_bound
 from diffusion_jax.metrics import (
     CLIP,
     DINOV2,
     INCEPTION,
-    METRICS,
     PROXY,
-    FeatureMetric,
+    Facts,
     FeatureSpace,
     ImageSet,
     Metric,
@@ -32,16 +31,14 @@ from diffusion_jax.metrics import (
     dinov2_features,
     inception_features,
 )
+from diffusion_jax.metrics.base import checked_result
 from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, proxy_features, proxy_shapes, train_proxy
 from diffusion_jax.models.autoencoders import to_tokens
-from diffusion_jax.objectives.tokens import TokenObjective
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
-from experiments.wiring import BITS_PER_DIM, OF_MODELS, PERPLEXITY, Experiment, check_metric
+from experiments.wiring import Experiment
 
-_JUMPS = ("consistency", "scm")  # samplers of networks that jump to the end of the flow, and do not follow it
 LIKELIHOOD_DRAWS = 128
-CLIP_SCORE = "clip_score"
 PROMPT = "a photo of a {}"  # what an image of a class was asked for with, unless the config says it otherwise
 Spaces = dict[str, FeatureSpace]
 # By the field of config.evaluation that names them: the weights of a space, and where they are published.
@@ -51,9 +48,6 @@ WEIGHTS = {
     CLIP: ("a folder with CLIP", weights.CLIP_SOURCE),
 }
 SPACE_FIELDS = (*WEIGHTS, "convention")
-# Metrics that are taken against a published file of statistics, and the field of config.evaluation that names it.
-REFERENCES = {"fid": "reference", "sfid": "reference", "fd_dinov2": "dinov2_reference"}
-_Z = 1.959963984540054
 
 
 def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -62,20 +56,8 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
     Raises:
       UserError: unknown name, or none can be had.
     """
-    reasons = {}
-    for name in names:
-        check_metric(name)
-        if name in OF_MODELS:
-            reason = _no_likelihood(experiment, name)
-        elif not experiment.info.is_image:
-            what = "text" if experiment.info.is_text else "latents"
-            reason = f"it is of images; {experiment.config.data.dataset} holds {what}"
-        else:
-            reason = _no_weights(experiment.config.evaluation, space_kind(name))
-        if name == CLIP_SCORE and not reason and not (experiment.num_classes and experiment.info.class_names):
-            reason = "its texts are made of the names of classes, and the samples have none"
-        if reason:
-            reasons[name] = reason
+    found = {name: _obstacle(experiment, METRICS.facts(name)) for name in names}
+    reasons = {name: reason for name, reason in found.items() if reason}
     if names and len(reasons) == len(names):
         raise UserError(in_words(reasons))
     return tuple(name for name in names if name not in reasons), reasons
@@ -89,10 +71,33 @@ def in_words(reasons: dict[str, str]) -> str:
     return "; ".join(f"no {', '.join(group)}: {reason}" for reason, group in groups.items())
 
 
+def of_model(name: str) -> bool:
+    """Whether a metric is of the model itself, and not of samples."""
+    return "model" in METRICS.facts(name).reads
+
+
+def _obstacle(experiment: Experiment, facts: Facts) -> str:
+    """Why a metric can not be had with this config on this machine; "" where it can."""
+    info, config = experiment.info, experiment.config
+    held = "text" if info.is_text else "images" if info.is_image else "latents"
+    if "held_out" in facts.reads and not config.data.validation_split:
+        return "it is of held-out data: set data.validation_split"
+    if facts.of != held:
+        others = [n for n in METRICS if METRICS.facts(n).of == held and METRICS.facts(n).reads == facts.reads]
+        instead = f", of {held} there is {' and '.join(others)}" if others else f"; {config.data.dataset} holds {held}"
+        return f"it is of {facts.of}{instead}"
+    if "model" in facts.reads and not experiment.objective.bounds_likelihood:
+        if experiment.objective.makes == "consistency":
+            return f"objective {config.objective.name} teaches to jump to the end of the flow; it has no likelihood"
+        return f"the loss of objective {config.objective.name} bounds no likelihood"
+    if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
+        return "its texts are made of the names of classes, and the samples have none"
+    return _no_weights(config.evaluation, facts.needs)
+
+
 def space_kind(name: str) -> str | None:
-    """The feature space that a metric of samples needs: INCEPTION, PROXY or None."""
-    factory = METRICS[name]
-    return factory.needs if isinstance(factory, type) and issubclass(factory, FeatureMetric) else None
+    """The feature space that a metric needs, or None."""
+    return METRICS.facts(name).needs
 
 
 def _no_weights(config: Any, kind: str | None) -> str:
@@ -108,23 +113,6 @@ def _no_weights(config: Any, kind: str | None) -> str:
         f"it needs {what}, and {found}: get {source} and give its path with --config.evaluation.{kind}=..., or "
         f"--{kind}=... of experiments.evaluate"
     )
-
-
-def _no_likelihood(experiment: Experiment, name: str) -> str:
-    info, config = experiment.info, experiment.config
-    if not config.data.validation_split:
-        return "it is of held-out data: set data.validation_split"
-    if info.is_text != (name == PERPLEXITY):
-        return f"it is of {'text' if name == PERPLEXITY else 'images, of text there is perplexity'}"
-    if name == BITS_PER_DIM and not info.is_image:
-        return f"it is of images; {config.data.dataset} holds latents"
-    if experiment.process.discrete:
-        bounds = type(experiment.objective).bound is not TokenObjective.bound
-        return "" if bounds else f"the loss of objective {config.objective.name} bounds no likelihood"
-    sampler = config.sampling.sampler.name
-    if sampler in _JUMPS:
-        return f"the network jumps to the end of the flow (sampler {sampler}); it has no likelihood"
-    return ""
 
 
 def build_metrics(
@@ -157,13 +145,14 @@ def build_metrics(
         else:
             spaces[kind] = proxy(experiment, train)[0]
     specs: dict[str, dict[str, Any]] = {name: {"name": name} for name in names}
-    for name, field in REFERENCES.items():
-        if name in specs and config.get(field, ""):
-            specs[name]["reference"] = config[field]
-    if CLIP_SCORE in names:
-        prompt = config.get("prompt", PROMPT)
-        of_texts = _clip(config.clip).of_texts([prompt.format(text) for text in experiment.info.class_names])
-        specs[CLIP_SCORE]["of_texts"] = tuple(map(tuple, of_texts.tolist()))
+    for name, spec in specs.items():
+        facts = METRICS.facts(name)
+        if facts.reference_field and config.get(facts.reference_field, ""):
+            spec["reference"] = config[facts.reference_field]
+        if "texts" in facts.reads:
+            prompt = config.get("prompt", PROMPT)
+            of_texts = _clip(config.clip).of_texts([prompt.format(text) for text in experiment.info.class_names])
+            spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
     return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
 
 
@@ -200,77 +189,66 @@ def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
     """What the numbers depend on besides the samples, for the record."""
     found = {}
     for name, metric in metrics.items():
-        space = getattr(metric, "space", None)
-        if space is None:
+        facts = METRICS.facts(name)
+        if facts.needs is None:
             continue
-        found[name] = dict(space.settings)
-        if getattr(metric, "reference", ""):
+        found[name] = dict(metric.space.settings)
+        if facts.reference_field and metric.reference:
             found[name]["reference"] = metric.reference
-        if metric.needs == PROXY and test.labels is not None:
-            found[name]["classifier_test_accuracy"] = accuracy(space, test)
+        if facts.needs == PROXY and test.labels is not None:
+            found[name]["classifier_test_accuracy"] = accuracy(metric.space, test)
     return {"feature_spaces": found} if found else {}
 
 
-def bits_per_dim(experiment: Experiment, params: Any, seed: int) -> dict[str, float]:
-    """An upper bound on -log2 P of held-out images, per dimension.
+def judge_model(experiment: Experiment, params: Any, name: str, seed: int) -> dict[str, float]:
+    """The numbers of a metric of the model itself. For every process to call.
 
-    Of models of continuous data it is the VDM's, in continuous time (`continuous_bound`); of models of tokens that of
-    their objective (`TokenObjective.bound`), whose levels are the objective's values. Of class-conditional models it is
-    the likelihood given the true class. For every process to call.
-
-    Returns:
-      `bits_per_dim`, the mean over images, with the 95% interval that follows from their number; `num_images`, `bins`,
-      and the network evaluations for each.
+    Raises:
+      UserError: the metric returned none, or not its headline.
     """
-    if experiment.process.discrete:
-        bins = experiment.objective.process.num_tokens
+    metric = METRICS.build(name)
+    return checked_result(name, metric, metric(ModelOnHeldOut(experiment=experiment, params=params, seed=seed)))
 
-        def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
-            x0 = to_tokens(image.astype(np.float32) / 127.5 - 1.0, bins)
-            return _token_bound(experiment, denoiser, x0, keys) / math.log(2.0)
-    else:
-        bins = experiment.config.evaluation.get("bins", 256)
 
-        def bits(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModelOnHeldOut:
+    """A trained model beside held-out data, as a metric of the model sees them (`likelihood.Judged`).
+
+    Of models of continuous data the bound is the VDM's, in continuous time (`continuous_bound`); of models of tokens
+    that of their objective, whose levels are the objective's values. Of class-conditional models it is the
+    one given the true class.
+    """
+
+    experiment: Experiment
+    params: Any
+    seed: int
+    evaluations: int = LIKELIHOOD_DRAWS
+
+    @property
+    def bins(self) -> int:
+        """Levels of the data."""
+        experiment = self.experiment
+        if experiment.process.discrete:
+            return experiment.objective.process.num_tokens
+        return experiment.config.evaluation.get("bins", 256)
+
+    def nats(self) -> np.ndarray:
+        """A bound on -log P of every held-out example, per number of it."""
+        experiment, bins = self.experiment, self.bins
+
+        def of_tokens(denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
+            if not experiment.info.is_text:
+                x0 = to_tokens(x0.astype(np.float32) / 127.5 - 1.0, bins)
+            return _token_bound(experiment, denoiser, x0, keys)
+
+        def of_levels(denoiser: Any, image: jax.Array, keys: BatchKey) -> jax.Array:
             level = jnp.round(image.astype(np.float32) * ((bins - 1) / 255.0)) * (2.0 / (bins - 1)) - 1.0
             schedule = experiment.process.schedule
-            return continuous_bound(denoiser, schedule, level, keys, num_draws=LIKELIHOOD_DRAWS, bins=bins)
+            bits = continuous_bound(denoiser, schedule, level, keys, num_draws=self.evaluations, bins=bins)
+            return bits * math.log(2.0)
 
-    values = _of_held_out(experiment, params, bits, seed)
-    mean, half = float(values.mean()), _half_interval(values)
-    return {
-        BITS_PER_DIM: mean,
-        f"{BITS_PER_DIM}_low": mean - half,
-        f"{BITS_PER_DIM}_high": mean + half,
-        "num_images": len(values),
-        "bins": bins,
-        "network_evaluations": LIKELIHOOD_DRAWS,
-    }
-
-
-def perplexity(experiment: Experiment, params: Any, seed: int) -> dict[str, float]:
-    """exp of an upper bound on -log P of held-out text per token (`TokenObjective.bound`), by the data's own tokens.
-
-    For every process to call.
-
-    Returns:
-      `perplexity`, with the 95% interval that follows from the number of sequences; `bits_per_token`; `num_sequences`
-      and the network evaluations for each.
-    """
-
-    def nats(denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
-        return _token_bound(experiment, denoiser, x0, keys)
-
-    values = _of_held_out(experiment, params, nats, seed)
-    mean, half = float(values.mean()), _half_interval(values)
-    return {
-        PERPLEXITY: math.exp(mean),
-        f"{PERPLEXITY}_low": math.exp(mean - half),
-        f"{PERPLEXITY}_high": math.exp(mean + half),
-        "bits_per_token": mean / math.log(2.0),
-        "num_sequences": len(values),
-        "network_evaluations": LIKELIHOOD_DRAWS,
-    }
+        value = of_tokens if experiment.process.discrete else of_levels
+        return _of_held_out(experiment, self.params, value, self.seed)
 
 
 def _token_bound(experiment: Experiment, denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
@@ -282,11 +260,6 @@ def _token_bound(experiment: Experiment, denoiser: Any, x0: jax.Array, keys: Bat
         )
 
     return jnp.mean(jax.lax.map(draw, jnp.arange(LIKELIHOOD_DRAWS)), axis=0)
-
-
-def _half_interval(values: np.ndarray) -> float:
-    """Half of the 95% interval of a mean."""
-    return _Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _of_held_out(

@@ -16,6 +16,7 @@ part is optional; what the workdir lacks is not shown, what cannot be read is na
 import base64
 import html
 import json
+import math
 import os
 import re
 import shlex
@@ -194,12 +195,17 @@ def _cards(run: _Run) -> str:
         if values:
             note = f"mean of the last {min(len(values), 10)} rows" if name == "loss" and len(values) > 1 else ""
             value = sum(values[-10:]) / len(values[-10:]) if name == "loss" else values[-1]
-            best = min(range(len(values)), key=values.__getitem__)
-            if name != "loss" and len(values) > 1:
+            finite = [i for i, one in enumerate(values) if math.isfinite(one)]
+            best = min(finite, key=values.__getitem__, default=None)
+            if not math.isfinite(value):
+                note = (
+                    f"not finite at step {steps[-1]:,}" if not math.isfinite(values[-1]) else "not finite in some rows"
+                )
+            elif name != "loss" and len(values) > 1:
                 note = (
                     "the lowest so far" if best == len(values) - 1 else f"lowest {values[best]:.4g} at {steps[best]:,}"
                 )
-            cards.append((label, format_number(float(f"{value:.4g}")), note))
+            cards.append((label, format_number(float(f"{value:.4g}")) if math.isfinite(value) else "–", note))
     cards += headline(run.groups)
     speed = _throughput(run)
     if speed:

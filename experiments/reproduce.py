@@ -1,7 +1,7 @@
 """The scorecard: which claims of which papers this code has shown, and which it has not.
 
     python -m experiments.reproduce                       # all papers in configs/papers/, a minute
-    python -m experiments.reproduce --paper=edm           # one or some, claim by claim
+    python -m experiments.reproduce --paper=edm           # one or some (edm,vdm_cifar10), claim by claim
     python -m experiments.reproduce --scale=smoke --jobs=2  # train every recipe, reduced, on real digits
     python -m experiments.reproduce --record=runs/edm     # keep the numbers of a finished run of a paper's config
 
@@ -25,7 +25,9 @@ from experiments import cli, scorecard, smoke
 from experiments.progress import ProgressBar
 from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
 
-PAPER = flags.DEFINE_string("paper", "", "only papers whose file name contains this")
+PAPER = flags.DEFINE_string(
+    "paper", "", "only this, the name of a file in configs/papers/ or its first words; several with commas"
+)
 SCALE = flags.DEFINE_enum("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")
 RECORD = flags.DEFINE_string("record", None, "keep the evaluation of this finished run in docs/results/")
 WORKDIR = flags.DEFINE_string(
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if PAPER.value:
         for paper in papers:
             console.print(details(paper, scores[paper.name]))
-    name = "scorecard" if not PAPER.value else f"scorecard-{PAPER.value}"
+    name = "-".join(["scorecard", *PAPER.value.split(",")]) if PAPER.value else "scorecard"
     replace_file(directory / f"{name}.md", page(papers, scores).encode())
     replace_file(directory / f"{name}.json", as_json(papers, scores).encode())
     print(f"scorecard: {directory / name}.md and .json")
@@ -158,7 +160,7 @@ def as_json(papers: list[Paper], scores: Scores) -> str:
         }
         for paper in papers
     }
-    return json.dumps(found, indent=1) + "\n"
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 def _text(value: object) -> str:

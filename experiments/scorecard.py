@@ -16,11 +16,12 @@ figure that was not looked up again. A claim is met only where this code has mea
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
 import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import models, weights
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.likelihood import METRICS
 from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
 from diffusion_jax.schedulers import Prediction
 from experiments import evaluation, planning, workdir
-from experiments.ablation_statistics import lower_is_better
 from experiments.wiring import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -99,16 +101,33 @@ class Paper:
 
 
 def read_papers(words: str = "") -> list[Paper]:
-    """The papers whose names contain `words`; all by default.
+    """The papers of some names (`paper_named`), with commas between them; all by default.
 
     Raises:
-      UserError: there is none.
+      UserError: a name is of no paper, or of several.
     """
-    found = [path for path in sorted(PAPERS.glob("*.py")) if words in path.stem]
-    if not found:
-        there = ", ".join(path.stem for path in sorted(PAPERS.glob("*.py")))
-        raise UserError(f"no paper with {words!r} in its name; there are: {there}")
-    return [Paper.read(path) for path in found]
+    there = {path.stem: path for path in sorted(PAPERS.glob("*.py"))}
+    chosen = {paper_named(name.strip(), list(there)) for name in words.split(",")} if words else set(there)
+    return [Paper.read(path) for name, path in there.items() if name in chosen]
+
+
+def paper_named(name: str, known: Sequence[str]) -> str:
+    """The paper with this name, or the only one whose name begins with it and goes on with "_".
+
+    Raises:
+      UserError: there is none, or there are several.
+    """
+    longer = [name] if name in known else [one for one in known if name and one.startswith(f"{name}_")]
+    if len(longer) == 1:
+        return longer[0]
+    if longer:
+        raise UserError(f"--paper={name} is the beginning of several names: {', '.join(longer)}; give one of them")
+    first = {one.partition("_")[0]: one for one in known}
+    near = [one for one in known if name and (name in one.split("_") or one.startswith(name))]
+    near += [first[word] for word in difflib.get_close_matches(name, first, n=2, cutoff=0.5)]
+    near += difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(list(dict.fromkeys(near))[:5])}?" if near else f"there are: {', '.join(known)}"
+    raise UserError(f"no paper with {name!r} as its name, or as the first words of it; {hint}")
 
 
 def score(paper: Paper) -> dict[str, list[Check]]:
@@ -266,7 +285,7 @@ def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
             status, measured = NOT_RUN, None
             notes.insert(0, needs)
         else:
-            measured = found[-1]["results"][claim["metric"]]
+            measured = _measured(found[-1], claim["metric"])
             met = _as_good(claim["metric"], measured, claim["value"])
             status = DIFFERS if claim.get("differs") else MET if met else NOT_MET
         yield Check(
@@ -281,7 +300,7 @@ def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 def records() -> list[dict[str, Any]]:
     """What was measured, as `record` wrote it."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def record(directory: Path) -> Path:
@@ -300,8 +319,10 @@ def record(directory: Path) -> Path:
         raise UserError(
             f"the config of {directory} is no paper's: its training differs from all of {_relative(PAPERS)}"
         )
-    found = json.loads((directory / "evaluation.json").read_text())
-    settings = found.pop("settings")
+    found = read_json(directory / "evaluation.json")
+    settings = found.pop("settings", None)
+    if not isinstance(settings, dict) or not {"step", "network_evaluations"} <= set(settings):
+        raise UserError(f"{directory}/evaluation.json does not say how it was made: evaluate the run again")
     if settings["step"] != config.train.steps:
         raise UserError(
             f"{directory}/evaluation.json is of step {settings['step']} of {config.train.steps}: evaluate the last one"
@@ -311,12 +332,18 @@ def record(directory: Path) -> Path:
         "training": digest,
         "results": found,
         "settings": settings,
-        "provenance": json.loads((directory / "environment.json").read_text()),
+        "provenance": read_json(directory / "environment.json"),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     how = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     path = RESULTS / f"{papers[0].name}-{settings['network_evaluations']}-{how}.json"
-    path.write_text(json.dumps(kept, indent=2) + "\n")
+    try:
+        text = json.dumps(kept, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(
+            f"{directory}/evaluation.json has numbers that are not finite: evaluate the run again"
+        ) from error
+    replace_file(path, (text + "\n").encode())
     return path
 
 
@@ -366,7 +393,7 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
         return False
     return (
         found["training"] == paper.digest
-        and claim["metric"] in found["results"]
+        and _measured(found, claim["metric"]) is not None
         and settings["network_evaluations"] == claim["nfe"]
         and settings["num_samples"] == claim["num_samples"]
         and settings["guidance_scale"] == claim.get("guidance_scale", 1.0)
@@ -383,8 +410,16 @@ def _sampler(experiment: Experiment, name: str) -> Any:
 
 
 def _as_good(metric: str, measured: float, published: float) -> bool:
-    lower = lower_is_better(metric)
-    return measured <= published * (1 + TOLERANCE) if lower else measured >= published * (1 - TOLERANCE)
+    facts = METRICS.facts(metric)
+    number, slack = facts.number(facts.headline), TOLERANCE * abs(published)
+    return number.badness(measured) <= number.badness(published) + slack
+
+
+def _measured(found: Mapping[str, Any], metric: str) -> float | None:
+    """The number of a record that a claim about a metric is about; None where there is none, or it is not finite."""
+    numbers = found["results"].get(metric)
+    value = numbers.get(METRICS.facts(metric).headline) if isinstance(numbers, Mapping) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _needed(paper: Paper, experiment: Experiment) -> str:

@@ -214,7 +214,7 @@ class _Text:
         self.by_frequency = float(np.exp(-np.mean(np.log(often / often.sum())[held_out])))
 
     def __call__(self, params: Any) -> float:
-        return judging.perplexity(self.experiment, params, seed=0)["perplexity"]
+        return judging.judge_model(self.experiment, params, self.measure, seed=0)[self.measure]
 
     def bar(self, before: float) -> float:
         """The perplexity of the bytes' own frequencies."""

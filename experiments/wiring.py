@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS
+from diffusion_jax.likelihood import METRICS
 from diffusion_jax.models.autoencoders import Codec, Identity, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
@@ -34,18 +34,13 @@ from diffusion_jax.schedulers import (
 from diffusion_jax.specs import DATA, FEATURES
 from experiments import workdir
 
-BITS_PER_DIM, PERPLEXITY = "bits_per_dim", "perplexity"
-OF_MODELS = (BITS_PER_DIM, PERPLEXITY)
-METRIC_NAMES = (*METRICS, *OF_MODELS)
-"""What a run can be judged by: metrics of its samples, and two of the model itself, of images and of text."""
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check_metric(name: str) -> None:
     """Raise UserError for a name that is no metric."""
-    if name not in METRIC_NAMES:
-        raise UserError(unknown_name("metric", name, list(METRIC_NAMES)))
+    _ = METRICS[name]
 
 
 def check_sampler(name: str) -> None:

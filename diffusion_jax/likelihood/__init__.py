@@ -1,13 +1,22 @@
-"""How likely data are under a model: by the probability-flow ODE, by bounds, in bits per dimension."""
+"""How likely data are under a model: by the probability-flow ODE, by bounds, in bits per dimension.
+
+`METRICS` is the table of `diffusion_jax.metrics` with the metrics of a model itself, which this room adds to it.
+"""
 
 from diffusion_jax.likelihood.bits import Likelihood, bits_per_dim, dequantise
 from diffusion_jax.likelihood.bounds import ChainBound, chain_bound, continuous_bound, elbo_terms, transition_bits
 from diffusion_jax.likelihood.flow import FlowLikelihood, log_likelihood
+from diffusion_jax.likelihood.metrics import BitsPerDim, Judged, Perplexity
+from diffusion_jax.metrics import METRICS
 
 __all__ = [
+    "METRICS",
+    "BitsPerDim",
     "ChainBound",
     "FlowLikelihood",
+    "Judged",
     "Likelihood",
+    "Perplexity",
     "bits_per_dim",
     "chain_bound",
     "continuous_bound",

@@ -2,12 +2,13 @@
 
     samples -> metric(samples, train=..., test=...) -> {"accuracy": 0.97, "accuracy_low": 0.95, ...}
 
-`METRICS` maps a name to a metric. Every metric says in its docstring what it measures and from which data. Those
+`METRICS` maps a name to a metric. Every metric says in its docstring what it measures and from which data, and states
+its facts (`Facts`): what it is called, which of its numbers decides, whether less of it is better, what it reads. Those
 of feature spaces are given one: Inception's, DINOv2's or CLIP's, with weights from a file of the user's, or the
 proxy's, a classifier trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
 """
 
-from diffusion_jax.metrics.base import METRICS, ImageSet, Metric, evaluate_all, wilson_interval
+from diffusion_jax.metrics.base import METRICS, Facts, ImageSet, Metric, Number, evaluate_all, wilson_interval
 from diffusion_jax.metrics.class_accuracy import ClassAccuracy
 from diffusion_jax.metrics.distances import (
     density_coverage,
@@ -44,6 +45,7 @@ __all__ = [
     "METRICS",
     "PROXY",
     "ClassAccuracy",
+    "Facts",
     "FeatureMetric",
     "FeatureSpace",
     "Features",
@@ -52,6 +54,7 @@ __all__ = [
     "Metric",
     "NearestNeighbours",
     "NetworkFeatures",
+    "Number",
     "PixelFeatures",
     "clip_features",
     "density_coverage",

@@ -1,14 +1,18 @@
-"""What a metric is: its inputs, its result, its registry.
+"""What a metric is: its inputs, its result, its facts, its registry.
 
 A metric is a frozen dataclass, called with three sets of images: the `samples` of the model, the `train` images the
 model has seen, the `test` images it has not. It returns a flat dict of finite numbers. Two naming rules let a report
 show any of them: `<name>_low` and `<name>_high` are the 95% interval of `<name>`; `class_<k>` belongs to class k.
+
+Metrics of the model itself, which look at held-out data and at no sample, are in the same table
+(`diffusion_jax.likelihood`). Every metric states its facts (`Facts`) as class attributes; whoever ranks, shows or
+chooses metrics asks for those.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -64,8 +68,74 @@ class ImageSet:
         return ImageSet(images=self.images[chosen], labels=None if self.labels is None else self.labels[chosen])
 
 
+READS = ("samples", "train", "held_out", "texts", "model")
+"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; the
+model's own likelihood."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Number:
+    """What a report has to know of one number of a metric.
+
+    Attributes:
+      label: what the number is called.
+      kind: how it is shown.
+      lower_is_better: whether less is better, or more; None: neither.
+      target: where `lower_is_better` is None, the value near which it is best; None there: it does not rank.
+    """
+
+    label: str
+    kind: Literal["number", "percent", "count", "ratio"] = "number"
+    lower_is_better: bool | None = None
+    target: float | None = None
+
+    @property
+    def ranks(self) -> bool:
+        """Whether one value can be better than another."""
+        return self.lower_is_better is not None or self.target is not None
+
+    def badness(self, value: float) -> float:
+        """A value whose order is that of worse and worse; infinite for one that is missing or not finite.
+
+        Raises:
+          UserError: the number does not rank.
+        """
+        if not self.ranks:
+            raise UserError(f"{self.label}: neither more nor less of it is better")
+        if not math.isfinite(value):
+            return math.inf
+        if self.lower_is_better is None:
+            return abs(value - self.target)
+        return value if self.lower_is_better else -value
+
+    @property
+    def arrow(self) -> str:
+        """The direction, to stand behind a name."""
+        if self.lower_is_better is None:
+            return "" if self.target is None else f"→ {self.target:g}"
+        return "↓" if self.lower_is_better else "↑"
+
+
+COUNTS: Mapping[str, Number] = {
+    "num_samples": Number(label="samples", kind="count"),
+    "num_train": Number(label="training images", kind="count"),
+    "num_real": Number(label="real images", kind="count"),
+    "num_held_out": Number(label="held-out images", kind="count"),
+    "num_images": Number(label="held-out images", kind="count"),
+    "num_sequences": Number(label="held-out sequences", kind="count"),
+    "network_evaluations": Number(label="Network evaluations per example", kind="count"),
+}
+"""Numbers that say what others rest on, known of every metric."""
+
+
 class Metric(Protocol):
-    """Numbers that describe a set of samples; see the module docstring for the names."""
+    """Numbers that describe a set of samples; see the module docstring for the names, and `Facts` for the rest."""
+
+    title: ClassVar[str]
+    about: ClassVar[str]
+    headline: ClassVar[str]
+    lower_is_better: ClassVar[bool | None]
+    reads: ClassVar[frozenset[str]]
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Compute the metric.
@@ -75,7 +145,116 @@ class Metric(Protocol):
         """
 
 
-METRICS: Registry[Metric] = Registry("metric")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a metric states as class attributes, the first five always.
+
+    Attributes:
+      title: its name for people.
+      about: one sentence or two: what it measures and how it is read.
+      headline: the key of its result that decides, always among the keys, unless `headline_may_lack`.
+      lower_is_better: whether less of the headline is better; None: it is best near `target`.
+      reads: what it looks at, some of `READS`.
+      target: where `lower_is_better` is None, the best value.
+      of: what kind of data it judges.
+      also: further keys of its result that rank, and stand beside the headline in tables.
+      numbers: how its numbers are called and shown, with those of `COUNTS`; a key without an entry is shown as it is.
+      note: what stands below the headline on a card, with keys of the result in braces; left out where one is missing.
+      headline_may_lack: whether there are data for which the headline is not defined and its key is left out.
+      needs: the kind of feature space that its field `space` takes, or None.
+      reference_field: the field of config.evaluation that names a published file of statistics for its field
+        `reference`, or "".
+    """
+
+    title: str
+    about: str
+    headline: str
+    lower_is_better: bool | None
+    reads: frozenset[str]
+    target: float | None = None
+    of: Literal["images", "text"] = "images"
+    also: tuple[str, ...] = ()
+    numbers: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    headline_may_lack: bool = False
+    needs: str | None = None
+    reference_field: str = ""
+
+    def number(self, key: str) -> Number:
+        """What is known of a key of the result; the headline has the direction of the metric."""
+        plain = Number(label=key.removeprefix("num_").replace("_", " "))
+        found = self.numbers.get(key) or COUNTS.get(key, plain)
+        if key == self.headline:
+            return dataclasses.replace(found, lower_is_better=self.lower_is_better, target=self.target)
+        return found
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The keys that tables show, the headline first."""
+        return (self.headline, *self.also)
+
+
+_STATED = ("title", "about", "headline", "lower_is_better", "reads")
+
+
+def facts_of(metric: Any, name: str) -> Facts:
+    """What a metric, or the class of one, states; `name` is what an error calls it.
+
+    Raises:
+      UserError: a fact is missing, or of another type than it should be.
+    """
+    missing = [fact for fact in _STATED if not hasattr(metric, fact)]
+    if missing:
+        raise UserError(f"metric {name!r} does not state {', '.join(missing)}: give it these as class attributes")
+    facts = Facts(**{f.name: getattr(metric, f.name) for f in dataclasses.fields(Facts) if hasattr(metric, f.name)})
+    empty = [fact for fact in ("title", "about", "headline") if not _is_text(getattr(facts, fact))]
+    if empty:
+        raise UserError(f"metric {name!r}: {', '.join(empty)} must be text that is not empty")
+    if not isinstance(facts.reads, frozenset) or not facts.reads or not facts.reads <= set(READS):
+        raise UserError(f"metric {name!r}: reads must be a frozenset of some of {', '.join(READS)}")
+    target_is_number = isinstance(facts.target, int | float) and math.isfinite(facts.target)
+    directed = isinstance(facts.lower_is_better, bool) and facts.target is None
+    if not directed and not (facts.lower_is_better is None and target_is_number):
+        raise UserError(
+            f"metric {name!r}: lower_is_better must be True or False, or None with a finite target, the best value"
+        )
+    unranked = [key for key in facts.also if not facts.number(key).ranks]
+    if unranked:
+        raise UserError(f"metric {name!r}: {', '.join(unranked)} of `also` needs a direction in `numbers`")
+    return facts
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+class MetricRegistry(Registry[Metric]):
+    """The table of metrics. A metric that does not state its facts is not taken."""
+
+    def register(self, name: str, *, example: Mapping[str, Any] | None = None) -> Callable:
+        """As of `Registry`.
+
+        Raises:
+          UserError: a fact is missing or wrong.
+        """
+        add = super().register(name, example=example)
+
+        def checked(factory: Callable[..., Metric]) -> Callable[..., Metric]:
+            facts_of(factory, name)
+            return add(factory)
+
+        return checked
+
+    def facts(self, name: str) -> Facts:
+        """What a metric states.
+
+        Raises:
+          UserError: unknown metric.
+        """
+        return facts_of(self[name], name)
+
+
+METRICS = MetricRegistry("metric")
 
 
 def evaluate_all(
@@ -90,11 +269,40 @@ def evaluate_all(
       test: images it has not.
 
     Raises:
-      UserError: unknown metric (before any is computed), or input that one of them cannot take.
+      UserError: unknown metric (before any is computed), one of the model and not of samples, input that one of them
+        cannot take, or a result without the metric's headline.
     """
     if not isinstance(metrics, Mapping):
         metrics = {name: METRICS.build(name) for name in metrics}
-    return {name: metric(samples, train=train, test=test) for name, metric in metrics.items()}
+    of_model = [name for name in metrics if name in METRICS and "model" in METRICS.facts(name).reads]
+    if of_model:
+        raise UserError(f"{', '.join(of_model)}: of the model itself, not of samples; call it with a `Judged` model")
+    return {
+        name: checked_result(name, metric, metric(samples, train=train, test=test)) for name, metric in metrics.items()
+    }
+
+
+def checked_result(name: str, metric: Metric, result: Any) -> dict[str, float]:
+    """The result of a metric, if it is one.
+
+    Raises:
+      UserError: no dict of numbers, or without the metric's headline.
+    """
+    if not isinstance(result, Mapping) or not all(isinstance(key, str) for key in result):
+        raise UserError(f"metric {name!r} must return a dict of numbers by name, not {type(result).__name__}")
+    wrong = [key for key, value in result.items() if isinstance(value, bool) or not isinstance(value, _NUMBERS)]
+    if wrong:
+        raise UserError(f"metric {name!r} must return numbers; {', '.join(wrong)}: none")
+    facts = facts_of(metric, name)
+    if facts.headline not in result and not facts.headline_may_lack:
+        raise UserError(
+            f"metric {name!r} returned {', '.join(result) or 'nothing'}; its headline {facts.headline!r} is not among "
+            "these: return it, or state another headline"
+        )
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in result.items()}
+
+
+_NUMBERS = (int, float, np.floating, np.integer)
 
 
 def check_same_shape(samples: ImageSet, *others: ImageSet) -> None:

@@ -1,11 +1,13 @@
 """Do class-conditional samples look like the class that was asked for, to a judge trained on real images?"""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.base import METRICS, ImageSet, check_same_shape, wilson_interval
+from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape, wilson_interval
 
 
 @METRICS.register("class_accuracy", example={"max_train": 200, "max_test": 100})
@@ -29,6 +31,22 @@ class ClassAccuracy:
     max_train: int = 10_000
     max_test: int = 2_000
     penalty: float = 10.0
+    title: ClassVar[str] = "Class accuracy"
+    about: ClassVar[str] = (
+        "A classifier trained on real images alone looks at each sample: does it see the class that was asked for? "
+        "Its accuracy on real images that it has not seen is what perfect samples would score. It says nothing about "
+        "variety."
+    )
+    headline: ClassVar[str] = "accuracy"
+    lower_is_better: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset({"samples", "train", "held_out"})
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "accuracy": Number(label="Samples of the asked-for class", kind="percent"),
+        "classifier_test_accuracy": Number(label="The same classifier on held-out real images", kind="percent"),
+        "num_classifier_train": Number(label="real images for the classifier to learn from", kind="count"),
+        "num_classifier_test": Number(label="to test it on", kind="count"),
+    }
+    note: ClassVar[str] = "{classifier_test_accuracy} on real images"
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Returns `accuracy` and `classifier_test_accuracy` with 95% Wilson intervals, `class_<k>` for every class

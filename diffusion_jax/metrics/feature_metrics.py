@@ -1,18 +1,19 @@
 """The metrics of feature spaces: FID and its kin with those of Inception, proxies with those of a small classifier.
 
 Each is one formula of `distances.py` in one space. A name says both: `fid` is the Frechet distance in Inception's
-space, `fd_dinov2` in DINOv2's, `proxy_fd` in the proxy's. Samples are put in an order of their own first, so that no
-result depends on how they came.
+space, `fd_dinov2` in DINOv2's, `proxy_fd` in the proxy's. Images are put in an order of their own first, that of the
+hashes of their bytes, so that no result depends on how they came; the one exception are the subsets of KID, which are
+drawn from the images as they came, as torch-fidelity draws them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.base import METRICS, ImageSet, check_same_shape
+from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape
 from diffusion_jax.metrics.distances import (
     density_coverage,
     frechet_distance,
@@ -28,6 +29,17 @@ from diffusion_jax.metrics.references import read_gaussian
 
 INCEPTION, DINOV2, CLIP, PROXY = "inception", "dinov2", "clip", "proxy"
 _EXAMPLE = {"space": PixelFeatures()}
+_OF_THREE_SETS = frozenset({"samples", "train", "held_out"})
+_HELD_OUT = {"held_out": Number(label="The same of held-out real images")}
+_SUBSETS = {
+    "subsets_mean": Number(label="Mean over random subsets"),
+    "subsets_std": Number(label="Standard deviation over random subsets"),
+}
+_FOR_HELD_OUT = "{held_out} for held-out images"
+
+
+def _distance(key: str) -> dict[str, Number]:
+    return {key: Number(label="Distance of the samples"), **_HELD_OUT, **_SUBSETS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +74,17 @@ class FrechetInceptionDistance(FeatureMetric):
     """
 
     reference: str = ""
-    name: ClassVar[str] = "fid"
+    title: ClassVar[str] = "FID"
+    about: ClassVar[str] = (
+        "The Fréchet distance of samples and real images by Inception's features. Comparable only with the same "
+        "reference, resizer and number of samples."
+    )
+    headline: ClassVar[str] = "fid"
+    lower_is_better: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = _OF_THREE_SETS
+    numbers: ClassVar[Mapping[str, Number]] = _distance("fid")
+    note: ClassVar[str] = _FOR_HELD_OUT
+    reference_field: ClassVar[str] = "reference"
     part: ClassVar[str] = "pooled"
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
@@ -80,7 +102,7 @@ class FrechetInceptionDistance(FeatureMetric):
         if len(test) > 1:
             value = frechet_distance(*gaussian(getattr(self._features(test), self.part)), *real)
             held_out = {"held_out": value, "num_held_out": len(test)}
-        return {self.name: distance, **held_out, "num_samples": len(samples), **of_real}
+        return {self.headline: distance, **held_out, "num_samples": len(samples), **of_real}
 
 
 @METRICS.register("sfid", example=_EXAMPLE)
@@ -88,7 +110,10 @@ class FrechetInceptionDistance(FeatureMetric):
 class SpatialFrechetInceptionDistance(FrechetInceptionDistance):
     """sFID (Nash et al. 2021): the same with 7 channels of a 17 x 17 map of Inception, which see the layout."""
 
-    name: ClassVar[str] = "sfid"
+    title: ClassVar[str] = "sFID"
+    about: ClassVar[str] = "The Fréchet distance by features of Inception that see the layout."
+    headline: ClassVar[str] = "sfid"
+    numbers: ClassVar[Mapping[str, Number]] = _distance("sfid")
     part: ClassVar[str] = "spatial"
 
 
@@ -99,13 +124,20 @@ class KernelInceptionDistance(FeatureMetric):
 
     Attributes:
       subset_size: images in each of the subsets over which the published form is averaged; sets smaller than this are
-        compared whole only.
+        compared whole only. With the defaults they are those that torch-fidelity draws from the same images in the same
+        order; the distance from all pairs depends on no order.
       num_subsets: how many.
     """
 
     subset_size: int = 1000
     num_subsets: int = 100
-    name: ClassVar[str] = "kid"
+    title: ClassVar[str] = "KID"
+    about: ClassVar[str] = "The unbiased kernel distance by Inception's features: 0 on average for perfect samples."
+    headline: ClassVar[str] = "kid"
+    lower_is_better: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = _OF_THREE_SETS
+    numbers: ClassVar[Mapping[str, Number]] = _distance("kid")
+    note: ClassVar[str] = _FOR_HELD_OUT
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Returns the distance from all pairs; where the sets are large enough also `subsets_mean` and `subsets_std`;
@@ -114,13 +146,14 @@ class KernelInceptionDistance(FeatureMetric):
         ours, real = self._features(samples).pooled, self._features(train).pooled
         subsets = {}
         if min(len(ours), len(real)) >= self.subset_size:
+            as_they_came = self.space(samples.images).pooled, self.space(train.images).pooled
             mean, std = kernel_distance_of_subsets(
-                ours, real, subset_size=self.subset_size, num_subsets=self.num_subsets
+                *as_they_came, subset_size=self.subset_size, num_subsets=self.num_subsets
             )
             subsets = {"subsets_mean": mean, "subsets_std": std}
         held_out = {"held_out": kernel_distance(self._features(test).pooled, real)} if len(test) > 1 else {}
         counts = {"num_samples": len(samples), "num_real": len(train), "num_held_out": len(test)}
-        return {self.name: kernel_distance(ours, real), **subsets, **held_out, **counts}
+        return {self.headline: kernel_distance(ours, real), **subsets, **held_out, **counts}
 
 
 @METRICS.register("inception_score", example={**_EXAMPLE, "splits": 2})
@@ -128,14 +161,27 @@ class KernelInceptionDistance(FeatureMetric):
 class InceptionScore(FeatureMetric):
     """IS (Salimans et al. 2016): samples that are each of one clear class, and together of many.
 
+    The splits depend on the set of samples alone, not on the order in which they came: the samples are ordered by the
+    hashes of their bytes and then shuffled by one fixed permutation. Other programs split the samples as they came, or
+    shuffle those; the numbers differ by what the choice of splits does, and are equal for one split.
+
     Attributes:
       splits: parts of which each gives a score.
     """
 
     splits: int = 10
+    title: ClassVar[str] = "Inception Score"
+    about: ClassVar[str] = "Samples that are each of one clear class, and together of many, by Inception's classes."
+    headline: ClassVar[str] = "inception_score"
+    lower_is_better: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset({"samples"})
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "inception_score": Number(label="Score of the samples"),
+        "inception_score_std": Number(label="Standard deviation over the splits"),
+    }
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the mean over splits and its standard deviation; the samples are shuffled, always alike."""
+        """Returns the mean over splits and the standard deviation."""
         check_same_shape(samples, train, test)
         logs = self._features(samples).log_probabilities
         logs = logs[np.random.default_rng(0).permutation(len(logs))]
@@ -154,8 +200,12 @@ class NeighbourMetric(FeatureMetric):
 
     neighbours: int
     max_real: int = 10_000
-    names: ClassVar[tuple[str, str]]
+    headline: ClassVar[str]
+    also: ClassVar[tuple[str, ...]]
+    lower_is_better: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset({"samples", "train"})
     measure: ClassVar[Callable[..., tuple[float, float]]]
+    in_order: ClassVar[tuple[str, str]]
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Returns the two numbers that the metric is called after, and the numbers of images."""
@@ -163,7 +213,8 @@ class NeighbourMetric(FeatureMetric):
         real = train.subset(self.max_real)
         features = self._features(samples).pooled, self._features(real).pooled
         values = type(self).measure(*features, neighbours=self.neighbours)
-        return {**dict(zip(self.names, values, strict=True)), "num_samples": len(samples), "num_real": len(real)}
+        by_name = dict(zip(self.in_order, values, strict=True))
+        return {**by_name, "num_samples": len(samples), "num_real": len(real)}
 
 
 @METRICS.register("precision_recall", example=_EXAMPLE)
@@ -172,7 +223,15 @@ class PrecisionRecall(NeighbourMetric):
     """Improved precision and recall (Kynkaanniemi et al. 2019): fidelity and variety apart, each between 0 and 1."""
 
     neighbours: int = 3
-    names: ClassVar[tuple[str, str]] = ("precision", "recall")
+    title: ClassVar[str] = "Precision and recall"
+    about: ClassVar[str] = "By Inception's features: samples that look real; reals that the samples cover."
+    headline: ClassVar[str] = "precision"
+    also: ClassVar[tuple[str, ...]] = ("recall",)
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "precision": Number(label="Precision", kind="percent"),
+        "recall": Number(label="Recall", kind="percent", lower_is_better=False),
+    }
+    in_order: ClassVar[tuple[str, str]] = ("precision", "recall")
     measure: ClassVar[Callable[..., tuple[float, float]]] = staticmethod(precision_recall)
 
 
@@ -182,7 +241,18 @@ class DensityCoverage(NeighbourMetric):
     """Density and coverage (Naeem et al. 2020), which outliers do not inflate: near 1, and between 0 and 1."""
 
     neighbours: int = 5
-    names: ClassVar[tuple[str, str]] = ("density", "coverage")
+    title: ClassVar[str] = "Density and coverage"
+    about: ClassVar[str] = (
+        "By Inception's features, without the pull of outliers: how densely reals lie around the samples, 1 for "
+        "perfect ones; reals that the samples cover."
+    )
+    headline: ClassVar[str] = "coverage"
+    also: ClassVar[tuple[str, ...]] = ("density",)
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "density": Number(label="Density", target=1.0),
+        "coverage": Number(label="Coverage", kind="percent"),
+    }
+    in_order: ClassVar[tuple[str, str]] = ("density", "coverage")
     measure: ClassVar[Callable[..., tuple[float, float]]] = staticmethod(density_coverage)
 
 
@@ -194,7 +264,13 @@ class FrechetDinov2Distance(FrechetInceptionDistance):
     Papers take ViT-L/14 and 50,000 samples.
     """
 
-    name: ClassVar[str] = "fd_dinov2"
+    title: ClassVar[str] = "FD-DINOv2"
+    about: ClassVar[str] = (
+        "The Fréchet distance by DINOv2's features, which see more than the classes that Inception knows."
+    )
+    headline: ClassVar[str] = "fd_dinov2"
+    numbers: ClassVar[Mapping[str, Number]] = _distance("fd_dinov2")
+    reference_field: ClassVar[str] = "dinov2_reference"
     needs: ClassVar[str] = DINOV2
 
 
@@ -210,6 +286,13 @@ class ClipMaximumMeanDiscrepancy(FeatureMetric):
     """
 
     max_real: int = 30_000
+    title: ClassVar[str] = "CMMD"
+    about: ClassVar[str] = "1000 times the squared mean discrepancy of CLIP's embeddings."
+    headline: ClassVar[str] = "cmmd"
+    lower_is_better: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = _OF_THREE_SETS
+    numbers: ClassVar[Mapping[str, Number]] = _distance("cmmd")
+    note: ClassVar[str] = _FOR_HELD_OUT
     needs: ClassVar[str] = CLIP
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
@@ -237,6 +320,13 @@ class ClipScore(FeatureMetric):
     """
 
     of_texts: tuple[tuple[float, ...], ...] = ()
+    title: ClassVar[str] = "CLIP score"
+    about: ClassVar[str] = "How well images fit the text of their class, by CLIP: 100 times the cosine."
+    headline: ClassVar[str] = "clip_score"
+    lower_is_better: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset({"samples", "held_out", "texts"})
+    numbers: ClassVar[Mapping[str, Number]] = {"clip_score": Number(label="Score of the samples"), **_HELD_OUT}
+    note: ClassVar[str] = _FOR_HELD_OUT
     needs: ClassVar[str] = CLIP
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
@@ -258,7 +348,14 @@ class ClipScore(FeatureMetric):
 class ProxyFrechetDistance(FrechetInceptionDistance):
     """The Frechet distance in the space of a classifier of this very data (`proxy.py`); not a FID."""
 
-    name: ClassVar[str] = "proxy_fd"
+    title: ClassVar[str] = "Proxy Fréchet distance"
+    about: ClassVar[str] = (
+        "The Fréchet distance of samples and training images by the features of a small classifier that was trained on "
+        "this data. It ranks models on this data; it is no FID."
+    )
+    headline: ClassVar[str] = "proxy_fd"
+    numbers: ClassVar[Mapping[str, Number]] = _distance("proxy_fd")
+    reference_field: ClassVar[str] = ""
     needs: ClassVar[str] = PROXY
 
 
@@ -267,7 +364,12 @@ class ProxyFrechetDistance(FrechetInceptionDistance):
 class ProxyKernelDistance(KernelInceptionDistance):
     """The kernel distance in the space of a classifier of this very data (`proxy.py`); not a KID."""
 
-    name: ClassVar[str] = "proxy_kd"
+    title: ClassVar[str] = "Proxy kernel distance"
+    about: ClassVar[str] = (
+        "The unbiased kernel distance by the features of a small classifier that was trained on this data; no KID."
+    )
+    headline: ClassVar[str] = "proxy_kd"
+    numbers: ClassVar[Mapping[str, Number]] = _distance("proxy_kd")
     needs: ClassVar[str] = PROXY
 
 
@@ -276,6 +378,10 @@ class ProxyKernelDistance(KernelInceptionDistance):
 class ProxyPrecisionRecall(PrecisionRecall):
     """Precision and recall in the space of a classifier of this very data (`proxy.py`)."""
 
+    title: ClassVar[str] = "Proxy precision and recall"
+    about: ClassVar[str] = (
+        "By the features of a small classifier: samples that look real; reals that the samples cover."
+    )
     needs: ClassVar[str] = PROXY
 
 
@@ -284,4 +390,6 @@ class ProxyPrecisionRecall(PrecisionRecall):
 class ProxyDensityCoverage(DensityCoverage):
     """Density and coverage in the space of a classifier of this very data (`proxy.py`)."""
 
+    title: ClassVar[str] = "Proxy density and coverage"
+    about: ClassVar[str] = "By the features of a small classifier; near 1 for perfect samples."
     needs: ClassVar[str] = PROXY

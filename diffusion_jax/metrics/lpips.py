@@ -5,6 +5,8 @@ configuration D) are divided by their length at every pixel; the squared differe
 over the pixels and added.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,13 @@ Pictures = Float[Array, "n height width channels"]
 class Lpips(nn.Module):
     """Two sets of images in [-1, 1], of one or three channels, to one distance for each pair.
 
-    Height and width are at least 16. The weights are those of files (`diffusion_jax.weights.read_lpips`).
+    Height and width are at least 16. The weights are those of files (`diffusion_jax.weights.read_lpips`). It is a
+    distance: less is more alike. It judges pairs, so it is no member of `METRICS`, which judge sets.
     """
+
+    title: ClassVar[str] = "LPIPS"
+    about: ClassVar[str] = "How different two images look, in the features of VGG-16: 0 for equal images."
+    lower_is_better: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Pictures, y: Pictures) -> Float[Array, " n"]:

@@ -9,11 +9,13 @@ is evaluated by float64 matrix products of integers, which round nothing below 2
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from diffusion_jax.metrics.base import METRICS, ImageSet, check_same_shape
+from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape
 
 _QUERY_CHUNK = 512
 _REFERENCE_CHUNK = 4096
@@ -34,6 +36,26 @@ class NearestNeighbours:
     """
 
     max_held_out: int = 10_000
+    title: ClassVar[str] = "Distance to the training images"
+    about: ClassVar[str] = (
+        "How far each sample lies from its nearest training image, against the same distance for real images that were "
+        "held out. A model that has learned resembles the held-out images; one that copies lies far closer."
+    )
+    headline: ClassVar[str] = "distance_ratio"
+    lower_is_better: ClassVar[None] = None
+    target: ClassVar[float] = 1.0
+    headline_may_lack: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset({"samples", "train", "held_out"})
+    numbers: ClassVar[Mapping[str, Number]] = {
+        "median_distance": Number(label="Median distance of samples"),
+        "held_out_median_distance": Number(label="Median distance of held-out images"),
+        "distance_ratio": Number(label="Ratio of the two (1 resembles held-out images)", kind="ratio"),
+        "held_out_1pct_distance": Number(label="Distance that 1% of held-out images fall short of"),
+        "fraction_closer": Number(label="Samples closer than that (1% is expected)", kind="percent"),
+        "exact_copies": Number(label="Samples equal to a training image in every pixel", kind="count"),
+        "held_out_exact_copies": Number(label="Held-out images equal to a training image", kind="count"),
+    }
+    note: ClassVar[str] = "that of held-out images; {exact_copies} exact copies"
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Returns

@@ -76,6 +76,21 @@ class Objective:
     num_times: ClassVar[int] = 1
     makes: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The groups of a config, of schedule, prediction, time_input and time_sampler, that have a part in training.
+
+        The first three are what the network's output means; times are drawn by an objective that has such a field.
+        """
+        drawn = {"time_sampler"} & {field.name for field in dataclasses.fields(self)}
+        return frozenset({"schedule", "prediction", "time_input"} | drawn)
+
+    @property
+    def bounds_likelihood(self) -> bool:
+        """Whether what is trained has a likelihood, or a bound on one: a network that only jumps to the end of the flow
+        has none."""
+        return self.makes != "consistency"
+
     def init_params(self, key: Key[Array, ""]) -> Any:
         """The objective's own trainable parameters; None where it has none."""
         return None

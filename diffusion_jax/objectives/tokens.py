@@ -62,6 +62,16 @@ class TokenObjective(Objective):
     process: TokenProcess | TokenChain
 
     @property
+    def reads(self) -> frozenset[str]:
+        """None: the process is the objective's own."""
+        return frozenset()
+
+    @property
+    def bounds_likelihood(self) -> bool:
+        """Whether the objective has a `bound` of its own."""
+        return type(self).bound is not TokenObjective.bound
+
+    @property
     def told(self) -> str:
         """What the network hears of the time, see `TokenParameterization`."""
         return "nothing" if self.process.has_mask else "scaled_t"

@@ -12,9 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import datasets
+from diffusion_jax.likelihood import METRICS
 from diffusion_jax.samplers import SAMPLERS
 from experiments.cli import flatten
-from experiments.wiring import METRIC_NAMES
 from tests.docs.run_blocks import ROOMS, python_blocks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,7 +157,7 @@ def check_words(module: str, words: list[str], flags: dict[str, str]) -> None:
             continue
         if flags[name] == "DEFINE_integer":
             int(value)
-        known = {"sampler": SAMPLERS, "metrics": METRIC_NAMES}.get(name, ())
+        known = {"sampler": SAMPLERS, "metrics": METRICS}.get(name, ())
         assert not known or all(part in known or part in EXAMPLES for part in value.split(",")), word
 
 
@@ -231,5 +231,5 @@ def test_what_is_not_there_yet_is_not_there(path):
 
 
 def test_registries_of_this_process_are_as_they_were():
-    assert not set(EXAMPLES) & {*SAMPLERS, *METRIC_NAMES}
+    assert not set(EXAMPLES) & {*SAMPLERS, *METRICS}
     assert "stripes" not in datasets

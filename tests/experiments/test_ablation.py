@@ -15,8 +15,8 @@ from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
 from experiments.ablation import Ablation
 from experiments.ablation_page import drawn_over, write_page
-from experiments.ablation_report import write_reports
-from experiments.ablation_statistics import Comparison, Estimate, compare, holm, lower_is_better, pareto_front
+from experiments.ablation_report import p_text, write_reports
+from experiments.ablation_statistics import Comparison, Estimate, best, compare, holm, pareto_front
 from experiments.judging import available
 from experiments.wiring import Experiment
 from tests.processes import ROOT
@@ -188,8 +188,32 @@ def test_pareto_front():
     costs, values = [1, 2, 2, 3, 4], [9.0, 5.0, 6.0, 5.0, 1.0]
     assert pareto_front(costs, values, lower=True) == [True, True, False, False, True]
     assert pareto_front(costs, [-v for v in values], lower=False) == [True, True, False, False, True]
-    assert lower_is_better("proxy_fd/proxy_fd")
-    assert not lower_is_better("class_accuracy/accuracy")
+
+
+def test_a_point_that_is_not_known_is_not_on_the_front():
+    values = [math.nan, 5.0, math.inf, 4.0, 3.0]
+    assert pareto_front([1, 2, 2, 3, math.nan], values) == [False, True, False, True, False]
+    assert pareto_front([1, 2], [math.nan, -math.inf], lower=False) == [False, False]
+    assert best([math.inf, math.nan, 2.0, 1.0]) == 3
+    assert best([math.nan]) is None
+
+
+def test_values_that_are_not_finite_do_not_count():
+    assert Estimate.of([1.0, math.nan, 3.0, math.inf]).mean == 2.0
+    assert Estimate.of([math.nan]).count == 0
+    assert math.isnan(Estimate.of([]).mean)
+    found = compare({0: 1.0, 1: math.nan, 2: 3.0, 3: 4.0}, {0: 0.5, 1: 1.0, 2: 1.0, 3: math.inf})
+    assert (found.difference.mean, found.difference.count) == (1.25, 2)
+    assert compare({0: math.nan}, {0: 1.0}) is None
+
+
+def test_differences_that_are_equal_but_for_rounding_are_not_tested():
+    cell, baseline = {0: 0.3, 1: 0.7, 2: 1.1}, {0: 0.1, 1: 0.5, 2: 0.9}
+    found = compare(cell, baseline)
+    assert found.difference.mean == pytest.approx(0.2)
+    assert math.isnan(found.p)
+    assert math.isnan(found.difference.half)
+    assert p_text(found) == "n/a"
 
 
 def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):

@@ -1,15 +1,21 @@
 """From a config to metrics with their feature spaces."""
 
+import dataclasses
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, gaussian, write_gaussian
+from diffusion_jax.likelihood import METRICS
+from diffusion_jax.metrics import ImageSet, evaluate_all, gaussian, write_gaussian
 from diffusion_jax.metrics.proxy import ProxyTraining
+from diffusion_jax.objectives import OBJECTIVES
+from diffusion_jax.samplers import SAMPLERS
 from experiments import judging
 from experiments.wiring import Experiment
 from tests.encoder_weights import write_tokenizer, written
@@ -110,6 +116,82 @@ def test_models_without_a_likelihood_say_so(recipe, reason, data_dir):
     config.data.data_dir = str(data_dir)
     with pytest.raises(UserError, match=f"no bits_per_dim: .*{reason}"):
         judging.available(Experiment(config), ("bits_per_dim",))
+
+
+JUMPS = [name for name in OBJECTIVES if OBJECTIVES.example(name).makes == "consistency"]
+SAMPLERS_OF_JUMPS = [name for name in SAMPLERS if SAMPLERS.example(name).denoiser_kind == "consistency"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS_OF_JUMPS)
+def test_a_network_that_jumps_has_no_likelihood_whatever_its_sampler_is_called(sampler, data_dir):
+    assert "lcm" in SAMPLERS_OF_JUMPS
+    config = get_config("objective=consistency_training")
+    config.data.data_dir = str(data_dir)
+    config.sampling.sampler = ConfigDict({"name": sampler})
+    with pytest.raises(UserError, match=r"no bits_per_dim: objective .* it has no likelihood"):
+        judging.available(Experiment(config), ("bits_per_dim",))
+
+
+def test_which_objectives_bound_a_likelihood():
+    bounds = {name for name in OBJECTIVES if OBJECTIVES.example(name).bounds_likelihood}
+    assert bounds.isdisjoint({*JUMPS, "discrete_flow"})
+    assert bounds >= {"denoising", "flow_matching", "meanflow", "shortcut", "vdm", "d3pm", "mdlm", "sedd"}
+
+
+def test_an_objective_and_a_sampler_of_the_users_own_are_asked_as_those_here(data_dir, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Leap(type(OBJECTIVES.example("denoising"))):
+        makes: ClassVar[str] = "consistency"
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Leaper(type(SAMPLERS.example("lcm"))):
+        pass
+
+    for registry, part in ((OBJECTIVES, Leap), (SAMPLERS, Leaper)):
+        monkeypatch.setattr(registry, "_factories", {**registry._factories, "mine": part})
+        monkeypatch.setattr(registry, "_examples", {**registry._examples, "mine": {}})
+    config = get_config()
+    config.data.data_dir = str(data_dir)
+    config.objective = ConfigDict({"name": "mine", **OBJECTIVES._examples["denoising"]})
+    config.sampling.sampler = ConfigDict({"name": "mine"})
+    monkeypatch.setattr(Experiment, "objective", Leap(**vars(OBJECTIVES.example("denoising"))))
+    experiment = Experiment(config)
+    assert experiment.sampler().denoiser_kind == "consistency"
+    with pytest.raises(UserError, match=r"objective mine .* it has no likelihood"):
+        judging.available(experiment, ("bits_per_dim",))
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_a_metric_of_held_out_data_needs_some(name, experiment):
+    experiment.config.data.validation_split = ""
+    if "held_out" in METRICS.facts(name).reads:
+        with pytest.raises(UserError, match=r"no .*: it is of held-out data"):
+            judging.available(experiment, (name,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A model whose bound is known."""
+
+    values: tuple
+    bins: int = 17
+    evaluations: int = 3
+
+    def nats(self):
+        return np.array(self.values)
+
+
+def test_metrics_of_a_model_are_those_of_its_bound():
+    model = Known((1.0, 2.0, 4.0))
+    mean, half = 7 / 3, 1.959963984540054 * np.std(model.values, ddof=1) / math.sqrt(3)
+    bits = METRICS.build("bits_per_dim")(model)
+    assert bits["bits_per_dim"] == pytest.approx(mean / math.log(2))
+    assert bits["bits_per_dim_high"] == pytest.approx((mean + half) / math.log(2))
+    assert (bits["num_images"], bits["bins"], bits["network_evaluations"]) == (3, 17, 3)
+    perplexity = METRICS.build("perplexity")(model)
+    assert perplexity["perplexity"] == pytest.approx(math.exp(mean))
+    assert perplexity["perplexity_low"] == pytest.approx(math.exp(mean - half))
+    assert perplexity["bits_per_token"] == pytest.approx(mean / math.log(2))
 
 
 def test_a_damaged_proxy_is_named(experiment, monkeypatch):

@@ -12,7 +12,7 @@ from experiments import report_charts
 from experiments.pictures import save_grid, save_neighbours
 from experiments.report import write_report
 from experiments.report_charts import Series, format_number, line_chart, smooth, thin
-from experiments.report_evaluation import read_groups
+from experiments.report_evaluation import headline, read_groups
 from experiments.writers import create_writer
 
 _VOID = {"meta", "img", "input", "br", "line", "path", "circle", "rect"}
@@ -272,3 +272,41 @@ def test_thinning_keeps_the_extremes_and_the_ends():
 )  # fmt: skip
 def test_numbers_for_people(value, text):
     assert format_number(value) == text
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_missing_is_shown_as_missing(workdir, bad):
+    content = {
+        "proxy_fd": {"proxy_fd": bad, "held_out": 0.5, "num_samples": bad},
+        "class_accuracy": {"accuracy": 0.9, "accuracy_low": bad, "accuracy_high": 1.0, "classifier_test_accuracy": bad,
+                           "class_0": bad, "class_1": 0.5},
+        "settings": {"feature_spaces": 3, "unavailable": ["x"]},
+    }  # fmt: skip
+    (workdir / "evaluation.json").write_text(json.dumps(content))
+    page = read(write_report(workdir))
+    assert "–" in page.text
+    assert not re.search(r"\b(nan|inf|NaN|None)\b", page.text)
+
+
+def test_cards_are_those_of_the_metrics_facts():
+    groups = {
+        "kid": {"kid": 0.25, "held_out": 0.125},
+        "nearest_neighbours": {"distance_ratio": 1.5, "exact_copies": 2},
+        "precision_recall": {"precision": 0.5, "recall": 0.75},
+        "of_old": {"of_old": 3.0},
+        "class_accuracy": {"num_samples": 3},
+    }
+    assert headline(groups) == [
+        ("KID", "0.25", "0.125 for held-out images"),
+        ("Distance to the training images", "1.50×", "that of held-out images; 2 exact copies"),
+        ("Precision and recall", "50.0%", ""),
+    ]
+
+
+def test_a_loss_that_is_not_finite_is_never_the_lowest(workdir):
+    writer = create_writer(workdir)
+    writer.write_scalars(2010, {"loss": float("nan"), "validation_loss": float("nan")})
+    writer.close()
+    page = read(write_report(workdir))
+    assert "not finite at step 2,010" in page.text
+    assert "lowest" not in page.text

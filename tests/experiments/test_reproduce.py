@@ -123,7 +123,7 @@ def finished(directory, paper, *, fid, **settings):
     (directory / workdir.FINISHED).write_text("{}")
     common = {"num_samples": 50_000, "seed": 0, "sampler": str(experiment.sampler()), "network_evaluations": 1000}
     common |= {"grid": {"name": "uniform"}, "step": paper.config.train.steps}
-    evaluation = {"fid": fid, "settings": {**common, "guidance_scale": 1.0, **settings}}
+    evaluation = {"fid": {"fid": fid, "num_samples": 50_000}, "settings": {**common, "guidance_scale": 1.0, **settings}}
     (directory / "evaluation.json").write_text(json.dumps(evaluation))
     return directory
 
@@ -178,6 +178,37 @@ def test_only_runs_of_a_paper_are_recorded(ddpm, tmp_path, monkeypatch):
         scorecard.record(run)
 
 
+@pytest.mark.parametrize("fid", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_not_recorded(ddpm, tmp_path, monkeypatch, fid):
+    monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
+    with pytest.raises(UserError, match="not finite"):
+        scorecard.record(finished(tmp_path / "run", ddpm, fid=fid))
+    assert scorecard.records() == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"fid": {"fid": 3.0}, "settings": 3}'])
+def test_a_damaged_evaluation_is_one_line(ddpm, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
+    run = finished(tmp_path / "run", ddpm, fid=3.0)
+    (run / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match=r"evaluation\.json"):
+        scorecard.record(run)
+
+
+@pytest.mark.parametrize(
+    ("metric", "measured", "published", "good"),
+    [
+        ("fid", 3.2, 3.17, True), ("fid", 3.4, 3.17, False), ("fid", 1.0, 3.17, True),
+        ("inception_score", 9.8, 9.89, True), ("inception_score", 9.0, 9.89, False),
+        ("bits_per_dim", 2.7, 2.65, True), ("perplexity", 30.0, 23.0, False),
+        ("nearest_neighbours", 1.04, 1.0, True), ("nearest_neighbours", 0.5, 1.0, False),
+        ("nearest_neighbours", 1.5, 1.0, False),
+    ],
+)  # fmt: skip
+def test_a_measured_number_is_held_against_the_published_one_in_its_own_direction(metric, measured, published, good):
+    assert scorecard._as_good(metric, measured, published) is good
+
+
 def test_where_and_how_a_run_is_looked_at_is_not_its_training(ddpm):
     other = ddpm.config.copy_and_resolve_references()
     other.seed, other.log.every, other.sampling.steps, other.parallel.fsdp = 7, 1, 50, -1
@@ -193,6 +224,39 @@ def test_page_is_that_of_the_numbers():
         for checks in paper["checks"].values():
             for check in checks:
                 assert f"| {check['name']} | {check['status']} |" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("edm_cifar10", ["edm_cifar10"]),
+        ("edm", ["edm_cifar10"]),  # not edm2_s_imagenet512
+        ("ddim,vdm_cifar10", ["ddim_cifar10", "vdm_cifar10"]),
+        ("min_snr", ["min_snr_vit_xl_imagenet256"]),
+    ],
+)
+def test_a_paper_is_named_by_its_name_or_its_first_words(words, names):
+    assert [paper.name for paper in scorecard.read_papers(words)] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("imagen", "no paper with 'imagen'"),
+        ("imagenet256", "no paper with 'imagenet256'.*dit_xl2_imagenet256"),
+        ("meanflow", "beginning of several names: meanflow_b4_imagenet256, meanflow_cifar10;"),
+        ("ed", "no paper with 'ed'.*edm_cifar10"),
+        ("edm_cifar", "no paper with 'edm_cifar'.*edm_cifar10"),
+        ("edm,", "no paper with ''"),
+        ("EDM", "no paper with 'EDM'"),
+        ("../edm", r"no paper with '\.\./edm'"),
+        ("*", r"no paper with '\*'"),
+    ],
+)
+def test_a_name_that_is_none_or_several_names_near_ones(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        scorecard.read_papers(words)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_paper_names_those_there_are():

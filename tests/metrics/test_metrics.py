@@ -1,12 +1,27 @@
 """What every registered metric must satisfy."""
 
+import dataclasses
+import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics import METRICS, ImageSet, evaluate_all, wilson_interval
+from diffusion_jax.likelihood import METRICS
+from diffusion_jax.metrics import (
+    ImageSet,
+    PixelFeatures,
+    evaluate_all,
+    inception_score,
+    kernel_distance_of_subsets,
+    wilson_interval,
+)
+from diffusion_jax.metrics.base import COUNTS, READS
+from diffusion_jax.metrics.lpips import Lpips
+
+SAMPLE_METRICS = [name for name in METRICS if "model" not in METRICS.facts(name).reads]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +45,7 @@ def test_a_metric_is_a_hashable_value(name):
     assert METRICS.example(name).__doc__
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_a_metric_gives_a_flat_dict_of_finite_numbers(name, data):
     result = METRICS.example(name)(data["samples"], train=data["train"], test=data["test"])
     assert result
@@ -43,7 +58,7 @@ def test_a_metric_gives_a_flat_dict_of_finite_numbers(name, data):
             assert value <= centre <= result[key.removesuffix("_low") + "_high"]
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_a_metric_is_deterministic_and_does_not_depend_on_the_order_of_samples(name, data):
     metric = METRICS.example(name)
     samples = data["samples"]
@@ -57,7 +72,7 @@ def test_a_metric_is_deterministic_and_does_not_depend_on_the_order_of_samples(n
         assert again[key] == pytest.approx(value, rel=1e-12), key
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_a_metric_leaves_its_inputs_alone(name, data):
     before = {key: value.images.copy() for key, value in data.items()}
     METRICS.example(name)(data["samples"], train=data["train"], test=data["test"])
@@ -65,7 +80,7 @@ def test_a_metric_leaves_its_inputs_alone(name, data):
         np.testing.assert_array_equal(images, data[key].images)
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_a_metric_refuses_images_of_another_size(name, data):
     other = ImageSet(images=np.zeros((4, 7, 5, 2), np.uint8), labels=np.zeros(4, np.int32))
     with pytest.raises(UserError, match="resolution"):
@@ -85,9 +100,12 @@ def test_an_unknown_metric_lists_the_known_ones(data):
 
 def test_evaluate_all_names_each_metric(data):
     result = evaluate_all(
-        {name: METRICS.example(name) for name in METRICS}, data["samples"], train=data["train"], test=data["test"]
+        {name: METRICS.example(name) for name in SAMPLE_METRICS},
+        data["samples"],
+        train=data["train"],
+        test=data["test"],
     )
-    assert list(result) == list(METRICS)
+    assert list(result) == SAMPLE_METRICS
 
 
 @pytest.mark.parametrize(
@@ -124,3 +142,151 @@ def test_the_wilson_interval_against_its_equation_and_limits():
     assert wilson_interval(0, 5)[1] > 0.3
     with pytest.raises(ValueError, match="6 successes"):
         wilson_interval(6, 5)
+
+
+def of_samples(name):
+    return "model" not in METRICS.facts(name).reads
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_a_metric_states_its_facts(name):
+    facts = METRICS.facts(name)
+    assert facts.title
+    assert facts.about.endswith(".")
+    assert facts.number(facts.headline).ranks
+    assert all(facts.number(key).ranks for key in facts.also)
+    assert facts.reads <= set(READS)
+    assert facts.needs in (None, "inception", "dinov2", "clip", "proxy")
+
+
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
+def test_a_result_has_all_that_its_facts_name(name, data):
+    facts = METRICS.facts(name)
+    result = METRICS.example(name)(data["samples"], train=data["train"], test=data["test"])
+    assert set(facts.shown) <= set(result)
+    plain = [key for key in result if not key.startswith("class_") and not key.endswith(("_low", "_high"))]
+    assert all(key in facts.numbers or key in COUNTS for key in plain)
+
+
+@pytest.mark.parametrize("name", SAMPLE_METRICS)
+def test_black_pictures_are_worse_than_real_ones(name, data):
+    """The direction that a metric states is the one it has."""
+    facts, metric = METRICS.facts(name), METRICS.example(name)
+    black = ImageSet(images=np.zeros_like(data["test"].images), labels=data["test"].labels)
+    good = metric(data["test"], train=data["train"], test=data["test"])
+    bad = metric(black, train=data["train"], test=data["test"])
+    if name in ("inception_score", "clip_score"):  # of pixels these say nothing
+        return
+    for key in facts.shown:
+        number = facts.number(key)
+        assert number.badness(good[key]) < number.badness(bad[key]), key
+
+
+def test_directions():
+    lower = {name for name in METRICS if METRICS.facts(name).lower_is_better}
+    assert lower >= {"fid", "sfid", "kid", "fd_dinov2", "cmmd", "proxy_fd", "proxy_kd", "bits_per_dim", "perplexity"}
+    higher = {name for name in METRICS if METRICS.facts(name).lower_is_better is False}
+    assert higher >= {"class_accuracy", "inception_score", "clip_score", "precision_recall"}
+    ratio = METRICS.facts("nearest_neighbours").number("distance_ratio")
+    assert ratio.badness(1.01) < ratio.badness(0.9) < ratio.badness(0.2)
+    assert ratio.badness(1.5) == ratio.badness(0.5)
+    assert ratio.arrow == "→ 1"
+    assert Lpips.lower_is_better is True
+    assert {name for name in METRICS if not of_samples(name)} == {"bits_per_dim", "perplexity"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_worse_than_all(value):
+    for name in ("fid", "class_accuracy", "nearest_neighbours"):
+        facts = METRICS.facts(name)
+        assert facts.number(facts.headline).badness(value) == math.inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stated:
+    """A metric that returns what it is told to."""
+
+    returns: tuple = (("score", 1.0),)
+    title: ClassVar[str] = "Score"
+    about: ClassVar[str] = "A score."
+    headline: ClassVar[str] = "score"
+    lower_is_better: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset({"samples"})
+
+    def __call__(self, samples, *, train, test):
+        return dict(self.returns)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"headline": ""}, "headline must be text"),
+        ({"reads": frozenset({"sample"})}, "reads must be"),
+        ({"reads": ("samples",)}, "reads must be"),
+        ({"lower_is_better": None}, "finite target"),
+        ({"lower_is_better": None, "target": math.nan}, "finite target"),
+        ({"lower_is_better": True, "target": 1.0}, "finite target"),
+        ({"lower_is_better": "yes"}, "finite target"),
+        ({"also": ("other",)}, "other of `also` needs a direction"),
+    ],
+)
+def test_wrong_facts_are_refused(facts, message):
+    with pytest.raises(UserError, match=f"metric 'wrong'.*{message}"):
+        METRICS.register("wrong")(type("Wrong", (Stated,), facts))
+    assert "wrong" not in METRICS
+
+
+def test_a_metric_without_facts_is_refused():
+    with pytest.raises(UserError, match=r"'bare' does not state title, about, headline, lower_is_better, reads"):
+        METRICS.register("bare")(lambda samples, train, test: {"bare": 1.0})
+    assert "bare" not in METRICS
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        ((("other", 1.0),), "its headline 'score' is not among these"),
+        ((), "returned nothing"),
+        ((("score", "much"),), "must return numbers; score: none"),
+        ((("score", True),), "must return numbers; score: none"),
+        (((3, 1.0),), "dict of numbers by name"),
+    ],
+)
+def test_a_result_without_its_headline_is_one_line(returns, message, data):
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate_all({"mine": Stated(returns=returns)}, data["samples"], train=data["train"], test=data["test"])
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_become_plain_ones(data):
+    metric = Stated(returns=(("score", np.float32(0.5)), ("num_samples", np.int64(3))))
+    result = evaluate_all({"mine": metric}, data["samples"], train=data["train"], test=data["test"])
+    assert json.dumps(result) == '{"mine": {"score": 0.5, "num_samples": 3}}'
+
+
+def test_a_metric_of_the_model_is_not_asked_about_samples(data):
+    with pytest.raises(UserError, match="bits_per_dim: of the model itself"):
+        evaluate_all(["bits_per_dim"], data["samples"], train=data["train"], test=data["test"])
+
+
+def test_subsets_of_kid_are_those_of_the_images_as_they_came(data):
+    """As torch-fidelity draws them; the distance from all pairs depends on no order."""
+    space = PixelFeatures()
+    metric = METRICS.build({"name": "kid", "subset_size": 20, "num_subsets": 5}, space=space)
+    found = metric(data["samples"], train=data["train"], test=data["test"])
+    features = [space(data[name].images).pooled for name in ("samples", "train")]
+    mean, std = kernel_distance_of_subsets(*features, subset_size=20, num_subsets=5)
+    assert (found["subsets_mean"], found["subsets_std"]) == (mean, std)
+
+
+def test_splits_of_the_inception_score_depend_on_the_set_alone(data):
+    metric = METRICS.build({"name": "inception_score", "splits": 4}, space=PixelFeatures())
+    order = np.random.default_rng(1).permutation(len(data["samples"]))
+    turned = ImageSet(images=data["samples"].images[order])
+    first, again = (metric(one, train=data["train"], test=data["test"]) for one in (data["samples"], turned))
+    assert again == pytest.approx(first, rel=1e-12)
+    whole = METRICS.build({"name": "inception_score", "splits": 1}, space=PixelFeatures())
+    logs = PixelFeatures()(data["samples"].images).log_probabilities
+    expected = inception_score(logs, splits=1)[0]
+    found = whole(data["samples"], train=data["train"], test=data["test"])["inception_score"]
+    assert found == pytest.approx(expected, rel=1e-6)

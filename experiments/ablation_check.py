@@ -1,0 +1,122 @@
+"""Whether the cells of an ablation are different experiments: what of a config training and sampling read.
+
+Two cells of one seed that train and sample alike are one experiment under two names, and what they compare is nothing.
+It happens where two values of an axis give one config, and where an axis sets a group that the chosen parts do not
+read: the time sampler of an objective that draws its times itself, the grid of a sampler of tokens.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import MODELS
+from diffusion_jax.registry import Registry
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
+from experiments import workdir
+from experiments.cli import flatten
+from experiments.wiring import Experiment
+
+OPTIONAL_GROUPS: Mapping[str, Registry] = {
+    "schedule": SCHEDULES,
+    "prediction": PREDICTIONS,
+    "time_input": TIME_INPUTS,
+    "time_sampler": TIME_SAMPLERS,
+}
+"""Groups that an objective reads or does not, as `Objective.reads` says."""
+_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields on which no number depends
+
+
+class Cell(Protocol):
+    """What is asked of a cell, see `ablation.Cell`."""
+
+    name: str
+    label: str
+    seed: int
+    values: Mapping[str, str]
+    config: ConfigDict
+
+
+def check_cells(path: Path, cells: Sequence[Cell]) -> None:
+    """Whether every cell of a seed is an experiment of its own.
+
+    Raises:
+      UserError: two cells have one config, or differ in nothing that is read; or their files have one name.
+    """
+    seen: dict[str, Cell] = {}
+    names: dict[str, Cell] = {}
+    for cell in cells:
+        other = names.setdefault(cell.name.casefold(), cell)
+        if other is not cell:
+            raise UserError(f"{path}: {cell.label!r} and {other.label!r} have one name, {cell.name}")
+        if cell.seed == cells[0].seed:
+            other = seen.setdefault(behaviour(cell.config), cell)
+            if other is not cell:
+                raise UserError(f"{path}: {_why_alike(other, cell)}")
+
+
+def behaviour(config: ConfigDict) -> str:
+    """A text that is equal for configs of which every number comes out equal: what is read, with its defaults.
+
+    Raises:
+      UserError: the config names an objective, or a part of one, that there is not.
+    """
+    objective = Experiment(config).objective
+    tokens = objective.discrete
+    read = workdir.to_json(config)
+    for group, registry in OPTIONAL_GROUPS.items():
+        spec = read.pop(group, None)
+        if group in objective.reads:
+            read[group] = with_defaults(registry, spec)
+    read["objective"] = repr(objective)
+    read["model"] = with_defaults(MODELS, read["model"])
+    sampling = read["sampling"]
+    sampling["sampler"] = with_defaults(DISCRETE_SAMPLERS if tokens else SAMPLERS, sampling["sampler"])
+    grid = sampling.pop("grid", None)
+    if not tokens:
+        sampling["grid"] = with_defaults(GRIDS, grid)
+    fields = flatten(ConfigDict(read))
+    kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def with_defaults(registry: Registry, spec: Any) -> Any:
+    """A spec with all arguments of its factory, those that it leaves out as they are by default."""
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, Mapping) or spec.get("name") not in registry:
+        return spec
+    arguments = inspect.signature(registry[spec["name"]]).parameters.values()
+    defaults = {one.name: one.default for one in arguments if one.default is not inspect.Parameter.empty}
+    # As the spec of a config comes back from JSON: a tuple is a list there.
+    return json.loads(json.dumps({**defaults, **spec}, default=str))
+
+
+def _why_alike(first: Cell, second: Cell) -> str:
+    axes = [axis for axis in first.values if first.values[axis] != second.values[axis]]
+    moved = " and ".join(f"{axis} ({first.values[axis]}, {second.values[axis]})" for axis in axes)
+    fields = [flatten(ConfigDict(workdir.to_json(cell.config))) for cell in (first, second)]
+    differing = {name for name in {*fields[0], *fields[1]} if fields[0].get(name) != fields[1].get(name)}
+    where = f"the cells {first.label!r} and {second.label!r}"
+    if not differing:
+        return f"{where} have the same config: axis {moved} changes nothing between them; leave one out"
+    groups = ", ".join(sorted({_group(name) for name in differing}))
+    config = first.config
+    unread = {*OPTIONAL_GROUPS, "sampling.grid"} - Experiment(config).objective.reads
+    if {_group(name) for name in differing} <= unread:
+        why = f"which objective {config.objective.name} does not read"
+    else:
+        why = "on which no number depends, or which mean the same"
+    return (
+        f"{where} train and sample the same: axis {moved} sets {groups}, {why}; leave the axis out, or such cells with "
+        "keep(cell)"
+    )
+
+
+def _group(name: str) -> str:
+    """Of a field; the grid of sampling is one of its own."""
+    return "sampling.grid" if name.startswith("sampling.grid") else name.partition(".")[0]

@@ -1,0 +1,147 @@
+"""Where the numbers of an ablation come from, and what has changed since: kept in its results.json, said on its page.
+
+A result promises this. The same commit, on the same kind of machine with the same versions, gives the same bits. On
+another machine, or after a change of the code that alters the order of a sum, rounding differs, and a training carries
+that on: what is repeated then is that a number lies within the 95% interval of its row.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json, read_text, replace_file
+from experiments import workdir
+from experiments.ablation import Ablation
+from experiments.cli import flatten
+
+ROOT = Path(__file__).parent.parent
+CODE = ("diffusion_jax", "configs/common.py", "configs/digits_unet.py", "configs/fashion_mnist_unet.py")
+"""What the numbers of the ablations here are computed by, besides the runner."""
+PROMISE = [
+    "The same commit gives the same bits on the same kind of machine with the same versions. Elsewhere rounding",
+    "differs, and training carries that on: a number is repeated when it lies within the 95% interval of its row.",
+]
+_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.", "seed")  # fields on which no number of a cell depends
+_TAIL = "Numbers by seed: "
+
+
+def config_fields(ablation: Ablation) -> dict[str, Any]:
+    """What every cell starts from, by field, as it comes back from JSON."""
+    fields = flatten(ConfigDict(workdir.to_json(ablation.cells[0].base)))
+    kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
+    return json.loads(json.dumps(kept, sort_keys=True, default=str))
+
+
+def cell_fields(ablation: Ablation) -> dict[str, Any]:
+    """What each cell changes, by its label."""
+    return json.loads(json.dumps({cell.label: dict(cell.overrides) for cell in ablation.cells}, default=str))
+
+
+def digest(fields: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
+    """Of all that an ablation's numbers depend on but the code."""
+    return hashlib.sha256(json.dumps([fields, cells], sort_keys=True).encode()).hexdigest()
+
+
+def made(ablation: Ablation, directory: Path) -> dict[str, Any]:
+    """Where the numbers come from: commit, versions and machine of one training, as all have the same; the config."""
+    fields, cells = config_fields(ablation), cell_fields(ablation)
+    found: dict[str, Any] = {}
+    for training in ablation.trainings():
+        file = directory / "trainings" / training / "environment.json"
+        if file.is_file():
+            there = read_json(file)
+            found = {name: there.get(name) for name in ("commit", "python", "jax", "jaxlib", "devices")}
+            break
+    return {**found, "config_digest": digest(fields, cells), "config": fields, "cells": cells}
+
+
+def config_changes(made: Mapping[str, Any], ablation: Ablation) -> list[str]:
+    """The fields in which an ablation's config differs from the one that its numbers were made with."""
+    fields, cells = config_fields(ablation), cell_fields(ablation)
+    if digest(fields, cells) == made.get("config_digest"):
+        return []
+    before = {**made.get("config", {}), **{f"cell {name}": value for name, value in made.get("cells", {}).items()}}
+    now = {**fields, **{f"cell {name}": value for name, value in cells.items()}}
+    return [
+        f"{name}: {_shown(before, name)} -> {_shown(now, name)}"
+        for name in sorted({*before, *now})
+        if (name in before, before.get(name)) != (name in now, now.get(name))
+    ]
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return json.dumps(fields[name]) if name in fields else "absent"
+
+
+def config_state(made: Mapping[str, Any], ablation: Ablation) -> str:
+    """One sentence about the config."""
+    changes = config_changes(made, ablation)
+    if not changes:
+        return "The config is the one that the numbers were made with."
+    return f"The config has changed since then: `{'; '.join(changes)}`."
+
+
+def code_state(commit: str | None) -> str:
+    """One sentence about the code, as git knows it; "" where it knows nothing of that commit."""
+    changed = _git("diff", "--name-only", str(commit).removesuffix("-dirty"), "--", *CODE)
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if changed is None or head is None:
+        return ""
+    if not changed:
+        return f"Up to commit {head} the code is the same."
+    rooms = Counter(_room(name) for name in changed.splitlines() if name.endswith(".py"))
+    named = ", ".join(f"{room} ({count} file{'s' * (count > 1)})" for room, count in sorted(rooms.items()))
+    return f"Up to commit {head} the code has changed in {named}. The numbers were not made again."
+
+
+def _room(name: str) -> str:
+    parts = name.split("/")
+    return parts[1] if len(parts) > 2 else parts[-1]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def tail(name: str, made: Mapping[str, Any], ablation: Ablation) -> list[str]:
+    """The last lines of a page: where the numbers are, where they come from, what they promise, what has changed."""
+    where = f"{_TAIL}[{name}/results.json]({name}/results.json)."
+    if made.get("commit"):
+        where += f" Made at commit {made['commit']} with jax {made['jax']} on {made['devices']}."
+    state = [sentence for sentence in (config_state(made, ablation), code_state(made.get("commit"))) if sentence]
+    return [where, *PROMISE, "", *state, ""]
+
+
+def refresh(path: Path) -> None:
+    """Write the last lines of a page again, as they are true now.
+
+    Raises:
+      UserError: the page, or the numbers or the config that belong to it, are missing or damaged.
+    """
+    results = read_json(path.with_suffix("") / "results.json")
+    lines = read_text(path).split("\n")
+    begin = next((i for i, line in enumerate(lines) if line.startswith(_TAIL)), None)
+    if begin is None:
+        raise UserError(f"{path} has no line that begins with {_TAIL!r}: write the page again")
+    ablation = Ablation.read(ROOT / results["config"])
+    content = [*lines[:begin], *tail(path.stem, results.get("made", {}), ablation)]
+    replace_file(path, "\n".join(content).encode())
+
+
+def shown_path(path: Path) -> str:
+    """A path as one types it in the repository."""
+    return re.sub(r"^.*(?=\bconfigs/)", "", path.as_posix())

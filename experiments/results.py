@@ -1,0 +1,24 @@
+"""Say on the pages of docs/results/ what has changed since their numbers were made.
+
+    python -m experiments.results
+
+Every page ends with the commit that its numbers were made at, whether the config is still the same, and in which rooms
+the code has changed. Nothing is measured again: for that, run the command in the ablation's config with `--page`.
+"""
+
+from collections.abc import Sequence
+
+from experiments import cli
+from experiments.ablation_origin import ROOT, refresh
+
+PAGES = ROOT / "docs" / "results"
+
+
+def main(argv: Sequence[str]) -> None:
+    for path in sorted(PAGES.glob("*.md")):
+        refresh(path)
+        print(f"page: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,144 @@
+"""Names of cells keep them apart everywhere; cells that would be alike, and files that are no ablation, are refused."""
+
+import itertools
+import re
+
+import pytest
+
+from diffusion_jax.errors import UserError
+from experiments.ablation import Ablation, name_of_values
+from tests.experiments.test_ablation import FILE
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "ablation.py"
+    path.write_text(FILE)
+    return path
+
+
+def values_of(*names):
+    return [{"rate": name} for name in names]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        values_of("1e+0", "1e-0", "1e0", "1E0", "1e 0", "1e_0"),
+        values_of("-1", "+1", "1", "_1", "1.", "1"[:0] + "1/"),
+        values_of("a", "A", "ä", "Ä", "å", "a\u0308"),
+        values_of("x" * 300, "x" * 301, "x" * 299 + "y", "x"),
+        values_of(
+            "../up", "..", ".", "/root", "a/b", "a\\b", "con", "nul", "*", "?", "a:b", "|", "trailing ", "trailing."
+        ),
+        [{"a": a, "b": b} for a, b in (("x-b_y", "z"), ("x", "y-b_z"), ("x", "y"), ("x-b", "y"), ("x_b", "y"))],
+    ],
+)
+def test_names_of_cells_are_injective_and_valid_everywhere(values):
+    names = [name_of_values(one) for one in values]
+    assert len({name.casefold() for name in names}) == len(values)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name), name
+        assert len(name) < 130
+        assert name == name_of_values(values[names.index(name)])
+
+
+def test_names_of_plain_values_are_read_as_they_are():
+    assert name_of_values({"sampler": "dpmpp_2m", "steps": "16"}) == "sampler_dpmpp_2m-steps_16"
+    assert name_of_values({"rate": "-1"}).startswith("rate__1-")
+
+
+def with_rates(*lines):
+    old = FILE[FILE.index('    yield "low"') : FILE.index("\n\ndef sweep_sampler")]
+    return FILE.replace(old, "\n".join(f"    yield {line}" for line in lines) + "\n")
+
+
+def test_values_that_differ_in_signs_have_files_of_their_own(file):
+    text = with_rates('"-1", {"train.conditioning_dropout": 0.1}', '"+1", {"train.conditioning_dropout": 0.2}')
+    file.write_text(text.replace('"low"', '"-1"'))
+    ablation = Ablation.read(file)
+    assert len({cell.name for cell in ablation.cells}) == len(ablation.cells) == 8
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['"low", {}', '"1e+0", {"optimizer.learning_rate": 1e+0}', '"1e-0", {"optimizer.learning_rate": 1e-0}'],
+         r"same config: axis rate \(1e\+0, 1e-0\) changes nothing"),
+        (['"low", {}', '"same", {}'], r"same config: axis rate \(low, same\) changes nothing"),
+        (['"low", {}', '"same", {"objective": {"name": "denoising"}}'], "train and sample the same"),
+        (['"low", {}', '"log", {"log.every": 7}'], "sets log, on which no number depends"),
+        (['"low", {}', '"low", {"train.steps": 3}'], "yields 'low' twice"),
+        (['"low"'], "must yield"),
+        (['"low", 3'], "must yield"),
+        (['"low", {3: 4}'], "must name fields"),
+        (['"", {}'], "can not be the name of a value"),
+    ],
+)  # fmt: skip
+def test_axes_that_change_nothing_are_refused(file, lines, message):
+    file.write_text(with_rates(*lines))
+    with pytest.raises(UserError, match=message) as caught:
+        Ablation.read(file)
+    assert "\n" not in str(caught.value)
+
+
+_UNREAD = """
+from configs.digits_unet import get_config as digits
+
+def get_config():
+    config = digits("objective={objective}")
+    config.evaluation.metrics = ("class_accuracy",)
+    return config
+
+def sweep_axis():
+    yield "as it is", {{}}
+    yield "another", {{"{group}": {value}}}
+"""
+_OTHERS = {
+    "time_sampler": {"name": "uniform", "t_min": 0.3},
+    "schedule": {"name": "ddpm_linear"},
+    "prediction": {"name": "x0"},
+    "time_input": {"name": "t"},
+    "sampling.grid": {"name": "quadratic"},
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "group"),
+    [
+        *itertools.product(("consistency_training", "ict", "progressive_distillation"), ("time_sampler",)),
+        *itertools.product(("d3pm", "mdlm", "sedd", "discrete_flow"), _OTHERS),
+    ],
+)
+def test_an_axis_over_what_the_objective_does_not_read_is_refused(file, objective, group):
+    file.write_text(_UNREAD.format(objective=objective, group=group, value=_OTHERS[group]))
+    with pytest.raises(UserError, match=rf"sets {group}, which objective .* does not read"):
+        Ablation.read(file)
+
+
+def test_an_axis_over_what_the_objective_reads_is_an_ablation(file):
+    for group, value in _OTHERS.items():
+        file.write_text(_UNREAD.format(objective="denoising", group=group, value=value))
+        assert len(Ablation.read(file).cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(0, 1)", "()", "SEEDS"), ("(0, 1)", "(0, 0)", "SEEDS"), ("(0, 1)", "5", "SEEDS"),
+        ("(0, 1)", "(-1,)", "SEEDS"), ("(0, 1)", "'01'", "SEEDS"), ("(0, 1)", "(True,)", "SEEDS"),
+        ("(0, 1)", "(0.5,)", "SEEDS"),
+        ("    return config", "    return None", "must return a ConfigDict, not NoneType"),
+        ("    return config", "    raise SystemExit(3)", r"get_config\(\) raised SystemExit: 3"),
+        ("    return config", "    return 1 / 0", r"get_config\(\) raised ZeroDivisionError"),
+        ("SEEDS", "import sys; sys.exit(0)\nSEEDS", "it raised SystemExit"),
+        ("BASELINE = {", "BASELINE = 3 or {", "BASELINE"),
+        ('    yield "low"', '    raise OSError("no")\n    yield "low"', r"sweep_rate\(\) raised OSError: no"),
+        ("def get_config", "def keep(cell):\n    return cell['no']\n\n\ndef get_config", r"keep\(cell\) raised Key"),
+    ],
+)  # fmt: skip
+def test_whatever_a_file_does_ends_in_one_line(file, old, new, message):
+    file.write_text(FILE.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as caught:
+        Ablation.read(file)
+    assert "\n" not in str(caught.value)
