@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from diffusion_jax.domains import check_arguments
 from diffusion_jax.errors import UserError
 
 T = TypeVar("T")
@@ -57,12 +58,14 @@ class Registry(Generic[T]):
         `defaults` fill what the spec omits, where the factory has such an argument at all.
 
         Raises:
-          UserError: unknown name, an argument that the factory does not have, or one that it lacks.
+          UserError: unknown name, an argument that the factory does not have, that it lacks, or that has another type or
+            lies out of bounds (`domains.py`).
         """
         spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         if "name" not in spec:
             raise UserError(f"a {self.kind} needs a `name`; known: {', '.join(self)}")
-        factory = self[spec.pop("name")]
+        name = spec.pop("name")
+        factory = self[name]
         signature = inspect.signature(factory)
         known = [key for key in signature.parameters if key not in ("parent", "name")]  # Flax modules' own
         for key in spec:
@@ -70,6 +73,7 @@ class Registry(Generic[T]):
                 raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, known))
         offered = {key: value for key, value in defaults.items() if key in known}
         arguments = {**offered, **{key: _frozen(value) for key, value in spec.items()}}
+        check_arguments(f"{self.kind} {name!r}", factory, arguments)
         try:
             signature.bind(**arguments)
         except TypeError as error:

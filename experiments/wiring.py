@@ -33,6 +33,7 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments import workdir
+from experiments.fields import check_fields
 
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -271,16 +272,9 @@ class Experiment:
           UserError: the first thing that is wrong.
         """
         config = self.config
+        check_fields(config)
         for name in config.evaluation.metrics:
             check_metric(name)
-        least = {"train.steps": 1, "train.batch_size": 1, "train.accumulation": 1, "log.every": 1, "log.num_samples": 1}
-        least |= {"checkpoint.every": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0}
-        for name, bound in least.items():
-            group, field = name.split(".")
-            if config[group][field] < bound:
-                raise UserError(f"{name} must be at least {bound}, it is {config[group][field]}")
-        if not 0 <= config.train.conditioning_dropout <= 1:
-            raise UserError(f"train.conditioning_dropout must be in [0, 1], it is {config.train.conditioning_dropout}")
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()

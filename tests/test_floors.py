@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("errors", "files", "registry", "rng", "counter_prng", "ode", "specs"), 0),
+    **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("likelihood", "conditioning"), 2),
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
@@ -21,6 +21,8 @@ FLOORS = {
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {
     ("registry", "errors"): "an unknown name is a UserError",
+    ("registry", "domains"): "arguments are held against their types and bounds",
+    ("domains", "errors"): "a value out of bounds is a UserError",
     ("files", "errors"): "a file that cannot be read is a UserError",
     ("rng", "counter_prng"): "the noise of sampler steps is drawn by the cheap generator",
     (

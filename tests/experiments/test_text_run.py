@@ -94,4 +94,4 @@ def test_the_papers_on_text_can_be_planned_without_their_data():
     experiment = Experiment.planned(sedd_openwebtext())
     assert experiment.abstract_batch(2)["data"].shape == (2, 1024, 1, 1)
     assert experiment.abstract_batch(2)["data"].dtype == np.int32
-    assert experiment.parameterization.told == "sigma"
+    assert experiment.process.told == "sigma"

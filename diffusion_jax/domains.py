@@ -1,0 +1,179 @@
+"""Which values a field may have: its type from the annotation, its bounds from its name.
+
+Names are the field's standard terms, one meaning each, so that one table says what each may be: a `dropout` is a share,
+a `depth` is at least 1, wherever it is read. `Registry.build` holds every argument of every part against it, so that
+nonsense in a config is one line before anything starts. Any number is finite unless its bounds name infinity. What two
+fields must be to each other is checked by the part that reads both.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from diffusion_jax.errors import UserError
+
+_LARGEST = 2**31 - 1  # of whole numbers that no bounds limit: they reach devices as int32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """An interval of numbers; `above` and `below` leave out its ends."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    infinite: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the number lies within."""
+        if math.isnan(value) or (math.isinf(value) and not self.infinite):
+            return False
+        return (value > self.low if self.above else value >= self.low) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        high = f"below {self.high:g}" if self.below else f"of at most {self.high:g}"
+        ends = [end for end, given in ((low, self.low > -math.inf), (high, self.high < math.inf)) if given]
+        return " and ".join(ends) + (", or infinity" if self.infinite else "")
+
+
+ANY = Bounds()
+POSITIVE = Bounds(low=0, above=True)
+NOT_NEGATIVE = Bounds(low=0)
+SHARE = Bounds(low=0, high=1)
+SHARE_BELOW_1 = Bounds(low=0, high=1, below=True)
+TIME = Bounds(low=0, high=1)
+INNER_SHARE = Bounds(low=0, high=1, above=True, below=True)
+SIZE = Bounds(low=1, high=2**20)  # of an axis of an array
+SIZE_OR_NONE = Bounds(low=0, high=2**20)  # 0: there is none
+DEPTH = Bounds(low=1, high=10_000)  # of what a network repeats
+STEPS = Bounds(low=1, high=10**9)
+TO_INFINITY = Bounds(low=0, infinite=True)
+
+_NAMES = (
+    (SHARE, "dropout probability bootstrap instantaneous uniform_share top"),
+    (SHARE_BELOW_1, "b1 b2 momentum decay initial_decay max_beta"),
+    (TIME, "t_min t_max t_end least_time first_step least"),
+    (INNER_SHARE, "beta_start beta_end table"),
+    (
+        POSITIVE,
+        "sigma_data sigma_min sigma_max rho std shift tau a b c snr atol rtol beta_max s_restart_min s_restart_max",
+    ),
+    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q step_length"),
+    (
+        NOT_NEGATIVE,
+        "eps eta gamma weight_decay huber_scale k p omega kappa beta_min s_churn s_min s_noise offset penalty",
+    ),
+    (NOT_NEGATIVE, "weight cross_entropy_weight vb_weight vlb_weight diffusion_norm warmup minimum scale"),
+    (TO_INFINITY, "s_max maximum"),
+    (ANY, "mean bias start end gamma_min gamma_max log_snr_min log_snr_max"),
+    (SIZE, "base_channels hidden_size features head_channels conditioning_size image_size image_channels patch_size"),
+    (SIZE, "channels size align_channels attention_resolutions norm_groups num_heads context_tokens out_channels"),
+    (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier"),
+    (SIZE_OR_NONE, "augment_channels context_channels low_resolution_channels length num_classes context_start"),
+    (DEPTH, "depth num_res_blocks transformer_depth scan_unroll"),
+    (Bounds(low=0, high=10_000), "align_depth frequency_shift num_corrections num_restarts"),
+    (Bounds(low=1, high=2), "num_times"),
+    (Bounds(low=1, high=4), "solver_order"),
+    (Bounds(low=0, high=4), "predictor_order corrector_order"),
+    (STEPS, "num_train_steps total_steps steps max_steps inner_steps doubling base_steps history"),
+    (Bounds(low=0, high=10**6), "num_steps"),
+    (Bounds(low=2, high=2**24), "first last levels bins num_tokens num_values"),
+    (STEPS, "neighbours num_subsets subset_size splits max_real max_train max_test max_held_out num_examples"),
+    (Bounds(low=0, high=2**32 - 1), "seed"),
+    (Bounds(low=-1, high=2**20), "data fsdp tensor context"),
+)
+BOUNDS: Mapping[str, Bounds] = {name: bounds for bounds, names in _NAMES for name in names.split()}
+"""What a number of this name may be. A part whose number is narrower says so itself."""
+
+
+@functools.lru_cache(maxsize=1024)
+def annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    """The type of every argument of a factory, resolved."""
+    hints = typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+    return {name: hints.get(name, Any) for name in inspect.signature(factory).parameters}
+
+
+def check_arguments(what: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raise UserError for the first argument that is not of its type or not within its bounds."""
+    known = annotations(factory)
+    for name, value in arguments.items():
+        check(f"{what}: {name}", value, known.get(name, Any), BOUNDS.get(name))
+
+
+def check(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> None:
+    """Hold a value against a type and bounds; what is no plain value, such as an array or a part, passes.
+
+    Raises:
+      UserError: it does not fit; the message names it and what would.
+    """
+    problem = _problem(value, kind, bounds or ANY)
+    if problem:
+        raise UserError(f"{name} must be {problem}, it is {_shown(value)}")
+
+
+def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
+    """What the value should be; "" where it is."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _problem(value, parts[0], next((p for p in parts[1:] if isinstance(p, Bounds)), bounds))
+    if origin in (typing.Union, types.UnionType):
+        found = [_problem(value, part, bounds) for part in parts]
+        return "" if "" in found else " or ".join(dict.fromkeys(found))
+    if kind is type(None):
+        return "" if value is None else "None"
+    if origin is Literal:
+        return "" if any(value == part and type(value) is type(part) for part in parts) else _choices(parts)
+    if kind is bool:
+        return "" if isinstance(value, bool) else "True or False"
+    if kind in (int, float):
+        return _number(value, kind, bounds)
+    if kind is str:
+        fits = isinstance(value, str) and "\0" not in value and len(value) < 4096
+        return "" if fits or (not _plain(value) and not isinstance(value, str)) else "a short text"
+    if origin is tuple and isinstance(value, tuple | list):
+        kinds = [parts[0]] * len(value) if parts[-1:] == (...,) else list(parts)
+        if len(kinds) != len(value):
+            return f"{len(kinds)} values"
+        found = [_problem(one, part, bounds) for one, part in zip(value, kinds, strict=True)]
+        return next((f"a tuple, each value {problem}" for problem in found if problem), "")
+    if origin is tuple:
+        return "a tuple" if _plain(value) else ""
+    return ""
+
+
+def _number(value: Any, kind: type, bounds: Bounds) -> str:
+    what = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
+    if not _plain(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+        return what
+    if kind is int and abs(value) > max(_LARGEST, bounds.high if bounds.high < math.inf else 0):
+        return f"{what} that fits 32 bits"
+    try:
+        return "" if bounds.holds(float(value)) else what
+    except OverflowError:
+        return what
+
+
+def _plain(value: Any) -> bool:
+    """Whether a config may hold such a value; arrays, parts and functions are none."""
+    return value is None or isinstance(value, numbers.Number | str | bytes | tuple | list | Mapping)
+
+
+def _choices(parts: tuple[Any, ...]) -> str:
+    return "one of " + ", ".join(map(repr, parts))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
