@@ -36,6 +36,8 @@ DTYPES = {
 }
 """Types of numbers by the names that PyTorch and ml_dtypes give them."""
 
+_EXPANDED = 2**20  # numbers to which a smaller storage may be repeated
+
 
 def is_number(dtype: np.dtype) -> bool:
     """Whether a type is one of numbers; those of `ml_dtypes` are void to NumPy."""
@@ -89,6 +91,8 @@ class Tensor:
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if 0 not in self.shape and last >= size:
             raise UserError(f"a tensor of the file reads element {last} of a storage of {size}")
+        if math.prod(self.shape) > max(size, _EXPANDED):
+            raise UserError(f"a tensor of the file repeats a storage of {size} to shape {list(self.shape)}")
         if 0 in self.shape:
             return np.zeros(0, values.dtype).reshape(self.shape)
         steps = [stride * values.itemsize for stride in self.strides]

@@ -152,8 +152,16 @@ class Unpickler(pickle._Unpickler):
             return Storage(dtype, count, base=whole, start=start)
         return whole
 
+    def load_build(self) -> None:
+        """Give an object its state; what is shared with this process, such as a type of numbers, is left as it is."""
+        if isinstance(self.stack[-2], (Inert, Module, collections.OrderedDict)):
+            super().load_build()
+        else:
+            self.stack.pop()
+
     def load_bytearray8(self) -> None:
         (count,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(count)))
 
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
