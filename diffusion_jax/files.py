@@ -234,7 +234,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+        raise ValueError("it holds more than arrays: Python objects")
     count = 1
     for length in shape:
         count *= length  # Python's integers do not overflow

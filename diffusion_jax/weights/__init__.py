@@ -2,12 +2,13 @@
 
 from diffusion_jax.weights.diffusers_config import network_spec
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
-from diffusion_jax.weights.formats import FORMATS, find_format, load_params, weight_map
+from diffusion_jax.weights.folders import read_config
+from diffusion_jax.weights.formats import FORMATS, find_format, fitted, load_params, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
 from diffusion_jax.weights.inception import inception_map, inception_shapes, nvidia_inception_map, read_inception
 from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
 from diffusion_jax.weights.names import WeightMap
-from diffusion_jax.weights.reading import read_config, read_state, write_state
+from diffusion_jax.weights.reading import read_state, read_weights, write_state
 from diffusion_jax.weights.torch_files import read_torch_file
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Clip",
     "WeightMap",
     "find_format",
+    "fitted",
     "inception_map",
     "inception_shapes",
     "load_params",
@@ -34,6 +36,7 @@ __all__ = [
     "read_lpips",
     "read_state",
     "read_torch_file",
+    "read_weights",
     "require_lpips",
     "weight_map",
     "write_state",

@@ -11,6 +11,7 @@ from jaxtyping import Float, PyTree
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics.encoders import HEAD_CHANNELS, TextTransformer, VisionTransformer
+from diffusion_jax.weights.folders import read_config
 from diffusion_jax.weights.names import (
     Entry,
     State,
@@ -26,7 +27,7 @@ from diffusion_jax.weights.names import (
 from diffusion_jax.weights.names import (
     Path as TreePath,
 )
-from diffusion_jax.weights.reading import fingerprint, read_config, read_state
+from diffusion_jax.weights.reading import fingerprint, read_state
 
 DINOV2_SOURCE = (
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth "

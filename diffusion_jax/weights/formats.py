@@ -1,9 +1,11 @@
 """The table of formats: what the weights of a network are called elsewhere."""
 
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
@@ -91,31 +93,104 @@ def weight_map(name: str, network: nn.Module) -> WeightMap:
     return build(network)
 
 
+# Older names of tensors and today's: of diffusers' attention.
+_RENAMED = (
+    (re.compile(r"\.(query|key|value)\.(?=weight$|bias$)"), lambda match: f".to_{match[1][0]}."),
+    (re.compile(r"\.proj_attn\.(?=weight$|bias$)"), lambda match: ".to_out.0."),
+)
+
+
 def find_format(network: nn.Module, state: State) -> str:
-    """The format whose names are those of the tensors.
+    """The format whose names are those of the tensors; see `fitted`."""
+    return fitted(network, state)[0]
+
+
+def fitted(network: nn.Module, state: State, *, form: str | None = None) -> tuple[str, dict[str, np.ndarray]]:
+    """The format of tensors, and those of the network under the format's own names.
+
+    All names may have one prefix more ("model.", "backbone.") or less than the format's; what lies outside of such a
+    prefix belongs to something else, and is left out. Older names become today's.
+
+    Args:
+      network: the network here.
+      state: tensors by name.
+      form: the format, where it is known; it is found by the names otherwise.
 
     Raises:
-      UserError: none is; the message says how the nearest one differs.
+      UserError: the names are those of no format, where `form` is not given; the message says how the nearest one
+        differs. Or two prefixes hold the network.
     """
-    differences = {}
+    names = {}
     for name, (kind, build) in FORMATS.items():
-        if not isinstance(network, kind):
-            continue
-        try:
-            names = set(build(network).names())
-        except UserError:
-            continue
-        missing = len(names - set(state))
-        if not missing:
-            return name
-        differences[name] = missing / len(names)
-    nearest = min(differences, key=differences.__getitem__)
-    build = FORMATS[nearest][1]
-    absent = sorted(set(build(network).names()) - set(state))
-    raise UserError(
-        f"these weights have the names of no format of a {type(network).__name__} ({', '.join(differences)}); "
-        f"the nearest is {nearest}, of which {len(absent)} names are missing, the first {absent[0]}"
+        if isinstance(network, kind) and form in (None, name):
+            try:
+                names[name] = build(network).names()
+            except UserError:
+                if form is not None:
+                    raise
+    for tensors in (state, _renamed(state)):
+        for name, wanted in names.items():
+            if all(tensor in tensors for tensor in wanted):
+                return name, dict(tensors)
+        for name, wanted in names.items():
+            found = _below_prefix(wanted, tensors)
+            if found is not None:
+                return name, found
+    if form is not None:
+        return form, dict(state)  # reading it says what is missing
+    raise UserError(_nearest(network, names, state))
+
+
+def _renamed(state: State) -> dict[str, np.ndarray]:
+    def now(name: str) -> str:
+        for old, new in _RENAMED:
+            name = old.sub(new, name)
+        return name
+
+    return {now(name): value for name, value in state.items()}
+
+
+def _below_prefix(wanted: Sequence[str], state: State) -> dict[str, np.ndarray] | None:
+    """The tensors under a prefix below which all wanted names are found, the format's own prefix or not."""
+    first = re.match(r"(?:[^./]+[./])*", wanted[0])[0]
+    own = next((start for start in _starts(first) if all(name.startswith(start) for name in wanted)), "")
+    for less in dict.fromkeys(("", own)):
+        anchor = wanted[0].removeprefix(less)
+        prefixes = [
+            prefix
+            for name in state
+            if name.endswith(anchor)
+            and (not (prefix := name.removesuffix(anchor)) or prefix.endswith((".", "/")))
+            and all(prefix + other.removeprefix(less) in state for other in wanted)
+        ]
+        if len(prefixes) > 1:
+            raise UserError(
+                f"the file has {len(prefixes)} networks of this kind, under {', '.join(prefixes)}: say which with "
+                f"--entry, as --entry={prefixes[0].strip('./')}"
+            )
+        if prefixes:
+            cut = len(prefixes[0])
+            return {less + name[cut:]: value for name, value in state.items() if name.startswith(prefixes[0])}
+    return None
+
+
+def _starts(prefix: str) -> list[str]:
+    """A prefix and all shorter ones that end with a part of a name, the longest first."""
+    return [prefix[: part.end()] for part in re.finditer(r"[./]", prefix)][::-1]
+
+
+def _nearest(network: nn.Module, names: Mapping[str, Sequence[str]], state: State) -> str:
+    """What an error says of tensors whose names are those of no format."""
+    absent = {name: [tensor for tensor in wanted if tensor not in state] for name, wanted in names.items()}
+    nearest = min(absent, key=lambda name: len(absent[name]) / len(names[name]))
+    start = (
+        f"these weights have the names of no format of a {type(network).__name__} ({', '.join(names)}); "
+        f"they are {', '.join(list(state)[:3])} ..."
     )
+    if len(absent[nearest]) == len(names[nearest]):
+        return f"{start} and no format has one of them; {nearest}, as an example, has {names[nearest][0]}"
+    count, first = len(absent[nearest]), absent[nearest][0]
+    return f"{start}; the nearest is {nearest}, of which {count} names are missing, the first {first}"
 
 
 def load_params(network: nn.Module, state: State, *, form: str | None = None) -> PyTree:
@@ -124,4 +199,7 @@ def load_params(network: nn.Module, state: State, *, form: str | None = None) ->
     Raises:
       UserError: the tensors are not of this network.
     """
-    return weight_map(form or find_format(network, state), network).params(state, parameter_shapes(network))
+    if form is not None:
+        weight_map(form, network)  # says what is wrong with the name
+    form, tensors = fitted(network, state, form=form)
+    return weight_map(form, network).params(tensors, parameter_shapes(network))

@@ -95,6 +95,8 @@ class WeightMap:
                 if value is None or value.shape != shape:
                     there = ", ".join(f"{name} {tuple(state[name].shape)}" for name in part.names)
                     wrong.append(f"{there} for {'/'.join(path)} {shape}")
+                elif value.dtype.kind == "c":
+                    wrong.append(f"{', '.join(part.names)} holds complex numbers")
                 elif not np.isfinite(value).all():
                     wrong.append(f"{', '.join(part.names)} is not finite")
                 else:
@@ -109,8 +111,9 @@ class WeightMap:
         for name, value in self.constants.items():
             if name not in state:
                 continue
-            there = np.asarray(state[name], np.float64)
-            if there.shape != value.shape or not np.allclose(there, value, atol=2e-3 if there.size else 0):
+            there = state[name]  # of any size, and perhaps a view that repeats a number: looked at first
+            same_shape = there.shape == value.shape
+            if not same_shape or not np.allclose(np.asarray(there, np.float64), value, atol=2e-3 if there.size else 0):
                 raise UserError(f"{name} is a constant of this network, and the file has other values")
 
     def state(self, params: PyTree) -> dict[str, np.ndarray]:

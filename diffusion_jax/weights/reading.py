@@ -1,52 +1,95 @@
 """Tensors by name from the files that weights are published in, and safetensors written.
 
-weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin / .pkl, and folders of diffusers (also in shards)
+weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin / .pkl, and folders (`folders.py`). What a file is
+its content says, not its name.
 """
 
+import dataclasses
 import hashlib
-import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_npz, regular_file
+from diffusion_jax.weights.entries import Weights, choose, says_average
+from diffusion_jax.weights.folders import SUFFIXES, averages_beside, locate, weight_files
+from diffusion_jax.weights.sniffing import recognise
 from diffusion_jax.weights.torch_files import read_torch_file
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-_FOLDER_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-# Where training programs keep the weights in a file, the average of the parameters first.
-_ENTRIES = ("ema", "state_dict", "model", "net", "params")
+_TORCH_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in (".safetensors", ".npz"))
 
 
 def read_state(path: Path | str, *, entry: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file or folder.
 
     Args:
-      path: a file, or a folder with a diffusers model.
+      path: a file, or a folder with a model.
       entry: which of several sets of weights in a file, such as "ema" or "model"; by default the average where there
         is one.
 
     Raises:
       UserError: no such file, a damaged one, one that would run code, or no such entry.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, entry)
-    if not path.is_file():
+    return read_weights(path, entry=entry).tensors
+
+
+def read_weights(path: Path | str, *, entry: str | None = None) -> Weights:
+    """The tensors of a file or folder, and which of them these are; as `read_state`."""
+    path = Path(path).expanduser()
+    if not os.path.lexists(path):
         raise UserError(f"no file or folder {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix in _TORCH_SUFFIXES:
-        return _choose(read_torch_file(path), path, entry)
-    raise UserError(f"{path}: weights come as .safetensors, .npz, {', '.join(_TORCH_SUFFIXES)}, or a diffusers folder")
+    if not _is_folder(path):
+        found = choose(read_tree(path), path, entry)
+        beside = [] if found.is_average or says_average([path.stem]) else averages_beside(path)
+        if beside:
+            names = ", ".join(file.name for file in beside)
+            line = f"{path.name} has raw weights; an average of them seems to lie beside it: {names}"
+            return dataclasses.replace(found, notes=(line,))
+        return found
+    located = locate(path)
+    files, notes = weight_files(located.folder)
+    try:
+        trees = [read_tree(file) for file in files]
+    except UserError as error:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"cannot read the weights of {path}: {names}: {error}") from error
+    tree = trees[0] if len(trees) == 1 else {name: value for part in trees for name, value in _table(part).items()}
+    return choose(tree, path, entry, (*located.notes, *notes))
+
+
+def _table(tree: Any) -> Mapping[str, Any]:
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_tree(path: Path) -> Any:
+    """What a file holds: a table of arrays, or what `torch.save` was given.
+
+    Raises:
+      UserError: it is damaged or of another kind; the message says of which.
+    """
+    reader, what = recognise(path)
+    if (reader is None and what is None) or (reader is None and path.suffix == ".safetensors"):
+        of_suffix = {".safetensors": "safetensors", ".npz": "npz"} | dict.fromkeys(_TORCH_SUFFIXES, "torch")
+        reader = of_suffix.get(path.suffix)
+    if reader is None:
+        listed = ", ".join(_TORCH_SUFFIXES)
+        known = what or "of no known kind"
+        raise UserError(f"{path} is {known}; weights come as .safetensors, .npz, {listed}, or a diffusers folder")
+    return {"safetensors": _read_safetensors, "npz": _read_npz, "torch": read_torch_file}[reader](path)
 
 
 def fingerprint(path: Path | str) -> str:
@@ -55,21 +98,10 @@ def fingerprint(path: Path | str) -> str:
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
     digest = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as opened:
+        with open(regular_file(file), "rb") as opened:
             while block := opened.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def read_config(path: Path | str) -> dict[str, Any] | None:
-    """config.json of a diffusers folder; None where there is none."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
 
 
 def write_state(path: Path | str, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -84,71 +116,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-    except (SafetensorError, ValueError, OSError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+    except (SafetensorError, ValueError, OSError, TypeError, AttributeError, KeyError) as error:
+        what = recognise(path)[1]
+        reason = f"it is {what}" if what else error
+        raise UserError(f"{path} is damaged or no safetensors file: {reason}") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged or holds more than arrays: {error}") from error
-
-
-def _read_folder(path: Path, entry: str | None) -> dict[str, np.ndarray]:
-    for name in _FOLDER_NAMES:
-        for suffix in (".safetensors", ".bin"):
-            if (path / f"{name}{suffix}").is_file():
-                return read_state(path / f"{name}{suffix}", entry=entry)
-            index = path / f"{name}{suffix}.index.json"
-            if index.is_file():
-                try:
-                    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                except (json.JSONDecodeError, KeyError, AttributeError) as error:
-                    raise UserError(f"{index} is damaged: {error}") from error
-                if any(Path(file).name != file for file in files):
-                    raise UserError(f"{index} names files outside its folder")
-                return {k: v for file in files for k, v in read_state(path / file, entry=entry).items()}
-    raise UserError(f"no weights in {path}: looked for {', '.join(_FOLDER_NAMES)} as .safetensors or .bin")
-
-
-def _choose(found: Any, path: Path, entry: str | None) -> dict[str, np.ndarray]:
-    """The set of tensors that is meant, without the prefix that parallel training adds."""
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds no tensors by name")
-    sets = [name for name in found if isinstance(found[name], Mapping) and _tensors(found[name])]
-    if entry is not None:
-        if entry not in found:
-            raise UserError(f"{path} has no entry {entry!r}; there are: {', '.join(map(str, found))}")
-        chosen = found[entry]
-    elif _tensors(found):
-        chosen = found
-    else:
-        known = [name for name in _ENTRIES if name in found]
-        chosen = found[known[0]] if known else found[sets[0]] if sets else {}
-    if isinstance(chosen, Mapping) and "shadow_params" in chosen:
-        chosen = _named_average(chosen["shadow_params"], found.get("model", {}), path)
-    tensors = _tensors(chosen)
-    if not tensors:
-        raise UserError(f"{path} holds no tensors by name; its entries: {', '.join(map(str, found))}")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _tensors(found: Any) -> dict[str, np.ndarray]:
-    if not isinstance(found, Mapping):
-        return {}
-    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
-
-
-def _named_average(average: Any, model: Any, path: Path) -> dict[str, np.ndarray]:
-    """score_sde's average is a list: the trainable parameters in the model's order; the rest comes from the model."""
-    tensors = _tensors(model)
-    # Neither buffers nor the random frequencies, the only vectors called W, are trained.
-    names = [n for n, v in tensors.items() if not n.endswith("sigmas") and not (n.endswith(".W") and v.ndim == 1)]
-    if len(names) != len(average):
-        raise UserError(f"{path}: the average has {len(average)} tensors and the model {len(names)}")
-    for name, value in zip(names, average, strict=True):
-        if value.shape != tensors[name].shape:
-            raise UserError(f"{path}: the average has {value.shape} where the model has {name} {tensors[name].shape}")
-    return {**tensors, **dict(zip(names, average, strict=True))}
+    """NumPy has no name for bfloat16, and writes its numbers as two bytes each."""
+    arrays = read_npz(path)
+    halves = np.dtype("V2")
+    return {n: value.view(ml_dtypes.bfloat16) if value.dtype == halves else value for n, value in arrays.items()}

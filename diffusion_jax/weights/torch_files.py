@@ -1,266 +1,242 @@
-"""Tensors out of PyTorch's files without PyTorch, by an unpickler that can build tensors and nothing else.
+"""Tensors out of PyTorch's files without PyTorch, by an unpickler that builds tensors and runs nothing (`pickles.py`).
 
-A pickle is a program. Here it may name the functions that put a tensor together, containers, modules and a few records
-of settings, which are read as what they hold; any other name stops the reading. Nothing of the file is ever run.
+The zip archive of PyTorch 1.6 and later, also of TorchScript; the older sequence of pickles and raw storages; the tar
+archive of PyTorch before 0.1.10; and plain pickles: arrays by name, and those of NVIDIA's `torch_utils.persistence`
+(StyleGAN, EDM, EDM2), modules with their source: that is not looked at. A module comes out as the tensors of its
+`state_dict`.
 
-The zip archive of PyTorch 1.6 and later, also of TorchScript; the older sequence of pickles and raw storages; and the
-plain pickles of NVIDIA's `torch_utils.persistence` (StyleGAN, EDM, EDM2), modules with their source: that is not looked
-at. A module comes out as the tensors of its `state_dict`.
+Nothing is allocated because a number in the file asks for it: what is read is there, and a tensor is a view of it.
 """
 
-import collections
-import dataclasses
 import io
-import pickle
 import struct
-import types
+import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import regular_file
+from diffusion_jax.weights.pickled import Array, Inert, Storage, Tensor, module_attributes, state_dict
+from diffusion_jax.weights.pickles import Bounded, Unpickler
 
-_DTYPES: dict[str, np.dtype] = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the older form
+_EXPANSION, _ALLOWANCE = 32, 2**26  # an archive may hold so many times its own bytes, and so many more
+_DEPTH = 64  # of containers in containers
 
 
-@dataclasses.dataclass
-class _Storage:
-    """Numbers in a row; in the older form they come after whatever refers to them."""
+def read_torch_file(path: Path | str) -> Any:
+    """Whatever `torch.save`, `torch.jit.save` or `pickle.dump` wrote, with numpy arrays for tensors, tables of tensors
+    by name for modules, and tables of what they held for other objects.
 
-    dtype: np.dtype
-    numel: int
-    values: np.ndarray | None = None
-
-
-@dataclasses.dataclass
-class _Tensor:
-    """A view of a storage."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def array(self) -> np.ndarray:
-        """The numbers, copied.
-
-        Raises:
-          UserError: the view reaches outside its storage.
-        """
-        values, size = self.storage.values, self.storage.numel
-        if values is None or not all(isinstance(n, int) and n >= 0 for n in (self.offset, *self.shape, *self.strides)):
-            raise UserError("a tensor of the file has no storage or a negative shape")
-        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        if 0 not in self.shape and last >= size:
-            raise UserError(f"a tensor of the file reads element {last} of a storage of {size}")
-        steps = [stride * values.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, steps).copy()
-
-
-class _Module:
-    """The attributes of a torch.nn.Module, without the module."""
-
-    attributes: Mapping[str, Any] = types.MappingProxyType({})  # of a module without any
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
-            raise UserError("a module of the file has no attributes by name")
-        self.attributes = dict(state)
-
-    def state_dict(self) -> dict[str, _Tensor]:
-        """The tensors by their names in PyTorch. TorchScript keeps them among the other attributes; Python's modules
-        keep them in tables, with buffers that are not saved."""
-        own = self.attributes
-        if "_modules" in own:
-            kept = {k: v for k, v in own["_buffers"].items() if k not in own.get("_non_persistent_buffers_set", ())}
-            own = {**own["_parameters"], **kept, **own["_modules"]}
-        found = {name: value for name, value in own.items() if isinstance(value, _Tensor)}
-        for name, value in own.items():
-            if isinstance(value, _Module):
-                found.update({f"{name}.{inner}": tensor for inner, tensor in value.state_dict().items()})
-        return found
-
-
-class _Record(dict):
-    """Settings kept beside the weights: what an object held, without the object."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(kwargs)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise UserError("a tensor of the file refers to something that is no storage")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(data: _Tensor, *rest: Any) -> _Tensor:
-    return data
-
-
-def _rebuild_persistent(meta: Any) -> _Module | _Record:
-    """What an object of `torch_utils.persistence` held. `meta` has the source of its class, too."""
-    state = meta.get("state") if isinstance(meta, dict) else None
-    if not isinstance(state, dict):
-        raise UserError("a persistent object of the file has no state by name")
-    found: _Module | _Record = _Module() if "_modules" in state else _Record()
-    found.__setstate__(state)
+    Raises:
+      UserError: no such file, a damaged one, or one that would call a function.
+    """
+    path = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            found = _read(file, path)
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged pickle or archive can raise anything; all of it means the same
+        raise UserError(f"{path} is damaged or no PyTorch file: {type(error).__name__}: {error}") from error
     return found
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): lambda *args: "device",
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _rebuild_persistent,
-    ("dnnlib.util", "EasyDict"): _Record,
-    ("argparse", "Namespace"): _Record,
-    # numpy's numbers and arrays, of settings: only that there was one
-    **{("numpy", name): _Record for name in ("ndarray", "dtype")},
-    **{
-        (f"numpy.{core}.multiarray", name): _Record for core in ("core", "_core") for name in ("scalar", "_reconstruct")
-    },
-    **{(builtins, "set"): set for builtins in ("builtins", "__builtin__")},
-    **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
-    ("torch.jit._pickle", "restore_type_tag"): lambda value, tag: value,
-    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
-    **{("torch.storage", name): dtype for name, dtype in _DTYPES.items()},
-}
+def _read(file: BinaryIO, path: Path) -> Any:
+    start = file.read(512)
+    file.seek(0)
+    if start.startswith(b"PK"):
+        reader = _read_zip(file, path)
+    elif start[257:262] == b"ustar" or (start[:100].rstrip(b"\0") == b"sys_info"):
+        reader = _read_tar(file, path)
+    else:
+        reader = _read_sequence(file, path)
+    found, unpickler = reader
+    tree = _Plain().tree(found)
+    if unpickler.named and not _holds_arrays(tree):
+        raise unpickler.refuse(", ".join(list(unpickler.named)[:4]))
+    return tree
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads what `_ALLOWED` names."""
+def _inner(path: Path) -> Callable[[bytes], Storage]:
+    """What reads a storage inside a plain pickle: it is a file of its own, of the older form."""
 
-    def __init__(self, file: BinaryIO, path: Path, storage: Any):
-        super().__init__(file, encoding="latin1")
-        self._path, self._storage = path, storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return self._inner_storage
-        if module.startswith(("torch.nn.modules.", "__torch__")):
-            return _Module
-        raise UserError(
-            f"{self._path} is a pickle with Python objects ({module}.{name}), which reading would have to run; "
-            "nothing was read. Where you trust the file, open it once with the authors' code and save the tensors "
-            "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
-        )
-
-    def _inner_storage(self, data: Any) -> _Storage:
-        """A storage inside a plain pickle is a file of its own, of the older form."""
-        found = _read_sequence(io.BytesIO(data), self._path)
-        if not isinstance(found, _Storage):
-            raise UserError(f"a tensor of {self._path} refers to something that is no storage")
+    def read(data: Any) -> Storage:
+        found, _ = _read_sequence(io.BytesIO(data), path)
+        if not isinstance(found, Storage):
+            raise UserError(f"a tensor of {path} refers to something that is no storage")
         return found
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], np.dtype):
-            raise UserError(f"{self._path} refers to something that is no storage of tensors")
-        _, dtype, key, _, numel, *rest = pid
-        if rest and rest[0] is not None:
-            raise UserError(f"{self._path} has views of storages, of a PyTorch before 0.4; save it again")
-        return self._storage(str(key), dtype, int(numel))
+    return read
 
 
-def read_torch_file(path: Path) -> Any:
-    """Whatever `torch.save`, `torch.jit.save` or NVIDIA's `pickle.dump` wrote, with numpy arrays for tensors and tables
-    of tensors by name for modules.
-
-    Raises:
-      UserError: no such file, a damaged one, or one that holds more than tensors, containers and numbers.
-    """
-    try:
-        with path.open("rb") as file:
-            is_zip = zipfile.is_zipfile(file)
-            file.seek(0)
-            return _arrays(_read_zip(file, path) if is_zip else _read_sequence(file, path))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle or archive can raise anything; all of it means the same
-        raise UserError(f"{path} is damaged or no PyTorch file: {type(error).__name__}: {error}") from error
-
-
-def _read_zip(file: BinaryIO, path: Path) -> Any:
+def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, Unpickler]:
+    size = file.seek(0, 2)
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
             raise UserError(f"{path} is a zip archive, but not one of PyTorch's weights")
+        promised = sum(info.file_size for info in archive.infolist())
+        if promised > _EXPANSION * size + _ALLOWANCE:
+            raise UserError(f"{path} is damaged: its {size:,} bytes promise {promised:,}")
         folder = pickles[0].removesuffix("data.pkl")
-        read: dict[str, _Storage] = {}
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
+            raise UserError(f"{path} was written on a machine of the other byte order: save it as safetensors there")
+        read: dict[str, Storage] = {}
 
-        def storage(key: str, dtype: np.dtype, numel: int) -> _Storage:
+        def storage(key: str, dtype: np.dtype, numel: int) -> Storage:
             if key not in read:
                 data = archive.read(f"{folder}data/{key}")
                 if len(data) != numel * dtype.itemsize:
                     raise UserError(f"{path} is damaged: storage {key} has {len(data)} bytes, not {numel} {dtype}")
-                read[key] = _Storage(dtype, numel, np.frombuffer(data, dtype))
+                read[key] = Storage(dtype, numel, np.frombuffer(data, dtype))
             return read[key]
 
-        return _Unpickler(io.BytesIO(archive.read(pickles[0])), path, storage).load()
+        unpickler = Unpickler(Bounded(io.BytesIO(archive.read(pickles[0]))), path, storage, _inner(path))
+        return unpickler.load(), unpickler
 
 
-def _read_sequence(file: BinaryIO, path: Path) -> Any:
-    read: dict[str, _Storage] = {}
+def _read_sequence(file: BinaryIO, path: Path) -> tuple[Any, Unpickler]:
+    read: dict[str, Storage] = {}
+    bounded = Bounded(file)
 
-    def storage(key: str, dtype: np.dtype, numel: int) -> _Storage:
-        return read.setdefault(key, _Storage(dtype, numel))
+    def storage(key: str, dtype: np.dtype, numel: int) -> Storage:
+        return read.setdefault(key, Storage(dtype, numel))
+
+    unpickler = Unpickler(bounded, path, storage, _inner(path))
 
     def load() -> Any:
-        return _Unpickler(file, path, storage).load()
+        nonlocal unpickler
+        named = unpickler.named
+        unpickler = Unpickler(bounded, path, storage, _inner(path))
+        unpickler.named = named
+        return unpickler.load()
 
     first = load()
-    if first != _MAGIC:  # a plain pickle
-        return first
+    if not isinstance(first, int) or first != _MAGIC:  # a plain pickle
+        return first, unpickler
     load(), load()  # protocol version; sizes of integers on the machine that wrote it
     found = load()
     for key in load():
-        header = file.read(8)
-        (numel,) = struct.unpack("<q", header)
-        stored = read.get(str(key))
-        if stored is None or numel != stored.numel:
-            raise UserError(f"{path} is damaged: storage {key} has {numel} numbers")
-        data = file.read(numel * stored.dtype.itemsize)
-        if len(data) != numel * stored.dtype.itemsize:
-            raise UserError(f"{path} is truncated in storage {key}")
-        stored.values = np.frombuffer(data, stored.dtype)
-    return found
+        _fill(read.get(str(key)), key, bounded, path)
+    return found, unpickler
 
 
-def _arrays(found: Any) -> Any:
-    """Tensors as arrays, all through the containers."""
-    if isinstance(found, _Tensor):
-        return found.array()
-    if isinstance(found, _Module):
-        found = found.state_dict()
-    if isinstance(found, dict):
-        return {key: _arrays(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [_arrays(value) for value in found]
-    return found
+def _fill(stored: Storage | None, key: Any, bounded: Bounded, path: Path) -> None:
+    """Read the numbers of a storage, which their count comes before."""
+    header = bounded.read(8)
+    if len(header) < 8:
+        raise UserError(f"{path} is truncated before storage {key}")
+    (numel,) = struct.unpack("<q", header)
+    if stored is None or numel != stored.numel:
+        raise UserError(f"{path} is damaged: storage {key} has {numel} numbers")
+    stored.values = bounded.numbers(stored.dtype, numel)
+    if stored.values is None:
+        raise UserError(f"{path} is truncated in storage {key}")
+
+
+def _read_tar(file: BinaryIO, path: Path) -> tuple[Any, Unpickler]:
+    """Storages, tensors as views of them, and a pickle that refers to tensors by number."""
+    storages: dict[str, Storage] = {}
+    tensors: dict[str, Tensor] = {}
+
+    def nothing(*pid: Any) -> Storage:
+        raise UserError(f"{path} refers to a storage outside its list of storages")
+
+    def load(bounded: Bounded) -> Any:
+        return Unpickler(bounded, path, nothing, _inner(path)).load()
+
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        part = _member(archive, "storages", path)
+        for _ in range(_count(load(part))):
+            key, _, dtype = load(part)
+            header = part.read(8)
+            (numel,) = struct.unpack("<q", header)
+            values = bounded_values = part.numbers(dtype, numel) if isinstance(dtype, np.dtype) else None
+            if bounded_values is None:
+                raise UserError(f"{path} is truncated in storage {key}")
+            storages[str(key)] = Storage(dtype, numel, values)
+        for target, root, start, count in load(part):
+            storages[str(target)] = Storage(storages[str(root)].dtype, count, base=storages[str(root)], start=start)
+        part = _member(archive, "tensors", path)
+        for _ in range(_count(load(part))):
+            key, storage, _ = load(part)
+            (ndim, _) = struct.unpack("<ii", part.read(8))
+            shape = struct.unpack(f"<{min(ndim, 64)}q", part.read(8 * ndim))
+            strides = struct.unpack(f"<{min(ndim, 64)}q", part.read(8 * ndim))
+            (offset,) = struct.unpack("<q", part.read(8))
+            tensors[str(key)] = Tensor(storages[str(storage)], offset, shape, strides)
+        unpickler = _ByNumber(_member(archive, "pickle", path), path, nothing, _inner(path))
+        unpickler.tensors = tensors
+        return unpickler.load(), unpickler
+
+
+class _ByNumber(Unpickler):
+    """The pickle of a tar archive, where a tensor is a number."""
+
+    tensors: dict[str, Tensor]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.tensors[str(pid)] if not isinstance(pid, tuple) else pid
+
+
+def _count(number: Any) -> int:
+    if not isinstance(number, int) or not 0 <= number < 2**24:
+        raise UserError(f"a list of the file has the length {number!r}")
+    return number
+
+
+def _member(archive: tarfile.TarFile, name: str, path: Path) -> Bounded:
+    info = archive.getmember(name)
+    if info.issparse() or not info.isfile() or info.size > path.stat().st_size:
+        raise UserError(f"{path} is damaged: its part {name} claims {info.size:,} bytes")
+    return Bounded(io.BytesIO(archive.extractfile(info).read()))
+
+
+class _Plain:
+    """What was read with arrays for tensors, all through the containers; each object is turned round once."""
+
+    def __init__(self):
+        self._done: dict[int, tuple[Any, Any]] = {}  # with the object, so that its number is not used again
+
+    def tree(self, found: Any, depth: int = 0) -> Any:
+        """The plain form of one object."""
+        if depth > _DEPTH:
+            return None  # nothing that is written by a training program lies so deep
+        if isinstance(found, Tensor):
+            return found.array()
+        if isinstance(found, Array):
+            return found.array()
+        if not isinstance(found, (dict, list, tuple)) and module_attributes(found) is None:
+            return found
+        if id(found) in self._done:
+            return self._done[id(found)][1]
+        self._done[id(found)] = (found, None)  # a circle ends here
+        self._done[id(found)] = (found, self._container(found, depth + 1))
+        return self._done[id(found)][1]
+
+    def _container(self, found: Any, depth: int) -> Any:
+        attributes = module_attributes(found)
+        if attributes is not None:
+            return {name: self.tree(value, depth) for name, value in state_dict(attributes).items()}
+        if isinstance(found, Inert):
+            found = {**found.attributes, **found, **dict(enumerate(found.rows))}
+        if isinstance(found, dict):
+            return {key: self.tree(value, depth) for key, value in found.items()}
+        return [self.tree(value, depth) for value in found]
+
+
+def _holds_arrays(tree: Any) -> bool:
+    waiting, seen = [tree], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, np.ndarray):
+            return True
+        if isinstance(value, (dict, list)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return False
