@@ -9,6 +9,16 @@ and pictures of a run that nothing happened to, bit for bit, or stop and name th
 survived ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on two cores.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+KILLS = FLAGS.integer("kills", 20, "how often a run is killed, besides the other faults", upper=100_000)
+SEED = FLAGS.integer("seed", 0, "of the moments, and of the files that are damaged", upper=cli.MOST_SEED)
+ONLY = FLAGS.strings("faults", [], "which of the other faults, a wrong name lists them; by default all")
+PAGE = FLAGS.path("page", None, "put the table into this page, between its two markers")
+cli.begin(FLAGS)
+
+
 import collections
 import itertools
 import signal
@@ -16,21 +26,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
 from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
-from experiments import cli
 from tests.faults.faults import FAULTS, NotPossibleHere, Outcome, Trial, signals
 from tests.processes import Command
-
-KILLS = flags.DEFINE_integer("kills", 20, "how often a run is killed, besides the other faults", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of the moments, and of the files that are damaged")
-ONLY = flags.DEFINE_list("faults", [], f"which of the other faults; all by default: {', '.join(FAULTS)}")
-PAGE = flags.DEFINE_string("page", "", "put the table into this page, between its two markers")
 
 BEGIN, END = "<!-- faults: written by benchmarks.faults -->", "<!-- end of faults -->"
 Row = tuple[str, Outcome]

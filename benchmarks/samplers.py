@@ -10,6 +10,23 @@ same where no step is unrolled. Exit code 1 if a sampler costs more than --limit
 of its evaluations of the network, as it decides by itself how many it makes.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+SAMPLERS_FLAG = FLAGS.strings("samplers", [], "which samplers, a wrong name lists them; by default all")
+SHAPE = FLAGS.strings(
+    "shape",
+    ["64", "32", "32", "4"],
+    "of the state, with the batch first",
+    check=cli.number_text(1, 2**16),
+    allowed="whole numbers from 1 to 65,536 with commas between them",
+)
+ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the least counts", lower=1, upper=10_000)
+LIMIT = FLAGS.number("limit", 12.0, "the most passes that a step may cost", lower=0, upper=1e6)
+JSON = FLAGS.path("json", None, "also write the table to this file")
+cli.begin(FLAGS)
+
+
 import dataclasses
 import json
 import sys
@@ -19,7 +36,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,12 +44,6 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import SAMPLERS, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
-
-SAMPLERS_FLAG = flags.DEFINE_list("samplers", [], "Which samplers; all by default.")
-SHAPE = flags.DEFINE_list("shape", ["64", "32", "32", "4"], "Shape of the state, with the batch first.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each; the least counts.", lower_bound=1)
-LIMIT = flags.DEFINE_float("limit", 12.0, "The most passes that a step may cost.")
-JSON = flags.DEFINE_string("json", "", "Also write the table to this file.")
 
 SHORT, LONG = 20, 120  # the cost of a step is the slope between these numbers of steps
 
@@ -161,4 +171,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
