@@ -20,7 +20,6 @@ DATA_DIR = FLAGS.path("data_dir", None, "where the data is prepared; by default 
 LIMIT = FLAGS.number("limit", 1.0, "the largest share, in per cent", lower=0, upper=100)
 cli.begin(FLAGS)
 
-
 import statistics
 import subprocess
 import sys
@@ -48,8 +47,6 @@ def main(argv: Sequence[str]) -> int:
 
 def train(directory: Path) -> None:
     """A run of its own, with as many checkpoints as asked for; without validation, pictures and evaluation."""
-    file = next(arg for arg in sys.argv[1:] if arg.startswith("--config="))
-    overrides = [arg for arg in sys.argv[1:] if arg.startswith("--config.")]
     fields = {
         "train.steps": SAVES.value * CONFIG.value.checkpoint.every,
         "log.validate_every": 0,
@@ -57,7 +54,7 @@ def train(directory: Path) -> None:
         "checkpoint.best_metric": "loss",
         "evaluation.metrics": "()",
     }
-    arguments = [file, f"--workdir={directory}", *overrides, *(f"--config.{k}={v}" for k, v in fields.items())]
+    arguments = [*FLAGS.config_words(), f"--workdir={directory}", *(f"--config.{k}={v}" for k, v in fields.items())]
     if DATA_DIR.value:
         arguments.append(f"--config.data.data_dir={DATA_DIR.value}")
     if subprocess.run([sys.executable, "-m", "experiments.train", *arguments], stdout=sys.stderr).returncode:

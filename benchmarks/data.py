@@ -14,7 +14,6 @@ SECONDS = FLAGS.number("seconds", 3.0, "how long to measure each row", lower=0.0
 WORKERS = FLAGS.integer("workers", 2, "worker processes in the row that has them; 0 leaves it out", upper=1024)
 cli.begin(FLAGS)
 
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator

@@ -18,7 +18,6 @@ ONLY = FLAGS.strings("faults", [], "which of the other faults, a wrong name list
 PAGE = FLAGS.path("page", None, "put the table into this page, between its two markers")
 cli.begin(FLAGS)
 
-
 import collections
 import itertools
 import signal
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import read_text, replace_file
 from diffusion_jax.registry import unknown_name
 from tests.faults.faults import FAULTS, NotPossibleHere, Outcome, Trial, signals
 from tests.processes import Command
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     for name in ONLY.value:
         if name not in FAULTS:
             raise UserError(unknown_name("fault", name, list(FAULTS)))
+    if PAGE.value:
+        around_table(Path(PAGE.value))
     absl_logging.set_verbosity(absl_logging.ERROR)
     console = Console(stderr=True)
     rows: list[Row] = []
@@ -98,19 +100,25 @@ def show(rows: Sequence[Row]) -> None:
     print(f"{len(rows)} faults, none lost more than what came after the last complete checkpoint")
 
 
-def write_page(path: Path, rows: Sequence[Row]) -> None:
-    """Put the table between the markers of a page.
+def around_table(path: Path) -> tuple[str, str]:
+    """What stands before and after the table in a page.
 
     Raises:
-      UserError: the page has no markers.
+      UserError: there is no such page, or it has no markers.
     """
-    before, begin, rest = path.read_text().partition(BEGIN)
+    before, begin, rest = read_text(path).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{path} needs the lines {BEGIN!r} and {END!r}; the table is put between them")
+    return before, after
+
+
+def write_page(path: Path, rows: Sequence[Row]) -> None:
+    """Put the table between the markers of a page."""
+    before, after = around_table(path)
     lines = ["| fault | what was done | times | what came of it |", "|---|---|---|---|"]
     lines += [f"| {name} | {done} | {count} | {survived} |" for name, done, count, survived in summary(rows)]
-    path.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    replace_file(path, (f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}").encode())
 
 
 if __name__ == "__main__":

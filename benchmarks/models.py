@@ -17,7 +17,6 @@ DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "what activati
 ROUNDS = FLAGS.integer("rounds", 5, "timed calls of each; the median counts", lower=1, upper=10_000)
 cli.begin(FLAGS)
 
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

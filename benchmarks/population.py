@@ -14,7 +14,6 @@ MEMBERS = FLAGS.integer("members", 4, "trainings, of as many seeds", lower=2, up
 STEPS = FLAGS.integer("steps", 200, "of each", lower=1, upper=1_000_000)
 cli.begin(FLAGS)
 
-
 import json
 import runpy
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.errors import RunError
 from experiments import workdir
 
 ROOT = Path(__file__).parent.parent
@@ -68,9 +68,10 @@ def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
 def seconds(words: list[str]) -> float:
     """A process that trains these members, as long as it takes."""
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "experiments.train_population", *words], check=True, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "experiments.train_population", *words]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise RunError(f"a training failed: {(ended.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
     return time.perf_counter() - began
 
 

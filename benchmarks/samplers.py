@@ -26,9 +26,9 @@ LIMIT = FLAGS.number("limit", 12.0, "the most passes that a step may cost", lowe
 JSON = FLAGS.path("json", None, "also write the table to this file")
 cli.begin(FLAGS)
 
-
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -41,10 +41,12 @@ from rich.progress import track
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import SAMPLERS, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
 
+MOST_NUMBERS = 2**28  # in the state
 SHORT, LONG = 20, 120  # the cost of a step is the slope between these numbers of steps
 
 
@@ -142,6 +144,10 @@ def main(_: list[str]) -> None:
     """Measure, print, judge."""
     jax.config.update("jax_enable_compilation_cache", False)
     shape = tuple(int(length) for length in SHAPE.value)
+    if math.prod(shape) > MOST_NUMBERS:
+        raise UserError(f"--shape wants {MOST_NUMBERS:,} numbers at most, got {'x'.join(SHAPE.value)}")
+    if JSON.value:
+        cli.writable_directory(Path(JSON.value).parent)
     names = SAMPLERS_FLAG.value or list(SAMPLERS)
     for name in names:
         SAMPLERS[name]
@@ -164,7 +170,7 @@ def main(_: list[str]) -> None:
         table.add_row(cost.sampler, *numbers, f"{cost.evaluations_per_step:.1f}", *seconds_to_compile)
     Console().print(table)
     if JSON.value:
-        Path(JSON.value).write_text(json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1))
+        replace_file(JSON.value, json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1).encode())
     if slow:
         print(f"over {LIMIT.value} passes: {', '.join(cost.sampler for cost in slow)}", file=sys.stderr)
         sys.exit(1)

@@ -49,7 +49,6 @@ PAGE = FLAGS.path(
 ONLY = FLAGS.string("training", None, "evaluate the cells of this training alone; what the launcher calls")
 cli.begin(FLAGS)
 
-
 import dataclasses
 import functools
 import json

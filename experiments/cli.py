@@ -37,7 +37,17 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
-from experiments.config_files import expanded, flatten, import_parts, load_config, load_config_module, one_line
+from experiments.config_files import (
+    call_get_config,
+    check_config,
+    expanded,
+    flatten,
+    guarded,
+    import_parts,
+    load_config,
+    load_config_module,
+    one_line,
+)
 from experiments.options import (
     HELP,
     MOST_COUNT,
@@ -49,6 +59,7 @@ from experiments.options import (
     host_and_port,
     number_text,
     path_of,
+    template,
     whole_number,
 )
 
@@ -61,7 +72,10 @@ __all__ = [
     "assign_flags",
     "assignment",
     "begin",
+    "call_get_config",
+    "check_config",
     "flatten",
+    "guarded",
     "host_and_port",
     "import_parts",
     "load_config",
@@ -69,6 +83,7 @@ __all__ = [
     "number_text",
     "path_of",
     "run",
+    "template",
     "whole_number",
     "writable_directory",
 ]

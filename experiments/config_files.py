@@ -73,7 +73,7 @@ def load_config_module(path: str | Path) -> dict[str, Any]:
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses and pickle look for the module of a class
-    with _guarded(path):
+    with guarded(path):
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     return vars(module)
 
@@ -87,14 +87,14 @@ def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str
     function = module.get("get_config")
     if not callable(function):
         raise UserError(f"can not read --config={path}: it has no function get_config()")
-    with _guarded(path):
+    with guarded(path):
         signature = inspect.signature(function)
     try:
         signature.bind(*arguments)
     except TypeError as error:
         mend = "leave out what follows the colon" if arguments else f"it wants a text, as in --config={path}:TEXT"
         raise UserError(f"can not read --config={path}: get_config{signature} does not fit; {mend}") from error
-    with _guarded(path):
+    with guarded(path):
         config = function(*arguments)
         check_config(config, path)
     return config
@@ -114,8 +114,8 @@ def check_config(config: Any, path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _guarded(path: str | Path) -> Iterator[None]:
-    """A block that runs what the file holds: its errors and exits become one line, its output goes to stderr."""
+def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
+    """A block that runs `what` the file holds: its errors and exits become one line, its output goes to stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr), _exits_as_errors():
             yield
@@ -127,13 +127,15 @@ def _guarded(path: str | Path) -> Iterator[None]:
             f"can not read --config={path}: line {error.lineno} is no Python: {error.msg or type(error).__name__}"
         ) from error
     except SystemExit as error:
-        raise UserError(f"can not read --config={path}: it exits (SystemExit: {error.code}) instead") from error
+        raise UserError(f"can not read --config={path}: {what} exits (SystemExit: {error.code}) instead") from error
     except KeyboardInterrupt as error:
-        raise UserError(f"can not read --config={path}: it was interrupted (KeyboardInterrupt)") from error
+        raise UserError(f"can not read --config={path}: {what} was interrupted (KeyboardInterrupt)") from error
     except BaseException as error:  # whatever a config file may raise: it is the user's program
         if isinstance(error, GeneratorExit):
             raise
-        raise UserError(f"can not read --config={path}: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(
+            f"can not read --config={path}: {what} raised {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 @contextlib.contextmanager

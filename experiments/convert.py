@@ -23,7 +23,6 @@ ENTRY = FLAGS.string("entry", None, "which weights of a file that has several: e
 EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
 cli.begin(FLAGS)
 
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

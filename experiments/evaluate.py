@@ -28,7 +28,7 @@ INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and 
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
 CLIP = FLAGS.path("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
 PROMPT = FLAGS.string(
-    "prompt", None, "the text of a class for clip_score, with {} for its name", allowed="a text with {} in it"
+    "prompt", None, "of a class for clip_score", check=cli.template, allowed="a text with {} for the name of the class"
 )
 REFERENCE = FLAGS.path("reference", None, "a published .npz file of statistics, for fid and sfid")
 DINOV2_REFERENCE = FLAGS.path("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
@@ -36,14 +36,13 @@ OUT = FLAGS.path("out", None, "write the numbers to this file and leave evaluati
 CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
 cli.begin(FLAGS)
 
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from experiments import evaluation
+from experiments import evaluation, workdir
 from experiments.report import write_report
 from experiments.restoring import restore_params
 from experiments.wiring import check_metric, check_sampler
@@ -52,6 +51,7 @@ from experiments.wiring import check_metric, check_sampler
 def main(argv: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError("give --workdir=..., the directory of a trained run")
+    workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     for name in METRICS.value or ():
         check_metric(name)
     if SAMPLER.value:

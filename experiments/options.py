@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -161,9 +161,21 @@ class Flags:
         self._values.unparse_flags()
         self._values.mark_as_parsed()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         """The names."""
         return iter(self._described)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value that was read last."""
+        return self._values[name].value
+
+    def config_words(self) -> list[str]:
+        """The words of the command line that say what the config is, for a command that starts another one."""
+        words, following = self._argv, [*self._argv[1:], ""]
+        pairs = zip(words, following, strict=True)
+        ours = [(word, after) for word, after in pairs if re.match(r"--?(no)?config(\.|=|$)", word)]
+        alone = [word for word, after in ours if "=" in word or after.startswith("-") or not after]
+        return [word if word in alone else f"{word}={after}" for word, after in ours]
 
     def help(self, argv: Sequence[str]) -> str:
         """What the command does, its flags, and the fields of the config that the command line names."""
@@ -186,7 +198,13 @@ class Flags:
         following = [*argv[1:], ""]
         named = [arg.partition("=")[2] if "=" in arg else after for arg, after in zip(argv, following, strict=True)
                  if arg.partition("=")[0] in ("--config", "-config")]  # fmt: skip
-        return load_config(named[-1]) if named else None
+        if not named:
+            return None
+        try:
+            path = _Parser("config", path_of, "the path of a file").parse(named[-1])
+        except _Refused as error:
+            raise UserError(str(error)) from error
+        return load_config(path)
 
     def _define(self, name: str, default: Any, meaning: str, check: Check, allowed: str) -> flags.FlagHolder:
         parser = _Parser(name, check, allowed)
@@ -220,8 +238,9 @@ class _Parser(flags.ArgumentParser):
             return argument
         try:
             return self._check(argument)
-        except UserError as error:  # it names the flag itself
-            raise _Refused(str(error)) from error
+        except UserError as error:
+            named = "" if f"--{self._name}" in str(error) else f"--{self._name}: "
+            raise _Refused(f"{named}{error}") from error
         except (ValueError, KeyError, OverflowError, csv.Error) as error:
             why = f" ({error})" if isinstance(error, _Because) else ""
             raise _Refused(f"--{self._name} wants {self._allowed}, got {_short(argument)}{why}") from error
@@ -292,8 +311,15 @@ def number_text(lower: int, upper: int) -> Callable[[str], str]:
 
 
 def assignment(text: str) -> str:
-    """A text NAME=VALUE, neither of them empty; raises ValueError for others."""
-    if not re.fullmatch(r"[A-Za-z_][\w.]*=.+", text):
+    """A text NAME=VALUE, where the value may be empty; raises ValueError for others."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", text):
+        raise ValueError
+    return text
+
+
+def template(text: str) -> str:
+    """A text with {} in it, once or more often, and no other braces; raises ValueError for others."""
+    if "{}" not in text or {"{", "}"} & set(text.replace("{}", "")):
         raise ValueError
     return text
 
@@ -317,6 +343,8 @@ def _short(text: str) -> str:
 
 def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str:
     """Name the flag that is wrong and the nearest valid one."""
+    if isinstance(error, _Refused):
+        return str(error)
     groups = {name.rpartition(".")[0] for name in known}
     groups |= {name.partition(".")[0] for name in known}
     fields = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
@@ -331,4 +359,4 @@ def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str
     match = re.match(r"flag --(config\.\S+?)=(.*?): (.*)", text)
     if match:
         return f"wrong type for --{match[1]}: {match[3]}"
-    return text.removesuffix(".") + ("" if isinstance(error, _Refused) else "; see --help")
+    return text.removesuffix(".") + "; see --help"

@@ -14,7 +14,6 @@ DEPTH = FLAGS.integer("depth", 1, "levels of the tree that are listed; 0 for all
 JSON = FLAGS.boolean("json", False, "print one JSON object instead of the table")
 cli.begin(FLAGS)
 
-
 import json
 import math
 from collections.abc import Sequence

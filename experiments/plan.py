@@ -69,7 +69,6 @@ SAMPLER = FLAGS.boolean("sampler", True, "compile the sampler too")
 JSON = FLAGS.boolean("json", False, "print one JSON object instead of tables")
 cli.begin(FLAGS)
 
-
 import json
 from collections.abc import Callable, Sequence
 

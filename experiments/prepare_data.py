@@ -36,7 +36,6 @@ END = FLAGS.string(
 MANUAL_DIR = FLAGS.path("manual_dir", None, "directory of archives that TFDS cannot download by itself")
 cli.begin(FLAGS)
 
-
 from diffusion_jax import data
 from diffusion_jax.data import text
 from diffusion_jax.errors import UserError

@@ -18,7 +18,6 @@ OUT = FLAGS.path("out", None, "where to write", suffix=".npy")
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once", lower=1, upper=2**16)
 cli.begin(FLAGS)
 
-
 import dataclasses
 import json
 from collections.abc import Sequence

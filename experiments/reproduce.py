@@ -21,7 +21,6 @@ STEPS = FLAGS.integer("steps", 200, "training steps of a smoke run", lower=10, u
 JOBS = FLAGS.integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower=1, upper=1024)
 cli.begin(FLAGS)
 
-
 import dataclasses
 import json
 from collections.abc import Sequence

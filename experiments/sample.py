@@ -37,7 +37,6 @@ BATCH_SIZE = FLAGS.integer(
 )
 cli.begin(FLAGS)
 
-
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ import numpy as np
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from experiments import evaluation
+from experiments import evaluation, workdir
 from experiments.pictures import balanced_labels, save_grid
 from experiments.restoring import restore_params
 from experiments.texts import save_texts
@@ -60,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(OUT.value or f"{WORKDIR.value}/samples/samples.npz")
     if out.suffix != ".npz":
         raise UserError(f"--out must end in .npz, got {out}")
+    workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     cli.writable_directory(out.parent)
     if SAMPLER.value:
         check_sampler(SAMPLER.value)

@@ -25,7 +25,6 @@ NUM_PROCESSES = FLAGS.integer(
 PROCESS_ID = FLAGS.integer("process_id", None, "which of them this is, counted from 0", upper=2**16 - 1)
 cli.begin(FLAGS)
 
-
 import contextlib
 import json
 from collections.abc import Sequence

@@ -23,14 +23,13 @@ HOW = FLAGS.choice(
 )
 cli.begin(FLAGS)
 
-
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json
 from experiments.loop import StopSignal
 from experiments.population import Population
 
@@ -43,8 +42,20 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise UserError(f"--member: there is no file {missing[0]}")
     stop = StopSignal()
-    configs = [ConfigDict(json.loads(Path(path).read_text())) for path, _, _ in pairs]
+    configs = [config_of(path) for path, _, _ in pairs]
     return Population(configs, [Path(directory) for _, _, directory in pairs], HOW.value).run(stop)
+
+
+def config_of(path: str) -> ConfigDict:
+    """The config in a JSON file.
+
+    Raises:
+      UserError: damaged, or no config.
+    """
+    with cli.guarded(path):
+        config = ConfigDict(read_json(path))
+        cli.check_config(config, path)
+    return config
 
 
 if __name__ == "__main__":
