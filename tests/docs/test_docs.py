@@ -188,7 +188,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_flags_in_the_text_exist(path):
     modules = [f"experiments.{file.stem}" for file in (ROOT / "experiments").glob("*.py")]
-    flags = {name: kind for module in modules for name, kind in defined_flags(module).items()}
+    flags = {"help": "boolean"} | {name: kind for module in modules for name, kind in defined_flags(module).items()}
     for words in re.findall(r"`(--[^`\n]+)`", path.read_text()):
         check_words(path.name, shlex.split(words), flags)
 

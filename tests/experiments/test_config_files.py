@@ -34,7 +34,7 @@ def line_of(path, call=cli.load_config):
         (BASE + "from ml_collections import FrozenConfigDict\nget_config = lambda: FrozenConfigDict(base())\n",
          "returned FrozenConfigDict"),
         ("from ml_collections import ConfigDict\nget_config = ConfigDict\n", "no group data, model, schedule"),
-        (BASE + "def get_config():\n    c = base()\n    del c.model\n    c.model = 3\n    return c\n", "no group model"),
+        (BASE + "def get_config():\n    c = base()\n    c.pop('log')\n    return c\n", "no group log"),
         (BASE + "def get_config():\n    c = base()\n    c.train = type(c)()\n    return c\n", "no group train"),
         (BASE + "def get_config():\n    c = base()\n    c.loop = c\n    return c\n", "RecursionError"),
         (BASE + "def get_config():\n    del base().no_such\n", "no_such"),
@@ -225,7 +225,6 @@ def test_parts_of_ones_own_are_known_to_every_command(there, own):
         f"--config={own / 'ablation.py'}",
         f"--workdir={own / 'cells'}",
         *(f"--set={field}" for field in fields if not field.startswith("evaluation.metrics")),
-        PYTHONPATH=f"{processes.Path(__file__).parent.parent.parent}:{own}",
     )
     assert len(list((own / "cells" / "cells").glob("*.json"))) == 2
 
