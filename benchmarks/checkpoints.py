@@ -10,6 +10,16 @@ fingerprints, and for the copy to the host. The write itself goes on beside the 
 the time from one save to the next.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+WORKDIR = FLAGS.path("workdir", None, "read the timings of this run instead of training")
+SAVES = FLAGS.integer("saves", 5, "checkpoints to save", lower=2, upper=10_000)
+DATA_DIR = FLAGS.path("data_dir", None, "where the data is prepared; by default as in the config")
+LIMIT = FLAGS.number("limit", 1.0, "the largest share, in per cent", lower=0, upper=100)
+cli.begin(FLAGS)
+
 import statistics
 import subprocess
 import sys
@@ -17,19 +27,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import cli, workdir
+from experiments import workdir
 from experiments.writers import TIMINGS_FILE, read_metrics
-
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "read the timings of this run instead of training")
-SAVES = flags.DEFINE_integer("saves", 5, "checkpoints to save", lower_bound=2)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "where the data is prepared; as in the config by default")
-LIMIT = flags.DEFINE_float("limit", 1.0, "the largest share, in per cent")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,8 +47,6 @@ def main(argv: Sequence[str]) -> int:
 
 def train(directory: Path) -> None:
     """A run of its own, with as many checkpoints as asked for; without validation, pictures and evaluation."""
-    file = next(arg for arg in sys.argv[1:] if arg.startswith("--config="))
-    overrides = [arg for arg in sys.argv[1:] if arg.startswith("--config.")]
     fields = {
         "train.steps": SAVES.value * CONFIG.value.checkpoint.every,
         "log.validate_every": 0,
@@ -53,7 +54,7 @@ def train(directory: Path) -> None:
         "checkpoint.best_metric": "loss",
         "evaluation.metrics": "()",
     }
-    arguments = [file, f"--workdir={directory}", *overrides, *(f"--config.{k}={v}" for k, v in fields.items())]
+    arguments = [*FLAGS.config_words(), f"--workdir={directory}", *(f"--config.{k}={v}" for k, v in fields.items())]
     if DATA_DIR.value:
         arguments.append(f"--config.data.data_dir={DATA_DIR.value}")
     if subprocess.run([sys.executable, "-m", "experiments.train", *arguments], stdout=sys.stderr).returncode:

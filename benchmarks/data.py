@@ -6,6 +6,14 @@ Prints a table; the last column is the ratio to the train step alone. The loader
 the machine that trains. The last row trains on batches from the loader: near 1 means that nothing is lost to waiting.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+SECONDS = FLAGS.number("seconds", 3.0, "how long to measure each row", lower=0.01, upper=3600)
+WORKERS = FLAGS.integer("workers", 2, "worker processes in the row that has them; 0 leaves it out", upper=1024)
+cli.begin(FLAGS)
+
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +21,12 @@ from itertools import repeat
 from typing import Any
 
 import jax
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import UserError
-from experiments import cli
 from experiments.wiring import Experiment
-
-CONFIG = cli.define_config()
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure each row.", lower_bound=0.01)
-WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes in the row that has them; 0 leaves it out.")
 
 Step = Callable[[Any], Any]
 

@@ -9,6 +9,15 @@ and pictures of a run that nothing happened to, bit for bit, or stop and name th
 survived ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on two cores.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+KILLS = FLAGS.integer("kills", 20, "how often a run is killed, besides the other faults", upper=100_000)
+SEED = FLAGS.integer("seed", 0, "of the moments, and of the files that are damaged", upper=cli.MOST_SEED)
+ONLY = FLAGS.strings("faults", [], "which of the other faults, a wrong name lists them; by default all")
+PAGE = FLAGS.path("page", None, "put the table into this page, between its two markers")
+cli.begin(FLAGS)
+
 import collections
 import itertools
 import signal
@@ -16,21 +25,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
 from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import read_text, replace_file
 from diffusion_jax.registry import unknown_name
-from experiments import cli
 from tests.faults.faults import FAULTS, NotPossibleHere, Outcome, Trial, signals
 from tests.processes import Command
-
-KILLS = flags.DEFINE_integer("kills", 20, "how often a run is killed, besides the other faults", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of the moments, and of the files that are damaged")
-ONLY = flags.DEFINE_list("faults", [], f"which of the other faults; all by default: {', '.join(FAULTS)}")
-PAGE = flags.DEFINE_string("page", "", "put the table into this page, between its two markers")
 
 BEGIN, END = "<!-- faults: written by benchmarks.faults -->", "<!-- end of faults -->"
 Row = tuple[str, Outcome]
@@ -40,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     for name in ONLY.value:
         if name not in FAULTS:
             raise UserError(unknown_name("fault", name, list(FAULTS)))
+    if PAGE.value:
+        around_table(Path(PAGE.value))
     absl_logging.set_verbosity(absl_logging.ERROR)
     console = Console(stderr=True)
     rows: list[Row] = []
@@ -95,19 +100,25 @@ def show(rows: Sequence[Row]) -> None:
     print(f"{len(rows)} faults, none lost more than what came after the last complete checkpoint")
 
 
-def write_page(path: Path, rows: Sequence[Row]) -> None:
-    """Put the table between the markers of a page.
+def around_table(path: Path) -> tuple[str, str]:
+    """What stands before and after the table in a page.
 
     Raises:
-      UserError: the page has no markers.
+      UserError: there is no such page, or it has no markers.
     """
-    before, begin, rest = path.read_text().partition(BEGIN)
+    before, begin, rest = read_text(path).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{path} needs the lines {BEGIN!r} and {END!r}; the table is put between them")
+    return before, after
+
+
+def write_page(path: Path, rows: Sequence[Row]) -> None:
+    """Put the table between the markers of a page."""
+    before, after = around_table(path)
     lines = ["| fault | what was done | times | what came of it |", "|---|---|---|---|"]
     lines += [f"| {name} | {done} | {count} | {survived} |" for name, done, count, survived in summary(rows)]
-    path.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    replace_file(path, (f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}").encode())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,14 @@ U-Net, as images per second and as per cent of the best matrix product measured 
 gradient of a small U-Net over four microbatches in a loop, and without the loop, as training on a CPU takes it.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+BATCH = FLAGS.integer("batch", 16, "images in a batch", lower=1, upper=2**16)
+DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "what activations are computed in")
+ROUNDS = FLAGS.integer("rounds", 5, "timed calls of each; the median counts", lower=1, upper=10_000)
+cli.begin(FLAGS)
+
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,16 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.models import MODELS, Network, count_flops, example_inputs, init_params, parameter_shapes
-from experiments import cli
-
-BATCH = flags.DEFINE_integer("batch", 16, "images in a batch", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what activations are computed in")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each; the median counts", lower_bound=1)
 
 MICROBATCHES, IMAGES = 4, 32  # and images in each
 SMALL = {"name": "unet", "image_size": 8, "image_channels": 1, "base_channels": 32, "channel_multipliers": (1, 2),

@@ -7,6 +7,13 @@ quickstart's U-Net, of which each member has its step in the program on a CPU. B
 start, one compilation for each process, and the same checkpoints.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+MEMBERS = FLAGS.integer("members", 4, "trainings, of as many seeds", lower=2, upper=4096)
+STEPS = FLAGS.integer("steps", 200, "of each", lower=1, upper=1_000_000)
+cli.begin(FLAGS)
+
 import json
 import runpy
 import subprocess
@@ -17,14 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
+from diffusion_jax.errors import RunError
 from experiments import workdir
 
 ROOT = Path(__file__).parent.parent
-MEMBERS = flags.DEFINE_integer("members", 4, "trainings, of as many seeds", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 200, "of each", lower_bound=1)
 NETWORKS: dict[str, dict[str, Any] | None] = {
     "transformer": {"name": "dit", "patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4},
     "U-Net": None,
@@ -63,11 +68,12 @@ def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
 def seconds(words: list[str]) -> float:
     """A process that trains these members, as long as it takes."""
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "experiments.train_population", *words], check=True, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "experiments.train_population", *words]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise RunError(f"a training failed: {(ended.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
     return time.perf_counter() - began
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -10,8 +10,25 @@ same where no step is unrolled. Exit code 1 if a sampler costs more than --limit
 of its evaluations of the network, as it decides by itself how many it makes.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+SAMPLERS_FLAG = FLAGS.strings("samplers", [], "which samplers, a wrong name lists them; by default all")
+SHAPE = FLAGS.strings(
+    "shape",
+    ["64", "32", "32", "4"],
+    "of the state, with the batch first",
+    check=cli.number_text(1, 2**16),
+    allowed="whole numbers from 1 to 65,536 with commas between them",
+)
+ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the least counts", lower=1, upper=10_000)
+LIMIT = FLAGS.number("limit", 12.0, "the most passes that a step may cost", lower=0, upper=1e6)
+JSON = FLAGS.path("json", None, "also write the table to this file")
+cli.begin(FLAGS)
+
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -19,22 +36,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import replace_file
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import SAMPLERS, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
 
-SAMPLERS_FLAG = flags.DEFINE_list("samplers", [], "Which samplers; all by default.")
-SHAPE = flags.DEFINE_list("shape", ["64", "32", "32", "4"], "Shape of the state, with the batch first.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each; the least counts.", lower_bound=1)
-LIMIT = flags.DEFINE_float("limit", 12.0, "The most passes that a step may cost.")
-JSON = flags.DEFINE_string("json", "", "Also write the table to this file.")
-
+MOST_NUMBERS = 2**28  # in the state
 SHORT, LONG = 20, 120  # the cost of a step is the slope between these numbers of steps
 
 
@@ -132,6 +144,10 @@ def main(_: list[str]) -> None:
     """Measure, print, judge."""
     jax.config.update("jax_enable_compilation_cache", False)
     shape = tuple(int(length) for length in SHAPE.value)
+    if math.prod(shape) > MOST_NUMBERS:
+        raise UserError(f"--shape wants {MOST_NUMBERS:,} numbers at most, got {'x'.join(SHAPE.value)}")
+    if JSON.value:
+        cli.writable_directory(Path(JSON.value).parent)
     names = SAMPLERS_FLAG.value or list(SAMPLERS)
     for name in names:
         SAMPLERS[name]
@@ -154,11 +170,11 @@ def main(_: list[str]) -> None:
         table.add_row(cost.sampler, *numbers, f"{cost.evaluations_per_step:.1f}", *seconds_to_compile)
     Console().print(table)
     if JSON.value:
-        Path(JSON.value).write_text(json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1))
+        replace_file(JSON.value, json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1).encode())
     if slow:
         print(f"over {LIMIT.value} passes: {', '.join(cost.sampler for cost in slow)}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -9,6 +9,12 @@ Each config is compiled by `experiments.plan` in a process of its own, for the t
 step and sampler. Then DiT-XL/2 with each way to keep or recompute activations.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none leaves the numbers as they are")
+cli.begin(FLAGS)
+
 import ast
 import json
 import os
@@ -21,11 +27,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import cli, planning
+from experiments import planning
 
 ROOT = Path(__file__).parent.parent
 PROMISE = re.compile(r"^Topology: TPU (v\w+) ([\dx]+) \((\d+) chips\);", re.M)
@@ -38,7 +43,6 @@ CONFIGS = sorted(
 FILE, PAGE = ROOT / "docs" / "tpu_plans.json", ROOT / "docs" / "tpu_plans.md"
 REMAT_CONFIG = "configs/imagenet256_dit_xl2.py"
 REMAT = ("fsdp", "fsdp+remat:dots", "fsdp+remat")
-ONLY = flags.DEFINE_list("only", CONFIGS, "configs to compile; none of them leaves the numbers as they are")
 
 KEPT = (  # what does not depend on the machine that compiles
     *("program", "strategy", "topology", "chips", "devices", "batch_size", "memory", "limit", "fits", "model_flops"),
@@ -74,7 +78,7 @@ def compiled(config: str, *arguments: str) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     plans = json.loads(FILE.read_text()) if FILE.exists() else {"configs": {}, "remat": []}
-    only = [] if ONLY.value == ["none"] else ONLY.value
+    only = [] if ONLY.value == ["none"] else ONLY.value or CONFIGS
     for config in only:
         if config not in CONFIGS:
             raise UserError(f"{config} is no config; there are: {', '.join(CONFIGS)}")

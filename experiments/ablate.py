@@ -12,6 +12,43 @@ Trainings run here, `--jobs` at once, or where `--launcher` says:
     python -m experiments.ablate --config=... --workdir=... --launcher=slurm --launch=slurm_partition=gpu
 """
 
+from experiments import cli
+from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.path("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
+WORKDIR = FLAGS.path("workdir", None, "directory of the ablation; the same command goes on there")
+JOBS = FLAGS.integer(
+    "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower=1, upper=1024
+)
+POPULATION = FLAGS.integer(
+    "population",
+    1,
+    "trainings that differ in the seed and in numbers of the recipe alone, at most so many as one program",
+    lower=1,
+    upper=4096,
+)
+LAUNCHER = FLAGS.choice("launcher", "local", sorted(LAUNCHERS), "where trainings run, see experiments/launchers.py")
+LAUNCH = FLAGS.repeated(
+    "launch", "an option of the launcher, for example cpus=4", check=cli.assignment, allowed="OPTION=VALUE"
+)
+SET = FLAGS.repeated(
+    "set", "a field of the config that every cell starts from", check=cli.assignment, allowed="FIELD=VALUE"
+)
+SEEDS = FLAGS.strings(
+    "seeds",
+    [],
+    "of the ablation's seeds, those to run now, for example 0,1; by default all",
+    check=cli.number_text(0, cli.MOST_SEED),
+    allowed="numbers with commas between them",
+)
+LIST = FLAGS.boolean("list", False, "print the cells and what is done, and stop")
+PAGE = FLAGS.path(
+    "page", None, "also write the results to this file, with pictures and numbers beside it", suffix=".md"
+)
+ONLY = FLAGS.string("training", None, "evaluate the cells of this training alone; what the launcher calls")
+cli.begin(FLAGS)
+
 import dataclasses
 import functools
 import json
@@ -20,41 +57,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from experiments import cli, evaluation, workdir
+from experiments import evaluation, workdir
 from experiments.ablation import Ablation, Cell, assigned
 from experiments.ablation_cells import damage, identity, is_done, result_file, stored
 from experiments.ablation_page import write_page
 from experiments.ablation_report import write_reports
 from experiments.judging import SPACE_FIELDS, Spaces, available
-from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
 from experiments.population import populations
 from experiments.restoring import restore_params
 from experiments.wiring import Experiment
-
-CONFIG = flags.DEFINE_string("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ablation; the same command goes on there")
-JOBS = flags.DEFINE_integer(
-    "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower_bound=1
-)
-POPULATION = flags.DEFINE_integer(
-    "population",
-    1,
-    "trainings that differ in the seed and in numbers of the recipe alone, at most so many as one program",
-    lower_bound=1,
-)
-LAUNCHER = flags.DEFINE_enum(
-    "launcher", "local", sorted(LAUNCHERS), "where trainings run, see experiments/launchers.py"
-)
-LAUNCH = flags.DEFINE_multi_string("launch", [], "option=value of the launcher, for example cpus=4; may be repeated")
-SET = flags.DEFINE_multi_string("set", [], "field=value of the config that every cell starts from; may be repeated")
-SEEDS = flags.DEFINE_list("seeds", [], "of the ablation's seeds, those to run now, for example 0,1; all by default")
-LIST = flags.DEFINE_bool("list", False, "print the cells and what is done, and stop")
-PAGE = flags.DEFINE_string("page", None, "also write the results to this .md file, with pictures and numbers beside it")
-ONLY = flags.DEFINE_string("training", None, "evaluate the cells of this training alone; what the launcher calls")
 
 
 def main(argv: Sequence[str]) -> int:

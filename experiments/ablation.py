@@ -21,8 +21,7 @@ import hashlib
 import itertools
 import json
 import re
-import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from experiments import workdir
 from experiments.ablation_check import check_cells
-from experiments.cli import flatten
+from experiments.config_files import call_get_config, flatten, guarded, load_config_module
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
 
@@ -110,8 +109,7 @@ class Ablation:
         Raises:
           UserError: no such file, or something in it is missing or does not fit; the message says what.
         """
-        path = Path(path)
-        module = _run(path)
+        path, module = Path(path), load_config_module(path)
         sweeps = {name.removeprefix("sweep_"): function for name, function in module.items() if name[:6] == "sweep_"}
         if not callable(module.get("get_config")) or not sweeps:
             raise UserError(f"{path} is no ablation: it needs get_config() and at least one sweep_<axis>()")
@@ -119,15 +117,15 @@ class Ablation:
         first = {axis: next(iter(values)) for axis, values in axes.items()}
         baseline = _baseline(path, axes, module.get("BASELINE", first))
         seeds = _seeds(path, module.get("SEEDS", (0,)))
-        config = _call(path, "get_config()", module["get_config"])
-        if not isinstance(config, ConfigDict):
-            raise UserError(f"get_config() of {path} must return a ConfigDict, not {type(config).__name__}")
+        config = call_get_config(module, path)
         config = overridden(config, dict(map(assigned, assignments)))
         keep = module.get("keep", lambda cell: True)
         cells = []
         for names in itertools.product(*axes.values()):
             values = dict(zip(axes, names, strict=True))
-            if values != baseline and not _call(path, "keep(cell)", lambda values=values: keep(dict(values))):
+            with guarded(path, "keep(cell)"):
+                kept = values == baseline or keep(dict(values))
+            if not kept:
                 continue
             parts = [axes[axis][name] for axis, name in values.items()]
             overrides = {k: v for part in parts for k, v in part.items()}
@@ -154,34 +152,14 @@ class Ablation:
         )
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """What the program of a file defines."""
-    if not path.is_file():
-        raise UserError(f"can not read --config={path}: no such file")
-    return _call(path, "it", lambda: runpy.run_path(str(path)))
-
-
-def _call(path: Path, what: str, function: Callable[[], Any]) -> Any:
-    """What a function of the file returns.
-
-    Raises:
-      UserError: it raised whatever a program may raise, or ended the process.
-    """
-    try:
-        return function()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        text = str(error).splitlines()[0] if str(error) else ""
-        raise UserError(f"can not read --config={path}: {what} raised {type(error).__name__}: {text}") from error
-
-
 def _values(path: Path, axis: str, function: Any) -> dict[str, Mapping[str, Any]]:
     """The values of an axis by name, each with the fields that it sets."""
     if not callable(function):
         raise UserError(f"sweep_{axis} of {path} must be a function that yields (name, fields)")
     found: dict[str, Mapping[str, Any]] = {}
-    for entry in _call(path, f"sweep_{axis}()", lambda: list(function() or ())):
+    with guarded(path, f"sweep_{axis}()"):
+        entries = list(function() or ())
+    for entry in entries:
         if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[1], Mapping):
             raise UserError(f"sweep_{axis}() of {path} must yield (name, {{field: value}}); it yields {entry!r}")
         name, fields = str(entry[0]), dict(entry[1])

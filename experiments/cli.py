@@ -1,17 +1,30 @@
 """The command line's contract: flags checked before anything runs, one clear line for every expected failure.
 
 Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line when the cause is
-known, a traceback when it is not).
+known, a traceback when it is not), 130 stopped by Ctrl-C, 143 stopped by SIGTERM; a training that has saved first
+exits 0. `--help` exits 0.
+
+A command states its flags before it imports anything heavy, so that `--help` and wrong flags take no time:
+
+    from experiments import cli
+
+    FLAGS = cli.Flags(__name__, __doc__)
+    STEPS = FLAGS.integer("steps", 10, "how many", lower=1)
+    cli.begin(FLAGS)
+
+    import jax
+    ...
+    if __name__ == "__main__":
+        cli.run(main)
 """
 
-import difflib
+import contextlib
 import errno
 import importlib.util
 import inspect
 import logging
 import os
-import re
-import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,53 +32,176 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
+from experiments.config_files import (
+    call_get_config,
+    check_config,
+    expanded,
+    flatten,
+    guarded,
+    import_parts,
+    load_config,
+    load_config_module,
+    one_line,
+)
+from experiments.options import (
+    HELP,
+    MOST_COUNT,
+    MOST_SAMPLES,
+    MOST_SEED,
+    MOST_STEPS,
+    Flags,
+    assignment,
+    host_and_port,
+    number_text,
+    path_of,
+    template,
+    whole_number,
+)
+
+__all__ = [
+    "MOST_COUNT",
+    "MOST_SAMPLES",
+    "MOST_SEED",
+    "MOST_STEPS",
+    "Flags",
+    "assign_flags",
+    "assignment",
+    "begin",
+    "call_get_config",
+    "check_config",
+    "flatten",
+    "guarded",
+    "host_and_port",
+    "import_parts",
+    "load_config",
+    "load_config_module",
+    "number_text",
+    "path_of",
+    "run",
+    "template",
+    "whole_number",
+    "writable_directory",
+]
 
 _CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _CONVOLUTION_FLAG_KNOWN = ("0.10.2",)  # jaxlib
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """The --config flag: a file with `get_config()`; any field is overridden by --config.a.b=value."""
-    return config_flags.DEFINE_config_file("config", default, "config file, for example configs/digits_unet.py")
+class Stopped(KeyboardInterrupt):
+    """A signal that asks this process to end; what is open is closed on the way."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def begin(options: Flags) -> None:
+    """Where the command is the program: read its flags, or show its help, and end here unless it can run."""
+    if not options.is_program:
+        return options.assume_defaults()
+    _open_streams()
+    _on_signals(_end_at_once)
+    before_rest = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    if HELP & set(before_rest):
+        with contextlib.suppress(OSError):  # whoever reads it has seen enough
+            print(options.help(sys.argv), flush=True)
+        _leave_stdout()
+        sys.exit(0)
+    try:
+        options.read(sys.argv)
+    except UserError as error:
+        sys.exit(_fail(error, 2))
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parse the flags, run `main(argv)`, and exit by the contract above."""
-
-    def guarded(argv: Sequence[str]) -> int | None:
-        try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}; options begin with --, see --help")
-            code = main(argv)
-            sys.stdout.flush()
-            return code
-        except UserError as error:
-            return _fail(error, 2)
-        except RunError as error:
-            return _fail(error, 1)
-        except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return _fail(f"no space left on the device of {error.filename or 'the workdir'}", 1)
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                return _fail(f"no permission: {error.strerror}: {error.filename}", 2)
-            raise
-
+    """Run `main(argv)` after `begin`, and exit by the contract above."""
     _quiet()
     _quicken_cpu()
-    app.run(guarded, flags_parser=_parse)
+    _on_signals(_stop)
+    code = _guarded(main)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _guarded(main: Callable[[Sequence[str]], int | None]) -> int | None:
+    try:
+        code = main(sys.argv[:1])
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+        return _fail("nobody reads the output any more, so this command stopped", 1)
+    except OSError as error:
+        return _fail(*_of_system(error))
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.number if isinstance(error, Stopped) else signal.SIGINT)
+        return _fail(f"stopped by {number.name}", 128 + number)
+    except EOFError as error:
+        return _fail(f"the input ended early: {one_line(error)}", 1)
+    except MemoryError as error:
+        return _fail(f"not enough memory: {one_line(error)}; ask for less at once", 1)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"the device has not enough memory: {one_line(error)[:200]}; lower the batch size", 1)
+
+
+def _of_system(error: OSError) -> tuple[str, int]:
+    """The line and the exit code of an error that the system reports; others are raised again."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device of {error.filename or 'the workdir, or of the output'}", 1
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission: {error.strerror}: {error.filename}", 2
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{error.filename}: {error.strerror}", 2
+    raise error
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # stderr may be closed too
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    _leave_stdout()
     return code
+
+
+def _open_streams() -> None:
+    """Replace output streams that were closed before the start, so that printing to them does nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _leave_stdout() -> None:
+    """Flush stdout; where that fails, let go of it, so that the interpreter does not try once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _on_signals(handler: Callable[[int, Any], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, handler)
+
+
+def _end_at_once(number: int, frame: Any) -> None:
+    """Before the command has begun there is nothing to close."""
+    _fail(f"stopped by {signal.Signals(number).name} before anything was begun", 0)
+    os._exit(128 + number)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped(number)
 
 
 def _quicken_cpu() -> None:
@@ -85,6 +221,7 @@ def _quicken_cpu() -> None:
 
 def _quiet() -> None:
     """Leave the terminal to the progress bar: libraries report only what a user should act on."""
+    absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("orbax", "tensorflow_datasets", "grain", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -112,69 +249,6 @@ def _without_abandoned_arrays(hook: Callable[[Any], None]) -> Callable[[Any], No
     return filtered
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    try:
-        known = _config_fields(argv)
-        return flags.FLAGS(argv)
-    except UserError as error:
-        sys.exit(_fail(error, 2))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(_fail(_explain(argv, known, error), 2))
-
-
-def _config_fields(argv: Sequence[str]) -> list[str]:
-    """The fields of the config file that the command line names; empty when it names none.
-
-    Raises:
-      UserError: there is no such file, or it is no config.
-    """
-    following = [*argv[1:], ""]
-    named = [arg.partition("=")[2] if "=" in arg else after for arg, after in zip(argv, following, strict=True)
-             if arg.partition("=")[0] in ("--config", "-config")]  # fmt: skip
-    if not named:
-        return []
-    path = named[-1]
-    file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"can not read --config={path}: no such file")
-    try:
-        get_config = runpy.run_path(file)["get_config"]
-        return list(flatten(get_config(argument) if argument else get_config()))
-    except Exception as error:  # whatever a config file may raise: it is the user's program
-        raise UserError(f"can not read --config={path}: {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str:
-    """Name the flag that is wrong and the nearest valid one."""
-    groups = {name.rpartition(".")[0] for name in known}
-    for arg in argv if known else ():
-        name = arg.removeprefix("--config.").partition("=")[0]
-        if arg.startswith("--config.") and name not in known and name not in groups:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            return f"the config has no field {name!r}{hint}"
-    text = _first_line(error)
-    match = re.match(r"flag --(config\.\S+?)=(.*?): (.*)", text)
-    if match:
-        return f"wrong type for --{match[1]}: {match[3]}"
-    return text.removesuffix(".") + "; see --help"
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """All fields of a config by dotted name, in order."""
-    flat: dict[str, object] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict) and len(value):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def assign_flags(group: ConfigDict, *holders: flags.FlagHolder) -> None:
     """Flags that were given become the fields of that name, also in a run begun before there was such a field."""
     with group.unlocked():
@@ -191,7 +265,7 @@ def writable_directory(path: str | Path) -> Path:
     """
     if "://" in str(path):
         raise UserError(f"{path}: logs and pictures need a local directory; only checkpoint.directory may be remote")
-    directory = Path(path).expanduser().absolute()
+    directory = Path(expanded(str(path))).absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -12,6 +12,17 @@ are recognised; --format says them where two formats share all names. Nothing is
 convert and to sample, a data set of TFDS need not be prepared.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, or the workdir of a run")
+TARGET = FLAGS.path("target", None, "a new workdir, or a .safetensors file to write")
+FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
+ENTRY = FLAGS.string("entry", None, "which weights of a file that has several: ema, model ...")
+EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
+cli.begin(FLAGS)
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,22 +30,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.systems import NETWORK
-from experiments import cli, workdir
+from experiments import workdir
 from experiments.restoring import open_checkpoints, restore_params
 from experiments.wiring import Experiment
-
-CONFIG = cli.define_config()
-SOURCE = flags.DEFINE_string("source", None, "a file of weights, a diffusers folder, or the workdir of a run")
-TARGET = flags.DEFINE_string("target", None, "a new workdir, or a .safetensors file to write")
-FORMAT = flags.DEFINE_string("format", None, f"whose names: {', '.join(weights.FORMATS)}; recognised on reading")
-ENTRY = flags.DEFINE_string("entry", None, "which weights of a file that has several: ema, model ...")
-EMA = flags.DEFINE_string("ema", None, "of a workdir: which average of the parameters, or 'params'")
 
 
 def main(argv: Sequence[str]) -> None:

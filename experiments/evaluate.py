@@ -7,44 +7,51 @@ Draws samples, compares them with the real data, writes evaluation.json and the 
 was.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+WORKDIR = FLAGS.path("workdir", None, "directory of the run")
+METRICS = FLAGS.strings("metrics", None, "such as fid,kid, a wrong name lists all; by default what the config says")
+NUM_SAMPLES = FLAGS.integer(
+    "num_samples", None, "how many; by default what the config says", lower=1, upper=cli.MOST_SAMPLES
+)
+SAMPLER = FLAGS.string("sampler", None, "as of experiments.sample; by default what the config says")
+STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
+SEED = FLAGS.integer("seed", None, "of the samples; by default what the config says", upper=cli.MOST_SEED)
+GUIDANCE = FLAGS.number(
+    "guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none", lower=0, upper=1000
+)
+GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
+GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
+EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
+INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
+DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
+CLIP = FLAGS.path("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
+PROMPT = FLAGS.string(
+    "prompt", None, "of a class for clip_score", check=cli.template, allowed="a text with {} for the name of the class"
+)
+REFERENCE = FLAGS.path("reference", None, "a published .npz file of statistics, for fid and sfid")
+DINOV2_REFERENCE = FLAGS.path("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
+OUT = FLAGS.path("out", None, "write the numbers to this file and leave evaluation.json and the report", suffix=".json")
+CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
+cli.begin(FLAGS)
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from diffusion_jax import likelihood, parallel
+from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from experiments import cli, evaluation
+from experiments import evaluation, workdir
 from experiments.report import write_report
 from experiments.restoring import restore_params
 from experiments.wiring import check_metric, check_sampler
-
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-METRICS = flags.DEFINE_list(
-    "metrics", None, f"some of {', '.join(likelihood.METRICS)}; by default what the config says"
-)
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "how many; by default what the config says", lower_bound=1)
-SAMPLER = flags.DEFINE_string("sampler", None, "as of experiments.sample; by default what the config says")
-STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", None, "of the samples; by default what the config says")
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none")
-GUIDE = flags.DEFINE_string("guide", None, "workdir of a worse network to guide away from (autoguidance)")
-GUIDE_EMA = flags.DEFINE_string("guide_ema", None, "which average of the guide's parameters; by default its config's")
-EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
-INCEPTION = flags.DEFINE_string("inception", None, "weights of Inception-v3, for fid and its kin")
-DINOV2 = flags.DEFINE_string("dinov2", None, "weights of DINOv2, for fd_dinov2")
-CLIP = flags.DEFINE_string("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
-PROMPT = flags.DEFINE_string("prompt", None, "the text of a class for clip_score, with {} for its name")
-REFERENCE = flags.DEFINE_string("reference", None, "a published .npz file of statistics, for fid and sfid")
-DINOV2_REFERENCE = flags.DEFINE_string("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
-OUT = flags.DEFINE_string("out", None, "write the numbers to this .json file and leave evaluation.json and the report")
-CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
 
 
 def main(argv: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError("give --workdir=..., the directory of a trained run")
+    workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     for name in METRICS.value or ():
         check_metric(name)
     if SAMPLER.value:

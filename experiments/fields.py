@@ -17,6 +17,7 @@ Rules = tuple[tuple[str, str | tuple[str | None, ...]], ...]
 # Field: (type, bounds, meaning).
 FIELDS: Mapping[str, tuple[Any, Bounds, str]] = {
     "seed": (int, Bounds(low=0, high=2**32 - 1), "of all random streams"),
+    "imports": (tuple[str, ...], ANY, "modules with parts of your own, which every command of the run imports"),
     "data.dataset": (str, ANY, "a data set's name, or folder:/path/to/images"),
     "data.split": (str, ANY, "what is trained on, in TFDS notation"),
     "data.validation_split": (str, ANY, "what is held out; empty: nothing"),

@@ -6,11 +6,13 @@ Scheduling, queues and retries are those of Ray (https://docs.ray.io) and of Slu
 (https://github.com/facebookincubator/submitit); both are optional: `pip install -e '.[ray]'`, `'.[slurm]'`.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -57,16 +59,18 @@ class Local(Launcher):
     jobs: int = 1
 
     def __post_init__(self):
-        if self.jobs < 1:
-            raise UserError(f"launcher local needs jobs >= 1, got {self.jobs}")
+        _require("local", "jobs", self.jobs, whole=True, lower=1, upper=1024)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
-        pool = ThreadPoolExecutor(self.jobs)
-        waiting = {pool.submit(run_job, job, self._cpus(i)): job for i, job in enumerate(jobs)}
+        pool, stop = ThreadPoolExecutor(self.jobs), threading.Event()
+        waiting = {pool.submit(run_job, job, self._cpus(i), stop): job for i, job in enumerate(jobs)}
         try:
             for done in as_completed(waiting):
                 done.result()
                 yield waiting[done].name
+        except KeyboardInterrupt:
+            stop.set()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -91,6 +95,12 @@ class Ray(Launcher):
     gpus: float = 0
     tpus: float = 0
     retries: int = -1
+
+    def __post_init__(self):
+        _require_text("ray", "address", self.address)
+        for name in ("cpus", "gpus", "tpus"):
+            _require("ray", name, getattr(self, name), lower=0, upper=1e6)
+        _require("ray", "retries", self.retries, whole=True, lower=-1, upper=1e6)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
         try:
@@ -138,6 +148,10 @@ class Slurm(Launcher):
     cluster: str = "slurm"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        _require_text("slurm", "folder", self.folder)
+        _require_text("slurm", "cluster", self.cluster)
+
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
         try:
             import submitit
@@ -180,24 +194,55 @@ class Requeued:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def run_job(job: Job, cpus: Sequence[int] = ()) -> None:
+def run_job(job: Job, cpus: Sequence[int] = (), stop: threading.Event | None = None) -> None:
     """Run the commands of a job one after the other, in processes that end with this one.
 
+    Args:
+      job: the commands.
+      cpus: those that the processes may use; all by default.
+      stop: when it is set, the process under way is told to stop, and no other one begins.
+
     Raises:
-      RunError: one of them failed; it has said why.
+      RunError: one of them failed, and has said why; or the job was stopped.
     """
+    stop = stop or threading.Event()
     for module, *arguments in job.commands:
+        if stop.is_set():
+            raise RunError(f"job {job.name} was stopped")
         program = [sys.executable, "-m", f"experiments.{module}", *arguments]
         starter = [sys.executable, child.__file__, str(os.getpid()), ",".join(map(str, cpus))]
         process = subprocess.Popen([*starter, *program], cwd=job.directory, env=_environment())
         try:
-            code = process.wait()
+            code = _wait(process, stop)
         except BaseException:
             process.send_signal(signal.SIGTERM)  # a training saves, and stops
             process.wait()
             raise
         if code:
             raise RunError(f"experiments.{module} {' '.join(arguments)} ended with exit code {code}; it says why")
+
+
+def _wait(process: subprocess.Popen, stop: threading.Event) -> int:
+    """The exit code of a process, which is told to stop when `stop` is set: a training then saves."""
+    while not stop.is_set():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
+    process.send_signal(signal.SIGTERM)
+    return process.wait()
+
+
+def _require(launcher: str, name: str, value: Any, *, lower: float, upper: float, whole: bool = False) -> None:
+    """Raise UserError unless an option is a number in [lower, upper]."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not lower <= value <= upper:
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"launcher {launcher} wants {kind} from {lower:,g} to {upper:,g} for {name}, got {value!r}")
+
+
+def _require_text(launcher: str, name: str, value: Any) -> None:
+    """Raise UserError unless an option is a text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"launcher {launcher} wants a text for {name}, got {value!r}")
 
 
 def _environment() -> dict[str, str]:

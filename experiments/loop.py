@@ -29,8 +29,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._in_loop = jax.process_count() > 1
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def arm(self) -> None:
         """From now on a signal is noted, for the loop to save and stop."""
@@ -38,8 +37,8 @@ class StopSignal:
 
     def disarm(self) -> None:
         """From now on signals have their usual effect."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         if not self._in_loop:

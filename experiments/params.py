@@ -6,24 +6,26 @@
 A data set of TFDS need not be prepared: its shape is known.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+DEPTH = FLAGS.integer("depth", 1, "levels of the tree that are listed; 0 for all", upper=1000)
+JSON = FLAGS.boolean("json", False, "print one JSON object instead of the table")
+cli.begin(FLAGS)
+
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
-from experiments import cli
 from experiments.wiring import Experiment
-
-CONFIG = cli.define_config()
-DEPTH = flags.DEFINE_integer("depth", 1, "levels of the tree that are listed; 0 for all", lower_bound=0)
-JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of the table")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,33 +10,77 @@ and a roofline estimate: what the chip's published peaks allow at most, not a me
 fit, with the smallest change that would.
 """
 
-import json
+import math
 import re
+
+from experiments import cli
+
+
+def topology_text(text: str) -> str:
+    """A text like v5e:4x4 or v5e:4x4*2, of a million chips at most; raises ValueError for others."""
+    if not re.fullmatch(r"[a-z0-9]+:[1-9][0-9]{0,6}(x[1-9][0-9]{0,6}){1,2}(\*[1-9][0-9]{0,6})?", text):
+        raise ValueError
+    if math.prod(map(int, re.findall(r"[0-9]+", text.partition(":")[2]))) > 2**20:
+        raise ValueError
+    return text
+
+
+def mesh_text(text: str) -> str:
+    """A text AXIS:LENGTH; raises ValueError for others."""
+    if not re.fullmatch(r"(data|fsdp|tensor|context):(-1|[1-9][0-9]{0,6})", text):
+        raise ValueError
+    return text
+
+
+def strategy_text(text: str) -> str:
+    """Words, some with :N or :WORD, joined by +; raises ValueError for others."""
+    if not re.fullmatch(r"[a-z_ ]+(:([a-z]+|[1-9][0-9]{0,6}))?(\+[a-z_]+(:([a-z]+|[1-9][0-9]{0,6}))?)*", text):
+        raise ValueError
+    return text
+
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+TOPOLOGY = FLAGS.string(
+    "topology",
+    None,
+    "the slice that is compiled for",
+    check=topology_text,
+    allowed="a chip and a shape, such as v5e:4x4 or v5p:4x4x4, and v5e:4x4*2 for two slices; 1,048,576 chips at most",
+)
+PIECES = "pieces of data, fsdp[:N], tensor:N, context:N, remat[:dots], accumulate:N, joined by +"
+STRATEGY = FLAGS.string("strategy", None, "instead of the config's", check=strategy_text, allowed=PIECES)
+MESH = FLAGS.strings(
+    "mesh",
+    None,
+    "lengths of the mesh's axes, for example data:4,fsdp:4",
+    check=mesh_text,
+    allowed="AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, with commas between them",
+)
+BATCH = FLAGS.integer("batch", None, "images of a step, instead of train.batch_size", lower=1, upper=2**24)
+COMPARE = FLAGS.strings(
+    "compare",
+    None,
+    "strategies for one table, for example data,fsdp,fsdp+remat",
+    check=strategy_text,
+    allowed=f"strategies with commas between them, each {PIECES}",
+)
+SAMPLER = FLAGS.boolean("sampler", True, "compile the sampler too")
+JSON = FLAGS.boolean("json", False, "print one JSON object instead of tables")
+cli.begin(FLAGS)
+
+import json
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
-from experiments import cli, planning
+from experiments import planning
 from experiments.planning import AS_CONFIGURED, Plan
-
-CONFIG = cli.define_config()
-TOPOLOGY = flags.DEFINE_string("topology", None, f"the slice, such as v5e:4x4 or v5p:4x4x4; chips: {', '.join(CHIPS)}")
-STRATEGY = flags.DEFINE_string(
-    "strategy",
-    None,
-    "instead of the config's: pieces of data, fsdp[:N], tensor:N, context:N, remat[:dots], accumulate:N, joined by +",
-)
-MESH = flags.DEFINE_list("mesh", None, "lengths of the mesh's axes, for example data:4,fsdp:4")
-BATCH = flags.DEFINE_integer("batch", None, "images of a step, instead of train.batch_size", lower_bound=1)
-COMPARE = flags.DEFINE_list("compare", None, "strategies for one table, for example data,fsdp,fsdp+remat")
-SAMPLER = flags.DEFINE_bool("sampler", True, "compile the sampler too")
-JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of tables")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,26 +13,32 @@ tokenizer's file tokens are bytes:
         --tokenizer=gpt2/tokenizer.json --begin='<|endoftext|>' --end='<|endoftext|>'
 """
 
-from absl import flags
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config if it has any (lsun/bedroom), or digits, text")
+DATA_DIR = FLAGS.path("data_dir", None, "directory of TFDS; by default $TFDS_DATA_DIR, else ./data")
+IDX_DIR = FLAGS.path("idx_dir", None, "directory of local idx .gz files, for mnist, fashion_mnist, kmnist")
+CORPUS = FLAGS.string("corpus", None, "of a text: its name, as data.options.corpus will say")
+TEXT = FLAGS.paths("text", [], "of a text: its files")
+TEST_TEXT = FLAGS.paths("test_text", [], "of a text: the files that are held out")
+HELD_OUT = FLAGS.integer("held_out", 0, "of a text: how many documents at the end are held out")
+TOKENIZER = FLAGS.path("tokenizer", "bytes", "of a text: bytes, or a tokenizer.json of Hugging Face's library")
+BEGIN = FLAGS.string(
+    "begin", None, "of a text: what begins an example, such as <|endoftext|>", allowed="a token of the tokenizer"
+)
+END = FLAGS.string(
+    "end",
+    None,
+    "of a text: what ends a document, and with --begin an example",
+    allowed="a token of the tokenizer",
+)
+MANUAL_DIR = FLAGS.path("manual_dir", None, "directory of archives that TFDS cannot download by itself")
+cli.begin(FLAGS)
 
 from diffusion_jax import data
 from diffusion_jax.data import text
 from diffusion_jax.errors import UserError
-from experiments import cli
-
-DATASET = flags.DEFINE_string("dataset", None, "TFDS name, with config if it has several (lsun/bedroom), or digits.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; default: $TFDS_DATA_DIR, else ./data.")
-IDX_DIR = flags.DEFINE_string("idx_dir", None, "Directory of local idx .gz files, for mnist, fashion_mnist, kmnist.")
-CORPUS = flags.DEFINE_string("corpus", None, "Of a text: its name, as data.options.corpus will say.")
-TEXT = flags.DEFINE_list("text", [], "Of a text: its files, with commas between them.")
-TEST_TEXT = flags.DEFINE_list("test_text", [], "Of a text: the files that are held out.")
-HELD_OUT = flags.DEFINE_integer("held_out", 0, "Of a text: how many documents at the end are held out.", lower_bound=0)
-TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "bytes", "Of a text: bytes, or a tokenizer.json of Hugging Face's library."
-)
-BEGIN = flags.DEFINE_string("begin", None, "Of a text: the token that begins an example, such as <|endoftext|>.")
-END = flags.DEFINE_string("end", None, "Of a text: the token that ends a document, and with --begin an example.")
-MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Directory of archives that TFDS cannot download by itself.")
 
 
 def main(argv: list[str]) -> None:

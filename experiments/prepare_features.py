@@ -9,27 +9,29 @@ As many patches as the config's network has tokens, in the order of the data set
 flipped; float16 [examples, tokens, channels]. Stopped, it goes on where it was.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2 without registers, as torch hub has them")
+OUT = FLAGS.path("out", None, "where to write", suffix=".npy")
+BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once", lower=1, upper=2**16)
+cli.begin(FLAGS)
+
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from diffusion_jax.metrics import NetworkFeatures, dinov2_patches
 from diffusion_jax.specs import FEATURES
-from experiments import cli
 from experiments.progress import ProgressBar
 from experiments.wiring import Experiment
-
-CONFIG = cli.define_config()
-DINOV2 = flags.DEFINE_string("dinov2", None, "weights of DINOv2 without registers, as torch hub has them")
-OUT = flags.DEFINE_string("out", None, "where to write, ending in .npy")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images at once", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,31 +10,30 @@ claims until somebody has trained: then `--record` keeps the run's numbers in do
 command. Exit code 1 says that something is not as the paper has it, without a reason that the config states.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+PAPER = FLAGS.string("paper", "", "only this, a file in configs/papers/ or its first words; several with commas")
+SCALE = FLAGS.choice("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")
+RECORD = FLAGS.path("record", None, "keep the evaluation of this finished run in docs/results/")
+WORKDIR = FLAGS.path("workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written")
+STEPS = FLAGS.integer("steps", 200, "training steps of a smoke run", lower=10, upper=1_000_000)
+JOBS = FLAGS.integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower=1, upper=1024)
+cli.begin(FLAGS)
+
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
-from experiments import cli, scorecard, smoke
+from experiments import scorecard, smoke
 from experiments.progress import ProgressBar
 from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
-
-PAPER = flags.DEFINE_string(
-    "paper", "", "only this, the name of a file in configs/papers/ or its first words; several with commas"
-)
-SCALE = flags.DEFINE_enum("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")
-RECORD = flags.DEFINE_string("record", None, "keep the evaluation of this finished run in docs/results/")
-WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written"
-)
-STEPS = flags.DEFINE_integer("steps", 200, "training steps of a smoke run", lower_bound=10)
-JOBS = flags.DEFINE_integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower_bound=1)
 
 MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
 COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}

@@ -7,42 +7,50 @@ Of text x.npz has `tokens` [n, length], and x.txt the texts. Sample i depends on
 size by rounding only.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+WORKDIR = FLAGS.path("workdir", None, "directory of the run")
+NUM_SAMPLES = FLAGS.integer("num_samples", 64, "how many", lower=1, upper=cli.MOST_SAMPLES)
+OUT = FLAGS.path("out", None, "where to write; by default samples/samples.npz in the workdir", suffix=".npz")
+SAMPLER = FLAGS.string(
+    "sampler", None, "such as heun or dpmpp_2m, a wrong name lists all; by default what the config says"
+)
+STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
+SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
+GUIDANCE = FLAGS.number(
+    "guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none", lower=0, upper=1000
+)
+GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
+GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
+LABELS = FLAGS.strings(
+    "labels",
+    None,
+    "classes to draw, in turn, for example 3,7; by default all",
+    check=cli.number_text(0, cli.MOST_COUNT),
+    allowed="numbers of classes, from 0 on, with commas between them",
+)
+EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
+CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
+BATCH_SIZE = FLAGS.integer(
+    "batch_size", None, "samples per call; changes the speed, and the samples by rounding only", lower=1, upper=2**20
+)
+cli.begin(FLAGS)
+
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
-from experiments import cli, evaluation
+from experiments import evaluation, workdir
 from experiments.pictures import balanced_labels, save_grid
 from experiments.restoring import restore_params
 from experiments.texts import save_texts
 from experiments.wiring import check_sampler
-
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "where to write, ending in .npz; by default samples/samples.npz in the workdir")
-SAMPLER = flags.DEFINE_string(
-    "sampler",
-    None,
-    f"one of {', '.join(SAMPLERS)} (of tokens: {', '.join(DISCRETE_SAMPLERS)}); by default what the config says",
-)
-STEPS = flags.DEFINE_integer("steps", None, "transitions of the time grid", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "of the samples")
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none")
-GUIDE = flags.DEFINE_string("guide", None, "workdir of a worse network to guide away from (autoguidance)")
-GUIDE_EMA = flags.DEFINE_string("guide_ema", None, "which average of the guide's parameters; by default its config's")
-LABELS = flags.DEFINE_list("labels", None, "classes to draw, in turn, for example 3,7; by default all")
-EMA = flags.DEFINE_string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
-CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "step of the checkpoint; by default the newest")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "samples per call; changes the speed, and the samples by rounding only", lower_bound=1
-)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(OUT.value or f"{WORKDIR.value}/samples/samples.npz")
     if out.suffix != ".npz":
         raise UserError(f"--out must end in .npz, got {out}")
+    workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     cli.writable_directory(out.parent)
     if SAMPLER.value:
         check_sampler(SAMPLER.value)

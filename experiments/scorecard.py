@@ -20,7 +20,6 @@ import difflib
 import hashlib
 import json
 import math
-import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
 from diffusion_jax.schedulers import Prediction
 from experiments import evaluation, planning, workdir
+from experiments.config_files import call_get_config, load_config_module
 from experiments.wiring import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -90,14 +90,14 @@ class Paper:
     @classmethod
     def read(cls, path: Path) -> "Paper":
         """Raises UserError where the file has no claims, or one of an unknown kind."""
-        module = runpy.run_path(str(path))
+        module = load_config_module(path)
         claims = module.get("CLAIMS")
         if claims is None:
             raise UserError(f"{path} has no CLAIMS; experiments/scorecard.py says what they are")
         for kind in claims:
             if kind not in ("paper", *CHECKS):
                 raise UserError(f"{path}: {unknown_name('kind of claim', kind, list(CHECKS))}")
-        return cls(path=path, config=module["get_config"](), claims=claims)
+        return cls(path=path, config=call_get_config(module, path), claims=claims)
 
 
 def read_papers(words: str = "") -> list[Paper]:

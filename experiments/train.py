@@ -7,6 +7,24 @@ Ctrl-C save a checkpoint and exit. The workdir receives config.json, metrics.jso
 events, samples/, checkpoints/, evaluation.json and report.html.
 """
 
+from experiments import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+CONFIG = FLAGS.config()
+WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same one resumes")
+RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
+RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
+PROFILE_STEPS = FLAGS.integer("profile_steps", 0, "profile this many steps for TensorBoard", upper=10_000)
+DISTRIBUTED = FLAGS.boolean("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
+COORDINATOR = FLAGS.string(
+    "coordinator_address", None, "of process 0, where it is not detected", check=cli.host_and_port, allowed="HOST:PORT"
+)
+NUM_PROCESSES = FLAGS.integer(
+    "num_processes", None, "processes of this run, where they are not detected", lower=1, upper=2**16
+)
+PROCESS_ID = FLAGS.integer("process_id", None, "which of them this is, counted from 0", upper=2**16 - 1)
+cli.begin(FLAGS)
+
 import contextlib
 import json
 from collections.abc import Sequence
@@ -15,29 +33,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from clu import parameter_overview
 from flax.traverse_util import flatten_dict
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
-from experiments import cli, evaluation, judging, workdir
+from experiments import evaluation, judging, workdir
 from experiments.loop import Loop, StopSignal
 from experiments.report import write_report
 from experiments.restoring import open_checkpoints, restore_params
 from experiments.wiring import Experiment
 from experiments.writers import RunWriter, create_writer
-
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; the same one resumes")
-RESUME_FROM = flags.DEFINE_integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
-RESTART = flags.DEFINE_bool("restart", False, "begin again where the checkpoints of the run are lost")
-PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "profile this many steps for TensorBoard")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where it is not detected")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of this run, where they are not detected")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is")
 
 
 def main(argv: Sequence[str]) -> int:

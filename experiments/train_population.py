@@ -7,22 +7,31 @@ goes on where it was, from the newest checkpoint that all members have. `experim
 the final pictures, or goes on with that member alone.
 """
 
-import json
+from experiments import cli
+
+
+def member_text(text: str) -> str:
+    """A text CONFIG.json=WORKDIR with ~ written out in both; raises ValueError for others."""
+    config, equals, directory = text.partition("=")
+    return f"{cli.path_of(config)}{equals}{cli.path_of(directory)}"
+
+
+FLAGS = cli.Flags(__name__, __doc__)
+MEMBERS = FLAGS.repeated("member", "one for each training", check=member_text, allowed="CONFIG.json=WORKDIR")
+HOW = FLAGS.choice(
+    "how", "", ["vmap", "unroll"], "members of a device as one batch, or a step for each; by default chosen"
+)
+cli.begin(FLAGS)
+
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
-from experiments import cli
+from diffusion_jax.files import read_json
 from experiments.loop import StopSignal
 from experiments.population import Population
-
-MEMBERS = flags.DEFINE_multi_string("member", [], "CONFIG.json=WORKDIR; one for each training")
-HOW = flags.DEFINE_enum(
-    "how", "", ["", "vmap", "unroll"], "members of a device as one batch, or a step for each; chosen by default"
-)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,8 +42,20 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise UserError(f"--member: there is no file {missing[0]}")
     stop = StopSignal()
-    configs = [ConfigDict(json.loads(Path(path).read_text())) for path, _, _ in pairs]
+    configs = [config_of(path) for path, _, _ in pairs]
     return Population(configs, [Path(directory) for _, _, directory in pairs], HOW.value).run(stop)
+
+
+def config_of(path: str) -> ConfigDict:
+    """The config in a JSON file.
+
+    Raises:
+      UserError: damaged, or no config.
+    """
+    with cli.guarded(path):
+        config = ConfigDict(read_json(path))
+        cli.check_config(config, path)
+    return config
 
 
 if __name__ == "__main__":

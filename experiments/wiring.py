@@ -33,6 +33,7 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments import workdir
+from experiments.config_files import import_parts
 from experiments.fields import check_fields
 
 SEQUENCES = "ddit"  # the network of text
@@ -66,6 +67,9 @@ class Experiment:
     devices: tuple[jax.Device, ...] | None = None
     stored_info: data.DatasetInfo | None = None
     directory: Path | None = None
+
+    def __post_init__(self):
+        import_parts(self.config.get("imports", ()))
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
-from experiments.cli import flatten
+from experiments.config_files import flatten, import_parts
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -228,7 +228,7 @@ def read_info(workdir: Path | str) -> DatasetInfo:
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
-    """The config of the run in `workdir`.
+    """The config of the run in `workdir`; the parts that it imports are registered then.
 
     Raises:
       UserError: nothing was trained there, or the file is damaged.
@@ -236,7 +236,9 @@ def read_config(workdir: Path | str) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
-    return ConfigDict(read_json(path))
+    config = ConfigDict(read_json(path))
+    import_parts(config.get("imports", ()), f"the field imports of {path}")
+    return config
 
 
 def write_environment(workdir: Path | str, *, num_parameters: int) -> None:

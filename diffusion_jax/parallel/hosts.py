@@ -19,11 +19,13 @@ def initialize_hosts(coordinator_address: str | None, num_processes: int | None,
     the caller: JAX's own handler, which would take it for a notice of preemption, is not installed.
 
     Raises:
-      UserError: only some of the three are given, or the others did not answer.
+      UserError: only some of the three are given, there is no such process, or the others did not answer.
     """
     given = [value is not None for value in (coordinator_address, num_processes, process_id)]
     if any(given) and not all(given):
         raise UserError("give all of --coordinator_address, --num_processes and --process_id, or none of them")
+    if all(given) and process_id >= num_processes:
+        raise UserError(f"--process_id={process_id}: the processes are 0 to --num_processes - 1, {num_processes - 1}")
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(

@@ -119,11 +119,14 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def defined_flags(module: str) -> dict[str, str]:
-    """The absl flags of a module by name, with the kind of their definition."""
+    """The flags of a module by name, with the kind of their definition."""
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    kinds = {call.args[0].value: call.func.attr for call in calls if call.func.attr.startswith("DEFINE_")}
-    return {**kinds, **({"config": "config"} if any(call.func.attr == "define_config" for call in calls) else {})}
+    calls = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and "FLAGS." in ast.unparse(node.value)
+    ]
+    return {call.args[0].value if call.args else "config": call.func.attr for call in calls}
 
 
 def config_fields(path: str) -> dict[str, object]:
@@ -155,7 +158,7 @@ def check_words(module: str, words: list[str], flags: dict[str, str]) -> None:
         assert name in flags, f"{module} has no flag --{name}"
         if is_open(value):
             continue
-        if flags[name] == "DEFINE_integer":
+        if flags[name] == "integer":
             int(value)
         known = {"sampler": SAMPLERS, "metrics": METRICS}.get(name, ())
         assert not known or all(part in known or part in EXAMPLES for part in value.split(",")), word
@@ -185,7 +188,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_flags_in_the_text_exist(path):
     modules = [f"experiments.{file.stem}" for file in (ROOT / "experiments").glob("*.py")]
-    flags = {name: kind for module in modules for name, kind in defined_flags(module).items()}
+    flags = {"help": "boolean"} | {name: kind for module in modules for name, kind in defined_flags(module).items()}
     for words in re.findall(r"`(--[^`\n]+)`", path.read_text()):
         check_words(path.name, shlex.split(words), flags)
 

@@ -119,13 +119,6 @@ def test_full_disk_while_saving(command, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_help_lists_the_flags_and_exits_0(command):
-    process = command.start("train", "--help")
-    out, err = process.communicate(timeout=60)
-    assert "--workdir" in out + err
-    assert "--resume_from" in out + err
-
-
 def test_sample_of_nothing(command, tmp_path):
     assert "no config.json" in command.fails("sample", f"--workdir={tmp_path}")
     assert "give --workdir" in command.fails("sample")

@@ -1,0 +1,217 @@
+"""Config files, which are programs of the user's: read with one line of error, whatever they do.
+
+A file has `get_config()`, or `get_config(text)` for `FILE:text`, which returns a ConfigDict. What it prints goes to
+stderr, so that a command's own output stays as it is.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_bytes
+
+GROUPS = (
+    *("data", "model", "schedule", "prediction", "time_sampler", "objective", "train", "optimizer", "ema"),
+    *("parallel", "sampling", "log", "checkpoint", "evaluation"),
+)
+"""Groups of fields that every config has."""
+_LARGEST = 2**22  # bytes of a config file
+
+
+def expanded(path: str) -> str:
+    """A path with ~ written out.
+
+    Raises:
+      UserError: there is no such user.
+    """
+    result = os.path.expanduser(path)
+    if result.startswith("~"):
+        raise UserError(f"{path}: there is no user {path.partition('/')[0][1:]!r}; a folder of that name is ./{path}")
+    return result
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config of `--config=NAME`, which is FILE or FILE:TEXT.
+
+    Raises:
+      UserError: the file is none, or does something else than to return a config; the message names it.
+    """
+    file, colon, text = name.partition(":")
+    if not file.strip() or file.startswith("-"):
+        raise UserError(f"--config wants the path of a file, got {name!r}")
+    if file.endswith(".json"):
+        raise UserError(f"can not read --config={name}: a config is a .py file; --config=configs/from_json.py:{name}")
+    arguments = (expanded(text),) if colon and text.startswith("~") else (text,) if colon else ()
+    return call_get_config(load_config_module(file), file, *arguments)
+
+
+def load_config_module(path: str | Path) -> dict[str, Any]:
+    """The names that a config file defines, when it is run.
+
+    Raises:
+      UserError: no file, no Python, or it fails or exits; the message names the file.
+    """
+    path = Path(expanded(str(path)))
+    try:
+        source = read_bytes(path, limit=_LARGEST)
+    except UserError as error:
+        missing = "no such file" if not os.path.lexists(path) else one_line(error)
+        raise UserError(f"can not read --config={path}: {missing}") from error
+    name = f"config_{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # where dataclasses and pickle look for the module of a class
+    with guarded(path):
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+    return vars(module)
+
+
+def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str) -> ConfigDict:
+    """What `get_config` of a config file returns, if it is a config.
+
+    Raises:
+      UserError: there is no such function, it takes other arguments, fails or exits, or returns something else.
+    """
+    function = module.get("get_config")
+    if not callable(function):
+        raise UserError(f"can not read --config={path}: it has no function get_config()")
+    with guarded(path):
+        signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        mend = "leave out what follows the colon" if arguments else f"it wants a text, as in --config={path}:TEXT"
+        raise UserError(f"can not read --config={path}: get_config{signature} does not fit; {mend}") from error
+    with guarded(path):
+        config = function(*arguments)
+        check_config(config, path)
+    return config
+
+
+def check_config(config: Any, path: str | Path) -> None:
+    """Raise UserError, which names the file, unless `config` is a ConfigDict with the groups that every config has."""
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        raise UserError(
+            f"can not read --config={path}: get_config() returned {type(config).__name__}, "
+            "not an ml_collections.ConfigDict"
+        )
+    missing = [name for name in GROUPS if not isinstance(config.get(name), ConfigDict) or not len(config[name])]
+    if missing:
+        raise UserError(f"can not read --config={path}: the config has no group {', '.join(missing)}")
+    flatten(config)
+
+
+@contextlib.contextmanager
+def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
+    """A block that runs `what` the file holds: its errors and exits become one line, its output goes to stderr."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _exits_as_errors():
+            yield
+    except UserError as error:
+        named = str(path) in str(error)
+        raise error if named else UserError(f"can not read --config={path}: {one_line(error)}") from error
+    except SyntaxError as error:
+        raise UserError(
+            f"can not read --config={path}: line {error.lineno} is no Python: {error.msg or type(error).__name__}"
+        ) from error
+    except SystemExit as error:
+        raise UserError(f"can not read --config={path}: {what} exits (SystemExit: {error.code}) instead") from error
+    except KeyboardInterrupt as error:
+        raise UserError(f"can not read --config={path}: {what} was interrupted (KeyboardInterrupt)") from error
+    except BaseException as error:  # whatever a config file may raise: it is the user's program
+        if isinstance(error, GeneratorExit):
+            raise
+        raise UserError(
+            f"can not read --config={path}: {what} raised {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _exits_as_errors() -> Iterator[None]:
+    """A block in which `os._exit`, which nobody notices, raises SystemExit, and Ctrl-C raises KeyboardInterrupt."""
+    kept, os._exit = os._exit, _exit
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
+    try:
+        yield
+    finally:
+        os._exit = kept
+        if in_main:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+
+
+def _exit(code: int) -> None:
+    raise SystemExit(code)
+
+
+def import_parts(names: Any, origin: object = "config.imports") -> None:
+    """Import the modules that register a run's own parts: what a config's field `imports` names.
+
+    A name with a slash, or that ends in .py, is the path of a file. The current directory is on the path.
+
+    Raises:
+      UserError: no such module, or it fails; the message names it.
+    """
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"{origin} wants a tuple of names of modules, such as ('my_package.parts',), got {names!r}")
+    if names and not {os.getcwd(), ""} & set(sys.path):
+        sys.path.append(os.getcwd())
+    for name in names:
+        if name.endswith(".py") or "/" in name:
+            _import_file(Path(expanded(name)), origin)
+        else:
+            _import(name, origin)
+
+
+def _import_file(path: Path, origin: object) -> None:
+    """Import a file under its own name, from its folder: so worker processes find its classes too."""
+    if not path.is_file():
+        raise UserError(f"{origin} names {path}: there is no such file below {os.getcwd()}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    found = getattr(_import(path.stem, origin), "__file__", None)
+    if found is None or not os.path.samefile(found, path):
+        raise UserError(f"{origin} names {path}: another module is called {path.stem} ({found}); rename the file")
+
+
+def _import(name: str, origin: object) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise UserError(f"{origin} names {name}, which needs the module {error.name}: install it") from error
+        raise UserError(
+            f"{origin} names {name}: there is no such module; install it, or run from the directory where it is "
+            f"(now {os.getcwd()})"
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever a module of the user's may raise
+        raise UserError(f"{origin} names {name}, which fails: {type(error).__name__}: {one_line(error)}") from error
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """All fields of a config by dotted name, in order."""
+    flat: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,362 @@
+"""The flags of one command: each has a meaning, a domain, and one line of error for whatever is not in it.
+
+    FLAGS = cli.Flags(__name__, __doc__)
+    STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
+
+The flags belong to their command, not to the process, so that any number of commands can be imported into one. Only
+the standard library, absl and ml_collections are imported here: `--help` and wrong flags need no JAX.
+"""
+
+import csv
+import difflib
+import inspect
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_jax.errors import UserError
+from experiments.config_files import expanded, flatten, load_config, one_line
+
+MOST_STEPS = 100_000
+MOST_SAMPLES = 10_000_000
+MOST_SEED = 2**32 - 1
+MOST_COUNT = 2**31 - 1
+"""Upper ends of domains: of transitions, of samples, of seeds, and of steps of a training."""
+HELP = {"--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
+Check = Callable[[str], Any]
+
+
+class Flags:
+    """The flags of one command.
+
+    Args:
+      module: `__name__` of the command; "__main__" where it is the program.
+      text: its docstring, which `--help` shows.
+    """
+
+    def __init__(self, module: str, text: str | None):
+        self.is_program = module == "__main__"
+        self.text = inspect.cleandoc(text or "")
+        self._values = flags.FlagValues()
+        self._described: dict[str, str] = {}
+        self._argv: list[str] = []
+        self._config: ConfigDict | None = None
+
+    def integer(
+        self, name: str, default: int | None, meaning: str, *, lower: int = 0, upper: int = MOST_COUNT
+    ) -> flags.FlagHolder:
+        """A whole number in [lower, upper]."""
+        allowed = f"a whole number from {lower:,} to {upper:,}"
+        return self._define(name, default, meaning, whole_number(lower, upper), allowed)
+
+    def number(self, name: str, default: float | None, meaning: str, *, lower: float, upper: float) -> flags.FlagHolder:
+        """A finite number in [lower, upper]."""
+
+        def read(text: str) -> float:
+            value = float(text)
+            if not lower <= value <= upper:  # also of nan
+                raise ValueError
+            return value
+
+        return self._define(name, default, meaning, read, f"a number from {lower:,g} to {upper:,g}")
+
+    def boolean(self, name: str, default: bool, meaning: str) -> flags.FlagHolder:
+        """--name, --noname, --name=true or --name=false."""
+        holder = flags.DEFINE_bool(name, default, meaning, flag_values=self._values)
+        known = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+        self._values[name].parser = _Parser(name, lambda text: known[text.lower()], "true or false")
+        self._described[name] = f"--[no]{name}\n{meaning}; by default {str(default).lower()}"
+        return holder
+
+    def choice(self, name: str, default: str | None, known: Sequence[str], meaning: str) -> flags.FlagHolder:
+        """One of several words."""
+        words = [word for word in known if word]
+        return self._define(name, default, meaning, lambda text: words[words.index(text)], f"one of {', '.join(words)}")
+
+    def string(
+        self, name: str, default: str | None, meaning: str, *, check: Check | None = None, allowed: str = "a name"
+    ) -> flags.FlagHolder:
+        """A text that is not empty; `check` returns what becomes of it, or raises ValueError."""
+        return self._define(name, default, meaning, _both(plain_text, check), allowed)
+
+    def path(self, name: str, default: str | None, meaning: str, *, suffix: str = "") -> flags.FlagHolder:
+        """A path, in which ~ is the home directory; with `suffix`, of a file whose name ends so."""
+
+        def read(text: str) -> str:
+            path = path_of(text)
+            if suffix and not os.path.basename(path).endswith(suffix):
+                raise UserError(f"--{name} must end in {suffix}, got {_short(text)}")
+            return path
+
+        return self._define(name, default, meaning, read, f"a path that ends in {suffix}" if suffix else "a path")
+
+    def strings(
+        self,
+        name: str,
+        default: Sequence[str] | None,
+        meaning: str,
+        *,
+        check: Check | None = None,
+        allowed: str = "names with commas between them",
+    ) -> flags.FlagHolder:
+        """Texts with commas between them, none of them empty."""
+        item = _both(plain_text, check)
+
+        def read(text: str) -> list[Any]:
+            (parts,) = csv.reader([text], strict=True)
+            return [item(part.strip()) for part in parts] or [item("")]
+
+        return self._define(name, default, meaning, read, allowed)
+
+    def paths(self, name: str, default: Sequence[str] | None, meaning: str) -> flags.FlagHolder:
+        """Paths with commas between them."""
+        return self.strings(name, default, meaning, check=path_of, allowed="paths with commas between them")
+
+    def repeated(self, name: str, meaning: str, *, check: Check, allowed: str) -> flags.FlagHolder:
+        """A text that may be given several times; the value is the list."""
+        parser = _Parser(name, _both(plain_text, check), allowed)
+        self._describe(name, [], f"{meaning}; may be repeated", allowed)
+        return flags.DEFINE_multi(parser, flags.ArgumentSerializer(), name, [], meaning, flag_values=self._values)
+
+    def config(self) -> flags.FlagHolder:
+        """--config, a file with `get_config()`; any field is overridden by --config.a.b=value."""
+        meaning = "file of the config, for example configs/digits_unet.py; FILE:TEXT hands the text to its get_config"
+        self._describe("config", None, f"{meaning}; --config.group.field=VALUE sets a field", "a path")
+        holder = config_flags.DEFINE_config_file("config", None, meaning, flag_values=self._values, sys_argv=self._argv)
+        self._values["config"].parser = _Loaded(lambda: self._config)
+        return holder
+
+    def read(self, argv: Sequence[str]) -> None:
+        """Set the flags from a command line, the program's name first.
+
+        Raises:
+          UserError: an unknown flag, a value that is not in its domain, a config that cannot be read, or an argument
+            that is no flag.
+        """
+        self._argv[:] = argv
+        for arg in argv[1:]:
+            if re.match(r"--?(flagfile|undefok)(=|$)", arg):
+                raise UserError(f"unknown flag {arg.partition('=')[0]}; give the flags themselves, see --help")
+        known: list[str] = []
+        try:
+            if "config" in self._values:
+                self._config = self._named_config(argv)
+                known = [] if self._config is None else list(flatten(self._config))
+            rest = self._values(argv)
+        except UserError:
+            raise
+        except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
+            raise UserError(_explain(argv, known, error)) from error
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
+
+    def assume_defaults(self) -> None:
+        """Read no command line: the flags of a module that is imported have their default values."""
+        self._values.unparse_flags()
+        self._values.mark_as_parsed()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._described)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value that was read last."""
+        return self._values[name].value
+
+    def config_words(self) -> list[str]:
+        """The words of the command line that say what the config is, for a command that starts another one."""
+        words, following = self._argv, [*self._argv[1:], ""]
+        pairs = zip(words, following, strict=True)
+        ours = [(word, after) for word, after in pairs if re.match(r"--?(no)?config(\.|=|$)", word)]
+        alone = [word for word, after in ours if "=" in word or after.startswith("-") or not after]
+        return [word if word in alone else f"{word}={after}" for word, after in ours]
+
+    def help(self, argv: Sequence[str]) -> str:
+        """What the command does, its flags, and the fields of the config that the command line names."""
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        lines = [self.text, "", f"Flags of python -m {spec.name if spec else os.path.basename(argv[0])}:", ""]
+        for described in self._described.values():
+            head, _, meaning = described.partition("\n")
+            lines += [f"  {head}", textwrap.fill(meaning, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+        try:
+            config = self._named_config(argv) if "config" in self._values else None
+        except UserError as error:
+            return "\n".join([*lines, "", one_line(error)])
+        if config is not None:
+            lines += ["", "Fields of the config, with their values there:", ""]
+            lines += [f"  --config.{name}={value!r}" for name, value in flatten(config).items()]
+        return "\n".join(lines)
+
+    def _named_config(self, argv: Sequence[str]) -> ConfigDict | None:
+        """The config that the command line names last, if it names one."""
+        following = [*argv[1:], ""]
+        named = [arg.partition("=")[2] if "=" in arg else after for arg, after in zip(argv, following, strict=True)
+                 if arg.partition("=")[0] in ("--config", "-config")]  # fmt: skip
+        if not named:
+            return None
+        try:
+            path = _Parser("config", path_of, "the path of a file").parse(named[-1])
+        except _Refused as error:
+            raise UserError(str(error)) from error
+        return load_config(path)
+
+    def _define(self, name: str, default: Any, meaning: str, check: Check, allowed: str) -> flags.FlagHolder:
+        parser = _Parser(name, check, allowed)
+        holder = flags.DEFINE(
+            parser, name, None, meaning, flag_values=self._values, serializer=flags.ArgumentSerializer()
+        )
+        flag = self._values[name]
+        flag.default = flag.value = default  # as it is: "" may stand for nothing, and is still no value to give
+        self._describe(name, default, meaning, allowed)
+        return holder
+
+    def _describe(self, name: str, default: Any, meaning: str, allowed: str) -> None:
+        shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+        said = "" if shown in (None, "") or "by default" in meaning else f"; by default {shown}"
+        self._described[name] = f"--{name}=VALUE\n{meaning} ({allowed}){said}"
+
+
+class _Refused(flags.Error):
+    """A value outside the domain of its flag; absl hands it on as it is."""
+
+
+class _Parser(flags.ArgumentParser):
+    """Holds a value against the domain of its flag."""
+
+    def __init__(self, name: str, check: Check, allowed: str):
+        super().__init__()
+        self._name, self._check, self._allowed = name, check, allowed
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            return self._check(argument)
+        except UserError as error:
+            named = "" if f"--{self._name}" in str(error) else f"--{self._name}: "
+            raise _Refused(f"{named}{error}") from error
+        except (ValueError, KeyError, OverflowError, csv.Error) as error:
+            why = f" ({error})" if isinstance(error, _Because) else ""
+            raise _Refused(f"--{self._name} wants {self._allowed}, got {_short(argument)}{why}") from error
+
+    def flag_type(self) -> str:
+        return self._allowed
+
+
+class _Because(ValueError):
+    """A value outside a domain, for a reason that is not plain from the domain."""
+
+
+class _Loaded(flags.ArgumentParser):
+    """The config that has been loaded already, in the place of the file that is named."""
+
+    def __init__(self, loaded: Callable[[], ConfigDict | None]):
+        super().__init__()
+        self._loaded = loaded
+
+    def parse(self, path: Any) -> Any:
+        config = self._loaded()
+        if config is not None:
+            config.lock()
+        return config
+
+
+def plain_text(text: str) -> str:
+    """A text that can be shown in one line and written to a file.
+
+    Raises:
+      ValueError: empty, very long, not of Unicode, or with control characters.
+    """
+    if not text.strip():
+        raise ValueError
+    if len(text) > 4096:
+        raise _Because(f"{len(text):,} characters")
+    if any(not c.isprintable() for c in text):  # also the surrogates of bytes that are no UTF-8
+        raise _Because("it holds characters that cannot be shown")
+    return text
+
+
+def path_of(text: str) -> str:
+    """A path with ~ written out.
+
+    Raises:
+      ValueError: no text, a user that there is not, or another flag in the place of the path.
+    """
+    if plain_text(text).startswith("-"):
+        raise _Because("a path that begins with - is written ./-")
+    return expanded(text)
+
+
+def whole_number(lower: int, upper: int) -> Callable[[str], int]:
+    """A reader of a number in [lower, upper], which raises ValueError for everything else."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,40}\s*", text) or not lower <= int(text) <= upper:
+            raise ValueError
+        return int(text)
+
+    return read
+
+
+def number_text(lower: int, upper: int) -> Callable[[str], str]:
+    """The same, which returns the number as a text without leading zeros."""
+    read = whole_number(lower, upper)
+    return lambda text: str(read(text))
+
+
+def assignment(text: str) -> str:
+    """A text NAME=VALUE, where the value may be empty; raises ValueError for others."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", text):
+        raise ValueError
+    return text
+
+
+def template(text: str) -> str:
+    """A text with {} in it, once or more often, and no other braces; raises ValueError for others."""
+    if "{}" not in text or {"{", "}"} & set(text.replace("{}", "")):
+        raise ValueError
+    return text
+
+
+def host_and_port(text: str) -> str:
+    """A text HOST:PORT; raises ValueError for others."""
+    host, _, port = text.rpartition(":")
+    whole_number(1, 65535)(port)
+    if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.%\w]+\]", host):
+        raise ValueError
+    return text
+
+
+def _both(first: Check, second: Check | None) -> Check:
+    return first if second is None else lambda text: second(first(text))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str:
+    """Name the flag that is wrong and the nearest valid one."""
+    if isinstance(error, _Refused):
+        return str(error)
+    groups = {name.rpartition(".")[0] for name in known}
+    groups |= {name.partition(".")[0] for name in known}
+    fields = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
+    for name in fields if known else ():
+        if name not in known and name not in groups:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            return f"the config has no field {name!r}{hint}"
+    if fields and not known:
+        return f"--config.{fields[0]} sets a field of a config: give --config=FILE before it"
+    text = one_line(error)
+    match = re.match(r"flag --(config\.\S+?)=(.*?): (.*)", text)
+    if match:
+        return f"wrong type for --{match[1]}: {match[3]}"
+    return text.removesuffix(".") + "; see --help"
