@@ -7,6 +7,7 @@ set of TensorFlow Datasets.
 """
 
 import dataclasses
+import errno
 import hashlib
 import inspect
 import os
@@ -58,7 +59,8 @@ class Tokenizer(Protocol):
 def storage_failed(error: Exception) -> bool:
     """Whether the system reported a failed read, and not that there is no such file or that its content is wrong."""
     wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, wrong)
+    lasting = (None, errno.ELOOP, errno.ENAMETOOLONG)
+    return isinstance(error, OSError) and error.errno not in lasting and not isinstance(error, wrong)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
