@@ -58,8 +58,8 @@ class Registry(Generic[T]):
         `defaults` fill what the spec omits, where the factory has such an argument at all.
 
         Raises:
-          UserError: unknown name, an argument that the factory does not have, that it lacks, or that has another type or
-            lies out of bounds (`domains.py`).
+          UserError: unknown name, an argument that the factory does not have, that it lacks, or that has another type
+            or lies out of bounds (`domains.py`).
         """
         spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         if "name" not in spec:

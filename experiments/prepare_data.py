@@ -4,7 +4,8 @@
     python -m experiments.prepare_data --dataset=mnist --idx_dir=/path/to/idx/files
     python -m experiments.prepare_data --dataset=imagenet2012 --manual_dir=/path/to/archives
 
-Any name of TensorFlow Datasets, or "digits". Running it again finds the data and changes nothing.
+Any name of TensorFlow Datasets, or "digits". Running it again finds the data and changes nothing; of several at once
+one prepares the data, and the others wait for it.
 
 Text becomes tokens. A file is one document, each line's "text" in a .jsonl; either may be gzipped. Without a
 tokenizer's file tokens are bytes:
@@ -39,14 +40,20 @@ cli.begin(FLAGS)
 from diffusion_jax import data
 from diffusion_jax.data import text
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded
 
 
 def main(argv: list[str]) -> None:
     """Prepare the data set and say what is where."""
     if not DATASET.value:
         raise UserError("--dataset is missing: a TFDS name such as fashion_mnist or cifar10, or digits, or text")
-    data_dir = DATA_DIR.value or data.default_data_dir()
-    if DATASET.value == "text":
+    data_dir = str(expanded(DATA_DIR.value or data.default_data_dir()))
+    is_text = DATASET.value == "text"
+    for flag in (IDX_DIR, MANUAL_DIR) if is_text else (CORPUS, TEXT, TEST_TEXT, HELD_OUT, TOKENIZER, BEGIN, END):
+        if flag.present:
+            what = "is not of a text" if is_text else "is of --dataset=text only"
+            raise UserError(f"--{flag.name} {what}: leave it out")
+    if is_text:
         return prepare_text(data_dir)
     if DATASET.value in ("folder", "synthetic_latents") or DATASET.value.startswith("folder:"):
         raise UserError(f"dataset {DATASET.value!r} needs no preparation")

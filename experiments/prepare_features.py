@@ -6,7 +6,9 @@
         --config.data.features=data/features.npy
 
 As many patches as the config's network has tokens, in the order of the data set, cropped as in training and not
-flipped; float16 [examples, tokens, channels]. Stopped, it goes on where it was.
+flipped; float16 [examples, tokens, channels]. Stopped, it goes on where it was. A hidden file beside it says what the
+features are of: running it again finds them and changes nothing. Of several at once one makes them, and the others wait
+for it.
 """
 
 from experiments import cli
@@ -22,12 +24,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import logging
 
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import replace_file
+from diffusion_jax.files import expanded, locked, read_json, read_npy, replace_file, sampled_digest
 from diffusion_jax.metrics import NetworkFeatures, dinov2_patches
 from diffusion_jax.specs import FEATURES
 from experiments.progress import ProgressBar
@@ -40,8 +44,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --out=..., where to write, ending in .npy")
     if not DINOV2.value:
         raise UserError(f"give --dinov2=..., the weights of DINOv2; they are published at {weights.DINOV2_SOURCE}")
-    out = Path(OUT.value)
+    out = expanded(OUT.value)
     cli.writable_directory(out.parent)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder, not a file for the features")
     if CONFIG.value is None:
         raise UserError("give --config=..., the config of the training that will learn from the features")
     experiment = Experiment(CONFIG.value)
@@ -50,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if not experiment.info.is_image:
         raise UserError(f"DINOv2 wants images; {experiment.config.data.dataset} holds none")
     tokens, channels = experiment.network.sows[FEATURES]
-    network, params, digest = weights.read_dinov2(DINOV2.value)
+    network, params, digest = weights.read_dinov2(str(expanded(DINOV2.value)))
     if network.hidden_size != channels:
         raise UserError(
             f"{DINOV2.value} has {network.hidden_size} channels, the network aligns {channels}: "
@@ -66,30 +72,57 @@ def write_features(
 ) -> int:
     """Features of every example of the training split by `encode`, batch by batch; returns how many examples.
 
-    What is done is kept in files beside `out` until all of it is; then it gets its name.
+    What is done is kept in hidden files beside `out` until all of it is; then it gets its name. Nothing is done where
+    `out` is there and its record says that it is of the same.
+
+    Raises:
+      UserError: `out` or its directory cannot be written.
     """
     source, count = dataclasses.replace(experiment.pipeline, features="").reader().source, experiment.info.num_examples
-    partial, progress_file = out.with_suffix(".partial.npy"), out.with_suffix(".partial.json")
     data = {name: value for name, value in experiment.config.data.items() if name != "features"}
-    of = json.loads(json.dumps({"encoder": dict(encode.settings), "data": data}, default=str))
-    done = 0
-    if progress_file.is_file() and partial.is_file():
-        kept = json.loads(progress_file.read_text())
-        done = kept["done"] if kept["of"] == of else 0
-    how = {"mode": "r+"} if done else {"mode": "w+", "dtype": np.float16, "shape": (count, *shape)}
-    features = np.lib.format.open_memmap(partial, **how)
-    with ProgressBar(total=count, description="features", primary=True) as bar:
-        for first in range(done, count, size):
-            last = min(first + size, count)
-            images = source.read(np.arange(first, last))["image"]
-            features[first:last] = encode(images).pooled.reshape(-1, *shape)
-            features.flush()
-            replace_file(progress_file, json.dumps({"done": last, "of": of}).encode())
-            bar.update(last)
-    del features
-    partial.replace(out)
-    progress_file.unlink()
+    of = {"encoder": dict(encode.settings), "data": data, "shape": (count, *shape)}
+    of |= {"fingerprint": dataclasses.replace(experiment.pipeline, features="").info.fingerprint}
+    of = json.loads(json.dumps(of, default=str))
+    record = out.with_name(f".{out.name}.json")
+    with locked(out.with_name(f".{out.name}.lock"), "process {holder} makes them", wait=True):
+        if _kept(record) == {"of": of, "features": sampled_digest(out) if out.is_file() else ""}:
+            return count
+        partial, progress_file = (out.with_name(f".{out.name}.partial{kind}") for kind in ("", ".json"))
+        features, done = _begun(partial, _kept(progress_file), of)
+        with ProgressBar(total=count, description="features", primary=True) as bar:
+            for first in range(done, count, size):
+                last = min(first + size, count)
+                images = source.read(np.arange(first, last))["image"]
+                features[first:last] = encode(images).pooled.reshape(-1, *shape)
+                features.flush()
+                replace_file(progress_file, json.dumps({"done": last, "of": of}).encode())
+                bar.update(last)
+        del features
+        partial.replace(out)
+        replace_file(record, json.dumps({"of": of, "features": sampled_digest(out)}, indent=2).encode())
+        progress_file.unlink(missing_ok=True)
     return count
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What a record says; nothing where there is none or it is damaged."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def _begun(partial: Path, kept: dict[str, Any], of: dict[str, Any]) -> tuple[np.memmap, int]:
+    """The file that is being filled, and how many of its examples are done."""
+    done, shape = kept.get("done"), tuple(of["shape"])
+    if kept.get("of") == of and isinstance(done, int) and 0 < done <= shape[0]:
+        try:
+            begun = read_npy(partial, mmap=True)
+            if (begun.shape, begun.dtype) == (shape, np.float16):
+                return np.lib.format.open_memmap(partial, mode="r+"), done
+        except UserError as error:
+            logging.warning("the features that were begun cannot be gone on with: %s", error)
+    return np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape), 0
 
 
 if __name__ == "__main__":

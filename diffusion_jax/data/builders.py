@@ -10,6 +10,7 @@ import gzip
 import importlib.util
 import io
 import logging
+import math
 import os
 import struct
 import tempfile
@@ -24,11 +25,13 @@ from jaxtyping import UInt8
 
 from diffusion_jax.data import tfds_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, locked, regular_file
 
 FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts the idx files."""
 
 IDX_NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+IDX_LIMIT = 2**30  # bytes of one file, unpacked; the largest published has 47 million
 IDX_STEMS = {"train": "train", "test": "t10k"}
 
 
@@ -116,18 +119,22 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
     Raises:
       UserError: the file cannot be read, or is not of this form.
     """
+    path = regular_file(path)
     try:
         with gzip.open(path) as file:
-            content = file.read()
+            header = file.read(4 + 4 * ndim)
+            if len(header) < 4 + 4 * ndim or header[:4] != bytes([0, 0, 8, ndim]):
+                raise UserError(f"{path} is not an idx file of {ndim}-dimensional unsigned bytes")
+            shape = struct.unpack(f">{ndim}i", header[4:])
+            count = math.prod(shape)
+            if min(shape) < 0 or count > IDX_LIMIT:
+                raise UserError(f"{path} is no idx file of pictures: its header says {shape}")
+            content = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read the idx file {path}: {error}") from error
-    header = 4 + 4 * ndim
-    if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(f"{path} is not an idx file of {ndim}-dimensional unsigned bytes")
-    shape = struct.unpack(f">{ndim}i", content[4:header])
-    if min(shape) < 0 or len(content) - header != np.prod(shape):
-        raise UserError(f"{path} is cut short or too long: its header says {shape}, it has {len(content) - header}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(content) != count:
+        raise UserError(f"{path} is cut short or too long: its header says {shape}, it has {len(content)} bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +151,8 @@ def prepare(
 ) -> Prepared:
     """Bring a TFDS data set into `data_dir` as array_record files; nothing is done if it is there.
 
+    Any number of processes may do so at once: one prepares it, the others wait and find it.
+
     Args:
       name: any TFDS name, or "digits".
       data_dir: TFDS directory.
@@ -154,26 +163,40 @@ def prepare(
     Raises:
       UserError: unknown name, no network, no files, no TensorFlow where the stock builder needs it, disk trouble.
     """
-    data_dir = os.path.expanduser(data_dir)
+    data_dir = str(expanded(data_dir))
     builder = tfds_source.get_builder(name, data_dir)
     was_there = tfds_source.is_prepared(builder)
-    if was_there:
-        tfds_source.require_prepared(name, builder, data_dir)
-    elif builder.name == "digits":
-        prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
-    elif builder.name in IDX_NAMES and (idx_dir or not _has_tensorflow()):
-        idx_dir = find_idx_dir(builder.name, idx_dir)
-        prepare_atomically(lambda staging: idx_builder(builder.name, idx_dir, staging), data_dir, progress)
-    else:
-        _prepare_stock(name, data_dir, manual_dir, progress)
+    if not was_there:
+        with _errors_for_users(data_dir, name), _alone(builder.name, data_dir):
+            builder = tfds_source.get_builder(name, data_dir)  # another process may have brought it meanwhile
+            was_there = tfds_source.is_prepared(builder)
+            if not was_there:
+                _bring(builder.name, name, data_dir, idx_dir, manual_dir, progress)
     builder = tfds_source.get_builder(name, data_dir)
+    tfds_source.require_prepared(name, builder, data_dir)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     return Prepared(str(builder.data_dir), splits, was_there)
 
 
+def _bring(base: str, name: str, data_dir: str, idx_dir: str | None, manual_dir: str | None, progress: bool) -> None:
+    """Prepare what is not there, by the way that this data set has."""
+    if base == "digits":
+        prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
+    elif base in IDX_NAMES and (idx_dir or not _has_tensorflow()):
+        found = find_idx_dir(base, idx_dir)
+        prepare_atomically(lambda staging: idx_builder(base, found, staging), data_dir, progress)
+    else:
+        _prepare_stock(name, data_dir, str(expanded(manual_dir)) if manual_dir else None, progress)
+
+
+def _alone(base: str, data_dir: str) -> contextlib.AbstractContextManager:
+    """One process at a time prepares a data set; TFDS itself fails where two do."""
+    return locked(Path(data_dir) / f".{base}.lock", "process {holder} prepares it", wait=True)
+
+
 def find_idx_dir(name: str, idx_dir: str | None) -> str:
     """The directory of the four idx files of `name`, checked to be there."""
-    directory = Path(idx_dir or (FASHION_MNIST_DIR if name == "fashion_mnist" else ""))
+    directory = expanded(idx_dir or (FASHION_MNIST_DIR if name == "fashion_mnist" else ""))
     files = [file for stem in IDX_STEMS.values() for file in _idx_files(stem)]
     missing = [file for file in files if not (directory / file).is_file()]
     if not missing and (idx_dir or name == "fashion_mnist"):

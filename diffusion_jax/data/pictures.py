@@ -16,6 +16,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import storage_failed
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import regular_file
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files, which are errors here, and of broken EXIF
 
 FORMATS = {
     "PNG": (".png",),

@@ -18,6 +18,7 @@ while the accelerator computes, at a cost per batch rather than per example.
 
 import dataclasses
 import functools
+import hashlib
 import os
 import sys
 import weakref
@@ -42,6 +43,7 @@ from diffusion_jax.data.sources import (
     open_dataset,
 )
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_npy, sampled_digest
 from diffusion_jax.registry import unknown_name
 
 _ORDER, _FLIP, _AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
@@ -133,8 +135,16 @@ class Pipeline:
 
     @functools.cached_property
     def info(self) -> DatasetInfo:
-        """The split as it comes out of the pipeline; opens the data set, reads no example."""
-        return self._transformed(self._opened.info)
+        """The split as it comes out of the pipeline; opens the data set, reads no example.
+
+        Its fingerprint is of the data set and, where there are `features`, of their file.
+        """
+        info = self._transformed(self._opened.info)
+        if not self.features:
+            return info
+        _open_features(self.features)  # its errors name the field
+        of = f"{info.fingerprint} {sampled_digest(self.features)}"
+        return dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -359,11 +369,13 @@ class BatchReader:
 def _open_features(path: str) -> np.ndarray:
     """A file of features, on disk; raises UserError where there is none of that form."""
     try:
-        found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        found = read_npy(path, mmap=True)
+    except UserError as error:
         raise UserError(f"cannot read data.features={path}: {error}") from error
-    if found.ndim != 3:
-        raise UserError(f"data.features={path} is of shape {found.shape}, not [examples, tokens, channels]")
+    if found.ndim != 3 or found.dtype.kind != "f":
+        raise UserError(
+            f"data.features={path} is {found.dtype} of shape {found.shape}, not floats [examples, tokens, channels]"
+        )
     return found
 
 

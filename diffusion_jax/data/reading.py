@@ -37,8 +37,10 @@ class TransformedSource:
         images = np.empty((len(examples), *self.shape), self.dtype)
         for image, example in zip(images, examples, strict=True):
             converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
-            if converted.shape != self.shape:
-                raise UserError(f"an image has shape {converted.shape} where {self.shape} is expected")
+            if converted.shape != self.shape or converted.dtype != self.dtype:
+                raise UserError(
+                    f"an image is {converted.dtype} {converted.shape} where {self.dtype} {self.shape} is expected"
+                )
             image[...] = converted
         if not examples or "label" not in examples[0]:
             return {"image": images}

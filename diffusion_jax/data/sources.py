@@ -7,6 +7,8 @@ set of TensorFlow Datasets.
 """
 
 import dataclasses
+import errno
+import hashlib
 import inspect
 import os
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded
 from diffusion_jax.registry import Registry, unknown_name
 from diffusion_jax.specs import DataSpec
 
@@ -57,7 +60,8 @@ class Tokenizer(Protocol):
 def storage_failed(error: Exception) -> bool:
     """Whether the system reported a failed read, and not that there is no such file or that its content is wrong."""
     wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, wrong)
+    lasting = (None, errno.ELOOP, errno.ENAMETOOLONG)
+    return isinstance(error, OSError) and error.errno not in lasting and not isinstance(error, wrong)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,7 @@ def _resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple
         for key in options:
             if key not in known:
                 raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
-    return name, os.path.expanduser(data_dir or default_data_dir()), options
+    return name, str(expanded(data_dir or default_data_dir())), options
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,6 +246,7 @@ def open_synthetic_latents(
         num_classes=num_classes,
         class_names=tuple(str(i) for i in range(num_classes)),
         dtype="float32",
+        fingerprint=hashlib.sha256(repr(source).encode()).hexdigest(),
     )
     return Dataset(info=info, source=source)
 
@@ -251,7 +256,7 @@ def open_digits(*, split: str = "train", data_dir: str | None = None) -> Dataset
     """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network)."""
     from diffusion_jax.data import builders, tfds_source  # imports TFDS; registers "digits" there
 
-    data_dir = data_dir or default_data_dir()
+    data_dir = str(expanded(data_dir or default_data_dir()))
     if not tfds_source.is_prepared(tfds_source.get_builder("digits", data_dir)):
         builders.prepare("digits", data_dir, progress=False)
     return tfds_source.open_tfds("digits", split=split, data_dir=data_dir)

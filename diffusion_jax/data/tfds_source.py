@@ -6,16 +6,23 @@ TensorFlow): data that is not there is a UserError that names the command which 
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf import json_format
+from google.protobuf import json_format, message
+from tensorflow_datasets.core import read_only_builder
 
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json, regular_file, sampled_digest
 
 
 def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
@@ -23,6 +30,13 @@ def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_not_tfds_noise)
+
+_MEND = "remove the directory of that dataset and prepare it again"
+_DAMAGED = (
+    ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
+    MemoryError, SyntaxError, OSError, message.Error,
+)  # fmt: skip
+"""What TFDS, protobuf, array_record and the decoders of pictures raise for files that are damaged."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +57,7 @@ class TfdsSource:
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         try:
             records = self.records.__getitems__([int(i) for i in indices])
-        except (RuntimeError, ValueError, OSError) as error:
+        except _DAMAGED as error:
             if storage_failed(error):
                 raise
             raise UserError(
@@ -74,12 +88,13 @@ def open_tfds(
     """
     builder = get_builder(name, data_dir)
     info, label_key = _describe(builder, name, split, image_key, label_key)
+    _require_regular(str(builder.data_dir))
     try:
         records = builder.as_data_source(split)
-    except (ValueError, NotImplementedError, KeyError, FileNotFoundError) as error:
+    except _DAMAGED as error:
         require_prepared(name, builder, data_dir)
-        raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from error
-    info = dataclasses.replace(info, num_examples=len(records))
+        raise UserError(f"dataset {name!r}, split {split!r}, in {builder.data_dir}: {_first_line(error)}") from error
+    info = dataclasses.replace(info, num_examples=len(records), fingerprint=_fingerprint(builder, split))
     return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
 
 
@@ -93,7 +108,8 @@ def describe_tfds(
     builder = get_builder(name, data_dir)
     info, _ = _describe(builder, name, split, image_key, label_key)
     try:
-        return dataclasses.replace(info, num_examples=builder.info.splits[split].num_examples)
+        number = builder.info.splits[split].num_examples
+        return dataclasses.replace(info, num_examples=number, fingerprint=_fingerprint(builder, split))
     except (KeyError, ValueError):
         return info
 
@@ -103,21 +119,65 @@ def _describe(
 ) -> tuple[DatasetInfo, str | None]:
     """All but the number of examples, and the feature that holds the class, if there is one."""
     label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
+    if not isinstance(builder.info.features, tfds.features.FeaturesDict):
+        raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {builder.info.features}")
     for key in filter(None, (image_key, label_key)):
         if key not in builder.info.features:
             raise UserError(f"dataset {name!r} has no feature {key!r}; it has {', '.join(builder.info.features)}")
     label = builder.info.features[label_key] if label_key else None
     if label_key and not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"feature {label_key!r} of dataset {name!r} is not a class label: {label}")
+    image = builder.info.features[image_key]
+    if not isinstance(image.shape, tuple) or len(image.shape) != 3 or image.np_dtype != np.uint8:
+        raise UserError(f"feature {image_key!r} of dataset {name!r} is no image of 8 bits a channel: {image}")
     info = DatasetInfo(
         name=name,
         split=split,
         num_examples=0,
-        image_shape=tuple(builder.info.features[image_key].shape),
+        image_shape=image.shape,
         num_classes=label.num_classes if label else 0,
         class_names=tuple(label.names) if label else (),
     )
     return info, label_key
+
+
+def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+    """A hash of what the examples are and how they are ordered.
+
+    That is name, config and version; the checksums that TFDS demands of the files it is made from, or, of a data set
+    that it does not know, the content of the files (see `files.sampled_digest`); and how they are cut into files.
+    """
+    splits = {name: list(info.shard_lengths) for name, info in sorted(builder.info.splits.items())}
+    sources = {url: info.checksum for url, info in sorted((builder.url_infos or {}).items())}
+    if isinstance(builder, read_only_builder.ReadOnlyBuilder) and "://" not in str(builder.data_dir):
+        directory = Path(str(builder.data_dir))
+        shards = [path for path in sorted(directory.iterdir()) if path.suffix != ".json"]
+        sources = {path.name: sampled_digest(path) for path in shards if path.is_file()}
+    found = [builder.info.full_name, split, splits, sources]
+    return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()
+
+
+def _require_regular(directory: str) -> None:
+    """Refuse what is no file where TFDS would open it, such as a pipe, which it would wait for."""
+    if "://" not in directory and os.path.isdir(directory):
+        for entry in os.scandir(directory):
+            if not entry.is_dir():
+                regular_file(entry.path)
+
+
+def _require_sound(base: str, data_dir: str) -> None:
+    """Refuse descriptions of a data set that are no JSON, with the name of the file, which TFDS does not give."""
+    if "://" in data_dir or not re.fullmatch(r"\w+", base):
+        return
+    for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
+        for path in sorted(Path(data_dir, base).glob(pattern)):
+            try:
+                _require_regular(str(path.parent))
+                for described in (path, path.with_name("features.json")):
+                    if described.exists():
+                        read_json(described)
+            except UserError as error:
+                raise UserError(f"{error}; {_MEND}") from error
 
 
 def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.DatasetBuilder:
@@ -127,16 +187,16 @@ def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.Dataset
       UserError: no such data set; the message gives the nearest names.
     """
     base = name.split("/")[0].split(":")[0]
+    _require_sound(base, data_dir)
     try:
         return tfds.builder(name, data_dir=data_dir, **arguments)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(_unknown(name, base)) from error
     except json_format.Error as error:
         raise UserError(
-            f"the description of dataset {name!r} in {data_dir} is damaged: {_first_line(error)}; "
-            "remove the directory of that dataset and prepare it again"
+            f"the description of dataset {name!r} in {data_dir} is damaged: {_first_line(error)}; {_MEND}"
         ) from error
-    except (ValueError, RuntimeError, AssertionError) as error:  # a name of wrong form, unknown config or version
+    except _DAMAGED as error:  # a name of wrong form, unknown config or version
         if base not in tfds.list_builders(with_community_datasets=False):
             raise UserError(_unknown(name, base)) from error
         configs = ", ".join(tfds.builder_cls(base).builder_configs)
@@ -160,7 +220,7 @@ def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str
             f"dataset {name!r} is not prepared in {data_dir}; run: "
             f"python -m experiments.prepare_data --dataset={name} --data_dir={data_dir}"
         )
-    file_format = json.loads((builder.data_path / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    file_format = read_json(str(builder.data_path / "dataset_info.json")).get("fileFormat", "tfrecord")
     if file_format not in ("array_record", "parquet"):
         raise UserError(
             f"dataset {name!r} is in {builder.data_dir} as {file_format}, which has no random access; prepare it "

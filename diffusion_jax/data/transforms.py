@@ -112,14 +112,16 @@ def from_pil(picture: PIL.Image.Image) -> Image:
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey to RGB by repetition, RGB to grey by ITU-R 601-2 luma (PIL), alpha dropped; nothing if it fits."""
+    """Grey to RGB by repetition, RGB to grey by ITU-R 601-2 luma (PIL), alpha on white; nothing if it fits."""
     if image.shape[-1] == channels or image.dtype != np.uint8:
         return image
     if channels == 3 and image.shape[-1] == 1:
         return np.repeat(image, 3, axis=-1)
-    if channels == 3 and image.shape[-1] == 4:
-        return image[..., :3]
-    return from_pil(to_pil(image[..., :3]).convert("L" if channels == 1 else "RGB"))
+    if image.shape[-1] == 4:
+        picture = PIL.Image.fromarray(image)
+        white = PIL.Image.new("RGB", picture.size, "white")
+        image = from_pil(PIL.Image.composite(picture.convert("RGB"), white, picture.getchannel("A")))
+    return from_pil(to_pil(image).convert("L" if channels == 1 else "RGB"))
 
 
 def random_flip(

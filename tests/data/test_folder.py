@@ -1,6 +1,8 @@
 """Folders of images: classes from directories or metadata, and everything that may be wrong with them."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -142,3 +144,206 @@ def test_wrong_metadata(text, message, folder):
     (folder / "metadata.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         opened(folder)
+
+
+def test_one_number_for_a_class_in_all_splits(tmp_path):
+    for split, names in {"train": "abc", "validation": "c", "test": "ac"}.items():
+        for name in names:
+            save(tmp_path / split / name / "0.png", (ord(name), 0, 0))
+    for split in ("train", "validation", "test"):
+        dataset = opened(tmp_path, split=split)
+        assert dataset.info.class_names == ("a", "b", "c")
+        for example in dataset.source:
+            assert "abc"[example["label"]] == chr(example["image"][0, 0, 0])
+
+
+def test_a_class_that_was_never_trained_on_is_refused(tmp_path):
+    for split, name in [("train", "cat"), ("train", "dog"), ("test", "dog"), ("test", "fox")]:
+        save(tmp_path / split / name / "0.png", (1, 1, 1))
+    assert opened(tmp_path).info.class_names == ("cat", "dog")
+    with pytest.raises(UserError, match=r"test has the class 'fox', which .*train has not"):
+        opened(tmp_path, split="test")
+
+
+def test_splits_of_other_names_share_their_numbers(tmp_path):
+    for split, names in {"fold1": ("a", "b"), "fold2": ("b", "c")}.items():
+        for name in names:
+            save(tmp_path / split / name / "0.png", (1, 1, 1))
+    assert opened(tmp_path, split="fold1").info.class_names == ("a", "b", "c")
+    assert [example["label"] for example in opened(tmp_path, split="fold2").source] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("of_train", "of_test", "outcome"),
+    [(["x", "y"], ["y"], [1]), ([0, 4], [3], [3]), ([0, 4], [5], "the class 5"), (["x"], [0], "are names, of others")],
+)
+def test_metadata_of_several_splits(of_train, of_test, outcome, tmp_path):
+    for split, labels in [("train", of_train), ("test", of_test)]:
+        rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+        for row in rows:
+            save(tmp_path / split / row["file_name"], (1, 1, 1))
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if isinstance(outcome, str):
+        with pytest.raises(UserError, match=outcome):
+            opened(tmp_path, split="test")
+    else:
+        assert [example["label"] for example in opened(tmp_path, split="test").source] == outcome
+
+
+def test_what_may_be_split_or_class_is_refused(tmp_path):
+    for name in ("car", "train", "zebra"):
+        save(tmp_path / name / "0.png", (1, 1, 1))
+    with pytest.raises(UserError, match=r"'train' a split, or a class as 'car'.*split 'all'"):
+        opened(tmp_path)
+    assert opened(tmp_path, split="all").info.class_names == ("car", "train", "zebra")
+    assert opened(tmp_path / "train").info.num_classes == 0
+
+
+def test_splits_are_no_classes(tmp_path):
+    for name in ("train", "test"):
+        save(tmp_path / name / "cat" / "0.png", (1, 1, 1))
+    with pytest.raises(UserError, match=r"no split 'all'; its splits are test, train"):
+        opened(tmp_path, split="all")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "train/cat/0.png"}')
+    with pytest.raises(UserError, match=r"has metadata\.jsonl and a sub-directory 'train'"):
+        opened(tmp_path)
+    assert opened(tmp_path, split="all").info.num_examples == 1
+
+
+@pytest.mark.parametrize("split", ["..", ".", "", "/tmp", "a/b", "train[:9]", ".hidden"])
+def test_a_split_is_a_plain_name(split, folder):
+    with pytest.raises(UserError, match="is no plain name"):
+        opened(folder, split=split)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [".git", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"],
+)
+def test_what_is_hidden_or_of_systems_is_no_class(hidden, folder):
+    save(folder / hidden / "a.png", (1, 1, 1))
+    save(folder / "cat" / hidden / "a.png", (1, 1, 1))
+    (folder / "cat" / "._a.png").write_bytes(b"of a Macintosh")
+    assert opened(folder).info.class_names == ("cat", "dog")
+    assert opened(folder).info.num_examples == 3
+
+
+@pytest.mark.parametrize("kind", ["file", "hard", "folder", "circle", "pointing nowhere", "pipe"])
+def test_every_picture_once(kind, folder):
+    """Whatever lets one file be found twice, or an ending be of no file, is an error with its name."""
+    place = folder / "dog" / "twin.png"
+    if kind == "file":
+        place.symlink_to(folder / "dog" / "a.png")
+    elif kind == "hard":
+        os.link(folder / "dog" / "a.png", place)
+    elif kind == "folder":
+        (folder / "twin").symlink_to(folder / "dog")
+    elif kind == "circle":
+        (folder / "dog" / "twin").symlink_to(folder)
+    elif kind == "pointing nowhere":
+        place.symlink_to(folder / "gone.png")
+    else:
+        os.mkfifo(place)
+    with pytest.raises(UserError, match="twin") as error:
+        opened(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_links_to_what_is_elsewhere_are_followed(folder, tmp_path_factory):
+    save(tmp_path_factory.mktemp("elsewhere") / "fox" / "a.png", (1, 1, 1))
+    (folder / "fox").symlink_to(tmp_path_factory.getbasetemp() / "elsewhere0" / "fox")
+    assert opened(folder).info.class_names == ("cat", "dog", "fox")
+
+
+def test_names_that_differ_in_case_only(folder):
+    save(folder / "dog" / "A.PNG", (1, 1, 1))
+    with pytest.raises(UserError, match=r"A\.PNG and .*a\.png are one name where case does not count"):
+        opened(folder)
+    (folder / "dog" / "A.PNG").unlink()
+    save(folder / "Cat" / "other.png", (1, 1, 1))
+    with pytest.raises(UserError, match="'Cat' and 'cat' differ in case only"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"file_name": "/etc/passwd"}, "inside its folder only"),
+        ({"file_name": "../a.png"}, "inside its folder only"),
+        ({"file_name": "cat/../dog/a.png"}, "inside its folder only"),
+        ({"file_name": ""}, "inside its folder only"),
+        ({"file_name": "."}, "inside its folder only"),
+        ({"file_name": "out.png"}, "a link to a file outside"),
+        ({"file_name": "nul\0.png"}, "does not exist"),
+        ({"file_name": "\ud800.png"}, "does not exist"),
+        ({"file_name": "cat"}, "no regular file"),
+        ({"file_name": 3}, "is not"),
+        ({"file_name": ["dog/a.png"]}, "is not"),
+        ({"file_name": "dog/a.png", "label": 10**9}, "below 65,536"),
+        ({"file_name": "dog/a.png", "label": 10**30}, "below 65,536"),
+        ({"file_name": "dog/a.png", "label": True}, "all strings"),
+        ({"file_name": "dog/a.png", "label": 1.0}, "all strings"),
+        ({"file_name": "dog/a.png", "label": ["x"]}, "all strings"),
+        ({"file_name": "dog/a.png", "label": {}}, "all strings"),
+    ],
+)
+def test_a_row_of_metadata_that_cannot_be(row, message, folder, tmp_path_factory):
+    save(tmp_path_factory.mktemp("other") / "x.png", (1, 1, 1))
+    (folder / "out.png").symlink_to(tmp_path_factory.getbasetemp() / "other0" / "x.png")
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=message) as error:
+        opened(folder)
+    assert "metadata.jsonl" in str(error.value) or str(folder) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("second", ["dog/a.png", "./dog/a.png", "dog//a.png"])
+def test_a_picture_listed_twice(second, folder):
+    rows = [{"file_name": "dog/a.png"}, {"file_name": second}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"lists dog/a\.png twice"):
+        opened(folder)
+
+
+def test_rows_end_at_a_newline_and_a_byte_order_mark_is_nothing(folder):
+    row = json.dumps({"file_name": "dog/a.png", "label": "one\u2028two\x85three"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\n".encode())
+    assert opened(folder).info.class_names == ("one\u2028two\x85three",)
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path_factory):
+    first = opened(folder).info
+    assert len(first.fingerprint) == 64
+    copy = tmp_path_factory.mktemp("copy") / "elsewhere"
+    shutil.copytree(folder, copy)
+    assert opened(copy).info == first
+    seen = {first.fingerprint}
+    content = (copy / "dog" / "a.png").read_bytes()
+    (copy / "dog" / "a.png").write_bytes(content[:-1] + b"x")  # as many bytes
+    seen.add(opened(copy).info.fingerprint)
+    (copy / "dog" / "a.png").write_bytes(content)
+    (copy / "dog" / "a.png").rename(copy / "dog" / "b.png")
+    seen.add(opened(copy).info.fingerprint)
+    (copy / "dog" / "b.png").rename(copy / "cat" / "a.png")
+    seen.add(opened(copy).info.fingerprint)
+    assert len(seen) == 4
+
+
+def test_large_folders_are_hashed_in_part(folder, monkeypatch):
+    from diffusion_jax.data import listing
+
+    monkeypatch.setattr(listing, "_ALL_BYTES", 10)
+    monkeypatch.setattr(listing, "_START", 10)
+    before, path = opened(folder).info.fingerprint, folder / "dog" / "a.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    assert opened(folder).info.fingerprint == before
+    path.write_bytes(content + b"x")
+    assert opened(folder).info.fingerprint != before
+
+
+def test_the_home_directory(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert opened(f"~/{folder.name}").info == opened(folder).info
+    with pytest.raises(UserError, match="does not exist"):
+        opened("~nobody-of-this-name/images")
