@@ -117,3 +117,27 @@ def test_a_guide_of_other_data_is_refused(drawn, data_dir):
     worse = other_experiment(data_dir, **{"data.image_size": 16, "data.crop": "pad"})
     with pytest.raises(UserError, match="must be of the same data"):
         drawn(2.0, guide=(worse, {}))
+
+
+def test_a_shortcut_model_is_sampled_at_the_lengths_that_it_is_trained_at(data_dir):
+    """In base_steps steps it is asked for the velocity alone, so that they are Euler's; in fewer it jumps."""
+    experiment = other_experiment(
+        data_dir,
+        **{
+            "schedule": {"name": "rectified_flow"},
+            "prediction": {"name": "velocity"},
+            "time_input": {"name": "t"},
+            "time_sampler": {"name": "uniform"},
+            "objective": {"name": "shortcut", "base_steps": 4},
+            "model.num_times": 2,
+            "sampling.clip_x0": False,
+        },
+    )
+    params, labels = random_params(experiment), np.arange(8) % 10
+
+    def draw(sampler, steps):
+        make = evaluation.generator(experiment, sampler=sampler, steps=steps, guidance_scale=1.0)
+        return np.concatenate(list(make.batches(params, labels, 8, 0)))
+
+    np.testing.assert_allclose(draw("flow_map", 4), draw("flow_euler", 4), atol=1e-4)
+    assert np.abs(draw("flow_map", 2) - draw("flow_euler", 2)).max() > 0.01
