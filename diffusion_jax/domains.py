@@ -167,7 +167,8 @@ def _number(value: Any, kind: type, bounds: Bounds) -> str:
 
 def _plain(value: Any) -> bool:
     """Whether a config may hold such a value; arrays, parts and functions are none."""
-    return value is None or isinstance(value, numbers.Number | str | bytes | tuple | list | Mapping)
+    plain = isinstance(value, numbers.Number | str | bytes | tuple | list)
+    return value is None or plain or hasattr(value, "keys")  # a mapping, or a group of a config
 
 
 def _choices(parts: tuple[Any, ...]) -> str:

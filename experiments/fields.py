@@ -119,7 +119,7 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"{group} must be a group of fields, it is {value!r}")
         else:
             _check_group(group, value)
-    interval = tuple(config.sampling.guidance_interval)
+    interval = tuple(config.sampling.guidance_interval) if "guidance_interval" in config.sampling else ()
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(f"sampling.guidance_interval must be (low, high) with low below high, or (), it is {interval}")
 
