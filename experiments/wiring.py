@@ -322,9 +322,6 @@ class Experiment:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
-        measured = ["loss", "validation_loss"]
-        if config.checkpoint.keep_best and config.checkpoint.best_metric not in measured:
-            raise UserError(unknown_name("checkpoint.best_metric", config.checkpoint.best_metric, measured))
 
     def _check_features(self) -> None:
         """Whether the data has the features that the network is aligned to."""

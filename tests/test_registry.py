@@ -16,7 +16,7 @@ def shapes():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Box:
         size: int
-        sides: tuple[int, ...] = ()
+        sides: tuple[int | tuple[int, ...], ...] = ()
 
     return registry
 
