@@ -18,7 +18,7 @@ from diffusion_jax.metrics import (
     kernel_distance_of_subsets,
     wilson_interval,
 )
-from diffusion_jax.metrics.base import COUNTS, READS
+from diffusion_jax.metrics.base import READS
 from diffusion_jax.metrics.lpips import Lpips
 
 SAMPLE_METRICS = [name for name in METRICS if "model" not in METRICS.facts(name).reads]
@@ -164,8 +164,7 @@ def test_a_result_has_all_that_its_facts_name(name, data):
     facts = METRICS.facts(name)
     result = METRICS.example(name)(data["samples"], train=data["train"], test=data["test"])
     assert set(facts.shown) <= set(result)
-    plain = [key for key in result if not key.startswith("class_") and not key.endswith(("_low", "_high"))]
-    assert all(key in facts.numbers or key in COUNTS for key in plain)
+    assert set(facts.numbers) - {"subsets_mean", "subsets_std"} <= set(result)  # those two need many images
 
 
 @pytest.mark.parametrize("name", SAMPLE_METRICS)
