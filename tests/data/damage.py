@@ -1,14 +1,40 @@
 """Damaged versions of a file: cut, flipped, empty, of another encoding or type, or no file at all."""
 
+import contextlib
 import gzip
 import json
 import os
 import shutil
 
 import numpy as np
+import pytest
+
+from diffusion_jax.errors import RunError, UserError
 
 NO_FILES = ("missing", "folder", "pipe", "circle", "lfs")
 CONTENTS = ("empty", "cut_start", "cut_middle", "cut_end", "flipped", "zeros", "text", "utf16", "gzipped")
+
+
+@contextlib.contextmanager
+def one_line_or_fine(*names):
+    """A block that ends as it should, or with one line that has one of these names."""
+    text = None
+    try:
+        yield
+    except (UserError, RunError) as error:
+        text = str(error)
+    if text is not None:
+        assert len(text.splitlines()) == 1, text
+        assert any(str(name) in text for name in names), text
+
+
+def one_line(call, *names):
+    """Whether a call raises one line with one of these names; returns the line."""
+    with pytest.raises((UserError, RunError)) as error:
+        call()
+    with one_line_or_fine(*names):
+        raise error.value
+    return str(error.value)
 
 
 def spoil(path, how):

@@ -13,6 +13,7 @@ import pytest
 
 from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
+from tests.data.damage import one_line_or_fine
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(2, 4, 3)  # a picture of 4 x 2 in which all values differ
 
@@ -34,8 +35,13 @@ def with_chunk(path, name, content):
     """Put a chunk behind the header of a PNG."""
     whole = Path(path).read_bytes()
     chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    with open(path, "wb") as file:
-        file.write(whole[:33] + chunk + whole[33:])
+    Path(path).write_bytes(whole[:33] + chunk + whole[33:])
+
+
+def png_of(*chunks):
+    """A PNG file of chunks, (name, content)."""
+    framed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -190,9 +196,8 @@ def test_deep_colour_is_refused(tmp_path):
     PIL.Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / "grey.png")
     raw = b"".join(b"\0" + bytes(range(24)) for _ in range(2))
     header = struct.pack(">2I5B", 4, 2, 16, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    content = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
-    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    content = png_of((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    (tmp_path / "colour.png").write_bytes(content)
     for name in ("grey", "colour"):
         with pytest.raises(UserError, match=rf"{name}\.png: only images of 8 bits"):
             read_image(str(tmp_path / f"{name}.png"))
