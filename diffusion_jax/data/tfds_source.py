@@ -172,8 +172,10 @@ def _require_regular(directory: str) -> None:
 
 
 def _bytes_in(directory: str) -> float:
-    """Of the files in a directory; without end where it is remote."""
-    return float("inf") if "://" in directory else sum(entry.stat().st_size for entry in os.scandir(directory))
+    """Of the files in a directory; without end where it is not on this machine."""
+    if not os.path.isdir(directory):
+        return float("inf")
+    return sum(entry.stat().st_size for entry in os.scandir(directory))
 
 
 def _require_sound(base: str, data_dir: str) -> None:

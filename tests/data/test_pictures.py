@@ -23,14 +23,6 @@ def png(tmp_path, array, **options):
     return str(tmp_path / "a.png")
 
 
-def attempt(path):
-    """The picture, or the error."""
-    try:
-        return read_image(path)
-    except UserError as error:
-        return error
-
-
 def with_chunk(path, name, content):
     """Put a chunk behind the header of a PNG."""
     whole = Path(path).read_bytes()
@@ -88,8 +80,9 @@ def test_premultiplied_alpha_is_laid_on_white(tmp_path):
         kind, count, field = (3, 4, start) if tag == 258 else (4, 1, value)
         entries.append(struct.pack("<HHII", tag, kind, count, field))
     directory = struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
-    header, depths = b"II*\0" + struct.pack("<I", 8), struct.pack("<4H", *(8,) * 4)
-    (tmp_path / "a.tif").write_bytes(header + directory + depths + strip)
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<4H", *(8,) * 4) + strip
+    )
     np.testing.assert_allclose(read_image(str(tmp_path / "a.tif"))[0], [[227, 127, 127], [255, 255, 255]], atol=2)
 
 
@@ -228,9 +221,7 @@ def test_no_other_decoder_sees_a_file(tmp_path, monkeypatch):
 def test_a_bomb_is_one_line(tmp_path):
     """A header of 60000 x 60000 in a file of some bytes."""
     header = struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
-    content = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    (tmp_path / "a.png").write_bytes(png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")))
     with pytest.raises(UserError, match=r"a\.png: Image size"):
         read_image(str(tmp_path / "a.png"))
 
@@ -270,9 +261,5 @@ def test_damaged_pictures_are_one_line_or_decoded(ending, tmp_path, random_image
             for place in random.integers(0, min(len(content), 10 ** (1 + trial % 3)), 1 + trial % 4):
                 damaged[place] ^= int(random.integers(1, 256))
         path.write_bytes(damaged)
-        found = attempt(str(path))
-        if isinstance(found, UserError):
-            assert path.name in str(found)
-            assert len(str(found).splitlines()) == 1
-        else:
-            assert found.dtype == np.uint8
+        with one_line_or_fine(path.name):
+            assert read_image(str(path)).dtype == np.uint8
