@@ -127,8 +127,8 @@ def _describe(
     label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):
         raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {builder.info.features}")
-    for key in filter(None, (image_key, label_key)):
-        if key not in builder.info.features:
+    for key in (image_key, label_key) if label_key else (image_key,):
+        if not isinstance(key, str) or key not in builder.info.features:
             raise UserError(f"dataset {name!r} has no feature {key!r}; it has {', '.join(builder.info.features)}")
     label = builder.info.features[label_key] if label_key else None
     if label_key and not isinstance(label, tfds.features.ClassLabel):

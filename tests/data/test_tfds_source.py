@@ -79,6 +79,9 @@ def test_damaged_files(damage, damaged):
 def test_wrong_features(mock_tfds):
     with pytest.raises(UserError, match=r"no feature 'picture'; it has .*image"):
         data.open_dataset("cifar10", image_key="picture")
+    for key in (None, ["image"], ""):
+        with pytest.raises(UserError, match="no feature"):
+            data.open_dataset("cifar10", image_key=key)
     with pytest.raises(UserError, match="no feature 'class'"):
         data.open_dataset("cifar10", label_key="class")
     with pytest.raises(UserError, match="is not a class label"):
