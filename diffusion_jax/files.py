@@ -35,7 +35,13 @@ J = TypeVar("J", dict, list)
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """The path with `~` as the home directory; a `~name` that nobody has stays as it is."""
+    """The path with `~` as the home directory; a `~name` that nobody has stays as it is.
+
+    Raises:
+      UserError: it has a null byte, and so names nothing.
+    """
+    if "\0" in os.fspath(path):
+        raise UserError(f"{str(path)!r} is no path: it has a null byte")
     return Path(os.path.expanduser(path))
 
 
@@ -57,7 +63,7 @@ def regular_file(path: str | os.PathLike) -> Path:
             start = file.read(len(_LFS))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except (OSError, ValueError) as error:  # ValueError: half a character in the name
         raise UserError(f"cannot read {str(path)!r}: {_reason(error)}") from error
     if start == _LFS:
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")

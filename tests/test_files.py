@@ -187,3 +187,30 @@ def test_replacing_a_file_fails_without_a_trace(tmp_path):
     with pytest.raises(RunError, match="untouched"):
         files.replace_file(tmp_path / "report.html", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_sampled_digest_is_of_size_and_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", 16)
+    monkeypatch.setattr(files, "_PIECES", 4)
+    path, found = tmp_path / "a", []
+    contents = [bytes(60), bytes(59) + b"x", bytes(61), bytes(1000), b"x" + bytes(999), bytes(999) + b"x", bytes(1001)]
+    for content in contents:
+        path.write_bytes(content)
+        found.append(files.sampled_digest(path))
+    assert len(set(found)) == len(contents)
+    path.write_bytes(bytes(500) + b"x" + bytes(499))  # between the pieces of a large file
+    assert files.sampled_digest(path) == found[3]
+
+
+def test_a_line_without_end(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{}\n{"a": "' + "x" * 100)
+    with pytest.raises(UserError, match=r"line 2 of .*a\.jsonl has more than 50 characters"):
+        list(files.read_json_rows(tmp_path / "a.jsonl", limit=50))
+
+
+def test_a_home_that_nobody_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("x")
+    assert files.read_text("~/a.txt") == "x"
+    with pytest.raises(UserError, match="there is no file ~nobody-of-this-name/a"):
+        files.read_text("~nobody-of-this-name/a")

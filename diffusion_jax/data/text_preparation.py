@@ -75,8 +75,8 @@ def prepare_text(
     directory = store_directory(corpus, data_dir)
     if is_there(directory):
         return PreparedText(str(directory), read_store(directory).tokens, was_there=True)
-    if corpus == PYTHON_DOCS:
-        raise UserError(f"the name {PYTHON_DOCS} is taken by the text that comes with Python: give --corpus another")
+    if directory == store_directory(PYTHON_DOCS, data_dir):
+        raise UserError(f"the name {corpus} is taken by the text that comes with Python: give --corpus another")
     if not files:
         raise UserError(f"--text names no files to make the text {corpus!r} of")
     if bool(test_files) == bool(held_out):

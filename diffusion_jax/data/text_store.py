@@ -81,10 +81,8 @@ class Store:
         """A hash of the tokens of a split and of what they mean."""
         file = self.file(split)
         content = self.sha256.get(split) or _sha256(file, file.stat().st_mtime_ns)
-        words = (
-            "" if self.tokenizer == BYTES else hashlib.sha256(read_bytes(self.directory / self.tokenizer)).hexdigest()
-        )
-        found = [self.tokens[split], self.vocabulary, self.begin, self.end, content, words]
+        words = b"" if self.tokenizer == BYTES else read_bytes(self.directory / self.tokenizer)
+        found = [self.tokens[split], self.vocabulary, self.begin, self.end, content, hashlib.sha256(words).hexdigest()]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ TensorFlow): data that is not there is a UserError that names the command which 
 
 import dataclasses
 import difflib
+import glob
 import hashlib
 import json
 import logging
@@ -31,6 +32,7 @@ def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
 
 logging.getLogger("absl").addFilter(_is_not_tfds_noise)
 
+_MOST_PER_BYTE = 8  # examples: what is described as more than files can hold is not made room for
 _MEND = "remove the directory of that dataset and prepare it again"
 _DAMAGED = (
     ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
@@ -94,6 +96,10 @@ def open_tfds(
     except _DAMAGED as error:
         require_prepared(name, builder, data_dir)
         raise UserError(f"dataset {name!r}, split {split!r}, in {builder.data_dir}: {_first_line(error)}") from error
+    if len(records) > _MOST_PER_BYTE * _bytes_in(str(builder.data_dir)):
+        raise UserError(
+            f"{builder.data_dir} is described as {len(records):,} examples, which its files cannot hold; {_MEND}"
+        )
     info = dataclasses.replace(info, num_examples=len(records), fingerprint=_fingerprint(builder, split))
     return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
 
@@ -121,8 +127,8 @@ def _describe(
     label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):
         raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {builder.info.features}")
-    for key in filter(None, (image_key, label_key)):
-        if key not in builder.info.features:
+    for key in (image_key, label_key) if label_key else (image_key,):
+        if not isinstance(key, str) or key not in builder.info.features:
             raise UserError(f"dataset {name!r} has no feature {key!r}; it has {', '.join(builder.info.features)}")
     label = builder.info.features[label_key] if label_key else None
     if label_key and not isinstance(label, tfds.features.ClassLabel):
@@ -161,16 +167,24 @@ def _require_regular(directory: str) -> None:
     """Refuse what is no file where TFDS would open it, such as a pipe, which it would wait for."""
     if "://" not in directory and os.path.isdir(directory):
         for entry in os.scandir(directory):
-            if not entry.is_dir():
+            if not os.path.isdir(entry.path):
                 regular_file(entry.path)
+
+
+def _bytes_in(directory: str) -> float:
+    """Of the files in a directory; without end where it is not on this machine."""
+    if not os.path.isdir(directory):
+        return float("inf")
+    return sum(entry.stat().st_size for entry in os.scandir(directory))
 
 
 def _require_sound(base: str, data_dir: str) -> None:
     """Refuse descriptions of a data set that are no JSON, with the name of the file, which TFDS does not give."""
     if "://" in data_dir or not re.fullmatch(r"\w+", base):
         return
+    root = Path(data_dir, base)
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
-        for path in sorted(Path(data_dir, base).glob(pattern)):
+        for path in (root / name for name in sorted(glob.glob(pattern, root_dir=root))):
             try:
                 _require_regular(str(path.parent))
                 for described in (path, path.with_name("features.json")):

@@ -322,3 +322,13 @@ def test_images_larger_than_the_limit_are_put_into_a_file(pipeline, tmp_path):
     assert len(list((tmp_path / "spill").iterdir())) == 3
     assert not isinstance(small.arrays("test")[0], np.memmap)
     assert not isinstance(pipeline.arrays("test", spill=tmp_path)[0], np.memmap)
+
+
+def test_features_belong_to_the_fingerprint(digits_dir, tmp_path, monkeypatch):
+    fields = dict(dataset="digits", data_dir=digits_dir, batch_size=8)
+    found = {data.Pipeline.from_config(fields).info.fingerprint}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in [("a", 0), ("b", 0), ("c", 1)]:
+        np.save(tmp_path / f"{name}.npy", np.full((1437, 2, 3), value, np.float16))
+        found.add(data.Pipeline.from_config({**fields, "features": f"~/{name}.npy"}).info.fingerprint)
+    assert len(found) == 3

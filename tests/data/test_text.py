@@ -142,3 +142,46 @@ def test_wrong_options(files, tokenizer_file, tmp_path):
 
 def test_broken_utf8_of_samples_can_be_read():
     assert ByteTokenizer().decode([104, 105, 195]) == "hi\ufffd"
+
+
+def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(files, tmp_path):
+    found = {}
+    for name, held_out, order in [("a", 1, 1), ("b", 1, 1), ("c", 2, 1), ("d", 1, -1)]:
+        prepare_text("stories", files[::order], str(tmp_path / name), held_out=held_out, progress=False)
+        found[name] = sequences("train", tmp_path / name, length=4).info.fingerprint
+    assert len(found["a"]) == 64
+    assert found["a"] == found["b"]
+    assert len(set(found.values())) == 3
+    assert sequences("test", tmp_path / "a", length=4).info.fingerprint != found["a"]
+
+
+def test_a_text_of_an_earlier_version(files, tmp_path):
+    """Without marker and hashes; read as before, and with the same fingerprint."""
+    prepare_text("stories", files, str(tmp_path), held_out=1, progress=False)
+    before = sequences("train", tmp_path, length=4)
+    directory = tmp_path / "text" / "stories"
+    (directory / ".diffusion_jax").unlink()
+    found = json.loads((directory / "info.json").read_text())
+    assert len(found.pop("sha256")) == 2
+    (directory / "info.json").write_text(json.dumps(found))
+    after = sequences("train", tmp_path, length=4)
+    assert after.info == before.info
+    np.testing.assert_array_equal(after.source[1]["image"], before.source[1]["image"])
+    assert prepare_text("stories", files, str(tmp_path), held_out=1, progress=False).was_there
+
+
+def test_line_ends_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb\xe2\x80\xa8c"}\r\n')
+    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    prepare_text("stories", files, str(tmp_path), held_out=1, progress=False)
+    texts = []
+    for split in ("train", "test"):
+        opened = sequences(split, tmp_path, length=1)
+        texts.append(opened.tokenizer.decode(np.concatenate([x["image"].ravel() for x in opened.source])))
+    assert texts == ["one\ntwo\nthree\n\0", "a\r\nb\u2028c\0"]
+
+
+def test_bytes_are_not_framed_by_words(files, tmp_path):
+    with pytest.raises(UserError, match="bytes have no token '<s>'"):
+        prepare_text("stories", files, str(tmp_path), held_out=1, begin="<s>", end="<s>", progress=False)

@@ -79,6 +79,9 @@ def test_damaged_files(damage, damaged):
 def test_wrong_features(mock_tfds):
     with pytest.raises(UserError, match=r"no feature 'picture'; it has .*image"):
         data.open_dataset("cifar10", image_key="picture")
+    for key in (None, ["image"], ""):
+        with pytest.raises(UserError, match="no feature"):
+            data.open_dataset("cifar10", image_key=key)
     with pytest.raises(UserError, match="no feature 'class'"):
         data.open_dataset("cifar10", label_key="class")
     with pytest.raises(UserError, match="is not a class label"):
@@ -107,3 +110,32 @@ def test_described_without_being_prepared(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="image_key"):
         describe_dataset("cifar10", data_dir=str(tmp_path), image_kee="image")
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_the_place(digits_dir, damaged):
+    info = data.open_dataset("digits", data_dir=digits_dir).info
+    assert len(info.fingerprint) == 64
+    assert info == data.open_dataset("digits", data_dir=str(damaged.parents[1])).info
+    assert info.fingerprint == describe_dataset("digits", data_dir=digits_dir).fingerprint
+    assert info.fingerprint != data.open_dataset("digits", split="test", data_dir=digits_dir).info.fingerprint
+
+
+def test_the_fingerprint_of_a_data_set_that_tfds_does_not_know(damaged):
+    """Only its files say what it is."""
+    root, found = damaged.parents[1], set()
+    description = (damaged / "dataset_info.json").read_text().replace('"digits"', '"signs"')
+    shutil.copytree(damaged, root / "signs" / "1.0.0")
+    for path in (root / "signs" / "1.0.0").glob("digits-*"):
+        path.rename(path.with_name(path.name.replace("digits", "signs")))
+    (root / "signs" / "1.0.0" / "dataset_info.json").write_text(description)
+    found.add(data.open_dataset("signs", data_dir=str(root)).info.fingerprint)
+    path = next((root / "signs" / "1.0.0").glob("*train*"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found.add(data.open_dataset("signs", data_dir=str(root)).info.fingerprint)
+    assert len(found) == 2
+
+
+def test_what_is_no_image_of_eight_bits(mock_tfds):
+    with pytest.raises(UserError, match="feature 'label' of dataset 'cifar10' is no image of 8 bits"):
+        data.open_dataset("cifar10", image_key="label")

@@ -120,3 +120,12 @@ def test_channels(random_images):
     np.testing.assert_allclose(luma, colour @ np.array([0.299, 0.587, 0.114]), atol=0.6)
     assert transforms.with_channels(random_images(4, 5, 4), 3).shape == (4, 5, 3)
     assert transforms.with_channels(colour, 3) is colour
+
+
+def test_transparency_is_laid_on_white(random_images):
+    layered = random_images(4, 5, 4)
+    share = layered[..., 3:] / 255
+    expected = share * layered[..., :3] + (1 - share) * 255
+    np.testing.assert_allclose(transforms.with_channels(layered, 3), expected, atol=1)
+    luma = expected @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(transforms.with_channels(layered, 1)[..., 0], luma, atol=1.6)
