@@ -57,7 +57,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments import evaluation, workdir
 from experiments.ablation import Ablation, Cell, assigned
@@ -181,6 +181,8 @@ def launcher(directory: Path) -> Launcher:
 def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int:
     """The numbers and the picture of every cell of a training that has none yet."""
     home = directory / "trainings" / training
+    if not (home / workdir.FINISHED).exists():
+        raise RunError(f"training {training} has not come to its end, so it is not judged; the same command goes on")
     restored = functools.cache(lambda ema: restore_params(home, ema=ema))
     spaces: dict[Any, Spaces] = {}
     for i, cell in enumerate(cells):

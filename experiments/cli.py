@@ -1,7 +1,7 @@
 """The command line's contract: flags checked before anything runs, one clear line for every expected failure.
 
 Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line when the cause is
-known, a traceback when it is not), 130 stopped by Ctrl-C, 143 stopped by SIGTERM; a training that has saved first
+known, a traceback when it is not; no line when nobody reads the output any more), 130 stopped by Ctrl-C, 143 stopped by SIGTERM; a training that has saved first
 exits 0. `--help` exits 0.
 
 A command states its flags before it imports anything heavy, so that `--help` and wrong flags take no time:
@@ -139,7 +139,8 @@ def _guarded(main: Callable[[Sequence[str]], int | None]) -> int | None:
     except RunError as error:
         return _fail(error, 1)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
-        return _fail("nobody reads the output any more, so this command stopped", 1)
+        _leave_stdout()
+        return 1
     except OSError as error:
         return _fail(*_of_system(error))
     except KeyboardInterrupt as error:

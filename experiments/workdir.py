@@ -32,7 +32,9 @@ BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, 
 )
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
-PLACE_FIELDS = ("parallel.", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory")
+PLACE_FIELDS = (
+    *("parallel.", "imports", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory"),
+)
 # Whether there is such a file or run is part of a run; where it lies is not.
 READ_FIELDS = ("data.features", "objective.vgg", "objective.lpips")  # training reads these, which are hashed
 PATH_FIELDS = (
@@ -261,7 +263,7 @@ def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
 
 def _lasting(arguments: Sequence[str]) -> list[str]:
     """The arguments that belong to every start of the run, not to this one."""
-    return [arg for arg in arguments if not arg.startswith(("--resume_from", "--profile_steps"))]
+    return [arg for arg in arguments if not arg.startswith(("--resume_from", "--restart", "--profile_steps"))]
 
 
 def _installed(name: str) -> bool:

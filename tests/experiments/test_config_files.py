@@ -34,7 +34,7 @@ def line_of(path, call=cli.load_config):
         (BASE + "from ml_collections import FrozenConfigDict\nget_config = lambda: FrozenConfigDict(base())\n",
          "returned FrozenConfigDict"),
         ("from ml_collections import ConfigDict\nget_config = ConfigDict\n", "no group data, model, schedule"),
-        (BASE + "def get_config():\n    c = base()\n    c.pop('log')\n    return c\n", "no group log"),
+        (BASE + "def get_config():\n    c = base()\n    del c.log\n    return c\n", "no group log"),
         (BASE + "def get_config():\n    c = base()\n    c.train = type(c)()\n    return c\n", "no group train"),
         (BASE + "def get_config():\n    c = base()\n    c.loop = c\n    return c\n", "RecursionError"),
         (BASE + "def get_config():\n    del base().no_such\n", "no_such"),
@@ -139,8 +139,8 @@ def test_one_line_through_a_process(command, tmp_path):
 
 PARTS = """
 import dataclasses
-import numpy as np
-from diffusion_jax.data import ArraySource, Dataset, DatasetInfo, datasets
+from typing import ClassVar
+
 from diffusion_jax.metrics import METRICS
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.samplers.ddim import DDIM
@@ -155,7 +155,13 @@ class OwnSampler(DDIM):
 @METRICS.register("own_metric")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnMetric:
-    def __call__(self, samples, *, train, test):
+    title: ClassVar[str] = "Own"
+    about: ClassVar[str] = "A number of one's own."
+    headline: ClassVar[str] = "own_metric"
+    lower_is_better: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset({"samples"})
+
+    def __call__(self, samples, *, train=None, test=None):
         return {"own_metric": 42.0}
 """
 OWN = """

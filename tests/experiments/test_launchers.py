@@ -10,6 +10,7 @@ import time
 import pytest
 
 from diffusion_jax.errors import RunError, UserError
+from experiments.ablate import evaluate_cells
 from experiments.launchers import LAUNCHERS, Job, run_job
 from tests.processes import ROOT, child_environment
 
@@ -153,3 +154,10 @@ def _trains(pid, tmp_path):
             return "experiments.train" in (words := file.read()) and str(tmp_path) in words
     except OSError:
         return False
+
+
+def test_a_training_that_was_stopped_is_not_judged(tmp_path):
+    """It ends with exit code 0, as it has saved; what it has is not yet what the cell asks for."""
+    (tmp_path / "trainings" / "seed_0").mkdir(parents=True)
+    with pytest.raises(RunError, match="seed_0 has not come to its end, so it is not judged"):
+        evaluate_cells(tmp_path, "seed_0", ())

