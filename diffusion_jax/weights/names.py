@@ -41,11 +41,13 @@ class WeightMap:
         a scan are stacked.
       constants: tensors that are stored elsewhere and computed here; they are compared on reading.
       ignored: patterns of names of tensors that say nothing about the network.
+      unwritten: constants that older files have and today's have not: they are compared on reading, and not written.
     """
 
     entries: Mapping[Path, Entry | tuple[Entry, ...]]
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Every tensor that is read."""
@@ -126,7 +128,8 @@ class WeightMap:
             for part, ours in pairs:
                 tensors = [np.array(tensor, order="C") for tensor in part.write(ours)]
                 found.update(zip(part.names, tensors, strict=True))
-        constants = {name: np.asarray(value, np.float32) for name, value in self.constants.items()}
+        written = {name: value for name, value in self.constants.items() if name not in self.unwritten}
+        constants = {name: np.asarray(value, np.float32) for name, value in written.items()}
         return {**found, **constants}
 
 

@@ -87,7 +87,8 @@ def diffusers_dit(network: DiT) -> WeightMap:
         **stacked("conditioning", map(conditioning, layers)),
         **stacked("blocks", map(block, layers)),
     }
-    return WeightMap(all_entries, constants={"pos_embed.pos_embed": _position(network)[None]})
+    position = "pos_embed.pos_embed"
+    return WeightMap(all_entries, constants={position: _position(network)[None]}, unwritten=(position,))
 
 
 def uvit(network: UViT) -> WeightMap:

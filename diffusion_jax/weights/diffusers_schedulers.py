@@ -1,0 +1,286 @@
+"""The noise schedule, the prediction and the sampler that a diffusers folder's scheduler_config.json describes.
+
+What defines the diffusion that the network was trained for (betas, prediction type) is taken exactly, or refused. What
+defines only how samples are drawn is taken where it is here; otherwise a line names the field and what is done instead.
+A field that is not there has diffusers' default.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.weights.diffusers_kinds import FLOW, FLOWS, KINDS, SIGMAS, Say
+
+# Fields that are drawn with in one way only here, and what is done where the file says another.
+_ONE_WAY: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "thresholding": ((False,), "samples are not thresholded"),
+    "use_beta_sigmas": ((False,), "the spacing is that of the other fields"),
+    "euler_at_final": ((False,), "the last step is of the solver's own order"),
+    "lambda_min_clipped": ((-math.inf, "-inf", "-Infinity", None), "all noise levels are visited"),
+    "interpolation_type": (("linear",), "noise levels between two steps are interpolated in the logarithm of alpha"),
+    "timestep_type": (("discrete",), "the network sees steps"),
+    "sigma_min": ((None,), "the noise levels are those of the betas"),
+    "sigma_max": ((None,), "the noise levels are those of the betas"),
+    "predict_x0": ((True,), "the solver is that of the predicted data"),
+    "disable_corrector": (([], (), None), "the corrector is on at all steps"),
+    "solver_p": ((None,), "the solver is its own predictor"),
+    "use_dynamic_shifting": ((False,), "the times are not shifted by the image's size"),
+    "invert_sigmas": ((False,), "the times run from noise to data"),
+    "shift_terminal": ((None,), "the last time is not shifted"),
+    "stochastic_sampling": ((False,), "sampling is deterministic"),
+    "skip_prk_steps": ((True,), "the start is that of PLMS, without Runge-Kutta"),
+    "clip_sample_range": ((1.0, 1), "data is clipped to [-1, 1]"),
+}
+_SCHEDULES = {
+    "linear": "ddpm_linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+    "sigmoid": "sigmoid_betas",
+}
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+_MOST_STEPS = 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Groups of a config, as specs, and lines that tell what could not be taken as it is.
+
+    Attributes:
+      schedule, prediction, time_input, time_sampler, sampler, grid: specs of their registries.
+      steps: of sampling.
+      clip_x0: whether predicted data is clipped to [-1, 1].
+      notes: the lines.
+    """
+
+    schedule: dict[str, Any]
+    prediction: dict[str, Any]
+    time_input: dict[str, Any]
+    time_sampler: dict[str, Any]
+    sampler: dict[str, Any]
+    grid: dict[str, Any]
+    steps: int = 50
+    clip_x0: bool = False
+    notes: tuple[str, ...] = ()
+
+
+ASSUMED = Sampling(
+    schedule={"name": "ddpm_linear", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
+    prediction={"name": "epsilon"},
+    time_input={"name": "discrete_index", "num_steps": 1000},
+    time_sampler={"name": "discrete_uniform", "num_steps": 1000},
+    sampler={"name": "ddim"},
+    grid={"name": "uniform"},
+    notes=(
+        "no scheduler_config.json is there: DDPM's 1000 steps with linear betas from 1e-4 to 0.02, a network that "
+        "predicts the noise, and 50 steps of ddim are assumed",
+    ),
+)
+"""What a network without a scheduler is taken for."""
+
+
+def read_sampling(config: Mapping[str, Any], *, origin: object = "scheduler_config.json") -> Sampling:
+    """What a scheduler's config describes.
+
+    Args:
+      config: what scheduler_config.json holds.
+      origin: what errors and lines call it.
+
+    Raises:
+      UserError: no such object, a value of the wrong type, or a class, a table of betas or a prediction that is not
+        here.
+    """
+    kind = config.get("_class_name") if isinstance(config, Mapping) else None
+    if kind in FLOWS:
+        return _flow(config, FLOWS[kind], origin)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(
+            f"{origin} describes a {kind}; known: {', '.join((*KINDS, *FLOWS))}. Say the schedule and the sampler "
+            "yourself, with --config"
+        )
+    known = KINDS[kind]
+    notes: list[str] = []
+    say = _teller(notes, origin)
+    fields = _fields(config, known.fields, kind, say, origin)
+    steps, to_clean = fields["num_train_timesteps"], _ends_clean(fields, say)
+    sampler = known.sampler(fields, say)
+    return Sampling(
+        schedule=_schedule(fields, origin),
+        prediction={"name": _named(fields, "prediction_type", _PREDICTIONS, origin)},
+        time_input={"name": "discrete_index", "num_steps": steps},
+        time_sampler={"name": "discrete_uniform", "num_steps": steps},
+        sampler=sampler,
+        grid=_grid(fields, known.spacing, to_clean, say, origin),
+        steps=min(known.steps, steps),
+        clip_x0=bool(fields.get("clip_sample", False)),
+        notes=tuple(notes),
+    )
+
+
+def _teller(notes: list[str], origin: object) -> Say:
+    return lambda line: notes.append(f"{origin}: {line}")
+
+
+def _fields(config: Mapping[str, Any], known: Mapping[str, Any], kind: str, say: Say, origin: object) -> dict[str, Any]:
+    """All fields of the class, with what is said of those that cannot be taken as they are."""
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    if unknown:
+        say(f"{', '.join(unknown)}: no fields of {kind}, which passes over them, too")
+    fields = {**known, **{name: value for name, value in config.items() if name in known}}
+    for name, value in fields.items():
+        default = known[name]
+        if isinstance(default, bool):
+            right = isinstance(value, bool)
+        elif name in ("num_train_timesteps", "steps_offset", "solver_order"):
+            right = isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(default, (int, float)) and name != "lambda_min_clipped":
+            right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        else:
+            right = not isinstance(default, str) or isinstance(value, str)
+        if not right:
+            raise UserError(f"{origin} has {name}={value!r}; it should be of the type of {default!r}")
+        allowed, instead = _ONE_WAY.get(name, ((value,), ""))
+        clips = name != "clip_sample_range" or fields.get("clip_sample", False)
+        if value not in allowed and clips:
+            say(f"{name}={value!r} is not here: {instead}")
+    for name, least, most in (
+        ("num_train_timesteps", 1, _MOST_STEPS),
+        ("steps_offset", 0, _MOST_STEPS),
+        ("solver_order", 1, 9),
+    ):
+        if name in fields and not least <= fields[name] <= most:
+            raise UserError(f"{origin} has {name}={fields[name]}; it should be from {least} to {most}")
+    if fields.get("use_flow_sigmas"):
+        raise UserError(f"{origin} has use_flow_sigmas=true, which is not here: say schedule and sampler with --config")
+    return fields
+
+
+def _named(fields: Mapping[str, Any], field: str, known: Mapping[str, str], origin: object) -> str:
+    if fields[field] not in known:
+        raise UserError(f"{origin} has {field}={fields[field]!r}; known: {', '.join(known)}")
+    return known[fields[field]]
+
+
+def _schedule(fields: Mapping[str, Any], origin: object) -> dict[str, Any]:
+    betas, steps = fields["trained_betas"], fields["num_train_timesteps"]
+    if betas is not None:
+        numbers = isinstance(betas, (list, tuple)) and all(isinstance(beta, float) and 0 < beta < 1 for beta in betas)
+        if not numbers or len(betas) != steps:
+            raise UserError(f"{origin} has trained_betas that are not {steps} numbers between 0 and 1")
+        table: dict[str, Any] = {"name": "beta_table", "table": tuple(betas)}
+    else:
+        name = _named(fields, "beta_schedule", _SCHEDULES, origin)
+        table = {"name": name, "num_steps": steps}
+        if name != "cosine":
+            for field in ("beta_start", "beta_end"):
+                if not 0 < fields[field] < 1:
+                    raise UserError(f"{origin} has {field}={fields[field]!r}; it should lie between 0 and 1")
+                table[field] = float(fields[field])
+    return {"name": "zero_terminal_snr", "base": table} if fields.get("rescale_betas_zero_snr") else table
+
+
+def _ends_clean(fields: Mapping[str, Any], say: Say) -> bool:
+    """Whether the last step goes to clean data; the field's name differs."""
+    if "set_alpha_to_one" in fields:
+        field, clean = "set_alpha_to_one=false", fields["set_alpha_to_one"]
+        stands = fields["timestep_spacing"] == "linspace"
+        stands = stands or (fields["timestep_spacing"] == "leading" and not fields["steps_offset"])
+    elif "final_sigmas_type" in fields:
+        kind = fields["final_sigmas_type"]
+        if kind not in ("zero", "sigma_min"):
+            say(f"final_sigmas_type={kind!r} is not here: the last step goes to clean data")
+        field, clean, stands = f"final_sigmas_type={kind!r}", kind != "sigma_min", "interpolation_type" in fields
+    else:
+        return True
+    if not clean and stands:
+        say(f"{field}: there the last step stands still at the first noise level; here it goes to clean data")
+        return True
+    return clean
+
+
+def _grid(fields: Mapping[str, Any], spacing: str, to_clean: bool, say: Say, origin: object) -> dict[str, Any]:
+    steps, kind, offset = fields["num_train_timesteps"], fields.get("timestep_spacing"), fields["steps_offset"]
+    end = {} if to_clean else {"to_clean": False}
+    for field, name in (
+        ("use_karras_sigmas", "karras"),
+        ("use_exponential_sigmas", "exponential"),
+        ("use_lu_lambdas", "exponential"),
+    ):
+        if fields.get(field):
+            return {"name": name, "t_min": 1 / steps, **end}
+    chain = {"num_train_steps": steps, **end}
+    if kind == "leading":
+        moved = {"offset": offset} if offset else {}
+        return {"name": "dpm_leading" if spacing == "dpm" else "leading", **chain, **moved}
+    if kind == "trailing":
+        return {"name": "trailing", **chain, "rounded": True}
+    if kind != "linspace":
+        raise UserError(f"{origin} has timestep_spacing={kind!r}; known: linspace, leading, trailing")
+    if spacing == "dpm":
+        return {"name": "dpm_linspace", **chain}
+    return {"name": "linspace", **chain, **({"rounded": True} if spacing == "ddpm" else {})}
+
+
+def _flow(config: Mapping[str, Any], sampler: str, origin: object) -> Sampling:
+    notes: list[str] = []
+    say = _teller(notes, origin)
+    fields = _fields(config, FLOW, str(config["_class_name"]), say, origin)
+    for field in SIGMAS:
+        if fields[field] and field != "use_beta_sigmas":
+            say(f"{field} is not here: the times are spaced equally")
+    steps, shift = fields["num_train_timesteps"], float(fields["shift"])
+    if shift <= 0:
+        raise UserError(f"{origin} has shift={fields['shift']!r}; it should be more than 0")
+    grid: dict[str, Any] = {"name": "linspace", "num_train_steps": steps}
+    if shift != 1.0:
+        grid = {"name": "shift", "shift": shift, "base": grid}
+        say(f"shift={shift:g}: it is applied once; diffusers shifts the smallest of the times twice")
+    return Sampling(
+        schedule={"name": "rectified_flow"},
+        prediction={"name": "velocity"},
+        time_input={"name": "scaled_t", "scale": float(steps)},
+        time_sampler={"name": "uniform"},
+        sampler={"name": sampler},
+        grid=grid,
+        steps=min(50, steps),
+        notes=tuple(notes),
+    )
+
+
+def describe_sampling(
+    schedule: Mapping[str, Any], prediction: Mapping[str, Any], time_input: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The scheduler_config.json of a schedule and a prediction, given as specs with all their fields; None where
+    diffusers has none. It draws by DDIM, or by Euler's method along a flow."""
+    names = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    if schedule["name"] == "rectified_flow" and prediction["name"] == "velocity" and time_input["name"] == "scaled_t":
+        whole = float(time_input["scale"]).is_integer()
+        said = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": int(time_input["scale"])}
+        return {**said, "shift": 1.0} if whole else None
+    zero = schedule["name"] == "zero_terminal_snr"
+    table = schedule["base"] if zero else schedule
+    betas = {ours: theirs for theirs, ours in _SCHEDULES.items()}
+    of_a_chain = isinstance(table, Mapping) and table["name"] in (*betas, "beta_table")
+    if not of_a_chain or prediction["name"] not in names or time_input["name"] != "discrete_index":
+        return None
+    own = {"num_train_timesteps": table.get("num_steps") or len(table.get("table", ()))}
+    if table["name"] == "beta_table":
+        own["trained_betas"] = list(table["table"])
+    elif table["name"] == "cosine":
+        if (table.get("offset", 0.008), table.get("max_beta", 0.999)) != (0.008, 0.999):
+            return None
+        own["beta_schedule"] = "squaredcos_cap_v2"
+    else:
+        ends = {"beta_start": table["beta_start"], "beta_end": table["beta_end"]}
+        own |= {"beta_schedule": betas[table["name"]], **ends}
+    if own["num_train_timesteps"] != time_input["num_steps"]:
+        return None
+    return {
+        "_class_name": "DDIMScheduler",
+        **own,
+        "prediction_type": names[prediction["name"]],
+        "rescale_betas_zero_snr": zero,
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+    }
