@@ -1,8 +1,8 @@
 """The command line's contract: flags checked before anything runs, one clear line for every expected failure.
 
 Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line when the cause is
-known, a traceback when it is not; no line when nobody reads the output any more), 130 stopped by Ctrl-C, 143 stopped by SIGTERM; a training that has saved first
-exits 0. `--help` exits 0.
+known, a traceback when it is not; no line when nobody reads the output any more), 130 stopped by Ctrl-C, 143 stopped by
+SIGTERM; a training that has saved first exits 0. `--help` exits 0.
 
 A command states its flags before it imports anything heavy, so that `--help` and wrong flags take no time:
 
