@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from diffusion_jax import data
 from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
+from tests.data.damage import copied
 
 
 def sources(name, directory):
@@ -110,9 +111,10 @@ def test_fashion_mnist_keeps_its_class_names(idx_dir, tmp_path):
     ids=["no_gzip", "no_images", "short", "damaged", "other_number"],  # the bytes hold the time of compression
 )
 def test_damaged_idx_files(content, message, idx_dir, tmp_path):
-    (idx_dir / "train-images-idx3-ubyte.gz").write_bytes(content)
+    files = copied(idx_dir, tmp_path / "idx")
+    (files / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        builders.prepare("mnist", str(tmp_path / "data"), idx_dir=str(idx_dir), progress=False)
+        builders.prepare("mnist", str(tmp_path / "data"), idx_dir=str(files), progress=False)
     assert not list((tmp_path / "data").rglob("dataset_info.json"))
 
 

@@ -255,4 +255,4 @@ def test_a_data_directory_that_is_none(kind, tmp_path):
         lambda: prepare_text("c", [__file__], str(place), held_out=1, progress=False),
         lambda: data.open_dataset(f"folder:{place}"),
     ):
-        one_line(call, tmp_path)
+        one_line(call, tmp_path, "dataset 'folder': path")
