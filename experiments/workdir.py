@@ -224,9 +224,11 @@ def read_info(workdir: Path | str) -> DatasetInfo:
     fields = read_json(path)
     try:
         tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return DatasetInfo(**{**fields, **tuples})
+        known = DatasetInfo(**{**fields, **tuples})
     except TypeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    is_folder = str(known.name).startswith("folder:")  # runs of before have the path in the name
+    return dataclasses.replace(known, name="folder") if is_folder else known
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
