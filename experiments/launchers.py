@@ -59,7 +59,7 @@ class Local(Launcher):
     jobs: int = 1
 
     def __post_init__(self):
-        _require("local", "jobs", self.jobs, whole=True, lower=1, upper=1024)
+        _require("local", "jobs", self.jobs, lower=1, upper=1024)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
         pool, stop = ThreadPoolExecutor(self.jobs), threading.Event()
@@ -100,7 +100,7 @@ class Ray(Launcher):
         _require_text("ray", "address", self.address)
         for name in ("cpus", "gpus", "tpus"):
             _require("ray", name, getattr(self, name), lower=0, upper=1e6)
-        _require("ray", "retries", self.retries, whole=True, lower=-1, upper=1e6)
+        _require("ray", "retries", self.retries, lower=-1, upper=1e6)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
         try:
@@ -231,17 +231,15 @@ def _wait(process: subprocess.Popen, stop: threading.Event) -> int:
     return process.wait()
 
 
-def _require(launcher: str, name: str, value: Any, *, lower: float, upper: float, whole: bool = False) -> None:
-    """Raise UserError unless an option is a number in [lower, upper]."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not lower <= value <= upper:
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"launcher {launcher} wants {kind} from {lower:,g} to {upper:,g} for {name}, got {value!r}")
+def _require(launcher: str, name: str, value: float, *, lower: float, upper: float) -> None:
+    """Raise UserError unless an option is in [lower, upper]."""
+    if not lower <= value <= upper:
+        raise UserError(f"launcher {launcher} wants {name} from {lower:,g} to {upper:,g}, got {value!r}")
 
 
-def _require_text(launcher: str, name: str, value: Any) -> None:
-    """Raise UserError unless an option is a text that is not empty."""
-    if not isinstance(value, str) or not value.strip():
+def _require_text(launcher: str, name: str, value: str) -> None:
+    """Raise UserError for an empty option."""
+    if not value.strip():
         raise UserError(f"launcher {launcher} wants a text for {name}, got {value!r}")
 
 
