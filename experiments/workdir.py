@@ -52,13 +52,16 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
     """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`."""
-    return hash_without(config, (*PLACE_FIELDS, *without))
+    return _hash(identity(to_json(config)), (*PLACE_FIELDS, *without))
 
 
 def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
     """A hash of a config but for the fields whose names begin with one of `names`."""
-    fields = identity(to_json(config))
-    kept = {name: value for name, value in fields.items() if not name.startswith(tuple(names))}
+    return _hash(flatten(ConfigDict(to_json(config))), names)
+
+
+def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
+    kept = {name: value for name, value in fields.items() if not name.startswith(tuple(without))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
