@@ -177,4 +177,4 @@ def _choices(parts: tuple[Any, ...]) -> str:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 300 else f"{text[:297]}..."
