@@ -325,8 +325,9 @@ def describe(network: nn.Module) -> dict[str, Any]:
     config = _describe_unet(network) if isinstance(network, UNet) else _describe_dit(network)
     spec, _ = network_spec(config, origin="what diffusers can say of this network")
     there = MODELS.build(spec)
-    free = {"parent", "name", "dtype", "remat", "scan_unroll"}  # not of the function that the network computes
-    free |= {"num_classes", "null_label"} if config.get("num_class_embeds") else set()
+    # what does not change the function that the network computes; a null class is a row there like any other
+    free = {"parent", "name", "dtype", "remat", "scan_unroll", "null_label"}
+    free |= {"num_classes"} if config.get("num_class_embeds") else set()
     different = [
         field
         for field in type(network).__dataclass_fields__
