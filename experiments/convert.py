@@ -55,11 +55,19 @@ def main(argv: Sequence[str]) -> None:
     if not os.path.lexists(source):
         raise UserError(f"--source: no file or folder {source}")
     if (source / "data.json").is_file() and (source / "config.json").is_file():
+        _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         export(source, target)
     elif target.suffix == ".safetensors":
         raise UserError(f"--source: {source} is no workdir of a run, and a file is written of a run alone")
     else:
+        _unused("weights of others are read", ema=EMA.value)
         convert(source, target)
+
+
+def _unused(doing: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name} has no meaning where {doing}: leave it out")
 
 
 def export(source: Path, target: Path) -> None:
@@ -82,6 +90,8 @@ def export(source: Path, target: Path) -> None:
     print(f"{len(state)} tensors of step {origin['step']} ({origin['parameters']}): {file}")
     if described is not None:
         describe(experiment, described, file.parent)
+        if file.stem != weights.FOLDER_STEM:
+            print(f"diffusers looks for {weights.FOLDER_STEM}.safetensors: rename it")
 
 
 def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -> None:
@@ -109,17 +119,17 @@ def convert(source: Path, target: Path) -> None:
     if (target / "config.json").exists():
         raise UserError(f"{target} has a run already: give another --target")
     form = FORMAT.value
-    sampling, lines = described_sampling(source)
     if CONFIG.value is not None:
         config = CONFIG.value
         info = Experiment.planned(config).info
-        lines = differences(config, sampling) if sampling else []
+        lines = differences(config, source)
     else:
+        sampling, lines = described_sampling(source)
         spec, own, told = described_network(source)
         form, lines = form or own, [*told, *lines]
         config, info = described_run(spec, str(source), sampling or weights.ASSUMED)
+        require_variances(config, info)
     experiment = Experiment(config, stored_info=info)
-    require_variances(experiment)
     found = weights.read_weights(source, entry=ENTRY.value)
     form, state = weights.fitted(experiment.network, found.tensors, form=form)
     shapes = models.parameter_shapes(experiment.network)
@@ -164,9 +174,15 @@ def described_sampling(source: Path) -> tuple[weights.Sampling | None, list[str]
     return sampling, [f"schedule, prediction and sampler of {file}: {said}", *sampling.notes]
 
 
-def differences(config: ConfigDict, sampling: weights.Sampling) -> list[str]:
-    """Lines for what the folder's scheduler says otherwise than `--config`, which is followed."""
+def differences(config: ConfigDict, source: Path) -> list[str]:
+    """Lines for what a folder's scheduler says otherwise than `--config`, which is followed."""
     lines = []
+    try:
+        sampling, _ = described_sampling(source)
+    except UserError as error:
+        return [f"--config is followed, and not the folder's scheduler: {error}"]
+    if sampling is None:
+        return []
     for name in ("schedule", "prediction"):
         there, here = getattr(sampling, name), config[name].to_dict()
         if any(here.get(field, value) != value for field, value in there.items()):
@@ -174,11 +190,11 @@ def differences(config: ConfigDict, sampling: weights.Sampling) -> list[str]:
     return lines
 
 
-def require_variances(experiment: Experiment) -> None:
-    """Refuse a sampler that takes the variances from a network which has none."""
-    sampler, model = experiment.config.sampling.sampler, experiment.config.model
-    channels = experiment.info.image_shape[-1]
-    if sampler.get("variance") == "learned" and not model.get("learn_sigma", model.get("out_channels") == 2 * channels):
+def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
+    """Refuse a scheduler that takes the variances from a network which has none."""
+    channels, model = info.image_shape[-1], config.model
+    has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
+    if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
             "the folder's scheduler has variance_type='learned_range', and its network puts out no variances: set "
             "variance_type in scheduler_config.json to fixed_small or fixed_large"
