@@ -6,10 +6,13 @@
     python -m experiments.convert --source=edm-cifar10-32x32-cond-vp.pkl --target=runs/edm \\
         --config=configs/papers/edm_cifar10.py
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
+    python -m experiments.convert --source=runs/dit --target=folder --format=diffusers_dit       # a folder of diffusers
 
-A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. The names of the tensors
-are recognised; --format says them where two formats share all names. Nothing is written unless every tensor fits. To
-convert and to sample, a data set of TFDS need not be prepared.
+A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. Where it holds averages of
+the parameters and raw weights, the average is taken; --entry names another set, and a wrong one lists all. The names of
+the tensors are recognised; --format says them where two formats share all names. A folder's scheduler becomes the run's
+schedule, prediction and sampler. Nothing is written unless every tensor fits. To convert and to sample, a data set of
+TFDS need not be prepared.
 """
 
 from experiments import cli
@@ -17,13 +20,15 @@ from experiments import cli
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
 SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, or the workdir of a run")
-TARGET = FLAGS.path("target", None, "a new workdir, or a .safetensors file to write")
+TARGET = FLAGS.path("target", None, "a new workdir; of a run, a .safetensors file or a new folder to write")
 FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
-ENTRY = FLAGS.string("entry", None, "which weights of a file that has several: ema, model ...")
+ENTRY = FLAGS.string("entry", None, "which weights of a file that has several, as ema or model; a wrong one lists them")
 EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
 cli.begin(FLAGS)
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.systems import NETWORK
 from experiments import workdir
 from experiments.restoring import open_checkpoints, restore_params
@@ -46,22 +52,66 @@ def main(argv: Sequence[str]) -> None:
     if FORMAT.value and FORMAT.value not in weights.FORMATS:
         raise UserError(f"no format {FORMAT.value!r}; there are: {', '.join(weights.FORMATS)}")
     source, target = Path(SOURCE.value), Path(TARGET.value)
-    if not source.exists():
+    if not os.path.lexists(source):
         raise UserError(f"--source: no file or folder {source}")
-    if target.suffix == ".safetensors":
+    if (source / "data.json").is_file() and (source / "config.json").is_file():
+        _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         export(source, target)
+    elif target.suffix == ".safetensors":
+        raise UserError(f"--source: {source} is no workdir of a run, and a file is written of a run alone")
     else:
+        _unused("weights of others are read", ema=EMA.value)
         convert(source, target)
 
 
+def _unused(doing: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name} has no meaning where {doing}: leave it out")
+
+
 def export(source: Path, target: Path) -> None:
-    """A run's parameters as tensors under the names of `--format`."""
+    """A run's parameters as tensors under the names of `--format`; in those of diffusers with what it needs to build
+    the network, beside them."""
     experiment, params, origin = restore_params(source, ema=EMA.value)
-    maps = weights.weight_map(FORMAT.value or "diffusion_jax", experiment.network)
-    state = maps.state(jax.device_get(params[NETWORK]))
-    cli.writable_directory(target.parent)
-    weights.write_state(target, state, {"format": FORMAT.value or "diffusion_jax", "step": str(origin["step"])})
-    print(f"{len(state)} tensors of step {origin['step']} ({origin['parameters']}): {target}")
+    form = FORMAT.value or "diffusion_jax"
+    of_diffusers = form.startswith("diffusers_")
+    if target.suffix != ".safetensors" and not of_diffusers:
+        raise UserError(f"--target={target} is no .safetensors file; only the formats of diffusers are folders")
+    described = weights.describe(experiment.network) if of_diffusers else None
+    state = weights.weight_map(form, experiment.network).state(jax.device_get(params[NETWORK]))
+    file = target if target.suffix == ".safetensors" else target / f"{weights.FOLDER_STEM}.safetensors"
+    if described is not None:
+        for name in ("config.json", "scheduler_config.json"):
+            if (file.parent / name).exists():
+                raise UserError(f"{file.parent} has a {name} already: give --target={file.parent}/NAME, a new folder")
+    cli.writable_directory(file.parent)
+    weights.write_state(file, state, {"format": "pt", "names": form, "step": str(origin["step"])})
+    print(f"{len(state)} tensors of step {origin['step']} ({origin['parameters']}): {file}")
+    if described is not None:
+        describe(experiment, described, file.parent)
+        if file.stem != weights.FOLDER_STEM:
+            print(f"diffusers looks for {weights.FOLDER_STEM}.safetensors: rename it")
+
+
+def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json, and scheduler_config.json where diffusers has the schedule."""
+    _write_json(folder / "config.json", network)
+    rows = network.get("num_class_embeds")
+    if rows and rows > experiment.num_classes:
+        print(f"class {experiment.num_classes} there means no class")
+    config = experiment.config
+    groups = {name: dict(config[name].to_dict()) for name in ("schedule", "prediction", "time_input")}
+    scheduler = weights.describe_sampling(**groups)
+    if scheduler is None:
+        said = " with ".join(str(group["name"]) for group in groups.values())
+        print(f"diffusers has no scheduler of {said}: none is written")
+    else:
+        _write_json(folder / "scheduler_config.json", scheduler)
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    replace_file(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def convert(source: Path, target: Path) -> None:
@@ -72,17 +122,16 @@ def convert(source: Path, target: Path) -> None:
     if CONFIG.value is not None:
         config = CONFIG.value
         info = Experiment.planned(config).info
+        lines = differences(config, source)
     else:
-        described = weights.read_config(source) if source.is_dir() else None
-        if described is None:
-            raise UserError(
-                "only a diffusers folder says what network it is of: give --config=..., a config with that network"
-            )
-        spec, form = weights.network_spec(described)
-        config, info = described_run(spec, str(source))
+        sampling, lines = described_sampling(source)
+        spec, own, told = described_network(source)
+        form, lines = form or own, [*told, *lines]
+        config, info = described_run(spec, str(source), sampling or weights.ASSUMED)
+        require_variances(config, info)
     experiment = Experiment(config, stored_info=info)
-    state = weights.read_state(source, entry=ENTRY.value)
-    form = form or weights.find_format(experiment.network, state)
+    found = weights.read_weights(source, entry=ENTRY.value)
+    form, state = weights.fitted(experiment.network, found.tensors, form=form)
     shapes = models.parameter_shapes(experiment.network)
     params = {NETWORK: weights.weight_map(form, experiment.network).params(state, shapes)}
     cli.writable_directory(target)
@@ -90,8 +139,66 @@ def convert(source: Path, target: Path) -> None:
     save(experiment, params, target)
     count = models.count_parameters(experiment.network)
     workdir.write_environment(target, num_parameters=count)
+    left = len(found.tensors) - len(state)
+    for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
+        print(line)
     print(f"{len(state)} tensors ({form}), {count:,} parameters: {target}")
     print(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16")
+
+
+def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
+    """The network that a folder's config.json describes, the format of its weights, and lines to print.
+
+    Raises:
+      UserError: it describes none, or one that is not here.
+    """
+    file = weights.locate(source).config if source.is_dir() else None
+    if file is None:
+        raise UserError(
+            "only a diffusers folder says what network it is of: give --config=..., a config with that network"
+        )
+    described = read_json(file)
+    spec, form = weights.network_spec(described, origin=file)
+    unknown = weights.unknown_fields(described)
+    lines = [f"{file}: {', '.join(unknown)}: no fields of this network; diffusers passes over them, too"]
+    return spec, form, lines if unknown else []
+
+
+def described_sampling(source: Path) -> tuple[weights.Sampling | None, list[str]]:
+    """What a folder's scheduler describes, if it has one, and lines to print."""
+    file = weights.locate(source).scheduler if source.is_dir() else None
+    if file is None:
+        return None, list(weights.ASSUMED.notes)
+    sampling = weights.read_sampling(read_json(file), origin=file)
+    said = ", ".join(str(part["name"]) for part in (sampling.schedule, sampling.prediction, sampling.sampler))
+    return sampling, [f"schedule, prediction and sampler of {file}: {said}", *sampling.notes]
+
+
+def differences(config: ConfigDict, source: Path) -> list[str]:
+    """Lines for what a folder's scheduler says otherwise than `--config`, which is followed."""
+    lines = []
+    try:
+        sampling, _ = described_sampling(source)
+    except UserError as error:
+        return [f"--config is followed, and not the folder's scheduler: {error}"]
+    if sampling is None:
+        return []
+    for name in ("schedule", "prediction"):
+        there, here = getattr(sampling, name), config[name].to_dict()
+        if any(here.get(field, value) != value for field, value in there.items()):
+            lines.append(f"the folder's scheduler says {name}={there}; --config says {here}, and is followed")
+    return lines
+
+
+def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
+    """Refuse a scheduler that takes the variances from a network which has none."""
+    channels, model = info.image_shape[-1], config.model
+    has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
+    if config.sampling.sampler.get("variance") == "learned" and not has_variances:
+        raise UserError(
+            "the folder's scheduler has variance_type='learned_range', and its network puts out no variances: set "
+            "variance_type in scheduler_config.json to fixed_small or fixed_large"
+        )
 
 
 def save(experiment: Experiment, params: Any, target: Path) -> None:
@@ -113,8 +220,8 @@ def save(experiment: Experiment, params: Any, target: Path) -> None:
     checkpointer.close()
 
 
-def described_run(spec: dict[str, Any], name: str) -> tuple[ConfigDict, data.DatasetInfo]:
-    """A config around a network that came without one: DDPM's chain, with the data unknown but for its shape."""
+def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -> tuple[ConfigDict, data.DatasetInfo]:
+    """A config around a network that came without one, with the data unknown but for its shape."""
     fields = dict(spec)
     size, channels, classes = (fields.pop(field) for field in ("image_size", "image_channels", "num_classes"))
     info = data.DatasetInfo(
@@ -126,16 +233,15 @@ def described_run(spec: dict[str, Any], name: str) -> tuple[ConfigDict, data.Dat
         class_names=tuple(str(number) for number in range(classes)),
         dtype="uint8" if channels in (1, 3) else "float32",
     )
-    chain = {"num_steps": 1000}
     return ConfigDict(
         {
             "seed": 0,
             "data": {"dataset": "converted", "split": "none", "validation_split": "", "data_dir": "", "flip": False},
             "model": fields,
-            "schedule": {"name": "ddpm_linear", **chain, "beta_start": 1e-4, "beta_end": 0.02},
-            "prediction": {"name": "epsilon"},
-            "time_input": {"name": "discrete_index", **chain},
-            "time_sampler": {"name": "discrete_uniform", **chain},
+            "schedule": sampling.schedule,
+            "prediction": sampling.prediction,
+            "time_input": sampling.time_input,
+            "time_sampler": sampling.time_sampler,
             "objective": {"name": "denoising", "weighting": "uniform"},
             "train": {
                 "steps": 1,
@@ -159,12 +265,12 @@ def described_run(spec: dict[str, Any], name: str) -> tuple[ConfigDict, data.Dat
             "ema": {"decays": (0.9999,), "half_lives": (), "widths": (), "ramp_up_ratio": 0.05},
             "parallel": {"strategy": "jit", "data": -1, "fsdp": 1, "tensor": 1, "context": 1, "rules": ()},
             "sampling": {
-                "sampler": {"name": "ddim"},
-                "grid": {"name": "uniform"},
-                "steps": 50,
+                "sampler": sampling.sampler,
+                "grid": sampling.grid,
+                "steps": sampling.steps,
                 "guidance_scale": 1.0,
                 "guidance_interval": (),
-                "clip_x0": False,
+                "clip_x0": sampling.clip_x0,
                 "ema": "",
                 "batch_size": 64,
             },

@@ -198,19 +198,20 @@ def resample(
 class GroupNorm(nn.Module, kw_only=True):
     """Group normalisation (Wu & He 2018) over height, width and the channels of a group.
 
-    The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves four channels
+    The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves `min_channels`
     or more to a group. Computed as sums per channel: the groups are formed on [batch, channels], and the image is
     read once for the sums and once for the affine map.
     """
 
     max_groups: int = 32
+    min_channels: int = 4
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         channels = x.shape[-1]
-        limit = max(1, min(self.max_groups, channels // 4))
+        limit = max(1, min(self.max_groups, channels // self.min_channels))
         groups = max(n for n in range(1, limit + 1) if channels % n == 0)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)

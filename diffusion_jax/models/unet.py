@@ -90,6 +90,8 @@ class UNet(Network, kw_only=True):
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
+      norm_channels: fewest channels of a group; 4 in DDPM's and EDM's code, 1 in diffusers', which has `norm_groups`
+        groups everywhere.
       norm_eps: added to its variance.
       flip_sin_to_cos, frequency_shift: convention of the time embedding, see `sinusoidal_embedding`.
       downsample_padding: of the stride-2 convolutions; "same" pads below and right as DDPM and TensorFlow do,
@@ -119,6 +121,7 @@ class UNet(Network, kw_only=True):
     dropout: float = 0.0
     out_channels: int | None = None
     norm_groups: int = 32
+    norm_channels: int = 4
     norm_eps: float = 1e-6
     flip_sin_to_cos: bool = False
     frequency_shift: int = 1
@@ -134,6 +137,8 @@ class UNet(Network, kw_only=True):
             raise UserError(
                 f"attention_resolutions={self.attention_resolutions}: this UNet has resolutions {sorted(resolutions)}"
             )
+        if self.norm_channels < 1:
+            raise UserError(f"norm_channels is a number of channels, at least 1, got {self.norm_channels}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is a rate in [0, 1), got {self.dropout}")
         for field, known in (
@@ -172,7 +177,13 @@ class UNet(Network, kw_only=True):
         if x.shape[1] % divisor or x.shape[2] % divisor:
             raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {divisor}")
 
-        norm = functools.partial(GroupNorm, max_groups=self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype)
+        norm = functools.partial(
+            GroupNorm,
+            max_groups=self.norm_groups,
+            min_channels=self.norm_channels,
+            epsilon=self.norm_eps,
+            dtype=self.dtype,
+        )
         conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype, kernel_init=_glorot)
         embedding = nn.silu(self._embed(time, conditions))
 

@@ -228,6 +228,10 @@ class DiscreteGrid(GridRule):
         """N choices among 0 ... T - 1, falling."""
         raise NotImplementedError
 
+    def whole(self, indices: np.ndarray) -> np.ndarray:
+        """The nearest whole steps."""
+        return np.round(indices)
+
     def visited(self, num_steps: int) -> np.ndarray:
         """All steps of a grid of N transitions, but for clean data: the choices, and step 0 where it ends there."""
         chosen = self.indices(num_steps) + self.offset
@@ -238,7 +242,7 @@ class DiscreteGrid(GridRule):
         if num_steps > self.num_train_steps:
             raise UserError(f"{num_steps} steps are more than the {self.num_train_steps} of the model: take fewer")
         indices = self.visited(num_steps)
-        indices = np.round(indices) if self.rounded else indices
+        indices = self.whole(indices) if self.rounded else indices
         if indices[0] > self.num_train_steps - 1 or indices[-1] < 0:
             raise UserError(f"offset {self.offset} leads outside of the model's steps: {indices[0]} ... {indices[-1]}")
         return TimeGrid.from_times(schedule, (indices + 1) / self.num_train_steps, to_clean=self.to_clean)
@@ -289,6 +293,10 @@ class TrailingGrid(DiscreteGrid):
 
     def indices(self, num_steps: int) -> np.ndarray:
         return self.num_train_steps * (1 - np.arange(num_steps) / num_steps) - 1
+
+    def whole(self, indices: np.ndarray) -> np.ndarray:
+        """Counted from 1, as diffusers does: halves go to the even number there."""
+        return np.round(indices + 1) - 1
 
 
 @GRIDS.register("quadratic")

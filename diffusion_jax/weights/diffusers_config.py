@@ -272,6 +272,7 @@ def _unet(fields: Mapping[str, Any], origin: object) -> tuple[dict[str, Any], st
         "dropout": fields["dropout"],
         "out_channels": fields["out_channels"],
         "norm_groups": groups,
+        "norm_channels": 1,
         "norm_eps": fields["norm_eps"],
         "flip_sin_to_cos": fields["flip_sin_to_cos"],
         "frequency_shift": fields["freq_shift"],
@@ -325,8 +326,9 @@ def describe(network: nn.Module) -> dict[str, Any]:
     config = _describe_unet(network) if isinstance(network, UNet) else _describe_dit(network)
     spec, _ = network_spec(config, origin="what diffusers can say of this network")
     there = MODELS.build(spec)
-    free = {"parent", "name", "dtype", "remat", "scan_unroll"}  # not of the function that the network computes
-    free |= {"num_classes", "null_label"} if config.get("num_class_embeds") else set()
+    # what does not change the function that the network computes; a null class is a row there like any other
+    free = {"parent", "name", "dtype", "remat", "scan_unroll", "null_label"}
+    free |= {"num_classes"} if config.get("num_class_embeds") else set()
     different = [
         field
         for field in type(network).__dataclass_fields__
@@ -347,6 +349,9 @@ def _value(network: nn.Module, field: str) -> Any:
         return network.norm_eps if value is None else value
     if field == "attention_resolutions":
         return sorted(value)
+    if field == "norm_channels" and isinstance(network, UNet):  # whether it makes the groups fewer anywhere
+        widths = [round(network.base_channels * multiplier) for multiplier in network.channel_multipliers]
+        return all(width >= value * network.norm_groups for width in widths)
     if field == "num_heads" and isinstance(network, UNet) and network.head_channels:
         return None
     return value

@@ -6,11 +6,14 @@ A field that is not there has diffusers' default.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.schedulers import SCHEDULES, TIME_INPUTS
 from diffusion_jax.weights.diffusers_kinds import FLOW, FLOWS, KINDS, SIGMAS, Say
 
 # Fields that are drawn with in one way only here, and what is done where the file says another.
@@ -251,36 +254,52 @@ def _flow(config: Mapping[str, Any], sampler: str, origin: object) -> Sampling:
 def describe_sampling(
     schedule: Mapping[str, Any], prediction: Mapping[str, Any], time_input: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The scheduler_config.json of a schedule and a prediction, given as specs with all their fields; None where
-    diffusers has none. It draws by DDIM, or by Euler's method along a flow."""
-    names = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
-    if schedule["name"] == "rectified_flow" and prediction["name"] == "velocity" and time_input["name"] == "scaled_t":
-        whole = float(time_input["scale"]).is_integer()
-        said = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": int(time_input["scale"])}
-        return {**said, "shift": 1.0} if whole else None
+    """The scheduler_config.json of a schedule and a prediction, given as specs; None where diffusers has none.
+
+    It draws by DDIM, or by Euler's method along a flow.
+    """
+    time = _complete(TIME_INPUTS, time_input)
+    if schedule["name"] == "rectified_flow" and prediction["name"] == "velocity" and time["name"] == "scaled_t":
+        steps = float(time["scale"])
+        said = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": int(steps), "shift": 1.0}
+        return said if steps.is_integer() and steps > 0 else None
     zero = schedule["name"] == "zero_terminal_snr"
-    table = schedule["base"] if zero else schedule
-    betas = {ours: theirs for theirs, ours in _SCHEDULES.items()}
-    of_a_chain = isinstance(table, Mapping) and table["name"] in (*betas, "beta_table")
-    if not of_a_chain or prediction["name"] not in names or time_input["name"] != "discrete_index":
+    table = _complete(SCHEDULES, schedule.get("base", "ddpm_linear") if zero else schedule)
+    names = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    betas = _describe_betas(table)
+    if betas is None or prediction["name"] not in names or time["name"] != "discrete_index":
         return None
-    own = {"num_train_timesteps": table.get("num_steps") or len(table.get("table", ()))}
-    if table["name"] == "beta_table":
-        own["trained_betas"] = list(table["table"])
-    elif table["name"] == "cosine":
-        if (table.get("offset", 0.008), table.get("max_beta", 0.999)) != (0.008, 0.999):
-            return None
-        own["beta_schedule"] = "squaredcos_cap_v2"
-    else:
-        ends = {"beta_start": table["beta_start"], "beta_end": table["beta_end"]}
-        own |= {"beta_schedule": betas[table["name"]], **ends}
-    if own["num_train_timesteps"] != time_input["num_steps"]:
+    if betas["num_train_timesteps"] != time["num_steps"]:
         return None
     return {
         "_class_name": "DDIMScheduler",
-        **own,
+        **betas,
         "prediction_type": names[prediction["name"]],
         "rescale_betas_zero_snr": zero,
         "clip_sample": False,
         "timestep_spacing": "trailing",
     }
+
+
+def _describe_betas(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    names = {ours: theirs for theirs, ours in _SCHEDULES.items()}
+    if table["name"] == "beta_table":
+        return {"num_train_timesteps": len(table["table"]), "trained_betas": list(table["table"])}
+    if table["name"] not in names:
+        return None
+    betas = {"num_train_timesteps": table["num_steps"], "beta_schedule": names[table["name"]]}
+    if table["name"] == "cosine":
+        return betas if (table["offset"], table["max_beta"]) == (0.008, 0.999) else None
+    return {**betas, "beta_start": table["beta_start"], "beta_end": table["beta_end"]}
+
+
+def _complete(registry: Registry, spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A spec with the defaults of what it names."""
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    factory = registry[given["name"]]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **given}

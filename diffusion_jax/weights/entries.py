@@ -206,7 +206,8 @@ def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 def find_sets(tree: Any) -> list[TensorSet]:
     """All sets of tensors in what a file holds, in its order."""
-    found = [part for part in _walk(tree, (), itertools.count()) if _keep(part)]
+    everything = list(_walk(tree, (), itertools.count()))
+    found = [part for part in everything if _keep(part)] or everything  # nothing but single numbers, say
     if isinstance(tree, list) and len(found) == 2:
         first, last = found
         alike = isinstance(first.tensors, dict) and isinstance(last.tensors, dict) and _shapes(first) == _shapes(last)

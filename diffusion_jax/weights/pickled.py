@@ -44,7 +44,7 @@ def is_number(dtype: np.dtype) -> bool:
     return dtype.kind in "fiubc" or dtype in DTYPES.values()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Storage:
     """Numbers in a row; in PyTorch's older form they come after whatever refers to them. `base` and `start`: it is a
     part of another one."""
@@ -63,7 +63,7 @@ class Storage:
         return None if whole is None else whole[self.start : self.start + self.numel]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Tensor:
     """A view of a storage; `dtype` reads its bytes as another type."""
 
@@ -153,14 +153,20 @@ _HARMLESS = frozenset(
         "re": "_compile",
         "random": "Random",
         "zoneinfo": "ZoneInfo",
-        "builtins": "complex slice range int float str bool bytes",
+        "builtins": "complex slice range xrange int float str bool bytes type",
+        "collections": "ChainMap UserDict UserList",
+        "logging": "Logger getLogger",
         "numpy": "bool_ float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8",
-        "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
         "torch.serialization": "_get_layout",
     }.items()
     for name in names.split()
 )
 """What is made inert though its name is a function's, or though it is of Python's own library."""
+
+
+def is_harmless(origin: str) -> bool:
+    """Whether a name is one of `_HARMLESS`, or of NumPy's generators of random numbers."""
+    return origin in _HARMLESS or origin.startswith("numpy.random.")
 
 
 class InertType(type):
@@ -184,7 +190,7 @@ class Inert(dict, metaclass=InertType):
     refusal: Callable[[str], UserError] = UserError
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        if cls.origin.split(".")[0] in sys.stdlib_module_names and cls.origin not in _HARMLESS:
+        if cls.origin.split(".")[0] in sys.stdlib_module_names and not is_harmless(cls.origin):
             raise cls.refusal(cls.origin)
         return super().__new__(cls)
 
@@ -197,7 +203,7 @@ class Inert(dict, metaclass=InertType):
     def require_class(cls) -> None:
         """Refuse to call what is named like a function."""
         name = cls.origin.rpartition(".")[2].lstrip("_")
-        if not name[:1].isupper() and cls.origin not in _HARMLESS:
+        if not name[:1].isupper() and not is_harmless(cls.origin):
             raise cls.refusal(cls.origin)
 
     def __getattr__(self, name: str) -> Any:  # `__new__` alone makes objects, too

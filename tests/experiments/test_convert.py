@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
@@ -35,6 +36,62 @@ def test_a_folder_becomes_a_run_and_a_file_again(command, tmp_path):
 
     error = command.fails("convert", f"--source={GOLDEN}", f"--target={run}")
     assert "has a run already" in error
+
+
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.001,
+    "num_train_timesteps": 500,
+    "prediction_type": "v_prediction",
+    "thresholding": True,
+}
+
+
+def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
+    """And a folder that is written says the same, and is read back the same."""
+    pipeline, run, back, again = (tmp_path / name for name in ("pipeline", "run", "back", "again"))
+    shutil.copytree(GOLDEN, pipeline / "transformer")
+    (pipeline / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "DiTTransformer2DModel"]}))
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    out, _ = command.run("convert", f"--source={pipeline}", f"--target={run}")
+    assert "is a pipeline: its transformer is read" in out
+    assert "thresholding=True is not here" in out
+    config = workdir.read_config(run)
+    schedule = {"name": "scaled_linear", "num_steps": 500, "beta_start": 0.001, "beta_end": 0.02}
+    assert config.schedule.to_dict() == schedule
+    assert (config.prediction.name, config.time_input.num_steps) == ("v", 500)
+    assert (config.sampling.sampler.name, config.sampling.grid.name) == ("dpmpp_2m", "dpm_linspace")
+    command.run("sample", f"--workdir={run}", "--num_samples=2", "--steps=4")
+
+    out, _ = command.run("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
+    assert sorted(file.name for file in back.iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json",
+    ]  # fmt: skip
+    theirs, ours = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (GOLDEN, back))
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    out, _ = command.run("convert", f"--source={back}", f"--target={again}")
+    assert "assumed" not in out
+    for group in ("model", "schedule", "prediction", "time_input"):
+        assert workdir.read_config(again)[group].to_dict() == config[group].to_dict()
+    error = command.fails("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
+    assert "has a config.json already" in error
+
+
+def test_what_is_taken_and_what_is_assumed_is_told(command, tmp_path):
+    """A folder without a scheduler, whose file holds an average and raw weights."""
+    folder = tmp_path / "folder"
+    shutil.copytree(GOLDEN, folder)
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    both = {f"ema.{name}": value for name, value in state.items()} | {f"model.{name}": -v for name, v in state.items()}
+    save_file(both, folder / "diffusion_pytorch_model.safetensors")
+    out, _ = command.run("convert", f"--source={folder}", f"--target={tmp_path / 'run'}")
+    assert "taking the average 'ema'; other entries: model" in out
+    assert "no scheduler_config.json is there" in out
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "LCMScheduler"}))
+    assert "LCMScheduler" in command.fails("convert", f"--source={folder}", f"--target={tmp_path / 'b'}")
+    assert not (tmp_path / "b").exists()
 
 
 def test_weights_can_be_used_without_their_data(command, tmp_path):

@@ -64,3 +64,30 @@ def test_bad_files_are_refused(tmp_path):
     np.savez(path, mu=np.array([None, object()]), sigma=np.eye(2))  # a pickle inside: it is not read
     with pytest.raises(UserError, match=r"not an \.npz file"):
         read_gaussian(path, space)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mu": np.array("a"), "sigma": np.array("b")},
+        {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+        {"mu": np.zeros(2, complex), "sigma": np.eye(2)},
+        {"pool_3": np.float32(1.0)},
+        {"pool_3": np.zeros((1, 3), np.float32)},
+        {"arr_0": np.zeros((0, 2, 2, 3), np.uint8)},
+    ],
+)
+def test_arrays_of_another_kind_are_named(arrays, tmp_path):
+    path = tmp_path / "reference.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=r"reference\.npz"):
+        read_gaussian(path, PixelFeatures())
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "lfs.npz").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "circle.npz").symlink_to(tmp_path / "circle.npz")
+    for name, message in (("folder", "is a folder"), ("lfs", "Git LFS"), ("circle", "cannot read")):
+        with pytest.raises(UserError, match=rf"{name}\.npz.*{message}"):
+            read_gaussian(tmp_path / f"{name}.npz", PixelFeatures())

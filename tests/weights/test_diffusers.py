@@ -1,5 +1,6 @@
 """Our networks with diffusers' weights give diffusers' outputs (tests/golden/README.md)."""
 
+import json
 import pathlib
 
 import jax
@@ -8,7 +9,15 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, parameter_shapes
-from diffusion_jax.weights import find_format, network_spec, read_config, read_state, weight_map
+from diffusion_jax.weights import (
+    describe,
+    find_format,
+    load_params,
+    network_spec,
+    read_config,
+    read_state,
+    weight_map,
+)
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
@@ -58,3 +67,118 @@ def test_other_configs_are_refused():
         network_spec({**config, "act_fn": "mish"})
     with pytest.raises(UserError, match="attention at other levels"):
         network_spec({**config, "up_block_types": ["UpBlock2D", "UpBlock2D"]})
+
+
+NAMES = json.loads((GOLDEN / "weights" / "diffusers_names.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_what_is_written_has_the_names_of_diffusers(name):
+    """No key is missing there, none is unexpected, and all have their shapes (tests/golden/weights/README.md)."""
+    config = NAMES[name]["config"]
+    spec, form = network_spec(config)
+    network = MODELS.build(spec)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(network))
+    state = weight_map(form, network).state(params)
+    assert {key: list(value.shape) for key, value in state.items()} == NAMES[name]["names"]
+    assert describe(network) == config
+
+
+def test_groups_of_two_channels():
+    """diffusers has `norm_num_groups` groups everywhere; fewer would give another output."""
+    spec, _ = network_spec(NAMES["few"]["config"])
+    network, draw = MODELS.build(spec), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.float32(draw.standard_normal(leaf.shape) * 0.1), parameter_shapes(network))
+    io = np.load(GOLDEN / "weights" / "diffusers_few.npz")
+    output = jax.jit(network.apply)({"params": params}, np.moveaxis(io["x"], 1, -1), io["t"], {})
+    assert np.abs(np.moveaxis(np.asarray(output), -1, 1) - io["y"]).max() / np.abs(io["y"]).max() < 1e-5
+    with pytest.raises(UserError, match="norm_channels=4"):
+        describe(network.clone(norm_channels=4))
+
+
+def test_absent_fields_have_the_defaults_of_diffusers():
+    spec, _ = network_spec({"_class_name": "UNet2DModel", "sample_size": 32})
+    assert spec["head_channels"] == 8
+    assert spec["channel_multipliers"] == (1, 2, 3, 4)
+    assert spec["attention_resolutions"] == (16, 8, 4)
+    assert (spec["norm_eps"], spec["norm_groups"], spec["num_res_blocks"]) == (1e-5, 32, 2)
+    assert (spec["flip_sin_to_cos"], spec["frequency_shift"], spec["downsample_padding"]) == (True, 0, "symmetric")
+    spec, _ = network_spec({"_class_name": "DiTTransformer2DModel"})
+    assert (spec["hidden_size"], spec["depth"], spec["num_heads"], spec["num_classes"]) == (1152, 28, 16, 1000)
+    published = {  # as facebook/DiT-XL-2-256 has it, without norm_eps
+        "_class_name": "Transformer2DModel", "activation_fn": "gelu-approximate", "attention_bias": True,
+        "attention_head_dim": 72, "in_channels": 4, "norm_elementwise_affine": False, "norm_type": "ada_norm_zero",
+        "num_embeds_ada_norm": 1000, "num_layers": 28, "out_channels": 8, "patch_size": 2, "sample_size": 32,
+    }  # fmt: skip
+    assert network_spec(published)[0] == {**spec, "learn_sigma": True}
+
+
+def test_the_first_names_of_blocks_and_of_attention():
+    """Models of 2022 on the hub: UNetResAttnDownBlock2D, and query, key, value and proj_attn."""
+    config = json.loads((GOLDEN / "unet2d_ddpm" / "config.json").read_text())
+    old = {
+        side: [name.replace("AttnDown", "UNetResAttnDown").replace("AttnUp", "UNetResAttnUp") for name in config[side]]
+        for side in ("down_block_types", "up_block_types")
+    }
+    assert network_spec({**config, **old}) == network_spec(config)
+    network, state = MODELS.build(network_spec(config)[0]), read_state(GOLDEN / "unet2d_ddpm")
+    today = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in state.items():
+        for now, before in today.items():
+            name = name.replace(f".{now}.", f".{before}.")
+        renamed[name] = value
+    assert set(renamed) != set(state)
+    for tensors in (renamed, {f"unet.{name}": value for name, value in renamed.items()}):
+        jax.tree.map(np.testing.assert_array_equal, load_params(network, tensors), load_params(network, state))
+
+
+UNET = {"_class_name": "UNet2DModel", "sample_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([1], "a JSON list"),
+        ("x", "a JSON str"),
+        ({}, "describes a None"),
+        ({"_class_name": ["UNet2DModel"]}, "describes a"),
+        ({"_class_name": "UNet2DModel"}, "no sample_size"),
+        ({**UNET, "sample_size": [32, 64]}, "square"),
+        ({**UNET, "sample_size": "32"}, "sample_size='32'"),
+        ({**UNET, "sample_size": 36}, "cannot be halved"),
+        ({**UNET, "block_out_channels": 64}, "block_out_channels=64"),
+        ({**UNET, "block_out_channels": []}, r"block_out_channels=\[\]"),
+        ({**UNET, "block_out_channels": [64, 10**12, 64, 64]}, "block_out_channels"),
+        ({**UNET, "layers_per_block": 10**9}, "layers_per_block=1000000000"),
+        ({**UNET, "layers_per_block": True}, "layers_per_block=True"),
+        ({**UNET, "in_channels": -3}, "in_channels=-3"),
+        ({**UNET, "norm_eps": float("nan")}, "norm_eps=nan"),
+        ({**UNET, "norm_num_groups": 5}, "do not divide into 5 groups"),
+        ({**UNET, "attention_head_dim": 9}, "attention_head_dim=9"),
+        ({**UNET, "flip_sin_to_cos": 1}, "flip_sin_to_cos=1"),
+        ({**UNET, "time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
+        ({**UNET, "time_embedding_dim": 7}, "time_embedding_dim=7"),
+        ({**UNET, "mid_block_type": "UNetMidBlock2DCrossAttn"}, "UNetMidBlock2DCrossAttn"),
+        ({**UNET, "down_block_types": ["SkipDownBlock2D"] * 4}, "the block SkipDownBlock2D on the way down"),
+        ({**UNET, "up_block_types": ["AttnDownBlock2D"] * 4}, "the block AttnDownBlock2D on the way up"),
+        ({**UNET, "down_block_types": ["DownBlock2D"]}, "1 down_block_types and 4 block_out_channels"),
+        ({**UNET, "downsample_type": "resnet"}, "by a convolution in some blocks and by a residual block in others"),
+        ({"_class_name": "Transformer2DModel"}, "norm_type='layer_norm'"),
+        ({"_class_name": "DiTTransformer2DModel", "num_layers": 10**9}, "num_layers"),
+        ({"_class_name": "DiTTransformer2DModel", "sample_size": 2**20}, "too many patches"),
+        ({"_class_name": "DiTTransformer2DModel", "num_attention_heads": 2.5}, "num_attention_heads=2.5"),
+    ],
+)
+def test_bad_configs_are_one_line_with_the_files_name(config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        network_spec(config, origin="folder/config.json")
+    assert "folder/config.json" in str(caught.value)
+
+
+def test_what_diffusers_cannot_say_is_named():
+    network = MODELS.example("dit")
+    with pytest.raises(UserError, match=r"cannot have.*own_conditioning=False"):
+        describe(network)
+    with pytest.raises(UserError, match="diffusers has no UViT"):
+        describe(MODELS.example("uvit"))
