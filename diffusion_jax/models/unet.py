@@ -154,7 +154,7 @@ class UNet(Network, kw_only=True):
     def takes(self) -> dict[str, ConditionSpec]:
         slots = super().takes
         if self.context_channels and not self.label_context:
-            slots["context"] = ConditionSpec(shape=(self.context_tokens, self.context_channels))
+            slots["context"] = ConditionSpec(shape=(None, self.context_channels))  # of any number of tokens
         if self.low_resolution_channels:
             shape = (self.image_size, self.image_size, self.low_resolution_channels)
             slots["low_resolution"] = ConditionSpec(shape=shape)
