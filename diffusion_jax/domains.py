@@ -99,7 +99,7 @@ BOUNDS: Mapping[str, Bounds] = {name: bounds for bounds, names in _NAMES for nam
 @functools.lru_cache(maxsize=1024)
 def annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
     """The type of every argument of a factory, resolved."""
-    hints = typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+    hints = typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory, include_extras=True)
     return {name: hints.get(name, Any) for name in inspect.signature(factory).parameters}
 
 

@@ -1,6 +1,8 @@
 """What a field may be: every number of every registered part has bounds, and nonsense is one line."""
 
+import dataclasses
 import math
+from typing import Annotated
 
 import pytest
 
@@ -9,6 +11,7 @@ from diffusion_jax.domains import BOUNDS, Bounds, annotations, check
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.autoencoders import CODECS
+from diffusion_jax.registry import Registry
 
 REGISTRIES = {
     "schedule": schedulers.SCHEDULES,
@@ -105,3 +108,16 @@ def test_what_does_not_fit(value, kind, bounds):
 )
 def test_what_fits(value, kind, bounds):
     check("train.x", value, kind, bounds)
+
+
+def test_a_part_may_be_narrower_than_its_name():
+    registry = Registry("shape")
+
+    @registry.register("box")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Box:
+        depth: Annotated[int, Bounds(low=1, high=3)]
+
+    assert registry.build({"name": "box", "depth": 3}).depth == 3
+    with pytest.raises(UserError, match="depth must be a whole number of at least 1 and of at most 3, it is 4"):
+        registry.build({"name": "box", "depth": 4})

@@ -182,7 +182,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
             ) from error
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def record_digest(record: Mapping[str, Any]) -> str:
     """A hash of a record but for the hash itself."""
     fields = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -287,7 +287,7 @@ class Checkpointer:
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
         # A copy: Orbax writes it later, when the caller may have added to its lists.
         frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints, "layout": LAYOUT}))
-        frozen["digest"] = _digest(frozen)
+        frozen["digest"] = record_digest(frozen)
         with _storage_errors(self.directory):
             self._manager.save(
                 step,
@@ -341,7 +341,7 @@ class Checkpointer:
                 f"{where} has layout {layout} of the parameters, this version reads {LAYOUT}: go on with the version "
                 "that wrote it (its commit is in environment.json), or train again"
             )
-        if record.get("digest") != _digest(record):
+        if record.get("digest") != record_digest(record):
             raise CorruptCheckpointError(f"{where} is corrupt: its record is not what was written")
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
