@@ -7,6 +7,7 @@ fields must be to each other is checked by the part that reads both.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -40,10 +41,15 @@ class Bounds:
         )
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        high = f"below {self.high:g}" if self.below else f"of at most {self.high:g}"
+        low = f"above {_digits(self.low)}" if self.above else f"of at least {_digits(self.low)}"
+        high = f"below {_digits(self.high)}" if self.below else f"of at most {_digits(self.high)}"
         ends = [end for end, given in ((low, self.low > -math.inf), (high, self.high < math.inf)) if given]
         return " and ".join(ends) + (", or infinity" if self.infinite else "")
+
+
+def _digits(value: float) -> str:
+    whole = math.isfinite(value) and float(value).is_integer()
+    return f"{int(value):,}" if whole else f"{value:g}"
 
 
 ANY = Bounds()
@@ -78,7 +84,7 @@ _NAMES = (
     (ANY, "mean bias start end gamma_min gamma_max log_snr_min log_snr_max"),
     (SIZE, "base_channels hidden_size features head_channels conditioning_size image_size image_channels patch_size"),
     (SIZE, "channels size align_channels attention_resolutions norm_groups num_heads context_tokens out_channels"),
-    (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier"),
+    (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier norm_channels"),
     (SIZE_OR_NONE, "augment_channels context_channels low_resolution_channels length num_classes context_start"),
     (DEPTH, "depth num_res_blocks transformer_depth scan_unroll"),
     (Bounds(low=0, high=10_000), "align_depth frequency_shift num_corrections num_restarts"),
@@ -118,7 +124,7 @@ def check(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Non
     """
     problem = _problem(value, kind, bounds or ANY)
     if problem:
-        raise UserError(f"{name} must be {problem}, it is {_shown(value)}")
+        raise UserError(f"{name} must be {problem}, it is {_shown(value)}{_near(value, kind)}")
 
 
 def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
@@ -172,7 +178,15 @@ def _plain(value: Any) -> bool:
 
 
 def _choices(parts: tuple[Any, ...]) -> str:
-    return "one of " + ", ".join(map(repr, parts))
+    shown = [repr(part) for part in parts]
+    return " or ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)
+
+
+def _near(value: Any, kind: Any) -> str:
+    """The nearest of the names that the type lists."""
+    names = [part for part in typing.get_args(kind) if isinstance(part, str)]
+    near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _shown(value: Any) -> str:

@@ -127,9 +127,9 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
                 )
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
-        _write_info(workdir, info)
-        replace_file(workdir / FILES, (json.dumps(hashes, indent=2) + "\n").encode())
-        replace_file(workdir / "config.json", (json.dumps(to_json(config), indent=2) + "\n").encode())
+        _write(workdir / "data.json", dataclasses.asdict(info))
+        _write(workdir / FILES, hashes)
+        _write(workdir / "config.json", to_json(config))
 
 
 def _hashes(config: ConfigDict) -> dict[str, str]:
@@ -141,8 +141,11 @@ def _hashes(config: ConfigDict) -> dict[str, str]:
     }  # who reads it says it is missing
 
 
-def _write_info(workdir: Path, info: DatasetInfo) -> None:
-    replace_file(workdir / "data.json", (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode())
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON file, unless that is what it holds."""
+    content = (json.dumps(fields, indent=2) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, content)
 
 
 def teacher_copy(workdir: Path | str) -> Path:

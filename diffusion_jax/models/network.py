@@ -119,8 +119,9 @@ def example_inputs(
 
 
 def null_value(spec: ConditionSpec, batch_size: int) -> Array:
-    """The last value for whole numbers, zeros for the rest; an axis of any length has length 1."""
-    shape = (batch_size, *(1 if length is None else length for length in spec.shape))
+    """The last value for whole numbers, zeros for the rest; an axis of any length has length 2, more than nothing to
+    choose from."""
+    shape = (batch_size, *(2 if length is None else length for length in spec.shape))
     return jnp.full(shape, max(spec.num_values - 1, 0), spec.dtype)
 
 

@@ -81,7 +81,6 @@ class UNet(Network, kw_only=True):
         arXiv:2207.04316): the levels count from there, and each costs 1 / patch_size^2 of what it did.
       context_channels: width of conditions["context"], [batch, tokens, width]; where it is not 0, transformers that
         attend to the context take the place of self-attention (latent diffusion).
-      context_tokens: tokens of the null context; a context may have any number.
       label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of being given.
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
@@ -113,7 +112,6 @@ class UNet(Network, kw_only=True):
     null_label: Literal["row", "zero"] = "row"
     patch_size: int = 1
     context_channels: int = 0
-    context_tokens: int = 1
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
@@ -395,7 +393,6 @@ class LDMSize:
     num_heads: int = 1
     head_channels: int | None = None
     context_channels: int = 0
-    context_tokens: int = 1
     label_context: bool = False
     scale_shift: bool = False
     resampling: Literal["conv", "residual", "pool"] = "conv"
@@ -405,8 +402,8 @@ LDM_SIZES: dict[str, LDMSize] = {
     "imagenet256": LDMSize(192, (1, 2, 3, 5), (2, 4, 8), context_channels=512, label_context=True),
     "unconditional": LDMSize(224, (1, 2, 3, 4), (2, 4, 8), head_channels=32),  # CelebA-HQ, FFHQ, LSUN bedrooms
     "churches": LDMSize(192, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, scale_shift=True, resampling="residual"),
-    "text": LDMSize(320, (1, 2, 4, 4), (1, 2, 4), num_heads=8, context_channels=1280, context_tokens=77),
-    "tiny": LDMSize(8, (1, 2), (2,), head_channels=4, context_channels=6, context_tokens=3),
+    "text": LDMSize(320, (1, 2, 4, 4), (1, 2, 4), num_heads=8, context_channels=1280),
+    "tiny": LDMSize(8, (1, 2), (2,), head_channels=4, context_channels=6),
 }
 
 
@@ -439,7 +436,6 @@ def ldm_unet(
         num_heads=named.num_heads,
         head_channels=named.head_channels,
         context_channels=named.context_channels,
-        context_tokens=named.context_tokens,
         label_context=named.label_context,
         scale_shift=named.scale_shift,
         resampling=named.resampling,

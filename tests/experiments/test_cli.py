@@ -31,7 +31,7 @@ from experiments import cli
         ("--config.train.conditioning_dropout=3", "dropout must be a number of at least 0 and of at most 1"),
         ("--config.train.batch_size=512", "validation needs one batch of 512 examples"),
         ("--config.data.validation_split=tset", "tset"),
-        ("--config.checkpoint.best_metric=fid", "checkpoint.best_metric must be one of 'loss', 'validation_loss'"),
+        ("--config.checkpoint.best_metric=fid", "checkpoint.best_metric must be 'loss' or 'validation_loss'"),
         ("--config.log.every=0", "log.every must be a whole number of at least 1"),
         ("--confg=x", "Unknown command line flag 'confg'. Did you mean: config"),
         ("stray", "unexpected argument 'stray'"),

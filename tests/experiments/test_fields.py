@@ -75,7 +75,7 @@ def test_nonsense_in_any_field_of_the_runner(path):
         ({"train": 3}, "train must be a group"),
         ({"evaluation.bins": 1}, "evaluation.bins must be a whole number of at least 2"),
         ({"sampling.batch_size": 0}, "sampling.batch_size must be"),
-        ({"checkpoint.best_mode": "anything"}, "one of 'min', 'max'"),
+        ({"checkpoint.best_mode": "anything"}, "'min' or 'max'"),
         ({"optimizer.clip_norm": -1.0}, "optimizer.clip_norm must be a number of at least 0"),
         ({"ema.ramp_up_ratio": math.nan}, "ema.ramp_up_ratio must be a number above 0"),
         ({"parallel.rules": ("garbage",)}, "parallel.rules must be"),

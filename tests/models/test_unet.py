@@ -34,7 +34,7 @@ def test_parameter_counts(fields, count):
         ({"image_size": 28}, "does not divide by 8"),
         ({"image_size": 8, "channel_multipliers": (1, 2)}, r"attention_resolutions=\(16,\).*\[4, 8\]"),
         ({"image_size": 40, "patch_size": 2}, "of 2x2 patches 3 times: image_size=40 does not divide by 16"),
-        ({"image_size": 32, "patch_size": 0}, "number of pixels, at least 1, got 0"),
+        ({"image_size": 32, "patch_size": 0}, "patch_size must be a whole number of at least 1 .*, it is 0"),
         ({"image_size": 32, "dropout": 1.0}, r"rate in \[0, 1\), got 1.0"),
         ({"image_size": 32, "downsample_padding": "valid"}, "'same' or 'symmetric'"),
     ],

@@ -317,7 +317,7 @@ def test_reflow_pairs_make_straight_paths():
         ({"name": "progressive_distillation", "num_steps": 0}, "num_steps >= 1"),
         ({"name": "vdm", "schedule": "vp_sde"}, "use vdm_linear"),
         ({"name": "vlb", "schedule": "edm"}, "use ddpm_linear"),
-        ({"name": "mdlm", "num_tokens": 1}, "num_tokens >= 2"),
+        ({"name": "mdlm", "num_tokens": 1}, "num_tokens must be a whole number of at least 2"),
         ({"name": "d3pm", "kind": "mask"}, "'absorbing'"),
     ],
     ids=str,
