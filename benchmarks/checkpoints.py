@@ -10,7 +10,7 @@ fingerprints, and for the copy to the host. The write itself goes on beside the 
 the time from one save to the next.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import workdir
-from experiments.writers import TIMINGS_FILE, read_metrics
+from experiments.ground import workdir
+from experiments.ground.writers import TIMINGS_FILE, read_metrics
 
 
 def main(argv: Sequence[str]) -> int:

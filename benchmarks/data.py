@@ -6,7 +6,7 @@ Prints a table; the last column is the ratio to the train step alone. The loader
 the machine that trains. The last row trains on batches from the loader: near 1 means that nothing is lost to waiting.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import UserError
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 Step = Callable[[Any], Any]
 

@@ -9,7 +9,7 @@ and pictures of a run that nothing happened to, bit for bit, or stop and name th
 survived ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on two cores.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 KILLS = FLAGS.integer("kills", 20, "how often a run is killed, besides the other faults", upper=100_000)

@@ -9,7 +9,7 @@ U-Net, as images per second and as per cent of the best matrix product measured 
 gradient of a small U-Net over four microbatches in a loop, and without the loop, as training on a CPU takes it.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 BATCH = FLAGS.integer("batch", 16, "images in a batch", lower=1, upper=2**16)

@@ -7,7 +7,7 @@ quickstart's U-Net, of which each member has its step in the program on a CPU. B
 start, one compilation for each process, and the same checkpoints.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 MEMBERS = FLAGS.integer("members", 4, "trainings, of as many seeds", lower=2, upper=4096)
@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError
-from experiments import workdir
+from experiments.ground import workdir
 
 ROOT = Path(__file__).parent.parent
 NETWORKS: dict[str, dict[str, Any] | None] = {

@@ -10,7 +10,7 @@ same where no step is unrolled. Exit code 1 if a sampler costs more than --limit
 of its evaluations of the network, as it decides by itself how many it makes.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 SAMPLERS_FLAG = FLAGS.strings("samplers", [], "which samplers, a wrong name lists them; by default all")

@@ -9,7 +9,7 @@ Each config is compiled by `experiments.plan` in a process of its own, for the t
 step and sampler. Then DiT-XL/2 with each way to keep or recompute activations.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none leaves the numbers as they are")
@@ -30,7 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import planning
+from experiments.running import planning
 
 ROOT = Path(__file__).parent.parent
 PROMISE = re.compile(r"^Topology: TPU (v\w+) ([\dx]+) \((\d+) chips\);", re.M)

@@ -2,8 +2,8 @@
 
     python -m experiments.ablate --config=configs/ablations/samplers_nfe.py --workdir=runs/samplers_nfe
 
-A config declares axes (`experiments/ablation.py` says how); the cells are their cross product with the seeds. Cells
-that differ in sampling alone share one training. Whatever is finished is never done again: after a kill, the same
+A config declares axes (`experiments/sweeps/ablation.py` says how); the cells are their cross product with the seeds.
+Cells that differ in sampling alone share one training. Whatever is finished is never done again: after a kill, the same
 command goes on where it was, trainings from their last checkpoint. Writes report.html, and results.csv, .json and .tex.
 
 Trainings run here, `--jobs` at once, or where `--launcher` says:
@@ -12,8 +12,8 @@ Trainings run here, `--jobs` at once, or where `--launcher` says:
     python -m experiments.ablate --config=... --workdir=... --launcher=slurm --launch=slurm_partition=gpu
 """
 
-from experiments import cli
-from experiments.launchers import LAUNCHERS, ROOT, Job, Launcher
+from experiments.ground import cli
+from experiments.sweeps.launchers import LAUNCHERS, ROOT, Job, Launcher
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.path("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
@@ -28,7 +28,7 @@ POPULATION = FLAGS.integer(
     lower=1,
     upper=4096,
 )
-LAUNCHER = FLAGS.choice("launcher", "local", sorted(LAUNCHERS), "where trainings run, see experiments/launchers.py")
+LAUNCHER = FLAGS.choice("launcher", "local", sorted(LAUNCHERS), "where trainings run")
 LAUNCH = FLAGS.repeated(
     "launch", "an option of the launcher, for example cpus=4", check=cli.assignment, allowed="OPTION=VALUE"
 )
@@ -59,15 +59,16 @@ from typing import Any
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
-from experiments import evaluation, workdir
-from experiments.ablation import Ablation, Cell, assigned
-from experiments.ablation_cells import damage, identity, is_done, result_file, stored
-from experiments.ablation_page import write_page
-from experiments.ablation_report import write_reports
-from experiments.judging import SPACE_FIELDS, Spaces, available
-from experiments.population import populations
-from experiments.restoring import restore_params
-from experiments.wiring import Experiment
+from experiments.building.restoring import restore_params
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.evaluating.judging import SPACE_FIELDS, Spaces, available
+from experiments.ground import workdir
+from experiments.running.population import populations
+from experiments.sweeps.ablation import Ablation, Cell, assigned
+from experiments.sweeps.cells import damage, identity, is_done, result_file, stored
+from experiments.sweeps.page import write_page
+from experiments.sweeps.report import write_reports
 
 
 def main(argv: Sequence[str]) -> int:

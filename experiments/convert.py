@@ -15,7 +15,7 @@ schedule, prediction and sampler. Nothing is written unless every tensor fits. T
 TFDS need not be prepared.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -41,9 +41,9 @@ from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.systems import NETWORK
-from experiments import workdir
-from experiments.restoring import open_checkpoints, restore_params
-from experiments.wiring import Experiment
+from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.wiring import Experiment
+from experiments.ground import workdir
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ Draws samples, compares them with the real data, writes evaluation.json and the 
 was.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
@@ -42,10 +42,11 @@ from pathlib import Path
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from experiments import evaluation, workdir
-from experiments.report import write_report
-from experiments.restoring import restore_params
-from experiments.wiring import check_metric, check_sampler
+from experiments.building.restoring import restore_params
+from experiments.building.wiring import check_metric, check_sampler
+from experiments.evaluating import evaluation
+from experiments.ground import workdir
+from experiments.reports.report import write_report
 
 
 def main(argv: Sequence[str]) -> None:

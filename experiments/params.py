@@ -6,7 +6,7 @@
 A data set of TFDS need not be prepared: its shape is known.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ fit, with the smallest change that would.
 import math
 import re
 
-from experiments import cli
+from experiments.ground import cli
 
 
 def topology_text(text: str) -> str:
@@ -79,8 +79,8 @@ from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
-from experiments import planning
-from experiments.planning import AS_CONFIGURED, Plan
+from experiments.running import planning
+from experiments.running.planning import AS_CONFIGURED, Plan
 
 
 def main(argv: Sequence[str]) -> int:

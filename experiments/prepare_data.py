@@ -14,7 +14,7 @@ tokenizer's file tokens are bytes:
         --tokenizer=gpt2/tokenizer.json --begin='<|endoftext|>' --end='<|endoftext|>'
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config if it has any (lsun/bedroom), or digits, text")

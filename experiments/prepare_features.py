@@ -11,7 +11,7 @@ features are of: running it again finds them and changes nothing. Of several at 
 for it.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -34,8 +34,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, locked, read_json, read_npy, replace_file, sampled_digest
 from diffusion_jax.metrics import NetworkFeatures, dinov2_patches
 from diffusion_jax.specs import FEATURES
-from experiments.progress import ProgressBar
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.ground.progress import ProgressBar
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ claims until somebody has trained: then `--record` keeps the run's numbers in do
 command. Exit code 1 says that something is not as the paper has it, without a reason that the config states.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 PAPER = FLAGS.string("paper", "", "only this, a file in configs/papers/ or its first words; several with commas")
@@ -31,9 +31,9 @@ from rich.table import Table
 
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
-from experiments import scorecard, smoke
-from experiments.progress import ProgressBar
-from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
+from experiments.ground.progress import ProgressBar
+from experiments.papers import scorecard, smoke
+from experiments.papers.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
 
 MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
 COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}
@@ -128,7 +128,7 @@ def page(papers: list[Paper], scores: Scores) -> str:
         "# Scorecard",
         "",
         "Which claims of which papers this code has shown. Written by `python -m experiments.reproduce`, from the",
-        "`CLAIMS` in `configs/papers/`; what each kind of claim is says `experiments/scorecard.py`.",
+        "`CLAIMS` in `configs/papers/`; what each kind of claim is says `experiments/papers/scorecard.py`.",
         "",
         LEGEND,
         "",

@@ -6,14 +6,14 @@ Every page ends with the commit that its numbers were made at, whether the confi
 the code has changed. Nothing is measured again: for that, run the command in the ablation's config with `--page`.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 cli.begin(FLAGS)
 
 from collections.abc import Sequence
 
-from experiments.ablation_origin import ROOT, refresh
+from experiments.sweeps.origin import ROOT, refresh
 
 PAGES = ROOT / "docs" / "results"
 

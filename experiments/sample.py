@@ -7,7 +7,7 @@ Of text x.npz has `tokens` [n, length], and x.txt the texts. Sample i depends on
 size by rounding only.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
@@ -46,11 +46,12 @@ import numpy as np
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from experiments import evaluation, workdir
-from experiments.pictures import balanced_labels, save_grid
-from experiments.restoring import restore_params
-from experiments.texts import save_texts
-from experiments.wiring import check_sampler
+from experiments.building.restoring import restore_params
+from experiments.building.wiring import check_sampler
+from experiments.evaluating import evaluation
+from experiments.evaluating.pictures import balanced_labels, save_grid
+from experiments.evaluating.texts import save_texts
+from experiments.ground import workdir
 
 
 def main(argv: Sequence[str]) -> None:

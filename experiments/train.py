@@ -7,7 +7,7 @@ Ctrl-C save a checkpoint and exit. The workdir receives config.json, metrics.jso
 events, samples/, checkpoints/, evaluation.json and report.html.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
@@ -39,12 +39,13 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
-from experiments import evaluation, judging, workdir
-from experiments.loop import Loop, StopSignal
-from experiments.report import write_report
-from experiments.restoring import open_checkpoints, restore_params
-from experiments.wiring import Experiment
-from experiments.writers import RunWriter, create_writer
+from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation, judging
+from experiments.ground import workdir
+from experiments.ground.writers import RunWriter, create_writer
+from experiments.reports.report import write_report
+from experiments.running.loop import Loop, StopSignal
 
 
 def main(argv: Sequence[str]) -> int:

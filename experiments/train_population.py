@@ -7,7 +7,7 @@ goes on where it was, from the newest checkpoint that all members have. `experim
 the final pictures, or goes on with that member alone.
 """
 
-from experiments import cli
+from experiments.ground import cli
 
 
 def member_text(text: str) -> str:
@@ -30,8 +30,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
-from experiments.loop import StopSignal
-from experiments.population import Population
+from experiments.running.loop import StopSignal
+from experiments.running.population import Population
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,8 +15,13 @@ FLOORS = {
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
     "systems": 4,
     "training": 5,
-    **dict.fromkeys(("experiments", "benchmarks"), 6),
-    "configs": 7,
+    "ground": 6,
+    "building": 7,
+    "evaluating": 8,
+    **dict.fromkeys(("running", "reports"), 9),
+    **dict.fromkeys(("sweeps", "papers"), 10),
+    **dict.fromkeys(("experiments", "benchmarks"), 11),
+    "configs": 12,
 }
 # Who may know a room of the same floor, and why.
 SAME_FLOOR = {
@@ -30,7 +35,6 @@ SAME_FLOOR = {
         "parallel",
     ): "layers say which axis of an activation is the batch; what that means on a mesh is said there",
     ("metrics", "models"): "the feature spaces of DINOv2 and CLIP are transformers: patches and heads are cut as there",
-    ("benchmarks", "experiments"): "benchmarks time what the runner builds from a config",
 }
 # Whatever else may import no tests.
 COMMAND_LINES = {"benchmarks/faults.py": "the command line of tests/faults"}
@@ -38,9 +42,13 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 
 
 def room(module: str) -> str:
-    """The room of a dotted name: "diffusion_jax.samplers.ddim" is in "samplers", "experiments.cli" in "experiments"."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "diffusion_jax" and len(parts) > 1 else parts[0]
+    """The room of a dotted name: "diffusion_jax.samplers.ddim" is in "samplers", "experiments.ground.cli" in "ground",
+    the command "experiments.train" in "experiments"."""
+    package, *parts = module.split(".")
+    if package == "diffusion_jax" and parts:
+        return parts[0]
+    inner = package == "experiments" and parts and (ROOT / package / parts[0]).is_dir()
+    return parts[0] if inner else package
 
 
 def room_of_file(path: Path) -> str:
@@ -87,3 +95,9 @@ def test_configs_are_data_only(path):
 def test_exceptions_are_still_needed():
     used = {(room_of_file(path), room(module)) for path in FILES for module in imported(path)}
     assert set(SAME_FLOOR) <= used
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("")), ids=lambda path: path.name)
+def test_a_room_of_the_runner_has_at_most_12_files(path):
+    if path.name != "__pycache__":
+        assert len(set(path.glob("*.py")) - {path / "__init__.py"}) <= 12

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.data import datasets
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.samplers import SAMPLERS
-from experiments.cli import flatten
+from experiments.ground.cli import flatten
 from tests.docs.run_blocks import ROOMS, python_blocks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,13 +32,13 @@ EXAMPLES = {
 FRESH_RUN = """
 import pathlib
 
-import experiments.workdir
+import experiments.ground.workdir
 from configs.digits_unet import get_config
-from experiments.restoring import open_checkpoints
-from experiments.wiring import Experiment
+from experiments.building.restoring import open_checkpoints
+from experiments.building.wiring import Experiment
 
 experiment = Experiment(get_config())
-experiments.workdir.claim(pathlib.Path("runs/digits"), experiment.config, experiment.info)
+experiments.ground.workdir.claim(pathlib.Path("runs/digits"), experiment.config, experiment.info)
 checkpointer = open_checkpoints(experiment, "runs/digits")
 checkpointer.save(0, experiment.layout.init(experiment.init_state), {}, {})
 checkpointer.close()

@@ -13,12 +13,12 @@ import scipy.stats
 
 from diffusion_jax.data import builders
 from diffusion_jax.errors import UserError
-from experiments.ablation import Ablation
-from experiments.ablation_page import drawn_over, write_page
-from experiments.ablation_report import p_text, write_reports
-from experiments.ablation_statistics import Comparison, Estimate, best, compare, holm, pareto_front
-from experiments.judging import available
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.evaluating.judging import available
+from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.page import drawn_over, write_page
+from experiments.sweeps.report import p_text, write_reports
+from experiments.sweeps.statistics import Comparison, Estimate, best, compare, holm, pareto_front
 from tests.processes import ROOT
 
 FILE = '''

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments.ablation import Ablation
-from experiments.ablation_cells import (
+from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.cells import (
     best_group,
     column_title,
     damage,
@@ -19,8 +19,8 @@ from experiments.ablation_cells import (
     read,
     result_file,
 )
-from experiments.ablation_page import write_page
-from experiments.ablation_report import write_reports
+from experiments.sweeps.page import write_page
+from experiments.sweeps.report import write_reports
 from tests.experiments.test_ablation import FILE
 
 

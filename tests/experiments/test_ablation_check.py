@@ -6,7 +6,7 @@ import re
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments.ablation import Ablation, name_of_values
+from experiments.sweeps.ablation import Ablation, name_of_values
 from tests.experiments.test_ablation import FILE
 
 

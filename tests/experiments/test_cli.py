@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments.ground import cli
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
-from experiments import cli
-from experiments.config_files import GROUPS, import_parts
+from experiments.ground import cli
+from experiments.ground.config_files import GROUPS, import_parts
 from tests import processes
 
 GOOD = "from configs.digits_unet import get_config\n"
@@ -95,7 +95,7 @@ def test_json_that_is_no_config(tmp_path, content):
 
 
 def test_the_same_for_ablations(tmp_path):
-    from experiments.ablation import Ablation
+    from experiments.sweeps.ablation import Ablation
 
     path = tmp_path / "ablation.py"
     sweep = "\ndef sweep_seed():\n    yield '1', {'seed': 1}\n"

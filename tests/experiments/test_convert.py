@@ -14,7 +14,7 @@ from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import UNet, init_params
 from diffusion_jax.weights import weight_map, write_state
-from experiments import workdir
+from experiments.ground import workdir
 from tests.processes import ROOT, TINY
 
 GOLDEN = ROOT / "tests" / "golden" / "dit"

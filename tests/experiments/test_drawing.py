@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments.drawing import Drawing
+from experiments.evaluating.drawing import Drawing
 
 
 class Stopped(Exception):

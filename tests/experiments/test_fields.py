@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.domains import check
 from diffusion_jax.errors import UserError
-from experiments.cli import flatten
-from experiments.fields import FIELDS, check_fields
+from experiments.ground.cli import flatten
+from experiments.ground.fields import FIELDS, check_fields
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(

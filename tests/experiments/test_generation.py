@@ -8,9 +8,9 @@ import pytest
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
-from experiments import evaluation
-from experiments.generation import Guide
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.evaluating.generation import Guide
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from diffusion_jax.metrics import ImageSet, evaluate_all, gaussian, write_gaussi
 from diffusion_jax.metrics.proxy import ProxyTraining
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.samplers import SAMPLERS
-from experiments import judging
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.evaluating import judging
 from tests.encoder_weights import write_tokenizer, written
 from tests.inception_weights import write_random_inception
 

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax.errors import RunError, UserError
 from experiments.ablate import evaluate_cells
-from experiments.launchers import LAUNCHERS, Job, run_job
+from experiments.sweeps.launchers import LAUNCHERS, Job, run_job
 from tests.processes import ROOT, child_environment
 
 ABLATION = '''

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import RunError, UserError
-from experiments import evaluation, generation, workdir
+from experiments.evaluating import evaluation, generation
+from experiments.ground import workdir
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments import cli, launchers
-from experiments.loop import StopSignal
+from experiments.ground import cli
+from experiments.running.loop import StopSignal
+from experiments.sweeps import launchers
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = sorted(
@@ -189,7 +190,7 @@ def test_help_of_a_config_that_can_not_be_read():
 
 PROGRAM = """
 import sys, time
-from experiments import cli
+from experiments.ground import cli
 FLAGS = cli.Flags("__main__", "A program.")
 cli.begin(FLAGS)
 def main(argv):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import pictures
+from experiments.evaluating import pictures
 
 
 def _tiles(n, side=8, channels=1):

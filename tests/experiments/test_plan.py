@@ -8,8 +8,8 @@ import pytest
 from configs import digits_dit, digits_unet, imagenet256_dit_xl2
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel import topology
-from experiments import planning
-from experiments.planning import Plan
+from experiments.running import planning
+from experiments.running.planning import Plan
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is missing: pip install -e '.[tpu]'"

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
-from experiments import workdir
-from experiments.ablation import Ablation
-from experiments.population import Population, populations, program
-from experiments.restoring import restore_params
+from experiments.building.restoring import restore_params
+from experiments.ground import workdir
+from experiments.running.population import Population, populations, program
+from experiments.sweeps.ablation import Ablation
 from tests.processes import ROOT
 
 STEPS = 40

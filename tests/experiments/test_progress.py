@@ -5,8 +5,8 @@ import io
 import pytest
 from rich import progress as rich_progress
 
-from experiments import progress
-from experiments.progress import ProgressBar, format_seconds
+from experiments.ground import progress
+from experiments.ground.progress import ProgressBar, format_seconds
 
 
 class Clock:

@@ -9,8 +9,8 @@ from configs.digits_unet import RECIPES, get_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.weights import read_lpips
-from experiments.population import Population
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.running.population import Population
 from tests.lpips_weights import write_random_lpips
 
 TAUGHT = {name for name in OBJECTIVES if "teacher" in OBJECTIVES.example(name).needs}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import report_charts
-from experiments.pictures import save_grid, save_neighbours
-from experiments.report import write_report
-from experiments.report_charts import Series, format_number, line_chart, smooth, thin
-from experiments.report_evaluation import headline, read_groups
-from experiments.writers import create_writer
+from experiments.evaluating.pictures import save_grid, save_neighbours
+from experiments.ground.writers import create_writer
+from experiments.reports import charts
+from experiments.reports.charts import Series, format_number, line_chart, smooth, thin
+from experiments.reports.metrics import headline, read_groups
+from experiments.reports.report import write_report
 
 _VOID = {"meta", "img", "input", "br", "line", "path", "circle", "rect"}
 
@@ -231,9 +231,9 @@ def test_a_log_axis_where_the_curve_falls_early_and_only_there():
 
 
 def test_the_chart_puts_points_where_they_belong():
-    axis = report_charts._Axis(1.0, 100.0, 0.0, 200.0, True)
+    axis = charts._Axis(1.0, 100.0, 0.0, 200.0, True)
     np.testing.assert_allclose(axis(np.array([1.0, 10.0, 100.0])), [0.0, 100.0, 200.0])
-    axis = report_charts._Axis(0.0, 4.0, 300.0, 100.0)
+    axis = charts._Axis(0.0, 4.0, 300.0, 100.0)
     np.testing.assert_allclose(axis(np.array([0.0, 1.0, 4.0])), [300.0, 250.0, 100.0])
 
 

@@ -9,9 +9,12 @@ import jax
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments import evaluation, reproduce, scorecard, smoke, workdir
-from experiments.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, Paper
-from experiments.wiring import Experiment
+from experiments import reproduce
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.ground import workdir
+from experiments.papers import scorecard, smoke
+from experiments.papers.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, Paper
 from tests.processes import ROOT
 
 PAPERS = sorted((ROOT / "configs" / "papers").glob("*.py"))

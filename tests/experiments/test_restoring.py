@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments.restoring import restore_params
+from experiments.building.restoring import restore_params
 
 
 @pytest.fixture(scope="module")

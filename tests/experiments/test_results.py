@@ -6,10 +6,11 @@ import math
 import pytest
 
 from diffusion_jax.errors import UserError
-from experiments import ablation_origin, workdir
-from experiments.ablation import Ablation
-from experiments.ablation_cells import deciding_number, result_file
-from experiments.ablation_origin import PROMISE, code_state, config_changes, config_state, digest, refresh, tail
+from experiments.ground import workdir
+from experiments.sweeps import origin
+from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.cells import deciding_number, result_file
+from experiments.sweeps.origin import PROMISE, code_state, config_changes, config_state, digest, refresh, tail
 from tests.processes import ROOT
 
 PAGES = sorted((ROOT / "docs" / "results").glob("*.md"))
@@ -40,8 +41,8 @@ def test_a_changed_config_is_named(tmp_path):
     now = Ablation.read(ROOT / results["config"], ["train.steps=7", "log.every=3"])
     before = config_changes(made, there)
     assert set(config_changes(made, now)) - set(before) == {"train.steps: 900 -> 7"}
-    assert "`train.steps: 900 -> 7`" in config_state({**ablation_origin.made(there, tmp_path), "commit": "0"}, now)
-    assert "The config is the one" in config_state(ablation_origin.made(there, tmp_path), there)
+    assert "`train.steps: 900 -> 7`" in config_state({**origin.made(there, tmp_path), "commit": "0"}, now)
+    assert "The config is the one" in config_state(origin.made(there, tmp_path), there)
 
 
 def test_the_end_of_a_page_is_written_again(tmp_path):
@@ -63,7 +64,7 @@ def test_the_end_of_a_page_is_written_again(tmp_path):
 def test_of_an_unknown_commit_nothing_is_said(tmp_path):
     assert code_state(None) == code_state("0000000") == ""
     ablation = Ablation.read(ROOT / results_of(PAGES[0])["config"])
-    assert tail("page", ablation_origin.made(ablation, tmp_path), ablation)[0].endswith("(page/results.json).")
+    assert tail("page", origin.made(ablation, tmp_path), ablation)[0].endswith("(page/results.json).")
 
 
 @pytest.mark.slow

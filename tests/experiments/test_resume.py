@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import training
-from experiments.restoring import restore_params
+from experiments.building.restoring import restore_params
 from tests.processes import assert_same_run, final_state, rows
 
 

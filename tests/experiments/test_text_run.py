@@ -8,7 +8,7 @@ import pytest
 from configs.papers.sedd_openwebtext import get_config as sedd_openwebtext
 from configs.python_docs_mdlm import get_config
 from diffusion_jax.errors import UserError
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 SMALL = (
     *("--config.data.options.length=16", "--config.model.hidden_size=32", "--config.model.depth=2"),

@@ -13,8 +13,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from diffusion_jax.errors import RunError, UserError
-from experiments import writers
-from experiments.writers import create_writer, read_metrics
+from experiments.ground import writers
+from experiments.ground.writers import create_writer, read_metrics
 
 
 def _events(workdir):
@@ -205,7 +205,7 @@ def test_clu_works_without_tensorflow(tmp_path):
     code = f"""
 import sys
 sys.modules["tensorflow"] = None
-from experiments.writers import create_writer, metric_writers, periodic_actions, read_metrics
+from experiments.ground.writers import create_writer, metric_writers, periodic_actions, read_metrics
 writer = create_writer({str(tmp_path)!r}, log=True)
 report = periodic_actions.ReportProgress(num_train_steps=4, writer=writer, every_steps=2, every_secs=None)
 with metric_writers.ensure_flushes(writer):

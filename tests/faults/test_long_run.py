@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.writers import read_metrics
+from experiments.ground.writers import read_metrics
 
 STEPS = 5000
 RUN = (

@@ -16,7 +16,7 @@ from configs import digits_unet
 from diffusion_jax.models import MODELS, example_inputs, init_params, layers
 from diffusion_jax.models.attention import attention
 from diffusion_jax.parallel.activations import for_cpu
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 CHIP = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
 SLICE = AbstractMesh((1,), ("data",), abstract_device=CHIP)

@@ -15,8 +15,8 @@ from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import parameter_shapes
 from diffusion_jax.parallel.topology import topology_devices
-from experiments import planning
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.running import planning
 
 PLANS = json.loads(tpu_plans.FILE.read_text())
 MEMORY = re.compile(r"^Topology: TPU .*?needs\s+([\d.]+)\s+GB\s+per\s+chip", re.M | re.S)

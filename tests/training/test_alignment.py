@@ -21,7 +21,7 @@ from diffusion_jax.schedulers import Parameterization, Prediction
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import Model
 from experiments import prepare_features
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 from tests.encoder_weights import written
 
 TINY = {"name": "dit", "patch_size": 2, "hidden_size": 16, "depth": 3, "num_heads": 2}

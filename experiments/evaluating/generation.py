@@ -27,7 +27,7 @@ from diffusion_jax.samplers import (
 )
 from diffusion_jax.schedulers import TimeGrid, on_schedule
 from diffusion_jax.schedulers.arrays import as_compute
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

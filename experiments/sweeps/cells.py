@@ -11,8 +11,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.metrics import Number
-from experiments.ablation import Ablation, Cell
-from experiments.ablation_statistics import Comparison, Estimate, best, compare, holm, pareto_front
+from experiments.sweeps.ablation import Ablation, Cell
+from experiments.sweeps.statistics import Comparison, Estimate, best, compare, holm, pareto_front
 
 Key = tuple[str, ...]
 """The names of a group's values, in the order of the axes."""

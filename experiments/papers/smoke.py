@@ -32,14 +32,15 @@ from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
 from diffusion_jax.metrics.distances import frechet_distance, gaussian
 from diffusion_jax.metrics.features import PixelFeatures
-from experiments import evaluation, judging, workdir
-from experiments.loop import Loop, StopSignal
-from experiments.pictures import save_grid
-from experiments.restoring import open_checkpoints
-from experiments.scorecard import Paper
-from experiments.texts import save_texts
-from experiments.wiring import Experiment
-from experiments.writers import create_writer
+from experiments.building.restoring import open_checkpoints
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation, judging
+from experiments.evaluating.pictures import save_grid
+from experiments.evaluating.texts import save_texts
+from experiments.ground import workdir
+from experiments.ground.writers import create_writer
+from experiments.papers.scorecard import Paper
+from experiments.running.loop import Loop, StopSignal
 
 NUM_SAMPLES = 500
 RESULT = "smoke.json"

@@ -10,7 +10,7 @@ A file of an ablation is a config with more in it:
     keep(cell)        optional: whether to run a cell, {axis: name of the value}
 
 Every value of an axis has to change what comes out: cells that would train and sample alike are refused
-(`experiments/ablation_check.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
+(`experiments/sweeps/differences.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
 `evaluation` alone share a training. Where a value of an axis sets fields of both, those of sampling belong to the
 training too: its pictures need them.
 """
@@ -28,9 +28,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
-from experiments import workdir
-from experiments.ablation_check import check_cells
-from experiments.config_files import call_get_config, flatten, guarded, load_config_module
+from experiments.ground import workdir
+from experiments.ground.config_files import call_get_config, flatten, guarded, load_config_module
+from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
 

@@ -32,9 +32,9 @@ from diffusion_jax.schedulers import (
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
-from experiments import workdir
-from experiments.config_files import import_parts
-from experiments.fields import check_fields
+from experiments.ground import workdir
+from experiments.ground.config_files import import_parts
+from experiments.ground.fields import check_fields
 
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

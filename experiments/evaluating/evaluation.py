@@ -15,14 +15,14 @@ from diffusion_jax import parallel
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import locked, replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
-from experiments import judging
-from experiments.drawing import Drawing
-from experiments.generation import Generator, Guide
-from experiments.pictures import balanced_labels, save_grid, save_neighbours
-from experiments.progress import ProgressBar
-from experiments.restoring import restore_params
-from experiments.texts import MOST_SHOWN, save_texts
-from experiments.wiring import Experiment
+from experiments.building.restoring import restore_params
+from experiments.building.wiring import Experiment
+from experiments.evaluating import judging
+from experiments.evaluating.drawing import Drawing
+from experiments.evaluating.generation import Generator, Guide
+from experiments.evaluating.pictures import balanced_labels, save_grid, save_neighbours
+from experiments.evaluating.texts import MOST_SHOWN, save_texts
+from experiments.ground.progress import ProgressBar
 
 GRID_SIZE = 100  # samples in final.png
 PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it

@@ -34,8 +34,9 @@ from diffusion_jax.parallel.topology import (
     topology_devices,
 )
 from diffusion_jax.registry import unknown_name
-from experiments import evaluation, workdir
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.ground import workdir
 
 AS_CONFIGURED = "as configured"
 _NOT_OF_PROGRAMS = ("seed", "log.", "checkpoint.", "evaluation.", "data.num_workers", "data.data_dir")

@@ -6,7 +6,7 @@ SIGTERM; a training that has saved first exits 0. `--help` exits 0.
 
 A command states its flags before it imports anything heavy, so that `--help` and wrong flags take no time:
 
-    from experiments import cli
+    from experiments.ground import cli
 
     FLAGS = cli.Flags(__name__, __doc__)
     STEPS = FLAGS.integer("steps", 10, "how many", lower=1)
@@ -37,7 +37,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
-from experiments.config_files import (
+from experiments.ground.config_files import (
     call_get_config,
     check_config,
     expanded,
@@ -48,7 +48,7 @@ from experiments.config_files import (
     load_config_module,
     one_line,
 )
-from experiments.options import (
+from experiments.ground.options import (
     HELP,
     MOST_COUNT,
     MOST_SAMPLES,

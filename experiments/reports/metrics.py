@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.metrics import Facts
-from experiments.report_charts import format_number
+from experiments.reports.charts import format_number
 
 Group = dict[str, int | float]
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
-from experiments import evaluation, workdir
-from experiments.pictures import save_grid
-from experiments.progress import ProgressBar
-from experiments.texts import save_texts
-from experiments.wiring import Experiment
-from experiments.writers import RunWriter, profile
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.evaluating.pictures import save_grid
+from experiments.evaluating.texts import save_texts
+from experiments.ground import workdir
+from experiments.ground.progress import ProgressBar
+from experiments.ground.writers import RunWriter, profile
 
 
 class StopSignal:

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, read_text, replace_file
-from experiments import workdir
-from experiments.ablation import Ablation
-from experiments.cli import flatten
+from experiments.ground import workdir
+from experiments.ground.cli import flatten
+from experiments.sweeps.ablation import Ablation
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CODE = ("diffusion_jax", "configs/common.py", "configs/digits_unet.py", "configs/fashion_mnist_unet.py")
 """What the numbers of the ablations here are computed by, besides the runner."""
 PROMISE = [

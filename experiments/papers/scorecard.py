@@ -39,11 +39,13 @@ from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
 from diffusion_jax.schedulers import Prediction
-from experiments import evaluation, planning, workdir
-from experiments.config_files import call_get_config, load_config_module
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.evaluating import evaluation
+from experiments.ground import workdir
+from experiments.ground.config_files import call_get_config, load_config_module
+from experiments.running import planning
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAPERS = ROOT / "configs" / "papers"
 PLANS = ROOT / "docs" / "tpu_plans.json"
 RESULTS = ROOT / "docs" / "results"
@@ -93,7 +95,7 @@ class Paper:
         module = load_config_module(path)
         claims = module.get("CLAIMS")
         if claims is None:
-            raise UserError(f"{path} has no CLAIMS; experiments/scorecard.py says what they are")
+            raise UserError(f"{path} has no CLAIMS; experiments/papers/scorecard.py says what they are")
         for kind in claims:
             if kind not in ("paper", *CHECKS):
                 raise UserError(f"{path}: {unknown_name('kind of claim', kind, list(CHECKS))}")

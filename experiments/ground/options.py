@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError
-from experiments.config_files import expanded, flatten, load_config, one_line
+from experiments.ground.config_files import expanded, flatten, load_config, one_line
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000

@@ -8,8 +8,8 @@ import numpy as np
 
 from diffusion_jax import training
 from diffusion_jax.errors import UserError
-from experiments import workdir
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.ground import workdir
 
 _ATTEMPTS = 5  # to read the newest checkpoint of a run that is under way
 

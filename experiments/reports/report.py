@@ -26,11 +26,11 @@ from typing import Any
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from experiments.progress import format_seconds
-from experiments.report_charts import Series, format_number, line_chart
-from experiments.report_evaluation import evaluation_section, headline, read_groups
-from experiments.report_style import SCRIPT, STYLE
-from experiments.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
+from experiments.ground.progress import format_seconds
+from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
+from experiments.reports.charts import Series, format_number, line_chart
+from experiments.reports.metrics import evaluation_section, headline, read_groups
+from experiments.reports.style import SCRIPT, STYLE
 
 _MOST_PICTURES = 24  # in the strip; evenly chosen, the last one always
 _HELD_OUT = re.compile(r"^(validation|valid|val|eval|test)[_/]")

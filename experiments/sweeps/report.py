@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.files import replace_file
-from experiments.ablation import Ablation
-from experiments.ablation_cells import (
+from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
+from experiments.reports.charts import Series, format_number, line_chart
+from experiments.reports.report import image_element, page
+from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.cells import (
     Group,
     Key,
     best_group,
@@ -22,11 +25,8 @@ from experiments.ablation_cells import (
     number_columns,
     read,
 )
-from experiments.ablation_origin import made, shown_path
-from experiments.ablation_statistics import Comparison, Estimate
-from experiments.report import image_element, page
-from experiments.report_charts import Series, format_number, line_chart
-from experiments.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
+from experiments.sweeps.origin import made, shown_path
+from experiments.sweeps.statistics import Comparison, Estimate
 
 _CURVES = 4  # that have a colour of their own
 

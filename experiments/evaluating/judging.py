@@ -36,7 +36,7 @@ from diffusion_jax.metrics.proxy import ProxyTraining, accuracy, fingerprint, pr
 from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
 
 LIKELIHOOD_DRAWS = 128
 PROMPT = "a photo of a {}"  # what an image of a class was asked for with, unless the config says it otherwise

@@ -18,9 +18,9 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
-from experiments import workdir
-from experiments.cli import flatten
-from experiments.wiring import Experiment
+from experiments.building.wiring import Experiment
+from experiments.ground import workdir
+from experiments.ground.cli import flatten
 
 OPTIONAL_GROUPS: Mapping[str, Registry] = {
     "schedule": SCHEDULES,

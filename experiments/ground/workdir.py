@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
-from experiments.config_files import flatten, import_parts
+from experiments.ground.config_files import flatten, import_parts
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -284,7 +284,7 @@ def _installed(name: str) -> bool:
 
 def _commit() -> str | None:
     """The commit of the code, with a mark when files differ from it; None outside a repository."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

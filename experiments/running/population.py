@@ -24,13 +24,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import models, training
 from diffusion_jax.errors import RunError, UserError
-from experiments import workdir
-from experiments.cli import flatten
-from experiments.loop import StopSignal, due
-from experiments.progress import ProgressBar
-from experiments.restoring import open_checkpoints
-from experiments.wiring import Experiment
-from experiments.writers import create_writer
+from experiments.building.restoring import open_checkpoints
+from experiments.building.wiring import Experiment
+from experiments.ground import workdir
+from experiments.ground.cli import flatten
+from experiments.ground.progress import ProgressBar
+from experiments.ground.writers import create_writer
+from experiments.running.loop import StopSignal, due
 
 NUMBERS = (
     *(f"optimizer.{name}" for name in ("learning_rate", "b1", "b2", "weight_decay")),

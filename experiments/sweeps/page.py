@@ -12,12 +12,12 @@ import PIL.ImageFont
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
-from experiments.ablation import Ablation
-from experiments.ablation_cells import Group, column_title, comparisons, deciding_number, number_columns, read
-from experiments.ablation_origin import made, shown_path, tail
-from experiments.ablation_report import interval_text, number_text, p_text
-from experiments.evaluation import COLUMNS, PICTURE_SIZE
-from experiments.writers import METRICS_FILE, read_metrics
+from experiments.evaluating.evaluation import COLUMNS, PICTURE_SIZE
+from experiments.ground.writers import METRICS_FILE, read_metrics
+from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.cells import Group, column_title, comparisons, deciding_number, number_columns, read
+from experiments.sweeps.origin import made, shown_path, tail
+from experiments.sweeps.report import interval_text, number_text, p_text
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import replace_file
-from experiments.generation import Generator
-from experiments.progress import ProgressBar
+from experiments.evaluating.generation import Generator
+from experiments.ground.progress import ProgressBar
 
 _FILE, _COUNT = "samples.npy", "drawn"
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import Registry
-from experiments import child
+from experiments.ground import child
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 1.0
 
 

@@ -1,0 +1,1 @@
+"""From a config or a workdir to the objects that it names."""

@@ -1,0 +1,1 @@
+"""Samples of a trained network, drawn, shown and judged."""

@@ -1,0 +1,1 @@
+"""Trainings while they run, and what one would need on a slice of TPUs."""

@@ -1,0 +1,1 @@
+"""Ablations: their cells, where these run, and the pages that compare them."""
