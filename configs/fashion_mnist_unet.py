@@ -80,10 +80,9 @@ def get_config() -> ConfigDict:
     config.sampling.sampler = ConfigDict(dict(name="flow_euler"))
     config.sampling.grid = ConfigDict(dict(name="uniform"))
     config.sampling.steps = 32
-    config.sampling.guidance_scale = 1.0
-    config.sampling.guidance_interval = ()
-    config.sampling.guide = ""  # the workdir of a worse network, for autoguidance
-    config.sampling.guide_ema = ""
+    config.sampling.guidance = ConfigDict(dict(name="classifier_free", scale=1.0, interval=(), rescale=0.0))
+    config.sampling.projection = ConfigDict(dict(name="replacement"))  # of experiments.sample --task=inpaint
+    config.sampling.inversion = ConfigDict(dict(name="ddim"))  # of its --task=invert and --task=edit
     config.sampling.clip_x0 = True
     config.sampling.ema = ""
     config.sampling.batch_size = 250

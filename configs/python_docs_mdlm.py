@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     config.sampling.sampler = ConfigDict(dict(name="mdlm"))
     config.sampling.grid = ConfigDict(dict(name="uniform"))
     config.sampling.steps = 128
-    config.sampling.guidance_scale = 1.0
+    config.sampling.guidance = ConfigDict(dict(name="classifier_free", scale=1.0, interval=(), rescale=0.0))
     config.sampling.clip_x0 = False
     config.sampling.ema = ""
     config.sampling.batch_size = 64

@@ -51,10 +51,6 @@ FIELDS: Mapping[str, tuple[Any, Bounds, str]] = {
     },
     "parallel.rules": (Rules, ANY, "(pattern, axes) of parameters; empty: by the mesh"),
     "sampling.steps": (int, Bounds(low=1, high=10**6), "of the sampler"),
-    "sampling.guidance_scale": (float, Bounds(low=-1000, high=1000), "1: no guidance"),
-    "sampling.guidance_interval": (tuple[float, ...], Bounds(low=0, infinite=True), "noise levels; empty: all"),
-    "sampling.guide": (str, ANY, "the workdir of a worse network, for autoguidance"),
-    "sampling.guide_ema": (str, ANY, "which average of its parameters"),
     "sampling.clip_x0": (bool, ANY, "clip predictions to [-1, 1]"),
     "sampling.ema": (str, ANY, "which average of the parameters; empty: the first"),
     "sampling.batch_size": (int, Bounds(low=1, high=2**24), "samples drawn at once"),
@@ -97,7 +93,10 @@ PARTS = (
     "time_sampler",
     "objective",
 )  # their fields are those of parts
-PARTS_WITHIN = ("data.options", "data.augmentation", "sampling.sampler", "sampling.grid", "optimizer")
+PARTS_WITHIN = (
+    *("data.options", "data.augmentation", "optimizer"),
+    *(f"sampling.{part}" for part in ("sampler", "grid", "guidance", "projection", "inversion")),
+)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -119,9 +118,11 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"{group} must be a group of fields, it is {value!r}")
         else:
             _check_group(group, value)
-    interval = tuple(config.sampling.guidance_interval) if "guidance_interval" in config.sampling else ()
-    if interval and not (len(interval) == 2 and interval[0] < interval[1]):
-        raise UserError(f"sampling.guidance_interval must be (low, high) with low below high, or (), it is {interval}")
+    if "guidance" not in config.sampling:
+        raise UserError(
+            "the config has no sampling.guidance: set it to dict(name='classifier_free', scale=1.0, interval=(), "
+            "rescale=0.0), which is none at scale 1"
+        )
 
 
 def _check_group(group: str, fields: ConfigDict) -> None:
@@ -130,5 +131,5 @@ def _check_group(group: str, fields: ConfigDict) -> None:
         if name in FIELDS:
             check(name, value, *FIELDS[name][:2])
         elif group not in PARTS_WITHIN and name not in PARTS_WITHIN:
-            known = [known for known in FIELDS if known.startswith(f"{group}.")]
+            known = [known for known in (*FIELDS, *PARTS_WITHIN) if known.startswith(f"{group}.")]
             raise UserError(unknown_name("field of the config", name, known))
