@@ -231,6 +231,8 @@ def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
         given["image"] = requests.in_unit_range(requests.read_picture(experiment, IMAGE.value))
     if MASK.value:
         given["mask"] = requests.read_mask(experiment, MASK.value)
+    if experiment.num_classes and label is None and not experiment.config.train.conditioning_dropout:
+        raise UserError("this network was always told the class (train.conditioning_dropout is 0): give --label")
     for begin, flag, value in ((ASKED, "label", label), (SOURCE, "source_label", SOURCE_LABEL.value)):
         if value is None:
             continue
