@@ -229,7 +229,7 @@ class ModelOnHeldOut:
         """Levels of the data."""
         experiment = self.experiment
         if experiment.process.discrete:
-            return experiment.objective.process.num_tokens
+            return experiment.process.num_tokens
         return experiment.config.evaluation.get("bins", 256)
 
     def nats(self) -> np.ndarray:
