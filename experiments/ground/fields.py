@@ -64,6 +64,9 @@ FIELDS: Mapping[str, Field] = {
     "train.batch_size": Field(int, 128, EXAMPLES, "examples in a step, over all devices"),
     "train.accumulation": Field(int, 1, Bounds(low=1, high=2**20), "microbatches in a step, one after the other"),
     "train.dtype": Field(str, "float32", ANY, "type in which activations are computed: float32 or bfloat16"),
+    "train.trained": Field(
+        tuple[str, ...], (), ANY, "patterns of the groups that are trained; empty: those not read from elsewhere"
+    ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
     "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples whose class is withheld, for guidance"),
     "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
