@@ -36,7 +36,7 @@ from diffusion_jax.specs import DATA, FEATURES
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import check_fields
+from experiments.ground.fields import FIELDS, check_fields
 
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,7 +71,7 @@ class Experiment:
     directory: Path | None = None
 
     def __post_init__(self):
-        import_parts(self.config.get("imports", ()))
+        import_parts(self.config.imports)
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":
@@ -97,7 +97,7 @@ class Experiment:
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
-        fields.update(split=split, data_dir=fields.get("data_dir") or None, **changes)
+        fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
         return data.Pipeline.from_config(
             {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
         )
@@ -190,7 +190,7 @@ class Experiment:
     @cached_property
     def teacher(self) -> "Experiment | None":
         """The finished run that `teacher.workdir` names: to start from, and to learn from where the objective does."""
-        named = self.config.get("teacher", {}).get("workdir", "")
+        named = self.config.teacher.workdir
         if not named:
             return None
         copy = self.directory and workdir.teacher_copy(self.directory)
@@ -208,14 +208,13 @@ class Experiment:
             decay=spec.decay,
             warmup_steps=spec.warmup_steps,
             total_steps=self.config.train.steps,
-            decay_steps=spec.get("decay_steps", 0),
+            decay_steps=spec.decay_steps,
         )
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
-        own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
-        spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
+        spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
         return training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
@@ -230,7 +229,7 @@ class Experiment:
         return training.EmaConfig(
             decays=tuple(spec.decays),
             half_lives=tuple(spec.half_lives),
-            widths=tuple(spec.get("widths", ())),
+            widths=tuple(spec.widths),
             ramp_up_ratio=spec.ramp_up_ratio,
         )
 
@@ -240,7 +239,7 @@ class Experiment:
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
         if name == "pmap":
-            if any(spec.get(axis, 1) != 1 for axis in ("fsdp", "tensor", "context")):
+            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
                 raise UserError(
                     "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
                 )
@@ -309,7 +308,7 @@ class Experiment:
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.get("guide", "")):
+        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.guide):
             raise UserError(
                 "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
                 "guide, sampling.guide"
@@ -323,7 +322,7 @@ class Experiment:
         """Whether what is trained is there, and whether what is frozen comes from somewhere."""
         state = self.abstract_state
         names = sorted({*state.params, *self.frozen_groups})
-        for pattern in self.config.train.get("trained", ()):
+        for pattern in self.config.train.trained:
             if not any(re.fullmatch(pattern, name) for name in names):
                 raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
         nowhere = sorted(set(self.frozen_groups) - set(self.sources))
@@ -376,7 +375,7 @@ class Experiment:
     def trained(self) -> tuple[str, ...]:
         """Patterns of the groups that are trained; by default those that have no source."""
         sources = "|".join(map(re.escape, self.sources))
-        return tuple(self.config.train.get("trained", ())) or (f"(?!({sources})$).*" if sources else ".*",)
+        return tuple(self.config.train.trained) or (f"(?!({sources})$).*" if sources else ".*",)
 
     @cached_property
     def frozen_groups(self) -> dict[str, Any]:
