@@ -15,6 +15,7 @@ FLOORS = {
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
     "systems": 4,
     "training": 5,
+    "loading": 6,
     "ground": 6,
     "building": 7,
     "evaluating": 8,
