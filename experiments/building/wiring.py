@@ -28,8 +28,8 @@ from diffusion_jax.schedulers import (
     SCHEDULES,
     TIME_SAMPLERS,
     Parameterization,
+    Process,
     TimeGrid,
-    TokenParameterization,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
@@ -151,17 +151,10 @@ class Experiment:
         )
 
     @cached_property
-    def process(self) -> Parameterization | TokenParameterization:
-        """What the network's input and output mean."""
+    def process(self) -> Process:
+        """What is diffused, and what the network's input and output mean."""
         if self.objective.discrete:
-            process = self.objective.process
-            return TokenParameterization(
-                num_tokens=process.num_tokens,
-                has_mask=process.has_mask,
-                told=self.objective.told,
-                schedule=getattr(process, "schedule", None),
-                sequences=self.info.is_text,
-            )
+            return dataclasses.replace(self.objective.process, sequences=self.info.is_text)
         if self.info.is_text:
             raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
         return Parameterization.build(
@@ -172,7 +165,7 @@ class Experiment:
     def codec(self) -> Codec:
         """The first stage: pixels as tokens where the objective is of tokens, else the data itself."""
         of_values = self.objective.discrete and self.info.spec.kind == "pixels"
-        return Values(num_values=self.objective.process.num_tokens) if of_values else Identity()
+        return Values(num_values=self.process.num_tokens) if of_values else Identity()
 
     @cached_property
     def model(self) -> systems.Model:
@@ -284,8 +277,8 @@ class Experiment:
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
         if self.process.discrete:
-            sampler.check(self.objective.process, grid.num_steps)
-            values, known = self.objective.process.num_tokens, self.info.vocabulary
+            sampler.check(self.process, grid.num_steps)
+            values, known = self.process.num_tokens, self.info.vocabulary
             if known not in (0, values):
                 raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
         else:

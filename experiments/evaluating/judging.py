@@ -226,7 +226,7 @@ class ModelOnHeldOut:
         """Levels of the data."""
         experiment = self.experiment
         if experiment.process.discrete:
-            return experiment.objective.process.num_tokens
+            return experiment.process.num_tokens
         return experiment.config.evaluation.bins
 
     def nats(self) -> np.ndarray:
