@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("diffusion_jax", "experiments", "configs", "benchmarks")
 
 FLOORS = {
-    **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs"), 0),
+    **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs", "terms"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("likelihood", "conditioning"), 2),
     **dict.fromkeys(("objectives", "samplers", "weights"), 3),
