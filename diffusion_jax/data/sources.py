@@ -110,11 +110,15 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An opened split: what it is, its examples and, of text, what the numbers mean."""
+    """An opened split: what it is, its examples and, of text, what the numbers mean.
+
+    `prompts` are texts that samples may be asked for with, of which it is known what they require; () where it is not.
+    """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
+    prompts: Sequence[Any] = ()
 
 
 datasets: Registry[Dataset] = Registry("dataset")

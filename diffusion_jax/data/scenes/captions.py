@@ -18,7 +18,8 @@ NUMBER_OF_DRAWS = 12
 """The random numbers that the wording of one caption takes."""
 
 NUMBERS = ("no", "one", "two", "three", "four")
-_OPENINGS = ("", "", "a picture of ", "a drawing of ", "an image with ")
+OPENINGS = ("", "", "a picture of ", "a drawing of ", "an image with ")
+"""What a sentence may begin with."""
 _RELATION_WORDS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -81,7 +82,7 @@ def _label(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
 
 def _sentence(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
     colours = not choose.happens(_UNCOLOURED)
-    opening = choose.one_of(_OPENINGS)
+    opening = choose.one_of(OPENINGS)
     groups = grouped(scene, colours=colours)
     order = [wanted for wanted, members in groups.items() for _ in members]
     singles = [(wanted, members[0]) for wanted, members in groups.items() if len(members) == 1]

@@ -19,6 +19,7 @@ from diffusion_jax.data.scenes.composing import (
 )
 from diffusion_jax.data.scenes.graph import Requirement, Scene
 from diffusion_jax.data.scenes.painting import paint
+from diffusion_jax.data.scenes.prompts import PromptSuite
 from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, Colour, Density, Shape
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 
@@ -112,4 +113,4 @@ def open_scenes(
         image_shape=(size, size, 3),
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
     )
-    return Dataset(info=info, source=source)
+    return Dataset(info=info, source=source, prompts=PromptSuite(options))
