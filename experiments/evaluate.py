@@ -18,7 +18,6 @@ NUM_SAMPLES = FLAGS.integer(
 )
 SAMPLING = SamplingFlags(FLAGS)
 SEED = FLAGS.integer("seed", None, "of the samples; by default what the config says", upper=cli.MOST_SEED)
-EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
