@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
     if is_text:
         return prepare_text(data_dir)
     if DATASET.value in ("folder", "scenes", "synthetic_latents") or DATASET.value.startswith("folder:"):
-        raise UserError(f"dataset {DATASET.value!r} needs no preparation")
+        files = "; as files for other programs it is scenes/24, scenes/32, scenes/48 or scenes/64"
+        raise UserError(f"dataset {DATASET.value!r} needs no preparation{files if DATASET.value == 'scenes' else ''}")
     from diffusion_jax.data import builders  # imports TFDS
 
     prepared = builders.prepare(DATASET.value, data_dir, idx_dir=IDX_DIR.value, manual_dir=MANUAL_DIR.value)
