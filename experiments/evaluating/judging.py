@@ -37,6 +37,7 @@ from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import Asked, asked_for
 
 LIKELIHOOD_DRAWS = 128
 PROMPT = "a photo of a {}"  # what an image of a class was asked for with, unless the config says it otherwise
@@ -269,6 +270,7 @@ def _of_held_out(
     config, layout = experiment.config, experiment.layout
     limit = config.evaluation.get("likelihood_images", 1000)
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
+    told = asked_for(experiment, len(images)) if experiment.told_text else Asked.of(labels)
     size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
     key = stream_key(seed, "likelihood")
 
@@ -284,8 +286,8 @@ def _of_held_out(
         index = np.arange(first, first + size)
         rows = (index % len(images))[host]
         batch = {"index": index[host].astype(np.int32), DATA: images[rows]}
-        if experiment.num_classes:
-            batch["label"] = labels[rows].astype(np.int32)
+        if experiment.num_classes or experiment.told_text:
+            batch |= told.rows(rows)
         result = run(params, layout.global_batch(batch), key)
         if jax.process_count() > 1:
             result = multihost_utils.process_allgather(result, tiled=True)

@@ -97,6 +97,7 @@ PARTS = (
     "time_sampler",
     "objective",
 )  # their fields are those of parts
+CONDITIONERS_NAMED = ("text",)  # classes, and what an augmentation did, are told where data and network have them
 PARTS_WITHIN = ("data.options", "data.augmentation", "sampling.sampler", "sampling.grid", "optimizer")
 
 
@@ -111,8 +112,10 @@ def check_fields(config: ConfigDict) -> None:
         if group in PARTS:
             if not isinstance(value, ConfigDict | str):
                 raise UserError(f"{group} must be a group with a name, it is {value!r}")
+        elif group == "conditioning":
+            _check_conditioning(value)
         elif group not in groups:
-            raise UserError(unknown_name("group of the config", group, sorted({*groups, *PARTS})))
+            raise UserError(unknown_name("group of the config", group, sorted({*groups, *PARTS, "conditioning"})))
         elif group in FIELDS:
             check(group, value, *FIELDS[group][:2])
         elif not isinstance(value, ConfigDict):
@@ -122,6 +125,20 @@ def check_fields(config: ConfigDict) -> None:
     interval = tuple(config.sampling.guidance_interval) if "guidance_interval" in config.sampling else ()
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(f"sampling.guidance_interval must be (low, high) with low below high, or (), it is {interval}")
+
+
+def _check_conditioning(fields: Any) -> None:
+    if not isinstance(fields, ConfigDict):
+        raise UserError(f"conditioning must be a group of conditioners, it is {fields!r}")
+    for name, value in fields.items():
+        if name not in CONDITIONERS_NAMED:
+            raise UserError(
+                unknown_name(
+                    "field of the config", f"conditioning.{name}", [f"conditioning.{n}" for n in CONDITIONERS_NAMED]
+                )
+            )
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"conditioning.{name} must be a group of fields, it is {value!r}")
 
 
 def _check_group(group: str, fields: ConfigDict) -> None:

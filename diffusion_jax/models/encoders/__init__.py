@@ -1,0 +1,5 @@
+"""Encoders: networks that turn texts into what another network is told."""
+
+from diffusion_jax.models.encoders.text import TEXT_ENCODERS, Encoder, TextEncoder, encode, init_encoder
+
+__all__ = ["TEXT_ENCODERS", "Encoder", "TextEncoder", "encode", "init_encoder"]
