@@ -24,12 +24,12 @@ GUIDANCE = FLAGS.number(
     "guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none", lower=0, upper=1000
 )
 GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
-GUIDE_PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
+GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
+PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
 PROMPTS = FLAGS.path(
     "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
 )
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words; by default from saying nothing")
-EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 LABELS = FLAGS.strings(
     "labels",
     None,

@@ -10,7 +10,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), 
 CAPTIONS = ("a {} square", "one {} square on the {}", "{} square")
 SIDES = ("left", "right")
 
-CONFIG = '''
+CONFIG = """
 from configs import digits_unet
 
 def get_config():
@@ -24,7 +24,7 @@ def get_config():
         encoder=dict(name="transformer", width=16, depth=1, num_heads=2),
     ))
     return config
-'''
+"""
 
 
 def make_folder(root: Path, *, count: int = 96, held_out: int = 64) -> Path:
