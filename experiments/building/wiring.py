@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments.building import conditions
+from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
 from experiments.ground.fields import check_fields
@@ -337,6 +339,7 @@ class Experiment:
         else:
             sampler.constants(grid)
         self.known_ema(config.sampling.ema)
+        self._check_groups()
         if "teacher" in self.objective.needs and self.teacher is None:
             raise UserError(
                 f"objective {config.objective.name} learns from a trained network: train one first, for example with "
@@ -370,6 +373,20 @@ class Experiment:
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
 
+    def _check_groups(self) -> None:
+        """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+        state = self.abstract_state
+        names = sorted({*state.params, *self.frozen_groups})
+        for pattern in self.config.train.get("trained", ()):
+            if not any(re.fullmatch(pattern, name) for name in names):
+                raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
+        nowhere = sorted(set(self.frozen_groups) - set(self.sources))
+        if nowhere:
+            raise UserError(
+                f"{', '.join(nowhere)} would be neither trained nor read from anywhere: add it to train.trained, or "
+                "name its source"
+            )
+
     def _check_features(self) -> None:
         """Whether the data has the features that the network is aligned to."""
         if "aligned" not in self.objective.needs:
@@ -401,11 +418,39 @@ class Experiment:
             with_target="target" in self.objective.needs,
             teacher=trainable.teacher and trainable.teacher.init_params(key, models.init_params),
             objective_state=self.objective.init_state(),
+            trained=self.trained,
         )
 
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Where groups of the parameters come from that are not begun at random."""
+        return {}
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the groups that are trained; by default those that have no source."""
+        sources = "|".join(map(re.escape, self.sources))
+        return tuple(self.config.train.get("trained", ())) or (f"(?!({sources})$).*" if sources else ".*",)
+
+    @cached_property
+    def frozen_groups(self) -> dict[str, Any]:
+        """Shapes and shardings of the groups that are not trained."""
+        return dict(self.abstract_state.frozen or {})
+
+    def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The frozen groups on the devices, None if there are none, and by what they are known."""
+        frozen, known = read_groups(self.sources, self.frozen_groups)
+        return frozen or None, known
+
     def first_state(self) -> training.TrainState:
-        """The state before the first step, on the devices, with what the objective has from files."""
-        state = jax.jit(self.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract_state))()
+        """The state before the first step, on the devices, with what comes from files but the frozen groups."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.saved)
+        state = training.TrainState(**jax.jit(lambda: self.init_state().saved, out_shardings=shardings)())
+        started, _ = read_groups(self.sources, state.params)
+        if started:
+            ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
+            target = state.target and {**state.target, **_copies(started)}
+            state = state.replace(params={**state.params, **started}, ema=ema, target=target)
         if not self.needs_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
@@ -511,3 +556,8 @@ class Experiment:
         if name and name not in known:
             raise UserError(unknown_name("average of the parameters", name, known))
         return name or known[0]
+
+
+def _copies(tree: Any) -> Any:
+    """Arrays of their own: a step may be given one of two and not the other."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
