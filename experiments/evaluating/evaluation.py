@@ -136,7 +136,7 @@ def _evaluate(
     if not (experiment.info.is_image or experiment.info.is_text):
         return {}  # latents have neither pictures nor metrics here
     count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
-    asked = asked_for(experiment, count).first(count)
+    asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)
     labels = asked.labels
     drawing = Drawing.of(directory, make, count, seed, source, asked.digest)
     images = drawing.draw(make, params, asked, seed)
@@ -166,10 +166,13 @@ def _evaluate(
         drawing.forget()
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
+    said = asked.texts[:wanted] or None
     splits = (config.data.split, config.data.validation_split)
     train, test = (real_images(experiment, split, drawing.directory) for split in splits)
     metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train, spaces)
-    results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
+    results = (
+        evaluate_all(metrics, ImageSet(images=images, labels=labels, texts=said), train=train, test=test) | of_model
+    )
     results = {name: results[name] for name in names}
     if out is None:
         distances, indices = nearest(images, train.images)

@@ -77,6 +77,11 @@ def of_model(name: str) -> bool:
     return "model" in METRICS.facts(name).reads
 
 
+def by_prompts(names: tuple[str, ...]) -> bool:
+    """Whether one of the metrics is of samples of the data's own prompts."""
+    return any("prompts" in METRICS.facts(name).reads for name in names)
+
+
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
     """Why a metric can not be had with this config on this machine; "" where it can."""
     info, config = experiment.info, experiment.config
@@ -93,6 +98,10 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"the loss of objective {config.objective.name} bounds no likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
+    if "prompts" in facts.reads and experiment.told_text is None:
+        return "its samples are asked for in words, and this network is told none: set conditioning.text"
+    if "prompts" in facts.reads and not experiment.pipeline.prompts:
+        return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
 
@@ -154,7 +163,8 @@ def build_metrics(
             prompt = config.get("prompt", PROMPT)
             of_texts = _clip(config.clip).of_texts([prompt.format(text) for text in experiment.info.class_names])
             spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
-    return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
+    given = {"prompts": experiment.pipeline.prompts}
+    return {name: METRICS.build(spec, space=spaces.get(space_kind(name)), **given) for name, spec in specs.items()}
 
 
 @functools.lru_cache(maxsize=1)

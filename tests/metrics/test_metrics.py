@@ -24,6 +24,15 @@ from diffusion_jax.metrics.lpips import Lpips
 SAMPLE_METRICS = [name for name in METRICS if "model" not in METRICS.facts(name).reads]
 
 
+def given(name, data):
+    """Sets of images that a metric can judge: those with prompts are true scenes for them."""
+    if "prompts" not in METRICS.facts(name).reads:
+        return data
+    prompts = METRICS.example(name).prompts
+    scenes = ImageSet(images=prompts.pictures(range(36)), texts=[prompt.text for prompt in prompts[:36]])
+    return {"samples": scenes, "train": scenes, "test": scenes}
+
+
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
