@@ -424,7 +424,11 @@ class Experiment:
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Where groups of the parameters come from that are not begun at random."""
-        return {}
+        encoder = self.told_text and self.told_text.encoder
+        if not encoder or not encoder.source:
+            return {}
+        group = f"{systems.CONDITIONING}/{next(iter(self.told_text.gives))}"
+        return {group: Source(where=encoder.source, read=lambda: weights.read_text_encoder(encoder))}
 
     @property
     def trained(self) -> tuple[str, ...]:

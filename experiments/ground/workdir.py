@@ -45,6 +45,7 @@ PATH_FIELDS = (
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
     "sampling.guide",
+    "conditioning.text.encoder.folder",
 )
 
 

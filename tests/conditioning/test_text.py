@@ -12,6 +12,7 @@ from diffusion_jax.data.prompts import Bytes
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.encoders import TEXT_ENCODERS, encode, init_encoder
 from diffusion_jax.rng import BatchKey
+from tests.bert import bert_folder
 
 TEXTS = ["a red star", "", "red", "star star star star star star"]
 
@@ -29,7 +30,9 @@ def params(text):
 
 
 @pytest.fixture(scope="module", params=list(TEXT_ENCODERS))
-def encoder(request):
+def encoder(request, tmp_path_factory):
+    if request.param == "bert":
+        return TEXT_ENCODERS.build({"name": "bert", "folder": str(bert_folder(tmp_path_factory.mktemp("bert")))})
     return TEXT_ENCODERS.example(request.param)
 
 

@@ -45,6 +45,11 @@ class Encoder(nn.Module, kw_only=True):
         """Width of the context and of the pooled vector."""
         raise NotImplementedError
 
+    @property
+    def source(self) -> str:
+        """The folder that its parameters come from; "" where they begin at random."""
+        return ""
+
 
 TEXT_ENCODERS: Registry[Encoder] = Registry("text encoder")
 
