@@ -13,110 +13,32 @@ Expected: not measured yet. The judge, `prompt_adherence`, reads the samples of 
 
 from ml_collections import ConfigDict
 
+from configs.base import runner
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-
-    config.data = ConfigDict()
-    config.data.dataset = "scenes"
+    config = runner()
+    config.update(
+        data=dict(dataset="scenes", image_size=24, validation_split="validation"),
+        model=dict(name="unet", base_channels=48, channel_multipliers=(1, 2, 2), attention_resolutions=(12, 6)),
+        schedule=dict(name="rectified_flow"),
+        prediction=dict(name="velocity"),
+        time_input=dict(name="scaled_t", scale=1000.0),
+        time_sampler=dict(name="logit_normal", mean=0.0, std=1.0),
+        objective=dict(name="flow_matching"),
+        train=dict(steps=20_000, batch_size=64, conditioning_dropout=0.1),
+        optimizer=dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0),
+        ema=dict(half_lives=(50_000,)),
+        sampling=dict(sampler=dict(name="flow_heun"), steps=16, guidance_scale=3.0, batch_size=100),
+        log=dict(validate_every=1_000, validation_examples=512, sample_every=1_000, num_samples=32),
+        checkpoint=dict(every=1_000),
+        evaluation=dict(metrics=("prompt_adherence",), num_samples=300, max_real=2_000),
+    )
     config.data.options = ConfigDict(dict(size=24, max_objects=2, textured=False, num_examples=50_000))
-    config.data.split = "train"
-    config.data.validation_split = "validation"
-    config.data.data_dir = ""
-    config.data.image_size = 24
-    config.data.crop = "none"
-    config.data.flip = False  # a mirrored picture is not what its caption says
-    config.data.num_workers = 0
-
     config.conditioning = ConfigDict()
     config.conditioning.text = ConfigDict(dict(length=48, pooled=True, dropout=0.0))
     config.conditioning.text.tokenizer = ConfigDict(dict(name="words", most=200))
     config.conditioning.text.encoder = ConfigDict(dict(name="transformer", width=64, depth=2, num_heads=4))
-
-    config.model = ConfigDict(
-        dict(
-            name="unet",
-            base_channels=48,
-            channel_multipliers=(1, 2, 2),
-            num_res_blocks=1,
-            attention_resolutions=(12, 6),
-            num_heads=4,
-        )
-    )
-
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="logit_normal", mean=0.0, std=1.0))
-    config.objective = ConfigDict(dict(name="flow_matching"))
-
-    config.train = ConfigDict()
-    config.train.steps = 20_000
-    config.train.batch_size = 64
-    config.train.accumulation = 1
-    config.train.dtype = "float32"
-    config.train.class_conditional = False
-    config.train.conditioning_dropout = 0.1
-
-    config.optimizer = ConfigDict(dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8))
-    config.optimizer.warmup_steps = 200
-    config.optimizer.decay = "cosine"
-    config.optimizer.decay_steps = 0
-    config.optimizer.clip_norm = 1.0
-
-    config.ema = ConfigDict()
-    config.ema.decays = ()
-    config.ema.half_lives = (50_000,)
-    config.ema.widths = ()
-    config.ema.ramp_up_ratio = 0.05
-
-    config.parallel = ConfigDict()
-    config.parallel.strategy = "jit"
-    config.parallel.data = -1
-    config.parallel.fsdp = 1
-    config.parallel.tensor = 1
-    config.parallel.context = 1
-    config.parallel.rules = ()
-
-    config.sampling = ConfigDict()
-    config.sampling.sampler = ConfigDict(dict(name="flow_heun"))
-    config.sampling.grid = ConfigDict(dict(name="uniform"))
-    config.sampling.steps = 16
-    config.sampling.guidance_scale = 3.0
-    config.sampling.guidance_interval = ()
-    config.sampling.guide = ""
-    config.sampling.guide_ema = ""
-    config.sampling.clip_x0 = False
-    config.sampling.ema = ""
-    config.sampling.batch_size = 100
-
-    config.log = ConfigDict()
-    config.log.every = 100
-    config.log.validate_every = 1_000
-    config.log.validation_examples = 512
-    config.log.sample_every = 1_000
-    config.log.num_samples = 32
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.directory = ""
-    config.checkpoint.every = 1_000
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 0
-    config.checkpoint.best_metric = "validation_loss"
-    config.checkpoint.best_mode = "min"
-
-    config.evaluation = ConfigDict()
-    config.evaluation.metrics = ("prompt_adherence",)
-    config.evaluation.num_samples = 300
-    config.evaluation.max_real = 2_000
-    config.evaluation.inception = ""
-    config.evaluation.convention = "tf"
-    config.evaluation.reference = ""
-    config.evaluation.dinov2 = ""
-    config.evaluation.dinov2_reference = ""
-    config.evaluation.clip = ""
-    config.evaluation.prompt = "a photo of a {}"
-    config.evaluation.likelihood_images = 360
-    config.evaluation.bins = 256
+    config.model.update(num_res_blocks=1, num_heads=4)
+    config.optimizer.update(warmup_steps=200, decay="cosine")
     return config

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
+from diffusion_jax import data, systems
 from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
 from diffusion_jax.domains import SHARE, check
 from diffusion_jax.errors import UserError
@@ -71,6 +71,14 @@ def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | Non
             f"the word list of the run in {directory} is another one: its {VOCABULARY} or its captions have changed"
         )
     return found
+
+
+def with_text(model: systems.Model, text: Text | None) -> systems.Model:
+    """The model whose conditioner of texts has its word list, so that it can read words without the run."""
+    if text is None:
+        return model
+    parts = tuple(text if isinstance(part, Text) else part for part in model.conditioning.parts)
+    return dataclasses.replace(model, conditioning=dataclasses.replace(model.conditioning, parts=parts))
 
 
 def kept(text: Text | None) -> dict[str, bytes]:

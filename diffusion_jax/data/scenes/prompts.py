@@ -57,7 +57,7 @@ class PromptSuite(Sequence[Prompt]):
     def __len__(self) -> int:
         return self.num_prompts
 
-    def __getitem__(self, index: int) -> Prompt:
+    def __getitem__(self, index):
         return _prompts(self)[index]
 
     def __iter__(self) -> Iterator[Prompt]:
