@@ -35,12 +35,14 @@ class Text(Conditioner):
       encoder: numbers to vectors; its parameters are those of this conditioner.
       length: tokens of a text, its frame among them; what is longer is cut.
       pooled: whether the slot "pooled" is filled.
+      dropout: share of examples that lose their text alone in training, beside those that lose all that is asked.
     """
 
     tokenizer: PromptTokenizer
     encoder: Encoder
     length: int
     pooled: bool = True
+    dropout: float = 0.0
 
     def __post_init__(self):
         self.tokenizer.rows([""], self.length)  # its error says that the frame does not fit
@@ -129,11 +131,12 @@ def text(
     encoder: Spec | Encoder = "transformer",
     length: Annotated[int, Bounds(low=1, high=2**14)] = 64,
     pooled: bool = True,
+    dropout: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Text:
-    """Build from names, mappings {"name": ..., **arguments} or objects."""
+    """Captions of the data, and prompts: from names of tokenizer and encoder, {"name": ..., **arguments}, or objects."""
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = TOKENIZERS.build(tokenizer)
     if not isinstance(encoder, Encoder):
         encoder = TEXT_ENCODERS.build(encoder, vocabulary=tokenizer.size, dtype=dtype)
-    return Text(tokenizer=tokenizer, encoder=encoder, length=length, pooled=pooled)
+    return Text(tokenizer=tokenizer, encoder=encoder, length=length, pooled=pooled, dropout=dropout)

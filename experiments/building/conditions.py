@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, systems
 from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
-from diffusion_jax.domains import SHARE, check
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
 from experiments.ground.workdir import FILES
@@ -33,13 +32,7 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
     fields = dict(config.get("conditioning", {}).get("text", {}))
     if not fields:
         return None
-    check("conditioning.text: dropout", fields.pop("dropout", 0.0), float, SHARE)
     return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
-
-
-def text_dropout(config: ConfigDict) -> Any:
-    """The share of examples that lose their text alone, besides those that lose everything that is asked."""
-    return config.get("conditioning", {}).get("text", {}).get("dropout", 0.0)
 
 
 def _plain(value: Any) -> Any:

@@ -184,7 +184,7 @@ class Experiment:
         dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
         if self.told_text is not None:
             alone = tuple(self.told_text.gives)
-            dropout[alone] = dropout.get(alone, 0.0) + conditions.text_dropout(self.config)
+            dropout[alone] = dropout.get(alone, 0.0) + self.told_text.dropout
         return conditioning.Conditioning(parts=tuple(parts), dropout=dropout)
 
     @cached_property

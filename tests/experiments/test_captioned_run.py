@@ -174,7 +174,7 @@ def test_the_train_step_exports(config_file):
         ({"conditioning.text.length": 0}, "length must be a whole number of at least 1"),
         (
             {"conditioning.text.dropout": 1.5},
-            "conditioning.text: dropout must be a number of at least 0 and of at most",
+            "conditioner 'text': dropout must be a number of at least 0 and of at most 1",
         ),
         ({"conditioning.text.encoder.width": 15}, "width=15 must divide by num_heads=2"),
         ({"conditioning.txt": {"length": 3}}, "conditioning.txt.*did you mean 'conditioning.text'"),

@@ -87,7 +87,7 @@ class TextEncoder(Encoder, kw_only=True):
     """A small transformer that sees the whole text, to be trained with the network that it informs.
 
     Attributes:
-      width: of the transformer, and of what it gives.
+      width: channels of the transformer, and of what it gives.
       depth: blocks, one scan over stacked parameters.
       num_heads: attention heads.
     """
