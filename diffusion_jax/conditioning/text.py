@@ -134,7 +134,7 @@ def text(
     dropout: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Text:
-    """Captions of the data, and prompts; tokenizer and encoder by name, as {"name": ..., **arguments}, or as objects."""
+    """Captions of the data, and prompts; tokenizer and encoder by name, {"name": ..., **arguments}, or as objects."""
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = TOKENIZERS.build(tokenizer)
     if not isinstance(encoder, Encoder):

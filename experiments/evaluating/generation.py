@@ -100,6 +100,9 @@ class Generator:
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
                 f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
             )
+        reads = [one.text and (one.text.tokenizer, one.text.length) for one in (own, other)]
+        if other.told_text is not None and reads[0] != reads[1]:
+            raise UserError("the guide reads texts by another tokenizer, word list or length: train it on the same")
         if other.model.is_flow_map != own.model.is_flow_map:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
