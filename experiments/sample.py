@@ -1,10 +1,12 @@
 """Draw samples from a trained run, or do something with a picture.
 
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
+    python -m experiments.sample --workdir=runs/scenes --prompt="a red star" [--negative_prompt="a blue ring"]
 
-Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
-Of text x.npz has `tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and its label; on the batch
-size by rounding only.
+Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, or `prompts` [n], and
+x.png, the grid. A run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has
+`tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size
+by rounding only.
 
     ... --task=inpaint   --image=a.png --mask=m.png --out=b.png     draw what the mask has white; the rest stays exactly
     ... --task=edit      --image=a.png --label=3 --out=b.png        make a 3 of it; --source_label says what it is
@@ -40,6 +42,13 @@ STRENGTH = FLAGS.number("strength", None, "the time up to which noise replaces t
 LATENTS = FLAGS.path("latents", None, "noise to begin with, as --task=invert wrote it")
 SAMPLING = SamplingFlags(FLAGS, with_tasks=True)
 SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
+PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
+PROMPTS = FLAGS.path(
+    "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
+)
+NEGATIVE = FLAGS.words(
+    "negative_prompt", None, "what to guide away from, in words, or a class; by default from saying nothing"
+)
 LABELS = FLAGS.strings(
     "labels",
     None,
@@ -55,6 +64,7 @@ BATCH_SIZE = FLAGS.integer(
 cli.begin(FLAGS)
 
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +74,12 @@ from PIL import Image
 
 from diffusion_jax import parallel, tasks
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import replace_file
+from diffusion_jax.files import read_json_rows, read_text, replace_file
 from diffusion_jax.samplers import INVERSIONS, PROJECTIONS
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment, check_sampler
 from experiments.evaluating import evaluation, requests
+from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.generation import ASKED, SOURCE, Generator
 from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
@@ -126,24 +137,23 @@ def out_path() -> Path:
 def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
     """Samples from noise."""
     info, number = experiment.info, NUM_SAMPLES.value or 64
-    labels = chosen_labels(LABELS.value, experiment.num_classes, number)
-    make = generator(experiment, number)
-    images = evaluation.draw(make, params, labels, number, SEED.value)
+    asked, make = what_is_asked(experiment, number), generator(experiment, number)
+    images = evaluation.draw(make, params, asked, number, SEED.value)
     if not parallel.is_primary():
         return
-    with_labels = {} if labels is None else {"labels": labels}
+    said = {} if asked.labels is None else {"labels": asked.labels}
+    said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
     if info.is_text:
-        save_npz(out, tokens=images.reshape(len(images), -1), **with_labels)
+        save_npz(out, tokens=images.reshape(len(images), -1), **said)
     else:
-        save_npz(out, images=images, **with_labels)
+        save_npz(out, images=images, **said)
     print(
         f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
         f"{make.network_evaluations} network evaluations each: {out}"
     )
     if info.is_image:
         shown = min(len(images), evaluation.GRID_SIZE)
-        grid_labels = None if labels is None else labels[:shown]
-        save_grid(images[:shown], out.with_suffix(".png"), labels=grid_labels, **evaluation.class_names(experiment))
+        evaluation.save_asked(images[:shown], asked.first(shown), experiment, out.with_suffix(".png"))
         print(f"picture: {out.with_suffix('.png')}")
     if info.is_text:
         save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
@@ -204,6 +214,7 @@ def generator(
         experiment,
         sampler=SAMPLING.sampler.value or how.get("sampler"),
         steps=SAMPLING.steps.value or how.get("steps"),
+        negative=NEGATIVE.value,
         batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, number),
         task=task,
     )
@@ -241,6 +252,49 @@ def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
         rows = requests.asked_rows(experiment.conditioning, value)
         given |= {f"{begin}{name}": row for name, row in rows.items()}
     return given
+
+
+def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
+    """What the flags ask for, of every sample; what is not read as it stands is said.
+
+    Raises:
+      UserError: prompts for a network that is told no text, or two kinds of prompts.
+    """
+    prompts = read_prompts(PROMPT.value, PROMPTS.value)
+    if prompts is None and experiment.told_text is None:
+        return Asked.of(chosen_labels(LABELS.value, experiment.num_classes, num_samples))
+    if prompts is None and not LABELS.value:
+        return asked_for(experiment, num_samples).first(num_samples)
+    prompts = [""] if prompts is None else prompts
+    labels = chosen_labels(LABELS.value, experiment.num_classes, num_samples)
+    asked = asked_in_words(experiment, [prompts[i % len(prompts)] for i in range(num_samples)], labels)
+    if parallel.is_primary():
+        for remark in experiment.text.remarks([*prompts, NEGATIVE.value or ""], "prompts"):
+            print(f"note: {remark}", file=sys.stderr, flush=True)
+    return asked
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
+    """The prompts that are given; None where none are.
+
+    Raises:
+      UserError: both flags, no prompt in the file, or a line of it that is none.
+    """
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompts are two answers to one question: give one of them")
+    if file is None:
+        return None if prompt is None else [prompt]
+    if file.endswith(".jsonl"):
+        rows = [(number, row.get("text")) for number, row in read_json_rows(file)]
+        for number, found in rows:
+            if not isinstance(found, str):
+                raise UserError(f'line {number} of {file} has no "text" that is a string')
+        prompts = [found for _, found in rows]
+    else:
+        prompts = read_text(file).splitlines()
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return prompts
 
 
 def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.conditioning import Conditions
+from diffusion_jax.conditioning import Conditions, with_masks
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
@@ -28,7 +28,7 @@ from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_me
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
 from diffusion_jax.schedulers import Denoiser, TimeGrid
-from diffusion_jax.systems import CONDITIONING, Model, Params
+from diffusion_jax.systems import CONDITIONING, Model, Params, within
 
 Raw = Mapping[str, Array]
 """Raw fields of a batch, as the data names them."""
@@ -97,7 +97,7 @@ class Setting:
     def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
         """What the network is told of `size` examples; of nothing, where there are no raw fields."""
         if raw is None:
-            return self.model.conditioning.null(params.get(CONDITIONING, {}), size)
+            return self.model.conditioning.null(within(CONDITIONING, params), size)
         return self.model.conditions(params, raw, size)
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
@@ -118,8 +118,7 @@ class Setting:
             raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
         null = self.model.without(params, conditions, size)
         if self.negative is not None:
-            rows = {name: jnp.broadcast_to(v, (size, *jnp.shape(v)[1:])) for name, v in self.negative.items()}
-            null = self.model.conditions(params, {**(raw or {}), **rows}, size)
+            null = null | self._said(params, {**(raw or {})}, size)
         return guided(
             self.guidance,
             lambda xt, t, given, *s: bound(given)(xt, t, *s),
@@ -129,6 +128,14 @@ class Setting:
             asked=self.model.conditioning.asked,
             others={} if self.others is None else self.others(raw, plain),
         )
+
+    def _said(self, params: Params, raw: Raw, size: int) -> Conditions:
+        """The slots of what is said negatively."""
+        rows = {name: jnp.broadcast_to(v, (size, *jnp.shape(v)[1:])) for name, v in self.negative.items()}
+        told = self.model.conditions(params, {**raw, **rows}, size)
+        parts = [part for part in self.model.conditioning.parts if set(part.reads) & set(rows)]
+        slots = with_masks(slot for part in parts for slot in part.gives)
+        return {name: value for name, value in told.items() if name in slots}
 
     @property
     def options(self) -> dict[str, Any]:

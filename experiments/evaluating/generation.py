@@ -19,6 +19,7 @@ from diffusion_jax.samplers.guidance import of_clean, towards
 from diffusion_jax.schedulers import Denoiser, TimeGrid, on_schedule
 from diffusion_jax.tasks import Request, Setting, Task
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import Asked
 
 ASKED, SOURCE = "asked.", "source."
 """Beginnings of the names of what is given: raw fields of what is asked for, and of what a picture is."""
@@ -93,6 +94,9 @@ class Generator:
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
                 f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
             )
+        reads = [one.text and (one.text.tokenizer, one.text.length) for one in (own, other)]
+        if other.told_text is not None and reads[0] != reads[1]:
+            raise UserError("the guide reads texts by another tokenizer, word list or length: train it on the same")
         if other.model.is_flow_map != own.model.is_flow_map:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
@@ -176,7 +180,12 @@ class Generator:
         row = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=layout.batch_sharding)
         key = jax.eval_shape(lambda: stream_key(0, "sample"))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-        given = {f"{ASKED}label": row} if self.experiment.num_classes else {}
+        given = {
+            f"{ASKED}{name}": jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=layout.batch_sharding)
+            for part in self.experiment.conditioning.parts
+            if set(part.gives) & set(self.experiment.conditioning.asked)
+            for name, (shape, dtype) in part.fields.items()
+        }
         return self._run.lower((params, self._guide_params), given, key, row)
 
     @property
@@ -196,14 +205,15 @@ class Generator:
     def batches(
         self,
         params: Any,
-        labels: np.ndarray | None,
+        asked: Asked | np.ndarray | None,
         num_samples: int,
         seed: int,
         *,
         start: int = 0,
         given: Given | None = None,
     ) -> Iterator[np.ndarray]:
-        """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, label i).
+        """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, row i of
+        what is asked), which are labels where it is an array.
 
         `start`, a multiple of the batch size, is the first sample; `given` is what a task needs.
         """
@@ -213,13 +223,12 @@ class Generator:
             layout.host_index * self.batch_size // layout.host_count,
             (layout.host_index + 1) * self.batch_size // layout.host_count,
         )
-        asked = {} if labels is None else {f"{ASKED}label": labels.astype(np.int32)}
+        fields = {f"{ASKED}{name}": value for name, value in Asked.of(asked).fields.items()}
         for first in range(start, num_samples, self.batch_size):
-            index = np.arange(first, first + self.batch_size)
-            batch = {name: value[index % len(value)][rows] for name, value in {**asked, **(given or {})}.items()}
-            placed = layout.global_batch({**batch, "index": index[rows].astype(np.int32)})
-            own_index = placed.pop("index")
-            x = self._run((params, self._guide_params), placed, key, own_index)
+            index = np.arange(first, first + self.batch_size)[rows]
+            batch = {name: value[index % len(value)] for name, value in {**fields, **(given or {})}.items()}
+            placed = layout.global_batch({"index": index.astype(np.int32)})
+            x = self._run((params, self._guide_params), layout.global_batch(batch), key, placed["index"])
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
             x = np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
@@ -229,7 +238,7 @@ class Generator:
     def generate(
         self,
         params: Any,
-        labels: np.ndarray | None,
+        asked: Asked | np.ndarray | None,
         num_samples: int,
         seed: int = 0,
         progress: Any = None,
@@ -237,7 +246,7 @@ class Generator:
     ) -> np.ndarray:
         """All samples as uint8 [num_samples, height, width, channels] (float32 for latents, int32 for text)."""
         parts = []
-        for part in self.batches(params, labels, num_samples, seed, given=given):
+        for part in self.batches(params, asked, num_samples, seed, given=given):
             parts.append(part)
             if progress is not None:
                 progress(sum(map(len, parts)))

@@ -32,7 +32,6 @@ class SamplingFlags:
         self.guide_ema = flags.string(
             "guide_ema", None, "which average of the guide's parameters; by default its config's"
         )
-        self.negative = flags.string("negative", None, "what samples shall not be, such as a class (guidance negative)")
         self.parts = {"guidance": self.guidance}
         if with_tasks:
             self.parts["projection"] = flags.string(
@@ -58,7 +57,7 @@ class SamplingFlags:
                 name = guidance if group == "guidance" else holder.value
                 if name and (group not in sampling or sampling[group].name != name):
                     sampling[group] = ConfigDict({"name": name, **self._kept(group, name, sampling)})
-            given = {"scale": self.scale, "guide": self.guide, "guide_ema": self.guide_ema, "negative": self.negative}
+            given = {"scale": self.scale, "guide": self.guide, "guide_ema": self.guide_ema}
             for field, holder in given.items():
                 if holder.value is not None:
                     _assign(sampling.guidance, field, holder.value)
@@ -74,15 +73,10 @@ class SamplingFlags:
 
     def _rule(self) -> str | None:
         """The name of the rule that the flags ask for."""
-        implied = {"autoguidance": self.guide.value, "negative": self.negative.value}
-        asked = [name for name, value in implied.items() if value is not None]
-        if len(asked) > 1:
-            raise UserError("--guide and --negative are of two guidance rules: leave one of them out")
-        name = self.guidance.value
-        if name and asked and name != asked[0]:
-            flag = "--guide" if asked[0] == "autoguidance" else "--negative"
-            raise UserError(f"{flag} is of guidance {asked[0]}, and --guidance says {name}: leave one of them out")
-        return name or (asked[0] if asked else None)
+        name, implied = self.guidance.value, None if self.guide.value is None else "autoguidance"
+        if name and implied and name != implied:
+            raise UserError(f"--guide is of guidance {implied}, and --guidance says {name}: leave one of them out")
+        return name or implied
 
     def _kept(self, group: str, name: str, sampling: ConfigDict) -> dict[str, Any]:
         """What every guidance rule has, from the rule that the config names."""

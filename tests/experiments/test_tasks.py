@@ -102,7 +102,7 @@ def test_edits_and_variations(do, tmp_path):
 GUIDED = {
     "none": (),
     "classifier_free": ("--guidance_scale=2", "--set=guidance.rescale=0.7"),
-    "negative": ("--guidance_scale=2", "--negative=1"),
+    "negative": ("--guidance_scale=2", "--set=guidance.negative=1"),
     "autoguidance": ("--guidance_scale=2", "--guide={run}", "--guide_ema=params"),
     "apg": ("--guidance_scale=4", "--set=guidance.momentum=-0.5", "--set=guidance.norm_threshold=2.5"),
     "dynamic_threshold": ("--guidance_scale=8", "--set=guidance.interval=(0.1, 20.0)"),
@@ -196,7 +196,7 @@ def picture(path, size, value=255, mode="L"):
         (("--guidance=apg", "--guide=runs/x"), "--guide is of guidance autoguidance, and --guidance says apg"),
         (("--guidance=autoguidance", "--guidance_scale=2"), "away from a worse network, and none is named"),
         (("--guidance=negative", "--guidance_scale=2"), "needs what the sample shall not be"),
-        (("--negative=eleven", "--guidance_scale=2"), "unknown class 'eleven'"),
+        (("--negative_prompt=eleven", "--guidance_scale=2"), "unknown class 'eleven'"),
         (("--set=sampler.eta=1",), "it sets guidance.OPTION, projection.OPTION, inversion.OPTION"),
         (
             ("--guidance=apg", "--guidance_scale=2", "--set=guidance.momentum=-0.5", "--sampler=rk45"),

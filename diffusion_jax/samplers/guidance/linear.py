@@ -54,11 +54,11 @@ class Negative(ClassifierFree):
       negative: the class, by name or number, or the text; what `guided` is given as `null` is made from it.
     """
 
-    negative: str = ""
+    negative: str | int = ""
 
     def check(self, asked: Sequence[str], data: DataSpec, *, is_flow_map: bool = False) -> None:
         super().check(asked, data, is_flow_map=is_flow_map)
-        if not self.neutral and not self.negative:
+        if not self.neutral and self.negative == "":
             raise UserError("guidance negative needs what the sample shall not be: set its field negative")
 
 

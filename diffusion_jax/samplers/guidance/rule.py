@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from diffusion_jax.conditioning import with_masks
 from diffusion_jax.domains import SHARE, Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -53,7 +54,7 @@ class Rule:
     others: ClassVar[tuple[str, ...]] = ()
     of_pixels: ClassVar[bool] = False
     """Whether the rule counts on x0 within [-1, 1]."""
-    negative: ClassVar[str] = ""
+    negative: ClassVar[str | int] = ""
     """What takes the place of the null condition, as a person says it; "" where nothing does."""
     guide: ClassVar[str] = ""
     guide_ema: ClassVar[str] = ""
@@ -249,7 +250,8 @@ def _told(
         shapes, null_shapes = (jax.tree.map(jnp.shape, dict(tree)) for tree in (conditions, null))
         if shapes != null_shapes:
             raise UserError(f"conditions and null must have the same shapes, got {shapes} and {null_shapes}")
-    return [{name: null[name] if name in slots else value for name, value in conditions.items()} for slots in asks]
+    nulls = [with_masks(slots) for slots in asks]
+    return [{name: null[name] if name in slots else value for name, value in conditions.items()} for slots in nulls]
 
 
 def _evaluate(
