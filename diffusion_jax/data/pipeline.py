@@ -22,7 +22,7 @@ import hashlib
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,11 @@ class Pipeline:
     def tokenizer(self) -> Tokenizer | None:
         """Of text; None where the data is not text."""
         return self._opened.tokenizer
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """Texts that samples may be asked for with, of which the data knows what they require; () where it has none."""
+        return self._opened.prompts
 
     def described(self) -> DatasetInfo:
         """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""

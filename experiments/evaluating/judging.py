@@ -91,6 +91,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"the loss of objective {config.objective.name} bounds no likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
+    if "prompts" in facts.reads and not experiment.pipeline.prompts:
+        return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
 
@@ -150,7 +152,8 @@ def build_metrics(
         if "texts" in facts.reads:
             of_texts = _clip(config.clip).of_texts([config.prompt.format(text) for text in experiment.info.class_names])
             spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
-    return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
+    given = {"prompts": experiment.pipeline.prompts}
+    return {name: METRICS.build(spec, space=spaces.get(space_kind(name)), **given) for name, spec in specs.items()}
 
 
 @functools.lru_cache(maxsize=1)
