@@ -82,7 +82,7 @@ _NAMES = (
         POSITIVE,
         "sigma_data sigma_min sigma_max rho std shift tau a b c snr atol rtol beta_max s_restart_min s_restart_max",
     ),
-    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q step_length"),
+    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q"),
     (
         NOT_NEGATIVE,
         "eps eta gamma weight_decay huber_scale k p omega kappa beta_min s_churn s_min s_noise offset penalty",

@@ -196,17 +196,6 @@ class Pipeline:
             raise UserError(f"start_step must not be negative, it is {start_step}")
         return self._iterate(self.reader(process_index, process_count), start_step)
 
-    def epoch_batches(
-        self, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Every example once, in the order of the source, neither shuffled nor flipped; for evaluation.
-
-        The last batch may be short. Every host makes the same number of batches; of a short one its share may be empty.
-        """
-        reader = self._reader(batch_size or self.batch_size, process_index, process_count)
-        in_order = {"shuffle": False, "augment": False, "num_positions": self.info.num_examples}
-        return self._iterate(dataclasses.replace(reader, **in_order), 0)
-
     def arrays(
         self, split: str | None = None, *, max_examples: int | None = None, spill: Path | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -397,18 +386,3 @@ def random_bits(
     """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
     generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
     return generator.random_raw(words * (stop - start)).reshape(-1, words)
-
-
-def load_arrays(
-    dataset: str,
-    split: str = "train",
-    data_dir: str | None = None,
-    max_examples: int | None = None,
-    **fields: Any,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decoded examples of a split for metrics and reports: see `Pipeline.arrays`.
-
-    `fields` are further fields of `Pipeline`: image_size, crop, channels, options.
-    """
-    config = {"dataset": dataset, "split": split, "data_dir": data_dir, "batch_size": 1, "memory_limit": 0, **fields}
-    return Pipeline.from_config(config).arrays(max_examples=max_examples)
