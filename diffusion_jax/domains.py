@@ -94,6 +94,7 @@ _NAMES = (
     (SIZE, "channels size align_channels attention_resolutions norm_groups num_heads context_tokens out_channels"),
     (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier norm_channels"),
     (SIZE_OR_NONE, "augment_channels context_channels low_resolution_channels length num_classes context_start"),
+    (SIZE_OR_NONE, "pooled_channels"),
     (DEPTH, "depth num_res_blocks transformer_depth scan_unroll"),
     (Bounds(low=0, high=10_000), "align_depth frequency_shift num_corrections num_restarts"),
     (Bounds(low=1, high=2), "num_times"),

@@ -10,6 +10,7 @@ from diffusion_jax.weights.inception import inception_map, inception_shapes, nvi
 from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_state, read_weights, write_state
+from diffusion_jax.weights.texts import bert_map, read_text_encoder
 from diffusion_jax.weights.torch_files import read_torch_file
 
 FOLDER_STEM = STEMS[0]  # the name of the file of weights in a folder of diffusers
@@ -26,6 +27,7 @@ __all__ = [
     "Clip",
     "Sampling",
     "WeightMap",
+    "bert_map",
     "describe",
     "describe_sampling",
     "find_format",
@@ -44,6 +46,7 @@ __all__ = [
     "read_lpips",
     "read_sampling",
     "read_state",
+    "read_text_encoder",
     "read_torch_file",
     "read_weights",
     "require_lpips",

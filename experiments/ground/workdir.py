@@ -23,6 +23,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
+from experiments.ground.renamed import with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -31,7 +32,10 @@ FINISHED = "finished.json"  # in the workdir, once training, evaluation and repo
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
     "evaluation.",
-    *(f"sampling.{name}" for name in ("sampler", "grid", "steps", "guid", "clip_x0", "batch_size")),
+    *(
+        f"sampling.{name}"
+        for name in ("sampler", "grid", "steps", "guid", "projection", "inversion", "clip_x0", "batch_size")
+    ),
 )
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
@@ -39,12 +43,16 @@ PLACE_FIELDS = (
     *("parallel.", "imports", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory"),
 )
 # Whether there is such a file or run is part of a run; where it lies is not.
-READ_FIELDS = ("data.features", "objective.vgg", "objective.lpips")  # training reads these, which are hashed
+READ_FIELDS = (  # training reads these, which are hashed
+    *("data.features", "objective.vgg", "objective.lpips"),
+    "conditioning.text.tokenizer.path",
+)
 PATH_FIELDS = (
     *READ_FIELDS,
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
-    "sampling.guide",
+    "sampling.guidance.guide",
+    "conditioning.text.encoder.folder",
 )
 
 
@@ -116,8 +124,18 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True, write: bool = True) -> None:
+def claim(
+    workdir: Path,
+    config: ConfigDict,
+    info: DatasetInfo,
+    *,
+    kept: Mapping[str, bytes] | None = None,
+    primary: bool = True,
+    write: bool = True,
+) -> None:
     """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
+
+    `kept` are files that were made of the data and stay in the workdir, such as a word list: name and content.
 
     Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
     too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
@@ -125,7 +143,8 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
     Raises:
       UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
     """
-    writes, hashes = primary and write, _hashes(config)
+    writes, kept = primary and write, dict(kept or {})
+    hashes = _hashes(config) | {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
     if (workdir / "config.json").exists():
         there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
         require_same_config(there, config, workdir, but=AFTER_TRAINING if finished else BESIDE_TRAINING)
@@ -147,6 +166,8 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
                 )
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
+        for name, content in kept.items():
+            replace_file(workdir / name, content)
         _write(workdir / "data.json", dataclasses.asdict(info))
         _write(workdir / FILES, hashes)
         _write(workdir / "config.json", to_json(config))
@@ -268,7 +289,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
-    config = ConfigDict(read_json(path))
+    config = with_new_names(ConfigDict(read_json(path)))
     try:
         complete(config)
     except UserError as error:

@@ -50,6 +50,10 @@ class SceneSource:
         images = paint(arrangement)
         return [{"image": image, "text": text} for image, (_, text, _) in zip(images, captions, strict=True)]
 
+    def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
+        """The captions alone; nothing is painted."""
+        return [text for _, text, _ in self._made(indices)[1]]
+
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
         """The graphs of these examples, their captions, and what the captions require."""
         return self._made(indices)[1]
@@ -89,6 +93,16 @@ def open_scenes(
     Splits: "train"; "validation" and "test", of the same pairs of shape and colour; "held_out", where every picture has
     a pair that the others never show. `data_dir` is not used.
 
+    Args:
+      size: side of the square pictures in pixels.
+      max_objects: most objects of a scene.
+      density: how much captions say.
+      textured: whether half of the grounds have a texture.
+      held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
+      shapes, colours: names of those that there are.
+      num_examples: examples of the split "train".
+      num_test: examples of every other split.
+
     Raises:
       UserError: see `SceneOptions`; or a split that there is not.
     """
@@ -112,5 +126,6 @@ def open_scenes(
         num_examples=len(source),
         image_shape=(size, size, 3),
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
+        fields=("text",),
     )
     return Dataset(info=info, source=source, prompts=PromptSuite(options))
