@@ -7,6 +7,7 @@ raises `UserError`, which names the file, for all of these; none allocates what 
 import contextlib
 import errno
 import fcntl
+import glob
 import gzip
 import hashlib
 import json
@@ -342,24 +343,35 @@ def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
       UserError: `target` is there and is not ours.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    with private_directory(target.parent, f".{target.name}.", ".incomplete") as partial:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        if target.exists() and not (target / MARKER).is_file():
+            raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
+        try:
+            os.rename(partial, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+@contextlib.contextmanager
+def private_directory(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """A new directory that no other process touches, removed after the block unless it was renamed.
+
+    It is marked as ours and held by this process. Directories of this name that killed processes left in `parent` are
+    removed first: marked, and held by nobody.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent, f"{glob.escape(prefix)}*{glob.escape(suffix)}")
+    made = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
     try:
-        (partial / MARKER).touch()
-        with open(partial / MARKER) as held:
+        with open(made / f"{MARKER}.new", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            yield partial
-            partial.chmod(0o777 & ~_umask())
-            if target.exists() and not (target / MARKER).is_file():
-                raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
-            try:
-                os.rename(partial, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
+            os.rename(held.name, made / MARKER)  # held from the first moment on: no other process sweeps it away
+            yield made
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def remove_ours(directory: str | os.PathLike) -> None:
@@ -376,12 +388,13 @@ def remove_ours(directory: str | os.PathLike) -> None:
     shutil.rmtree(directory)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes left of `target`: marked, and held by nobody."""
-    for left in target.parent.glob(f".{target.name}.*.incomplete"):
+def _sweep(parent: Path, pattern: str) -> None:
+    """Remove directories that carry our marker, and whose process is dead."""
+    for left in parent.glob(pattern):
         with contextlib.suppress(OSError), open(left / MARKER) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            if not left.is_symlink():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _umask() -> int:

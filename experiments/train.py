@@ -2,9 +2,10 @@
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits [--config.train.steps=200 ...]
 
-The same command on the same workdir goes on where it stopped, bit for bit; on a finished one it says so. SIGTERM and
-Ctrl-C save a checkpoint and exit. The workdir receives config.json, metrics.jsonl and timings.jsonl, TensorBoard
-events, samples/, checkpoints/, evaluation.json and report.html.
+The same command on the same workdir goes on where it stopped, bit for bit; on a finished one it says so, and with a
+larger --config.train.steps it trains on from there (docs/reliability.md states the rule). SIGTERM and Ctrl-C save a
+checkpoint and exit. The workdir receives config.json, metrics.jsonl and timings.jsonl, TensorBoard events, samples/,
+checkpoints/, evaluation.json and report.html.
 """
 
 from experiments.ground import cli
@@ -45,6 +46,7 @@ from experiments.evaluating import evaluation, judging
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, create_writer
 from experiments.reports.report import write_report
+from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
 
 
@@ -80,12 +82,14 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, primary = experiment.config, parallel.is_primary()
     parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
-    workdir.claim(directory, config, experiment.info, primary=primary, write=False)
+    former = workdir.known_steps(directory)
+    workdir.claim(directory, config, experiment.info, primary=primary, write=False, other_steps=True)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
     if primary:  # nothing is claimed by a start that is refused
-        workdir.claim(directory, config, experiment.info)
-        workdir.own_checkpoints(directory, config, checkpointer.directory)
+        workdir.claim(directory, config, experiment.info, other_steps=True)
+        others = (*record.get("extended", []), *([former] if former else []))
+        workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with contextlib.closing(create_writer(directory, primary=primary)) as writer:
@@ -131,7 +135,7 @@ def begin(
       UserError: the checkpoint to resume from is damaged or missing; the message says which others there are. Or there
         is none although the run had one, unless `restart` says to begin again.
     """
-    steps = checkpointer.steps()
+    steps, known_run = checkpointer.steps(), workdir.known_steps(directory) is not None
     if resume_from is not None and resume_from not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise UserError(f"no checkpoint {resume_from} in {checkpointer.directory}; there are: {there}")
@@ -145,13 +149,16 @@ def begin(
             for name in (workdir.SAVED, workdir.FINISHED):
                 (directory / name).unlink(missing_ok=True)
         workdir.require_nothing_lost(directory, checkpointer.directory)
+        extension.require_begun(workdir.known_steps(directory), experiment.config, directory)
         state = experiment.first_state()
         if experiment.teacher is not None:
             state = taught(experiment, state)
-        return state, 0, {"branch": None, "window": []}
+        return state, 0, {"branch": None, "window": [], "extended": []}
     step = steps[-1] if resume_from is None or grown_from(checkpointer, steps[-1], resume_from) else resume_from
     try:
-        workdir.require_same_config(checkpointer.read_record(step)["config"], experiment.config, checkpointer.directory)
+        extended = extension.require_same_training(
+            checkpointer.read_record(step), step, experiment, checkpointer.directory, known_run=known_run
+        )
         state, record = checkpointer.restore(step, experiment.abstract_state)
     except training.CorruptCheckpointError as error:
         others = [s for s in steps if s < step]
@@ -170,7 +177,10 @@ def begin(
         for directory_moved in moved:
             print(f"set aside {directory_moved}", flush=True)
         print(f"resuming {directory} at step {step}", flush=True)
-    return state, step, {**record, "branch": record["branch"] if resume_from is None else resume_from}
+        if extended != record.get("extended", []):
+            extension.announce(experiment, extended, step, directory)
+    branch = record["branch"] if resume_from is None else resume_from
+    return state, step, {**record, "branch": branch, "extended": extended}
 
 
 def taught(experiment: Experiment, state: training.TrainState) -> training.TrainState:

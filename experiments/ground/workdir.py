@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, 
     "evaluation.",
     *(f"sampling.{name}" for name in ("sampler", "grid", "steps", "guid", "clip_x0", "batch_size")),
 )
+STEPS = "train.steps"  # may grow once all of them are done, see experiments/running/extension.py
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
 PLACE_FIELDS = (
@@ -96,11 +97,20 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True, write: bool = True) -> None:
+def claim(
+    workdir: Path,
+    config: ConfigDict,
+    info: DatasetInfo,
+    *,
+    primary: bool = True,
+    write: bool = True,
+    other_steps: bool = False,
+) -> None:
     """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
 
     Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
     too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
+    With `other_steps` the number of steps may differ: the caller has looked at the checkpoints, or is going to.
 
     Raises:
       UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
@@ -108,7 +118,8 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
     writes, hashes = primary and write, _hashes(config)
     if (workdir / "config.json").exists():
         there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
-        require_same_config(there, config, workdir, but=AFTER_TRAINING if finished else BESIDE_TRAINING)
+        free = (*(AFTER_TRAINING if finished else BESIDE_TRAINING), *([STEPS] if other_steps else []))
+        require_same_config(there, config, workdir, but=free)
         known = read_info(workdir)
         both = known.fingerprint and info.fingerprint  # runs of before have none
         told = info if both else dataclasses.replace(info, fingerprint=known.fingerprint)
@@ -120,11 +131,12 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
             if recorded.get(name, found) != found:
                 raise UserError(f"{name} is not the file of the run in {workdir}: its content is another")
         if writes:
-            changed = _differences(there, config)
+            changed = _differences(there, config, but=(STEPS,))
             if changed:
                 print(
                     f"changed in {workdir}, which sampling and evaluation alone read: {'; '.join(changed)}", flush=True
                 )
+            if _differences(there, config):  # first the mark goes: killed here, the run is evaluated once more
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
         _write(workdir / "data.json", dataclasses.asdict(info))
@@ -153,29 +165,53 @@ def teacher_copy(workdir: Path | str) -> Path:
     return Path(workdir) / "teacher"
 
 
-def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any) -> None:
+def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_steps: Sequence[int] = ()) -> None:
     """Say whose the checkpoints in `directory` are, on this machine or in a bucket, or check that they are ours.
+
+    `other_steps` are those that the same run had before it was trained longer.
 
     Raises:
       UserError: they are those of a run with another config.
     """
     file = epath.Path(directory) / OWNER
-    ours = {"run": digest(config, without=AFTER_TRAINING), "workdir": str(workdir)}
-    if file.exists():
-        theirs = parse_json(file.read_text(), file)
-        if theirs.get("run") != ours["run"]:
-            raise UserError(
-                f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
-                "config: give another checkpoint.directory"
-            )
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(ours))
+    theirs = parse_json(file.read_text(), file) if file.exists() else {}
+    known = {config.train.steps, *other_steps}
+    there = set(theirs.get("steps", ()))
+    ours = theirs.get("run") == _run_digest(config) and there & known
+    if theirs and not ours and theirs.get("run") not in _former_digests(config, known):
+        raise UserError(
+            f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
+            "config: give another checkpoint.directory"
+        )
+    if config.train.steps not in there:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        steps = sorted({*there, config.train.steps})
+        file.write_text(json.dumps({"run": _run_digest(config), "steps": steps, "workdir": str(workdir)}))
 
 
-def remember_saved(workdir: Path, step: int, directory: Any) -> None:
-    """Record that there is a complete checkpoint, so that its absence is noticed."""
-    replace_file(workdir / SAVED, json.dumps({"step": step, "directory": str(directory)}).encode())
+def _run_digest(config: ConfigDict) -> str:
+    return digest(config, without=(*AFTER_TRAINING, STEPS))
+
+
+def _former_digests(config: ConfigDict, numbers: Collection[int]) -> set[str]:
+    """What earlier versions wrote for a run of so many steps."""
+    found = set()
+    for steps in numbers:
+        other = config.copy_and_resolve_references()
+        other.train.steps = steps
+        found.add(digest(other, without=AFTER_TRAINING))
+    return found
+
+
+def known_steps(workdir: Path) -> int | None:
+    """The number of steps of the run in `workdir`; None where there is no run yet."""
+    return read_config(workdir).train.steps if (workdir / "config.json").exists() else None
+
+
+def remember_saved(workdir: Path, step: int, directory: Any, extended: Sequence[int] = ()) -> None:
+    """Record that there is a complete checkpoint, so that its absence is noticed; and former numbers of steps."""
+    saved = {"step": step, "directory": str(directory), **({"extended": list(extended)} if extended else {})}
+    replace_file(workdir / SAVED, json.dumps(saved).encode())
 
 
 def require_nothing_lost(workdir: Path, directory: Any) -> None:

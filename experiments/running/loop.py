@@ -59,8 +59,8 @@ class Loop:
       directory: the workdir.
       writer: where the numbers go.
       checkpointer: where the states go.
-      record: what was saved with the state to start from: the metrics not yet logged, and `branch`, the checkpoint that
-        --resume_from went back to.
+      record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
+        --resume_from went back to; and `extended`, the numbers of steps after which the run was trained longer.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Loop:
         self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
         self.observer = Observer(experiment, directory, writer)
         self.branch: int | None = record["branch"]
+        self.extended: list[int] = record.get("extended", [])
         self.window: list[Any] = list(record["window"])  # metrics of the steps since the last row
 
     def run(
@@ -205,6 +206,7 @@ class Loop:
             "position": step * self.config.train.batch_size,
             "window": self.window,
             "branch": self.branch,
+            "extended": self.extended,
         }
         self.checkpointer.save(step, self.layout.to_canonical(running), record, measured)
         self.writer.write_timings(step, {"save_seconds": time.perf_counter() - began})
@@ -214,7 +216,7 @@ class Loop:
         self.checkpointer.wait()
         steps = self.checkpointer.steps()
         if steps and parallel.is_primary():
-            workdir.remember_saved(self.directory, steps[-1], self.checkpointer.directory)
+            workdir.remember_saved(self.directory, steps[-1], self.checkpointer.directory, self.extended)
 
 
 def due(step: int, every: int) -> bool:
