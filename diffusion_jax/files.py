@@ -268,8 +268,10 @@ def content_hash(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
+def replace_file(path: str | os.PathLike, content: bytes, *, make_folder: bool = True) -> None:
     """Write a file so that at any moment there is either the old content or the new, never a part.
+
+    Its folder is made if it is missing, unless `make_folder` is false.
 
     Raises:
       RunError: the disk is full or not writable; the old file is untouched.
@@ -277,7 +279,8 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()

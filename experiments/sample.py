@@ -61,10 +61,13 @@ def main(argv: Sequence[str]) -> None:
     if out.suffix != ".npz":
         raise UserError(f"--out must end in .npz, got {out}")
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
+    place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
     cli.writable_directory(out.parent)
     if SAMPLER.value:
         check_sampler(SAMPLER.value)
-    experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    experiment, params, source = restore_params(
+        WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
+    )
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
     info = experiment.info
     labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
@@ -78,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     images = evaluation.draw(make, params, labels, NUM_SAMPLES.value, SEED.value)
     if not parallel.is_primary():
         return
+    place.require("while samples were drawn")
     with_labels = {} if labels is None else {"labels": labels}
     if info.is_text:
         save_npz(out, tokens=images.reshape(len(images), -1), **with_labels)

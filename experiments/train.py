@@ -40,11 +40,11 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
-from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.restoring import open_checkpoints, restore_params, whole_one
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging
 from experiments.ground import workdir
-from experiments.ground.writers import RunWriter, create_writer
+from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.report import write_report
 from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
@@ -92,7 +92,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
-    with contextlib.closing(create_writer(directory, primary=primary)) as writer:
+    with open_writer(directory, primary=primary) as writer:
         writer.resume(start)
         if start < config.train.steps:
             if primary:
@@ -161,11 +161,11 @@ def begin(
         )
         state, record = checkpointer.restore(step, experiment.abstract_state)
     except training.CorruptCheckpointError as error:
-        others = [s for s in steps if s < step]
+        other = whole_one(checkpointer, step, experiment.abstract_state, newer=False)
         mend = (
-            f"--resume_from={others[-1]} goes on from the one before"
-            if others
-            else "no older one is left: use another --workdir"
+            "no older one is whole: use another --workdir"
+            if other is None
+            else f"checkpoint {other} is whole: --resume_from={other} goes on from it"
         )
         raise UserError(f"{error}; {mend}") from error
     if record["position"] != step * experiment.config.train.batch_size:
@@ -232,12 +232,13 @@ def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: in
 
 def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     """Final samples, evaluation and report, unless they were made before; finished.json comes last."""
-    config = experiment.config
+    config, place = experiment.config, workdir.Place.of(directory)
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
         results = evaluation.evaluate(experiment, params, directory, source=source)
         if parallel.is_primary():
+            place.require("while it was evaluated")
             write_report(directory)
             replace_file(marker, json.dumps({"step": config.train.steps}).encode())
             if results:

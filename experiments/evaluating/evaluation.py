@@ -139,6 +139,7 @@ def _evaluate(
     of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
     if experiment.info.is_text:
         if parallel.is_primary():
+            drawing.place.require("while it was evaluated")
             if out is None:
                 save_texts(images[:MOST_SHOWN], experiment.pipeline.tokenizer, directory / "samples" / "final.txt")
             if names:
@@ -151,6 +152,7 @@ def _evaluate(
         path_images = follow.generate(params, labels, PATHS, seed)
     if not parallel.is_primary():
         return {}
+    drawing.place.require("while it was evaluated")
     if out is None:
         shown = None if labels is None else labels[:GRID_SIZE]
         save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
@@ -167,6 +169,7 @@ def _evaluate(
     metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train, spaces)
     results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
     results = {name: results[name] for name in names}
+    drawing.place.require("while it was evaluated")
     if out is None:
         distances, indices = nearest(images, train.images)
         closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]

@@ -78,14 +78,14 @@ def make_grid(
     return _stack(blocks, gap)
 
 
-def save_grid(images: Images, path: str | os.PathLike, **layout) -> None:
-    """`make_grid(images, **layout)` as a PNG file, written whole or not at all.
+def save_grid(images: Images, path: str | os.PathLike, *, make_folder: bool = True, **layout) -> None:
+    """`make_grid(images, **layout)` as a PNG file, written whole or not at all, in a folder that is made if missing.
 
     Raises:
       UserError: images that are no grid (see `make_grid`).
       RunError: the file could not be written.
     """
-    _save(make_grid(images, **layout), path)
+    _save(make_grid(images, **layout), path, make_folder=make_folder)
 
 
 def save_neighbours(
@@ -151,7 +151,7 @@ def _stack(blocks: list[np.ndarray], gap: int) -> np.ndarray:
     return np.concatenate(parts)[:-gap] if gap else np.concatenate(parts)
 
 
-def _save(grid: np.ndarray, path: str | os.PathLike) -> None:
+def _save(grid: np.ndarray, path: str | os.PathLike, *, make_folder: bool = True) -> None:
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue(), make_folder=make_folder)

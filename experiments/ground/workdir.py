@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 
@@ -211,22 +211,53 @@ def known_steps(workdir: Path) -> int | None:
 def remember_saved(workdir: Path, step: int, directory: Any, extended: Sequence[int] = ()) -> None:
     """Record that there is a complete checkpoint, so that its absence is noticed; and former numbers of steps."""
     saved = {"step": step, "directory": str(directory), **({"extended": list(extended)} if extended else {})}
-    replace_file(workdir / SAVED, json.dumps(saved).encode())
+    replace_file(workdir / SAVED, json.dumps(saved).encode(), make_folder=False)
 
 
-def require_nothing_lost(workdir: Path, directory: Any) -> None:
-    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one."""
-    if (workdir / SAVED).is_file():
-        saved = read_json(workdir / SAVED)
-        raise UserError(
-            f"the run in {workdir} had checkpoint {saved.get('step')} in {saved.get('directory')}, and there is none "
-            f"in {directory}: bring it back, give its checkpoint.directory, or begin again with --restart"
-        )
-    if (workdir / FINISHED).is_file():
-        raise UserError(
-            f"the run in {workdir} is finished, and there is no checkpoint in {directory}: bring them back, give their "
-            "checkpoint.directory, or begin again with --restart"
-        )
+def require_nothing_lost(workdir: Path, directory: Any, *, mend: str = ", or begin again with --restart") -> None:
+    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one; `mend` ends it."""
+    saved = read_json(workdir / SAVED) if (workdir / SAVED).is_file() else {}
+    if not saved and not (workdir / FINISHED).is_file():
+        return
+    had = f"had checkpoint {saved.get('step')} in {saved.get('directory')}" if saved else "is finished"
+    raise UserError(
+        f"the run in {workdir} {had}, and there is no checkpoint in {directory}: bring it back, give its "
+        f"checkpoint.directory{mend}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Directories of a run that is under way, known to be there as long as the files are that every run has in them.
+
+    Attributes:
+      signs: those files.
+      mends: for each what can be done without it.
+    """
+
+    signs: tuple[epath.Path, ...] = ()
+    mends: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, workdir: Path | str, checkpoints: Any = None) -> "Place":
+        """That of a workdir and a directory of checkpoints, as they are now."""
+        signs = {epath.Path(workdir) / "config.json": "bring it back, or begin again"}
+        if checkpoints is not None:
+            signs[epath.Path(checkpoints) / OWNER] = (
+                "bring it back and the same command goes on from the newest checkpoint in it, or begin again with "
+                "--restart"
+            )
+        there = {sign: mend for sign, mend in signs.items() if sign.exists()}
+        return cls(signs=tuple(there), mends=tuple(there.values()))
+
+    def require(self, doing: str) -> None:
+        """Raise RunError where a directory has been removed or replaced; `doing` says during what."""
+        for sign, mend in zip(self.signs, self.mends, strict=True):
+            if not sign.exists():
+                raise RunError(
+                    f"{sign.parent} was removed or replaced {doing} (its {sign.name} is gone), so nothing more is "
+                    f"written there: {mend}"
+                )
 
 
 def keep_teacher(workdir: Path, teacher: Path | str) -> None:
