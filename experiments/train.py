@@ -41,6 +41,7 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments.building.restoring import open_checkpoints, restore_params, whole_one
+from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging
 from experiments.ground import workdir
@@ -86,6 +87,10 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     workdir.claim(directory, config, experiment.info, primary=primary, write=False, other_steps=True)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
+    frozen, known = experiment.read_frozen()
+    if start:
+        require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
+    state, record = state.replace(frozen=frozen), {**record, "frozen": known}
     if primary:  # nothing is claimed by a start that is refused
         workdir.claim(directory, config, experiment.info, other_steps=True)
         others = (*record.get("extended", []), *([former] if former else []))
@@ -159,9 +164,10 @@ def begin(
         extended = extension.require_same_training(
             checkpointer.read_record(step), step, experiment, checkpointer.directory, known_run=known_run
         )
-        state, record = checkpointer.restore(step, experiment.abstract_state)
+        read, record = checkpointer.restore(step, experiment.abstract_state.saved)
+        state = training.TrainState(**read)
     except training.CorruptCheckpointError as error:
-        other = whole_one(checkpointer, step, experiment.abstract_state, newer=False)
+        other = whole_one(checkpointer, step, experiment.abstract_state.saved, newer=False)
         mend = (
             "no older one is whole: use another --workdir"
             if other is None

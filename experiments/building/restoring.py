@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion_jax import training
 from diffusion_jax.errors import UserError
+from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 
@@ -114,7 +115,7 @@ def _post_hoc(
                 part = jax.tree.map(lambda x, c=coefficient: c * np.asarray(x, np.float64), state.ema[f"width_{kept}"])
                 total = part if total is None else jax.tree.map(np.add, total, part)
     params = jax.tree.map(lambda x, like: jax.device_put(x.astype(np.float32), like.sharding), total, state.params)
-    return params, {"step": chosen, "parameters": name, "from_steps": sorted({s for _, s in stored})}
+    return state.whole(params), {"step": chosen, "parameters": name, "from_steps": sorted({s for _, s in stored})}
 
 
 def _read(
@@ -131,7 +132,10 @@ def _read(
             raise UserError(f"no checkpoint {step} in {checkpointer.directory}; there are: {there}")
         chosen = steps[-1] if step is None else step
         try:
-            return chosen, checkpointer.restore(chosen, experiment.abstract_state)[0]
+            read, record = checkpointer.restore(chosen, experiment.abstract_state.saved)
+            frozen, known = experiment.read_frozen()
+            require_same_sources(record.get("frozen", {}), known, f"{directory}, step {chosen},")
+            return chosen, training.TrainState(**read, frozen=frozen)
         except training.CorruptCheckpointError as error:
             deleted = chosen not in checkpointer.steps()  # a trainer at work keeps only its newest checkpoints
             if deleted and step is None and not last:
@@ -140,5 +144,5 @@ def _read(
                 raise UserError(
                     f"checkpoint {chosen} in {checkpointer.directory} was removed while it was read"
                 ) from error
-            mend = _mend(checkpointer, chosen, experiment.abstract_state, flag)
+            mend = _mend(checkpointer, chosen, experiment.abstract_state.saved, flag)
             raise training.CorruptCheckpointError(f"{error}; {mend}") from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +28,15 @@ from diffusion_jax.schedulers import (
     SCHEDULES,
     TIME_SAMPLERS,
     Parameterization,
+    Process,
     TimeGrid,
-    TokenParameterization,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
+from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import check_fields
+from experiments.ground.fields import FIELDS, check_fields
 
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -69,7 +71,7 @@ class Experiment:
     directory: Path | None = None
 
     def __post_init__(self):
-        import_parts(self.config.get("imports", ()))
+        import_parts(self.config.imports)
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":
@@ -95,7 +97,7 @@ class Experiment:
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
-        fields.update(split=split, data_dir=fields.get("data_dir") or None, **changes)
+        fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
         return data.Pipeline.from_config(
             {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
         )
@@ -149,17 +151,10 @@ class Experiment:
         )
 
     @cached_property
-    def process(self) -> Parameterization | TokenParameterization:
-        """What the network's input and output mean."""
+    def process(self) -> Process:
+        """What is diffused, and what the network's input and output mean."""
         if self.objective.discrete:
-            process = self.objective.process
-            return TokenParameterization(
-                num_tokens=process.num_tokens,
-                has_mask=process.has_mask,
-                told=self.objective.told,
-                schedule=getattr(process, "schedule", None),
-                sequences=self.info.is_text,
-            )
+            return dataclasses.replace(self.objective.process, sequences=self.info.is_text)
         if self.info.is_text:
             raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
         return Parameterization.build(
@@ -170,7 +165,7 @@ class Experiment:
     def codec(self) -> Codec:
         """The first stage: pixels as tokens where the objective is of tokens, else the data itself."""
         of_values = self.objective.discrete and self.info.spec.kind == "pixels"
-        return Values(num_values=self.objective.process.num_tokens) if of_values else Identity()
+        return Values(num_values=self.process.num_tokens) if of_values else Identity()
 
     @cached_property
     def model(self) -> systems.Model:
@@ -195,7 +190,7 @@ class Experiment:
     @cached_property
     def teacher(self) -> "Experiment | None":
         """The finished run that `teacher.workdir` names: to start from, and to learn from where the objective does."""
-        named = self.config.get("teacher", {}).get("workdir", "")
+        named = self.config.teacher.workdir
         if not named:
             return None
         copy = self.directory and workdir.teacher_copy(self.directory)
@@ -213,14 +208,13 @@ class Experiment:
             decay=spec.decay,
             warmup_steps=spec.warmup_steps,
             total_steps=self.config.train.steps,
-            decay_steps=spec.get("decay_steps", 0),
+            decay_steps=spec.decay_steps,
         )
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
-        own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
-        spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
+        spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
         return training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
@@ -235,7 +229,7 @@ class Experiment:
         return training.EmaConfig(
             decays=tuple(spec.decays),
             half_lives=tuple(spec.half_lives),
-            widths=tuple(spec.get("widths", ())),
+            widths=tuple(spec.widths),
             ramp_up_ratio=spec.ramp_up_ratio,
         )
 
@@ -245,7 +239,7 @@ class Experiment:
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
         if name == "pmap":
-            if any(spec.get(axis, 1) != 1 for axis in ("fsdp", "tensor", "context")):
+            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
                 raise UserError(
                     "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
                 )
@@ -283,13 +277,14 @@ class Experiment:
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
         if self.process.discrete:
-            sampler.check(self.objective.process, grid.num_steps)
-            values, known = self.objective.process.num_tokens, self.info.vocabulary
+            sampler.check(self.process, grid.num_steps)
+            values, known = self.process.num_tokens, self.info.vocabulary
             if known not in (0, values):
                 raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
         else:
             sampler.constants(grid)
         self.known_ema(config.sampling.ema)
+        self._check_groups()
         if "teacher" in self.objective.needs and self.teacher is None:
             raise UserError(
                 f"objective {config.objective.name} learns from a trained network: train one first, for example with "
@@ -313,7 +308,7 @@ class Experiment:
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.get("guide", "")):
+        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.guide):
             raise UserError(
                 "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
                 "guide, sampling.guide"
@@ -322,6 +317,20 @@ class Experiment:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+    def _check_groups(self) -> None:
+        """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+        state = self.abstract_state
+        names = sorted({*state.params, *self.frozen_groups})
+        for pattern in self.config.train.trained:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
+        nowhere = sorted(set(self.frozen_groups) - set(self.sources))
+        if nowhere:
+            raise UserError(
+                f"{', '.join(nowhere)} would be neither trained nor read from anywhere: add it to train.trained, or "
+                "name its source"
+            )
 
     def _check_features(self) -> None:
         """Whether the data has the features that the network is aligned to."""
@@ -354,11 +363,39 @@ class Experiment:
             with_target="target" in self.objective.needs,
             teacher=trainable.teacher and trainable.teacher.init_params(key, models.init_params),
             objective_state=self.objective.init_state(),
+            trained=self.trained,
         )
 
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Where groups of the parameters come from that are not begun at random."""
+        return {}
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the groups that are trained; by default those that have no source."""
+        sources = "|".join(map(re.escape, self.sources))
+        return tuple(self.config.train.trained) or (f"(?!({sources})$).*" if sources else ".*",)
+
+    @cached_property
+    def frozen_groups(self) -> dict[str, Any]:
+        """Shapes and shardings of the groups that are not trained."""
+        return dict(self.abstract_state.frozen or {})
+
+    def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The frozen groups on the devices, None if there are none, and by what they are known."""
+        frozen, known = read_groups(self.sources, self.frozen_groups)
+        return frozen or None, known
+
     def first_state(self) -> training.TrainState:
-        """The state before the first step, on the devices, with what the objective has from files."""
-        state = jax.jit(self.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract_state))()
+        """The state before the first step, on the devices, with what comes from files but the frozen groups."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.saved)
+        state = training.TrainState(**jax.jit(lambda: self.init_state().saved, out_shardings=shardings)())
+        started, _ = read_groups(self.sources, state.params)
+        if started:
+            ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
+            target = state.target and {**state.target, **_copies(started)}
+            state = state.replace(params={**state.params, **started}, ema=ema, target=target)
         if not self.needs_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
@@ -462,3 +499,8 @@ class Experiment:
         if name and name not in known:
             raise UserError(unknown_name("average of the parameters", name, known))
         return name or known[0]
+
+
+def _copies(tree: Any) -> Any:
+    """Arrays of their own: a step may be given one of two and not the other."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

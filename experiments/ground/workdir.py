@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
+from experiments.ground.fields import complete, runner
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
+_OWNER_FORMAT = 3  # the hash of before was another; whose such checkpoints are, the records in them say
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
@@ -51,8 +54,17 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """The defaults of the runner's fields by dotted name, as they come back from JSON."""
+    return flatten(ConfigDict(to_json(runner())))
+
+
 def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
-    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`."""
+    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`.
+
+    Fields that have their default do not enter it, so that a config keeps its hash when the runner has a new field.
+    """
     return _hash(identity(to_json(config)), (*PLACE_FIELDS, *without))
 
 
@@ -62,15 +74,23 @@ def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
 
 
 def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
-    kept = {name: value for name, value in fields.items() if not name.startswith(tuple(without))}
+    by_default = defaults()
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if not name.startswith(tuple(without)) and (name not in by_default or by_default[name] != value)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config by dotted name, without where files and folders lie."""
-    fields = flatten(ConfigDict(config))
+    """The fields of a config by dotted name, without where files and folders lie.
+
+    A field that the config of an earlier version does not have has its default.
+    """
+    fields = {**defaults(), **flatten(ConfigDict(config))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
-    if str(fields.get("data.dataset", "")).startswith("folder:"):
+    if str(fields["data.dataset"]).startswith("folder:"):
         named["data.dataset"] = "folder"
     return fields | named
 
@@ -175,32 +195,21 @@ def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_
     """
     file = epath.Path(directory) / OWNER
     theirs = parse_json(file.read_text(), file) if file.exists() else {}
-    known = {config.train.steps, *other_steps}
-    there = set(theirs.get("steps", ()))
-    ours = theirs.get("run") == _run_digest(config) and there & known
-    if theirs and not ours and theirs.get("run") not in _former_digests(config, known):
+    ours = {"run": digest(config, without=(*AFTER_TRAINING, STEPS)), "workdir": str(workdir), "format": _OWNER_FORMAT}
+    known = theirs.get("format") == _OWNER_FORMAT
+    steps = theirs.get("steps") if known else None
+    there = {number for number in steps if isinstance(number, int)} if isinstance(steps, list) else set()
+    if known and (theirs.get("run") != ours["run"] or not there & {config.train.steps, *other_steps}):
         raise UserError(
             f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
             "config: give another checkpoint.directory"
         )
     if config.train.steps not in there:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        steps = sorted({*there, config.train.steps})
-        file.write_text(json.dumps({"run": _run_digest(config), "steps": steps, "workdir": str(workdir)}))
-
-
-def _run_digest(config: ConfigDict) -> str:
-    return digest(config, without=(*AFTER_TRAINING, STEPS))
-
-
-def _former_digests(config: ConfigDict, numbers: Collection[int]) -> set[str]:
-    """What earlier versions wrote for a run of so many steps."""
-    found = set()
-    for steps in numbers:
-        other = config.copy_and_resolve_references()
-        other.train.steps = steps
-        found.add(digest(other, without=AFTER_TRAINING))
-    return found
+        content = json.dumps({**ours, "steps": sorted({*there, config.train.steps})})
+        if "://" in str(directory):
+            file.write_text(content)
+        else:
+            replace_file(file, content.encode())
 
 
 def known_steps(workdir: Path) -> int | None:
@@ -307,14 +316,20 @@ def read_info(workdir: Path | str) -> DatasetInfo:
 def read_config(workdir: Path | str) -> ConfigDict:
     """The config of the run in `workdir`; the parts that it imports are registered then.
 
+    Fields that the runner did not have when the run was begun have their defaults.
+
     Raises:
-      UserError: nothing was trained there, or the file is damaged.
+      UserError: nothing was trained there, or the file is damaged or has a field that there is no more.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
     config = ConfigDict(read_json(path))
-    import_parts(config.get("imports", ()), f"the field imports of {path}")
+    try:
+        complete(config)
+    except UserError as error:
+        raise UserError(f"can not read {path}: {error}") from error
+    import_parts(config.imports, f"the field imports of {path}")
     return config
 
 
