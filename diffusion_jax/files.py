@@ -329,8 +329,8 @@ def plain_name(what: str, name: str) -> str:
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
         raise UserError(
-            f"{what} {name!r} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, "
-            "a digit or '_'"
+            f"{what} {' '.join(repr(name).split())[:200]} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a "
+            "letter, a digit or '_'"
         )
     return name
 

@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
+from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.models.autoencoders import Codec, Identity, Values
@@ -127,7 +128,7 @@ class Experiment:
             channels, spec["out_channels"] = self.process.channels(channels)
         if self.info.is_text:
             if spec["name"] != SEQUENCES:
-                raise UserError(f"model {spec['name']} is of images; the data is text: use model {SEQUENCES}")
+                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {SEQUENCES}")
             spec["length"] = size
         return models.MODELS.build(
             spec,
