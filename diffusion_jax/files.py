@@ -328,9 +328,10 @@ def plain_name(what: str, name: str) -> str:
       UserError: empty, too long, hidden, or with other characters than letters, digits, "_", "-", "." and "+".
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
+        shown = " ".join(repr(name).split())[:200]
         raise UserError(
-            f"{what} {' '.join(repr(name).split())[:200]} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a "
-            "letter, a digit or '_'"
+            f"{what} {shown} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, a "
+            "digit or '_'"
         )
     return name
 
