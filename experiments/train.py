@@ -40,7 +40,8 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
-from experiments.building.restoring import open_checkpoints, restore_params, whole_one
+from experiments.building import conditions
+from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging
@@ -84,7 +85,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     config, primary = experiment.config, parallel.is_primary()
     parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
     former = workdir.known_steps(directory)
-    workdir.claim(directory, config, experiment.info, primary=primary, write=False, other_steps=True)
+    kept = conditions.kept(experiment.text)
+    workdir.claim(directory, config, experiment.info, kept=kept, primary=primary, write=False, other_steps=True)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
     frozen, known = experiment.read_frozen()
@@ -92,9 +94,10 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
     state, record = state.replace(frozen=frozen), {**record, "frozen": known}
     if primary:  # nothing is claimed by a start that is refused
-        workdir.claim(directory, config, experiment.info, other_steps=True)
+        workdir.claim(directory, config, experiment.info, kept=kept, other_steps=True)
         others = (*record.get("extended", []), *([former] if former else []))
         workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
+        describe_run(experiment, directory)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with open_writer(directory, primary=primary) as writer:
@@ -124,6 +127,10 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     writer.write_hparams(cli.flatten(experiment.config))
     name = experiment.config.model.name
     print(f"{name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
+    if experiment.text is not None:
+        captions = [part for part in (experiment.pipeline, experiment.validation_pipeline) if part is not None]
+        for remark in conditions.remarks(experiment.text, captions):
+            print(f"note: {remark}", flush=True)
 
 
 def begin(

@@ -2,8 +2,8 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Names registered here (`digits`, `folder`, `synthetic_latents`, `text`) are our own; every other name is a data
-set of TensorFlow Datasets.
+tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `scenes`, `synthetic_latents`,
+`text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import errno
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +28,8 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once.
+    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once, and
+    `texts(indices) -> list[str]` their captions alone.
 
     An OSError means that the storage failed for the moment: the pipeline tries again. What does not mend by itself,
     such as a damaged file, is a UserError.
@@ -78,6 +79,7 @@ class DatasetInfo:
       class_names: their names, () if the data has no classes.
       dtype: "uint8" for images, "float32" for latents, "int32" for text.
       vocabulary: of text, how many tokens there are; 0 where the data is not text.
+      fields: raw fields of an example besides image and label, such as "text", a caption.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
         not prepared and in what earlier versions wrote.
     """
@@ -91,6 +93,7 @@ class DatasetInfo:
     dtype: str = "uint8"
     vocabulary: int = 0
     fingerprint: str = ""
+    fields: tuple[str, ...] = ()
 
     @property
     def spec(self) -> DataSpec:
@@ -111,11 +114,15 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An opened split: what it is, its examples and, of text, what the numbers mean."""
+    """An opened split: what it is, its examples and, of text, what the numbers mean.
+
+    `prompts` are texts that samples may be asked for with, of which it is known what they require; () where it is not.
+    """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
+    prompts: Sequence[Any] = ()
 
 
 datasets: Registry[Dataset] = Registry("dataset")
@@ -178,10 +185,17 @@ def _resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples held in memory; reads a whole batch with one indexing operation."""
+    """Examples held in memory; reads a whole batch with one indexing operation.
+
+    Attributes:
+      images: all of them.
+      labels: their classes, if they have any.
+      fields: what was prepared of their raw fields, by name, [examples, ...].
+    """
 
     images: Shaped[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"] | None = None
+    fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -192,7 +206,7 @@ class ArraySource:
 
     def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
         """The examples at `indices`, stacked."""
-        batch = {"image": self.images[indices]}
+        batch = {"image": self.images[indices], **{name: values[indices] for name, values in self.fields.items()}}
         return batch if self.labels is None else {**batch, "label": self.labels[indices]}
 
 

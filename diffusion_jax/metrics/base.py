@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+import scipy.stats
+from jaxtyping import Bool, Float, Int, UInt8
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -28,13 +29,16 @@ class ImageSet:
     Attributes:
       images: uint8 [n, height, width, channels], n >= 1.
       labels: integers [n], or None. For samples: the class that was asked for.
+      texts: n texts, or None. For samples: what was asked for in words.
 
     Raises:
-      UserError: another dtype or rank, no image at all, or a number of labels that differs from the number of images.
+      UserError: another dtype or rank, no image at all, or a number of labels or texts that differs from the number of
+        images.
     """
 
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int[np.ndarray, " n"] | None = None
+    texts: tuple[str, ...] | None = None
 
     def __post_init__(self):
         images = np.asarray(self.images)
@@ -46,6 +50,10 @@ class ImageSet:
         if not len(images):
             raise UserError("a metric needs at least one image in each set; one set is empty")
         object.__setattr__(self, "images", images)
+        if self.texts is not None:
+            object.__setattr__(self, "texts", tuple(self.texts))
+            if len(self.texts) != len(images):
+                raise UserError(f"{len(self.texts)} texts do not go with {len(images)} images: give one for each")
         if self.labels is None:
             return
         labels = np.asarray(self.labels)
@@ -64,13 +72,20 @@ class ImageSet:
         """At most `limit` images, drawn without replacement; the same ones every time, in their original order."""
         if limit is None or len(self) <= limit:
             return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:limit])
-        return ImageSet(images=self.images[chosen], labels=None if self.labels is None else self.labels[chosen])
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:limit]))
+
+    def take(self, chosen: Int[np.ndarray, " m"]) -> "ImageSet":
+        """The images at these positions, with what belongs to them."""
+        return ImageSet(
+            images=self.images[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            texts=None if self.texts is None else tuple(self.texts[i] for i in chosen),
+        )
 
 
-READS = ("samples", "train", "held_out", "texts", "model")
-"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; the
-model's own likelihood."""
+READS = ("samples", "train", "held_out", "texts", "prompts", "model")
+"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; prompts
+of which the data knows what they require; the model's own likelihood."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,17 +330,7 @@ def check_same_shape(samples: ImageSet, *others: ImageSet) -> None:
             )
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927, JASA 22, 209-212); 95% by default.
-
-    Unlike p +- z sqrt(p (1 - p) / n) it stays inside [0, 1] and is not of zero width at p = 0 or 1.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials")
-    p = successes / trials
-    scale = 1.0 / (1.0 + z * z / trials)
-    centre = scale * (p + z * z / (2 * trials))
-    half = scale * z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return low, high
+def proportion(name: str, hits: Bool[np.ndarray, " n"]) -> dict[str, float]:
+    """The share of hits as numbers of a metric: `name`, and `name_low` and `name_high`, its 95% interval by Wilson."""
+    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {name: float(hits.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}

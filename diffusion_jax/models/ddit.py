@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, split_heads
-from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
+from diffusion_jax.models.dit import checkpointed
+from diffusion_jax.models.dit_blocks import TIME_WAVES, Tokens, Vector, modulate
 from diffusion_jax.models.layers import (
     QKV,
     Dense,
@@ -84,12 +85,14 @@ class DDiT(Network, kw_only=True):
     """The transformer on tokens; `image_channels` is the number of values of a token, the mask among them.
 
     Attributes:
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       conditioning_size: width of the time's vector.
       dropout: rate on the residual branches; on when dropout keys are given.
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: logits for a token; None means image_channels.
-      length: of sequences of indices; 0 where the data are one-hot images.
+      length: tokens in a sequence of indices; 0 where the data are one-hot images.
     """
 
     hidden_size: int = 768

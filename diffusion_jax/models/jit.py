@@ -18,17 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, split_heads
-from diffusion_jax.models.dit import (
-    TIME_WAVES,
-    Tokens,
-    Vector,
-    checkpointed,
-    modulate,
-    named_size,
-    patchify,
-    position_embedding,
-    unpatchify,
-)
+from diffusion_jax.models.dit import checkpointed, named_size, patchify, position_embedding, unpatchify
+from diffusion_jax.models.dit_blocks import TIME_WAVES, Tokens, Vector, modulate
 from diffusion_jax.models.layers import (
     QKV,
     Dense,
@@ -138,13 +129,15 @@ class JiT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       bottleneck: width of the first of the two layers that embed a patch.
       context_tokens: tokens that carry the class; 0 for none. There are none without classes.
       context_start: the block that they come before.
       mlp_ratio: 3/2 of the hidden units of the SwiGLU, in units of hidden_size.
       dropout: rate in the blocks of the second and third quarter; on when dropout keys are given.
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
 

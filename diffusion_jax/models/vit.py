@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
+from diffusion_jax.models.dit import checkpointed, named_size, patchify, unpatchify
+from diffusion_jax.models.dit_blocks import Tokens
 from diffusion_jax.models.layers import QKV, Dense, LabelEmbedding, at_least_float32, recomputed
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
@@ -53,10 +54,12 @@ class ViT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       num_steps: rows of the table of times (time_input discrete_index).
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
 

@@ -37,6 +37,7 @@ from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import Asked, asked_for
 
 LIKELIHOOD_DRAWS = 128
 Spaces = dict[str, FeatureSpace]
@@ -75,6 +76,11 @@ def of_model(name: str) -> bool:
     return "model" in METRICS.facts(name).reads
 
 
+def by_prompts(names: tuple[str, ...]) -> bool:
+    """Whether one of the metrics is of samples of the data's own prompts."""
+    return any("prompts" in METRICS.facts(name).reads for name in names)
+
+
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
     """Why a metric can not be had with this config on this machine; "" where it can."""
     info, config = experiment.info, experiment.config
@@ -91,6 +97,10 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"the loss of objective {config.objective.name} bounds no likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
+    if "prompts" in facts.reads and experiment.told_text is None:
+        return "its samples are asked for in words, and this network is told none: set conditioning.text"
+    if "prompts" in facts.reads and not experiment.pipeline.prompts:
+        return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
 
@@ -150,7 +160,8 @@ def build_metrics(
         if "texts" in facts.reads:
             of_texts = _clip(config.clip).of_texts([config.prompt.format(text) for text in experiment.info.class_names])
             spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
-    return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
+    given = {"prompts": experiment.pipeline.prompts}
+    return {name: METRICS.build(spec, space=spaces.get(space_kind(name)), **given) for name, spec in specs.items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -266,6 +277,7 @@ def _of_held_out(
     config, layout = experiment.config, experiment.layout
     limit = config.evaluation.likelihood_images
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
+    told = asked_for(experiment, len(images)) if experiment.told_text else Asked.of(labels)
     size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
     key = stream_key(seed, "likelihood")
 
@@ -281,8 +293,8 @@ def _of_held_out(
         index = np.arange(first, first + size)
         rows = (index % len(images))[host]
         batch = {"index": index[host].astype(np.int32), DATA: images[rows]}
-        if experiment.num_classes:
-            batch["label"] = labels[rows].astype(np.int32)
+        if experiment.num_classes or experiment.told_text:
+            batch |= told.rows(rows)
         result = run(params, layout.global_batch(batch), key)
         if jax.process_count() > 1:
             result = multihost_utils.process_allgather(result, tiled=True)

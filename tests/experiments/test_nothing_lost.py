@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from configs.digits_unet import get_config
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import RunError, UserError
 from experiments.evaluating import evaluation, generation
@@ -99,11 +99,10 @@ def test_metrics_that_are_not_finite_are_named(tmp_path):
 
 def test_where_files_lie_is_no_part_of_a_run_and_what_they_hold_is(tmp_path):
     def config(place, **fields):
-        data = {"dataset": f"folder:{place}", "features": f"{place}/f.npy", "data_dir": str(place)}
-        named = {"inception": f"{place}/i.pkl", "reference": "", "prompt": "a {}"}
-        return ConfigDict(
-            {"data": data, "evaluation": {**named, **fields}, "sampling": {"ema": "", "steps": 4}, "seed": 0}
-        )
+        made = get_config()
+        made.data.update(dataset=f"folder:{place}", features=f"{place}/f.npy", data_dir=str(place))
+        made.evaluation.update(inception=f"{place}/i.pkl", **fields)
+        return made
 
     info = DatasetInfo(name="folder", split="train", num_examples=1, image_shape=(8, 8, 3), fingerprint="a")
     for place in "ab":
