@@ -76,14 +76,14 @@ class Drawing:
           RunError: the workdir, or what was drawn, was removed meanwhile; or a sample is not finite.
         """
         try:
-            return self._draw(make, params, labels, seed)
+            return self._draw(make, params, asked, seed)
         except FileNotFoundError as error:
             self.place.require("while samples were drawn")
             raise RunError(
                 f"{self.directory} was removed while samples were drawn; the same command draws them again"
             ) from error
 
-    def _draw(self, make: Generator, params: Any, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    def _draw(self, make: Generator, params: Any, asked: Asked | np.ndarray | None, seed: int) -> np.ndarray:
         primary = parallel.is_primary()
         done = self._drawn() if primary else 0
         if jax.process_count() > 1:

@@ -67,6 +67,15 @@ def test_checkpoints_are_held_by_one_process(run, tmp_path):
             pass
 
 
+def test_checkpoints_below_a_file_are_refused_in_one_line(command, tmp_path):
+    (tmp_path / "file").touch()
+    where = f"--config.checkpoint.directory={tmp_path}/file/checkpoints"
+    assert f"{tmp_path}/file is not a directory" in command.fails(
+        "train", *command.train_arguments(tmp_path / "run", where)
+    )
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_two_evaluations_at_once(command, run):
     arguments = ("evaluate", f"--workdir={run}", "--metrics=nearest_neighbours", "--num_samples=100")
     alone, _ = command.run(*arguments)
