@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     stop = StopSignal()
     experiment = Experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
+    evaluation.require_guide(experiment)
     judging.available(experiment, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
     try:
