@@ -57,11 +57,6 @@ def openwebtext() -> ConfigDict:
     config = runner()
     config.data.update(dataset="text", validation_split="test")
     config.data.options = ConfigDict(dict(corpus="openwebtext", length=1024))
-    # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="uniform"))
     config.log.validate_every = 10_000
     config.log.validation_examples = 5_120
     config.log.sample_every = 50_000

@@ -10,7 +10,8 @@ learn from a trained network name its run:
 
 from ml_collections import ConfigDict
 
-# Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group.
+# Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group,
+# and None leaves out a group that the objective does not read.
 FLOW = {
     "schedule": dict(name="rectified_flow"),
     "prediction": dict(name="velocity"),
@@ -53,8 +54,12 @@ ANGLE = {
     "sampling.steps": 2,
     "optimizer.learning_rate": 5e-4,
 }
-# The digits have 17 levels, from 0 to 16.
-TOKENS = {"sampling.steps": 64}
+# The process of tokens is the objective's own. The digits have 17 levels, from 0 to 16.
+TOKENS = {
+    "sampling.steps": 64,
+    **dict.fromkeys(("schedule", "prediction", "time_input", "time_sampler"), None),
+}
+NO_TIMES = {"time_sampler": None}  # these draw pairs of neighbouring levels, by a rule of their own
 RECIPES = {
     "denoising": {},
     "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
@@ -104,14 +109,20 @@ RECIPES = {
     },
     "consistency_training": {
         **CONSISTENCY,
+        **NO_TIMES,
         "objective": dict(name="consistency_training", last=40, total_steps=900),
     },
-    "ict": {**CONSISTENCY, "objective": dict(name="ict", last=160, total_steps=900)},
+    "ict": {**CONSISTENCY, **NO_TIMES, "objective": dict(name="ict", last=160, total_steps=900)},
     "ect": {**CONSISTENCY, "objective": dict(name="ect", doubling=150)},
-    "consistency_distillation": {**CONSISTENCY, "objective": dict(name="consistency_distillation")},
+    "consistency_distillation": {
+        **CONSISTENCY,
+        **NO_TIMES,
+        "objective": dict(name="consistency_distillation"),
+    },
     "scm": {**ANGLE, "objective": dict(name="scm", warmup=400)},
     "scd": {**ANGLE, "objective": dict(name="scd", warmup=400)},
     "progressive_distillation": {
+        **NO_TIMES,
         "objective": dict(name="progressive_distillation", num_steps=8, weighting=dict(name="edm", sigma_data=0.5)),
         "sampling.sampler": dict(name="ddim"),
         "sampling.grid": dict(name="trailing"),
@@ -163,6 +174,8 @@ def with_objective(config: ConfigDict, argument: str) -> ConfigDict:
         group, _, field = name.partition(".")
         if field:
             config[group][field] = value
+        elif value is None:
+            del config[group]
         else:
             config[group] = ConfigDict(value)
     return config

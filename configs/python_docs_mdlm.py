@@ -21,11 +21,6 @@ def get_config() -> ConfigDict:
     config.update(
         data=dict(dataset="text", options=dict(corpus="python_docs", length=128), validation_split="test"),
         model=dict(name="ddit", hidden_size=128, depth=4, num_heads=4, conditioning_size=64, dropout=0.1),
-        # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
-        schedule=dict(name="rectified_flow"),
-        prediction=dict(name="velocity"),
-        time_input=dict(name="scaled_t", scale=1000.0),
-        time_sampler=dict(name="uniform"),
         objective=dict(name="mdlm", num_tokens=256),
         train=dict(steps=2_000, batch_size=32),
         optimizer=dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0),

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         train=dict(steps=20_000, batch_size=64, conditioning_dropout=0.1),
         optimizer=dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0),
         ema=dict(half_lives=(50_000,)),
-        sampling=dict(sampler=dict(name="flow_heun"), steps=16, guidance_scale=3.0, batch_size=100),
+        sampling=dict(sampler=dict(name="flow_heun"), steps=16, guidance=dict(scale=3.0), batch_size=100),
         log=dict(validate_every=1_000, validation_examples=512, sample_every=1_000, num_samples=32),
         checkpoint=dict(every=1_000),
         evaluation=dict(metrics=("prompt_adherence",), num_samples=300, max_real=2_000),

@@ -162,7 +162,7 @@ def check(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Non
     """
     problem = _problem(value, kind, bounds or ANY)
     if problem:
-        raise UserError(f"{name} must be {problem}, it is {_shown(value)}{_near(value, kind)}")
+        raise UserError(f"{name} must be {problem}, it is {shown(value)}{_near(value, kind)}")
 
 
 def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
@@ -183,7 +183,7 @@ def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
         return _number(value, kind, bounds)
     if kind is str:
         fits = isinstance(value, str) and "\0" not in value and len(value) < 4096
-        return "" if fits or (not _plain(value) and not isinstance(value, str)) else "a short text"
+        return "" if fits or (not is_plain(value) and not isinstance(value, str)) else "a short text"
     if origin is tuple and isinstance(value, tuple | list):
         kinds = [parts[0]] * len(value) if parts[-1:] == (...,) else list(parts)
         if len(kinds) != len(value):
@@ -191,13 +191,13 @@ def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
         found = [_problem(one, part, bounds) for one, part in zip(value, kinds, strict=True)]
         return next((f"a tuple, each value {problem}" for problem in found if problem), "")
     if origin is tuple:
-        return "a tuple" if _plain(value) else ""
+        return "a tuple" if is_plain(value) else ""
     return ""
 
 
 def _number(value: Any, kind: type, bounds: Bounds) -> str:
     what = f"{'a whole number' if kind is int else 'a number'} {bounds}".strip()
-    if not _plain(value):
+    if not is_plain(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
         return what
@@ -209,15 +209,15 @@ def _number(value: Any, kind: type, bounds: Bounds) -> str:
         return what
 
 
-def _plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a config may hold such a value; arrays, parts and functions are none."""
     plain = isinstance(value, numbers.Number | str | bytes | tuple | list)
     return value is None or plain or hasattr(value, "keys")  # a mapping, or a group of a config
 
 
 def _choices(parts: tuple[Any, ...]) -> str:
-    shown = [repr(part) for part in parts]
-    return " or ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)
+    texts = [repr(part) for part in parts]
+    return " or ".join(part for part in (", ".join(texts[:-1]), texts[-1]) if part)
 
 
 def _near(value: Any, kind: Any) -> str:
@@ -227,6 +227,7 @@ def _near(value: Any, kind: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """A value in one line of at most 300 characters."""
+    text = " ".join(repr(value.to_dict() if hasattr(value, "to_dict") else value).split())
     return text if len(text) <= 300 else f"{text[:297]}..."

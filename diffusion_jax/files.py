@@ -7,6 +7,7 @@ raises `UserError`, which names the file, for all of these; none allocates what 
 import contextlib
 import errno
 import fcntl
+import glob
 import gzip
 import hashlib
 import json
@@ -267,8 +268,10 @@ def content_hash(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
+def replace_file(path: str | os.PathLike, content: bytes, *, make_folder: bool = True) -> None:
     """Write a file so that at any moment there is either the old content or the new, never a part.
+
+    Its folder is made if it is missing, unless `make_folder` is false.
 
     Raises:
       RunError: the disk is full or not writable; the old file is untouched.
@@ -276,7 +279,8 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
@@ -298,9 +302,12 @@ def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterato
       wait: until the other process lets go, instead of an error; what is said of it is printed then.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or its folder is none.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{Path(path).parent} is not a directory") from error
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -324,9 +331,10 @@ def plain_name(what: str, name: str) -> str:
       UserError: empty, too long, hidden, or with other characters than letters, digits, "_", "-", "." and "+".
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
+        shown = " ".join(repr(name).split())[:200]
         raise UserError(
-            f"{what} {name!r} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, "
-            "a digit or '_'"
+            f"{what} {shown} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, a "
+            "digit or '_'"
         )
     return name
 
@@ -342,24 +350,35 @@ def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
       UserError: `target` is there and is not ours.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent))
+    with private_directory(target.parent, f".{target.name}.", ".incomplete") as partial:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        if target.exists() and not (target / MARKER).is_file():
+            raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
+        try:
+            os.rename(partial, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+@contextlib.contextmanager
+def private_directory(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """A new directory that no other process touches, removed after the block unless it was renamed.
+
+    It is marked as ours and held by this process. Directories of this name that killed processes left in `parent` are
+    removed first: marked, and held by nobody.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent, f"{glob.escape(prefix)}*{glob.escape(suffix)}")
+    made = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
     try:
-        (partial / MARKER).touch()
-        with open(partial / MARKER) as held:
+        with open(made / f"{MARKER}.new", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            yield partial
-            partial.chmod(0o777 & ~_umask())
-            if target.exists() and not (target / MARKER).is_file():
-                raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
-            try:
-                os.rename(partial, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
+            os.rename(held.name, made / MARKER)  # held from the first moment on: no other process sweeps it away
+            yield made
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def remove_ours(directory: str | os.PathLike) -> None:
@@ -376,12 +395,13 @@ def remove_ours(directory: str | os.PathLike) -> None:
     shutil.rmtree(directory)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes left of `target`: marked, and held by nobody."""
-    for left in target.parent.glob(f".{target.name}.*.incomplete"):
+def _sweep(parent: Path, pattern: str) -> None:
+    """Remove directories that carry our marker, and whose process is dead."""
+    for left in parent.glob(pattern):
         with contextlib.suppress(OSError), open(left / MARKER) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            if not left.is_symlink():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _umask() -> int:

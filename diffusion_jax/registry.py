@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from diffusion_jax.domains import check_arguments
+from diffusion_jax.domains import check_arguments, shown
 from diffusion_jax.errors import UserError
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """One line that names the wrong name, the nearest valid one and all valid ones."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r};{hint} known: {', '.join(sorted(known))}"
+    return f"unknown {kind} {shown(name)};{hint} known: {', '.join(sorted(known))}"
 
 
 class Registry(Generic[T]):
@@ -61,10 +61,12 @@ class Registry(Generic[T]):
           UserError: unknown name, an argument that the factory does not have, that it lacks, or that has another type
             or lies out of bounds (`domains.py`).
         """
-        spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+        spec = {"name": spec} if isinstance(spec, str) else self._group(spec)
         if "name" not in spec:
             raise UserError(f"a {self.kind} needs a `name`; known: {', '.join(self)}")
         name = spec.pop("name")
+        if not isinstance(name, str):
+            raise UserError(f"{self.kind}: its name must be a text, it is {shown(name)}; known: {', '.join(self)}")
         factory = self[name]
         signature = inspect.signature(factory)
         known = [key for key in signature.parameters if key not in ("parent", "name")]  # Flax modules' own
@@ -79,6 +81,14 @@ class Registry(Generic[T]):
         except TypeError as error:
             raise UserError(f"{self.kind} {factory.__name__!r}: {error}") from error
         return factory(**arguments)
+
+    def _group(self, spec: Any) -> dict[str, Any]:
+        if not hasattr(spec, "keys"):
+            raise UserError(
+                f"{self.kind} must be a name, or a group with a name and arguments, it is {shown(spec)}; known: "
+                f"{', '.join(self)}"
+            )
+        return dict(spec)
 
     def example(self, name: str) -> T:
         """The smallest instance, as the conformance tests build it."""

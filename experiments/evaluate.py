@@ -48,11 +48,14 @@ def main(argv: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError("give --workdir=..., the directory of a trained run")
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
+    place = workdir.Place.of(WORKDIR.value)
     for name in METRICS.value or ():
         check_metric(name)
     if SAMPLING.sampler.value:
         check_sampler(SAMPLING.sampler.value)
-    experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    experiment, params, source = restore_params(
+        WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
+    )
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
     SAMPLING.apply(experiment.config.sampling)
     make = evaluation.generator(experiment, sampler=SAMPLING.sampler.value, steps=SAMPLING.steps.value)
@@ -69,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if parallel.is_primary():
         print(json.dumps(results, indent=2))
+        place.require("while it was evaluated")
         print(f"numbers: {OUT.value}" if OUT.value else f"report: {write_report(WORKDIR.value)}")
 
 

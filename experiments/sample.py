@@ -95,7 +95,9 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLING.sampler.value:
         check_sampler(SAMPLING.sampler.value)
     cli.writable_directory(out.parent)
-    experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
+    experiment, params, source = restore_params(
+        WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
+    )
     SAMPLING.apply(experiment.config.sampling)
     if TASK.value == "sample" and not LATENTS.value:
         return draw(experiment, params, source, out)
@@ -136,11 +138,13 @@ def out_path() -> Path:
 
 def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
     """Samples from noise."""
+    place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
     info, number = experiment.info, NUM_SAMPLES.value or 64
     asked, make = what_is_asked(experiment, number), generator(experiment, number)
     images = evaluation.draw(make, params, asked, number, SEED.value)
     if not parallel.is_primary():
         return
+    place.require("while samples were drawn")
     said = {} if asked.labels is None else {"labels": asked.labels}
     said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
     if info.is_text:

@@ -2,9 +2,10 @@
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits [--config.train.steps=200 ...]
 
-The same command on the same workdir goes on where it stopped, bit for bit; on a finished one it says so. SIGTERM and
-Ctrl-C save a checkpoint and exit. The workdir receives config.json, metrics.jsonl and timings.jsonl, TensorBoard
-events, samples/, checkpoints/, evaluation.json and report.html.
+The same command on the same workdir goes on where it stopped, bit for bit; on a finished one it says so, and with a
+larger --config.train.steps it trains on from there (docs/reliability.md states the rule). SIGTERM and Ctrl-C save a
+checkpoint and exit. The workdir receives config.json, metrics.jsonl and timings.jsonl, TensorBoard events, samples/,
+checkpoints/, evaluation.json and report.html.
 """
 
 from experiments.ground import cli
@@ -40,13 +41,14 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments.building import conditions
-from experiments.building.restoring import describe_run, open_checkpoints, restore_params
+from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging
 from experiments.ground import workdir
-from experiments.ground.writers import RunWriter, create_writer
+from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.report import write_report
+from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
 
 
@@ -83,8 +85,9 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, primary = experiment.config, parallel.is_primary()
     parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
+    former = workdir.known_steps(directory)
     kept = conditions.kept(experiment.text)
-    workdir.claim(directory, config, experiment.info, kept=kept, primary=primary, write=False)
+    workdir.claim(directory, config, experiment.info, kept=kept, primary=primary, write=False, other_steps=True)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
     frozen, known = experiment.read_frozen()
@@ -92,12 +95,13 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
     state, record = state.replace(frozen=frozen), {**record, "frozen": known}
     if primary:  # nothing is claimed by a start that is refused
-        workdir.claim(directory, config, experiment.info, kept=kept)
-        workdir.own_checkpoints(directory, config, checkpointer.directory)
+        workdir.claim(directory, config, experiment.info, kept=kept, other_steps=True)
+        others = (*record.get("extended", []), *([former] if former else []))
+        workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
         describe_run(experiment, directory)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
-    with contextlib.closing(create_writer(directory, primary=primary)) as writer:
+    with open_writer(directory, primary=primary) as writer:
         writer.resume(start)
         if start < config.train.steps:
             if primary:
@@ -144,7 +148,7 @@ def begin(
       UserError: the checkpoint to resume from is damaged or missing; the message says which others there are. Or there
         is none although the run had one, unless `restart` says to begin again.
     """
-    steps = checkpointer.steps()
+    steps, known_run = checkpointer.steps(), workdir.known_steps(directory) is not None
     if resume_from is not None and resume_from not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise UserError(f"no checkpoint {resume_from} in {checkpointer.directory}; there are: {there}")
@@ -158,21 +162,24 @@ def begin(
             for name in (workdir.SAVED, workdir.FINISHED):
                 (directory / name).unlink(missing_ok=True)
         workdir.require_nothing_lost(directory, checkpointer.directory)
+        extension.require_begun(workdir.known_steps(directory), experiment.config, directory)
         state = experiment.first_state()
         if experiment.teacher is not None:
             state = taught(experiment, state)
-        return state, 0, {"branch": None, "window": []}
+        return state, 0, {"branch": None, "window": [], "extended": []}
     step = steps[-1] if resume_from is None or grown_from(checkpointer, steps[-1], resume_from) else resume_from
     try:
-        workdir.require_same_config(checkpointer.read_record(step)["config"], experiment.config, checkpointer.directory)
+        extended = extension.require_same_training(
+            checkpointer.read_record(step), step, experiment, checkpointer.directory, known_run=known_run
+        )
         read, record = checkpointer.restore(step, experiment.abstract_state.saved)
         state = training.TrainState(**read)
     except training.CorruptCheckpointError as error:
-        others = [s for s in steps if s < step]
+        other = whole_one(checkpointer, step, experiment.abstract_state.saved, newer=False)
         mend = (
-            f"--resume_from={others[-1]} goes on from the one before"
-            if others
-            else "no older one is left: use another --workdir"
+            "no older one is whole: use another --workdir"
+            if other is None
+            else f"checkpoint {other} is whole: --resume_from={other} goes on from it"
         )
         raise UserError(f"{error}; {mend}") from error
     if record["position"] != step * experiment.config.train.batch_size:
@@ -184,7 +191,10 @@ def begin(
         for directory_moved in moved:
             print(f"set aside {directory_moved}", flush=True)
         print(f"resuming {directory} at step {step}", flush=True)
-    return state, step, {**record, "branch": record["branch"] if resume_from is None else resume_from}
+        if extended != record.get("extended", []):
+            extension.announce(experiment, extended, step, directory)
+    branch = record["branch"] if resume_from is None else resume_from
+    return state, step, {**record, "branch": branch, "extended": extended}
 
 
 def taught(experiment: Experiment, state: training.TrainState) -> training.TrainState:
@@ -236,12 +246,13 @@ def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: in
 
 def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     """Final samples, evaluation and report, unless they were made before; finished.json comes last."""
-    config = experiment.config
+    config, place = experiment.config, workdir.Place.of(directory)
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
         results = evaluation.evaluate(experiment, params, directory, source=source)
         if parallel.is_primary():
+            place.require("while it was evaluated")
             write_report(directory)
             replace_file(marker, json.dumps({"step": config.train.steps}).encode())
             if results:

@@ -56,11 +56,6 @@ def get_config() -> ConfigDict:
         )
     )
 
-    # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="uniform"))
     config.objective = ConfigDict(
         dict(
             name="d3pm",

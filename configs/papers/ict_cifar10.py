@@ -46,7 +46,6 @@ def get_config() -> ConfigDict:
     config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
     config.prediction = ConfigDict(dict(name="consistency", sigma_data=0.5))
     config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
-    config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.1, std=2.0))
     config.objective = ConfigDict(dict(name="ict", first=10, last=1280, total_steps=400_000))
 
     config.train.steps = 400_000

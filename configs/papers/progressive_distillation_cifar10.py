@@ -101,6 +101,7 @@ def get_config(argument: str = "") -> ConfigDict:
             raise ValueError(f"{argument!r} is not steps=N with a number of steps")
         config.model.dropout = 0.0
         config.objective = ConfigDict(dict(name="progressive_distillation", num_steps=int(number)))
+        del config.time_sampler  # it draws from its own steps
         config.train.steps = 50_000
         config.optimizer.update(learning_rate=5e-5, weight_decay=0.0, warmup_steps=0, decay="linear")
         config.ema.decays = ()

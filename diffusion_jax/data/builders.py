@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from jaxtyping import UInt8
 
 from diffusion_jax.data import scenes, tfds_source
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import expanded, locked, regular_file
+from diffusion_jax.files import expanded, locked, private_directory, regular_file
 
 FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package dataset-fashion-mnist puts the idx files."""
@@ -262,22 +261,21 @@ def prepare_atomically(
 ) -> None:
     """Prepare in a directory of our own and rename it into place: any number of processes may do so at once.
 
-    The first to finish wins, the others drop theirs; a process killed on the way leaves no half data set.
+    The first to finish wins, the others drop theirs; a process killed on the way leaves no half data set, and what it
+    leaves is swept away by the next one.
     """
-    with _errors_for_users(data_dir):
-        Path(data_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as staging:
-            builder = make_builder(staging)
-            with _quiet(progress):
-                builder.download_and_prepare()
-            made = Path(builder.data_dir)
-            target = Path(data_dir) / made.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                made.rename(target)
-            except OSError:
-                if not (target / "dataset_info.json").exists():
-                    raise
+    with _errors_for_users(data_dir), private_directory(Path(data_dir), ".preparing-") as staging:
+        builder = make_builder(str(staging))
+        with _quiet(progress):
+            builder.download_and_prepare()
+        made = Path(builder.data_dir)
+        target = Path(data_dir) / made.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(target)
+        except OSError:
+            if not (target / "dataset_info.json").exists():
+                raise
 
 
 def _prepare_stock(name: str, data_dir: str, manual_dir: str | None, progress: bool) -> None:

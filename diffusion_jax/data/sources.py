@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from diffusion_jax.domains import check_arguments
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
 from diffusion_jax.registry import Registry, unknown_name
@@ -159,6 +160,7 @@ def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = 
     if name == "text":
         from diffusion_jax.data import text  # it imports this module
 
+        check_arguments(f"dataset {name!r}", text.describe_text, options)
         return text.describe_text(split=split, data_dir=data_dir, **options)
     if name in datasets:
         return open_dataset(name, split=split, data_dir=data_dir, **options).info

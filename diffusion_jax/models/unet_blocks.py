@@ -155,7 +155,11 @@ class SpatialTransformer(nn.Module, kw_only=True):
 
 
 def require_halvings(network: Network, levels: int, patch_size: int = 1) -> int:
-    """How often a network of so many levels halves its images; UserError where `image_size` does not divide so."""
+    """How often a network of so many levels halves its images; UserError where it has none, or `image_size` does not
+    divide so.
+    """
+    if not levels:
+        raise UserError(f"{type(network).__name__} needs at least one level: channel_multipliers is empty")
     halvings, size = levels - 1, network.image_size
     divisor = patch_size * 2**halvings
     if size % divisor:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_jax.domains import is_plain
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.schedulers.arrays import array_module, as_compute, as_float, like_data
@@ -241,5 +242,9 @@ class Parameterization:
 
 
 def built(registry: Registry, spec: Any) -> Any:
-    """`spec` itself when it is an object already, else what the registry builds from the name or mapping."""
-    return registry.build(spec) if isinstance(spec, str) or hasattr(spec, "keys") else spec
+    """`spec` itself when it is an object already, else what the registry builds from the name or mapping.
+
+    Raises:
+      UserError: it is neither, as a number is.
+    """
+    return registry.build(spec) if is_plain(spec) else spec

@@ -41,6 +41,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.special
 
+from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.schedulers.schedule import NoiseSchedule
@@ -64,7 +65,7 @@ class TimeGrid:
             raise UserError(f"a time grid needs at least one transition, got times of shape {self.times.shape}")
         if not (np.all(np.diff(self.times) <= 0) and np.all(np.diff(self.log_snrs) > 0)):
             raise UserError(
-                f"a time grid must go strictly from noise to data, got times {self.times}; "
+                f"a time grid must go strictly from noise to data, got times {shown(self.times.tolist())}; "
                 "fewer steps or a wider range of noise levels will mend it"
             )
 

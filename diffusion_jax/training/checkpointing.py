@@ -94,6 +94,11 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
                     f"no space left for checkpoints in {directory}; the last complete checkpoint is intact: free some "
                     "space and run the same command again"
                 ) from error
+            if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not directory.is_dir():
+                raise RunError(
+                    f"{directory} was removed or replaced while a checkpoint was written there: bring it back, and the "
+                    "same command goes on from the newest checkpoint in it"
+                ) from error
             if number in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise UserError(f"can not write to {directory}: {_one_line(cause)}") from error
         raise
@@ -268,8 +273,11 @@ class Checkpointer:
             self._manager = _while_deleted(lambda: _Manager(self.directory, options=options))
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, oldest first."""
-        _while_deleted(self._manager.reload)
+        """The steps of the complete checkpoints, oldest first; none where the directory was removed."""
+        try:
+            _while_deleted(self._manager.reload)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         return sorted(self._manager.all_steps())
 
     def prepare(self, state: Any) -> None:
@@ -318,6 +326,18 @@ class Checkpointer:
         with _storage_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+
+    def abandon(self) -> None:
+        """Take back the write under way, in a directory that was removed meanwhile and so came back in part."""
+        with contextlib.suppress(Exception):  # whatever Orbax makes of it
+            self._manager.wait_until_finished()
+        if _in_bucket(self.directory):
+            return
+        for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty, or not there
+            self.directory.rmdir()
+            self.directory.parent.rmdir()
 
     def read_record(self, step: int) -> dict[str, Any]:
         """The record alone; errors as of `restore`."""

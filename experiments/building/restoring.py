@@ -1,5 +1,6 @@
 """A trained run, read back for sampling and evaluation."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def describe_run(experiment: Experiment, directory: Path | str) -> None:
 
 
 def restore_params(
-    directory: Path | str, *, step: int | None = None, ema: str | None = None
+    directory: Path | str, *, step: int | None = None, ema: str | None = None, flag: str = ""
 ) -> tuple[Experiment, Any, dict[str, Any]]:
     """The experiment of a workdir, parameters to sample with, and where they come from.
 
@@ -49,26 +50,58 @@ def restore_params(
       ema: which average, or "params" for the parameters themselves; by default what the config says. A run that keeps
         power-function averages (`ema.widths`) has those of every other width too, as "width_0.07": they are put
         together from all of its checkpoints up to `step` (`diffusion_jax.training.post_hoc_coefficients`).
+      flag: by which the user gives `step`, for the message about a damaged checkpoint.
 
     Raises:
-      UserError: no run, no such checkpoint or average, or a damaged checkpoint.
+      UserError: no run, no such checkpoint or average, or a damaged checkpoint: then the message says which other one
+        is whole, and how to take that.
     """
     config = workdir.read_config(directory)
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)  # any layout reads any checkpoint
     experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
     name = config.sampling.ema if ema is None else ema
     if name not in experiment.ema.names and name.startswith("width_") and experiment.ema.widths:
-        return experiment, *_post_hoc(experiment, directory, step, name)
+        return experiment, *_post_hoc(experiment, directory, step, name, flag)
     name = experiment.known_ema(name)
     state = None
     for attempt in range(_ATTEMPTS):
-        chosen, state = _read(experiment, directory, step, last=attempt == _ATTEMPTS - 1)
+        chosen, state = _read(experiment, directory, step, last=attempt == _ATTEMPTS - 1, flag=flag)
         if state is not None:
             break
     return experiment, state.evaluation_params(name), {"step": chosen, "parameters": name}
 
 
-def _post_hoc(experiment: Experiment, directory: Path | str, step: int | None, name: str) -> tuple[Any, dict[str, Any]]:
+def whole_one(
+    checkpointer: training.Checkpointer, damaged: int, abstract_state: Any, *, newer: bool = True
+) -> int | None:
+    """The nearest whole checkpoint before a damaged one, else with `newer` after it; None where there is none.
+
+    Each that is named has been read and verified.
+    """
+    steps = checkpointer.steps()
+    after = [s for s in steps if s > damaged] if newer else []
+    for step in [*(s for s in reversed(steps) if s < damaged), *after]:
+        try:
+            checkpointer.restore(step, abstract_state)
+        except UserError:  # damaged too, or of another version
+            continue
+        return step
+    return None
+
+
+def _mend(checkpointer: training.Checkpointer, damaged: int, abstract_state: Any, flag: str) -> str:
+    """How a reader gets round a damaged checkpoint."""
+    other = whole_one(checkpointer, damaged, abstract_state)
+    if other is None:
+        return "and there is no whole one besides: train again, or bring a copy back"
+    if flag:
+        return f"checkpoint {other} is whole: {flag}={other} takes it"
+    return f"checkpoint {other} is whole, and is taken once {checkpointer.directory}/{damaged} is moved away"
+
+
+def _post_hoc(
+    experiment: Experiment, directory: Path | str, step: int | None, name: str, flag: str
+) -> tuple[Any, dict[str, Any]]:
     """The power-function average `name` from the averages in all checkpoints up to `step`, and where it comes from."""
     try:
         width = float(name.removeprefix("width_"))
@@ -84,7 +117,7 @@ def _post_hoc(experiment: Experiment, directory: Path | str, step: int | None, n
     coefficients = training.post_hoc_coefficients(*zip(*stored, strict=True), width=width, step=chosen)
     total = None
     for at in dict.fromkeys(s for _, s in stored):
-        _, state = _read(experiment, directory, at, last=True)
+        _, state = _read(experiment, directory, at, last=True, flag=flag)
         for (kept, s), coefficient in zip(stored, coefficients, strict=True):
             if s == at:
                 part = jax.tree.map(lambda x, c=coefficient: c * np.asarray(x, np.float64), state.ema[f"width_{kept}"])
@@ -94,27 +127,30 @@ def _post_hoc(experiment: Experiment, directory: Path | str, step: int | None, n
 
 
 def _read(
-    experiment: Experiment, directory: Path | str, step: int | None, *, last: bool
+    experiment: Experiment, directory: Path | str, step: int | None, *, last: bool, flag: str
 ) -> tuple[int, training.TrainState | None]:
     """The step that was chosen, and its state; None if a trainer deleted it meanwhile."""
-    checkpointer = open_checkpoints(experiment, directory, read_only=True)
-    steps = checkpointer.steps()
-    if not steps:
-        raise UserError(f"no checkpoint in {directory}/checkpoints yet: train first, with --workdir={directory}")
-    if step is not None and step not in steps:
-        raise UserError(f"no checkpoint {step} in {directory}/checkpoints; there are: {', '.join(map(str, steps))}")
-    chosen = steps[-1] if step is None else step
-    try:
-        read, record = checkpointer.restore(chosen, experiment.abstract_state.saved)
-        frozen, known = experiment.read_frozen()
-        require_same_sources(record.get("frozen", {}), known, f"{directory}, step {chosen},")
-        return chosen, training.TrainState(**read, frozen=frozen)
-    except training.CorruptCheckpointError:
-        now = open_checkpoints(experiment, directory, read_only=True)
-        deleted = chosen not in now.steps()  # a trainer at work keeps only its newest checkpoints
-        now.close()
-        if step is not None or not deleted or last:
-            raise
-        return chosen, None
-    finally:
-        checkpointer.close()
+    with contextlib.closing(open_checkpoints(experiment, directory, read_only=True)) as checkpointer:
+        steps = checkpointer.steps()
+        if not steps:
+            workdir.require_nothing_lost(Path(directory), checkpointer.directory, mend="")
+            raise UserError(f"no checkpoint in {checkpointer.directory} yet: train first, with --workdir={directory}")
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps))
+            raise UserError(f"no checkpoint {step} in {checkpointer.directory}; there are: {there}")
+        chosen = steps[-1] if step is None else step
+        try:
+            read, record = checkpointer.restore(chosen, experiment.abstract_state.saved)
+            frozen, known = experiment.read_frozen()
+            require_same_sources(record.get("frozen", {}), known, f"{directory}, step {chosen},")
+            return chosen, training.TrainState(**read, frozen=frozen)
+        except training.CorruptCheckpointError as error:
+            deleted = chosen not in checkpointer.steps()  # a trainer at work keeps only its newest checkpoints
+            if deleted and step is None and not last:
+                return chosen, None
+            if deleted:
+                raise UserError(
+                    f"checkpoint {chosen} in {checkpointer.directory} was removed while it was read"
+                ) from error
+            mend = _mend(checkpointer, chosen, experiment.abstract_state.saved, flag)
+            raise training.CorruptCheckpointError(f"{error}; {mend}") from error

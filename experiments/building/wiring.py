@@ -15,17 +15,19 @@ import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
+from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.models.autoencoders import Codec, Identity, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
-from diffusion_jax.registry import unknown_name
+from diffusion_jax.registry import Registry, unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
     PREDICTIONS,
     SCHEDULES,
+    TIME_INPUTS,
     TIME_SAMPLERS,
     Parameterization,
     Process,
@@ -37,8 +39,15 @@ from experiments.building import conditions
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import FIELDS, check_fields
+from experiments.ground.fields import FIELDS, PARTS, check_fields
 
+READ_BY_OBJECTIVES: Mapping[str, Registry] = {
+    "schedule": SCHEDULES,
+    "prediction": PREDICTIONS,
+    "time_input": TIME_INPUTS,
+    "time_sampler": TIME_SAMPLERS,
+}
+"""Groups of a config that an objective reads or does not, as `Objective.reads` says."""
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -147,7 +156,7 @@ class Experiment:
             channels, spec["out_channels"] = self.process.channels(channels)
         if self.info.is_text:
             if spec["name"] != SEQUENCES:
-                raise UserError(f"model {spec['name']} is of images; the data is text: use model {SEQUENCES}")
+                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {SEQUENCES}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
         return models.MODELS.build(
@@ -189,13 +198,33 @@ class Experiment:
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss."""
-        return OBJECTIVES.build(
-            self.config.objective,
-            schedule=built(SCHEDULES, self.config.schedule),
-            prediction=built(PREDICTIONS, self.config.prediction),
-            time_sampler=TIME_SAMPLERS.build(self.config.time_sampler),
-        )
+        """The loss.
+
+        Raises:
+          UserError: a part that there is not, or a group that it reads and the config does not have.
+        """
+        config, groups = self.config, ("schedule", "prediction", "time_sampler")
+        parts = {group: built(READ_BY_OBJECTIVES[group], config[group]) for group in groups if group in config}
+        made = OBJECTIVES.build(config.objective, **parts)
+        missing = [group for group in READ_BY_OBJECTIVES if group in made.reads and group not in config]
+        if missing:
+            raise UserError(
+                f"objective {config.objective.name} reads {' and '.join(missing)}, which the config does not have"
+            )
+        return made
+
+    def _check_read(self) -> None:
+        """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
+        config, reads = self.config, self.objective.reads
+        unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
+        if self.objective.discrete and config.sampling.grid != ConfigDict(PARTS["sampling.grid"][0]):
+            unread.append("sampling.grid")
+        if unread:
+            what = ", ".join(group for group in READ_BY_OBJECTIVES if group in reads)
+            raise UserError(
+                f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
+                f"would depend on it, so leave it out; of such groups this objective reads {what or 'none'}"
+            )
 
     @cached_property
     def process(self) -> Process:
@@ -321,6 +350,7 @@ class Experiment:
         for name in config.evaluation.metrics:
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
+        self._check_read()
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
         if self.process.discrete:

@@ -22,10 +22,12 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
+from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
 from experiments.evaluating.asked import Asked
 from experiments.evaluating.generation import Generator
 from experiments.ground.progress import ProgressBar
+from experiments.ground.workdir import Place
 
 _FILE, _COUNT = "samples.npy", "drawn"
 
@@ -37,10 +39,12 @@ class Drawing:
     Attributes:
       directory: where they are kept.
       num_samples: how many there will be.
+      place: the workdir.
     """
 
     directory: Path
     num_samples: int
+    place: Place
 
     @classmethod
     def of(
@@ -60,14 +64,26 @@ class Drawing:
             **({"said": said} if said else {}),
         }
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()
-        return cls(directory=home / f"evaluation-{digest[:16]}", num_samples=num_samples)
+        return cls(directory=home / f"evaluation-{digest[:16]}", num_samples=num_samples, place=Place.of(home))
 
     def draw(self, make: Generator, params: Any, asked: Asked | np.ndarray | None, seed: int) -> np.ndarray:
         """The samples: those that are missing are drawn. For every process to call; only the first has them after it.
 
         Returns:
           uint8 [num_samples, height, width, channels] (float32 where the data is not images), read from the disk.
+
+        Raises:
+          RunError: the workdir, or what was drawn, was removed meanwhile; or a sample is not finite.
         """
+        try:
+            return self._draw(make, params, asked, seed)
+        except FileNotFoundError as error:
+            self.place.require("while samples were drawn")
+            raise RunError(
+                f"{self.directory} was removed while samples were drawn; the same command draws them again"
+            ) from error
+
+    def _draw(self, make: Generator, params: Any, asked: Asked | np.ndarray | None, seed: int) -> np.ndarray:
         primary = parallel.is_primary()
         done = self._drawn() if primary else 0
         if jax.process_count() > 1:
@@ -99,6 +115,7 @@ class Drawing:
         return count if len(kept) == self.num_samples else 0
 
     def _keep(self, first: int, part: np.ndarray) -> None:
+        self.place.require("while samples were drawn")
         self.directory.mkdir(parents=True, exist_ok=True)
         shape = (self.num_samples, *part.shape[1:])
         how = {"mode": "r+"} if first else {"mode": "w+", "dtype": part.dtype, "shape": shape}

@@ -218,6 +218,7 @@ def _evaluate(
     of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
     if experiment.info.is_text:
         if parallel.is_primary():
+            drawing.place.require("while it was evaluated")
             if out is None:
                 save_texts(images[:MOST_SHOWN], experiment.pipeline.tokenizer, directory / "samples" / "final.txt")
             if names:
@@ -230,6 +231,7 @@ def _evaluate(
         path_images = follow.generate(params, asked, PATHS, seed)
     if not parallel.is_primary():
         return {}
+    drawing.place.require("while it was evaluated")
     if out is None:
         shown = asked.first(min(GRID_SIZE, count))
         save_asked(images[: len(images[:GRID_SIZE])], shown, experiment, directory / "samples" / "final.png")
@@ -249,6 +251,7 @@ def _evaluate(
         evaluate_all(metrics, ImageSet(images=images, labels=labels, texts=said), train=train, test=test) | of_model
     )
     results = {name: results[name] for name in names}
+    drawing.place.require("while it was evaluated")
     if out is None:
         distances, indices = nearest(images, train.images)
         closest = np.argsort(distances, kind="stable")[:NEIGHBOURS]
@@ -301,12 +304,14 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
     save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
 
 
-def save_asked(images: np.ndarray, asked: Asked, experiment: Experiment, path: Path) -> None:
+def save_asked(
+    images: np.ndarray, asked: Asked, experiment: Experiment, path: Path, *, make_folder: bool = True
+) -> None:
     """The grid of samples: what was said under each; else a column for each class."""
     if asked.texts:
-        save_captioned(images, asked.texts, path)
+        save_captioned(images, asked.texts, path, make_folder=make_folder)
     else:
-        save_grid(images, path, labels=asked.labels, **class_names(experiment))
+        save_grid(images, path, make_folder=make_folder, labels=asked.labels, **class_names(experiment))
 
 
 def class_names(experiment: Experiment) -> dict[str, Any]:

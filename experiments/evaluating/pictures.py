@@ -79,17 +79,19 @@ def make_grid(
     return _stack(blocks, gap)
 
 
-def save_grid(images: Images, path: str | os.PathLike, **layout) -> None:
-    """`make_grid(images, **layout)` as a PNG file, written whole or not at all.
+def save_grid(images: Images, path: str | os.PathLike, *, make_folder: bool = True, **layout) -> None:
+    """`make_grid(images, **layout)` as a PNG file, written whole or not at all, in a folder that is made if missing.
 
     Raises:
       UserError: images that are no grid (see `make_grid`).
       RunError: the file could not be written.
     """
-    _save(make_grid(images, **layout), path)
+    _save(make_grid(images, **layout), path, make_folder=make_folder)
 
 
-def save_captioned(images: Images, captions: Sequence[str], path: str | os.PathLike, *, columns: int = 8) -> None:
+def save_captioned(
+    images: Images, captions: Sequence[str], path: str | os.PathLike, *, columns: int = 8, make_folder: bool = True
+) -> None:
     """Images with what was said of each below it, as a PNG file.
 
     A caption is wrapped to the width of its image, which is enlarged to hold some words, and cut after a few lines.
@@ -115,7 +117,7 @@ def save_captioned(images: Images, captions: Sequence[str], path: str | os.PathL
         canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top))
         for number, line in enumerate(below):
             draw.text((left, top + height + 2 + number * (_SMALL + 3)), line, fill=_CAPTION, font=font)
-    _save(np.asarray(canvas), path)
+    _save(np.asarray(canvas), path, make_folder=make_folder)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
@@ -195,7 +197,7 @@ def _stack(blocks: list[np.ndarray], gap: int) -> np.ndarray:
     return np.concatenate(parts)[:-gap] if gap else np.concatenate(parts)
 
 
-def _save(grid: np.ndarray, path: str | os.PathLike) -> None:
+def _save(grid: np.ndarray, path: str | os.PathLike, *, make_folder: bool = True) -> None:
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue(), make_folder=make_folder)

@@ -11,9 +11,8 @@ from diffusion_jax.files import replace_file
 MOST_SHOWN = 20  # samples in final.txt
 
 
-def save_texts(tokens: Int[np.ndarray, "n ..."], tokenizer: Tokenizer, path: Path) -> None:
+def save_texts(tokens: Int[np.ndarray, "n ..."], tokenizer: Tokenizer, path: Path, *, make_folder: bool = True) -> None:
     """The samples one below the other, each under a line with its number."""
     texts = [tokenizer.decode(sample.reshape(-1)) for sample in tokens]
     content = "\n".join(f"--- sample {i} ---\n{text}\n" for i, text in enumerate(texts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content.encode())
+    replace_file(path, content.encode(), make_folder=make_folder)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax.errors import UserError
 from experiments.ground.config_files import expanded, flatten, load_config, one_line
 from experiments.ground.described import described
+from experiments.ground.fields import PARTS
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
@@ -157,7 +158,8 @@ class Flags:
         except UserError:
             raise
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
-            raise UserError(_explain(argv, known, error)) from error
+            objective = "" if self._config is None else self._config.objective.get("name", "")
+            raise UserError(_explain(argv, known, error, objective)) from error
         if len(rest) > 1:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
 
@@ -351,14 +353,30 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _explain(argv: Sequence[str], known: Sequence[str], error: Exception) -> str:
-    """Name the flag that is wrong and the nearest valid one."""
+def _whether_read(group: str, objective: str) -> str:
+    """What an objective, of which the config has no such group, has to do with it; imports JAX."""
+    from diffusion_jax.objectives import OBJECTIVES
+
+    if objective not in OBJECTIVES:
+        return ""
+    reads = OBJECTIVES.example(objective).reads
+    if group in reads:
+        return f", which objective {objective} reads: state it in the file of the config"
+    known = ", ".join(part for part in PARTS if part in reads)
+    return f", and objective {objective} does not read one; of such groups it reads {known or 'none'}"
+
+
+def _explain(argv: Sequence[str], known: Sequence[str], error: Exception, objective: str = "") -> str:
+    """Name the flag that is wrong and the nearest valid one; `objective` is the name of the config's."""
     if isinstance(error, _Refused):
         return str(error)
     groups = {name.rpartition(".")[0] for name in known}
     groups |= {name.partition(".")[0] for name in known}
     fields = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
     for name in fields if known else ():
+        group = name.partition(".")[0]
+        if group in PARTS and group not in groups:
+            return f"--config.{name}: the config has no group {group}{_whether_read(group, objective)}"
         if name not in known and name not in groups:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -19,7 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
@@ -27,7 +27,7 @@ from experiments.ground.renamed import with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
-_OWNER_FORMAT = 2  # the hash of before was another; whose such checkpoints are, the records in them say
+_OWNER_FORMAT = 3  # the hash of before was another; whose such checkpoints are, the records in them say
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
@@ -37,6 +37,7 @@ BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, 
         for name in ("sampler", "grid", "steps", "guid", "projection", "inversion", "clip_x0", "batch_size")
     ),
 )
+STEPS = "train.steps"  # may grow once all of them are done, see experiments/running/extension.py
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
 PLACE_FIELDS = (
@@ -132,6 +133,7 @@ def claim(
     kept: Mapping[str, bytes] | None = None,
     primary: bool = True,
     write: bool = True,
+    other_steps: bool = False,
 ) -> None:
     """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
 
@@ -139,6 +141,7 @@ def claim(
 
     Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
     too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
+    With `other_steps` the number of steps may differ: the caller has looked at the checkpoints, or is going to.
 
     Raises:
       UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
@@ -147,7 +150,8 @@ def claim(
     hashes = _hashes(config) | {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
     if (workdir / "config.json").exists():
         there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
-        require_same_config(there, config, workdir, but=AFTER_TRAINING if finished else BESIDE_TRAINING)
+        free = (*(AFTER_TRAINING if finished else BESIDE_TRAINING), *([STEPS] if other_steps else []))
+        require_same_config(there, config, workdir, but=free)
         known = read_info(workdir)
         both = known.fingerprint and info.fingerprint  # runs of before have none
         told = info if both else dataclasses.replace(info, fingerprint=known.fingerprint)
@@ -159,11 +163,12 @@ def claim(
             if recorded.get(name, found) != found:
                 raise UserError(f"{name} is not the file of the run in {workdir}: its content is another")
         if writes:
-            changed = _differences(there, config)
+            changed = _differences(there, config, but=(STEPS,))
             if changed:
                 print(
                     f"changed in {workdir}, which sampling and evaluation alone read: {'; '.join(changed)}", flush=True
                 )
+            if _differences(there, config):  # first the mark goes: killed here, the run is evaluated once more
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
         for name, content in kept.items():
@@ -194,44 +199,88 @@ def teacher_copy(workdir: Path | str) -> Path:
     return Path(workdir) / "teacher"
 
 
-def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any) -> None:
+def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_steps: Sequence[int] = ()) -> None:
     """Say whose the checkpoints in `directory` are, on this machine or in a bucket, or check that they are ours.
+
+    `other_steps` are those that the same run had before it was trained longer.
 
     Raises:
       UserError: they are those of a run with another config.
     """
     file = epath.Path(directory) / OWNER
-    ours = {"run": digest(config, without=AFTER_TRAINING), "workdir": str(workdir), "format": _OWNER_FORMAT}
     theirs = parse_json(file.read_text(), file) if file.exists() else {}
-    if theirs.get("format") == _OWNER_FORMAT:
-        if theirs.get("run") != ours["run"]:
-            raise UserError(
-                f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
-                "config: give another checkpoint.directory"
-            )
+    ours = {"run": digest(config, without=(*AFTER_TRAINING, STEPS)), "workdir": str(workdir), "format": _OWNER_FORMAT}
+    known = theirs.get("format") == _OWNER_FORMAT
+    steps = theirs.get("steps") if known else None
+    there = {number for number in steps if isinstance(number, int)} if isinstance(steps, list) else set()
+    if known and (theirs.get("run") != ours["run"] or not there & {config.train.steps, *other_steps}):
+        raise UserError(
+            f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
+            "config: give another checkpoint.directory"
+        )
+    if config.train.steps not in there:
+        content = json.dumps({**ours, "steps": sorted({*there, config.train.steps})})
+        if "://" in str(directory):
+            file.write_text(content)
+        else:
+            replace_file(file, content.encode())
+
+
+def known_steps(workdir: Path) -> int | None:
+    """The number of steps of the run in `workdir`; None where there is no run yet."""
+    return read_config(workdir).train.steps if (workdir / "config.json").exists() else None
+
+
+def remember_saved(workdir: Path, step: int, directory: Any, extended: Sequence[int] = ()) -> None:
+    """Record that there is a complete checkpoint, so that its absence is noticed; and former numbers of steps."""
+    saved = {"step": step, "directory": str(directory), **({"extended": list(extended)} if extended else {})}
+    replace_file(workdir / SAVED, json.dumps(saved).encode(), make_folder=False)
+
+
+def require_nothing_lost(workdir: Path, directory: Any, *, mend: str = ", or begin again with --restart") -> None:
+    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one; `mend` ends it."""
+    saved = read_json(workdir / SAVED) if (workdir / SAVED).is_file() else {}
+    if not saved and not (workdir / FINISHED).is_file():
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(ours))
+    had = f"had checkpoint {saved.get('step')} in {saved.get('directory')}" if saved else "is finished"
+    raise UserError(
+        f"the run in {workdir} {had}, and there is no checkpoint in {directory}: bring it back, give its "
+        f"checkpoint.directory{mend}"
+    )
 
 
-def remember_saved(workdir: Path, step: int, directory: Any) -> None:
-    """Record that there is a complete checkpoint, so that its absence is noticed."""
-    replace_file(workdir / SAVED, json.dumps({"step": step, "directory": str(directory)}).encode())
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Directories of a run that is under way, known to be there as long as the files are that every run has in them.
 
+    Attributes:
+      signs: those files.
+      mends: for each what can be done without it.
+    """
 
-def require_nothing_lost(workdir: Path, directory: Any) -> None:
-    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one."""
-    if (workdir / SAVED).is_file():
-        saved = read_json(workdir / SAVED)
-        raise UserError(
-            f"the run in {workdir} had checkpoint {saved.get('step')} in {saved.get('directory')}, and there is none "
-            f"in {directory}: bring it back, give its checkpoint.directory, or begin again with --restart"
-        )
-    if (workdir / FINISHED).is_file():
-        raise UserError(
-            f"the run in {workdir} is finished, and there is no checkpoint in {directory}: bring them back, give their "
-            "checkpoint.directory, or begin again with --restart"
-        )
+    signs: tuple[epath.Path, ...] = ()
+    mends: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, workdir: Path | str, checkpoints: Any = None) -> "Place":
+        """That of a workdir and a directory of checkpoints, as they are now."""
+        signs = {epath.Path(workdir) / "config.json": "bring it back, or begin again"}
+        if checkpoints is not None:
+            signs[epath.Path(checkpoints) / OWNER] = (
+                "bring it back and the same command goes on from the newest checkpoint in it, or begin again with "
+                "--restart"
+            )
+        there = {sign: mend for sign, mend in signs.items() if sign.exists()}
+        return cls(signs=tuple(there), mends=tuple(there.values()))
+
+    def require(self, doing: str) -> None:
+        """Raise RunError where a directory has been removed or replaced; `doing` says during what."""
+        for sign, mend in zip(self.signs, self.mends, strict=True):
+            if not sign.exists():
+                raise RunError(
+                    f"{sign.parent} was removed or replaced {doing} (its {sign.name} is gone), so nothing more is "
+                    f"written there: {mend}"
+                )
 
 
 def keep_teacher(workdir: Path, teacher: Path | str) -> None:

@@ -10,6 +10,7 @@ first, then the names in order; floats in the shortest form that reads back to t
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -141,6 +142,7 @@ class JsonlWriter(metric_writers.MetricWriter):
     """
 
     def __init__(self, workdir: str | os.PathLike):
+        Path(workdir).mkdir(parents=True, exist_ok=True)  # once: a directory that is removed later is not made again
         self._files = {name: _JsonLines(Path(workdir) / name) for name in (METRICS_FILE, TIMINGS_FILE)}
 
     def resume(self, step: int) -> None:
@@ -179,7 +181,7 @@ class _JsonLines:
         self._path = path
         self._step: int | None = None
         self._row: dict[str, int | float] = {}
-        self._mended = self._unsynced = False
+        self._mended = self._unsynced = self._there = False
 
     def add(self, step: int, name: str, value: Any) -> None:
         if step != self._step:
@@ -196,7 +198,8 @@ class _JsonLines:
             return
         line = json.dumps({"step": self._step, **dict(sorted(self._row.items()))}) + "\n" if self._row else ""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._there and not self._path.exists():
+                raise FileNotFoundError(errno.ENOENT, "it was removed while the run was under way")
             if not self._mended:
                 self._rewrite(lambda _: True)
             with open(self._path, "ab") as file:
@@ -206,11 +209,13 @@ class _JsonLines:
                     os.fsync(file.fileno())
         except OSError as error:
             self._mended = False  # part of the line may be there
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            safe = "checkpoints" if gone else "rows and checkpoints"
             raise RunError(
-                f"could not write {self._path}: {error.strerror}; rows and checkpoints written so far are safe, "
-                "the same command goes on from the last checkpoint"
+                f"could not write {self._path}: {error.strerror}; {safe} written so far are safe, the same command "
+                "goes on from the last checkpoint"
             ) from error
-        self._row, self._unsynced = {}, not sync
+        self._row, self._unsynced, self._there = {}, not sync, True
 
     def resume(self, step: int) -> None:
         self._step, self._row = None, {}
@@ -259,6 +264,19 @@ def create_writer(workdir: str | os.PathLike, *, primary: bool = True, log: bool
         return RunWriter([])
     writers = [JsonlWriter(workdir), TensorboardWriter(workdir)]
     return RunWriter([*writers, metric_writers.LoggingWriter()] if log else writers)
+
+
+@contextlib.contextmanager
+def open_writer(workdir: str | os.PathLike, *, primary: bool = True) -> Iterator[RunWriter]:
+    """The writer of a run, closed after the block; an error of the block is the one that is raised."""
+    writer = create_writer(workdir, primary=primary)
+    try:
+        yield writer
+    except BaseException:
+        with contextlib.suppress(RunError):
+            writer.close()
+        raise
+    writer.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

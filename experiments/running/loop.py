@@ -1,5 +1,6 @@
 """The training loop: step, log, look, save, stop. One host sync per logged row, none per step."""
 
+import contextlib
 import os
 import signal
 import time
@@ -58,8 +59,9 @@ class Loop:
       directory: the workdir.
       writer: where the numbers go.
       checkpointer: where the states go.
-      record: what was saved with the state to start from: the metrics not yet logged, and `branch`, the checkpoint that
-        --resume_from went back to; and by what the frozen groups are known.
+      record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
+        --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; and by what
+        the frozen groups are known.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Loop:
     ):
         self.experiment, self.config, self.layout = experiment, experiment.config, experiment.layout
         self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
-        self.observer = Observer(experiment, directory, writer)
+        self.place = workdir.Place.of(directory, checkpointer.directory) if parallel.is_primary() else workdir.Place()
+        self.observer = Observer(experiment, directory, writer, self.place)
         self.branch: int | None = record["branch"]
+        self.extended: list[int] = record.get("extended", [])
         self.frozen: dict[str, Any] = record.get("frozen", {})
         self.window: list[Any] = list(record["window"])  # metrics of the steps since the last row
 
@@ -105,10 +109,11 @@ class Loop:
                 stops = parallel.any_process(stop.received is not None) if asks else False
                 if logs or saves or stops:
                     self._fetch(running)
-                measured = self._log(step, progress) if logs else {}
-                measured |= self._look(step, running, last)
-                if saves or stops:
-                    self._save(step, running, measured)
+                with self._in_place(f"at step {step}", look=logs or saves or stops):
+                    measured = self._log(step, progress) if logs else {}
+                    measured |= self._look(step, running, last)
+                    if saves or stops:
+                        self._save(step, running, measured)
                 if logs:
                     self._clock = (time.perf_counter(), step)
                 if stops and not last:
@@ -162,6 +167,25 @@ class Loop:
             "lower optimizer.learning_rate, set optimizer.clip_norm, or look at the data"
         )
 
+    @contextlib.contextmanager
+    def _in_place(self, doing: str, *, look: bool = True) -> Iterator[None]:
+        """A block that writes to workdir and checkpoints, which are looked for before it with `look`.
+
+        Raises:
+          RunError: they were removed meanwhile; then no half of them is left.
+        """
+        try:
+            if look:
+                self.place.require(doing)
+            yield
+        except Exception:
+            try:
+                self.place.require(doing)  # what failed may be a consequence
+            except RunError:
+                self.checkpointer.abandon()
+                raise
+            raise
+
     def _kept(self) -> str:
         """What a run that has to stop leaves, in words; waits for what is being written."""
         self.checkpointer.wait()
@@ -205,6 +229,7 @@ class Loop:
             "position": step * self.config.train.batch_size,
             "window": self.window,
             "branch": self.branch,
+            **({"extended": self.extended} if self.extended else {}),
             **({"frozen": self.frozen} if self.frozen else {}),
         }
         self.checkpointer.save(step, self.layout.to_canonical(running.saved), record, measured)
@@ -212,10 +237,12 @@ class Loop:
 
     def remember_saved(self) -> None:
         """Note in the workdir that there is a checkpoint; waits for one that is being written."""
-        self.checkpointer.wait()
+        with self._in_place("while a checkpoint was written"):
+            self.checkpointer.wait()
+            self.place.require("while a checkpoint was written")
         steps = self.checkpointer.steps()
         if steps and parallel.is_primary():
-            workdir.remember_saved(self.directory, steps[-1], self.checkpointer.directory)
+            workdir.remember_saved(self.directory, steps[-1], self.checkpointer.directory, self.extended)
 
 
 def due(step: int, every: int) -> bool:
@@ -226,8 +253,8 @@ def due(step: int, every: int) -> bool:
 class Observer:
     """What is looked at during training: the validation loss, and pictures."""
 
-    def __init__(self, experiment: Experiment, directory: Path, writer: RunWriter):
-        self.experiment, self.directory, self.writer = experiment, directory, writer
+    def __init__(self, experiment: Experiment, directory: Path, writer: RunWriter, place: workdir.Place):
+        self.experiment, self.directory, self.writer, self.place = experiment, directory, writer, place
         self._ema = experiment.config.sampling.ema
         log = experiment.config.log
         if log.sample_every:
@@ -262,9 +289,12 @@ class Observer:
         images = self._generator.generate(params, asked, config.log.num_samples, config.seed)
         if not parallel.is_primary():
             return
+        self.place.require(f"while samples of step {step} were drawn")
+        with contextlib.suppress(OSError):  # in the workdir as it is: one that was removed is not brought back
+            (self.directory / "samples").mkdir(exist_ok=True)
         path = self.directory / "samples" / f"step_{step:07d}"
         if self.experiment.info.is_text:
-            save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"))
+            save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"), make_folder=False)
         if self.experiment.info.is_image:
-            evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"))
+            evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"), make_folder=False)
             self.writer.write_images(step, {"samples": images[:64]})

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from experiments.ground import workdir
 from experiments.ground.config_files import call_get_config, flatten, guarded, load_config_module
+from experiments.ground.fields import PARTS
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
@@ -198,13 +199,20 @@ def _trains(overrides: Mapping[str, Any]) -> bool:
 
 
 def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy with other values; a value that is a mapping replaces its whole group.
+    """A copy with other values; a value that is a mapping replaces its whole group, and None leaves a part out.
 
     Raises:
       UserError: the config has no such field, or one of another type.
     """
     config = config.copy_and_resolve_references()
     for name, value in overrides.items():
+        if name in PARTS and "." not in name and (value is None) == (name in config):
+            with config.unlocked():
+                if value is None:
+                    del config[name]
+                else:
+                    config[name] = ConfigDict(value) if isinstance(value, Mapping) else value
+            continue
         *groups, field = name.split(".")
         group = config
         for part in groups:

@@ -17,18 +17,11 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
-from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
-from experiments.building.wiring import Experiment
+from diffusion_jax.schedulers import GRIDS
+from experiments.building.wiring import READ_BY_OBJECTIVES, Experiment
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
 
-OPTIONAL_GROUPS: Mapping[str, Registry] = {
-    "schedule": SCHEDULES,
-    "prediction": PREDICTIONS,
-    "time_input": TIME_INPUTS,
-    "time_sampler": TIME_SAMPLERS,
-}
-"""Groups that an objective reads or does not, as `Objective.reads` says."""
 _NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields on which no number depends
 
 
@@ -69,7 +62,7 @@ def behaviour(config: ConfigDict) -> str:
     objective = Experiment(config).objective
     tokens = objective.discrete
     read = workdir.to_json(config)
-    for group, registry in OPTIONAL_GROUPS.items():
+    for group, registry in READ_BY_OBJECTIVES.items():
         spec = read.pop(group, None)
         if group in objective.reads:
             read[group] = with_defaults(registry, spec)
@@ -109,7 +102,7 @@ def _why_alike(first: Cell, second: Cell) -> str:
         return f"{where} have the same config: axis {moved} changes nothing between them; leave one out"
     groups = ", ".join(sorted({_group(name) for name in differing}))
     config = first.config
-    unread = {*OPTIONAL_GROUPS, "sampling.grid"} - Experiment(config).objective.reads
+    unread = {*READ_BY_OBJECTIVES, "sampling.grid"} - Experiment(config).objective.reads
     if {_group(name) for name in differing} <= unread:
         why = f"which objective {config.objective.name} does not read"
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import data
+from diffusion_jax import data, files
 from diffusion_jax.data.text import prepare_text
 from diffusion_jax.errors import UserError
 from tests.encoder_weights import written
@@ -166,3 +166,21 @@ def test_the_home_directory(tmp_path):
     done = run(*options, **home)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "text" / "c" / "info.json").is_file()
+
+
+def test_what_a_killed_preparation_leaves_is_swept_by_the_next(command, tmp_path):
+    """What carries no mark of ours stays, and so does what a living process holds."""
+    arguments = ("prepare_data", "--dataset=digits", f"--data_dir={tmp_path}")
+    process = command.start(*arguments)
+    assert command.kill_when(process, lambda: bool(list(tmp_path.glob(".preparing-*/digits"))))
+    process.communicate()
+    (left,) = tmp_path.glob(".preparing-*")
+    foreign = tmp_path / ".preparing-foreign"
+    foreign.mkdir()
+    with files.private_directory(tmp_path, ".preparing-") as living:
+        assert not left.exists()
+        (living / "work").touch()
+        command.run(*arguments)
+        assert (living / "work").exists()
+    assert [path.name for path in tmp_path.glob(".preparing-*")] == [foreign.name]
+    assert (tmp_path / "digits").is_dir()

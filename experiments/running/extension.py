@@ -1,0 +1,72 @@
+"""A finished training that goes on: `train.steps` of a run may grow once all of its steps are done.
+
+The rule: a run that has done all N of its steps, and whose config differs in `train.steps` = M > N alone, goes on from
+the checkpoint of step N with the optimizer's state, the averages, the data and the random streams as they are there.
+From step N on the learning rate is the one that the new config gives at each step: after a decay to 0 at N it jumps to
+where the longer decay is at N. Steps up to N stay as they were logged. The record of every later checkpoint holds
+`extended`, the former numbers of steps, so the bits that come out are a function of the config and that list.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import UserError
+from experiments.building.wiring import Experiment
+from experiments.ground import workdir
+
+
+def require_same_training(
+    record: Mapping[str, Any], step: int, experiment: Experiment, checkpoints: object, *, known_run: bool
+) -> list[int]:
+    """Hold a checkpoint's record against the config that goes on from it; returns the numbers of steps of before.
+
+    Args:
+      record: of the checkpoint.
+      step: of the checkpoint.
+      experiment: what is going to be trained.
+      checkpoints: the directory, for messages.
+      known_run: whether the workdir has been this run's already; another one takes no checkpoints of other steps.
+
+    Raises:
+      UserError: the checkpoint belongs to a run with another config; or of more steps; or of fewer, not all of which
+        are done there.
+    """
+    config, before = experiment.config, record["config"]["train"]["steps"]
+    extended, wanted = list(record.get("extended", [])), config.train.steps
+    if wanted == before or not known_run:
+        workdir.require_same_config(record["config"], config, checkpoints)
+        return extended
+    workdir.require_same_config(record["config"], config, checkpoints, but=(*workdir.AFTER_TRAINING, workdir.STEPS))
+    if wanted < before:
+        raise UserError(
+            f"checkpoint {step} in {checkpoints} is of a training of {before} steps, train.steps={wanted} is fewer: a "
+            "run may be trained longer, not shorter"
+        )
+    if step != before:
+        raise UserError(
+            f"checkpoint {step} in {checkpoints} is not the last one of its {before} steps, and only a finished "
+            f"training goes on to train.steps={wanted}: go on with --config.train.steps={before} first"
+        )
+    return [*extended, before]
+
+
+def require_begun(former: int | None, config: Any, directory: Path) -> None:
+    """Raise UserError where a run of another number of steps has no checkpoint to go on from."""
+    if former not in (None, config.train.steps):
+        raise UserError(
+            f"the run in {directory} has none of its {former} steps done, and only a finished training goes on to "
+            f"train.steps={config.train.steps}: train it with --config.train.steps={former} first"
+        )
+
+
+def announce(experiment: Experiment, extended: list[int], step: int, directory: Path) -> None:
+    """Say that training goes on beyond its former end, and what becomes of the learning rate there."""
+    former, wanted = extended[-1], experiment.config.train.steps
+    before = float(experiment.with_numbers({workdir.STEPS: former}).learning_rate(step - 1))
+    after = float(experiment.learning_rate(step))
+    print(
+        f"{directory} is trained longer: {former} -> {wanted} steps; the learning rate was {before:.3g} at the last "
+        f"step and is {after:.3g} at the next, as train.steps={wanted} gives it from here on",
+        flush=True,
+    )
