@@ -35,6 +35,7 @@ from diffusion_jax.metrics.features import (
 from diffusion_jax.metrics.inception import InceptionV3
 from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
+from diffusion_jax.metrics.reconstruction import PSNR, RECONSTRUCTIONS, SSIM, psnr, ssim
 from diffusion_jax.metrics.references import read_gaussian, write_gaussian
 
 __all__ = [
@@ -44,6 +45,9 @@ __all__ = [
     "INCEPTION",
     "METRICS",
     "PROXY",
+    "PSNR",
+    "RECONSTRUCTIONS",
+    "SSIM",
     "ClassAccuracy",
     "Facts",
     "FeatureMetric",
@@ -72,7 +76,9 @@ __all__ = [
     "lpips",
     "nearest",
     "precision_recall",
+    "psnr",
     "read_gaussian",
+    "ssim",
     "wilson_interval",
     "write_gaussian",
 ]
