@@ -60,7 +60,15 @@ def main(argv: Sequence[str]) -> None:
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
-    make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
+    of_samples = (SAMPLER, STEPS, SEED, GUIDANCE, GUIDE, GUIDE_EMA)
+    if experiment.reconstructs and any(flag.present for flag in of_samples):
+        named = next(flag.name for flag in of_samples if flag.present)
+        raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none: leave it out")
+    make = None
+    if not experiment.reconstructs:
+        make = evaluation.generator(
+            experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value
+        )
     results = evaluation.evaluate(
         experiment,
         params,

@@ -52,6 +52,7 @@ from experiments.evaluating import evaluation
 from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
+from experiments.ground.config_files import CODEC
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,9 +65,11 @@ def main(argv: Sequence[str]) -> None:
     cli.writable_directory(out.parent)
     if SAMPLER.value:
         check_sampler(SAMPLER.value)
+    if CODEC in workdir.read_config(WORKDIR.value):
+        raise UserError(f"{WORKDIR.value} is a first stage, which draws no samples: experiments.evaluate reconstructs")
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
-    info = experiment.info
+    info = experiment.shown
     labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
     make = evaluation.generator(
         experiment,

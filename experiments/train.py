@@ -39,9 +39,10 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
+from experiments.building.kinds import open_experiment
 from experiments.building.restoring import open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
-from experiments.evaluating import evaluation, judging
+from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, create_writer
 from experiments.reports.report import write_report
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
     stop = StopSignal()
-    experiment = Experiment(CONFIG.value, directory=Path(WORKDIR.value))
+    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
     judging.available(experiment, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
@@ -113,7 +114,7 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     replace_file(f"{directory}/parameters.txt", (overview + "\n").encode())
     workdir.write_environment(directory, num_parameters=count)
     writer.write_hparams(cli.flatten(experiment.config))
-    name = experiment.config.model.name
+    name = experiment.config.codec.name if experiment.reconstructs else experiment.config.model.name
     print(f"{name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
 
 
@@ -226,6 +227,8 @@ def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
+        if experiment.reconstructs:
+            reconstruction.publish(experiment, params, directory, source)
         results = evaluation.evaluate(experiment, params, directory, source=source)
         if parallel.is_primary():
             write_report(directory)
@@ -234,7 +237,7 @@ def finish(experiment: Experiment, params: Any, directory: Path) -> int:
                 print(json.dumps(results, indent=2), flush=True)
     parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
     if parallel.is_primary():
-        if experiment.info.is_image:
+        if experiment.shown.is_image:
             print(f"picture: {directory}/samples/final.png")
         if experiment.info.is_text:
             print(f"texts:   {directory}/samples/final.txt")

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt64
 
-from diffusion_jax.data import transforms
+from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.reading import TransformedSource, read_all
 from diffusion_jax.data.sources import (
@@ -41,6 +41,7 @@ from diffusion_jax.data.sources import (
     Tokenizer,
     describe_dataset,
     open_dataset,
+    resolved,
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_npy, sampled_digest
@@ -145,6 +146,21 @@ class Pipeline:
         _open_features(self.features)  # its errors name the field
         of = f"{info.fingerprint} {sampled_digest(self.features)}"
         return dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
+
+    @property
+    def pictures(self) -> "Pipeline":
+        """Of prepared latents the pictures that they were made of, as they were encoded; else this pipeline.
+
+        Raises:
+          UserError: the latents are not there.
+        """
+        name, _, options = resolved(self.dataset, self.data_dir, dict(self.options))
+        if name != "latents":
+            return self
+        about = latents.read_about(options["path"])
+        fields = {**about["of"]["data"], "data_dir": self.data_dir or about.get("data_dir")}
+        kept = {"split": self.split, "batch_size": self.batch_size, "memory_limit": self.memory_limit}
+        return Pipeline.from_config({**fields, **kept})
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
-from diffusion_jax.models.autoencoders import Codec, Identity, Values
+from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
@@ -33,7 +33,7 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments.ground import workdir
-from experiments.ground.config_files import import_parts
+from experiments.ground.config_files import CODEC, import_parts
 from experiments.ground.fields import check_fields
 
 SEQUENCES = "ddit"  # the network of text
@@ -61,7 +61,10 @@ class Experiment:
       devices: which devices to run on, or to compile for; by default all there are.
       stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
       directory: the workdir, where there is one already.
+      reconstructs: whether what is trained is a first stage, which has reconstructions in the place of samples.
     """
+
+    reconstructs: ClassVar[bool] = False
 
     config: ConfigDict
     devices: tuple[jax.Device, ...] | None = None
@@ -70,6 +73,11 @@ class Experiment:
 
     def __post_init__(self):
         import_parts(self.config.get("imports", ()))
+        if CODEC in self.config and not self.reconstructs:
+            raise UserError(
+                f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
+                "experiments.train, evaluate or prepare_latents"
+            )
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":
@@ -111,7 +119,7 @@ class Experiment:
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
-        size, _, channels = self.info.image_shape
+        size, _, channels = self.codec.spec(self.info.spec).shape
         spec = dict(self.config.model)
         if self.process.discrete:
             channels, spec["out_channels"] = self.process.channels(channels)
@@ -168,9 +176,33 @@ class Experiment:
 
     @cached_property
     def codec(self) -> Codec:
-        """The first stage: pixels as tokens where the objective is of tokens, else the data itself."""
+        """The first stage: one that was trained, pixels as tokens where the objective is of tokens, or none."""
+        if self.first_stage is not None:
+            codec = self.first_stage.codec
+            return codec if self.config.first_stage.get("online", False) else StoredLatents(first_stage=codec)
         of_values = self.objective.discrete and self.info.spec.kind == "pixels"
         return Values(num_values=self.objective.process.num_tokens) if of_values else Identity()
+
+    @cached_property
+    def first_stage(self) -> systems.FirstStageFolder | None:
+        """The trained first stage that `first_stage.path` names."""
+        path = self.config.get("first_stage", {}).get("path", "")
+        return systems.load_first_stage(path, dtype=DTYPES[self.config.train.dtype]) if path else None
+
+    @property
+    def shown(self) -> data.DatasetInfo:
+        """What samples are, once they are decoded: of latents pictures, else of the form of the data."""
+        if self.first_stage is None or self.config.first_stage.get("online", False):
+            return self.info
+        height, width, _ = self.info.image_shape
+        codec = self.first_stage.codec
+        shape = (height * codec.factor, width * codec.factor, codec.data_channels)
+        return dataclasses.replace(self.info, image_shape=shape, dtype="uint8")
+
+    @cached_property
+    def pictures(self) -> data.Pipeline:
+        """The data as samples show it: of prepared latents the pictures that they were made of."""
+        return self.pipeline.pictures if self.info.first_stage else self.pipeline
 
     @cached_property
     def model(self) -> systems.Model:
@@ -301,13 +333,9 @@ class Experiment:
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
         self._check_features()
+        self._check_first_stage()
         if self.needs_lpips:
-            try:
-                weights.require_lpips(self.objective.vgg, self.objective.lpips)
-            except UserError as error:
-                raise UserError(
-                    f"{error}; name the files as objective.vgg and objective.lpips, or set objective.distance=squared"
-                ) from None
+            self._require_lpips("objective.distance=squared")
         told, labels = self._augment_slot, self.pipeline.augment_labels
         if labels and told not in (0, labels):  # without labels it hears that nothing was done
             raise UserError(
@@ -322,6 +350,42 @@ class Experiment:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+    def _require_lpips(self, instead: str) -> None:
+        """Whether the files of LPIPS are there; `instead` is what does without."""
+        try:
+            weights.require_lpips(self.objective.vgg, self.objective.lpips)
+        except UserError as error:
+            raise UserError(
+                f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}"
+            ) from None
+
+    def _check_first_stage(self) -> None:
+        """Whether the data, and what is asked of it, fits the first stage."""
+        stage, made_by = self.first_stage, self.info.first_stage
+        if stage is None:
+            if made_by:
+                raise UserError(
+                    f"{self.config.data.dataset} holds latents of a first stage: name its folder, first_stage.path"
+                )
+            return
+        if self.config.first_stage.get("online", False):
+            if made_by:
+                raise UserError("first_stage.online encodes pictures, and the data is latents: set it to False")
+        elif not made_by:
+            raise UserError(
+                f"first_stage.online is False, and {self.config.data.dataset} holds no latents: prepare them with "
+                f"python -m experiments.prepare_latents --first_stage={stage.path}, or set first_stage.online=True"
+            )
+        elif made_by != stage.fingerprint:
+            raise UserError(
+                f"the latents in {self.config.data.dataset} were made by another first stage ({made_by[:12]}) than "
+                f"that in {stage.path} ({stage.fingerprint[:12]}): name the former, or prepare them again"
+            )
+        if not self.info.is_image and self.config.data.flip:
+            raise UserError("data.flip: a mirrored latent is not that of the mirrored picture; set it to False")
+        if self.config.sampling.clip_x0:
+            raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
 
     def _check_features(self) -> None:
         """Whether the data has the features that the network is aligned to."""

@@ -88,6 +88,9 @@ class Generator:
         own = self.experiment
         if own.process.discrete or other.process.discrete:
             raise UserError("autoguidance is of images, not of tokens: leave out the guide")
+        stages = [one.first_stage and one.first_stage.fingerprint for one in (own, other)]
+        if stages[0] != stages[1]:
+            raise UserError("the guide's first stage is another than this network's: they must be of the same latents")
         if other.info.image_shape != own.info.image_shape or other.num_classes not in (0, own.num_classes):
             raise UserError(
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
@@ -138,7 +141,7 @@ class Generator:
                 null = model.without(params, conditions, size)
                 guided = classifier_free(conditional, conditions, null, self.guidance_scale)
             denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
-        shape = self.experiment.info.image_shape
+        shape = model.diffused.shape
         batch_key = BatchKey(key, index, self.batch_size)
         transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
         follow = self.path_points > 0
@@ -148,10 +151,11 @@ class Generator:
             self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform, return_trajectory=follow
         )
         if not follow:
-            return result.x0
+            return model.decode(params, result.x0)
         points = self.path_indices
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
-        return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+        states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+        return jax.vmap(lambda z: model.decode(params, z), in_axes=1, out_axes=1)(states)
 
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
         """The same for tokens, decoded."""
@@ -186,7 +190,7 @@ class Generator:
     @property
     def path_bytes(self) -> int:
         """Memory for the whole way of one sample, which a generator with `path_points` holds on the device."""
-        return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.info.image_shape)
+        return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.model.diffused.shape)
 
     def batches(
         self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
@@ -229,7 +233,7 @@ class Generator:
             if progress is not None:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
-        return to_uint8(x) if self.experiment.info.is_image else x
+        return to_uint8(x) if self.experiment.shown.is_image else x
 
 
 def require_finite(samples: np.ndarray, first: int) -> None:

@@ -23,10 +23,14 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_bytes
 
 GROUPS = (
-    *("data", "model", "schedule", "prediction", "time_sampler", "objective", "train", "optimizer", "ema"),
+    *("data", "objective", "train", "optimizer", "ema"),
     *("parallel", "sampling", "log", "checkpoint", "evaluation"),
 )
 """Groups of fields that every config has."""
+CODEC = "codec"
+"""The group that a config of a first stage has, and no other."""
+DENOISER = ("model", "schedule", "prediction", "time_sampler")
+"""Groups that a config has besides, unless it is of a first stage."""
 _LARGEST = 2**22  # bytes of a config file
 
 
@@ -107,7 +111,8 @@ def check_config(config: Any, path: str | Path) -> None:
             f"can not read --config={path}: get_config() returned {type(config).__name__}, "
             "not an ml_collections.ConfigDict"
         )
-    missing = [name for name in GROUPS if not isinstance(config.get(name), ConfigDict) or not len(config[name])]
+    needed = (*GROUPS, *((CODEC,) if CODEC in config else DENOISER))
+    missing = [name for name in needed if not isinstance(config.get(name), ConfigDict) or not len(config[name])]
     if missing:
         raise UserError(f"can not read --config={path}: the config has no group {', '.join(missing)}")
     flatten(config)

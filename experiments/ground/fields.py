@@ -86,10 +86,13 @@ FIELDS: Mapping[str, tuple[Any, Bounds, str]] = {
         )
     },
     "evaluation.prompt": (str, ANY, "the text of a class for clip_score, with {} for its name"),
+    "first_stage.path": (str, ANY, "the folder of a trained first stage, whose latents are diffused; empty: pixels"),
+    "first_stage.online": (bool, ANY, "encode in every step; False: the data is latents that were prepared"),
     "teacher.workdir": (str, ANY, "the run to learn from"),
     "teacher.initialize": (bool, ANY, "start from its weights"),
 }
 PARTS = (
+    "codec",
     "model",
     "schedule",
     "prediction",

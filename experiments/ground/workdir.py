@@ -17,7 +17,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_jax.data import DatasetInfo
+from diffusion_jax.data import AT_A_PATH, DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
@@ -41,6 +41,7 @@ PATH_FIELDS = (
     *READ_FIELDS,
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
+    "first_stage.path",
     "sampling.guide",
 )
 
@@ -69,8 +70,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config by dotted name, without where files and folders lie."""
     fields = flatten(ConfigDict(config))
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
-    if str(fields.get("data.dataset", "")).startswith("folder:"):
-        named["data.dataset"] = "folder"
+    kind, colon, _ = str(fields.get("data.dataset", "")).partition(":")
+    if colon and kind in AT_A_PATH:
+        named["data.dataset"] = kind
     return fields | named
 
 

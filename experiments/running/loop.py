@@ -15,6 +15,7 @@ from diffusion_jax.errors import RunError, UserError
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.evaluating.pictures import save_grid
+from experiments.evaluating.reconstruction import draw_pairs
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
@@ -229,7 +230,7 @@ class Observer:
         self.experiment, self.directory, self.writer = experiment, directory, writer
         self._ema = experiment.config.sampling.ema
         log = experiment.config.log
-        if log.sample_every:
+        if log.sample_every and not experiment.reconstructs:
             self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
         if log.validate_every:
             step = training.make_validation_step(experiment.trainable, seed=experiment.config.seed)
@@ -256,14 +257,19 @@ class Observer:
         """A grid of samples, or a file of texts, the same noise every time."""
         config = self.experiment.config
         params = state.evaluation_params(self._ema)
+        path = self.directory / "samples" / f"step_{step:07d}"
+        if self.experiment.reconstructs:
+            made = draw_pairs(self.experiment, params, config.log.num_samples, path.with_suffix(".png"))
+            if parallel.is_primary():
+                self.writer.write_images(step, {"reconstructions": made[:64]})
+            return
         labels = evaluation.labels_for(self.experiment, config.log.num_samples)
         images = self._generator.generate(params, labels, config.log.num_samples, config.seed)
         if not parallel.is_primary():
             return
-        path = self.directory / "samples" / f"step_{step:07d}"
         if self.experiment.info.is_text:
             save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"))
-        if self.experiment.info.is_image:
+        if self.experiment.shown.is_image:
             names = evaluation.class_names(self.experiment)
             save_grid(images, path.with_suffix(".png"), labels=labels, **names)
             self.writer.write_images(step, {"samples": images[:64]})
