@@ -216,7 +216,7 @@ def save(experiment: Experiment, params: Any, target: Path) -> None:
     )
     checkpointer = open_checkpoints(experiment, target)
     record = {"branch": None, "window": [], "config": workdir.to_json(experiment.config), "position": 0}
-    checkpointer.save(0, state, record, {})
+    checkpointer.save(0, state.saved, record, {})
     checkpointer.close()
 
 

@@ -41,6 +41,7 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
@@ -84,6 +85,10 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     workdir.claim(directory, config, experiment.info, primary=primary, write=False)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
+    frozen, known = experiment.read_frozen()
+    if start:
+        require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
+    state, record = state.replace(frozen=frozen), {**record, "frozen": known}
     if primary:  # nothing is claimed by a start that is refused
         workdir.claim(directory, config, experiment.info)
         workdir.own_checkpoints(directory, config, checkpointer.directory)
@@ -153,7 +158,8 @@ def begin(
     step = steps[-1] if resume_from is None or grown_from(checkpointer, steps[-1], resume_from) else resume_from
     try:
         workdir.require_same_config(checkpointer.read_record(step)["config"], experiment.config, checkpointer.directory)
-        state, record = checkpointer.restore(step, experiment.abstract_state)
+        read, record = checkpointer.restore(step, experiment.abstract_state.saved)
+        state = training.TrainState(**read)
     except training.CorruptCheckpointError as error:
         others = [s for s in steps if s < step]
         mend = (

@@ -1,7 +1,8 @@
 """Whole models: what is trained, sampled, adapted, saved and loaded."""
 
 from diffusion_jax.systems.first_stage import FirstStageFolder, load_first_stage, save_first_stage
-from diffusion_jax.systems.model import CODEC, CONDITIONING, NETWORK, Model, Params
+from diffusion_jax.systems.groups import Params, fingerprint, split_groups, under, within
+from diffusion_jax.systems.model import CODEC, CONDITIONING, NETWORK, Model
 
 __all__ = [
     "CODEC",
@@ -10,6 +11,10 @@ __all__ = [
     "FirstStageFolder",
     "Model",
     "Params",
+    "fingerprint",
     "load_first_stage",
     "save_first_stage",
+    "split_groups",
+    "under",
+    "within",
 ]

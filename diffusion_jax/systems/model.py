@@ -6,7 +6,7 @@
 
 Its parameters are a tree of groups, so that each may be trained, frozen, averaged, sharded or saved by its name:
 
-    params = {"network": ..., "conditioning": {slot: ...}, "codec": ...}       groups without parameters are left out
+    params = {"network": ..., "conditioning/text": ..., "codec": ...}       groups without parameters are left out
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from diffusion_jax.models.autoencoders import Codec, Identity
 from diffusion_jax.rng import BatchKey, fold_name
 from diffusion_jax.schedulers import Denoiser
 from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems.groups import Params, under, within
 
-Params = dict[str, PyTree]
 NETWORK, CONDITIONING, CODEC = "network", "conditioning", "codec"
 SECOND_TIME = "second_time"
 
@@ -69,14 +69,14 @@ class Model:
         """Parameters by group; the network's by `init_network(network, key)`."""
         groups = {
             NETWORK: init_network(self.network, key),
-            CONDITIONING: self.conditioning.init_params(fold_name(key, CONDITIONING)),
             CODEC: self.codec.init_params(fold_name(key, CODEC)),
+            **under(CONDITIONING, self.conditioning.init_params(fold_name(key, CONDITIONING))),
         }
         return {name: group for name, group in groups.items() if group}
 
     def constrain(self, params: Params) -> Params:
         """The parameters after an update, as the network allows them."""
-        return {**params, NETWORK: self.network.constrain(params[NETWORK])}
+        return {**params, NETWORK: self.network.constrain(params[NETWORK])} if NETWORK in params else params
 
     def encode(self, params: Params, data: Array, key: BatchKey | None = None) -> Array:
         """A batch of data as it is diffused; with keys a draw where the codec is stochastic."""
@@ -89,15 +89,15 @@ class Model:
 
     def conditions(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
         """What the network is told of `size` examples, from the raw fields of their batch."""
-        return self.conditioning(params.get(CONDITIONING, {}), batch, size)
+        return self.conditioning(within(CONDITIONING, params), batch, size)
 
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
         """The same where nothing is asked; what is told of the input stays."""
-        return self.conditioning.without(params.get(CONDITIONING, {}), conditions, size)
+        return self.conditioning.without(within(CONDITIONING, params), conditions, size)
 
     def dropped(self, params: Params, conditions: Conditions, key: BatchKey) -> Conditions:
         """The same with conditioning dropout, as in training."""
-        return self.conditioning.drop(params.get(CONDITIONING, {}), conditions, key)
+        return self.conditioning.drop(within(CONDITIONING, params), conditions, key)
 
     def denoiser(
         self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None

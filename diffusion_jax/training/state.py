@@ -1,6 +1,7 @@
 """The training state: everything that a step changes, or needs and was not in the config, in one pytree."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from diffusion_jax.systems import split_groups
 from diffusion_jax.training.ema import EmaConfig
 
 
@@ -18,13 +20,14 @@ class TrainState:
 
     Attributes:
       step: optimizer steps done.
-      params: float32 parameters; those that belong to the objective are under "objective".
+      params: float32 parameters that are trained, by group; those that belong to the objective are under "objective".
       opt_state: the optimizer's state.
       ema: averages of the parameters by name (see `EmaConfig.names`).
       nonfinite_step: the first step whose loss or gradient was not finite, or -1.
       target: the averaged parameters that the objective compares with, where it needs them, else None.
       teacher: the parameters of a frozen network to learn from, or None; they stay as they are.
       objective_state: the objective's own state, or None.
+      frozen: the groups that are not trained, or None; they enter neither optimizer, nor averages, nor checkpoints.
     """
 
     step: Int[Array, ""]
@@ -35,12 +38,24 @@ class TrainState:
     target: Any = None
     teacher: Any = None
     objective_state: Any = None
+    frozen: Any = None
 
     def evaluation_params(self, name: str = "") -> Any:
-        """The parameters to evaluate: the named average, else the first average, else the parameters themselves."""
-        if name == "params" or not self.ema:
-            return self.params
-        return self.ema[name or next(iter(self.ema))]
+        """The parameters to evaluate: the named average, else the first average, else the parameters themselves; with
+        the frozen groups."""
+        trained = self.params if name == "params" or not self.ema else self.ema[name or next(iter(self.ema))]
+        return self.whole(trained)
+
+    def whole(self, trained: Any) -> Any:
+        """Trained groups with the frozen ones beside them."""
+        return {**trained, **self.frozen} if self.frozen else trained
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds, by field: all but the frozen groups, which come from elsewhere."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["frozen"]
+        return fields
 
 
 def create_state(
@@ -51,9 +66,10 @@ def create_state(
     with_target: bool = False,
     teacher: Any = None,
     objective_state: Any = None,
+    trained: Sequence[str] = (".*",),
 ) -> TrainState:
-    """The state before the first step; a target starts at the parameters."""
-    params = init_params()
+    """The state before the first step; a target starts at the parameters. `trained` are patterns of groups."""
+    params, frozen = split_groups(init_params(), trained)
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -63,4 +79,5 @@ def create_state(
         target=jax.tree.map(jnp.copy, params) if with_target else None,
         teacher=teacher,
         objective_state=objective_state,
+        frozen=frozen or None,
     )

@@ -72,10 +72,11 @@ class Trainable:
 
         Args:
           params: the parameters to differentiate with respect to.
-          state: gives the step, the target's and teacher's parameters and the objective's state.
+          state: gives the step, the frozen groups, the target's and teacher's parameters and the objective's state.
           batch: examples.
           key: their keys.
         """
+        params = state.whole(params)
         conditions = self.model.conditions(params, batch, key.index.shape[0])
         conditions = self.model.dropped(params, conditions, key)
         batch = {**batch, DATA: self.model.encode(params, batch[DATA], key)}
@@ -85,7 +86,8 @@ class Trainable:
     def validation_loss(
         self, params: Params, state: TrainState, batch: Batch, key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
-        """The same loss without any dropout."""
+        """The same loss without any dropout, of parameters that are whole or trained ones alone."""
+        params = state.whole(params)
         conditions = self.model.conditions(params, batch, key.index.shape[0])
         batch = {**batch, DATA: self.model.encode(params, batch[DATA])}
         return self._loss(params, state, batch, conditions, None, key)
@@ -95,7 +97,8 @@ class Trainable:
         denoise = model.denoiser(params, conditions, dropout_keys)
         target = teacher = aligned = None
         if state.target is not None:
-            target = model.denoiser(jax.lax.stop_gradient(state.target), conditions, dropout_keys)
+            averaged = state.whole(jax.lax.stop_gradient(state.target))
+            target = model.denoiser(averaged, conditions, dropout_keys)
         if state.teacher is not None and self.teacher is not None:
             teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditions)
             own, theirs = model.process.schedule, self.teacher.process.schedule
@@ -204,6 +207,7 @@ def make_train_step(
             target=target,
             teacher=state.teacher,
             objective_state=objective_state,
+            frozen=state.frozen,
         ), metrics
 
     return train_step

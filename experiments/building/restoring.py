@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax import training
 from diffusion_jax.errors import UserError
 from experiments.building.kinds import open_experiment
+from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 
@@ -82,7 +83,7 @@ def _post_hoc(experiment: Experiment, directory: Path | str, step: int | None, n
                 part = jax.tree.map(lambda x, c=coefficient: c * np.asarray(x, np.float64), state.ema[f"width_{kept}"])
                 total = part if total is None else jax.tree.map(np.add, total, part)
     params = jax.tree.map(lambda x, like: jax.device_put(x.astype(np.float32), like.sharding), total, state.params)
-    return params, {"step": chosen, "parameters": name, "from_steps": sorted({s for _, s in stored})}
+    return state.whole(params), {"step": chosen, "parameters": name, "from_steps": sorted({s for _, s in stored})}
 
 
 def _read(
@@ -97,7 +98,10 @@ def _read(
         raise UserError(f"no checkpoint {step} in {directory}/checkpoints; there are: {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
     try:
-        return chosen, checkpointer.restore(chosen, experiment.abstract_state)[0]
+        read, record = checkpointer.restore(chosen, experiment.abstract_state.saved)
+        frozen, known = experiment.read_frozen()
+        require_same_sources(record.get("frozen", {}), known, f"{directory}, step {chosen},")
+        return chosen, training.TrainState(**read, frozen=frozen)
     except training.CorruptCheckpointError:
         now = open_checkpoints(experiment, directory, read_only=True)
         deleted = chosen not in now.steps()  # a trainer at work keeps only its newest checkpoints

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,8 @@ from diffusion_jax.schedulers import (
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
+from experiments.building.latents import check_first_stage, pictures_of
+from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import CODEC, import_parts
 from experiments.ground.fields import check_fields
@@ -192,12 +195,8 @@ class Experiment:
     @property
     def shown(self) -> data.DatasetInfo:
         """What samples are, once they are decoded: of latents pictures, else of the form of the data."""
-        if self.first_stage is None or self.config.first_stage.get("online", False):
-            return self.info
-        height, width, _ = self.info.image_shape
-        codec = self.first_stage.codec
-        shape = (height * codec.factor, width * codec.factor, codec.data_channels)
-        return dataclasses.replace(self.info, image_shape=shape, dtype="uint8")
+        prepared = self.first_stage is not None and self.info.first_stage
+        return pictures_of(self.info, self.first_stage.codec) if prepared else self.info
 
     @cached_property
     def pictures(self) -> data.Pipeline:
@@ -322,6 +321,7 @@ class Experiment:
         else:
             sampler.constants(grid)
         self.known_ema(config.sampling.ema)
+        self._check_groups()
         if "teacher" in self.objective.needs and self.teacher is None:
             raise UserError(
                 f"objective {config.objective.name} learns from a trained network: train one first, for example with "
@@ -333,7 +333,7 @@ class Experiment:
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
         self._check_features()
-        self._check_first_stage()
+        check_first_stage(self.config, self.info, self.first_stage)
         if self.needs_lpips:
             self._require_lpips("objective.distance=squared")
         told, labels = self._augment_slot, self.pipeline.augment_labels
@@ -360,32 +360,19 @@ class Experiment:
                 f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}"
             ) from None
 
-    def _check_first_stage(self) -> None:
-        """Whether the data, and what is asked of it, fits the first stage."""
-        stage, made_by = self.first_stage, self.info.first_stage
-        if stage is None:
-            if made_by:
-                raise UserError(
-                    f"{self.config.data.dataset} holds latents of a first stage: name its folder, first_stage.path"
-                )
-            return
-        if self.config.first_stage.get("online", False):
-            if made_by:
-                raise UserError("first_stage.online encodes pictures, and the data is latents: set it to False")
-        elif not made_by:
+    def _check_groups(self) -> None:
+        """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+        state = self.abstract_state
+        names = sorted({*state.params, *self.frozen_groups})
+        for pattern in self.config.train.get("trained", ()):
+            if not any(re.fullmatch(pattern, name) for name in names):
+                raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
+        nowhere = sorted(set(self.frozen_groups) - set(self.sources))
+        if nowhere:
             raise UserError(
-                f"first_stage.online is False, and {self.config.data.dataset} holds no latents: prepare them with "
-                f"python -m experiments.prepare_latents --first_stage={stage.path}, or set first_stage.online=True"
+                f"{', '.join(nowhere)} would be neither trained nor read from anywhere: add it to train.trained, or "
+                "name its source"
             )
-        elif made_by != stage.fingerprint:
-            raise UserError(
-                f"the latents in {self.config.data.dataset} were made by another first stage ({made_by[:12]}) than "
-                f"that in {stage.path} ({stage.fingerprint[:12]}): name the former, or prepare them again"
-            )
-        if not self.info.is_image and self.config.data.flip:
-            raise UserError("data.flip: a mirrored latent is not that of the mirrored picture; set it to False")
-        if self.config.sampling.clip_x0:
-            raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
 
     def _check_features(self) -> None:
         """Whether the data has the features that the network is aligned to."""
@@ -418,11 +405,40 @@ class Experiment:
             with_target="target" in self.objective.needs,
             teacher=trainable.teacher and trainable.teacher.init_params(key, models.init_params),
             objective_state=self.objective.init_state(),
+            trained=self.trained,
         )
 
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Where groups of the parameters come from that are not begun at random."""
+        stage = self.first_stage
+        return {} if stage is None else {systems.CODEC: Source(where=str(stage.path), read=stage.read_params)}
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the groups that are trained; by default those that have no source."""
+        sources = "|".join(map(re.escape, self.sources))
+        return tuple(self.config.train.get("trained", ())) or (f"(?!({sources})$).*" if sources else ".*",)
+
+    @cached_property
+    def frozen_groups(self) -> dict[str, Any]:
+        """Shapes and shardings of the groups that are not trained."""
+        return dict(self.abstract_state.frozen or {})
+
+    def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The frozen groups on the devices, None if there are none, and by what they are known."""
+        frozen, known = read_groups(self.sources, self.frozen_groups)
+        return frozen or None, known
+
     def first_state(self) -> training.TrainState:
-        """The state before the first step, on the devices, with what the objective has from files."""
-        state = jax.jit(self.init_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract_state))()
+        """The state before the first step, on the devices, with what comes from files but the frozen groups."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.saved)
+        state = training.TrainState(**jax.jit(lambda: self.init_state().saved, out_shardings=shardings)())
+        started, _ = read_groups(self.sources, state.params)
+        if started:
+            ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
+            target = state.target and {**state.target, **_copies(started)}
+            state = state.replace(params={**state.params, **started}, ema=ema, target=target)
         if not self.needs_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
@@ -526,3 +542,8 @@ class Experiment:
         if name and name not in known:
             raise UserError(unknown_name("average of the parameters", name, known))
         return name or known[0]
+
+
+def _copies(tree: Any) -> Any:
+    """Arrays of their own: a step may be given one of two and not the other."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -33,6 +33,11 @@ FIELDS: Mapping[str, tuple[Any, Bounds, str]] = {
     "train.batch_size": (int, Bounds(low=1, high=2**24), "examples in a step, over all devices"),
     "train.accumulation": (int, Bounds(low=1, high=2**20), "microbatches in a step"),
     "train.dtype": (str, ANY, "what activations are computed in"),
+    "train.trained": (
+        tuple[str, ...],
+        ANY,
+        "patterns of the groups that are trained; empty: those not read from elsewhere",
+    ),
     "train.class_conditional": (bool, ANY, "whether the network is told the class"),
     "train.conditioning_dropout": (float, SHARE, "share of examples without their class, for guidance"),
     "optimizer.learning_rate": (float, NOT_NEGATIVE, "the highest"),

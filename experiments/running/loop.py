@@ -61,7 +61,7 @@ class Loop:
       writer: where the numbers go.
       checkpointer: where the states go.
       record: what was saved with the state to start from: the metrics not yet logged, and `branch`, the checkpoint that
-        --resume_from went back to.
+        --resume_from went back to; and by what the frozen groups are known.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Loop:
         self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
         self.observer = Observer(experiment, directory, writer)
         self.branch: int | None = record["branch"]
+        self.frozen: dict[str, Any] = record.get("frozen", {})
         self.window: list[Any] = list(record["window"])  # metrics of the steps since the last row
 
     def run(
@@ -129,7 +130,7 @@ class Loop:
         example = self.layout.place_batch(self.experiment.abstract_batch(rows))
         step_fn = self.layout.compile(self.experiment.train_step(), self.experiment.abstract_state)
         compiled = step_fn.lower(running, example).compile()
-        self.checkpointer.prepare(self.layout.to_canonical(running))
+        self.checkpointer.prepare(self.layout.to_canonical(running.saved))
         self.writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
         return running, compiled
 
@@ -206,8 +207,9 @@ class Loop:
             "position": step * self.config.train.batch_size,
             "window": self.window,
             "branch": self.branch,
+            **({"frozen": self.frozen} if self.frozen else {}),
         }
-        self.checkpointer.save(step, self.layout.to_canonical(running), record, measured)
+        self.checkpointer.save(step, self.layout.to_canonical(running.saved), record, measured)
         self.writer.write_timings(step, {"save_seconds": time.perf_counter() - began})
 
     def remember_saved(self) -> None:
@@ -240,7 +242,7 @@ class Observer:
         """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""
         config, layout = self.experiment.config, self.experiment.layout
         params = state.evaluation_params(self._ema)
-        context = state.replace(params={}, opt_state=(), ema={})  # the loss needs the rest
+        context = state.replace(params={}, opt_state=(), ema={}, frozen=None)  # the loss needs the rest
         size = self.experiment.validation_size
         batches = self.experiment.validation_pipeline.batches(
             start_step=0, process_index=layout.host_index, process_count=layout.host_count

@@ -90,6 +90,8 @@ class Population:
             member.check()
         if self.base.teacher is not None:
             raise UserError("a training with a teacher can not be a member of a population")
+        if self.base.frozen_groups:
+            raise UserError("a training with frozen parameters can not be a member of a population: train.trained")
         if self.base.needs_lpips:
             raise UserError("a training by the distance lpips can not be a member of a population")
         if self.config.checkpoint.keep_last < 2:
@@ -168,7 +170,8 @@ class Population:
         found = []
         for member, checkpointer in zip(self.members, self.checkpointers, strict=True):
             workdir.require_same_config(checkpointer.read_record(step)["config"], member.config, checkpointer.directory)
-            found.append(checkpointer.restore(step, member.abstract_state))
+            read, record = checkpointer.restore(step, member.abstract_state.saved)
+            found.append((training.TrainState(**read), record))
         print(f"resuming {len(found)} members at step {step}", flush=True)
         states = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *[s for s, _ in found])
         rows = zip(*(record["window"] for _, record in found), strict=True)
@@ -246,7 +249,7 @@ class Population:
                 "window": [{name: float(value[i]) for name, value in metrics.items()} for metrics in self.window],
                 "branch": None,
             }
-            checkpointer.save(step, self.member_state(states, i), record, measured[i])
+            checkpointer.save(step, self.member_state(states, i).saved, record, measured[i])
 
     def member_state(self, states: Any, index: int) -> Any:
         """The canonical state of one member."""

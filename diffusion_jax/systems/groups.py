@@ -1,0 +1,49 @@
+"""Parameters in groups: which of them are trained, and by what the others are known.
+
+Parameters are a mapping from the name of a group to its tree: "network", "codec", "objective", and, of parts of which
+there may be several, "conditioning/<slot>" and the like. What is trained is said by patterns of such names. The other
+groups are frozen: they come from a source and stay as they are, so that a run keeps their fingerprint in their place.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+Params = dict[str, PyTree]
+
+
+def under(kind: str, parts: Mapping[str, PyTree]) -> Params:
+    """The groups of several parts of one kind: {"text": tree} of conditioning is {"conditioning/text": tree}."""
+    return {f"{kind}/{name}": tree for name, tree in parts.items()}
+
+
+def within(kind: str, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The other way round: the parts of one kind by name."""
+    start = f"{kind}/"
+    return {name.removeprefix(start): tree for name, tree in params.items() if name.startswith(start)}
+
+
+def split_groups(params: Mapping[str, PyTree], trained: Sequence[str]) -> tuple[Params, Params]:
+    """The groups whose whole name matches one of the patterns, and the rest."""
+    chosen = {name for name in params if any(re.fullmatch(pattern, name) for pattern in trained)}
+    return (
+        {name: tree for name, tree in params.items() if name in chosen},
+        {name: tree for name, tree in params.items() if name not in chosen},
+    )
+
+
+def fingerprint(tree: PyTree) -> str:
+    """A hash over the names, shapes, types and bits of all leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
