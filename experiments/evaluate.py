@@ -66,9 +66,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none: leave it out")
     make = None
     if not experiment.reconstructs:
-        make = evaluation.generator(
-            experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value
-        )
+        make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
     results = evaluation.evaluate(
         experiment,
         params,

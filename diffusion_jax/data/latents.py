@@ -56,9 +56,7 @@ class LatentSource:
 
 
 @functools.lru_cache(maxsize=64)
-def _open_shard(
-    root: str, shard: int, fields: tuple[str, ...], texts: tuple[str, ...], count: int
-) -> dict[str, Any]:
+def _open_shard(root: str, shard: int, fields: tuple[str, ...], texts: tuple[str, ...], count: int) -> dict[str, Any]:
     """The arrays of a shard, on disk, and its texts.
 
     Raises:

@@ -2,8 +2,8 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Names registered here (`digits`, `folder`, `latents`, `synthetic_latents`, `text`) are our own; every other name is a data
-set of TensorFlow Datasets.
+tokens. Names registered here (`digits`, `folder`, `latents`, `synthetic_latents`, `text`) are our own; every other name
+is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -135,7 +135,8 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     """Open one split of a data set; cheap, reads no example.
 
     Args:
-      name: one of `datasets`, `folder:/path/to/images`, `latents:/path/to/folder`, or any TFDS name ("cifar10", "lsun/bedroom", "mnist:3.0.1").
+      name: one of `datasets`, `folder:/path/to/images`, `latents:/path/to/folder`, or any TFDS name ("cifar10",
+        "lsun/bedroom", "mnist:3.0.1").
       split: a split, or a slice of one in TFDS notation ("train[:90%]").
       data_dir: TFDS directory; None takes `default_data_dir()`.
       **options: arguments of the opener, for example `path` of "folder" or `label_key` of TFDS data.

@@ -75,8 +75,8 @@ class PSNR:
 
     title: ClassVar[str] = "PSNR"
     about: ClassVar[str] = (
-        "How much stronger the greatest possible signal is than the error of a reconstruction, in decibels: a mean over "
-        "held-out pictures. 10 more are a tenth of the squared error; 58.9 is what equal pictures are given."
+        "How much stronger the greatest possible signal is than the error of a reconstruction, in decibels: a mean "
+        "over held-out pictures. 10 more are a tenth of the squared error; 58.9 is what equal pictures are given."
     )
     headline: ClassVar[str] = "psnr"
     lower_is_better: ClassVar[bool] = False

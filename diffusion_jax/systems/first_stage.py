@@ -117,9 +117,7 @@ def load_first_stage(folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> F
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in found["data"].items()}
         info = DatasetInfo(**fields)
         codec = CODECS.build(dict(found["codec"]), data_channels=info.image_shape[-1], dtype=dtype)
-        made = FirstStageFolder(
-            path=path, codec=codec, info=info, fingerprint=str(found["fingerprint"]), about=found
-        )
+        made = FirstStageFolder(path=path, codec=codec, info=info, fingerprint=str(found["fingerprint"]), about=found)
         same = codec.learned and list(made.latents.shape) == found["latents"]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{about} is damaged: {error}") from error

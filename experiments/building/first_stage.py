@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import cached_property
-from typing import Any
 
 import jax
 
@@ -71,6 +70,7 @@ class FirstStageExperiment(Experiment):
             lambda: self.trainable.init_params(key),
             self.optimizer,
             self.ema,
+            trained=self.trained,
             objective_state=self.objective.init_state(),
         )
 
@@ -90,6 +90,7 @@ class FirstStageExperiment(Experiment):
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)
+        self._check_groups()
         if self.objective.adversarial and (config.train.accumulation > 1 or config.parallel.strategy == "pmap"):
             raise UserError(
                 "the discriminator's weight is of the whole batch: set train.accumulation=1 and parallel.strategy=jit, "

@@ -311,6 +311,7 @@ class Experiment:
         for name in config.evaluation.metrics:
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
+        check_first_stage(config, self.info, self.first_stage)
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
         if self.process.discrete:
@@ -333,7 +334,6 @@ class Experiment:
                 f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
             )
         self._check_features()
-        check_first_stage(self.config, self.info, self.first_stage)
         if self.needs_lpips:
             self._require_lpips("objective.distance=squared")
         told, labels = self._augment_slot, self.pipeline.augment_labels
@@ -356,9 +356,7 @@ class Experiment:
         try:
             weights.require_lpips(self.objective.vgg, self.objective.lpips)
         except UserError as error:
-            raise UserError(
-                f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}"
-            ) from None
+            raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
 
     def _check_groups(self) -> None:
         """Whether what is trained is there, and whether what is frozen comes from somewhere."""

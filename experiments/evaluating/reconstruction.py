@@ -1,6 +1,5 @@
 """Reconstructions of a trained first stage: shown, judged, and its latents measured."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import read_json, replace_file
-from diffusion_jax.metrics import RECONSTRUCTIONS, ImageSet, evaluate_all
 from diffusion_jax.likelihood import METRICS
+from diffusion_jax.metrics import RECONSTRUCTIONS, ImageSet, evaluate_all
 from diffusion_jax.systems import CODEC, save_first_stage
 from diffusion_jax.systems.first_stage import ABOUT
 from experiments.building.first_stage import FirstStageExperiment
@@ -156,9 +155,7 @@ def evaluate(
     train, test = ImageSet(images=train_images, labels=train_labels), ImageSet(images=images, labels=labels)
     metrics = judging.build_metrics(experiment, names, train)
     results = evaluate_all(metrics, ImageSet(images=made, labels=labels), train=train, test=test)
-    numbers = {
-        f"{name}_{channel}": value for name, values in latents.items() for channel, value in enumerate(values)
-    }
+    numbers = {f"{name}_{channel}": value for name, values in latents.items() for channel, value in enumerate(values)}
     results = {**{name: results[name] for name in names}, "latents": numbers}
     settings = {
         "num_samples": len(images),
