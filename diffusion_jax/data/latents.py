@@ -207,7 +207,9 @@ class LatentWriter:
             if all(isinstance(value, str) for value in values):
                 replace_file(folder / f"{stem}.json", json.dumps(values, ensure_ascii=False).encode())
             else:
-                replace_file(folder / f"{stem}.npy", _npy(np.stack([np.asarray(value) for value in values])))
+                array = np.stack([np.asarray(value) for value in values])
+                whole = np.issubdtype(array.dtype, np.integer)
+                replace_file(folder / f"{stem}.npy", _npy(array.astype(np.int32) if whole else array))
         replace_file(folder / f"{shard:05d}.npy", _npy(kept))
 
     def finish(self, pictures: DatasetInfo, first_stage: str, counts: Mapping[str, int], **more: Any) -> None:

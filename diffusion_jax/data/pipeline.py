@@ -22,7 +22,7 @@ import hashlib
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from diffusion_jax.data.sources import (
     Batch,
     Dataset,
     DatasetInfo,
+    Example,
     Tokenizer,
     describe_dataset,
     open_dataset,
@@ -236,6 +237,10 @@ class Pipeline:
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
         batch = read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1), file=file)
         return batch["image"], batch.get("label")
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """Examples with every field of the data set, in the order of the source, cropped as in training."""
+        return self._cropped.read_whole(indices)
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
         """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""

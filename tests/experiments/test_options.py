@@ -103,8 +103,8 @@ def test_no_command_defines_flags_of_the_process():
         ("experiments.sample", "--workdir=--num_samples=3"),
         ("experiments.sample", "--workdir=~no_such_user_here/runs"),
         ("experiments.sample", "--out=samples.png"),
-        ("experiments.train_population", "--member=a.json"),
-        ("experiments.train_population", "--member=a.json="),
+        ("experiments.running.train_population", "--member=a.json"),
+        ("experiments.running.train_population", "--member=a.json="),
     ],
 )
 def test_values_that_are_refused(module, argument):
