@@ -1,9 +1,7 @@
 """Encode a data set once with a trained first stage, for trainings on its latents.
 
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
-    python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \\
-        --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \\
-        --config.first_stage.path=runs/digits_ae
+    python -m experiments.train --config=configs/digits_latent.py --workdir=runs/digits_latent
 
 Mean and standard deviation of every latent are kept, in shards, with the other fields of the data (classes, captions)
 beside them. Images are taken as the first stage's own data was: with its size, crop and channels, and, where it is the
@@ -24,9 +22,7 @@ IMAGE_SIZE = FLAGS.integer(
 CROP = FLAGS.string("crop", None, "how images become square; by default as for the first stage")
 FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "of the numbers that are kept")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
-BATCH_SIZE = FLAGS.integer(
-    "batch_size", 64, "images at once; it changes latents by rounding only", lower=1, upper=2**16
-)
+BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
 cli.begin(FLAGS)
 
 from collections.abc import Callable, Sequence
@@ -53,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --first_stage=..., a trained first stage, and --out=..., where to write")
     stage = systems.load_first_stage(FIRST_STAGE.value)
     own = workdir.read_config(FIRST_STAGE.value).data
-    pictures = picture_fields(own.to_dict())
-    pipelines = {split: opened(pictures, plain_name("--splits: a split", split)) for split in SPLITS.value}
+    pictures, data_dir = picture_fields(own.to_dict()), DATA_DIR.value or own.get("data_dir") or None
+    pipelines = {split: opened(pictures, plain_name("--splits: a split", split), data_dir) for split in SPLITS.value}
     for pipeline in pipelines.values():
         stage.codec.spec(pipeline.info.spec)
     infos = {split: pipeline.info for split, pipeline in pipelines.items()}
@@ -80,11 +76,10 @@ def main(argv: Sequence[str]) -> None:
                 write_split(writer, encode, pipeline, split)
             counts = {split: info.num_examples for split, info in infos.items()}
             first = next(iter(infos.values()))
-            writer.finish(first, stage.fingerprint, counts, data_dir=DATA_DIR.value or own.get("data_dir") or None)
+            writer.finish(first, stage.fingerprint, counts, data_dir=data_dir)
     counted = ", ".join(f"{split}: {info.num_examples:,} examples" for split, info in infos.items())
-    print(
-        f"latents {'are now' if fresh else 'are already'} in {writer.folder} ({counted}): data.dataset=latents:{OUT.value}"
-    )
+    state = "are now" if fresh else "are already"
+    print(f"latents {state} in {writer.folder} ({counted}): data.dataset=latents:{OUT.value}")
 
 
 def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
@@ -99,14 +94,14 @@ def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None and value != {}}
 
 
-def opened(pictures: dict[str, Any], split: str) -> data.Pipeline:
+def opened(pictures: dict[str, Any], split: str, data_dir: str | None) -> data.Pipeline:
     """One split, whose images are read from the disk, in their order.
 
     Raises:
       UserError: no such data, or it holds no pictures.
     """
     pipeline = data.Pipeline.from_config(
-        {**pictures, "split": split, "batch_size": BATCH_SIZE.value, "data_dir": DATA_DIR.value, "memory_limit": 0}
+        {**pictures, "split": split, "batch_size": BATCH_SIZE.value, "data_dir": data_dir, "memory_limit": 0}
     )
     if not pipeline.info.is_image:
         raise UserError(f"a first stage encodes pictures; {pictures['dataset']} holds {pipeline.info.spec.kind}")

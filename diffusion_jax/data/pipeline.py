@@ -176,6 +176,11 @@ class Pipeline:
 
     def _transformed(self, info: DatasetInfo) -> DatasetInfo:
         height, width, channels = info.image_shape
+        if info.dtype == "float32" and self.image_size not in (None, height):
+            raise UserError(
+                f"data.image_size={self.image_size}, and the latents of {self.dataset} are {height}x{width}: set it to "
+                f"{height}"
+            )
         if self.image_size is not None:
             height = width = self.image_size
         if height is None or width is None:
