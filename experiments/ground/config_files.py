@@ -111,7 +111,7 @@ def check_config(config: Any, path: str | Path) -> None:
             f"can not read --config={path}: get_config() returned {type(config).__name__}, "
             "not an ml_collections.ConfigDict"
         )
-    needed = (*GROUPS, *((CODEC,) if CODEC in config else DENOISER))
+    needed = (GROUPS[0], *((CODEC,) if CODEC in config else DENOISER), *GROUPS[1:])
     missing = [name for name in needed if not isinstance(config.get(name), ConfigDict) or not len(config[name])]
     if missing:
         raise UserError(f"can not read --config={path}: the config has no group {', '.join(missing)}")
