@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow test-tpu lint install install-dev clean help
+.PHONY: quickstart test test-slow test-tpu lint docs install install-dev clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test-tpu:  ## what the TPU compiler makes of configs, in an environment of its o
 
 lint: install-dev  ## style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+docs: install  ## the pages that are made from the code: all fields of a config, what has changed since the results
+	$(RUN) experiments.params --fields && $(RUN) experiments.results
 
 install: $(VENV)/installed  ## the virtual environment, in $(VENV)
 install-dev: $(VENV)/installed-dev

@@ -5,12 +5,16 @@ come with scikit-learn: for tests, and to see how one is trained. Its latents ar
 
     python -m experiments.train --config=configs/digits_autoencoder.py --workdir=runs/digits_ae
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
-    python -m experiments.train --config=configs/digits_latent.py --workdir=runs/digits_latent
+    python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \
+        --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \
+        --config.first_stage.path=runs/digits_ae --config.prediction.sigma_data=1.0
 
 `:codec=vq` after the file gives a quantised one.
 """
 
 from ml_collections import ConfigDict
+
+from configs.base import runner
 
 CODECS = {
     "kl": (dict(name="kl", size="small_f2", channels=(32, 48)), 1e-6),
@@ -25,69 +29,31 @@ def get_config(argument: str = "codec=kl") -> ConfigDict:
         raise ValueError(f"{argument!r} is not codec=NAME with one of {', '.join(CODECS)}")
     codec, penalty_weight = CODECS[name]
 
-    config = ConfigDict()
-    config.seed = 0
+    config = runner()
 
-    config.data = ConfigDict()
     config.data.dataset = "digits"
-    config.data.split = "train"
     config.data.validation_split = "test"
-    config.data.data_dir = ""
     config.data.image_size = 8
-    config.data.crop = "none"
-    config.data.flip = False
-    config.data.num_workers = 0
 
     config.codec = ConfigDict(codec)
     config.objective = ConfigDict(dict(name="reconstruction", l1=1.0, l2=1.0, penalty_weight=penalty_weight))
     config.objective.update(perceptual=0.0, vgg="", lpips="")
     config.objective.update(adversarial=0.0, adversarial_start=0, adaptive=True)
 
-    config.train = ConfigDict()
     config.train.steps = 600
     config.train.batch_size = 64
-    config.train.accumulation = 1
-    config.train.dtype = "float32"
-
-    config.optimizer = ConfigDict(dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, eps=1e-8))
-    config.optimizer.warmup_steps = 50
-    config.optimizer.decay = "cosine"
-    config.optimizer.decay_steps = 0
-    config.optimizer.clip_norm = 1.0
-
-    config.ema = ConfigDict()
-    config.ema.decays = ()
+    config.optimizer.update(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, eps=1e-8)
+    config.optimizer.update(warmup_steps=50, decay="cosine", clip_norm=1.0)
     config.ema.half_lives = (2_000,)
-    config.ema.widths = ()
-    config.ema.ramp_up_ratio = 0.05
+    config.sampling.batch_size = 256
 
-    config.parallel = ConfigDict()
-    config.parallel.strategy = "jit"
-    config.parallel.data = -1
-    config.parallel.fsdp = 1
-    config.parallel.tensor = 1
-    config.parallel.context = 1
-    config.parallel.rules = ()
-
-    config.sampling = ConfigDict(dict(ema="", batch_size=256))
-
-    config.log = ConfigDict()
     config.log.every = 25
     config.log.validate_every = 100
     config.log.validation_examples = 320
     config.log.sample_every = 100
     config.log.num_samples = 20
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.directory = ""
     config.checkpoint.every = 100
-    config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
-    config.checkpoint.best_metric = "validation_loss"
-    config.checkpoint.best_mode = "min"
-
-    config.evaluation = ConfigDict()
     config.evaluation.metrics = ("psnr", "class_accuracy")
     config.evaluation.num_samples = 360
-    config.evaluation.max_real = 50_000
     return config

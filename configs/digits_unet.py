@@ -1,274 +1,40 @@
-"""Class-conditional EDM on scikit-learn's handwritten digits: the quickstart; and every other objective, by name.
+"""Class-conditional EDM on scikit-learn's handwritten digits: the quickstart. No download.
 
-Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv:2206.00364): EDM
-preconditioning, log-normal noise levels, Heun's sampler; a small DDPM U-Net on 1,437 real 8x8 images, which come with
-scikit-learn. No download.
-
-Expected: a classifier trained on the real digits names the asked-for class in over 95% of 500 samples, with Heun at 18
-steps (35 network evaluations), after about 3 minutes on two CPU cores.
+Karras et al. 2022 (arXiv:2206.00364), with a small U-Net on 1,437 real 8x8 images. Expected, after 3 minutes on two CPU
+cores: a classifier trained on the real digits names the asked-for class in over 95% of 500 samples.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 0.07 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits
 
-`:objective=NAME` after the file gives the same network, data and budget with another objective, and the schedule,
-prediction and sampler that belong to it (`RECIPES` below). Those that learn from a trained network name its run:
-
-    python -m experiments.train --config=configs/digits_unet.py:objective=meanflow --workdir=runs/meanflow
-    python -m experiments.train --config=configs/digits_unet.py:objective=consistency_distillation \
-        --workdir=runs/consistency --config.teacher.workdir=runs/digits
+`:objective=NAME` after the file gives the same network, data and budget another objective (configs/objectives.py).
 """
 
 from ml_collections import ConfigDict
 
-# Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group.
-FLOW = {
-    "schedule": dict(name="rectified_flow"),
-    "prediction": dict(name="velocity"),
-    "time_input": dict(name="scaled_t", scale=1000.0),
-    "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
-    "sampling.sampler": dict(name="flow_heun"),
-}
-# Losses with a derivative in time want an embedding without high frequencies.
-SMOOTH = dict(name="scaled_t", scale=10.0)
-FLOW_MAP = {
-    **FLOW,
-    "model.num_times": 2,
-    "time_input": SMOOTH,
-    "sampling.sampler": dict(name="flow_map"),
-    "sampling.steps": 4,
-}
-CHAIN = {
-    "schedule": dict(name="cosine", num_steps=1000),
-    "prediction": dict(name="epsilon"),
-    "time_input": dict(name="discrete_index", num_steps=1000),
-    "time_sampler": dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"),
-    "model.out_channels": 2,
-    "sampling.sampler": dict(name="ddpm", variance="learned"),
-    "sampling.steps": 100,
-    "sampling.clip_x0": True,  # at t = 1 hardly any signal is left, and an error of epsilon is thousands in x0
-}
-# Consistency models keep the quickstart's schedule and network, and jump: from t = 1, and once more from the middle.
-CONSISTENCY = {
-    "prediction": dict(name="consistency", sigma_data=0.5),
-    "sampling.sampler": dict(name="consistency"),
-    "sampling.grid": dict(name="trailing"),
-    "sampling.steps": 2,
-}
-ANGLE = {
-    "schedule": dict(name="trigflow"),
-    "prediction": dict(name="v"),
-    "time_input": SMOOTH,
-    "time_sampler": dict(name="log_normal", mean=-1.0, std=1.4),
-    "sampling.sampler": dict(name="scm"),
-    "sampling.steps": 2,
-    "optimizer.learning_rate": 5e-4,
-}
-# The digits have 17 levels, from 0 to 16.
-TOKENS = {"sampling.steps": 64}
-RECIPES = {
-    "denoising": {},
-    "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
-    "stochastic_interpolant": {
-        **FLOW,
-        "schedule": dict(name="gvp"),
-        "objective": dict(name="stochastic_interpolant"),
-        "sampling.sampler": dict(name="sit_sde"),
-        "sampling.steps": 64,
-    },
-    "jit": {
-        **FLOW,
-        "prediction": dict(name="x0"),
-        "time_sampler": dict(name="logit_normal", mean=0.8, std=0.8),
-        "objective": dict(name="jit"),
-    },
-    # On digits_dit.py's network; the features of the digits come from `python -m experiments.prepare_features`.
-    "repa": {
-        **FLOW,
-        "model": dict(
-            name="dit",
-            patch_size=2,
-            hidden_size=128,
-            depth=4,
-            num_heads=4,
-            align_depth=2,
-            align_channels=768,
-            num_times=1,
-        ),
-        "data.features": "",
-        "objective": dict(name="repa", weight=0.5),
-    },
-    "reflow": {**FLOW, "objective": dict(name="reflow"), "sampling.steps": 4},
-    "hybrid": {**CHAIN, "objective": dict(name="hybrid", num_steps=1000, bins=17)},
-    "vlb": {
-        **CHAIN,
-        "time_sampler": dict(name="loss_second_moment", num_steps=1000),
-        "objective": dict(name="vlb", num_steps=1000, bins=17),
-    },
-    "vdm": {
-        "schedule": dict(name="vdm_linear"),
-        "prediction": dict(name="epsilon"),
-        "time_sampler": dict(name="uniform", t_min=0.0, uniforms="low_discrepancy"),
-        "objective": dict(name="vdm", learned=True, bins=17),
-        "sampling.sampler": dict(name="ddpm"),
-        "sampling.steps": 100,
-    },
-    "consistency_training": {
-        **CONSISTENCY,
-        "objective": dict(name="consistency_training", last=40, total_steps=900),
-    },
-    "ict": {**CONSISTENCY, "objective": dict(name="ict", last=160, total_steps=900)},
-    "ect": {**CONSISTENCY, "objective": dict(name="ect", doubling=150)},
-    "consistency_distillation": {**CONSISTENCY, "objective": dict(name="consistency_distillation")},
-    "scm": {**ANGLE, "objective": dict(name="scm", warmup=400)},
-    "scd": {**ANGLE, "objective": dict(name="scd", warmup=400)},
-    "progressive_distillation": {
-        "objective": dict(name="progressive_distillation", num_steps=8, weighting=dict(name="edm", sigma_data=0.5)),
-        "sampling.sampler": dict(name="ddim"),
-        "sampling.grid": dict(name="trailing"),
-        "sampling.steps": 8,
-    },
-    "shortcut": {**FLOW_MAP, "objective": dict(name="shortcut")},
-    "meanflow": {
-        **FLOW_MAP,
-        "time_sampler": dict(name="logit_normal", mean=-0.4, std=1.0),
-        "objective": dict(name="meanflow"),
-        "sampling.steps": 1,
-    },
-    "d3pm": {
-        "objective": dict(name="d3pm", num_tokens=17, num_steps=64, kind="gaussian", cross_entropy_weight=0.1),
-        "sampling.sampler": dict(name="d3pm_ancestral"),
-        **TOKENS,
-    },
-    "mdlm": {
-        "objective": dict(name="mdlm", num_tokens=17),
-        "sampling.sampler": dict(name="mdlm"),
-        **TOKENS,
-    },
-    "sedd": {
-        "objective": dict(name="sedd", num_tokens=17),
-        "sampling.sampler": dict(name="sedd_analytic"),
-        **TOKENS,
-    },
-    "discrete_flow": {
-        "objective": dict(name="discrete_flow", num_tokens=17),
-        "sampling.sampler": dict(name="discrete_flow_euler"),
-        **TOKENS,
-    },
-}
-# These learn from the quickstart's network on another schedule, from which they can not start.
-for _name in ("reflow", "scd"):
-    RECIPES[_name]["teacher.initialize"] = False
+from configs.base import runner
+from configs.objectives import with_objective
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The quickstart, or "objective=NAME" for one of `RECIPES`."""
-    config = ConfigDict()
-    config.seed = 0
-
-    config.data = ConfigDict()
-    config.data.dataset = "digits"
-    config.data.split = "train"
-    config.data.validation_split = "test"
-    config.data.data_dir = ""
-    config.data.image_size = 8
-    config.data.crop = "none"
-    config.data.flip = False
-    config.data.num_workers = 0
-
-    config.model = ConfigDict(dict(
-        name="unet",
-        base_channels=32,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(4,),
-        dropout=0.1,
-    ))  # fmt: skip
-
-    config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
-    config.prediction = ConfigDict(dict(name="edm", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
-    config.time_sampler = ConfigDict(dict(name="log_normal", uniforms="low_discrepancy"))
-    config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
-
-    config.teacher = ConfigDict(dict(workdir="", initialize=True))
-
-    config.train = ConfigDict()
-    config.train.steps = 900
-    config.train.batch_size = 128
-    config.train.accumulation = 1
-    config.train.dtype = "float32"
-    config.train.class_conditional = True
-    config.train.conditioning_dropout = 0.1
-
-    config.optimizer = ConfigDict(dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, eps=1e-8))
-    config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"
-    config.optimizer.decay_steps = 0
-    config.optimizer.clip_norm = 1.0
-
-    config.ema = ConfigDict()
-    config.ema.decays = ()
-    config.ema.half_lives = (10_000,)
-    config.ema.widths = ()
-    config.ema.ramp_up_ratio = 0.05
-
-    config.parallel = ConfigDict()
-    config.parallel.strategy = "jit"
-    config.parallel.data = -1
-    config.parallel.fsdp = 1
-    config.parallel.tensor = 1
-    config.parallel.context = 1
-    config.parallel.rules = ()
-
-    config.sampling = ConfigDict()
-    config.sampling.sampler = ConfigDict(dict(name="heun"))
-    config.sampling.grid = ConfigDict(dict(name="uniform"))
-    config.sampling.steps = 18
-    config.sampling.guidance_scale = 1.0
-    config.sampling.guidance_interval = ()
-    config.sampling.guide = ""  # the workdir of a worse network, for autoguidance
-    config.sampling.guide_ema = ""
-    config.sampling.clip_x0 = False
-    config.sampling.ema = ""
-    config.sampling.batch_size = 250
-
-    config.log = ConfigDict()
-    config.log.every = 25
-    config.log.validate_every = 150
-    config.log.validation_examples = 256
-    config.log.sample_every = 150
-    config.log.num_samples = 100
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.directory = ""
-    config.checkpoint.every = 150
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1
-    config.checkpoint.best_metric = "validation_loss"
-    config.checkpoint.best_mode = "min"
-
-    config.evaluation = ConfigDict()
-    config.evaluation.metrics = ("class_accuracy", "nearest_neighbours")
-    config.evaluation.num_samples = 500
-    config.evaluation.max_real = 50_000
-    config.evaluation.inception = ""  # a file of weights, for fid and its kin
-    config.evaluation.convention = "tf"
-    config.evaluation.reference = ""
-    config.evaluation.dinov2 = ""  # the same for fd_dinov2
-    config.evaluation.dinov2_reference = ""
-    config.evaluation.clip = ""  # a folder, for cmmd and clip_score
-    config.evaluation.prompt = "a photo of a {}"
-    config.evaluation.likelihood_images = 360
-    config.evaluation.bins = 17
-
-    objective = argument.removeprefix("objective=")
-    if argument and (objective == argument or objective not in RECIPES):
-        raise ValueError(f"{argument!r} is not objective=NAME with one of {', '.join(RECIPES)}")
-    for name, value in RECIPES.get(objective, {}).items():
-        group, _, field = name.partition(".")
-        if field:
-            config[group][field] = value
-        else:
-            config[group] = ConfigDict(value)
-    return config
+    config = runner()
+    config.update(
+        data=dict(dataset="digits", image_size=8, validation_split="test"),
+        model=dict(name="unet", base_channels=32, channel_multipliers=(1, 2), attention_resolutions=(4,), dropout=0.1),
+        schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+        prediction=dict(name="edm", sigma_data=0.5),
+        time_input=dict(name="quarter_log_sigma"),
+        time_sampler=dict(name="log_normal", uniforms="low_discrepancy"),
+        objective=dict(name="denoising", weighting="uniform"),
+        train=dict(steps=900, batch_size=128, class_conditional=True, conditioning_dropout=0.1),
+        optimizer=dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0),
+        ema=dict(half_lives=(10_000,)),
+        sampling=dict(sampler=dict(name="heun"), steps=18),
+        log=dict(every=25, validate_every=150, sample_every=150, num_samples=100),
+        checkpoint=dict(every=150, keep_best=1),
+        evaluation=dict(metrics=("class_accuracy", "nearest_neighbours"), num_samples=500, likelihood_images=360),
+    )
+    config.model.num_res_blocks = 1
+    config.optimizer.update(warmup_steps=100, decay="cosine")
+    config.evaluation.bins = 17  # the digits have 17 levels, from 0 to 16
+    return with_objective(config, argument)

@@ -13,89 +13,27 @@ minutes on one CPU core.
 
 from ml_collections import ConfigDict
 
+from configs.base import runner
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-
-    config.data = ConfigDict()
-    config.data.dataset = "text"
-    config.data.options = ConfigDict(dict(corpus="python_docs", length=128))
-    config.data.split = "train"
-    config.data.validation_split = "test"
-    config.data.data_dir = ""
-    config.data.num_workers = 0
-
-    config.model = ConfigDict(dict(
-        name="ddit",
-        hidden_size=128,
-        depth=4,
-        num_heads=4,
-        conditioning_size=64,
-        dropout=0.1,
-    ))  # fmt: skip
-
-    # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
-    config.time_sampler = ConfigDict(dict(name="uniform"))
-    config.objective = ConfigDict(dict(name="mdlm", num_tokens=256))
-
-    config.train = ConfigDict()
-    config.train.steps = 2_000
-    config.train.batch_size = 32
-    config.train.accumulation = 1
-    config.train.dtype = "float32"
-    config.train.class_conditional = False
-    config.train.conditioning_dropout = 0.0
-
-    config.optimizer = ConfigDict(dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0))
-    config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"
-    config.optimizer.decay_steps = 0
-    config.optimizer.clip_norm = 1.0
-
-    config.ema = ConfigDict()
-    config.ema.decays = (0.995,)
-    config.ema.half_lives = ()
-    config.ema.widths = ()
-    config.ema.ramp_up_ratio = 0.05
-
-    config.parallel = ConfigDict()
-    config.parallel.strategy = "jit"
-    config.parallel.data = -1
-    config.parallel.fsdp = 1
-    config.parallel.tensor = 1
-    config.parallel.context = 1
-    config.parallel.rules = ()
-
-    config.sampling = ConfigDict()
-    config.sampling.sampler = ConfigDict(dict(name="mdlm"))
-    config.sampling.grid = ConfigDict(dict(name="uniform"))
-    config.sampling.steps = 128
-    config.sampling.guidance_scale = 1.0
-    config.sampling.clip_x0 = False
-    config.sampling.ema = ""
-    config.sampling.batch_size = 64
-
-    config.log = ConfigDict()
-    config.log.every = 25
-    config.log.validate_every = 500
-    config.log.validation_examples = 256
-    config.log.sample_every = 500
-    config.log.num_samples = 8
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.directory = ""
-    config.checkpoint.every = 500
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 0
-    config.checkpoint.best_metric = "validation_loss"
-    config.checkpoint.best_mode = "min"
-
-    config.evaluation = ConfigDict()
-    config.evaluation.metrics = ("perplexity",)
-    config.evaluation.num_samples = 20
-    config.evaluation.likelihood_images = 256
+    config = runner()
+    config.update(
+        data=dict(dataset="text", options=dict(corpus="python_docs", length=128), validation_split="test"),
+        model=dict(name="ddit", hidden_size=128, depth=4, num_heads=4, conditioning_size=64, dropout=0.1),
+        # A schedule, a prediction and a way to draw times belong to images; the tokens' process is the objective's own.
+        schedule=dict(name="rectified_flow"),
+        prediction=dict(name="velocity"),
+        time_input=dict(name="scaled_t", scale=1000.0),
+        time_sampler=dict(name="uniform"),
+        objective=dict(name="mdlm", num_tokens=256),
+        train=dict(steps=2_000, batch_size=32),
+        optimizer=dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
+        ema=dict(decays=(0.995,)),
+        sampling=dict(sampler=dict(name="mdlm"), steps=128, batch_size=64),
+        log=dict(every=25, validate_every=500, sample_every=500, num_samples=8),
+        checkpoint=dict(every=500),
+        evaluation=dict(metrics=("perplexity",), num_samples=20, likelihood_images=256),
+    )
+    config.optimizer.update(warmup_steps=100, decay="cosine")
     return config

@@ -1,3 +1,22 @@
-"""diffusion_jax: TPU-first diffusion research in JAX and Flax."""
+"""diffusion_jax: TPU-first diffusion research in JAX and Flax.
+
+import diffusion_jax as dj
+
+model, params = dj.load_model("runs/digits")
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Model", "__version__", "load_model", "save_model"]
+
+_FROM = {"load_model": "loading", "save_model": "systems", "Model": "systems"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is asked for: whoever wants one room of the package does not wait for the others."""
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

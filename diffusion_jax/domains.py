@@ -46,6 +46,14 @@ class Bounds:
         ends = [end for end, given in ((low, self.low > -math.inf), (high, self.high < math.inf)) if given]
         return " and ".join(ends) + (", or infinity" if self.infinite else "")
 
+    def interval(self) -> str:
+        """In mathematical notation, "[0, 1)"; "" where any finite number is within."""
+        if self == ANY:
+            return ""
+        ends = f"{_digits(self.low)}, {_digits(self.high)}"
+        closed = not self.below and (self.high < math.inf or self.infinite)
+        return f"{'(' if self.above or self.low == -math.inf else '['}{ends}{']' if closed else ')'}"
+
 
 def _digits(value: float) -> str:
     whole = math.isfinite(value) and float(value).is_integer()
@@ -107,6 +115,35 @@ def annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
     """The type of every argument of a factory, resolved."""
     hints = typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory, include_extras=True)
     return {name: hints.get(name, Any) for name in inspect.signature(factory).parameters}
+
+
+def bounds_of(kind: Any, by_name: Bounds | None = None) -> Bounds:
+    """The bounds that an annotation itself holds; otherwise those of the name."""
+    inside = [part for part in typing.get_args(kind) if isinstance(part, Bounds)]
+    return inside[0] if typing.get_origin(kind) is typing.Annotated and inside else by_name or ANY
+
+
+def type_text(kind: Any) -> str:
+    """A type as one writes it: "int", "float | None", "tuple[str, ...]", "'min' | 'max'"; a part is "part"."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return type_text(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(map(type_text, parts)))
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if part is ... else type_text(part) for part in parts)}]"
+    if kind in (type(None), None):
+        return "None"
+    return kind.__name__ if kind in (bool, int, float, str, tuple) else "part"
+
+
+def domain_text(kind: Any, bounds: Bounds) -> str:
+    """The interval of the numbers of a type; "" where it has none, or any finite one will do."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    numeric = kind in (int, float) or any(domain_text(part, POSITIVE) for part in parts if origin is not Literal)
+    return bounds.interval() if numeric else ""
 
 
 def check_arguments(what: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

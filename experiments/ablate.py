@@ -196,7 +196,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
         config.data, config.parallel = trained.config.data, trained.config.parallel
         experiment = dataclasses.replace(trained, config=config)
         path.parent.mkdir(exist_ok=True)
-        shared = spaces.setdefault(tuple(config.evaluation.get(name, "") for name in SPACE_FIELDS), {})
+        shared = spaces.setdefault(tuple(config.evaluation[name] for name in SPACE_FIELDS), {})
         part = path.with_suffix(".part.json")
         evaluation.evaluate(
             experiment,

@@ -41,7 +41,7 @@ from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.systems import NETWORK
-from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 
@@ -136,6 +136,7 @@ def convert(source: Path, target: Path) -> None:
     params = {NETWORK: weights.weight_map(form, experiment.network).params(state, shapes)}
     cli.writable_directory(target)
     workdir.claim(target, config, info)
+    describe_run(experiment, target)
     save(experiment, params, target)
     count = models.count_parameters(experiment.network)
     workdir.write_environment(target, num_parameters=count)

@@ -2,6 +2,7 @@
 
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
     python -m experiments.params --config=configs/digits_unet.py --depth=2
+    python -m experiments.params --fields          # writes docs/config.md: all fields of a config, from the code
 
 A data set of TFDS need not be prepared: its shape is known.
 """
@@ -12,6 +13,7 @@ FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
 DEPTH = FLAGS.integer("depth", 1, "levels of the tree that are listed; 0 for all", upper=1000)
 JSON = FLAGS.boolean("json", False, "print one JSON object instead of the table")
+FIELDS = FLAGS.boolean("fields", False, "write docs/config.md and docs/config.json instead, which are of no config")
 cli.begin(FLAGS)
 
 import json
@@ -26,9 +28,14 @@ from rich.table import Table
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
 from experiments.building.wiring import Experiment
+from experiments.reports import fields_page
 
 
 def main(argv: Sequence[str]) -> None:
+    if FIELDS.value:
+        for path in fields_page.write():
+            print(f"page: {path}")
+        return
     if CONFIG.value is None:
         raise UserError("give --config=..., for example --config=configs/papers/dit_xl2_imagenet256.py")
     network = Experiment.planned(CONFIG.value).network

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{flag.name} {what}: leave it out")
     if is_text:
         return prepare_text(data_dir)
-    if DATASET.value in ("folder", "synthetic_latents") or DATASET.value.startswith("folder:"):
+    if DATASET.value in ("folder", "scenes", "synthetic_latents") or DATASET.value.startswith("folder:"):
         raise UserError(f"dataset {DATASET.value!r} needs no preparation")
     from diffusion_jax.data import builders  # imports TFDS
 

@@ -52,7 +52,7 @@ from experiments.evaluating import evaluation
 from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
-from experiments.ground.config_files import CODEC
+from experiments.ground.fields import CODEC
 
 
 def main(argv: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments.building.kinds import open_experiment
-from experiments.building.restoring import open_checkpoints, restore_params
+from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging, reconstruction
@@ -92,6 +92,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     if primary:  # nothing is claimed by a start that is refused
         workdir.claim(directory, config, experiment.info)
         workdir.own_checkpoints(directory, config, checkpointer.directory)
+        if not experiment.reconstructs:
+            describe_run(experiment, directory)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with contextlib.closing(create_writer(directory, primary=primary)) as writer:

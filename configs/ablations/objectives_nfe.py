@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.digits_unet import RECIPES
 from configs.digits_unet import get_config as digits
+from configs.objectives import RECIPES
 
 SEEDS = (0, 1, 2)
 BASELINE = {"objective": "edm", "evaluations": "16"}

@@ -64,7 +64,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.objective = ConfigDict(
         dict(name="consistency_training", first=2, last=150, total_steps=800_000, initial_decay=0.9)
     )
-    config.teacher = ConfigDict(dict(workdir="", initialize=True))
 
     config.train.steps = 800_000
     config.train.batch_size = 512

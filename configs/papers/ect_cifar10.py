@@ -49,7 +49,6 @@ def get_config() -> ConfigDict:
     config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
     config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.1, std=2.0))
     config.objective = ConfigDict(dict(name="ect", q=2.0, doubling=50_000))
-    config.teacher = ConfigDict(dict(workdir="", initialize=True))
 
     config.train.steps = 400_000
     config.train.batch_size = 128

@@ -73,7 +73,6 @@ def get_config() -> ConfigDict:
     config.optimizer.update(name="adam", learning_rate=1e-3, b1=0.9, b2=0.999, eps=1e-8 / 3072)
     config.optimizer.warmup_steps = 19_531
     config.ema.half_lives = (500_000,)
-    config.ema.ramp_up_ratio = 0.05
 
     config.sampling.sampler = ConfigDict(dict(name="heun"))
     config.sampling.steps = 18

@@ -83,7 +83,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.objective = ConfigDict(
         dict(name="denoising", prediction="x0", weighting=ConfigDict(dict(name="snr", minimum=1.0)))
     )
-    config.teacher = ConfigDict(dict(workdir="", initialize=True))
 
     config.train.steps = 800_000
     config.train.batch_size = 128

@@ -52,7 +52,6 @@ CLAIMS = {
 def get_config() -> ConfigDict:
     """The recipe."""
     config = sit_xl2_imagenet256.get_config()
-    config.data.features = ""
     config.model = ConfigDict(dict(name="dit", size="XL/2", remat="full", align_depth=8, align_channels=768))
     config.objective = ConfigDict(dict(name="repa", weight=0.5))
     config.train.steps = 4_000_000

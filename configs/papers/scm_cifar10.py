@@ -61,13 +61,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.time_input = ConfigDict(dict(name="scaled_t", scale=1.5707963267948966))  # the angle
     config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.0, std=1.4))
     config.objective = ConfigDict(dict(name="scm", warmup=10_000))
-    config.teacher = ConfigDict(dict(workdir="", initialize=True))
 
     config.train.steps = 400_000
     config.train.batch_size = 512
     config.optimizer.update(name="radam", learning_rate=1e-4, b1=0.9, b2=0.99, eps=1e-8)
     config.ema.half_lives = (500_000,)
-    config.ema.ramp_up_ratio = 0.05
 
     config.sampling.sampler = ConfigDict(dict(name="scm"))
     config.sampling.grid = ConfigDict(dict(name="shift", shift=_MIDDLE / (1 - _MIDDLE)))  # t / (1 - t) times so much

@@ -1,9 +1,11 @@
-"""Data: named sources (TFDS, digits, image folders, text, synthetic latents), transforms, and a resumable pipeline."""
+"""Data: named sources (TFDS, digits, image folders, text, scenes, synthetic latents), transforms, and a resumable
+pipeline."""
 
 from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
 from diffusion_jax.data import latents as _latents  # noqa: F401  registers "latents"
 from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
 from diffusion_jax.data.pipeline import BatchReader, Pipeline, load_arrays
+from diffusion_jax.data.scenes import source as _scenes  # noqa: F401  registers "scenes"
 from diffusion_jax.data.sources import (
     AT_A_PATH,
     ArraySource,

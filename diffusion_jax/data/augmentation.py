@@ -107,7 +107,7 @@ class EdmAugmentation:
     """EDM's, with the strengths of the paper; half of the images are mirrored whatever the probability.
 
     Attributes:
-      probability: of each other transformation; the paper's are 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2.
+      probability: that of each other transformation; the paper's are 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2.
       vertical_flip, rotation: whether these are among them (MeanFlow on CIFAR-10 leaves both out).
     """
 

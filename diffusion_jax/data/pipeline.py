@@ -168,6 +168,11 @@ class Pipeline:
         """Of text; None where the data is not text."""
         return self._opened.tokenizer
 
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """Texts that samples may be asked for with, of which the data knows what they require; () where it has none."""
+        return self._opened.prompts
+
     def described(self) -> DatasetInfo:
         """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""
         return self._transformed(

@@ -2,8 +2,8 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Names registered here (`digits`, `folder`, `latents`, `synthetic_latents`, `text`) are our own; every other name
-is a data set of TensorFlow Datasets.
+tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
+`synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -112,11 +112,15 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An opened split: what it is, its examples and, of text, what the numbers mean."""
+    """An opened split: what it is, its examples and, of text, what the numbers mean.
+
+    `prompts` are texts that samples may be asked for with, of which it is known what they require; () where it is not.
+    """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
+    prompts: Sequence[Any] = ()
 
 
 AT_A_PATH = ("folder", "latents")

@@ -35,6 +35,7 @@ from diffusion_jax.metrics.features import (
 from diffusion_jax.metrics.inception import InceptionV3
 from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
+from diffusion_jax.metrics.prompt_adherence import PromptAdherence, adherence
 from diffusion_jax.metrics.reconstruction import PSNR, RECONSTRUCTIONS, SSIM, psnr, ssim
 from diffusion_jax.metrics.references import read_gaussian, write_gaussian
 
@@ -60,6 +61,8 @@ __all__ = [
     "NetworkFeatures",
     "Number",
     "PixelFeatures",
+    "PromptAdherence",
+    "adherence",
     "clip_features",
     "density_coverage",
     "dinov2_features",

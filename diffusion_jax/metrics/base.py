@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
@@ -28,13 +28,16 @@ class ImageSet:
     Attributes:
       images: uint8 [n, height, width, channels], n >= 1.
       labels: integers [n], or None. For samples: the class that was asked for.
+      texts: n texts, or None. For samples: what was asked for in words.
 
     Raises:
-      UserError: another dtype or rank, no image at all, or a number of labels that differs from the number of images.
+      UserError: another dtype or rank, no image at all, or a number of labels or texts that differs from the number of
+        images.
     """
 
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int[np.ndarray, " n"] | None = None
+    texts: tuple[str, ...] | None = None
 
     def __post_init__(self):
         images = np.asarray(self.images)
@@ -46,6 +49,10 @@ class ImageSet:
         if not len(images):
             raise UserError("a metric needs at least one image in each set; one set is empty")
         object.__setattr__(self, "images", images)
+        if self.texts is not None:
+            object.__setattr__(self, "texts", tuple(self.texts))
+            if len(self.texts) != len(images):
+                raise UserError(f"{len(self.texts)} texts do not go with {len(images)} images: give one for each")
         if self.labels is None:
             return
         labels = np.asarray(self.labels)
@@ -64,13 +71,21 @@ class ImageSet:
         """At most `limit` images, drawn without replacement; the same ones every time, in their original order."""
         if limit is None or len(self) <= limit:
             return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:limit])
-        return ImageSet(images=self.images[chosen], labels=None if self.labels is None else self.labels[chosen])
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:limit]))
+
+    def take(self, chosen: Int[np.ndarray, " m"]) -> "ImageSet":
+        """The images at these positions, with what belongs to them."""
+        return ImageSet(
+            images=self.images[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            texts=None if self.texts is None else tuple(self.texts[i] for i in chosen),
+        )
 
 
-READS = ("samples", "train", "held_out", "texts", "model", "reconstructions")
-"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; the
-model's own likelihood; that sample i is the reconstruction of held-out example i."""
+READS = ("samples", "train", "held_out", "texts", "prompts", "model", "reconstructions")
+"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; prompts
+of which the data knows what they require; the model's own likelihood; that sample i is the reconstruction of held-out
+example i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -331,3 +346,9 @@ def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return low, high
+
+
+def proportion(name: str, hits: Bool[np.ndarray, " n"]) -> dict[str, float]:
+    """The share of hits as numbers of a metric: `name`, `name_low` and `name_high`."""
+    low, high = wilson_interval(int(hits.sum()), len(hits))
+    return {name: float(hits.mean()), f"{name}_low": low, f"{name}_high": high}

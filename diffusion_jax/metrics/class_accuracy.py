@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape, wilson_interval
+from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape, proportion
 
 
 @METRICS.register("class_accuracy", example={"max_train": 200, "max_test": 100})
@@ -66,15 +66,10 @@ class ClassAccuracy:
         right_on_test = judge.predict(test.flat()) == test.labels
         per_class = {f"class_{k}": float(right[samples.labels == k].mean()) for k in np.unique(samples.labels)}
         return {
-            **_proportion("accuracy", right),
-            **_proportion("classifier_test_accuracy", right_on_test),
+            **proportion("accuracy", right),
+            **proportion("classifier_test_accuracy", right_on_test),
             **per_class,
             "num_samples": len(samples),
             "num_classifier_train": len(train),
             "num_classifier_test": len(test),
         }
-
-
-def _proportion(name: str, hits: np.ndarray) -> dict[str, float]:
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {name: float(hits.mean()), f"{name}_low": low, f"{name}_high": high}

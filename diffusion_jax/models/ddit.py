@@ -84,12 +84,14 @@ class DDiT(Network, kw_only=True):
     """The transformer on tokens; `image_channels` is the number of values of a token, the mask among them.
 
     Attributes:
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       conditioning_size: width of the time's vector.
       dropout: rate on the residual branches; on when dropout keys are given.
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: logits for a token; None means image_channels.
-      length: of sequences of indices; 0 where the data are one-hot images.
+      length: tokens in a sequence of indices; 0 where the data are one-hot images.
     """
 
     hidden_size: int = 768

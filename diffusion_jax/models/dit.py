@@ -200,19 +200,21 @@ class DiT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       learn_sigma: put out 2 * image_channels channels, the prediction and the interpolated log variance.
       out_channels: channels of the output otherwise; None means image_channels.
-      frequency_shift: of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
+      frequency_shift: shift of the frequencies of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
       own_conditioning: every block embeds time and label with parameters of its own, as diffusers stores them (in the
         published weights they are copies); the final layer sees the first block's.
       norm_eps: added to the variance of layer norms.
-      final_norm_eps: the same in the final layer; None means norm_eps.
-      remat: "none", "full" (keep only block inputs), or "dots" (keep the results of dense layers) for backward.
+      final_norm_eps: added to the variance of the final layer's norm; None means norm_eps.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
       align_depth: after how many blocks the tokens are projected for REPA; 0: never.
-      align_channels: channels of what they are projected to.
+      align_channels: channels of the features that the tokens are projected to.
     """
 
     patch_size: int = 2

@@ -138,13 +138,15 @@ class JiT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       bottleneck: width of the first of the two layers that embed a patch.
       context_tokens: tokens that carry the class; 0 for none. There are none without classes.
       context_start: the block that they come before.
       mlp_ratio: 3/2 of the hidden units of the SwiGLU, in units of hidden_size.
       dropout: rate in the blocks of the second and third quarter; on when dropout keys are given.
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
 

@@ -23,7 +23,7 @@ class MLP(Network, kw_only=True):
     """Input layer, `depth` residual blocks of two layers, output layer that starts at zero.
 
     Attributes:
-      features: width.
+      features: width of the hidden layers.
       depth: residual blocks.
       dropout: rate inside the blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.

@@ -71,7 +71,7 @@ class SongUNet(Network, kw_only=True):
       modulation: how time enters residual blocks, "add" or "double_norm", see `ResBlock`.
       dropout: rate inside residual blocks; on when dropout keys are given.
       augment_channels: length of conditions["augment"], what was done to the image (zeros: nothing); 0 for none.
-      embedding: of the time, "positional" or "fourier".
+      embedding: form of the time embedding, "positional" or "fourier".
       noise_channel_multiplier: width of the time embedding, in units of base_channels.
       encoder: "standard"; "residual" or "skip" also feed the image in at every resolution.
       decoder: "standard", or "skip" to sum images read off at every resolution.

@@ -93,7 +93,7 @@ class UNet(Network, kw_only=True):
         groups everywhere.
       norm_eps: added to its variance.
       flip_sin_to_cos, frequency_shift: convention of the time embedding, see `sinusoidal_embedding`.
-      downsample_padding: of the stride-2 convolutions; "same" pads below and right as DDPM and TensorFlow do,
+      downsample_padding: how stride-2 convolutions pad; "same" pads below and right as DDPM and TensorFlow do,
         "symmetric" pads one pixel all round as ADM does.
     """
 

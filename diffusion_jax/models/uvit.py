@@ -71,14 +71,17 @@ class UViT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer; depth is even and does not count the middle block.
+      hidden_size: channels of a token.
+      depth: transformer blocks, an even number; the one in the middle does not count.
+      num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       time_mlp: whether the time embedding goes through two dense layers.
       last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
       null_row: whether the null class has a row in the table of labels.
-      context_channels, context_tokens: of the slot "context", [batch, context_tokens, context_channels], of which
-        every vector becomes a token; 0 channels for none. The null context is zeros.
-      remat: as of `DiT`.
+      context_channels: channels of the slot "context", [batch, context_tokens, context_channels], of which every vector
+        becomes a token; 0: none. The null context is zeros.
+      context_tokens: vectors of the slot "context".
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
 

@@ -53,10 +53,12 @@ class ViT(Network, kw_only=True):
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      hidden_size, depth, num_heads: of the transformer.
+      hidden_size: channels of a token.
+      depth: transformer blocks.
+      num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       num_steps: rows of the table of times (time_input discrete_index).
-      remat: as of `DiT`.
+      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
 

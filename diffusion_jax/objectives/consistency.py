@@ -58,7 +58,7 @@ class Consistency(Objective):
     """Base of (1): the distance and its weight; a member gives the pairs of times.
 
     Attributes:
-      distance: d of (1).
+      distance: distance d of (1) between the two evaluations.
       huber_scale: c / sqrt(dimensions) of pseudo-Huber.
       by_interval: w is 1 / (s_t - s_r) instead of 1.
       vgg, lpips: the files of LPIPS's weights (`diffusion_jax.weights.read_lpips`). Who trains puts what is read from

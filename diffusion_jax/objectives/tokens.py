@@ -71,11 +71,6 @@ class TokenObjective(Objective):
         """Whether the objective has a `bound` of its own."""
         return type(self).bound is not TokenObjective.bound
 
-    @property
-    def told(self) -> str:
-        """What the network hears of the time, see `TokenParameterization`."""
-        return "nothing" if self.process.has_mask else "scaled_t"
-
     def tokens(self, batch: Batch) -> Int[Array, "batch ..."]:
         """x0.
 
@@ -219,11 +214,7 @@ class MDLM(ContinuousTime):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDD(ContinuousTime):
-    """Eq. (5); the network hears sigma = -log kept, as in the authors' code."""
-
-    @property
-    def told(self) -> str:
-        return "sigma"
+    """Eq. (5)."""
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -325,9 +316,9 @@ def sedd(
     noise: Literal["mask", "uniform"] = "mask",
     least_time: float = 1e-3,
 ) -> SEDD:
-    """Score entropy."""
+    """Score entropy; the network hears sigma = -log kept, as in the authors' code."""
     schedule = built(TOKEN_SCHEDULES, token_schedule)
-    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise)
+    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise, told="sigma")
     return SEDD(process=process, least_time=least_time)
 
 

@@ -12,6 +12,7 @@ from diffusion_jax.schedulers.gaussian_chain import ReverseSteps
 from diffusion_jax.schedulers.learned import LearnedSchedule, MonotoneGamma
 from diffusion_jax.schedulers.parameterization import INPUT_SCALES, TIME_INPUTS, Parameterization, built
 from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, Prediction, PredictionKind, corrupt
+from diffusion_jax.schedulers.process import PROCESSES, Process
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 from diffusion_jax.schedulers.tables import space_timesteps
 from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, TimeGrid
@@ -20,7 +21,6 @@ from diffusion_jax.schedulers.token_chains import TokenChain
 from diffusion_jax.schedulers.tokens import (
     TOKEN_SCHEDULES,
     TokenDenoiser,
-    TokenParameterization,
     TokenProcess,
 )
 
@@ -28,6 +28,7 @@ __all__ = [
     "GRIDS",
     "INPUT_SCALES",
     "PREDICTIONS",
+    "PROCESSES",
     "SCHEDULES",
     "TIME_INPUTS",
     "TIME_SAMPLERS",
@@ -40,12 +41,12 @@ __all__ = [
     "Parameterization",
     "Prediction",
     "PredictionKind",
+    "Process",
     "ReverseSteps",
     "TimeGrid",
     "TimeSampler",
     "TokenChain",
     "TokenDenoiser",
-    "TokenParameterization",
     "TokenProcess",
     "built",
     "corrupt",

@@ -24,13 +24,13 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
+from diffusion_jax.schedulers.tokens import OfTokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenChain:
-    """The table above."""
+class TokenChain(OfTokens):
+    """The table above. The absorbing state is one of the K values, as in the paper's images."""
 
-    num_tokens: int
     num_steps: int = 1000
     kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian"
 
@@ -40,11 +40,6 @@ class TokenChain:
                 "a chain of tokens takes kind 'uniform', 'absorbing' or 'gaussian', num_tokens >= 2 and "
                 f"num_steps >= 2, got {self}"
             )
-
-    @property
-    def has_mask(self) -> bool:
-        """The absorbing state is one of the K values, as in the paper's images."""
-        return False
 
     @property
     def absorbing(self) -> int:

@@ -91,11 +91,75 @@ class GeometricTokens(TokenSchedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenProcess:
-    """Eq. (1): a schedule, the number of values K, and what replaces a token."""
+class OfTokens:
+    """Base of the processes of tokens: what a network sees of tokens, and what its output means.
 
-    schedule: TokenSchedule
+    A network of images sees a one-hot channel for each value, and for the mask; it returns K channels for each of the
+    data's. With `sequences` the network takes the tokens themselves, [batch, length], and returns [batch, length, at
+    least K].
+
+    Attributes:
+      num_tokens: K.
+      told: what the network hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t); or "nothing", always 0, as in
+        MDLM, where the number of masks says it already; "" for "nothing" where there is a mask, else "scaled_t".
+      sequences: whether tokens are handed over as they are.
+      scale: of "scaled_t".
+    """
+
+    discrete: ClassVar[bool] = True
+    """Whether what is diffused is tokens."""
+
     num_tokens: int
+    told: Literal["", "scaled_t", "sigma", "nothing"] = ""
+    sequences: bool = False
+    scale: float = 1000.0
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether token K is the mask. A network that returns zeros then says log(1 / K): no value is likelier."""
+        return False
+
+    def sigma(self, t: Array) -> Array:
+        """-log kept(t), same shape as t.
+
+        Raises:
+          UserError: the process does not say which share of the tokens is kept.
+        """
+        raise UserError(f"{type(self).__name__} has no sigma: its network is told 'scaled_t' or 'nothing'")
+
+    def channels(self, data_channels: int) -> tuple[int, int]:
+        """Channels into the network and out of it, for tokens [batch, height, width, data_channels]."""
+        values = self.num_tokens + int(self.has_mask)
+        if self.sequences:  # the authors' networks have a logit for the mask, which is never asked for
+            return values, values
+        return data_channels * values, data_channels * self.num_tokens
+
+    def denoiser(self, network_fn: Callable[..., Float[Array, "batch ..."]]) -> TokenDenoiser:
+        """The token denoiser of a network whose parameters, conditioning and dropout are bound."""
+
+        def denoise(xt: Int[Array, "batch ..."], t: Float[Array, "*batch"]) -> Float[Array, "batch ... K"]:
+            time = jnp.broadcast_to(self._time(as_compute(t)), xt.shape[:1])
+            if self.sequences:
+                logits = as_compute(network_fn(xt.reshape(xt.shape[0], -1), time))[..., : self.num_tokens]
+            else:
+                one_hot = jax.nn.one_hot(xt, self.num_tokens + int(self.has_mask))
+                logits = as_compute(network_fn(one_hot.reshape(*xt.shape[:-1], -1), time))
+                logits = logits[..., : xt.shape[-1] * self.num_tokens]
+            logits = logits.reshape(*xt.shape, self.num_tokens)
+            return logits - math.log(self.num_tokens) if self.has_mask else logits
+
+        return denoise
+
+    def _time(self, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        told = self.told or ("nothing" if self.has_mask else "scaled_t")
+        return self.sigma(t) if told == "sigma" else t * (self.scale if told == "scaled_t" else 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenProcess(OfTokens):
+    """Eq. (1) in continuous time: a schedule, the number of values K, and what replaces a token."""
+
+    schedule: TokenSchedule = LinearTokens()
     noise: Literal["mask", "uniform"] = "mask"
 
     def __post_init__(self):
@@ -108,6 +172,9 @@ class TokenProcess:
     def has_mask(self) -> bool:
         """Whether token K is the mask."""
         return self.noise == "mask"
+
+    def sigma(self, t: Array) -> Array:
+        return -jnp.log(self.schedule.kept(t))
 
     @property
     def mask(self) -> int:
@@ -127,66 +194,3 @@ class TokenProcess:
         kept = like_data(as_compute(self.schedule.kept(t)), x0)
         replaced = key.fold_in("replaced").uniforms(x0.shape[1:]) >= kept
         return jnp.where(replaced, self.prior(key.fold_in("noise"), x0.shape[1:]), x0), replaced
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenParameterization:
-    """What a network sees of tokens, and what its output means.
-
-    A network of images sees a one-hot channel for each value, and for the mask; it returns K channels for each of the
-    data's. With `sequences` the network takes the tokens themselves, [batch, length], and returns [batch, length, at
-    least K].
-
-    Attributes:
-      num_tokens: K.
-      has_mask: whether token K is the mask. A network that returns zeros then says log(1 / K): no value is likelier.
-      told: what it hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t), for which there must be a `schedule`;
-        or "nothing", always 0, as in MDLM: the number of masks says it already.
-      schedule: of the process.
-      sequences: whether tokens are handed over as they are.
-      scale: of "scaled_t".
-    """
-
-    discrete: ClassVar[bool] = True
-    """Whether what is diffused is tokens."""
-
-    num_tokens: int
-    has_mask: bool
-    told: Literal["scaled_t", "sigma", "nothing"] = "scaled_t"
-    schedule: TokenSchedule | None = None
-    sequences: bool = False
-    scale: float = 1000.0
-
-    def __post_init__(self):
-        if self.told not in ("scaled_t", "sigma", "nothing") or (self.told == "sigma" and self.schedule is None):
-            raise UserError(
-                f"a network of tokens is told 'scaled_t', 'sigma' (of a schedule) or 'nothing', not {self.told!r}"
-            )
-
-    def channels(self, data_channels: int) -> tuple[int, int]:
-        """Channels into the network and out of it, for tokens [batch, height, width, data_channels]."""
-        values = self.num_tokens + int(self.has_mask)
-        if self.sequences:  # the authors' networks have a logit for the mask, which is never asked for
-            return values, values
-        return data_channels * values, data_channels * self.num_tokens
-
-    def denoiser(self, network_fn: Callable[..., Float[Array, "batch ..."]]) -> TokenDenoiser:
-        """The token denoiser of a network whose parameters, conditioning and dropout are bound."""
-
-        def denoise(xt: Int[Array, "batch ..."], t: Float[Array, "*batch"]) -> Float[Array, "batch ... K"]:
-            time = jnp.broadcast_to(self._told(as_compute(t)), xt.shape[:1])
-            if self.sequences:
-                logits = as_compute(network_fn(xt.reshape(xt.shape[0], -1), time))[..., : self.num_tokens]
-            else:
-                one_hot = jax.nn.one_hot(xt, self.num_tokens + int(self.has_mask))
-                logits = as_compute(network_fn(one_hot.reshape(*xt.shape[:-1], -1), time))
-                logits = logits[..., : xt.shape[-1] * self.num_tokens]
-            logits = logits.reshape(*xt.shape, self.num_tokens)
-            return logits - math.log(self.num_tokens) if self.has_mask else logits
-
-        return denoise
-
-    def _told(self, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        if self.told == "sigma":
-            return -jnp.log(self.schedule.kept(t))
-        return t * (self.scale if self.told == "scaled_t" else 0.0)

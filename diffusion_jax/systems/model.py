@@ -19,7 +19,7 @@ from diffusion_jax.conditioning import Conditioning, Conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
 from diffusion_jax.rng import BatchKey, fold_name
-from diffusion_jax.schedulers import Denoiser
+from diffusion_jax.schedulers import Denoiser, Process
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems.groups import Params, under, within
 
@@ -34,7 +34,7 @@ class Model:
     Attributes:
       data: the form of the data.
       network: a Flax module called with (x, time, conditions, dropout_keys).
-      process: what the network's input and output mean: a `Parameterization` or a `TokenParameterization`.
+      process: what is diffused, and what the network's input and output mean.
       conditioning: fills the network's slots from raw fields of a batch.
       codec: the first stage.
 
@@ -44,7 +44,7 @@ class Model:
 
     data: DataSpec
     network: Any
-    process: Any
+    process: Process
     conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
     codec: Codec = dataclasses.field(default_factory=Identity)
 

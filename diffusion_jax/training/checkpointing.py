@@ -372,14 +372,57 @@ class Checkpointer:
                 f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
             ) from error
         record = read.record
-        now = jax.device_get(fingerprints(read.state))
+        self._check_fingerprints(step, read.state, record)
+        return read.state, record
+
+    def restore_params(self, step: int, average: str = "") -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """The parameters alone, on this process's first device: neither moments nor other averages are read.
+
+        Args:
+          step: one of `steps()`.
+          average: which average; "" for the first, or the parameters where there is none, "params" for these.
+
+        Returns:
+          The name of what was read, the trained groups, and the record given to `save`.
+
+        Raises:
+          CorruptCheckpointError: it can not be read, or is not what was written.
+          UserError: there is no such average, or an older version of this code wrote it.
+        """
+        record = self.read_record(step)
+        path = self.directory / str(step) / "state"
+        try:
+            with _quiet_threads():
+                tree = ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree
+                averages = tree.get("ema") or {}
+                name = average or next(iter(averages), "params")
+                if name != "params" and name not in averages:
+                    known = ", ".join([*averages, "params"])
+                    raise UserError(f"{self.directory} keeps no average {name!r} of the parameters; it has: {known}")
+                wanted = {"params": tree["params"]} if name == "params" else {"ema": {name: averages[name]}}
+                shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+                here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                arguments = ocp.checkpoint_utils.construct_restore_args(shapes, jax.tree.map(lambda _: here, shapes))
+                read = ocp.PyTreeCheckpointer().restore(
+                    path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True)
+                )
+        except UserError:
+            raise
+        except Exception as error:  # as in `restore`
+            raise CorruptCheckpointError(
+                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+            ) from error
+        self._check_fingerprints(step, read, record)
+        return name, read["params"] if name == "params" else read["ema"][name], record
+
+    def _check_fingerprints(self, step: int, read: Any, record: Mapping[str, Any]) -> None:
+        now = jax.device_get(fingerprints(read))
         wrong = [name for name, value in now.items() if int(value) != record["fingerprints"].get(name)]
         if wrong:
             raise CorruptCheckpointError(
                 f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays are not what was written, the "
                 f"first is {wrong[0]}"
             )
-        return read.state, record
 
     def set_aside_after(self, step: int) -> list[epath.Path]:
         """Move the checkpoints newer than `step` out of the way; returns where they went. For every process to call."""

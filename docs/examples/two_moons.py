@@ -35,7 +35,6 @@ from diffusion_jax.schedulers import (
     SCHEDULES,
     TIME_SAMPLERS,
     Parameterization,
-    TokenParameterization,
 )
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import Model
@@ -178,8 +177,7 @@ def trainable_of(family: Family, teacher: training.Trainable | None) -> training
     )
     channels, out = 2, 4 if "hybrid" in family.title else 2
     if objective.discrete:
-        tokens = objective.process
-        process = TokenParameterization(num_tokens=tokens.num_tokens, has_mask=tokens.has_mask, scale=100.0)
+        process = dataclasses.replace(objective.process, told="scaled_t", scale=100.0)
         channels, out = process.channels(2)
     else:
         process = Parameterization.build(

@@ -4,6 +4,7 @@ import dataclasses
 from functools import cached_property
 
 import jax
+from ml_collections import ConfigDict
 
 from diffusion_jax import data, training
 from diffusion_jax.errors import UserError
@@ -12,12 +13,16 @@ from diffusion_jax.objectives import RECONSTRUCTIONS, ReconstructionLoss
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from experiments.building.wiring import DTYPES, Experiment, check_metric
-from experiments.ground.config_files import CODEC, DENOISER
-from experiments.ground.fields import check_fields
+from experiments.ground import workdir
+from experiments.ground.config_files import flatten
+from experiments.ground.fields import CODEC, check_fields
 
-_UNREAD = (*DENOISER, "time_input", "teacher", "first_stage")
-_SAMPLING = ("ema", "batch_size")  # fields of config.sampling that a first stage has a use for
-_TRAIN = ("steps", "batch_size", "accumulation", "dtype", "trained")
+_UNREAD = (
+    *("model", "schedule", "prediction", "time_input", "time_sampler"),
+    *("teacher", "first_stage", "sampling", "train"),
+)
+_READ = ("sampling.ema", "sampling.batch_size")  # fields of these groups that a first stage has a use for
+_READ += tuple(f"train.{name}" for name in ("steps", "batch_size", "accumulation", "dtype", "trained"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +111,17 @@ class FirstStageExperiment(Experiment):
             raise UserError("a first stage is judged by held-out pictures: set data.validation_split")
 
     def _check_unread(self) -> None:
-        config = self.config
-        groups = [name for name in _UNREAD if config.get(name)]
-        fields = [f"sampling.{name}" for name in config.sampling if name not in _SAMPLING]
-        fields += [f"train.{name}" for name in config.train if name not in _TRAIN]
-        if groups or fields:
+        """Raise UserError for a field of a denoiser's that has not its default: it would be ignored."""
+        default = workdir.defaults()
+        stated = flatten(ConfigDict(workdir.to_json(self.config)))
+        unread = [
+            name
+            for name, value in stated.items()
+            if name.startswith(tuple(f"{group}." for group in _UNREAD)) and name not in _READ
+            if value != default.get(name, [])
+        ]
+        if unread:
             raise UserError(
-                f"{', '.join([*groups, *fields])}: a config with the group {CODEC} trains a first stage, which has no "
-                "use for these; leave them out"
+                f"{', '.join(unread)}: a config with the group {CODEC} trains a first stage, which has no use for "
+                "these; leave them out"
             )

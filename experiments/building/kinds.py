@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from experiments.building.first_stage import FirstStageExperiment
 from experiments.building.wiring import Experiment
-from experiments.ground.config_files import CODEC
+from experiments.ground.fields import CODEC
 
 
 def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:

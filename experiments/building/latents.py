@@ -28,7 +28,7 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
         if made_by:
             raise UserError(f"{data.dataset} holds latents of a first stage: name its folder, first_stage.path")
         return
-    online = config.first_stage.get("online", False)
+    online = config.first_stage.online
     if online and made_by:
         raise UserError("first_stage.online encodes pictures, and the data is latents: set it to False")
     if not online and not made_by:
@@ -41,7 +41,7 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
             f"the latents in {data.dataset} were made by another first stage ({made_by[:12]}) than that in "
             f"{stage.path} ({stage.fingerprint[:12]}): name the one that made them, or prepare them again"
         )
-    if made_by and (data.get("flip") or data.get("augmentation", "none") != "none"):
+    if made_by and (data.flip or dict(data.augmentation) != {"name": "none"}):
         raise UserError(
             "data.flip and data.augmentation are of pictures, and the data is latents, of which a mirrored one is not "
             "that of the mirrored picture: leave them out, or set first_stage.online=True"

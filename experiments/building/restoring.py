@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import training
+from diffusion_jax import systems, training
 from diffusion_jax.errors import UserError
 from experiments.building.kinds import open_experiment
 from experiments.building.sources import require_same_sources
@@ -29,6 +29,13 @@ def open_checkpoints(
         best_mode=spec.best_mode,
         read_only=read_only,
     )
+
+
+def describe_run(experiment: Experiment, directory: Path | str) -> None:
+    """Write what `diffusion_jax.load_model` needs to know of a run besides its checkpoints."""
+    config = experiment.config
+    about = {"checkpoints": config.checkpoint.directory, "average": experiment.known_ema(config.sampling.ema)}
+    systems.write_description(directory, experiment.model, **about)
 
 
 def restore_params(

@@ -28,16 +28,16 @@ from diffusion_jax.schedulers import (
     SCHEDULES,
     TIME_SAMPLERS,
     Parameterization,
+    Process,
     TimeGrid,
-    TokenParameterization,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments.building.latents import check_first_stage, pictures_of
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
-from experiments.ground.config_files import CODEC, import_parts
-from experiments.ground.fields import check_fields
+from experiments.ground.config_files import import_parts
+from experiments.ground.fields import CODEC, FIELDS, check_fields
 
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -75,7 +75,7 @@ class Experiment:
     directory: Path | None = None
 
     def __post_init__(self):
-        import_parts(self.config.get("imports", ()))
+        import_parts(self.config.imports)
         if CODEC in self.config and not self.reconstructs:
             raise UserError(
                 f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
@@ -106,7 +106,7 @@ class Experiment:
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
-        fields.update(split=split, data_dir=fields.get("data_dir") or None, **changes)
+        fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
         return data.Pipeline.from_config(
             {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
         )
@@ -160,17 +160,10 @@ class Experiment:
         )
 
     @cached_property
-    def process(self) -> Parameterization | TokenParameterization:
-        """What the network's input and output mean."""
+    def process(self) -> Process:
+        """What is diffused, and what the network's input and output mean."""
         if self.objective.discrete:
-            process = self.objective.process
-            return TokenParameterization(
-                num_tokens=process.num_tokens,
-                has_mask=process.has_mask,
-                told=self.objective.told,
-                schedule=getattr(process, "schedule", None),
-                sequences=self.info.is_text,
-            )
+            return dataclasses.replace(self.objective.process, sequences=self.info.is_text)
         if self.info.is_text:
             raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
         return Parameterization.build(
@@ -182,14 +175,14 @@ class Experiment:
         """The first stage: one that was trained, pixels as tokens where the objective is of tokens, or none."""
         if self.first_stage is not None:
             codec = self.first_stage.codec
-            return codec if self.config.first_stage.get("online", False) else StoredLatents(first_stage=codec)
+            return codec if self.config.first_stage.online else StoredLatents(first_stage=codec)
         of_values = self.objective.discrete and self.info.spec.kind == "pixels"
-        return Values(num_values=self.objective.process.num_tokens) if of_values else Identity()
+        return Values(num_values=self.process.num_tokens) if of_values else Identity()
 
     @cached_property
     def first_stage(self) -> systems.FirstStageFolder | None:
         """The trained first stage that `first_stage.path` names."""
-        path = self.config.get("first_stage", {}).get("path", "")
+        path = self.config.first_stage.path
         return systems.load_first_stage(path, dtype=DTYPES[self.config.train.dtype]) if path else None
 
     @property
@@ -226,7 +219,7 @@ class Experiment:
     @cached_property
     def teacher(self) -> "Experiment | None":
         """The finished run that `teacher.workdir` names: to start from, and to learn from where the objective does."""
-        named = self.config.get("teacher", {}).get("workdir", "")
+        named = self.config.teacher.workdir
         if not named:
             return None
         copy = self.directory and workdir.teacher_copy(self.directory)
@@ -244,14 +237,13 @@ class Experiment:
             decay=spec.decay,
             warmup_steps=spec.warmup_steps,
             total_steps=self.config.train.steps,
-            decay_steps=spec.get("decay_steps", 0),
+            decay_steps=spec.decay_steps,
         )
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
-        own = ("learning_rate", "decay", "decay_steps", "warmup_steps", "clip_norm")
-        spec = {name: value for name, value in self.config.optimizer.items() if name not in own}
+        spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
         return training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
@@ -266,7 +258,7 @@ class Experiment:
         return training.EmaConfig(
             decays=tuple(spec.decays),
             half_lives=tuple(spec.half_lives),
-            widths=tuple(spec.get("widths", ())),
+            widths=tuple(spec.widths),
             ramp_up_ratio=spec.ramp_up_ratio,
         )
 
@@ -276,7 +268,7 @@ class Experiment:
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
         if name == "pmap":
-            if any(spec.get(axis, 1) != 1 for axis in ("fsdp", "tensor", "context")):
+            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
                 raise UserError(
                     "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
                 )
@@ -315,8 +307,8 @@ class Experiment:
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
         if self.process.discrete:
-            sampler.check(self.objective.process, grid.num_steps)
-            values, known = self.objective.process.num_tokens, self.info.vocabulary
+            sampler.check(self.process, grid.num_steps)
+            values, known = self.process.num_tokens, self.info.vocabulary
             if known not in (0, values):
                 raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
         else:
@@ -341,7 +333,7 @@ class Experiment:
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.get("guide", "")):
+        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.guide):
             raise UserError(
                 "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
                 "guide, sampling.guide"
@@ -362,7 +354,7 @@ class Experiment:
         """Whether what is trained is there, and whether what is frozen comes from somewhere."""
         state = self.abstract_state
         names = sorted({*state.params, *self.frozen_groups})
-        for pattern in self.config.train.get("trained", ()):
+        for pattern in self.config.train.trained:
             if not any(re.fullmatch(pattern, name) for name in names):
                 raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
         nowhere = sorted(set(self.frozen_groups) - set(self.sources))
@@ -416,7 +408,7 @@ class Experiment:
     def trained(self) -> tuple[str, ...]:
         """Patterns of the groups that are trained; by default those that have no source."""
         sources = "|".join(map(re.escape, self.sources))
-        return tuple(self.config.train.get("trained", ())) or (f"(?!({sources})$).*" if sources else ".*",)
+        return tuple(self.config.train.trained) or (f"(?!({sources})$).*" if sources else ".*",)
 
     @cached_property
     def frozen_groups(self) -> dict[str, Any]:

@@ -45,14 +45,13 @@ def generator(
       UserError: a sampler that does not fit, or a guide that can not be read or is of other data.
     """
     sampling = experiment.config.sampling
-    named = sampling.get("guide", "")
     return Generator(
         experiment=experiment,
         sampler=experiment.sampler(sampler),
         grid=experiment.grid(steps),
         guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
-        guidance_interval=tuple(sampling.get("guidance_interval", ())),
-        guide=read_guide(named, sampling.get("guide_ema", "")) if named else None,
+        guidance_interval=tuple(sampling.guidance_interval),
+        guide=read_guide(sampling.guide, sampling.guide_ema) if sampling.guide else None,
         batch_size=batch_size or sampling.batch_size,
     )
 

@@ -159,7 +159,7 @@ class Generator:
 
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
         """The same for tokens, decoded."""
-        process, shape = self.experiment.objective.process, self.experiment.info.image_shape
+        process, shape = self.experiment.process, self.experiment.info.image_shape
         follow = self.path_points > 0
         result = sample_tokens(
             self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow

@@ -40,7 +40,6 @@ from diffusion_jax.specs import DATA
 from experiments.building.wiring import Experiment
 
 LIKELIHOOD_DRAWS = 128
-PROMPT = "a photo of a {}"  # what an image of a class was asked for with, unless the config says it otherwise
 Spaces = dict[str, FeatureSpace]
 # By the field of config.evaluation that names them: the weights of a space, and where they are published.
 WEIGHTS = {
@@ -102,6 +101,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"the loss of objective {config.objective.name} bounds no likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
+    if "prompts" in facts.reads and not experiment.pipeline.prompts:
+        return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
 
@@ -114,7 +115,7 @@ def _no_weights(config: Any, kind: str | None) -> str:
     """Why there is no space of this kind; "" where there is one."""
     if kind not in WEIGHTS:
         return ""
-    path = config.get(kind, "")
+    path = config[kind]
     if path and (Path(path).is_dir() if kind == CLIP else Path(path).is_file()):
         return ""
     what, source = WEIGHTS[kind]
@@ -150,20 +151,19 @@ def build_metrics(
             spaces[kind] = dinov2_features(network, params, fingerprint=digest)
         elif kind == INCEPTION:
             params, digest = weights.read_inception(config.inception)
-            convention = config.get("convention", "tf")
-            spaces[kind] = inception_features(params, fingerprint=digest, convention=convention)
+            spaces[kind] = inception_features(params, fingerprint=digest, convention=config.convention)
         else:
             spaces[kind] = proxy(experiment, train)[0]
     specs: dict[str, dict[str, Any]] = {name: {"name": name} for name in names}
     for name, spec in specs.items():
         facts = METRICS.facts(name)
-        if facts.reference_field and config.get(facts.reference_field, ""):
+        if facts.reference_field and config[facts.reference_field]:
             spec["reference"] = config[facts.reference_field]
         if "texts" in facts.reads:
-            prompt = config.get("prompt", PROMPT)
-            of_texts = _clip(config.clip).of_texts([prompt.format(text) for text in experiment.info.class_names])
+            of_texts = _clip(config.clip).of_texts([config.prompt.format(text) for text in experiment.info.class_names])
             spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
-    return {name: METRICS.build(spec, space=spaces.get(space_kind(name))) for name, spec in specs.items()}
+    given = {"prompts": experiment.pipeline.prompts}
+    return {name: METRICS.build(spec, space=spaces.get(space_kind(name)), **given) for name, spec in specs.items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -239,8 +239,8 @@ class ModelOnHeldOut:
         """Levels of the data."""
         experiment = self.experiment
         if experiment.process.discrete:
-            return experiment.objective.process.num_tokens
-        return experiment.config.evaluation.get("bins", 256)
+            return experiment.process.num_tokens
+        return experiment.config.evaluation.bins
 
     def nats(self) -> np.ndarray:
         """A bound on -log P of every held-out example, per number of it."""
@@ -277,7 +277,7 @@ def _of_held_out(
 ) -> np.ndarray:
     """`value(denoiser, examples, keys)` of config.evaluation.likelihood_images held-out examples, in float64."""
     config, layout = experiment.config, experiment.layout
-    limit = config.evaluation.get("likelihood_images", 1000)
+    limit = config.evaluation.likelihood_images
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
     size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
     key = stream_key(seed, "likelihood")

@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import RunError, UserError
 from experiments.ground.config_files import (
     call_get_config,
-    check_config,
+    complete_config,
     expanded,
     flatten,
     guarded,
@@ -73,7 +73,7 @@ __all__ = [
     "assignment",
     "begin",
     "call_get_config",
-    "check_config",
+    "complete_config",
     "flatten",
     "guarded",
     "host_and_port",

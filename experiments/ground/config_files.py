@@ -21,16 +21,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_bytes
+from experiments.ground import fields
 
-GROUPS = (
-    *("data", "objective", "train", "optimizer", "ema"),
-    *("parallel", "sampling", "log", "checkpoint", "evaluation"),
-)
-"""Groups of fields that every config has."""
-CODEC = "codec"
-"""The group that a config of a first stage has, and no other."""
-DENOISER = ("model", "schedule", "prediction", "time_sampler")
-"""Groups that a config has besides, unless it is of a first stage."""
 _LARGEST = 2**22  # bytes of a config file
 
 
@@ -100,22 +92,24 @@ def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str
         raise UserError(f"can not read --config={path}: get_config{signature} does not fit; {mend}") from error
     with guarded(path):
         config = function(*arguments)
-        check_config(config, path)
+        complete_config(config, path)
     return config
 
 
-def check_config(config: Any, path: str | Path) -> None:
-    """Raise UserError, which names the file, unless `config` is a ConfigDict with the groups that every config has."""
+def complete_config(config: Any, path: str | Path) -> None:
+    """Fill in the defaults of what a file's config leaves out.
+
+    Raises:
+      UserError: it is no ConfigDict, has a field that there is not, or leaves out one that has no default; the message
+        names the file and the field.
+    """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise UserError(
             f"can not read --config={path}: get_config() returned {type(config).__name__}, "
             "not an ml_collections.ConfigDict"
         )
-    needed = (GROUPS[0], *((CODEC,) if CODEC in config else DENOISER), *GROUPS[1:])
-    missing = [name for name in needed if not isinstance(config.get(name), ConfigDict) or not len(config[name])]
-    if missing:
-        raise UserError(f"can not read --config={path}: the config has no group {', '.join(missing)}")
-    flatten(config)
+    flatten(config)  # which a config within itself has no end of
+    fields.complete(config)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
-"""The fields of the runner: what each may be, and what it means. The fields of parts are those of the parts themselves.
+"""The fields of the runner, once: of each its type, its default, what it may be and what it means.
 
-A config is held against this table before anything starts, whether a value came from a file, a flag or JSON.
+`configs/base.py` gives a config with the defaults, from which every config starts; `complete` fills in what another one
+leaves out; `check_fields` holds a config against the table before anything starts, whether a value came from a file, a
+flag or JSON. The fields of parts are those of the parts themselves. docs/config.md shows all of them.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,130 +16,223 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 
 COUNT = Bounds(low=0, high=10**9)
+EXAMPLES = Bounds(low=1, high=2**24)
+EMA_WIDTH = Bounds(low=0, high=12**-0.5, above=True, below=True)
+DEVICES = Bounds(low=-1, high=2**20)
 Rules = tuple[tuple[str, str | tuple[str | None, ...]], ...]
-# Field: (type, bounds, meaning).
-FIELDS: Mapping[str, tuple[Any, Bounds, str]] = {
-    "seed": (int, Bounds(low=0, high=2**32 - 1), "of all random streams"),
-    "imports": (tuple[str, ...], ANY, "modules with parts of your own, which every command of the run imports"),
-    "data.dataset": (str, ANY, "a data set's name, or folder:/path/to/images"),
-    "data.split": (str, ANY, "what is trained on, in TFDS notation"),
-    "data.validation_split": (str, ANY, "what is held out; empty: nothing"),
-    "data.data_dir": (str | None, ANY, "where prepared data lies; empty: $TFDS_DATA_DIR, else ./data"),
-    "data.image_size": (int | None, SIZE, "side of the square images; None: as they are"),
-    "data.crop": (str, ANY, "how images become square"),
-    "data.flip": (bool, ANY, "mirror half of the images"),
-    "data.num_workers": (int, Bounds(low=0, high=4096), "processes that read; 0: threads of this one"),
-    "data.prefetch": (int, Bounds(low=0, high=4096), "batches kept ready"),
-    "data.memory_limit": (int, Bounds(low=0, high=2**50), "bytes up to which a split is held in memory"),
-    "data.features": (str, ANY, "a file of another network's features, for alignment"),
-    "train.steps": (int, STEPS, "optimizer steps"),
-    "train.batch_size": (int, Bounds(low=1, high=2**24), "examples in a step, over all devices"),
-    "train.accumulation": (int, Bounds(low=1, high=2**20), "microbatches in a step"),
-    "train.dtype": (str, ANY, "what activations are computed in"),
-    "train.trained": (
-        tuple[str, ...],
-        ANY,
-        "patterns of the groups that are trained; empty: those not read from elsewhere",
+Decay = Literal["constant", "cosine", "linear", "inverse_sqrt"]
+
+
+class _NoDefault:
+    def __init__(self, text: str):
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+CODEC: Final = "codec"
+"""The group that a config has which trains a first stage, and no other."""
+REQUIRED: Final = _NoDefault("required")
+"""In the place of a default that nobody can guess: every config states such a field."""
+ABSENT: Final = _NoDefault("absent")
+"""In the place of a default of a part that only some others read: stated where it is read."""
+
+
+class Field(NamedTuple):
+    """A field of the runner: its type, its default, the bounds of its number (or of each in a tuple), its meaning."""
+
+    kind: Any
+    default: Any
+    bounds: Bounds
+    meaning: str
+
+
+FIELDS: Mapping[str, Field] = {
+    "seed": Field(int, 0, Bounds(low=0, high=2**32 - 1), "seed of all random streams"),
+    "imports": Field(tuple[str, ...], (), ANY, "modules with parts of your own, imported by every command of the run"),
+    "data.dataset": Field(str, REQUIRED, ANY, "name of the data set, or folder:/path/to/images"),
+    "data.split": Field(str, "train", ANY, "split to train on, in TFDS notation"),
+    "data.validation_split": Field(str, "", ANY, "split that is held out for validation; empty: none"),
+    "data.data_dir": Field(str | None, "", ANY, "folder of prepared data; empty: $TFDS_DATA_DIR, else ./data"),
+    "data.image_size": Field(int | None, None, SIZE, "side of the square images in pixels; None: as they are"),
+    "data.crop": Field(str, "none", ANY, "how images become square"),
+    "data.flip": Field(bool, False, ANY, "mirror each image with probability 1/2"),
+    "data.num_workers": Field(int, 0, Bounds(low=0, high=4096), "processes that read; 0: threads of the trainer"),
+    "data.prefetch": Field(int, 4, Bounds(low=0, high=4096), "batches kept ready, by each process that reads"),
+    "data.memory_limit": Field(int, 2**30, Bounds(low=0, high=2**50), "bytes up to which a split is kept in memory"),
+    "data.features": Field(str, "", ANY, "file of another network's features of the data, for alignment (REPA)"),
+    "train.steps": Field(int, REQUIRED, STEPS, "steps of the optimizer"),
+    "train.batch_size": Field(int, 128, EXAMPLES, "examples in a step, over all devices"),
+    "train.accumulation": Field(int, 1, Bounds(low=1, high=2**20), "microbatches in a step, one after the other"),
+    "train.dtype": Field(str, "float32", ANY, "type in which activations are computed: float32 or bfloat16"),
+    "train.trained": Field(
+        tuple[str, ...], (), ANY, "patterns of the groups that are trained; empty: those not read from elsewhere"
     ),
-    "train.class_conditional": (bool, ANY, "whether the network is told the class"),
-    "train.conditioning_dropout": (float, SHARE, "share of examples without their class, for guidance"),
-    "optimizer.learning_rate": (float, NOT_NEGATIVE, "the highest"),
-    "optimizer.warmup_steps": (int, COUNT, "steps up to it"),
-    "optimizer.decay": (Literal["constant", "cosine", "linear", "inverse_sqrt"], ANY, "what follows"),
-    "optimizer.decay_steps": (int, COUNT, "where inverse_sqrt begins to fall"),
-    "optimizer.clip_norm": (float, NOT_NEGATIVE, "of the gradient; 0: not clipped"),
-    "ema.decays": (tuple[float, ...], Bounds(low=0, high=1, below=True), "averages by decay in a step"),
-    "ema.half_lives": (tuple[float, ...], POSITIVE, "averages by half-life in images"),
-    "ema.widths": (tuple[float, ...], Bounds(low=0, high=12**-0.5, above=True, below=True), "averages by width (EDM2)"),
-    "ema.ramp_up_ratio": (float, POSITIVE, "a half-life is at most this share of the images seen"),
-    "parallel.strategy": (str, ANY, "how devices are used"),
-    **{
-        f"parallel.{axis}": (int, Bounds(low=-1, high=2**20), f"devices along the axis {axis}; -1: the rest")
-        for axis in ("data", "fsdp", "tensor", "context")
-    },
-    "parallel.rules": (Rules, ANY, "(pattern, axes) of parameters; empty: by the mesh"),
-    "sampling.steps": (int, Bounds(low=1, high=10**6), "of the sampler"),
-    "sampling.guidance_scale": (float, Bounds(low=-1000, high=1000), "1: no guidance"),
-    "sampling.guidance_interval": (tuple[float, ...], Bounds(low=0, infinite=True), "noise levels; empty: all"),
-    "sampling.guide": (str, ANY, "the workdir of a worse network, for autoguidance"),
-    "sampling.guide_ema": (str, ANY, "which average of its parameters"),
-    "sampling.clip_x0": (bool, ANY, "clip predictions to [-1, 1]"),
-    "sampling.ema": (str, ANY, "which average of the parameters; empty: the first"),
-    "sampling.batch_size": (int, Bounds(low=1, high=2**24), "samples drawn at once"),
-    "log.every": (int, STEPS, "steps between rows"),
-    "log.validate_every": (int, COUNT, "steps between validations; 0: none"),
-    "log.validation_examples": (int, Bounds(low=1, high=10**9), "examples of a validation"),
-    "log.sample_every": (int, COUNT, "steps between pictures; 0: none"),
-    "log.num_samples": (int, Bounds(low=1, high=10_000), "samples in a picture"),
-    "checkpoint.directory": (str, ANY, "empty: in the workdir; may be a bucket"),
-    "checkpoint.every": (int, STEPS, "steps between checkpoints"),
-    "checkpoint.keep_last": (int, DEPTH, "how many of the newest are kept"),
-    "checkpoint.keep_best": (int, Bounds(low=0, high=10_000), "how many of the best besides"),
-    "checkpoint.best_metric": (Literal["loss", "validation_loss"], ANY, "what is best by"),
-    "checkpoint.best_mode": (Literal["min", "max"], ANY, "whether the least or the greatest is best"),
-    "evaluation.metrics": (tuple[str, ...], ANY, "what samples are judged by"),
-    "evaluation.num_samples": (int, STEPS, "samples that are judged"),
-    "evaluation.max_real": (int, STEPS, "real images that they are held against, at most"),
-    "evaluation.convention": (Literal["tf", "torch"], ANY, "how images are resized for Inception"),
-    "evaluation.likelihood_images": (int, STEPS, "images for bits per dimension, at most"),
-    "evaluation.bins": (int, Bounds(low=2, high=2**16), "values of a pixel, for bits per dimension"),
-    **{
-        f"evaluation.{name}": (str, ANY, f"a file: {what}")
-        for name, what in (
-            ("inception", "weights of Inception-v3"),
-            ("reference", "statistics for fid"),
-            ("dinov2", "weights of DINOv2"),
-            ("dinov2_reference", "statistics for fd_dinov2"),
-            ("clip", "a folder with CLIP"),
-        )
-    },
-    "evaluation.prompt": (str, ANY, "the text of a class for clip_score, with {} for its name"),
-    "first_stage.path": (str, ANY, "the folder of a trained first stage, whose latents are diffused; empty: pixels"),
-    "first_stage.online": (bool, ANY, "encode in every step; False: the data is latents that were prepared"),
-    "teacher.workdir": (str, ANY, "the run to learn from"),
-    "teacher.initialize": (bool, ANY, "start from its weights"),
+    "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
+    "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples whose class is withheld, for guidance"),
+    "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
+    "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
+    "optimizer.decay": Field(Decay, "constant", ANY, "course of the learning rate after the warm-up"),
+    "optimizer.decay_steps": Field(int, 0, COUNT, "step at which inverse_sqrt begins to fall"),
+    "optimizer.clip_norm": Field(float, 0.0, NOT_NEGATIVE, "norm to which the gradient is clipped; 0: never"),
+    "ema.decays": Field(tuple[float, ...], (), Bounds(low=0, high=1, below=True), "one average for each decay by step"),
+    "ema.half_lives": Field(tuple[float, ...], (), POSITIVE, "one average for each half-life in images"),
+    "ema.widths": Field(tuple[float, ...], (), EMA_WIDTH, "one average for each relative width (EDM2)"),
+    "ema.ramp_up_ratio": Field(float, 0.05, POSITIVE, "a half-life is at most this share of the images seen so far"),
+    "parallel.strategy": Field(str, "jit", ANY, "how devices are used"),
+    "parallel.data": Field(int, -1, DEVICES, "devices that share the batch; -1: the rest"),
+    "parallel.fsdp": Field(int, 1, DEVICES, "devices that share the batch and the parameters; -1: the rest"),
+    "parallel.tensor": Field(int, 1, DEVICES, "devices that share the channels of a layer; -1: the rest"),
+    "parallel.context": Field(int, 1, DEVICES, "devices that share the tokens of an example; -1: the rest"),
+    "parallel.rules": Field(Rules, (), ANY, "pairs (pattern of parameters, axes); empty: the rules of the mesh"),
+    "sampling.steps": Field(int, REQUIRED, Bounds(low=1, high=10**6), "steps of the sampler"),
+    "sampling.guidance_scale": Field(float, 1.0, Bounds(low=-1000, high=1000), "scale of guidance; 1: no guidance"),
+    "sampling.guidance_interval": Field(
+        tuple[float, ...], (), Bounds(low=0, infinite=True), "noise levels (low, high) with guidance; empty: all"
+    ),
+    "sampling.guide": Field(str, "", ANY, "workdir of a worse network, for autoguidance"),
+    "sampling.guide_ema": Field(str, "", ANY, "average of the guide's parameters; empty: as its own config says"),
+    "sampling.clip_x0": Field(bool, False, ANY, "clip predictions of the data to [-1, 1]"),
+    "sampling.ema": Field(str, "", ANY, "average of the parameters to sample with; empty: the first"),
+    "sampling.batch_size": Field(int, 250, EXAMPLES, "samples drawn at once"),
+    "log.every": Field(int, 100, STEPS, "steps between logged rows"),
+    "log.validate_every": Field(int, 0, COUNT, "steps between validations; 0: none"),
+    "log.validation_examples": Field(int, 256, Bounds(low=1, high=10**9), "held-out examples in a validation"),
+    "log.sample_every": Field(int, 0, COUNT, "steps between pictures of samples; 0: none"),
+    "log.num_samples": Field(int, 64, Bounds(low=1, high=10_000), "samples in a picture"),
+    "checkpoint.directory": Field(str, "", ANY, "where checkpoints lie, also in a bucket; empty: in the workdir"),
+    "checkpoint.every": Field(int, 5_000, STEPS, "steps between checkpoints"),
+    "checkpoint.keep_last": Field(int, 2, DEPTH, "newest checkpoints that are kept"),
+    "checkpoint.keep_best": Field(int, 0, Bounds(low=0, high=10_000), "best checkpoints that are kept besides"),
+    "checkpoint.best_metric": Field(
+        Literal["loss", "validation_loss"], "validation_loss", ANY, "number that decides which are best"
+    ),
+    "checkpoint.best_mode": Field(Literal["min", "max"], "min", ANY, "whether the least or the greatest is best"),
+    "evaluation.metrics": Field(tuple[str, ...], (), ANY, "metrics that samples are judged by after training"),
+    "evaluation.num_samples": Field(int, 64, STEPS, "samples that are judged"),
+    "evaluation.max_real": Field(int, 50_000, STEPS, "real images that they are compared with, at most"),
+    "evaluation.inception": Field(str, "", ANY, "file with the weights of Inception-v3, for fid and its kin"),
+    "evaluation.convention": Field(Literal["tf", "torch"], "tf", ANY, "how images are resized for Inception"),
+    "evaluation.reference": Field(str, "", ANY, "file with statistics of the real images, for fid"),
+    "evaluation.dinov2": Field(str, "", ANY, "file with the weights of DINOv2, for fd_dinov2"),
+    "evaluation.dinov2_reference": Field(str, "", ANY, "file with statistics of the real images, for fd_dinov2"),
+    "evaluation.clip": Field(str, "", ANY, "folder with CLIP, for cmmd and clip_score"),
+    "evaluation.prompt": Field(str, "a photo of a {}", ANY, "text of a class for clip_score, with {} for its name"),
+    "evaluation.likelihood_images": Field(int, 1_000, STEPS, "held-out examples for bits per dimension, at most"),
+    "evaluation.bins": Field(int, 256, Bounds(low=2, high=2**16), "values of a pixel, for bits per dimension"),
+    "first_stage.path": Field(str, "", ANY, "folder of a trained first stage, whose latents are diffused; empty: none"),
+    "first_stage.online": Field(bool, False, ANY, "encode in every step; False: the data is prepared latents"),
+    "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
+    "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
 }
-PARTS = (
-    "codec",
-    "model",
-    "schedule",
-    "prediction",
-    "time_input",
-    "time_sampler",
-    "objective",
-)  # their fields are those of parts
-PARTS_WITHIN = ("data.options", "data.augmentation", "sampling.sampler", "sampling.grid", "optimizer")
+PARTS: Mapping[str, tuple[Any, str]] = {
+    "data.options": ({}, "arguments of the data set"),
+    "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
+    "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
+    "model": (REQUIRED, "network"),
+    "schedule": (ABSENT, "noise schedule"),
+    "prediction": (ABSENT, "what the network's output means"),
+    "time_input": (ABSENT, "form in which the network is told the time"),
+    "time_sampler": (ABSENT, "distribution of the times in training"),
+    "objective": (REQUIRED, "loss"),
+    "optimizer": ({}, "optimizer, beside the runner's own fields of that group"),
+    "sampling.sampler": (REQUIRED, "sampler"),
+    "sampling.grid": ({"name": "uniform"}, "times that the sampler visits"),
+}
+"""Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
+OF_DENOISERS = frozenset({"model", "sampling.sampler", "sampling.steps"})
+"""What has no default and a config of a first stage leaves out."""
+GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
+"""The groups of a config."""
+
+
+def runner() -> ConfigDict:
+    """A new config with all fields of the runner that have a default."""
+    config = ConfigDict()
+    for name, default in _defaults().items():
+        _set_default(config, name, default)
+    return config
+
+
+def complete(config: ConfigDict) -> None:
+    """Give a config the defaults of all fields that it leaves out.
+
+    Raises:
+      UserError: it has a field that there is not, or leaves out one that has no default; the message names it.
+    """
+    _check_names(config)
+    with config.unlocked():
+        for name, default in _defaults().items():
+            _set_default(config, name, default)
+    for name, (default, meaning) in _described().items():
+        if CODEC in config and name in OF_DENOISERS:
+            continue
+        if default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
+            raise UserError(f"the config lacks {name}, which has no default: {meaning}")
 
 
 def check_fields(config: ConfigDict) -> None:
     """Hold every field of the runner against the table.
 
     Raises:
-      UserError: the first field that is unknown, of another type or out of bounds, or two that do not fit.
+      UserError: the first field that is unknown, missing, of another type or out of bounds, or two that do not fit.
     """
-    groups = {name.partition(".")[0] for name in FIELDS}
-    for group, value in config.items():
-        if group in PARTS:
-            if not isinstance(value, ConfigDict | str):
-                raise UserError(f"{group} must be a group with a name, it is {value!r}")
-        elif group not in groups:
-            raise UserError(unknown_name("group of the config", group, sorted({*groups, *PARTS})))
-        elif group in FIELDS:
-            check(group, value, *FIELDS[group][:2])
-        elif not isinstance(value, ConfigDict):
-            raise UserError(f"{group} must be a group of fields, it is {value!r}")
-        else:
-            _check_group(group, value)
-    interval = tuple(config.sampling.guidance_interval) if "guidance_interval" in config.sampling else ()
+    _check_names(config)
+    for name, field in FIELDS.items():
+        value = _value(config, name)
+        if value is ABSENT and CODEC in config and name in OF_DENOISERS:
+            continue
+        if value is ABSENT:
+            raise UserError(f"the config lacks {name}: {field.meaning}")
+        check(name, value, field.kind, field.bounds)
+    interval = tuple(config.sampling.guidance_interval)
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(f"sampling.guidance_interval must be (low, high) with low below high, or (), it is {interval}")
 
 
-def _check_group(group: str, fields: ConfigDict) -> None:
-    for field, value in fields.items():
-        name = f"{group}.{field}"
-        if name in FIELDS:
-            check(name, value, *FIELDS[name][:2])
-        elif group not in PARTS_WITHIN and name not in PARTS_WITHIN:
-            known = [known for known in FIELDS if known.startswith(f"{group}.")]
-            raise UserError(unknown_name("field of the config", name, known))
+def _check_names(config: ConfigDict) -> None:
+    """Raise UserError for a group or a field of the runner that there is not, or that is a value in a group's place."""
+    for group, value in config.items():
+        if group in FIELDS:
+            continue
+        if group not in GROUPS:
+            raise UserError(unknown_name("group of the config", group, [*GROUPS, "seed", "imports"]))
+        if group in PARTS and isinstance(value, str) and group != "optimizer":
+            continue
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"{group} must be a group of fields, it is {value!r}")
+        for field in value if group not in PARTS else ():
+            name = f"{group}.{field}"
+            if name not in FIELDS and name not in PARTS:
+                known = [known for known in (*FIELDS, *PARTS) if known.startswith(f"{group}.")]
+                raise UserError(unknown_name("field of the config", name, known))
+
+
+@functools.cache
+def _described() -> Mapping[str, tuple[Any, str]]:
+    """(default, meaning) of every field of the runner and of every group of a part."""
+    return {**{name: (field.default, field.meaning) for name, field in FIELDS.items()}, **PARTS}
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    """The default of each of them that has one."""
+    return {name: value for name, (value, _) in _described().items() if not isinstance(value, _NoDefault)}
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    *groups, field = name.split(".")
+    for group in groups:
+        config = config[group] if group in config else ConfigDict()
+    return config.get(field, ABSENT)
+
+
+def _set_default(config: ConfigDict, name: str, default: Any) -> None:
+    *groups, field = name.split(".")
+    for group in groups:
+        if group not in config:
+            config[group] = ConfigDict()
+        config = config[group]
+    if field not in config:
+        config[field] = ConfigDict(default) if isinstance(default, dict) else default

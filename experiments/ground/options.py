@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError
 from experiments.ground.config_files import expanded, flatten, load_config, one_line
+from experiments.ground.described import described
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
@@ -181,16 +182,17 @@ class Flags:
         """What the command does, its flags, and the fields of the config that the command line names."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         lines = [self.text, "", f"Flags of python -m {spec.name if spec else os.path.basename(argv[0])}:", ""]
-        for described in self._described.values():
-            head, _, meaning = described.partition("\n")
-            lines += [f"  {head}", textwrap.fill(meaning, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+        for text in self._described.values():
+            head, _, meaning = text.partition("\n")
+            lines += [f"  {head}", _indented(meaning)]
         try:
             config = self._named_config(argv) if "config" in self._values else None
         except UserError as error:
             return "\n".join([*lines, "", one_line(error)])
         if config is not None:
-            lines += ["", "Fields of the config, with their values there:", ""]
-            lines += [f"  --config.{name}={value!r}" for name, value in flatten(config).items()]
+            lines += ["", "Fields of the config, with their values there (docs/config.md has all there are):", ""]
+            for name, value, meaning in described(config):
+                lines += [f"  --config.{name}={value!r}", *([_indented(meaning)] if meaning else [])]
         return "\n".join(lines)
 
     def _named_config(self, argv: Sequence[str]) -> ConfigDict | None:
@@ -220,6 +222,10 @@ class Flags:
         shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
         said = "" if shown in (None, "") or "by default" in meaning else f"; by default {shown}"
         self._described[name] = f"--{name}=VALUE\n{meaning} ({allowed}){said}"
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 class _Refused(flags.Error):

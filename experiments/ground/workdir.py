@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -21,9 +22,11 @@ from diffusion_jax.data import AT_A_PATH, DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
+from experiments.ground.fields import complete, runner
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
+_OWNER_FORMAT = 2  # the hash of before was another; whose such checkpoints are, the records in them say
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
@@ -51,8 +54,17 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """The defaults of the runner's fields by dotted name, as they come back from JSON."""
+    return flatten(ConfigDict(to_json(runner())))
+
+
 def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
-    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`."""
+    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`.
+
+    Fields that have their default do not enter it, so that a config keeps its hash when the runner has a new field.
+    """
     return _hash(identity(to_json(config)), (*PLACE_FIELDS, *without))
 
 
@@ -62,15 +74,23 @@ def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
 
 
 def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
-    kept = {name: value for name, value in fields.items() if not name.startswith(tuple(without))}
+    by_default = defaults()
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if not name.startswith(tuple(without)) and (name not in by_default or by_default[name] != value)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config by dotted name, without where files and folders lie."""
-    fields = flatten(ConfigDict(config))
+    """The fields of a config by dotted name, without where files and folders lie.
+
+    A field that the config of an earlier version does not have has its default.
+    """
+    fields = {**defaults(), **flatten(ConfigDict(config))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
-    kind, colon, _ = str(fields.get("data.dataset", "")).partition(":")
+    kind, colon, _ = str(fields["data.dataset"]).partition(":")
     if colon and kind in AT_A_PATH:
         named["data.dataset"] = kind
     return fields | named
@@ -162,9 +182,9 @@ def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any) -> None:
       UserError: they are those of a run with another config.
     """
     file = epath.Path(directory) / OWNER
-    ours = {"run": digest(config, without=AFTER_TRAINING), "workdir": str(workdir)}
-    if file.exists():
-        theirs = parse_json(file.read_text(), file)
+    ours = {"run": digest(config, without=AFTER_TRAINING), "workdir": str(workdir), "format": _OWNER_FORMAT}
+    theirs = parse_json(file.read_text(), file) if file.exists() else {}
+    if theirs.get("format") == _OWNER_FORMAT:
         if theirs.get("run") != ours["run"]:
             raise UserError(
                 f"the checkpoints in {directory} are those of the run in {theirs.get('workdir')}, which has another "
@@ -242,14 +262,20 @@ def read_info(workdir: Path | str) -> DatasetInfo:
 def read_config(workdir: Path | str) -> ConfigDict:
     """The config of the run in `workdir`; the parts that it imports are registered then.
 
+    Fields that the runner did not have when the run was begun have their defaults.
+
     Raises:
-      UserError: nothing was trained there, or the file is damaged.
+      UserError: nothing was trained there, or the file is damaged or has a field that there is no more.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
     config = ConfigDict(read_json(path))
-    import_parts(config.get("imports", ()), f"the field imports of {path}")
+    try:
+        complete(config)
+    except UserError as error:
+        raise UserError(f"can not read {path}: {error}") from error
+    import_parts(config.imports, f"the field imports of {path}")
     return config
 
 

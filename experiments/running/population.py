@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import models, training
 from diffusion_jax.errors import RunError, UserError
-from experiments.building.restoring import open_checkpoints
+from experiments.building.restoring import describe_run, open_checkpoints
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
@@ -140,6 +140,7 @@ class Population:
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(workdir.lock(directory))
                 workdir.claim(directory, member.config, member.info)
+                describe_run(member, directory)
                 workdir.write_environment(directory, num_parameters=models.count_parameters(member.network))
             self.writers = [
                 stack.enter_context(contextlib.closing(create_writer(directory, primary=True)))

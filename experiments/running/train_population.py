@@ -54,7 +54,7 @@ def config_of(path: str) -> ConfigDict:
     """
     with cli.guarded(path):
         config = ConfigDict(read_json(path))
-        cli.check_config(config, path)
+        cli.complete_config(config, path)
     return config
 
 

@@ -23,7 +23,10 @@ from experiments.ground.cli import flatten
 from experiments.sweeps.ablation import Ablation
 
 ROOT = Path(__file__).parents[2]
-CODE = ("diffusion_jax", "configs/common.py", "configs/digits_unet.py", "configs/fashion_mnist_unet.py")
+CODE = (
+    *("diffusion_jax", "experiments/ground/fields.py"),
+    *("configs/digits_unet.py", "configs/objectives.py", "configs/fashion_mnist_unet.py"),
+)
 """What the numbers of the ablations here are computed by, besides the runner."""
 PROMISE = [
     "The same commit gives the same bits on the same kind of machine with the same versions. Elsewhere rounding",
@@ -36,6 +39,10 @@ _TAIL = "Numbers by seed: "
 def config_fields(ablation: Ablation) -> dict[str, Any]:
     """What every cell starts from, by field, as it comes back from JSON."""
     fields = flatten(ConfigDict(workdir.to_json(ablation.cells[0].base)))
+    return _numbers_depend_on(fields)
+
+
+def _numbers_depend_on(fields: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
     return json.loads(json.dumps(kept, sort_keys=True, default=str))
 
@@ -66,10 +73,13 @@ def made(ablation: Ablation, directory: Path) -> dict[str, Any]:
 def config_changes(made: Mapping[str, Any], ablation: Ablation) -> list[str]:
     """The fields in which an ablation's config differs from the one that its numbers were made with."""
     fields, cells = config_fields(ablation), cell_fields(ablation)
-    if digest(fields, cells) == made.get("config_digest"):
-        return []
-    before = {**made.get("config", {}), **{f"cell {name}": value for name, value in made.get("cells", {}).items()}}
-    now = {**fields, **{f"cell {name}": value for name, value in cells.items()}}
+    defaults = _numbers_depend_on(workdir.defaults())
+    before = {
+        **defaults,
+        **made.get("config", {}),
+        **{f"cell {name}": value for name, value in made.get("cells", {}).items()},
+    }
+    now = {**defaults, **fields, **{f"cell {name}": value for name, value in cells.items()}}
     return [
         f"{name}: {_shown(before, name)} -> {_shown(now, name)}"
         for name in sorted({*before, *now})

@@ -4,11 +4,11 @@ import json
 import os
 
 import pytest
-from ml_collections import ConfigDict
 
+from configs.base import runner
 from diffusion_jax.errors import UserError
 from experiments.ground import cli
-from experiments.ground.config_files import GROUPS, import_parts
+from experiments.ground.config_files import import_parts
 from tests import processes
 
 GOOD = "from configs.digits_unet import get_config\n"
@@ -33,9 +33,12 @@ def line_of(path, call=cli.load_config):
         ("def get_config():\n    print('hello')\n", "returned NoneType"),
         (BASE + "from ml_collections import FrozenConfigDict\nget_config = lambda: FrozenConfigDict(base())\n",
          "returned FrozenConfigDict"),
-        ("from ml_collections import ConfigDict\nget_config = ConfigDict\n", "no group data, model, schedule"),
-        (BASE + "def get_config():\n    c = base()\n    del c.log\n    return c\n", "no group log"),
-        (BASE + "def get_config():\n    c = base()\n    c.train = type(c)()\n    return c\n", "no group train"),
+        ("from ml_collections import ConfigDict\nget_config = ConfigDict\n", "lacks data.dataset, which has no"),
+        (BASE + "def get_config():\n    c = base()\n    del c.log; c.log = 3\n    return c\n", "log must be a"),
+        (BASE + "def get_config():\n    c = base()\n    c.lgo = {}\n    return c\n", "did you mean 'log'"),
+        (BASE + "def get_config():\n    c = base()\n    c.log.evry = 3\n    return c\n", "did you mean 'log.every'"),
+        (BASE + "def get_config():\n    c = base()\n    c.train = type(c)()\n    return c\n", "lacks train.steps"),
+        (BASE + "def get_config():\n    c = base()\n    c.model = type(c)()\n    return c\n", "lacks model"),
         (BASE + "def get_config():\n    c = base()\n    c.loop = c\n    return c\n", "RecursionError"),
         (BASE + "def get_config():\n    del base().no_such\n", "no_such"),
         ("import sys\nsys.exit()\n", "it exits"),
@@ -124,9 +127,17 @@ def test_a_config_may_define_dataclasses_and_reads_anew(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no cache beside it"
 
 
-def test_every_shipped_config_has_the_groups():
-    config = cli.load_config("configs/digits_unet.py")
-    assert {name for name, value in config.items() if isinstance(value, ConfigDict)} >= set(GROUPS)
+def test_what_a_config_leaves_out_has_its_default(tmp_path):
+    """Also in a config that does not start from configs/base.py, and in one that is locked."""
+    (tmp_path / "own.py").write_text(
+        BASE + "def get_config():\n    config = base()\n    del config.log, config.ema.widths, config.imports\n"
+        "    del config.sampling.grid\n    return config.lock()\n"
+    )
+    config, whole = cli.load_config(str(tmp_path / "own.py")), cli.load_config("configs/digits_unet.py")
+    assert config.is_locked
+    assert config.log.to_dict() == runner().log.to_dict()
+    assert (config.ema.to_dict(), config.imports) == (whole.ema.to_dict(), ())
+    assert config.sampling.to_dict() == whole.sampling.to_dict()
 
 
 def test_one_line_through_a_process(command, tmp_path):

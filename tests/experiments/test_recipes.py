@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.digits_unet import RECIPES, get_config
+from configs.digits_unet import get_config
+from configs.objectives import RECIPES
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.weights import read_lpips

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import diffusion_jax as dj
 from diffusion_jax.errors import UserError
 from experiments.building.restoring import restore_params
 
@@ -41,3 +42,20 @@ def test_what_names_no_average(workdir):
         restore_params(workdir, ema="width_0.4")
     with pytest.raises(UserError, match="no checkpoint to build"):
         restore_params(workdir, ema="width_0.07", step=7)
+
+
+def test_a_run_is_loaded_by_one_call(workdir):
+    """The model of the run, and the parameters that its commands sample with."""
+    experiment, expected, _ = restore_params(workdir)
+    model, params = dj.load_model(workdir)
+    assert model == experiment.model
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    _, raw = dj.load_model(workdir, average="params")
+    jax.tree.map(np.testing.assert_array_equal, raw, restore_params(workdir, ema="params")[1])
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    _, earlier = dj.load_model(workdir, step=steps[0], average="width_0.1")
+    jax.tree.map(np.testing.assert_array_equal, earlier, restore_params(workdir, step=steps[0], ema="width_0.1")[1])
+    with pytest.raises(UserError, match="no checkpoint 7"):
+        dj.load_model(workdir, step=7)
+    with pytest.raises(UserError, match="keeps no average"):
+        dj.load_model(workdir, average="width_0.3")

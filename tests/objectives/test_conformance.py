@@ -1,5 +1,7 @@
 """What every registered objective must satisfy: a new one is tested without a new test."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.objectives import OBJECTIVES, Context
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import Parameterization, TokenParameterization
+from diffusion_jax.schedulers import Parameterization
 from tests.samplers.closed_form import Gaussian
 
 RECIPES = {
@@ -75,13 +77,13 @@ def network_denoiser(objective, weight):
     """A parameterised network with one weight, of every signature at once."""
     if objective.discrete:
         process = objective.process
-        parameterization = TokenParameterization(num_tokens=process.num_tokens, has_mask=process.has_mask)
+        process = dataclasses.replace(process, told="scaled_t")
 
         def network(x, time):
             waves = jnp.sin(weight * (jnp.arange(process.num_tokens) + 1.0) + time[:, None, None, None])
             return waves * (1 + x[..., :1])
 
-        return parameterization.denoiser(network)
+        return process.denoiser(network)
     parameterization = Parameterization.build(
         schedule=objective.schedule, prediction=objective.prediction, time_input="t"
     )

@@ -14,7 +14,6 @@ from diffusion_jax.samplers import DISCRETE_SAMPLERS, sample_tokens
 from diffusion_jax.schedulers import (
     TOKEN_SCHEDULES,
     TokenChain,
-    TokenParameterization,
     TokenProcess,
 )
 
@@ -376,17 +375,16 @@ def test_what_a_network_of_tokens_is_told_and_says():
         return jnp.zeros((*x.shape, 5)) if x.ndim == 2 else jnp.zeros((*x.shape[:-1], 4))
 
     schedule, tokens = TOKEN_SCHEDULES.build("linear"), jnp.array([[0, 4, 2], [3, 1, 4]])[..., None, None]
-    common = {"num_tokens": 4, "has_mask": True}
     for told, expected in {"scaled_t": 500.0, "nothing": 0.0, "sigma": -np.log(1 - 0.999 * 0.5)}.items():
-        parameterization = TokenParameterization(told=told, schedule=schedule, sequences=True, **common)
+        parameterization = TokenProcess(told=told, schedule=schedule, sequences=True, num_tokens=4)
         logits = parameterization.denoiser(network)(tokens, jnp.float32(0.5))
         np.testing.assert_array_equal(seen["x"], tokens[..., 0, 0])
         np.testing.assert_allclose(seen["time"], [expected] * 2, rtol=1e-6)
         np.testing.assert_allclose(logits, np.full((2, 3, 1, 1, 4), np.log(0.25)), rtol=1e-6)
-    assert TokenParameterization(**common).denoiser(network)(tokens, jnp.float32(0.5)).shape == (2, 3, 1, 1, 4)
+    assert TokenProcess(num_tokens=4).denoiser(network)(tokens, jnp.float32(0.5)).shape == (2, 3, 1, 1, 4)
     assert seen["x"].shape == (2, 3, 1, 5)
-    with pytest.raises(UserError, match="is told"):
-        TokenParameterization(told="sigma", **common)
+    with pytest.raises(UserError, match="told 'scaled_t' or 'nothing'"):
+        TokenChain(told="sigma", num_tokens=4, num_steps=3).denoiser(network)(tokens, jnp.float32(0.5))
 
 
 def test_ddit_reads_indices_and_one_hot_images_alike():

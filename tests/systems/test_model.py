@@ -9,7 +9,7 @@ from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, init_params
 from diffusion_jax.models.autoencoders import Values
-from diffusion_jax.schedulers import Parameterization, TokenParameterization
+from diffusion_jax.schedulers import Parameterization, TokenProcess
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import Model
 
@@ -48,8 +48,8 @@ def test_a_flow_map_takes_a_second_time():
 
 
 def test_parts_that_do_not_fit_are_named():
-    tokens = TokenParameterization(num_tokens=4, has_mask=True)
-    with pytest.raises(UserError, match=r"TokenParameterization is of tokens, and Identity .* pixels"):
+    tokens = TokenProcess(num_tokens=4)
+    with pytest.raises(UserError, match=r"TokenProcess is of tokens, and Identity .* pixels"):
         Model(data=PIXELS, network=mlp(), process=tokens, conditioning=LABELS)
     with pytest.raises(UserError, match=r"Parameterization is of pixels or latents, and Values .* tokens"):
         Model(data=PIXELS, codec=Values(num_values=4), network=mlp(), process=FLOW, conditioning=LABELS)

@@ -1,0 +1,168 @@
+"""Recipes of all objectives on one network, data and budget: `configs/digits_unet.py:objective=NAME`.
+
+Each gives the quickstart another objective, and the schedule, prediction and sampler that belong to it. Those that
+learn from a trained network name its run:
+
+    python -m experiments.train --config=configs/digits_unet.py:objective=meanflow --workdir=runs/meanflow
+    python -m experiments.train --config=configs/digits_unet.py:objective=consistency_distillation \
+        --workdir=runs/consistency --config.teacher.workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+# Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group.
+FLOW = {
+    "schedule": dict(name="rectified_flow"),
+    "prediction": dict(name="velocity"),
+    "time_input": dict(name="scaled_t", scale=1000.0),
+    "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
+    "sampling.sampler": dict(name="flow_heun"),
+}
+# Losses with a derivative in time want an embedding without high frequencies.
+SMOOTH = dict(name="scaled_t", scale=10.0)
+FLOW_MAP = {
+    **FLOW,
+    "model.num_times": 2,
+    "time_input": SMOOTH,
+    "sampling.sampler": dict(name="flow_map"),
+    "sampling.steps": 4,
+}
+CHAIN = {
+    "schedule": dict(name="cosine", num_steps=1000),
+    "prediction": dict(name="epsilon"),
+    "time_input": dict(name="discrete_index", num_steps=1000),
+    "time_sampler": dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"),
+    "model.out_channels": 2,
+    "sampling.sampler": dict(name="ddpm", variance="learned"),
+    "sampling.steps": 100,
+    "sampling.clip_x0": True,  # at t = 1 hardly any signal is left, and an error of epsilon is thousands in x0
+}
+# Consistency models keep the quickstart's schedule and network, and jump: from t = 1, and once more from the middle.
+CONSISTENCY = {
+    "prediction": dict(name="consistency", sigma_data=0.5),
+    "sampling.sampler": dict(name="consistency"),
+    "sampling.grid": dict(name="trailing"),
+    "sampling.steps": 2,
+}
+ANGLE = {
+    "schedule": dict(name="trigflow"),
+    "prediction": dict(name="v"),
+    "time_input": SMOOTH,
+    "time_sampler": dict(name="log_normal", mean=-1.0, std=1.4),
+    "sampling.sampler": dict(name="scm"),
+    "sampling.steps": 2,
+    "optimizer.learning_rate": 5e-4,
+}
+# The digits have 17 levels, from 0 to 16.
+TOKENS = {"sampling.steps": 64}
+RECIPES = {
+    "denoising": {},
+    "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
+    "stochastic_interpolant": {
+        **FLOW,
+        "schedule": dict(name="gvp"),
+        "objective": dict(name="stochastic_interpolant"),
+        "sampling.sampler": dict(name="sit_sde"),
+        "sampling.steps": 64,
+    },
+    "jit": {
+        **FLOW,
+        "prediction": dict(name="x0"),
+        "time_sampler": dict(name="logit_normal", mean=0.8, std=0.8),
+        "objective": dict(name="jit"),
+    },
+    # On digits_dit.py's network; the features of the digits come from `python -m experiments.prepare_features`.
+    "repa": {
+        **FLOW,
+        "model": dict(
+            name="dit",
+            patch_size=2,
+            hidden_size=128,
+            depth=4,
+            num_heads=4,
+            align_depth=2,
+            align_channels=768,
+            num_times=1,
+        ),
+        "data.features": "",
+        "objective": dict(name="repa", weight=0.5),
+    },
+    "reflow": {**FLOW, "objective": dict(name="reflow"), "sampling.steps": 4},
+    "hybrid": {**CHAIN, "objective": dict(name="hybrid", num_steps=1000, bins=17)},
+    "vlb": {
+        **CHAIN,
+        "time_sampler": dict(name="loss_second_moment", num_steps=1000),
+        "objective": dict(name="vlb", num_steps=1000, bins=17),
+    },
+    "vdm": {
+        "schedule": dict(name="vdm_linear"),
+        "prediction": dict(name="epsilon"),
+        "time_sampler": dict(name="uniform", t_min=0.0, uniforms="low_discrepancy"),
+        "objective": dict(name="vdm", learned=True, bins=17),
+        "sampling.sampler": dict(name="ddpm"),
+        "sampling.steps": 100,
+    },
+    "consistency_training": {
+        **CONSISTENCY,
+        "objective": dict(name="consistency_training", last=40, total_steps=900),
+    },
+    "ict": {**CONSISTENCY, "objective": dict(name="ict", last=160, total_steps=900)},
+    "ect": {**CONSISTENCY, "objective": dict(name="ect", doubling=150)},
+    "consistency_distillation": {**CONSISTENCY, "objective": dict(name="consistency_distillation")},
+    "scm": {**ANGLE, "objective": dict(name="scm", warmup=400)},
+    "scd": {**ANGLE, "objective": dict(name="scd", warmup=400)},
+    "progressive_distillation": {
+        "objective": dict(name="progressive_distillation", num_steps=8, weighting=dict(name="edm", sigma_data=0.5)),
+        "sampling.sampler": dict(name="ddim"),
+        "sampling.grid": dict(name="trailing"),
+        "sampling.steps": 8,
+    },
+    "shortcut": {**FLOW_MAP, "objective": dict(name="shortcut")},
+    "meanflow": {
+        **FLOW_MAP,
+        "time_sampler": dict(name="logit_normal", mean=-0.4, std=1.0),
+        "objective": dict(name="meanflow"),
+        "sampling.steps": 1,
+    },
+    "d3pm": {
+        "objective": dict(name="d3pm", num_tokens=17, num_steps=64, kind="gaussian", cross_entropy_weight=0.1),
+        "sampling.sampler": dict(name="d3pm_ancestral"),
+        **TOKENS,
+    },
+    "mdlm": {
+        "objective": dict(name="mdlm", num_tokens=17),
+        "sampling.sampler": dict(name="mdlm"),
+        **TOKENS,
+    },
+    "sedd": {
+        "objective": dict(name="sedd", num_tokens=17),
+        "sampling.sampler": dict(name="sedd_analytic"),
+        **TOKENS,
+    },
+    "discrete_flow": {
+        "objective": dict(name="discrete_flow", num_tokens=17),
+        "sampling.sampler": dict(name="discrete_flow_euler"),
+        **TOKENS,
+    },
+}
+# These learn from the quickstart's network on another schedule, from which they can not start.
+for _name in ("reflow", "scd"):
+    RECIPES[_name]["teacher.initialize"] = False
+
+
+def with_objective(config: ConfigDict, argument: str) -> ConfigDict:
+    """The config with one of `RECIPES`, for the argument "objective=NAME"; as it is for "".
+
+    Raises:
+      ValueError: the argument is another one.
+    """
+    objective = argument.removeprefix("objective=")
+    if argument and (objective == argument or objective not in RECIPES):
+        raise ValueError(f"{argument!r} is not objective=NAME with one of {', '.join(RECIPES)}")
+    for name, value in RECIPES.get(objective, {}).items():
+        group, _, field = name.partition(".")
+        if field:
+            config[group][field] = value
+        else:
+            config[group] = ConfigDict(value)
+    return config

@@ -1,0 +1,116 @@
+"""The data set "scenes": every example is made when it is read, from (options, split, index)."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from diffusion_jax.data.scenes.captions import NUMBER_OF_DRAWS, caption
+from diffusion_jax.data.scenes.composing import (
+    Count,
+    HeldOutShare,
+    MaxObjects,
+    PictureSize,
+    SceneOptions,
+    check_split,
+    compose,
+)
+from diffusion_jax.data.scenes.graph import Requirement, Scene
+from diffusion_jax.data.scenes.painting import paint
+from diffusion_jax.data.scenes.prompts import PromptSuite
+from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, Colour, Density, Shape
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+
+VERSION = 1
+"""Of the generator: another version, other bytes; part of the fingerprint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSource:
+    """Pictures with captions: {"image": uint8 [size, size, 3], "text": str}."""
+
+    options: SceneOptions
+    split: str
+
+    def __len__(self) -> int:
+        return self.options.length(self.split)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Example]:
+        """Many at once, which costs less than one by one.
+
+        Raises:
+          IndexError: an index is not in 0..len - 1.
+        """
+        arrangement, captions = self._made(indices)
+        images = paint(arrangement)
+        return [{"image": image, "text": text} for image, (_, text, _) in zip(images, captions, strict=True)]
+
+    def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
+        """The graphs of these examples, their captions, and what the captions require."""
+        return self._made(indices)[1]
+
+    def _made(self, indices):
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"scenes, split {self.split!r}, has {len(self)} examples")
+        arrangement, draws = compose(self.options, self.split, indices)
+        which, numbers = draws.below(len(DENSITIES)), draws.uniform(NUMBER_OF_DRAWS).tolist()
+        captions = []
+        for row in range(len(indices)):
+            scene = arrangement.scene(row)
+            density = DENSITIES[which[row]] if self.options.density == "mixed" else self.options.density
+            captions.append((scene, *caption(scene, density, numbers[row])))
+        return arrangement, captions
+
+
+@datasets.register("scenes", example={"num_examples": 8, "num_test": 4, "size": 24})
+def open_scenes(
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    size: PictureSize = 32,
+    max_objects: MaxObjects = 3,
+    density: Density = "mixed",
+    textured: bool = True,
+    held_out: HeldOutShare = 0.125,
+    shapes: tuple[Shape, ...] = SHAPES,
+    colours: tuple[Colour, ...] = tuple(COLOURS),
+    num_examples: Count = 50_000,
+    num_test: Count = 2_000,
+    seed: int = 0,
+) -> Dataset:
+    """Coloured shapes on grey grounds, with captions; the arguments are those of `SceneOptions`.
+
+    Splits: "train"; "validation" and "test", of the same pairs of shape and colour; "held_out", where every picture has
+    a pair that the others never show. `data_dir` is not used.
+
+    Raises:
+      UserError: see `SceneOptions`; or a split that there is not.
+    """
+    options = SceneOptions(
+        size=size,
+        max_objects=max_objects,
+        density=density,
+        textured=textured,
+        held_out=held_out,
+        shapes=shapes,
+        colours=colours,
+        num_examples=num_examples,
+        num_test=num_test,
+        seed=seed,
+    )
+    check_split(options, split)
+    source = SceneSource(options, split)
+    info = DatasetInfo(
+        name="scenes",
+        split=split,
+        num_examples=len(source),
+        image_shape=(size, size, 3),
+        fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
+    )
+    return Dataset(info=info, source=source, prompts=PromptSuite(options))

@@ -1,0 +1,132 @@
+"""Models from wherever they are: a run, a folder that `save_model` wrote, or published weights."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from diffusion_jax import weights
+from diffusion_jax.conditioning import Conditioning, Label
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_json
+from diffusion_jax.models import MODELS, parameter_shapes
+from diffusion_jax.schedulers import Parameterization
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import CODEC, NETWORK, Model, Params, load_first_stage, read_description, read_model
+from diffusion_jax.systems.folder import ABOUT, WEIGHTS
+from diffusion_jax.training import OBJECTIVE, Checkpointer
+
+
+def load_model(
+    path: Path | str, *, step: int | None = None, average: str = "", dtype: DTypeLike = jnp.float32
+) -> tuple[Model, Params]:
+    """A model and its parameters.
+
+        model, params = load_model("runs/digits")
+
+    Args:
+      path: the workdir of a run, a folder written by `save_model`, or a folder of diffusers.
+      step: of a run, which checkpoint; by default the newest.
+      average: of a run, which average of the parameters, such as "half_life_10000", or "params" for the parameters
+        themselves; by default the first average.
+      dtype: of published weights, what the network's activations are computed in.
+
+    Raises:
+      UserError: nothing there, a part or a file that can not be read, or an option that has no meaning there.
+    """
+    path = expanded(path)
+    if not path.exists():
+        raise UserError(f"there is no model in {path}: no such file or folder")
+    if (path / "config.json").is_file() and ((path / "data.json").is_file() or (path / ABOUT).is_file()):
+        return _of_run(path, step, average)
+    if step is not None or average:
+        raise UserError(f"{path} is no run: step and average have no meaning there, leave them out")
+    if (path / WEIGHTS).is_file() and (path / ABOUT).is_file():
+        return read_model(path)
+    return _published(path, dtype)
+
+
+def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
+    if not (path / ABOUT).is_file():
+        raise UserError(
+            f"the run in {path} has no {ABOUT}: the command that trained it, given again, writes it, unless it trains "
+            "a first stage"
+        )
+    model, about = read_description(path)
+    with _without_remarks():
+        trained, record = _checkpointed(about.get("checkpoints") or path / "checkpoints", step, average, about)
+    frozen = {name: _frozen(path, name, known) for name, known in record.get("frozen", {}).items()}
+    return model, {**{name: group for name, group in trained.items() if name != OBJECTIVE}, **frozen}
+
+
+def _frozen(path: Path, name: str, known: Mapping[str, str]) -> PyTree:
+    """A group that no checkpoint of the run in `path` holds, from its source."""
+    if name != CODEC:
+        raise UserError(f"{path}: {name} is frozen and lies elsewhere, which is not read here yet")
+    stage = load_first_stage(known["source"])
+    if stage.fingerprint != known["fingerprint"]:
+        raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
+    return stage.read_params()
+
+
+def _checkpointed(
+    directory: Path | str, step: int | None, average: str, about: Mapping[str, Any]
+) -> tuple[Params, Mapping[str, Any]]:
+    """The trained groups of a run, and the record of the checkpoint."""
+    checkpoints = Checkpointer(directory, read_only=True)
+    try:
+        steps = checkpoints.steps()
+        if not steps or step not in (None, *steps):
+            there = ", ".join(map(str, steps)) or "none"
+            asked = "" if step is None else f" {step}"
+            raise UserError(f"no checkpoint{asked} in {checkpoints.directory}; there are: {there}")
+        chosen = steps[-1] if step is None else step
+        _, trained, record = checkpoints.restore_params(chosen, average or about.get("average", ""))
+    finally:
+        checkpoints.close()
+    return trained, record
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep to itself what Orbax remarks on options of its own, as warnings through absl's logger."""
+    logger, remarks = logging.getLogger("absl"), _not_of_orbax
+    logger.addFilter(remarks)
+    try:
+        yield
+    finally:
+        logger.removeFilter(remarks)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _published(path: Path, dtype: DTypeLike) -> tuple[Model, Params]:
+    located = weights.locate(path) if path.is_dir() else None
+    if located is None or located.config is None:
+        raise UserError(
+            f"{path} does not say what network it is of: give a run, a folder by save_model, or a folder of diffusers"
+        )
+    spec, form = weights.network_spec(read_json(located.config), origin=located.config)
+    sampling = weights.ASSUMED
+    if located.scheduler is not None:
+        sampling = weights.read_sampling(read_json(located.scheduler), origin=located.scheduler)
+    network = MODELS.build(spec, dtype=dtype)
+    _, state = weights.fitted(network, weights.read_weights(path).tensors, form=form)
+    params = weights.weight_map(form, network).params(state, parameter_shapes(network))
+    kind = "pixels" if network.image_channels in (1, 3) else "latents"
+    model = Model(
+        data=DataSpec(kind=kind, shape=network.image_shape),
+        network=network,
+        process=Parameterization.build(
+            schedule=sampling.schedule, prediction=sampling.prediction, time_input=sampling.time_input
+        ),
+        conditioning=Conditioning(parts=(Label(num_classes=network.num_classes),) if network.num_classes else ()),
+    )
+    return model, {NETWORK: params}

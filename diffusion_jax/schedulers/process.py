@@ -1,0 +1,56 @@
+"""What is diffused, how it is corrupted, and what a network's input and output mean: one value, by name.
+
+    gaussian      xt = alpha x0 + sigma noise      (`parameterization.py`)
+    tokens        kept or replaced, at any time    (`tokens.py`)
+    token_chain   by matrices, in T steps          (`token_chains.py`)
+
+Every process has `denoiser(network_fn)`, and says with `discrete` whether it is of tokens. Objectives and samplers say
+which of the two they are of.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from diffusion_jax.registry import Registry
+from diffusion_jax.schedulers.parameterization import InputScale, Parameterization, TimeInput, built
+from diffusion_jax.schedulers.prediction import PredictionKind
+from diffusion_jax.schedulers.schedule import NoiseSchedule
+from diffusion_jax.schedulers.token_chains import TokenChain
+from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenProcess, TokenSchedule
+
+Process = Parameterization | TokenProcess | TokenChain
+Spec = str | Mapping[str, Any]
+
+PROCESSES: Registry[Process] = Registry("process")
+
+
+@PROCESSES.register(
+    "gaussian", example={"schedule": "rectified_flow", "prediction": "velocity", "time_input": "scaled_t"}
+)
+def gaussian(
+    schedule: Spec | NoiseSchedule,
+    prediction: Spec | PredictionKind,
+    time_input: Spec | TimeInput,
+    input_scale: Spec | InputScale | None = None,
+) -> Parameterization:
+    """xt = alpha x0 + sigma noise; what is left out of `input_scale` is what the prediction was made for."""
+    return Parameterization.build(
+        schedule=schedule, prediction=prediction, time_input=time_input, input_scale=input_scale
+    )
+
+
+@PROCESSES.register("tokens", example={"num_tokens": 4})
+def tokens(
+    num_tokens: int = 256,
+    schedule: Spec | TokenSchedule = "linear",
+    noise: Literal["mask", "uniform"] = "mask",
+    told: Literal["", "scaled_t", "sigma", "nothing"] = "",
+    sequences: bool = False,
+) -> TokenProcess:
+    """Tokens in continuous time, replaced by the mask or by one of the values."""
+    return TokenProcess(
+        num_tokens=num_tokens, schedule=built(TOKEN_SCHEDULES, schedule), noise=noise, told=told, sequences=sequences
+    )
+
+
+PROCESSES.register("token_chain", example={"num_tokens": 4, "num_steps": 6})(TokenChain)

@@ -1,0 +1,91 @@
+"""The parts that a config can name, and their fields, as the registries and the parts' own docstrings say.
+
+A field's type comes from its annotation, its bounds from its name (`diffusion_jax.domains`) or its annotation, its
+meaning from the section "Attributes:" or "Args:" of the docstring of the part or of a class that it is made from; for
+standard terms, of which every part means the same, from `diffusion_jax.terms`.
+"""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from diffusion_jax import models, terms, training
+from diffusion_jax.data.augmentation import augmentations
+from diffusion_jax.data.sources import datasets
+from diffusion_jax.domains import BOUNDS, annotations, bounds_of
+from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS
+from diffusion_jax.registry import Registry
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
+from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES
+from experiments.ground.fields import REQUIRED, Field
+
+
+class Kind(NamedTuple):
+    """What a group of a config may name, and the arguments that the runner gives to it."""
+
+    group: str
+    registry: Registry
+    filled: tuple[str, ...] = ()
+
+
+KINDS = (
+    Kind("model", models.MODELS, ("image_size", "image_channels", "num_classes", "dtype")),
+    Kind("schedule", SCHEDULES),
+    Kind("prediction", PREDICTIONS),
+    Kind("time_input", TIME_INPUTS),
+    Kind("time_sampler", TIME_SAMPLERS),
+    Kind("objective", OBJECTIVES, ("schedule", "time_sampler")),
+    Kind("objective.weighting", WEIGHTINGS),
+    Kind("objective.token_schedule", TOKEN_SCHEDULES),
+    Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
+    Kind("data.augmentation", augmentations),
+    Kind("data.options", datasets, ("split", "data_dir")),
+    Kind("sampling.sampler", SAMPLERS),
+    Kind("sampling.sampler", DISCRETE_SAMPLERS),
+    Kind("sampling.grid", GRIDS),
+)
+
+
+def fields_of(kind: Kind, name: str) -> dict[str, Field]:
+    """The fields of one part, but for those that the runner fills in."""
+    factory = kind.registry[name]
+    kinds, meanings = annotations(factory), documented(factory)
+    found = {}
+    for argument in inspect.signature(factory).parameters.values():
+        if argument.name in ("parent", "name", *kind.filled) or argument.kind is argument.VAR_KEYWORD:
+            continue
+        default = REQUIRED if argument.default is argument.empty else argument.default
+        annotated = kinds.get(argument.name, Any)
+        bounds = bounds_of(annotated, BOUNDS.get(argument.name))
+        meaning = meanings.get(argument.name) or terms.meaning(kind.registry.kind, argument.name)
+        found[argument.name] = Field(annotated, default, bounds, meaning)
+    return found
+
+
+def about(factory: Callable[..., Any]) -> str:
+    """The first sentence of a part's docstring, in one line."""
+    paragraph = (inspect.getdoc(factory) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def documented(factory: Callable[..., Any]) -> dict[str, str]:
+    """What docstrings say of the arguments of a factory, the nearest class first."""
+    made = factory if isinstance(factory, type) else typing.get_type_hints(factory).get("return")
+    owners = dict.fromkeys([factory, *getattr(made, "__mro__", ())])
+    meanings: dict[str, str] = {}
+    for owner in owners:
+        if owner is not object and owner.__doc__:
+            meanings = {**dict(_entries(inspect.cleandoc(owner.__doc__))), **meanings}
+    return meanings
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """(name, meaning) of every entry in the sections of arguments of a docstring."""
+    for section in re.findall(r"^(?:Attributes|Args):\n((?:[ ]{2,}.*\n?|\n)+)", text, re.M):
+        for entry in re.split(r"\n(?=  \S)", section.rstrip()):
+            names, _, meaning = entry.strip().partition(":")
+            for name in names.split(","):
+                yield name.strip(), " ".join(meaning.split()).removesuffix(".")
