@@ -36,15 +36,16 @@ class ReconstructionLoss:
     """The loss of a first stage; its fields are the weights of (1) and (2).
 
     Attributes:
-      l1, l2: of the mean absolute and the mean squared error.
-      penalty_weight: of what the codec adds: 1e-6 in the paper for a codec of Gaussians, 1 for a quantised one.
-      perceptual: of LPIPS; 0: its network is not built.
-      vgg, lpips: the files of LPIPS's weights (`diffusion_jax.weights.read_lpips`).
-      adversarial: of the discriminator; 0: there is none.
-      adversarial_start: the step from which on it counts.
-      adaptive: whether its weight is multiplied by (4).
-      discriminator_channels: of its first convolution.
-      discriminator_depth: how often it halves the resolution.
+      l1: weight of the mean absolute error.
+      l2: weight of the mean squared error.
+      penalty_weight: weight of what the codec adds: 1e-6 in the paper for Gaussian latents, 1 for quantised ones.
+      perceptual: weight of LPIPS; 0: its network is not built.
+      vgg, lpips: files of LPIPS's weights (`diffusion_jax.weights.read_lpips`).
+      adversarial: weight of the discriminator; 0: there is none.
+      adversarial_start: step from which on the discriminator counts.
+      adaptive: whether the discriminator's weight is multiplied by lambda.
+      discriminator_channels: channels of the discriminator's first convolution.
+      discriminator_depth: how often the discriminator halves the resolution.
     """
 
     l1: Annotated[float, NOT_NEGATIVE] = 1.0

@@ -15,7 +15,8 @@ from diffusion_jax import models, terms, training
 from diffusion_jax.data.augmentation import augmentations
 from diffusion_jax.data.sources import datasets
 from diffusion_jax.domains import BOUNDS, annotations, bounds_of
-from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS
+from diffusion_jax.models.autoencoders import CODECS
+from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
@@ -38,6 +39,8 @@ KINDS = (
     Kind("time_input", TIME_INPUTS),
     Kind("time_sampler", TIME_SAMPLERS),
     Kind("objective", OBJECTIVES, ("schedule", "time_sampler")),
+    Kind("codec", CODECS, ("data_channels", "dtype")),
+    Kind("objective", RECONSTRUCTIONS),
     Kind("objective.weighting", WEIGHTINGS),
     Kind("objective.token_schedule", TOKEN_SCHEDULES),
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),

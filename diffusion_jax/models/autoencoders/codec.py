@@ -78,6 +78,9 @@ class Values(Codec):
 
     A mask, which is token `num_values` and may be left while a picture is drawn, is decoded as 0, half-way between
     black and white.
+
+    Attributes:
+      num_values: values that a pixel may have.
     """
 
     num_values: int

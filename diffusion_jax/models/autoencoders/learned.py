@@ -63,8 +63,8 @@ class LearnedCodec(Codec):
     """An autoencoder of pictures.
 
     Attributes:
-      size: of `SIZES`; what the next three leave out is that size's.
-      channels: of the levels; every level but the first has half the resolution of the one before it.
+      size: name in `SIZES`; what the next three leave out is that size's.
+      channels: channels of the levels; every level but the first has half the resolution of the one before it.
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
       data_channels: channels of the pictures.
