@@ -195,7 +195,8 @@ class LatentWriter:
         Raises:
           UserError: the latents are not finite, or too large for the format.
         """
-        kept = np.asarray(latents, self.number_format)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            kept = np.asarray(latents, self.number_format)
         if not np.isfinite(kept).all():
             raise UserError(
                 f"latents of shard {shard} of {split} are not finite in {self.number_format}: the first stage gives "
