@@ -72,7 +72,7 @@ def test_stopped_and_begun_again_the_bytes_are_the_same(folder, tmp_path):
     other = tmp_path / "again"
     assert write(other, stop_after=2) == [0, 1]
     (other / "train" / "00002.label.npy").write_bytes(b"half of a shard that was being written")
-    with pytest.raises(UserError, match="they are not finished: run experiments.prepare_latents again"):
+    with pytest.raises(UserError, match=r"they are not finished: run experiments.prepare_latents again"):
         open_dataset(f"latents:{other}")
     assert write(other) == [2]
     assert content(other) == content(folder)

@@ -1,4 +1,4 @@
-"""A first stage from its training to samples of its latents, by the commands; killed on the way; and what is refused."""
+"""A first stage from its training to samples of its latents, by the commands; killed on the way; what is refused."""
 
 import json
 import shutil
@@ -89,6 +89,14 @@ def test_a_run_of_a_first_stage_leaves_what_a_run_leaves(stage):
     assert 5 < evaluation["psnr"]["psnr"] < 59
     assert {f"std_{i}" for i in range(4)} <= set(evaluation["latents"])
     assert "PSNR" in (stage / "report.html").read_text()
+
+
+@pytest.mark.slow  # tests/faults and test_resume.py kill runs of denoisers by the same loop
+def test_the_killed_run_is_the_uninterrupted_one(command, stage, tmp_path):
+    workdir = tmp_path / "ae"
+    command.run("train", *train_arguments(command, workdir))
+    for name in (systems.first_stage.WEIGHTS, systems.first_stage.ABOUT, "metrics.jsonl", "evaluation.json"):
+        assert (workdir / name).read_bytes() == (stage / name).read_bytes(), name
 
 
 def test_latents_have_unit_variance_by_constants_that_were_measured(stage, latents):
@@ -216,7 +224,8 @@ def test_what_a_first_stage_has_no_use_for_is_refused(command, stage):
 
     refused("sampling.guidance_scale: a config with the group codec trains", sampling__guidance_scale=2.0)
     refused("train.class_conditional: a config with the group codec", train__class_conditional=True)
-    refused("the discriminator's weight is of the whole batch", objective__adversarial=0.1, train__accumulation=2)
+    critic = {"objective__adversarial": 0.1, "objective__discriminator_depth": 1}
+    refused("the discriminator's weight is of the whole batch", **critic, train__accumulation=2)
     refused("needs 24x24 pixels, the data has 8x8", objective__adversarial=0.1)
     refused("LPIPS is of 16x16 pixels", objective__perceptual=0.1)
     refused("is judged by held-out pictures: set data.validation_split", data__validation_split="")
