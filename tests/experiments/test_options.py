@@ -19,9 +19,9 @@ from experiments.sweeps import launchers
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = sorted(
-    f"{room}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for room in ("experiments", "benchmarks")
-    for path in (ROOT / room).glob("*.py")
+    for path in (ROOT / room).rglob("*.py")
     if "    cli.run(main)\n" in path.read_text() and path.stem != "cli"
 )
 NUMBERS = {
