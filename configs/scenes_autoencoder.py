@@ -29,7 +29,7 @@ def get_config(factor: str = "f4") -> ConfigDict:
 
     config.data.dataset = "scenes"
     config.data.validation_split = "validation"
-    config.data.image_size = 32
+    config.data.options = ConfigDict(dict(size=32, max_objects=3, num_examples=50_000, num_test=2_000))
 
     config.codec = ConfigDict(CODECS[factor])
     config.objective = ConfigDict(dict(name="reconstruction", l1=1.0, l2=1.0, penalty_weight=1e-6))
