@@ -82,7 +82,7 @@ _NAMES = (
         POSITIVE,
         "sigma_data sigma_min sigma_max rho std shift tau a b c snr atol rtol beta_max s_restart_min s_restart_max",
     ),
-    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q step_length"),
+    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q"),
     (
         NOT_NEGATIVE,
         "eps eta gamma weight_decay huber_scale k p omega kappa beta_min s_churn s_min s_noise offset penalty",
@@ -94,6 +94,7 @@ _NAMES = (
     (SIZE, "channels size align_channels attention_resolutions norm_groups num_heads context_tokens out_channels"),
     (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier norm_channels latent_channels data_channels"),
     (SIZE_OR_NONE, "augment_channels context_channels low_resolution_channels length num_classes context_start"),
+    (SIZE_OR_NONE, "pooled_channels"),
     (DEPTH, "depth num_res_blocks transformer_depth scan_unroll"),
     (Bounds(low=0, high=10_000), "align_depth frequency_shift num_corrections num_restarts"),
     (Bounds(low=1, high=2), "num_times"),

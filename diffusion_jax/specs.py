@@ -47,7 +47,8 @@ class ConditionSpec:
     """One slot of a network: what it is told by that name.
 
     Attributes:
-      shape: of one example; None for an axis of any length, which comes with "<name>_mask".
+      shape: of one example; None for an axis of any length: "<name>_mask", bool [batch, length], may stand beside the
+        slot and says which positions count. Without it all do.
       dtype: of the array.
       role: "asked", what the sample shall be: dropped in training, guided in sampling; "told", what is known of the
         input, such as an augmentation or a second time: never dropped.
@@ -59,7 +60,17 @@ class ConditionSpec:
     role: Literal["asked", "told"] = "asked"
     num_values: int = 0
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask may stand beside the slot."""
+        return None in self.shape
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape, without the axis of the batch, may fill the slot."""
         same = len(shape) == len(self.shape)
         return same and all(want in (None, have) for want, have in zip(self.shape, shape, strict=True))
+
+
+def mask_name(slot: str) -> str:
+    """The name of the mask beside a slot of any length."""
+    return f"{slot}_mask"

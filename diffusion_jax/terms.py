@@ -129,7 +129,6 @@ TERMS: Mapping[str, str] = {
     "t_end": "time down to which is integrated before the data is predicted",
     "from_least_noise": "add noise to a sample of the least noise level, instead of to clean data",
     "sampler.gamma": "share of a jump that goes on below its end and comes back by fresh noise",
-    "step_length": "length of every step in t, instead of the grid's",
     "last_step": "draw the last tokens, or take the likeliest",
     # Time grids
     "num_train_steps": "steps of the discrete chain in training",

@@ -4,8 +4,9 @@
     python -m experiments.prepare_data --dataset=mnist --idx_dir=/path/to/idx/files
     python -m experiments.prepare_data --dataset=imagenet2012 --manual_dir=/path/to/archives
 
-Any name of TensorFlow Datasets, or "digits". Running it again finds the data and changes nothing; of several at once
-one prepares the data, and the others wait for it.
+Any name of TensorFlow Datasets, or "digits". "scenes", which needs no file, becomes files as "scenes/32" (24, 48, 64),
+with its captions and graphs, for other programs. Running it again finds the data and changes nothing; of several at
+once one prepares the data, and the others wait for it.
 
 Text becomes tokens. A file is one document, each line's "text" in a .jsonl; either may be gzipped. Without a
 tokenizer's file tokens are bytes:
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> None:
     if is_text:
         return prepare_text(data_dir)
     if DATASET.value in ("folder", "scenes", "synthetic_latents") or DATASET.value.startswith("folder:"):
-        raise UserError(f"dataset {DATASET.value!r} needs no preparation")
+        files = "; as files for other programs it is scenes/24, scenes/32, scenes/48 or scenes/64"
+        raise UserError(f"dataset {DATASET.value!r} needs no preparation{files if DATASET.value == 'scenes' else ''}")
     from diffusion_jax.data import builders  # imports TFDS
 
     prepared = builders.prepare(DATASET.value, data_dir, idx_dir=IDX_DIR.value, manual_dir=MANUAL_DIR.value)

@@ -1,10 +1,12 @@
 """Draw samples from a trained run.
 
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
+    python -m experiments.sample --workdir=runs/scenes --prompt="a red star" [--negative_prompt="a blue ring"]
 
-Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, and x.png, the grid.
-Of text x.npz has `tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and its label; on the batch
-size by rounding only.
+Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, or `prompts` [n], and
+x.png, the grid. A run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has
+`tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size
+by rounding only.
 """
 
 from experiments.ground import cli
@@ -23,6 +25,11 @@ GUIDANCE = FLAGS.number(
 )
 GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
 GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
+PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
+PROMPTS = FLAGS.path(
+    "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
+)
+NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words; by default from saying nothing")
 LABELS = FLAGS.strings(
     "labels",
     None,
@@ -38,6 +45,7 @@ BATCH_SIZE = FLAGS.integer(
 cli.begin(FLAGS)
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,11 +53,12 @@ import numpy as np
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import replace_file
+from diffusion_jax.files import read_json_rows, read_text, replace_file
 from experiments.building.restoring import restore_params
-from experiments.building.wiring import check_sampler
+from experiments.building.wiring import Experiment, check_sampler
 from experiments.evaluating import evaluation
-from experiments.evaluating.pictures import balanced_labels, save_grid
+from experiments.evaluating.asked import Asked, asked_for, asked_in_words
+from experiments.evaluating.pictures import balanced_labels
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
 from experiments.ground.fields import CODEC
@@ -70,34 +79,80 @@ def main(argv: Sequence[str]) -> None:
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
     info = experiment.shown
-    labels = chosen_labels(LABELS.value, experiment.num_classes, NUM_SAMPLES.value)
+    asked = what_is_asked(experiment, NUM_SAMPLES.value)
     make = evaluation.generator(
         experiment,
         sampler=SAMPLER.value,
         steps=STEPS.value,
         guidance_scale=GUIDANCE.value,
+        negative=NEGATIVE.value,
         batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, NUM_SAMPLES.value),
     )
-    images = evaluation.draw(make, params, labels, NUM_SAMPLES.value, SEED.value)
+    images = evaluation.draw(make, params, asked, NUM_SAMPLES.value, SEED.value)
     if not parallel.is_primary():
         return
-    with_labels = {} if labels is None else {"labels": labels}
+    said = {} if asked.labels is None else {"labels": asked.labels}
+    said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
     if info.is_text:
-        save_npz(out, tokens=images.reshape(len(images), -1), **with_labels)
+        save_npz(out, tokens=images.reshape(len(images), -1), **said)
     else:
-        save_npz(out, images=images, **with_labels)
+        save_npz(out, images=images, **said)
     print(
         f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
         f"{make.network_evaluations} network evaluations each: {out}"
     )
     if info.is_image:
         shown = min(len(images), evaluation.GRID_SIZE)
-        grid_labels = None if labels is None else labels[:shown]
-        save_grid(images[:shown], out.with_suffix(".png"), labels=grid_labels, **evaluation.class_names(experiment))
+        evaluation.save_asked(images[:shown], asked.first(shown), experiment, out.with_suffix(".png"))
         print(f"picture: {out.with_suffix('.png')}")
     if info.is_text:
         save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
         print(f"texts: {out.with_suffix('.txt')}")
+
+
+def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
+    """What the flags ask for, of every sample; what is not read as it stands is said.
+
+    Raises:
+      UserError: prompts for a network that is told no text, or two kinds of prompts.
+    """
+    prompts = read_prompts(PROMPT.value, PROMPTS.value)
+    if prompts is None and experiment.told_text is None:
+        if NEGATIVE.value is not None:
+            asked_in_words(experiment, [NEGATIVE.value])  # its error
+        return Asked.of(chosen_labels(LABELS.value, experiment.num_classes, num_samples))
+    if prompts is None and not LABELS.value:
+        return asked_for(experiment, num_samples).first(num_samples)
+    prompts = [""] if prompts is None else prompts
+    labels = chosen_labels(LABELS.value, experiment.num_classes, num_samples)
+    asked = asked_in_words(experiment, [prompts[i % len(prompts)] for i in range(num_samples)], labels)
+    if parallel.is_primary():
+        for remark in experiment.text.remarks([*prompts, NEGATIVE.value or ""], "prompts"):
+            print(f"note: {remark}", file=sys.stderr, flush=True)
+    return asked
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
+    """The prompts that are given; None where none are.
+
+    Raises:
+      UserError: both flags, no prompt in the file, or a line of it that is none.
+    """
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompts are two answers to one question: give one of them")
+    if file is None:
+        return None if prompt is None else [prompt]
+    if file.endswith(".jsonl"):
+        rows = [(number, row.get("text")) for number, row in read_json_rows(file)]
+        for number, found in rows:
+            if not isinstance(found, str):
+                raise UserError(f'line {number} of {file} has no "text" that is a string')
+        prompts = [found for _, found in rows]
+    else:
+        prompts = read_text(file).splitlines()
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return prompts
 
 
 def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:

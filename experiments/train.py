@@ -39,6 +39,7 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
+from experiments.building import conditions
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.sources import require_same_sources
@@ -82,7 +83,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     """Train to the config's last step, or until told to stop; returns the exit code."""
     config, primary = experiment.config, parallel.is_primary()
     parallel.require_same("the config", f"{config} --resume_from={RESUME_FROM.value}")
-    workdir.claim(directory, config, experiment.info, primary=primary, write=False)
+    kept = conditions.kept(experiment.text)
+    workdir.claim(directory, config, experiment.info, kept=kept, primary=primary, write=False)
     checkpointer = open_checkpoints(experiment, directory)
     state, start, record = begin(experiment, checkpointer, directory, RESUME_FROM.value, restart=RESTART.value)
     frozen, known = experiment.read_frozen()
@@ -90,7 +92,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
     state, record = state.replace(frozen=frozen), {**record, "frozen": known}
     if primary:  # nothing is claimed by a start that is refused
-        workdir.claim(directory, config, experiment.info)
+        workdir.claim(directory, config, experiment.info, kept=kept)
         workdir.own_checkpoints(directory, config, checkpointer.directory)
         if not experiment.reconstructs:
             describe_run(experiment, directory)
@@ -123,6 +125,10 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     writer.write_hparams(cli.flatten(experiment.config))
     name = experiment.config.codec.name if experiment.reconstructs else experiment.config.model.name
     print(f"{name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
+    if experiment.text is not None:
+        captions = [part for part in (experiment.pipeline, experiment.validation_pipeline) if part is not None]
+        for remark in conditions.remarks(experiment.text, captions):
+            print(f"note: {remark}", flush=True)
 
 
 def begin(

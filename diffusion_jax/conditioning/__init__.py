@@ -1,7 +1,8 @@
-"""From the raw fields of a batch to what a network is told: labels, numbers, and what more is registered."""
+"""From the raw fields of a batch to what a network is told: labels, numbers, texts, and what more is registered."""
 
-from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions
+from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
 from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
+from diffusion_jax.conditioning.text import Text
 
-__all__ = ["CONDITIONERS", "Conditioner", "Conditioning", "Conditions", "Label", "Numbers"]
+__all__ = ["CONDITIONERS", "Conditioner", "Conditioning", "Conditions", "Label", "Numbers", "Text", "with_masks"]

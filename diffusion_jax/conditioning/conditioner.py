@@ -12,7 +12,7 @@ of an example decides, [0, p_1) for the first set, [p_1, p_1 + p_2) for the seco
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,13 @@ from jaxtyping import Array, Float, Key, PyTree
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import ConditionSpec, mask_name
 
 Batch = Mapping[str, Array]
 Conditions = dict[str, PyTree]
-"""The slots of a network, filled: name -> [batch, ...]."""
+"""The slots of a network, filled: name -> [batch, ...]; beside those of any length "<name>_mask", bool."""
+Form = tuple[tuple[int, ...], str]
+"""Shape and dtype of a raw field of one example."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,19 @@ class Conditioner:
     """Raw fields of a batch to slots of a network."""
 
     @property
+    def fields(self) -> Mapping[str, Form]:
+        """The raw fields of a batch that it reads, as they are for one example."""
+        raise NotImplementedError
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Raw fields of a batch."""
-        raise NotImplementedError
+        return tuple(self.fields)
+
+    @property
+    def prepares(self) -> tuple[str, ...]:
+        """What `prepare` makes the raw fields of, by the names that data and people use."""
+        return self.reads
 
     @property
     def gives(self) -> Mapping[str, ConditionSpec]:
@@ -152,7 +164,7 @@ class Conditioning:
     ) -> Conditions:
         """The same, with these slots null (by default all that are asked); what is told stays."""
         null = self.null(params, size)
-        named = self.asked if slots is None else slots
+        named = with_masks(self.asked if slots is None else slots)
         return {name: null[name] if name in named else value for name, value in conditions.items()}
 
     def drop(self, params: Mapping[str, PyTree], conditions: Conditions, key: BatchKey) -> Conditions:
@@ -165,7 +177,7 @@ class Conditioning:
         for slots, probability in sets:
             dropped = (u >= low) & (u < low + probability)
             conditions = {
-                name: _where(dropped, null[name], value) if name in slots else value
+                name: _where(dropped, null[name], value) if name in with_masks(slots) else value
                 for name, value in conditions.items()
             }
             low = low + probability
@@ -173,6 +185,11 @@ class Conditioning:
 
     def _own(self, params: Mapping[str, PyTree], part: Conditioner) -> PyTree:
         return params.get(next(iter(part.gives)))
+
+
+def with_masks(slots: Iterable[str]) -> frozenset[str]:
+    """The slots, and the masks that may stand beside them: they fall together."""
+    return frozenset(name for slot in slots for name in (slot, mask_name(slot)))
 
 
 def _where(dropped: Array, null: PyTree, value: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions
+from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.specs import ConditionSpec
@@ -28,8 +28,8 @@ class Label(Conditioner):
     class_names: tuple[str, ...] = ()
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return ("label",)
+    def fields(self) -> Mapping[str, Form]:
+        return {"label": ((), "int32")}
 
     @property
     def gives(self) -> Mapping[str, ConditionSpec]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions
+from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
 from diffusion_jax.errors import UserError
 from diffusion_jax.specs import ConditionSpec
 
@@ -29,8 +29,8 @@ class Numbers(Conditioner):
     role: Literal["asked", "told"] = "told"
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.slot,)
+    def fields(self) -> Mapping[str, Form]:
+        return {self.slot: ((self.count,), "float32")}
 
     @property
     def gives(self) -> Mapping[str, ConditionSpec]:

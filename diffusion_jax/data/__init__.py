@@ -4,7 +4,7 @@ pipeline."""
 from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
 from diffusion_jax.data import latents as _latents  # noqa: F401  registers "latents"
 from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
-from diffusion_jax.data.pipeline import BatchReader, Pipeline, load_arrays
+from diffusion_jax.data.pipeline import BatchReader, Pipeline
 from diffusion_jax.data.scenes import source as _scenes  # noqa: F401  registers "scenes"
 from diffusion_jax.data.sources import (
     AT_A_PATH,
@@ -33,7 +33,6 @@ __all__ = [
     "crops",
     "datasets",
     "default_data_dir",
-    "load_arrays",
     "open_dataset",
     "to_uint8",
     "to_unit_range",

@@ -1,7 +1,8 @@
 """TFDS builders that need neither a network nor TensorFlow, and the preparation of any data set as array_record.
 
-`Digits`: the 1797 real 8x8 pictures of handwritten digits that scikit-learn carries. `idx_builder`: TFDS's own
-`mnist`, `fashion_mnist` and `kmnist` from local files in LeCun's idx format.
+`Digits`: the 1797 real 8x8 pictures of handwritten digits that scikit-learn carries. `Scenes`: made-up pictures with
+captions, for programs that read files. `idx_builder`: TFDS's own `mnist`, `fashion_mnist` and `kmnist` from local files
+in LeCun's idx format.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import gzip
 import importlib.util
 import io
+import json
 import logging
 import math
 import os
@@ -17,13 +19,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from diffusion_jax.data import tfds_source
+from diffusion_jax.data import scenes, tfds_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, locked, regular_file
 
@@ -73,6 +76,46 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 int(i),
                 {"image": PIL.Image.fromarray(images[i]), "label": int(digits.target[i]), "index": int(i)},
             )
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """What data.dataset="scenes" makes, as files: image, caption, and the graph of the scene as JSON.
+
+    A config for each size, "scenes/32"; the other options are as by default.
+    """
+
+    VERSION = tfds.core.Version(f"{scenes.VERSION}.0.0")
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(name=str(size), description=f"Pictures of {size}x{size}.") for size in (32, 24, 48, 64)
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = int(self.builder_config.name)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Coloured shapes on grey grounds, with captions and graphs.",
+            disable_shuffling=True,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "text": tfds.features.Text(),
+                    "graph": tfds.features.Text(),
+                    "index": tfds.features.Scalar(np.int64),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in scenes.SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        source = scenes.SceneSource(scenes.SceneOptions(size=int(self.builder_config.name)), split)
+        for start in range(0, len(source), 256):
+            indices = range(start, min(start + 256, len(source)))
+            examples = zip(indices, source.__getitems__(indices), source.described(indices), strict=True)
+            for i, example, (scene, _, _) in examples:
+                graph = json.dumps(dataclasses.asdict(scene))
+                yield i, {**example, "image": PIL.Image.fromarray(example["image"]), "graph": graph, "index": i}
 
 
 def idx_builder(name: str, idx_dir: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
@@ -154,7 +197,7 @@ def prepare(
     Any number of processes may do so at once: one prepares it, the others wait and find it.
 
     Args:
-      name: any TFDS name, or "digits".
+      name: any TFDS name, or "digits", or "scenes/32" (24, 48, 64).
       data_dir: TFDS directory.
       idx_dir: for mnist, fashion_mnist and kmnist: directory of the four local idx .gz files.
       manual_dir: for data that TFDS cannot download (imagenet2012): where you put the archives.
@@ -182,6 +225,10 @@ def _bring(base: str, name: str, data_dir: str, idx_dir: str | None, manual_dir:
     """Prepare what is not there, by the way that this data set has."""
     if base == "digits":
         prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
+    elif base == "scenes":
+        config = tfds_source.get_builder(name, data_dir).builder_config.name
+        arguments = {"config": config, "file_format": "array_record"}
+        prepare_atomically(lambda staging: Scenes(data_dir=staging, **arguments), data_dir, progress)
     elif base in IDX_NAMES and (idx_dir or not _has_tensorflow()):
         found = find_idx_dir(base, idx_dir)
         prepare_atomically(lambda staging: idx_builder(base, found, staging), data_dir, progress)

@@ -1,10 +1,9 @@
 """A folder of images as a data set.
 
-Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, else from
-the names of the sub-directories, else there are none. A class has one number in all splits of the folder: they are
-numbered over the split "train", and another may have no class that it has not. `listing` says which files count,
-`pictures` what becomes of one.
-"""
+Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, which may
+give each image a caption too (`"text": "a cat on a mat"`), else from the names of the sub-directories, else there are
+none. A class has one number in all splits of the folder: they are numbered over the split "train", and another may have
+no class that it has not. `listing` says which files count, `pictures` what becomes of one."""
 
 import dataclasses
 import os
@@ -40,6 +39,7 @@ class FolderSource:
     files: tuple[str, ...]
     labels: tuple[int, ...] | None
     channels: int
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -47,7 +47,12 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path = os.path.join(self.root, self.files[index])
         example: Example = {"image": read_image(path, self.channels)}
+        if self.captions:
+            example["text"] = self.captions[index]
         return example if self.labels is None else {**example, "label": self.labels[index]}
+
+    def texts(self, indices: Sequence[int]) -> list[str]:
+        return [self.captions[int(index)] for index in indices]
 
 
 @datasets.register("folder")
@@ -87,8 +92,9 @@ def open_folder(
         num_classes=len(class_names),
         class_names=class_names,
         fingerprint=content_hash(root, listing, labels),
+        fields=("text",) if listing.texts else (),
     )
-    return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels))
+    return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels, listing.texts))
 
 
 def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,19 +40,27 @@ class LatentSource:
     counts: tuple[int, ...]
     shard_size: int
     fields: tuple[str, ...]
-    texts: tuple[str, ...]
+    texts_of: tuple[str, ...]
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __getitem__(self, index: int) -> Example:
         shard, row = divmod(int(index), self.shard_size)
-        opened = _open_shard(self.root, shard, self.fields, self.texts, self.counts[shard])
+        opened = _open_shard(self.root, shard, self.fields, self.texts_of, self.counts[shard])
         example: Example = {"image": np.asarray(opened["image"][row], np.float32)}
         for name in self.fields:
             value = opened[name][row]
             example[name] = value.item() if np.ndim(value) == 0 else np.asarray(value)
-        return example | {name: opened[name][row] for name in self.texts}
+        return example | {name: opened[name][row] for name in self.texts_of}
+
+    def texts(self, indices: Sequence[int]) -> list[str]:
+        """Captions alone."""
+        found = []
+        for index in indices:
+            shard, row = divmod(int(index), self.shard_size)
+            found.append(_open_shard(self.root, shard, self.fields, self.texts_of, self.counts[shard])["text"][row])
+        return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,7 +103,7 @@ def open_latents(*, path: str | None = None, split: str = "train", data_dir: str
         counts=tuple(part["counts"]),
         shard_size=about["shard_size"],
         fields=tuple(part["fields"]),
-        texts=tuple(part["texts"]),
+        texts_of=tuple(part["texts"]),
     )
     info = DatasetInfo(
         name="latents",
@@ -106,6 +114,7 @@ def open_latents(*, path: str | None = None, split: str = "train", data_dir: str
         class_names=tuple(about["pictures"]["class_names"]),
         dtype="float32",
         first_stage=about["first_stage"],
+        fields=tuple(name for name in (*part["fields"], *part["texts"]) if name != "label"),
         fingerprint=hashlib.sha256(f"{part['sha256']} {about['first_stage']}".encode()).hexdigest(),
     )
     return Dataset(info=info, source=source)

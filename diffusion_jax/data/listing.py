@@ -38,11 +38,13 @@ class Listing:
       files: their paths below the folder, with "/".
       sizes: their bytes.
       classes: of each the name or the number of its class, or None.
+      texts: the caption of each; () where there are none.
     """
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     classes: tuple[str | int | None, ...]
+    texts: tuple[str, ...] = ()
 
 
 def list_pictures(root: Path) -> Listing:
@@ -55,15 +57,16 @@ def list_pictures(root: Path) -> Listing:
     found = _from_metadata(root) if has_metadata(root) else _from_directories(root)
     numbers: dict[tuple[int, int], str] = {}
     names: dict[str, str] = {}
-    for file, state, _ in found:
+    for file, state, *_ in found:
         if state.st_size == 0:
             raise UserError(f"image {root / file} is empty (0 bytes); mend or remove the file")
         if (first := numbers.setdefault((state.st_dev, state.st_ino), file)) != file:
             raise UserError(f"{root / first} and {root / file} are one file by a link: each picture is listed once")
         if names.setdefault(alike(file), file) != file:
             raise UserError(f"{root / names[alike(file)]} and {root / file} are one name where case does not count")
-    files, states, classes = zip(*found, strict=True) if found else ((), (), ())
-    return Listing(files=files, sizes=tuple(state.st_size for state in states), classes=classes)
+    files, states, classes, texts = zip(*found, strict=True) if found else ((), (), (), ())
+    texts = () if None in texts else texts
+    return Listing(files=files, sizes=tuple(state.st_size for state in states), classes=classes, texts=texts)
 
 
 def has_metadata(root: Path) -> bool:
@@ -74,7 +77,7 @@ def has_metadata(root: Path) -> bool:
 def classes_below(root: Path) -> list[str | int]:
     """The classes of a folder's pictures, without a look at more of them than need be."""
     if has_metadata(root):
-        return [label for _, label in _rows(root) if label is not None]
+        return [label for _, label, _ in _rows(root) if label is not None]
     return [name for name in sub_directories(root) if holds_pictures(root / name)]
 
 
@@ -98,14 +101,15 @@ def alike(name: str) -> str:
 def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> str:
     """A hash of the pictures that does not depend on where their folder lies.
 
-    It covers path, size and label of every picture, in their order; and the bytes of all while they are 256 MiB
-    together or less, of a larger folder the first 64 KiB of 1024 files, evenly spread over the list.
+    It covers path, size, label and caption of every picture, in their order; and the bytes of all while they are 256
+    MiB together or less, of a larger folder the first 64 KiB of 1024 files, evenly spread over the list.
 
     Raises:
       UserError: a file that cannot be read.
     """
     digest, count = hashlib.sha256(), len(listing.files)
-    for row in zip(listing.files, listing.sizes, labels or [None] * count, strict=True):
+    columns = (listing.files, listing.sizes, labels or [None] * count, *([listing.texts] if listing.texts else []))
+    for row in zip(*columns, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     whole = sum(listing.sizes) <= _ALL_BYTES
     chosen = range(count) if whole else (i * count // _SAMPLE for i in range(min(_SAMPLE, count)))
@@ -118,23 +122,23 @@ def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> 
     return digest.hexdigest()
 
 
-def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None]]:
+def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None, None]]:
     """Files below `root` and the first directory on the way to each (None for those in `root` itself)."""
     found = [
-        (file, state, file.partition("/")[0] if "/" in file else None)
+        (file, state, file.partition("/")[0] if "/" in file else None, None)
         for file, state in sorted(_walk(root), key=lambda one: one[0])
     ]
-    stray = next((file for file, _, name in found if name is None), None)
-    if stray and any(name for _, _, name in found):
+    stray = next((file for file, _, name, _ in found if name is None), None)
+    if stray and any(name for _, _, name, _ in found):
         raise UserError(f"image folder {root} has images both in class directories and outside ({stray})")
     return found
 
 
-def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None]]:
-    """Files and labels that the folder's metadata.jsonl lists."""
-    found: dict[str, tuple[os.stat_result, str | int | None]] = {}
+def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None, str | None]]:
+    """Files, labels and captions that the folder's metadata.jsonl lists."""
+    found: dict[str, tuple[os.stat_result, str | int | None, str | None]] = {}
     inside = os.path.realpath(root)
-    for name, label in _rows(root):
+    for name, label, text in _rows(root):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
@@ -146,16 +150,17 @@ def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | No
         if not real.startswith(os.path.join(inside, "")):
             raise UserError(f"{root / METADATA} names {name!r}, a link to a file outside its folder: {real}")
         _require_file(root / path, state)
-        if found.setdefault(str(path), (state, label))[0] is not state:
+        if found.setdefault(str(path), (state, label, text))[0] is not state:
             raise UserError(f"{root / METADATA} lists {path} twice")
     return [(name, *rest) for name, rest in found.items()]
 
 
-def _rows(root: Path) -> Iterator[tuple[str, str | int | None]]:
-    """(name of a file, its label) of each row of metadata.jsonl."""
-    path, kinds = root / METADATA, set()
+def _rows(root: Path) -> Iterator[tuple[str, str | int | None, str | None]]:
+    """(name of a file, its label, its caption) of each row of metadata.jsonl."""
+    path, kinds, captioned = root / METADATA, set(), None
     for number, row in read_json_rows(path):
-        name, label = row.get("file_name"), row.get("label")
+        name, label, text = row.get("file_name"), row.get("label"), row.get("text")
+        captioned = "text" in row if captioned is None else captioned
         if not isinstance(name, str):
             raise UserError(f'{path} line {number} is not {{"file_name": ..., "label": ...}}')
         kinds.add(type(label))
@@ -164,7 +169,12 @@ def _rows(root: Path) -> Iterator[tuple[str, str | int | None]]:
         if isinstance(label, int) and not 0 <= label < MOST_CLASSES:
             wrong = "must not be negative" if label < 0 else f"must be below {MOST_CLASSES:,}"
             raise UserError(f"{path} line {number}: labels {wrong}")
-        yield name, label
+        if captioned != ("text" in row):
+            has, had = ("has", "have none") if "text" in row else ("has no", "have one")
+            raise UserError(f"{path} line {number}: {name} {has} text, the rows before it {had}: give all rows one")
+        if captioned and not (isinstance(text, str) and text.strip()):
+            raise UserError(f"{path} line {number}: the text of {name} is {text!r}: write a caption, or drop the row")
+        yield name, label, text
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

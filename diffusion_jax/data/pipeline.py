@@ -32,7 +32,7 @@ from jaxtyping import Int, UInt64
 
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
-from diffusion_jax.data.reading import TransformedSource, read_all
+from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.sources import (
     ArraySource,
     Batch,
@@ -77,6 +77,7 @@ class Pipeline:
         augmented. "" for none.
       num_workers: worker processes; 0 reads in threads of this one.
       prefetch: batches kept ready (by each worker).
+      prepare: what becomes of raw fields such as "text", before they are put into batches; without it they are dropped.
       memory_limit: bytes; a split that takes no more, decoded, is held in memory. 0 always reads from disk.
     """
 
@@ -97,6 +98,7 @@ class Pipeline:
     num_workers: int = 0
     prefetch: int = 4
     memory_limit: int = 2**30
+    prepare: Preparation | None = None
 
     def __post_init__(self):
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(self.options).items()}
@@ -147,6 +149,13 @@ class Pipeline:
         _open_features(self.features)  # its errors name the field
         of = f"{info.fingerprint} {sampled_digest(self.features)}"
         return dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
+
+    def prepared_by(self, prepare: Preparation) -> "Pipeline":
+        """The same pipeline, whose raw fields are prepared; a data set that is open is not opened again."""
+        other = dataclasses.replace(self, prepare=prepare)
+        if "_opened" in self.__dict__:
+            other.__dict__["_opened"] = self._opened
+        return other
 
     @property
     def pictures(self) -> "Pipeline":
@@ -208,8 +217,8 @@ class Pipeline:
         Returns:
           An iterator of {"data": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
-          pipeline without augmentation no "augment"; with `features` there is "features", float32 [local_batch, tokens,
-          channels]. Text is int32 [local_batch, length, 1, 1].
+          pipeline without augmentation no "augment"; what `prepare` makes is there by its names; with `features` there
+          is "features", float32 [local_batch, tokens, channels]. Text is int32 [local_batch, length, 1, 1].
 
         Raises:
           UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
@@ -217,17 +226,6 @@ class Pipeline:
         if start_step < 0:
             raise UserError(f"start_step must not be negative, it is {start_step}")
         return self._iterate(self.reader(process_index, process_count), start_step)
-
-    def epoch_batches(
-        self, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Every example once, in the order of the source, neither shuffled nor flipped; for evaluation.
-
-        The last batch may be short. Every host makes the same number of batches; of a short one its share may be empty.
-        """
-        reader = self._reader(batch_size or self.batch_size, process_index, process_count)
-        in_order = {"shuffle": False, "augment": False, "num_positions": self.info.num_examples}
-        return self._iterate(dataclasses.replace(reader, **in_order), 0)
 
     def arrays(
         self, split: str | None = None, *, max_examples: int | None = None, spill: Path | None = None
@@ -241,16 +239,29 @@ class Pipeline:
         if split not in (None, self.split):
             return dataclasses.replace(self, split=split).arrays(max_examples=max_examples, spill=spill)
         total = self.info.num_examples
-        count = total if max_examples is None else min(total, max_examples)
+        indices = _spread(total, max_examples)
+        count = len(indices)
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
         too_large = count * int(np.prod(self.info.image_shape)) * np.dtype(self.info.dtype).itemsize > self.memory_limit
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
-        batch = read_all(source, np.arange(count, dtype=np.int64) * total // max(count, 1), file=file)
+        batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """Examples with every field of the data set, in the order of the source, cropped as in training."""
         return self._cropped.read_whole(indices)
+
+    def texts(self, split: str | None = None, *, max_examples: int | None = None) -> list[str]:
+        """Captions of the split, or of another one of the same data, of the examples that `arrays` gives.
+
+        Raises:
+          UserError: the data has no captions.
+        """
+        if split not in (None, self.split):
+            return dataclasses.replace(self, split=split).texts(max_examples=max_examples)
+        if "text" not in self.info.fields:
+            raise UserError(f"the data set {self.dataset!r} has no captions")
+        return self._cropped.texts(_spread(self.info.num_examples, max_examples))
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
         """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""
@@ -310,7 +321,9 @@ class Pipeline:
     @property
     def _cropped(self) -> TransformedSource:
         """Cropped examples, decoded when read."""
-        return TransformedSource(self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype))
+        return TransformedSource(
+            self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype), self.prepare
+        )
 
     @functools.cached_property
     def _source(self) -> ArraySource | TransformedSource:
@@ -319,7 +332,8 @@ class Pipeline:
         if info.num_examples * int(np.prod(info.image_shape)) * source.dtype.itemsize > self.memory_limit:
             return source
         batch = read_all(source, np.arange(info.num_examples))
-        return ArraySource(batch["image"], batch.get("label"))
+        fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
+        return ArraySource(batch["image"], batch.get("label"), fields)
 
     def _iterate(self, reader: "BatchReader", start_step: int) -> Iterator[Batch]:
         """Hand the reader to Grain: slice it at the start, read ahead."""
@@ -383,6 +397,7 @@ class BatchReader:
         batch["data"] = np.ascontiguousarray(image)
         if self.features:
             batch["features"] = _open_features(self.features)[examples].astype(np.float32)
+        batch |= {name: values for name, values in read.items() if name not in ("image", "label")}
         return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
 
     def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
@@ -394,6 +409,12 @@ class BatchReader:
         for epoch in np.unique(epochs):
             chosen[epochs == epoch] = permutation(self.seed, int(epoch), self.num_examples)[places[epochs == epoch]]
         return chosen
+
+
+def _spread(total: int, most: int | None) -> Int[np.ndarray, " n"]:
+    """At most so many of the numbers 0 ... total - 1, evenly spread."""
+    count = total if most is None else min(total, most)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -423,18 +444,3 @@ def random_bits(
     """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
     generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
     return generator.random_raw(words * (stop - start)).reshape(-1, words)
-
-
-def load_arrays(
-    dataset: str,
-    split: str = "train",
-    data_dir: str | None = None,
-    max_examples: int | None = None,
-    **fields: Any,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decoded examples of a split for metrics and reports: see `Pipeline.arrays`.
-
-    `fields` are further fields of `Pipeline`: image_size, crop, channels, options.
-    """
-    config = {"dataset": dataset, "split": split, "data_dir": data_dir, "batch_size": 1, "memory_limit": 0, **fields}
-    return Pipeline.from_config(config).arrays(max_examples=max_examples)

@@ -4,9 +4,9 @@ import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -16,17 +16,38 @@ from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import ArraySource, Batch, Example, Source
 from diffusion_jax.errors import RunError, UserError
 
+
+class Preparation(Protocol):
+    """Raw fields of examples to arrays [examples, ...]; a function of each example alone.
+
+    Attributes:
+      reads: names of the raw fields.
+    """
+
+    reads: tuple[str, ...]
+
+    def __call__(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]: ...
+
+
 PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransformedSource:
-    """A source whose images are converted and cropped as they are read."""
+    """A source whose images are converted and cropped as they are read, and other raw fields prepared.
+
+    Attributes:
+      source: of examples.
+      crop: what becomes of an image.
+      shape, dtype: of an image then.
+      prepare: what becomes of raw fields such as texts; without it they are left behind.
+    """
 
     source: Source
     crop: transforms.Crop
     shape: tuple[int, int, int]
     dtype: np.dtype
+    prepare: Preparation | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -37,9 +58,19 @@ class TransformedSource:
         images = np.empty((len(examples), *self.shape), self.dtype)
         for image, example in zip(images, examples, strict=True):
             image[...] = self._converted(example["image"])
+        batch = {"image": images}
+        if self.prepare is not None:
+            batch |= self.prepare({name: [example[name] for example in examples] for name in self.prepare.reads})
         if not examples or "label" not in examples[0]:
-            return {"image": images}
-        return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
+            return batch
+        return {**batch, "label": np.array([example["label"] for example in examples], np.int32)}
+
+    def texts(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[str]:
+        """The captions of the examples at `indices`, as they are."""
+        alone = getattr(self.source, "texts", None)
+        if alone is not None:
+            return alone(indices)
+        return [example["text"] for example in _patiently(self._examples, indices)]
 
     def read_whole(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
         """The examples at `indices` with every field that the source has."""

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,8 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once.
+    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once, and
+    `texts(indices) -> list[str]` their captions alone.
 
     An OSError means that the storage failed for the moment: the pipeline tries again. What does not mend by itself,
     such as a damaged file, is a UserError.
@@ -78,6 +79,7 @@ class DatasetInfo:
       dtype: "uint8" for images, "float32" for latents, "int32" for text.
       vocabulary: of text, how many tokens there are; 0 where the data is not text.
       first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
+      fields: raw fields of an example besides image and label, such as "text", a caption.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
         not prepared and in what earlier versions wrote.
     """
@@ -92,6 +94,7 @@ class DatasetInfo:
     vocabulary: int = 0
     first_stage: str = ""
     fingerprint: str = ""
+    fields: tuple[str, ...] = ()
 
     @property
     def spec(self) -> DataSpec:
@@ -187,10 +190,17 @@ def resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples held in memory; reads a whole batch with one indexing operation."""
+    """Examples held in memory; reads a whole batch with one indexing operation.
+
+    Attributes:
+      images: all of them.
+      labels: their classes, if they have any.
+      fields: what was prepared of their raw fields, by name, [examples, ...].
+    """
 
     images: Shaped[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"] | None = None
+    fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -201,7 +211,7 @@ class ArraySource:
 
     def read(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> Batch:
         """The examples at `indices`, stacked."""
-        batch = {"image": self.images[indices]}
+        batch = {"image": self.images[indices], **{name: values[indices] for name, values in self.fields.items()}}
         return batch if self.labels is None else {**batch, "label": self.labels[indices]}
 
 

@@ -43,12 +43,13 @@ _DAMAGED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """Examples of a TFDS data source with its features renamed to "image" and "label"."""
+    """Examples of a TFDS data source with its features renamed to "image", "label" and "text"."""
 
     records: Sequence[dict[str, Any]]
     directory: str
     image_key: str
     label_key: str | None
+    text_key: str | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,11 +71,19 @@ class TfdsSource:
 
     def _rename(self, record: dict[str, Any]) -> Example:
         example: Example = {"image": record[self.image_key]}
+        if self.text_key is not None:
+            example["text"] = record[self.text_key].decode(errors="replace")
         return example if self.label_key is None else {**example, "label": int(record[self.label_key])}
 
 
 def open_tfds(
-    name: str, *, split: str = "train", data_dir: str, image_key: str = "image", label_key: str | None = "label"
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str,
+    image_key: str = "image",
+    label_key: str | None = "label",
+    text_key: str | None = "text",
 ) -> Dataset:
     """Open one split of a prepared TFDS data set.
 
@@ -84,12 +93,13 @@ def open_tfds(
       data_dir: directory in TFDS's layout, data_dir/name/[config/]version.
       image_key: the feature that holds the image.
       label_key: the feature that holds the class; a data set without a feature "label" has no classes.
+      text_key: the feature that holds the caption; a data set without a feature "text" has no captions.
 
     Raises:
       UserError: unknown data set, split or feature; data not prepared, or not as array_record.
     """
     builder = get_builder(name, data_dir)
-    info, label_key = _describe(builder, name, split, image_key, label_key)
+    info, label_key, text_key = _describe(builder, name, split, image_key, label_key, text_key)
     _require_regular(str(builder.data_dir))
     try:
         records = builder.as_data_source(split)
@@ -101,18 +111,24 @@ def open_tfds(
             f"{builder.data_dir} is described as {len(records):,} examples, which its files cannot hold; {_MEND}"
         )
     info = dataclasses.replace(info, num_examples=len(records), fingerprint=_fingerprint(builder, split))
-    return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key))
+    return Dataset(info=info, source=TfdsSource(records, str(builder.data_dir), image_key, label_key, text_key))
 
 
 def describe_tfds(
-    name: str, *, split: str = "train", data_dir: str, image_key: str = "image", label_key: str | None = "label"
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str,
+    image_key: str = "image",
+    label_key: str | None = "label",
+    text_key: str | None = "text",
 ) -> DatasetInfo:
     """What the code of a TFDS data set says of it, prepared or not; arguments and errors as of `open_tfds`.
 
     `num_examples` is 0 where only the files would tell.
     """
     builder = get_builder(name, data_dir)
-    info, _ = _describe(builder, name, split, image_key, label_key)
+    info, _, _ = _describe(builder, name, split, image_key, label_key, text_key)
     try:
         number = builder.info.splits[split].num_examples
         return dataclasses.replace(info, num_examples=number, fingerprint=_fingerprint(builder, split))
@@ -121,18 +137,28 @@ def describe_tfds(
 
 
 def _describe(
-    builder: tfds.core.DatasetBuilder, name: str, split: str, image_key: str, label_key: str | None
-) -> tuple[DatasetInfo, str | None]:
-    """All but the number of examples, and the feature that holds the class, if there is one."""
-    label_key = None if label_key == "label" and "label" not in builder.info.features else label_key
-    if not isinstance(builder.info.features, tfds.features.FeaturesDict):
-        raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {builder.info.features}")
-    for key in (image_key, label_key) if label_key else (image_key,):
+    builder: tfds.core.DatasetBuilder,
+    name: str,
+    split: str,
+    image_key: str,
+    label_key: str | None,
+    text_key: str | None,
+) -> tuple[DatasetInfo, str | None, str | None]:
+    """All but the number of examples, and the features that hold class and caption, if there are such."""
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {features}")
+    label_key = None if label_key == "label" and "label" not in features else label_key
+    has_captions = "text" in features and isinstance(features["text"], tfds.features.Text)
+    text_key = None if text_key == "text" and not has_captions else text_key
+    for key in (image_key, *(key for key in (label_key, text_key) if key)):
         if not isinstance(key, str) or key not in builder.info.features:
             raise UserError(f"dataset {name!r} has no feature {key!r}; it has {', '.join(builder.info.features)}")
     label = builder.info.features[label_key] if label_key else None
     if label_key and not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"feature {label_key!r} of dataset {name!r} is not a class label: {label}")
+    if text_key and not isinstance(features[text_key], tfds.features.Text):
+        raise UserError(f"feature {text_key!r} of dataset {name!r} is not a text: {features[text_key]}")
     image = builder.info.features[image_key]
     if not isinstance(image.shape, tuple) or len(image.shape) != 3 or image.np_dtype != np.uint8:
         raise UserError(f"feature {image_key!r} of dataset {name!r} is no image of 8 bits a channel: {image}")
@@ -144,7 +170,7 @@ def _describe(
         num_classes=label.num_classes if label else 0,
         class_names=tuple(label.names) if label else (),
     )
-    return info, label_key
+    return info, label_key, text_key
 
 
 def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:

@@ -45,33 +45,41 @@ class FileTokenizer:
           UserError: the file can not be read, or has no such token.
         """
         bare = cls(str(path))
-        numbers = {word: bare._tokenizer.token_to_id(word) for word in (begin, end) if word}
+        numbers = {word: bare.library.token_to_id(word) for word in (begin, end) if word}
         for word, number in numbers.items():
             if number is None:
                 raise UserError(f"{path} has no token {word!r}")
         return cls(str(path), numbers.get(begin), numbers.get(end))
 
     @functools.cached_property
-    def _tokenizer(self) -> Any:
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("this needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
-        content = read_text(self.path)
-        parse_json(content, self.path)  # its errors are clearer than the library's
-        try:
-            return tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises nothing narrower
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot read the tokenizer {self.path}: {reason}") from error
+    def library(self) -> Any:
+        """The library's own tokenizer, which neither cuts nor pads."""
+        return _read_library(self.path)
 
     @property
     def size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        return self.library.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        found = self.library.encode_batch(list(texts), add_special_tokens=False)
         return [np.asarray(one.ids, np.uint32) for one in found]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return self.library.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+
+def _read_library(path: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("this needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
+    content = read_text(path)
+    parse_json(content, path)  # its errors are clearer than the library's
+    try:
+        found = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read the tokenizer {path}: {reason}") from error
+    found.no_truncation()
+    found.no_padding()
+    return found

@@ -3,8 +3,8 @@
 `METRICS` is the table of `diffusion_jax.metrics` with the metrics of a model itself, which this room adds to it.
 """
 
-from diffusion_jax.likelihood.bits import Likelihood, bits_per_dim, dequantise
-from diffusion_jax.likelihood.bounds import ChainBound, chain_bound, continuous_bound, elbo_terms, transition_bits
+from diffusion_jax.likelihood.bits import Likelihood, bits_per_dim
+from diffusion_jax.likelihood.bounds import continuous_bound, elbo_terms, transition_bits
 from diffusion_jax.likelihood.flow import FlowLikelihood, log_likelihood
 from diffusion_jax.likelihood.metrics import BitsPerDim, Judged, Perplexity
 from diffusion_jax.metrics import METRICS
@@ -12,15 +12,12 @@ from diffusion_jax.metrics import METRICS
 __all__ = [
     "METRICS",
     "BitsPerDim",
-    "ChainBound",
     "FlowLikelihood",
     "Judged",
     "Likelihood",
     "Perplexity",
     "bits_per_dim",
-    "chain_bound",
     "continuous_bound",
-    "dequantise",
     "elbo_terms",
     "log_likelihood",
     "transition_bits",

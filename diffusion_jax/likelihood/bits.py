@@ -16,12 +16,10 @@ import math
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.rng import BatchKey
 
 Kind = Literal["density", "uniform", "discretised"]
 KINDS = ("density", "uniform", "discretised")
@@ -62,9 +60,3 @@ def bits_per_dim(
     if kind == "uniform":
         bits = bits + math.log2(bins / 2.0)
     return Likelihood(bits=bits, kind=kind, bins=bins)
-
-
-def dequantise(image: Float[Array, "batch ..."], key: BatchKey, *, bins: int = 256) -> Float[Array, "batch ..."]:
-    """Uniform dequantisation: each of `bins` levels, equally spaced from -1 to 1, becomes an interval of [-1, 1]."""
-    level = jnp.round((image + 1.0) * 0.5 * (bins - 1))
-    return (level + key.uniforms(image.shape[1:])) * (2.0 / bins) - 1.0

@@ -11,10 +11,7 @@ small, large, or the learned one between. x0 has `bins` equally spaced values in
 VDM (Kingma et al. 2021, arXiv 2107.00630, eq. 11 to 18): see `elbo_terms`, and `continuous_bound` for any denoiser.
 """
 
-import dataclasses
-import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction, ReverseSteps, TimeGrid, corrupt
+from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction, ReverseSteps, corrupt
 from diffusion_jax.schedulers.arrays import as_compute, like_data
-from diffusion_jax.schedulers.gaussian_chain import discretised_log_likelihood, normal_kl, prior_kl
+from diffusion_jax.schedulers.gaussian_chain import discretised_log_likelihood, normal_kl
 
 
 def _per_dimension(nats: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
@@ -63,59 +60,6 @@ def transition_bits(
     kl = normal_kl(kept * xt + gain * x0, log_small, mean, log_variance)
     decoder = -discretised_log_likelihood(x0, mean, 0.5 * log_variance, bins=bins)
     return _per_dimension(jnp.where(like_data(place == len(steps.small) - 1, x0), decoder, kl))
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["total", "prior", "terms"], meta_fields=[])
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChainBound:
-    """Eq. (1) in bits per dimension: total, prior [batch]; terms [T, batch] from the noisiest step to the decoder."""
-
-    total: Float[Array, " batch"]
-    prior: Float[Array, " batch"]
-    terms: Float[Array, "steps batch"]
-
-
-def chain_bound(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x0: Float[Array, "batch ..."],
-    key: BatchKey,
-    *,
-    num_steps: int = 1000,
-    variance: Literal["small", "large", "learned"] = "learned",
-    bins: int = 256,
-) -> ChainBound:
-    """Eq. (1) with one draw of noise per step; T evaluations of the denoiser, as one scan.
-
-    Raises:
-      UserError: the schedule is not a chain from clean data to noise, or there is no learned variance.
-    """
-    if variance not in ("small", "large", "learned"):
-        raise UserError(f"the variance of a chain is 'small', 'large' or 'learned', got {variance!r}")
-    if schedule.sigma(0.0) != 0 or schedule.alpha(1.0) == 0:
-        raise UserError(
-            f"a chain's bound needs sigma(0) = 0 and alpha(1) > 0, which {type(schedule).__name__} has not: use "
-            "log_likelihood, or a schedule such as ddpm_linear"
-        )
-    grid = TimeGrid.from_times(schedule, [n / num_steps for n in range(num_steps, -1, -1)])
-    steps, x0 = ReverseSteps.of(grid), as_compute(x0)
-    times = as_compute(grid.times[:-1])
-
-    def term(_: None, place: Int[Array, ""]) -> tuple[None, Float[Array, " batch"]]:
-        t = jnp.broadcast_to(times[place], x0.shape[:1])
-        noise = key.fold_in("bound").at_step(place).normal(x0.shape[1:], x0.dtype)
-        xt = corrupt(schedule, x0, noise, t)
-        estimate = denoiser(xt, t)
-        if variance != "learned":
-            fraction = jnp.full_like(x0, 1.0 if variance == "large" else 0.0)
-            estimate = dataclasses.replace(estimate, variance_fraction=fraction)
-        elif estimate.variance_fraction is None:
-            raise UserError("this network has no learned variances: say variance='small' or 'large'")
-        return None, transition_bits(steps, jnp.broadcast_to(place, x0.shape[:1]), estimate, x0, xt, bins=bins)
-
-    _, terms = jax.lax.scan(term, None, jnp.arange(num_steps))
-    prior = _per_dimension(prior_kl(x0, float(schedule.alpha(1.0)), float(schedule.sigma(1.0))))
-    return ChainBound(total=prior + jnp.sum(terms, axis=0), prior=prior, terms=terms)
 
 
 def elbo_terms(

@@ -8,7 +8,7 @@ of feature spaces are given one: Inception's, DINOv2's or CLIP's, with weights f
 proxy's, a classifier trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
 """
 
-from diffusion_jax.metrics.base import METRICS, Facts, ImageSet, Metric, Number, evaluate_all, wilson_interval
+from diffusion_jax.metrics.base import METRICS, Facts, ImageSet, Metric, Number, evaluate_all
 from diffusion_jax.metrics.class_accuracy import ClassAccuracy
 from diffusion_jax.metrics.distances import (
     density_coverage,
@@ -37,7 +37,7 @@ from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
 from diffusion_jax.metrics.prompt_adherence import PromptAdherence, adherence
 from diffusion_jax.metrics.reconstruction import PSNR, RECONSTRUCTIONS, SSIM, psnr, ssim
-from diffusion_jax.metrics.references import read_gaussian, write_gaussian
+from diffusion_jax.metrics.references import read_gaussian
 
 __all__ = [
     "CLIP",
@@ -82,6 +82,4 @@ __all__ = [
     "psnr",
     "read_gaussian",
     "ssim",
-    "wilson_interval",
-    "write_gaussian",
 ]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Bool, Float, Int, UInt8
 
 from diffusion_jax.errors import UserError
@@ -332,23 +333,7 @@ def check_same_shape(samples: ImageSet, *others: ImageSet) -> None:
             )
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927, JASA 22, 209-212); 95% by default.
-
-    Unlike p +- z sqrt(p (1 - p) / n) it stays inside [0, 1] and is not of zero width at p = 0 or 1.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials")
-    p = successes / trials
-    scale = 1.0 / (1.0 + z * z / trials)
-    centre = scale * (p + z * z / (2 * trials))
-    half = scale * z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return low, high
-
-
 def proportion(name: str, hits: Bool[np.ndarray, " n"]) -> dict[str, float]:
-    """The share of hits as numbers of a metric: `name`, `name_low` and `name_high`."""
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {name: float(hits.mean()), f"{name}_low": low, f"{name}_high": high}
+    """The share of hits as numbers of a metric: `name`, and `name_low` and `name_high`, its 95% interval by Wilson."""
+    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {name: float(hits.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}

@@ -75,10 +75,12 @@ class PromptAdherence:
     headline: ClassVar[str] = "adherence"
     lower_is_better: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset({"samples", "prompts"})
-    also: ClassVar[tuple[str, ...]] = ("adherence_seen",)
+    also: ClassVar[tuple[str, ...]] = ("adherence_seen", "adherence_held_out")
     numbers: ClassVar[Mapping[str, Number]] = {
         "adherence": Number(label="Samples that are what was asked for", kind="percent"),
-        "adherence_seen": Number(label="of pairs seen in training", kind="percent", lower_is_better=False),
+        "adherence_seen": Number(label="Of pairs seen in training", kind="percent", lower_is_better=False),
+        "adherence_held_out": Number(label="Of pairs never seen in training", kind="percent", lower_is_better=False),
+        **{name: Number(label=name.replace("_", " "), kind="percent") for name in CATEGORIES},
         "ceiling": Number(label="True scenes for the same prompts", kind="percent"),
         "shuffled": Number(label="Against the prompts of other samples", kind="percent"),
     }

@@ -66,14 +66,3 @@ def _checked(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"the statistics in {path} are not finite")
     return mean, covariance
-
-
-def write_gaussian(path: str | Path, pooled: Gaussian, spatial: Gaussian | None = None) -> None:
-    """Write `mu` and `sigma` (and `mu_s`, `sigma_s`), float64; the file appears when it is complete."""
-    arrays = dict(zip(("mu", "sigma"), pooled, strict=True))
-    if spatial is not None:
-        arrays |= dict(zip(("mu_s", "sigma_s"), spatial, strict=True))
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, path)

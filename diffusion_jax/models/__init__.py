@@ -19,7 +19,8 @@ from diffusion_jax.models.network import (
 )
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.song_unet import SongUNet
-from diffusion_jax.models.unet import ADM_MULTIPLIERS, LDM_SIZES, UNet
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet_sizes import ADM_MULTIPLIERS, LDM_SIZES
 from diffusion_jax.models.uvit import UVIT_SIZES, UViT
 from diffusion_jax.models.vdm import VDMUNet
 from diffusion_jax.models.vit import VIT_SIZES, ViT

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.activations import attention_by_example, for_cpu
@@ -28,6 +28,7 @@ Implementation = Literal["einsum", "xla", "chunked", "splash"]
 _WHOLE = 2048**2  # logits of a head that are still made at once
 _CHUNK = 2**20  # logits of a head in one chunk
 _SPLASH_BLOCK = 128
+_LOWEST = -1e30  # a logit below all others, and finite, so that its derivative is
 
 
 def attention(
@@ -35,12 +36,14 @@ def attention(
     key: Float[Array, "batch keys heads dim"],
     value: Float[Array, "batch keys heads dim"],
     *,
+    mask: Bool[Array, "batch keys"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
     """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
 
     Args:
       query, key, value: as named.
+      mask: which keys count, at least one of each example; the others have weight zero. The kernel takes none.
       implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
         program is compiled for TPU and the lengths allow it, else chunks.
 
@@ -49,34 +52,45 @@ def attention(
     """
     if implementation not in (None, *_IMPLEMENTATIONS):
         raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
-    best = _einsum if query.shape[1] * key.shape[1] <= _WHOLE else _long
+    short = query.shape[1] * key.shape[1] <= _WHOLE
+    if mask is not None:
+        if implementation in ("splash", "xla"):
+            raise UserError(f"attention implementation {implementation!r} takes no mask: use einsum or chunked")
+        masked = {None: _einsum if short else _chunked, "einsum": _einsum, "chunked": _chunked}[implementation]
+        return attention_by_example(masked, query, key, value, mask)
+    best = _einsum if short else _long
     chosen = best if implementation is None else _IMPLEMENTATIONS[implementation]
     return attention_by_example(chosen, query, key, value)
 
 
-def _einsum(query: Array, key: Array, value: Array) -> Array:
+def _einsum(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     if not for_cpu():
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
+    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     found = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide) / total
     return jnp.moveaxis(found.astype(value.dtype), 1, 2)
 
 
-def _chunked(query: Array, key: Array, value: Array) -> Array:
+def _masked(logits: Float[Array, "batch heads queries keys"], mask: Bool[Array, "batch keys"] | None) -> Array:
+    """The logits with those of keys that do not count so low that their weight is exactly zero."""
+    return logits if mask is None else jnp.where(mask[:, None, None], logits, _LOWEST)
+
+
+def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     length = query.shape[1]
     size = max(1, min(length, _CHUNK // key.shape[1]))
     count = -(-length // size)
     padded = jnp.pad(query, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
     chunks = padded.reshape(query.shape[0], count, size, *query.shape[2:]).swapaxes(0, 1)
     # Backward, a chunk's logits are computed again: kept, they would be the whole matrix.
-    one = jax.checkpoint(lambda chunk: _einsum(chunk, key, value), prevent_cse=False)
+    one = jax.checkpoint(lambda chunk: _einsum(chunk, key, value, mask), prevent_cse=False)
     found = jax.lax.map(one, chunks)
     return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
 
@@ -157,7 +171,9 @@ def split_heads(
     return tuple(part.reshape(batch, tokens, num_heads, width // num_heads) for part in qkv)
 
 
-def self_attention(qkv: Sequence[Float[Array, "batch tokens dim"]], num_heads: int) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other, of query, key and value as in `split_heads`."""
+def self_attention(
+    qkv: Sequence[Float[Array, "batch tokens dim"]], num_heads: int, *, mask: Bool[Array, "batch tokens"] | None = None
+) -> Float[Array, "batch tokens dim"]:
+    """Attention of tokens to each other, of query, key and value as in `split_heads`; `mask` as in `attention`."""
     query, key, value = split_heads(qkv, num_heads)
-    return attention(query, key, value).reshape(qkv[0].shape)
+    return attention(query, key, value, mask=mask).reshape(qkv[0].shape)

@@ -21,8 +21,8 @@ from diffusion_jax.models.layers import (
     at_least_float32,
     sinusoidal_embedding,
 )
-from diffusion_jax.models.unet import ADM_MULTIPLIERS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock
+from diffusion_jax.models.unet_sizes import ADM_MULTIPLIERS
 
 _init = nn.initializers.xavier_uniform()
 

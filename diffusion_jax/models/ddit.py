@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, split_heads
-from diffusion_jax.models.dit import TIME_WAVES, Tokens, Vector, checkpointed, modulate
+from diffusion_jax.models.dit import checkpointed
+from diffusion_jax.models.dit_blocks import TIME_WAVES, Tokens, Vector, modulate
 from diffusion_jax.models.layers import (
     QKV,
     Dense,

@@ -9,6 +9,14 @@ have no parameters of their own: the conditioning vector c = time + label gives 
 through one dense layer that starts at zero, so that every block starts as the identity ("adaLN-Zero", sec. 3.2).
 The blocks are one scan over stacked parameters: the compile time does not grow with the depth.
 
+A text, the slot "context", is attended to in one of two ways. Crosswise: between the two branches of a block
+
+    x <- x + attention from x to context                    (PixArt-α, Chen et al. 2023, arXiv:2310.00426, section 2.3)
+
+whose last layer starts at zero. Jointly: the context is a second stream with modulation, projections and an MLP of its
+own, and both streams attend to both (MM-DiT, Esser et al. 2024, arXiv:2403.03206, figure 2). A text's pooled vector
+adds to c.
+
 For representation alignment (REPA, Yu et al. 2024, arXiv:2410.06940) the tokens after an early block go through an MLP
 of three layers into the space of another network's features; they are sown, and cost nothing where nobody asks for
 them.
@@ -16,7 +24,7 @@ them.
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import flax.linen as nn
 import jax
@@ -26,24 +34,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.layers import (
-    QKV,
-    Dense,
-    TimeMLP,
-    at_least_float32,
-    depth_to_space,
-    layer_norm,
-    recomputed,
-    sinusoidal_embedding,
-    space_to_depth,
+from diffusion_jax.models.dit_blocks import (
+    ConditioningEmbedding,
+    DiTBlock,
+    FinalLayer,
+    JointBlock,
+    Tokens,
+    Vector,
 )
+from diffusion_jax.models.layers import Dense, at_least_float32, depth_to_space, space_to_depth
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.specs import ConditionSpec
 
-Tokens = Float[Array, "batch tokens dim"]
-Vector = Float[Array, "batch dim"]
 Size = TypeVar("Size")
 
 # Table 1 of the paper, and M of MeanFlow (Geng et al. 2025, Table 4): name -> (depth, hidden size, heads). A size is
@@ -92,11 +96,8 @@ def checkpointed(block: type[nn.Module], remat: str, *, is_loop: bool = True) ->
 
 
 PROJECTOR = 2048  # hidden units of the MLP of REPA
-TIME_WAVES = 256  # width of the sinusoidal embedding, at every size of network
 
 _xavier = nn.initializers.xavier_uniform()
-_normal = nn.initializers.normal(0.02)
-_zeros = nn.initializers.zeros
 
 
 @functools.lru_cache
@@ -119,80 +120,12 @@ def unpatchify(tokens: Tokens, patch: int, size: int) -> Float[Array, "batch siz
     return depth_to_space(tokens.reshape(tokens.shape[0], grid, grid, -1), patch)
 
 
-def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
-    """(1 + scale) * x + shift, the same for all tokens of an example."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+State = Tokens | tuple[Tokens, Tokens]
+"""What goes from block to block: image tokens, and the context where it is a stream of its own."""
 
 
-def modulated_norm(x: Tokens, shift: Vector, scale: Vector, *, epsilon: float) -> Tokens:
-    """Layer norm whose gain and offset belong to the example."""
-    return modulate(layer_norm(x, epsilon), shift, scale)
-
-
-class ConditioningEmbedding(nn.Module, kw_only=True):
-    """Time and, where there are classes, label as one vector."""
-
-    features: int
-    num_classes: int
-    num_times: int = 1
-    frequency_shift: int = 0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, time: Float[Array, " batch"], conditions: Conditions) -> Vector:
-        waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
-        vector = TimeMLP(features=self.features, kernel_init=_normal, name="time")(waves)
-        if self.num_times == 2:
-            interval = time - conditions["second_time"]
-            waves = sinusoidal_embedding(
-                interval, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
-            )
-            vector += TimeMLP(features=self.features, kernel_init=_normal, name="interval")(waves)
-        if self.num_classes:
-            table = nn.Embed(
-                self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
-            )
-            vector += table(conditions["label"])
-        return vector
-
-
-class DiTBlock(nn.Module, kw_only=True):
-    """One adaLN-Zero block, in the form that scan wants: (carry, broadcast input) -> (carry, nothing)."""
-
-    num_heads: int
-    mlp_ratio: float
-    norm_eps: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Tokens, vector: Vector) -> tuple[Tokens, None]:
-        dim = x.shape[-1]
-        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
-        normed = recomputed(functools.partial(modulated_norm, epsilon=self.norm_eps))
-        gelu = recomputed(functools.partial(nn.gelu, approximate=True))
-        modulation = dense(6 * dim, kernel_init=_zeros, name="modulation")(nn.silu(vector))
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
-
-        qkv = QKV(features=dim, dtype=self.dtype, kernel_init=_xavier, name="qkv")(normed(x, shift_1, scale_1))
-        x += gate_1[:, None] * dense(dim, name="attention_out")(self_attention(qkv, self.num_heads))
-
-        h = dense(round(self.mlp_ratio * dim), name="mlp_in")(normed(x, shift_2, scale_2))
-        x += gate_2[:, None] * dense(dim, name="mlp_out")(gelu(h))
-        return x, None
-
-
-class FinalLayer(nn.Module, kw_only=True):
-    """Modulated layer norm and a linear map to the pixels of a patch; both start at zero."""
-
-    features: int
-    norm_eps: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Tokens, vector: Vector) -> Tokens:
-        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_zeros)
-        shift, scale = jnp.split(dense(2 * x.shape[-1], name="modulation")(nn.silu(vector)), 2, axis=-1)
-        return dense(self.features, name="linear")(modulated_norm(x, shift, scale, epsilon=self.norm_eps))
+def _image_tokens(state: State) -> Tokens:
+    return state[0] if isinstance(state, tuple) else state
 
 
 class DiT(Network, kw_only=True):
@@ -215,6 +148,9 @@ class DiT(Network, kw_only=True):
       scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
       align_depth: after how many blocks the tokens are projected for REPA; 0: never.
       align_channels: channels of the features that the tokens are projected to.
+      context_channels: width of conditions["context"], [batch, length, width], the tokens of a text; 0: there is none.
+      pooled_channels: width of conditions["pooled"], one vector for the whole text; 0: there is none.
+      context_by: how image tokens see the context: by "cross" attention, or by "joint" attention.
     """
 
     patch_size: int = 2
@@ -232,6 +168,9 @@ class DiT(Network, kw_only=True):
     scan_unroll: int = 1
     align_depth: int = 0
     align_channels: int = 768
+    context_channels: int = 0
+    pooled_channels: int = 0
+    context_by: Literal["cross", "joint"] = "cross"
 
     def __post_init__(self):
         super().__post_init__()
@@ -246,7 +185,20 @@ class DiT(Network, kw_only=True):
                 f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
                 "(sine and cosine of two coordinates)"
             )
+        if self.own_conditioning and (self.context_channels or self.pooled_channels):
+            raise UserError(
+                "DiT: own_conditioning is of time and label alone: set context_channels, pooled_channels to 0"
+            )
         checkpointed(DiTBlock, self.remat)
+
+    @property
+    def takes(self) -> dict[str, ConditionSpec]:
+        slots = super().takes
+        if self.context_channels:
+            slots["context"] = ConditionSpec(shape=(None, self.context_channels))
+        if self.pooled_channels:
+            slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
+        return slots
 
     @property
     def sows(self) -> dict[str, tuple[int, ...]]:
@@ -281,15 +233,18 @@ class DiT(Network, kw_only=True):
             num_classes=self.num_classes,
             num_times=self.num_times,
             frequency_shift=self.frequency_shift,
+            pooled_channels=self.pooled_channels,
             dtype=self.dtype,
             name="conditioning",
         )(time, conditions)
 
+        state, told = self._with_context(h, vector, conditions)
         if self.align_depth and (self.is_initializing() or self.is_mutable_collection("sown")):
-            h, early = self._blocks_and_early(h, vector)
+            state, early = self._blocks_and_early(state, told)
             self.sow("sown", "features", self._projected(early), reduce_fn=lambda _, new: new, init_fn=lambda: None)
         else:
-            h, _ = self._blocks()(h, vector)
+            state, _ = self._blocks(len(told))(state, *told)
+        h = _image_tokens(state)
         if self.own_conditioning:
             vector = vector[0]
 
@@ -303,27 +258,38 @@ class DiT(Network, kw_only=True):
         h = unpatchify(final(h, vector), self.patch_size, self.image_size)
         return h.astype(at_least_float32(h.dtype))
 
-    def _blocks(self) -> nn.Module:
+    def _with_context(self, h: Tokens, vector: Vector, conditions: Conditions) -> tuple[State, tuple[Any, ...]]:
+        """What goes from block to block, and what every block is told."""
+        if not self.context_channels:
+            return h, (vector,)
+        embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="context_embedding")
+        context, mask = embed(conditions["context"]), conditions.get("context_mask")
+        if mask is None:
+            mask = jnp.ones(context.shape[:2], bool)
+        return ((h, context), (vector, mask)) if self.context_by == "joint" else (h, (vector, context, mask))
+
+    def _blocks(self, num_told: int) -> nn.Module:
         """All blocks as one module whose parameters have a leading axis of length `depth`."""
-        stack = nn.scan(
-            self._block(), in_axes=0 if self.own_conditioning else nn.broadcast, unroll=self.scan_unroll, **self._loop
-        )
+        axes = 0 if self.own_conditioning else nn.broadcast
+        stack = nn.scan(self._block(), in_axes=(axes,) * num_told, unroll=self.scan_unroll, **self._loop)
         return stack(**self._block_fields)
 
-    def _blocks_and_early(self, h: Tokens, vector: Vector) -> tuple[Tokens, Tokens]:
-        """The tokens after all blocks, and after `align_depth` of them; parameters as those of `_blocks`."""
+    def _blocks_and_early(self, state: State, told: tuple[Any, ...]) -> tuple[State, Tokens]:
+        """The state after all blocks, and the image tokens after `align_depth`; parameters as those of `_blocks`."""
 
-        def step(block: nn.Module, carry: tuple[Tokens, Tokens], number: Array) -> tuple[tuple[Tokens, Tokens], None]:
-            h, early = carry
-            h, _ = block(h, vector)
-            return (h, jnp.where(number == self.align_depth, h, early)), None
+        def step(block: nn.Module, carry: tuple[State, Tokens], number: Array) -> tuple[tuple[State, Tokens], None]:
+            state, early = carry
+            state, _ = block(state, *told)
+            return (state, jnp.where(number == self.align_depth, _image_tokens(state), early)), None
 
         loop = nn.scan(step, in_axes=0, unroll=self.scan_unroll, **self._loop)
-        (h, early), _ = loop(self._block()(**self._block_fields), (h, h), 1 + jnp.arange(self.depth))
-        return h, early
+        first = (state, _image_tokens(state))
+        (state, early), _ = loop(self._block()(**self._block_fields), first, 1 + jnp.arange(self.depth))
+        return state, early
 
     def _block(self) -> type[nn.Module]:
-        return checkpointed(DiTBlock, self.remat, is_loop=self.scan_unroll < self.depth)
+        kind = JointBlock if self.context_channels and self.context_by == "joint" else DiTBlock
+        return checkpointed(kind, self.remat, is_loop=self.scan_unroll < self.depth)
 
     @property
     def _loop(self) -> dict:
@@ -381,6 +347,9 @@ def dit(
     scan_unroll: int = 1,
     align_depth: int = 0,
     align_channels: int = 768,
+    context_channels: int = 0,
+    pooled_channels: int = 0,
+    context_by: Literal["cross", "joint"] = "cross",
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
     """A DiT of a named size: S, B, M, L or XL, a stroke, and the patch size, as in "XL/2".
@@ -408,5 +377,8 @@ def dit(
         scan_unroll=scan_unroll,
         align_depth=align_depth,
         align_channels=align_channels,
+        context_channels=context_channels,
+        pooled_channels=pooled_channels,
+        context_by=context_by,
         dtype=dtype,
     )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import ConditionSpec, mask_name
 
 Conditions = Mapping[str, PyTree]
 
@@ -27,7 +27,7 @@ class Network(nn.Module, kw_only=True):
     Subclasses define `__call__(x, time, conditions, dropout_keys=None)`:
       x: [batch, height, width, channels].
       time: float32 [batch], the input of the time embedding, scaled already.
-      conditions: the slots in `takes`, each [batch, ...].
+      conditions: the slots in `takes`, each [batch, ...], and masks beside those of any length (`ConditionSpec`).
       dropout_keys: one key per example switches dropout on; None means deterministic.
       Returns float32 [batch, height, width, output channels].
 
@@ -90,7 +90,8 @@ class Network(nn.Module, kw_only=True):
         if time.shape != x.shape[:1]:
             raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
         takes = self.takes
-        if set(conditions) != set(takes):
+        masks = {mask_name(slot): slot for slot, spec in takes.items() if spec.has_mask}
+        if set(conditions) - set(masks) != set(takes):
             raise UserError(
                 f"{name} with num_classes={self.num_classes} and num_times={self.num_times} takes the conditions "
                 f"{sorted(takes)}, got {sorted(conditions)}; set num_classes or num_times, or give what it takes"
@@ -99,6 +100,11 @@ class Network(nn.Module, kw_only=True):
             shape = conditions[slot].shape
             if shape[:1] != x.shape[:1] or not spec.fits(shape[1:]):
                 raise UserError(f"{name} takes {slot} as [{x.shape[0]}, {str(list(spec.shape))[1:]}, got {list(shape)}")
+        for mask, slot in masks.items():
+            wanted = conditions[slot].shape[:2]
+            if mask in conditions and (conditions[mask].shape != wanted or conditions[mask].dtype != bool):
+                found = conditions[mask]
+                raise UserError(f"{name} takes {mask} as bool {list(wanted)}, got {found.dtype} {list(found.shape)}")
 
     @nn.nowrap
     def constrain(self, params: PyTree) -> PyTree:

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import attention, self_attention
+from diffusion_jax.models.attention import self_attention
+from diffusion_jax.models.cross_attention import CrossAttention, Mask
 from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, at_least_float32, resample
 from diffusion_jax.models.network import Network
 
@@ -113,27 +114,6 @@ class AttentionBlock(nn.Module, kw_only=True):
         return scaled(x + h, self.residual_scale)
 
 
-class CrossAttention(nn.Module, kw_only=True):
-    """Attention of tokens to a context or to themselves, without biases but the last (Rombach et al. 2022, 3.3)."""
-
-    num_heads: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"] | None = None
-    ) -> Float[Array, "batch tokens dim"]:
-        context = x if context is None else context
-        dim = x.shape[-1]
-
-        def heads(v, name):
-            v = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
-            return v.reshape(*v.shape[:2], self.num_heads, dim // self.num_heads)
-
-        h = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"))
-        return Dense(dim, dtype=self.dtype, kernel_init=_glorot, name="out")(h.reshape(x.shape))
-
-
 class TransformerBlock(nn.Module, kw_only=True):
     """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm."""
 
@@ -142,12 +122,16 @@ class TransformerBlock(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens dim"], context: Float[Array, "batch context width"]
+        self,
+        x: Float[Array, "batch tokens dim"],
+        context: Float[Array, "batch context width"],
+        mask: Mask | None = None,
     ) -> Float[Array, "batch tokens dim"]:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_glorot)
         x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x))
-        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")(norm(name="norm_1")(x), context)
+        cross = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")
+        x += cross(norm(name="norm_1")(x), context, mask)
         h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
         return x + dense(x.shape[-1], name="mlp_out")(h * nn.gelu(gate, approximate=False))
 
@@ -161,12 +145,12 @@ class SpatialTransformer(nn.Module, kw_only=True):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Image, context: Float[Array, "batch context width"]) -> Image:
+    def __call__(self, x: Image, context: Float[Array, "batch context width"], mask: Mask | None = None) -> Image:
         batch, height, width, channels = x.shape
         h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
         h = Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
         for layer in range(self.depth):
-            h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context)
+            h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context, mask)
         return x + Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.dit import Tokens, checkpointed, named_size, patchify, unpatchify
+from diffusion_jax.models.dit import checkpointed, named_size, patchify, unpatchify
+from diffusion_jax.models.dit_blocks import Tokens
 from diffusion_jax.models.layers import QKV, Dense, LabelEmbedding, at_least_float32, recomputed
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS

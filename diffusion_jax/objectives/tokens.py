@@ -21,10 +21,10 @@ for the linear schedule, and tokens that are not masked are known and cost nothi
 SEDD (Lou et al. 2023, arXiv 2310.16834, eq. 7 and 11), with s_y the predicted ratio p_t(y) / p_t(x_t) and r_y the true
 one given x0, over values y != x_t to which the reversed process may go:
 
-    (5)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],     c = 1 (mask), 1 / K
-    (uniform);
+    (5)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],
 
-the network's logits are log s_y, for masks log(s_y (e^sigma - 1)), so that they are log p(x0) where they are right.
+with c = 1 for masks and 1 / K for uniform noise. The network's logits are log s_y, for masks log(s_y (e^sigma - 1)), so
+that they are log p(x0) where they are right.
 
 Discrete flow matching (Gat et al. 2024, arXiv 2407.15595, eq. 25): the cross-entropy of x0, over all tokens.
 

@@ -116,17 +116,19 @@ def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def attention_by_example(
-    operation: Callable[[Array, Array, Array], Array], query: Array, key: Array, value: Array
+    operation: Callable[..., Array], query: Array, key: Array, value: Array, mask: Array | None = None
 ) -> Array:
     """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
 
-    All are [batch, tokens, heads, channels]. Where tokens are divided, a device gathers the keys and values of all
-    tokens for its own queries, and sends back their gradients summed: memory grows with the length, and nothing else
-    is sent. The operation is not seen by the compiler's partitioner, which can not divide a kernel written by hand.
+    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument. Where tokens
+    are divided, a device gathers the keys and values of all tokens for its own queries, and sends back their gradients
+    summed: memory grows with the length, and nothing else is sent. The operation is not seen by the compiler's
+    partitioner, which can not divide a kernel written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    masks = () if mask is None else (mask,)
     if mesh.empty or mesh.size == 1:
-        return operation(query, key, value)
+        return operation(query, key, value, *masks)
     context, tensor = (mesh.shape.get(axis, 1) for axis in (CONTEXT, TENSOR))
     divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
     tokens = CONTEXT if divides else None
@@ -134,10 +136,11 @@ def attention_by_example(
     # An axis that the spec does not name would be summed over backward, also one of a single device.
     single = tuple(axis for axis, length in mesh.shape.items() if length == 1)
 
-    def local(query: Array, key: Array, value: Array) -> Array:
+    def local(query: Array, *keys: Array) -> Array:
         if tokens:
-            key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
-        return operation(query, key, value)
+            keys = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in keys)
+        return operation(query, *keys)
 
     spec = PartitionSpec((*(batch_spec(mesh, query.shape[0]) or ()), *single), tokens, heads)
-    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)(query, key, value)
+    specs = (spec, spec, spec, *(PartitionSpec(*spec[:2]) for _ in masks))
+    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, *masks)

@@ -23,17 +23,11 @@ from diffusion_jax.schedulers import Denoiser, ReverseSteps, TimeGrid
 @SAMPLERS.register("ddim")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
-    """Eq. (1) with eta in [0, 1].
-
-    `step_length`, for parity only: every transition ends at t - step_length, or at clean data, and not at the grid's
-    next point, at which the next one begins all the same. diffusers' DDIMScheduler does so (with 1 / num_steps)
-    under `timestep_spacing="linspace"`, whose points are further apart.
-    """
+    """Eq. (1) with eta in [0, 1]."""
 
     order: ClassVar[int] = 1
 
     eta: float = 0.0
-    step_length: float | None = None
 
     def __post_init__(self):
         if not 0 <= self.eta <= 1:
@@ -44,13 +38,6 @@ class DDIM(Sampler):
         return self.eta > 0
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
-        if self.step_length is not None:
-            if self.eta > 0:
-                raise UserError("sampler ddim takes step_length with eta = 0 only")
-            ends = np.maximum(grid.times[:-1] - self.step_length, 0.0)
-            sigmas = np.where(ends < 1e-9, 0.0, grid.schedule.sigma(ends))
-            alphas = np.where(ends < 1e-9, 1.0, grid.schedule.alpha(ends))
-            return {"fresh": np.zeros_like(ends), "signal": alphas, "kept": sigmas}
         variance = self.eta**2 * ReverseSteps.of(grid).small
         return {
             "fresh": np.sqrt(variance),

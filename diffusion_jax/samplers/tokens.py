@@ -2,16 +2,18 @@
 
 With p = softmax of the token denoiser's logits at (x_t, t), for a step t -> s:
 
-    d3pm_ancestral      x_{n-1} from the chain's posterior averaged over p (Austin et al. 2021, eq. 4); N is the chain's
-    T mdlm                every mask is lifted with probability (kept_s - kept_t) / (1 - kept_t), to a draw of p (Sahoo
-    et
-                        al. 2024, eq. 6)
-    mdlm_cached         the same; where no token changed in the last step the logits are those of before, so that the
-                        network is asked less often. For networks that do not see the time.
-    sedd_euler          jump to y with probability h rate s_y (times 1 / K for uniform noise), h = t - s (Lou et al.
-    2023) sedd_tau_leaping    the same with 1 - exp(-h rate sum_y s_y): at most one jump in a step sedd_analytic
-    Tweedie's: q(x_s | x_t) from the ratios themselves, exact for one token (Lou et al. 2023, eq. 19)
-    discrete_flow_euler with probability h rate kept / (1 - kept) a new draw of p (Gat et al. 2024, eq. 22 to 24)
+    d3pm_ancestral       x_{n-1} from the chain's posterior, averaged over p (Austin et al. 2021, eq. 4).
+                         N is the chain's T.
+    mdlm                 Every mask is lifted with probability (kept_s - kept_t) / (1 - kept_t), to a draw of p
+                         (Sahoo et al. 2024, eq. 6).
+    mdlm_cached          The same; where no token changed in the last step the logits are those of before, so that
+                         the network is asked less often. For networks that do not see the time.
+    sedd_euler           A jump to y with probability h rate s_y (times 1 / K for uniform noise), h = t - s
+                         (Lou et al. 2023).
+    sedd_tau_leaping     The same with 1 - exp(-h rate sum_y s_y): at most one jump in a step.
+    sedd_analytic        Tweedie's: q(x_s | x_t) from the ratios themselves, exact for one token
+                         (Lou et al. 2023, eq. 19).
+    discrete_flow_euler  With probability h rate kept / (1 - kept) a new draw of p (Gat et al. 2024, eq. 22 to 24).
 
 After the last step tokens that are still masked become draws of p (d3pm and mdlm have none left).
 """

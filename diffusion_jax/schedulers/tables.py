@@ -59,12 +59,6 @@ class BetaTable(TableSchedule):
         object.__setattr__(self, "num_steps", len(self.table))
         super().__post_init__()
 
-    @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float]) -> "BetaTable":
-        """The table with these alpha^2 at its steps."""
-        abar = np.concatenate([[1.0], np.asarray(alphas_cumprod, np.float64)])
-        return cls(table=tuple(1.0 - abar[1:] / abar[:-1]))
-
     def betas(self) -> np.ndarray:
         return np.asarray(self.table, np.float64)
 

@@ -5,11 +5,11 @@ Austin et al. 2021 (arXiv 2107.03006), eq. 2, 3 and app. A. With rows summing to
     (1)   q(x_n | x_{n-1}) = Q_n[x_{n-1}, x_n],     q(x_n | x0) = Qbar_n[x0, x_n],     Qbar_n = Q_1 ... Q_n,
     (2)   q(x_{n-1} | x_n, x0) ~ Q_n[x_{n-1}, x_n] Qbar_{n-1}[x0, x_{n-1}].
 
-    kind        Q_n                                                            beta_n
-    uniform     (1 - beta) I + beta 11^T / K                                   cosine
-    absorbing   (1 - beta) I + beta 1 e_m^T, m = K // 2                        1 / (T - n + 1): a share n / T is
-    absorbed gaussian    exp(-4 |i - j|^2 / ((K - 1)^2 beta)) / (sum over -K < n < K),  linear, 1e-4 to 0.02
-                the rest on the diagonal
+    kind        Q_n                                                   beta_n
+    uniform     (1 - beta) I + beta 11^T / K                          cosine
+    absorbing   (1 - beta) I + beta 1 e_m^T, m = K // 2               1 / (T - n + 1): a share n / T is absorbed
+    gaussian    exp(-4 |i - j|^2 / ((K - 1)^2 beta)), divided by      linear, 1e-4 to 0.02
+                its sum over -K < i - j < K; the rest on the diagonal
 
 Step n = 1 ... T here is step n - 1 of a table of betas; it sits at t = n / T.
 """

@@ -4,8 +4,9 @@ A token x0 of K values keeps its value up to time t with probability kept(t), an
 of all others (Austin et al. 2021, arXiv 2107.03006; Campbell et al. 2022; Sahoo et al. 2024, arXiv 2406.07524; Lou et
 al. 2023, arXiv 2310.16834; Gat et al. 2024, arXiv 2407.15595):
 
-    (1)   q(x_t | x0) = kept(t) [x_t = x0] + (1 - kept(t)) noise(x_t),     noise: all on the mask, or uniform on K
-    values.
+    (1)   q(x_t | x0) = kept(t) [x_t = x0] + (1 - kept(t)) noise(x_t),
+
+where the noise is all on the mask, or uniform on the K values.
 
 Time runs as everywhere: t = 0 is data, kept(0) = 1, and at t = 1 nothing or almost nothing is kept. With sigma(t) =
 -log kept(t), rate(t) = sigma'(t) is the rate at which tokens are replaced.

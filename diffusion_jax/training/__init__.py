@@ -1,7 +1,7 @@
 """The training state, the pure train step, the optimizer, EMA and checkpoints."""
 
 from diffusion_jax.training.checkpointing import Checkpointer, CorruptCheckpointError
-from diffusion_jax.training.ema import EmaConfig, post_hoc_coefficients, power_from_width, width_from_power
+from diffusion_jax.training.ema import EmaConfig, post_hoc_coefficients, power_from_width
 from diffusion_jax.training.first_stage import DISCRIMINATOR, FirstStage
 from diffusion_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
 from diffusion_jax.training.state import TrainState, create_state
@@ -24,5 +24,4 @@ __all__ = [
     "make_validation_step",
     "post_hoc_coefficients",
     "power_from_width",
-    "width_from_power",
 ]

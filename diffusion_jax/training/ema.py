@@ -9,8 +9,9 @@ so that the average forgets the random initial parameters early in training and 
 The third kind has a profile that grows as a power of training time (Karras et al. 2024, EDM2, sec. 3.1 and app. C):
 at time t the parameters of time s <= t have the density
 
-    p(s; gamma, t) = (gamma + 1) s^gamma / t^(gamma + 1),        decay(n) = (1 - 1/n)^(gamma + 1) at step n = 1, 2 ...
-    (2)
+    p(s; gamma, t) = (gamma + 1) s^gamma / t^(gamma + 1),     decay(n) = (1 - 1/n)^(gamma + 1),                 (2)
+
+the decay being that of step n = 1, 2 ...
 
 It is named by its width, the standard deviation of p relative to t (EDM2 keeps 0.05 and 0.10). Averages stored at
 several steps combine linearly to the average of any other width, after training (`post_hoc_coefficients`).
@@ -39,11 +40,6 @@ def power_from_width(width: float) -> float:
         raise UserError(f"the width of a power-function average lies between 0 and 12^(-1/2) = 0.2887, got {width}")
     squared = width**-2.0
     return float(np.roots([1.0, 7.0, 16.0 - squared, 12.0 - squared]).real.max())
-
-
-def width_from_power(gamma: float) -> float:
-    """The relative standard deviation of the profile s^gamma: sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 def _overlap(gamma: np.ndarray, t: np.ndarray, other_gamma: np.ndarray, other_t: np.ndarray) -> np.ndarray:

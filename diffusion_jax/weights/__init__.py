@@ -4,12 +4,13 @@ from diffusion_jax.weights.diffusers_config import describe, network_spec, unkno
 from diffusion_jax.weights.diffusers_schedulers import ASSUMED, Sampling, describe_sampling, read_sampling
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
 from diffusion_jax.weights.folders import STEMS, locate, read_config
-from diffusion_jax.weights.formats import FORMATS, find_format, fitted, load_params, weight_map
+from diffusion_jax.weights.formats import FORMATS, find_format, fitted, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
 from diffusion_jax.weights.inception import inception_map, inception_shapes, nvidia_inception_map, read_inception
 from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
 from diffusion_jax.weights.names import WeightMap
 from diffusion_jax.weights.reading import read_state, read_weights, write_state
+from diffusion_jax.weights.texts import bert_map, read_text_encoder
 from diffusion_jax.weights.torch_files import read_torch_file
 
 FOLDER_STEM = STEMS[0]  # the name of the file of weights in a folder of diffusers
@@ -26,13 +27,13 @@ __all__ = [
     "Clip",
     "Sampling",
     "WeightMap",
+    "bert_map",
     "describe",
     "describe_sampling",
     "find_format",
     "fitted",
     "inception_map",
     "inception_shapes",
-    "load_params",
     "locate",
     "lpips_map",
     "lpips_shapes",
@@ -45,6 +46,7 @@ __all__ = [
     "read_lpips",
     "read_sampling",
     "read_state",
+    "read_text_encoder",
     "read_torch_file",
     "read_weights",
     "require_lpips",

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from diffusion_jax import models, terms, training
+from diffusion_jax.conditioning import CONDITIONERS
 from diffusion_jax.data.augmentation import augmentations
+from diffusion_jax.data.prompts import TOKENIZERS
 from diffusion_jax.data.sources import datasets
 from diffusion_jax.domains import BOUNDS, annotations, bounds_of
 from diffusion_jax.models.autoencoders import CODECS
+from diffusion_jax.models.encoders import TEXT_ENCODERS
 from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
@@ -32,6 +35,10 @@ class Kind(NamedTuple):
     filled: tuple[str, ...] = ()
 
 
+TEXTS: Registry = Registry("conditioner")
+"""The conditioners that a config describes; the others are there where data and network have what they are of."""
+TEXTS.register("text")(CONDITIONERS["text"])
+
 KINDS = (
     Kind("model", models.MODELS, ("image_size", "image_channels", "num_classes", "dtype")),
     Kind("schedule", SCHEDULES),
@@ -46,6 +53,9 @@ KINDS = (
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
     Kind("data.augmentation", augmentations),
     Kind("data.options", datasets, ("split", "data_dir")),
+    Kind("conditioning.text", TEXTS, ("dtype",)),
+    Kind("conditioning.text.tokenizer", TOKENIZERS),
+    Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
     Kind("sampling.sampler", SAMPLERS),
     Kind("sampling.sampler", DISCRETE_SAMPLERS),
     Kind("sampling.grid", GRIDS),

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_jax import systems, training
 from diffusion_jax.errors import UserError
+from experiments.building import conditions
 from experiments.building.kinds import open_experiment
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
@@ -35,7 +36,7 @@ def describe_run(experiment: Experiment, directory: Path | str) -> None:
     """Write what `diffusion_jax.load_model` needs to know of a run besides its checkpoints."""
     config = experiment.config
     about = {"checkpoints": config.checkpoint.directory, "average": experiment.known_ema(config.sampling.ema)}
-    systems.write_description(directory, experiment.model, **about)
+    systems.write_description(directory, conditions.with_text(experiment.model, experiment.text), **about)
 
 
 def restore_params(

@@ -33,6 +33,7 @@ from diffusion_jax.schedulers import (
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
+from experiments.building import conditions
 from experiments.building.latents import check_first_stage, pictures_of
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
@@ -96,13 +97,43 @@ class Experiment:
     @cached_property
     def pipeline(self) -> data.Pipeline:
         """The training data."""
-        return self._pipeline(self.config.data.split)
+        plain = self._pipeline(self.config.data.split)
+        if self.told_text is None:
+            return plain
+        self._check_captions(plain.info)
+        text = conditions.with_words(self.told_text, plain, self.directory)
+        return plain.prepared_by(conditions.Preparation(parts=(text,)))
+
+    @cached_property
+    def text(self) -> conditioning.Text | None:
+        """The conditioner of texts with all that it needs to read words; None where the network is told no text."""
+        if self.told_text is None:
+            return None
+        try:  # of a run that is there the word list is too; the data may not be
+            return conditions.with_words(self.told_text, None, self.directory)
+        except UserError:
+            return self.pipeline.prepare.parts[0]
+
+    @cached_property
+    def told_text(self) -> conditioning.Text | None:
+        """The same without a word list: all that shapes and compiled programs depend on."""
+        return conditions.text_of(self.config, self._dtype)
+
+    def _check_captions(self, info: data.DatasetInfo) -> None:
+        if "text" not in info.fields:
+            raise UserError(
+                f"conditioning.text tells the network captions, and data set {self.config.data.dataset} has none: use "
+                'one with captions, such as a folder whose metadata.jsonl gives {"file_name": ..., "text": ...}'
+            )
 
     @cached_property
     def validation_pipeline(self) -> data.Pipeline | None:
         """Held-out data in the form of the training data, not augmented; None when the config names none."""
         split = self.config.data.validation_split
-        return dataclasses.replace(self._pipeline(split, features=""), augment=False) if split else None
+        if not split:
+            return None
+        held_out = dataclasses.replace(self._pipeline(split, features=""), augment=False)
+        return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
@@ -119,9 +150,6 @@ class Experiment:
     @cached_property
     def network(self) -> Any:
         """The Flax module."""
-        dtype = self.config.train.dtype
-        if dtype not in DTYPES:
-            raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
         size, _, channels = self.codec.spec(self.info.spec).shape
         spec = dict(self.config.model)
         if self.process.discrete:
@@ -130,23 +158,42 @@ class Experiment:
             if spec["name"] != SEQUENCES:
                 raise UserError(f"model {spec['name']} is of images; the data is text: use model {SEQUENCES}")
             spec["length"] = size
+        told = {} if self.told_text is None else self.told_text.gives
         return models.MODELS.build(
             spec,
             image_size=size,
             image_channels=channels,
             num_classes=self.num_classes,
-            dtype=DTYPES[dtype],
+            dtype=self._dtype,
+            **{f"{slot}_channels": slot_spec.shape[-1] for slot, slot_spec in told.items()},
         )
+
+    @property
+    def _dtype(self) -> Any:
+        """What activations are computed in."""
+        dtype = self.config.train.dtype
+        if dtype not in DTYPES:
+            raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
+        return DTYPES[dtype]
 
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
-        """Conditioners for what the data has and the network takes: its classes, and what was done to the images."""
+        """Conditioners for what the data has and the network takes: classes, texts, and what was done to the images.
+
+        Everything that is asked falls together with `train.conditioning_dropout`, a text alone with its own dropout.
+        """
         takes, parts = self.network.takes, []
         if "label" in takes:
             parts.append(conditioning.Label(num_classes=self.num_classes, class_names=self.info.class_names))
         if "augment" in takes:
             parts.append(conditioning.Numbers(slot="augment", count=takes["augment"].shape[0]))
-        dropout = {("label",): self.config.train.conditioning_dropout} if "label" in takes else {}
+        if self.told_text is not None:
+            parts.append(self.told_text)
+        everything = conditioning.Conditioning(parts=tuple(parts)).asked
+        dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
+        if self.told_text is not None:
+            alone = tuple(self.told_text.gives)
+            dropout[alone] = dropout.get(alone, 0.0) + self.told_text.dropout
         return conditioning.Conditioning(parts=tuple(parts), dropout=dropout)
 
     @cached_property
@@ -335,8 +382,8 @@ class Experiment:
             )
         if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.guide):
             raise UserError(
-                "sampling.guidance_scale needs a class-conditional network; this one has no classes: use 1, or name a "
-                "guide, sampling.guide"
+                "sampling.guidance_scale needs a conditional network; this one is told no class and no text: use 1, or "
+                "name a guide, sampling.guide"
             )
         if self.validation_pipeline is not None:
             _ = self.validation_size
@@ -401,8 +448,15 @@ class Experiment:
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Where groups of the parameters come from that are not begun at random."""
-        stage = self.first_stage
-        return {} if stage is None else {systems.CODEC: Source(where=str(stage.path), read=stage.read_params)}
+        found: dict[str, Source] = {}
+        if self.first_stage is not None:
+            stage = self.first_stage
+            found[systems.CODEC] = Source(where=str(stage.path), read=stage.read_params)
+        encoder = self.told_text and self.told_text.encoder
+        if encoder and encoder.source:
+            group = f"{systems.CONDITIONING}/{next(iter(self.told_text.gives))}"
+            found[group] = Source(where=encoder.source, read=lambda: weights.read_text_encoder(encoder))
+        return found
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -492,6 +546,8 @@ class Experiment:
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
+        if self.told_text is not None:
+            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in self.told_text.fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch

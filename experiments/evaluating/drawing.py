@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
 from diffusion_jax.files import replace_file
+from experiments.evaluating.asked import Asked
 from experiments.evaluating.generation import Generator
 from experiments.ground.progress import ProgressBar
 
@@ -42,8 +43,10 @@ class Drawing:
     num_samples: int
 
     @classmethod
-    def of(cls, home: Path, make: Generator, num_samples: int, seed: int, source: Mapping[str, Any]) -> "Drawing":
-        """That of one network, one way of sampling and one seed, in the workdir `home`."""
+    def of(
+        cls, home: Path, make: Generator, num_samples: int, seed: int, source: Mapping[str, Any], said: str = ""
+    ) -> "Drawing":
+        """That of one network, one way of sampling, one seed and what is `said` (`Asked.digest`), in a workdir."""
         depends_on = {
             "sampler": repr(make.sampler),
             "times": make.grid.times.tolist(),
@@ -54,11 +57,12 @@ class Drawing:
             "num_samples": num_samples,
             "seed": seed,
             "source": dict(source),
+            **({"said": said} if said else {}),
         }
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()
         return cls(directory=home / f"evaluation-{digest[:16]}", num_samples=num_samples)
 
-    def draw(self, make: Generator, params: Any, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    def draw(self, make: Generator, params: Any, asked: Asked | np.ndarray | None, seed: int) -> np.ndarray:
         """The samples: those that are missing are drawn. For every process to call; only the first has them after it.
 
         Returns:
@@ -72,7 +76,7 @@ class Drawing:
             if done and primary:
                 progress.update(done)
             first = done - done % make.batch_size
-            for part in make.batches(params, labels, self.num_samples, seed, start=first):
+            for part in make.batches(params, asked, self.num_samples, seed, start=first):
                 if primary:
                     self._keep(first, to_uint8(part) if make.experiment.shown.is_image else part)
                 first += len(part)

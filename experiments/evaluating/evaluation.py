@@ -18,9 +18,10 @@ from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import judging, reconstruction
+from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
 from experiments.evaluating.generation import Generator, Guide
-from experiments.evaluating.pictures import balanced_labels, save_grid, save_neighbours
+from experiments.evaluating.pictures import save_captioned, save_grid, save_neighbours
 from experiments.evaluating.texts import MOST_SHOWN, save_texts
 from experiments.ground.progress import ProgressBar
 
@@ -37,6 +38,7 @@ def generator(
     sampler: str | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    negative: str | None = None,
     batch_size: int | None = None,
 ) -> Generator:
     """The config's way of sampling, or as asked.
@@ -52,6 +54,7 @@ def generator(
         guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
         guidance_interval=tuple(sampling.guidance_interval),
         guide=read_guide(sampling.guide, sampling.guide_ema) if sampling.guide else None,
+        negative=None if negative is None else dict(asked_in_words(experiment, [negative]).fields),
         batch_size=batch_size or sampling.batch_size,
     )
 
@@ -62,10 +65,10 @@ def read_guide(directory: str, ema: str) -> Guide:
     return Guide(experiment=experiment, params=params, source={"workdir": directory, **source})
 
 
-def draw(make: Generator, params: Any, labels: np.ndarray | None, num_samples: int, seed: int) -> np.ndarray:
+def draw(make: Generator, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int) -> np.ndarray:
     """Samples with a progress bar."""
     with ProgressBar(total=num_samples, description="sample", primary=parallel.is_primary()) as progress:
-        return make.generate(params, labels, num_samples, seed, progress.update)
+        return make.generate(params, asked, num_samples, seed, progress.update)
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
@@ -135,9 +138,10 @@ def _evaluate(
     if not (experiment.shown.is_image or experiment.info.is_text):
         return {}  # latents have neither pictures nor metrics here
     count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
-    labels = labels_for(experiment, count)
-    drawing = Drawing.of(directory, make, count, seed, source)
-    images = drawing.draw(make, params, labels, seed)
+    asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)
+    labels = asked.labels
+    drawing = Drawing.of(directory, make, count, seed, source, asked.digest)
+    images = drawing.draw(make, params, asked, seed)
     of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
     if experiment.info.is_text:
         if parallel.is_primary():
@@ -150,12 +154,12 @@ def _evaluate(
     follows = out is None and make.path_bytes <= MOST_PATH_BYTES
     if follows:
         follow = dataclasses.replace(make, path_points=PATH_POINTS, batch_size=PATHS)
-        path_images = follow.generate(params, labels, PATHS, seed)
+        path_images = follow.generate(params, asked, PATHS, seed)
     if not parallel.is_primary():
         return {}
     if out is None:
-        shown = None if labels is None else labels[:GRID_SIZE]
-        save_grid(images[:GRID_SIZE], directory / "samples" / "final.png", labels=shown, **class_names(experiment))
+        shown = asked.first(min(GRID_SIZE, count))
+        save_asked(images[: len(images[:GRID_SIZE])], shown, experiment, directory / "samples" / "final.png")
     if picture is not None:
         save_grid(images[:PICTURE_SIZE], picture, columns=COLUMNS)
     if follows:
@@ -164,10 +168,13 @@ def _evaluate(
         drawing.forget()
         return {}
     images, labels = images[:wanted], None if labels is None else labels[:wanted]
+    said = asked.texts[:wanted] or None
     splits = (config.data.split, config.data.validation_split)
     train, test = (real_images(experiment, split, drawing.directory) for split in splits)
     metrics = judging.build_metrics(experiment, tuple(name for name in names if name not in of_model), train, spaces)
-    results = evaluate_all(metrics, ImageSet(images=images, labels=labels), train=train, test=test) | of_model
+    results = (
+        evaluate_all(metrics, ImageSet(images=images, labels=labels, texts=said), train=train, test=test) | of_model
+    )
     results = {name: results[name] for name in names}
     if out is None:
         distances, indices = nearest(images, train.images)
@@ -222,10 +229,12 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
     save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
 
 
-def labels_for(experiment: Experiment, num_samples: int) -> np.ndarray | None:
-    """Labels of balanced classes; None where the data has no classes."""
-    classes = experiment.num_classes
-    return balanced_labels(num_samples, classes) if classes else None
+def save_asked(images: np.ndarray, asked: Asked, experiment: Experiment, path: Path) -> None:
+    """The grid of samples: what was said under each; else a column for each class."""
+    if asked.texts:
+        save_captioned(images, asked.texts, path)
+    else:
+        save_grid(images, path, labels=asked.labels, **class_names(experiment))
 
 
 def class_names(experiment: Experiment) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_jax.conditioning import with_masks
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.rng import BatchKey, stream_key
@@ -28,6 +29,7 @@ from diffusion_jax.samplers import (
 from diffusion_jax.schedulers import TimeGrid, on_schedule
 from diffusion_jax.schedulers.arrays import as_compute
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import Asked
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,6 +58,7 @@ class Generator:
       guidance_scale: of classifier-free guidance, or with a guide of autoguidance; 1 is none.
       guidance_interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is at all.
       guide: a network in the place of the null condition.
+      negative: raw fields of a batch of one example, what is said in the place of nothing: a negative prompt.
       batch_size: samples per call; rounded up to a multiple of the devices.
       path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
         axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
@@ -67,6 +70,7 @@ class Generator:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, ...] = ()
     guide: Guide | None = None
+    negative: Mapping[str, np.ndarray] | None = None
     batch_size: int = 256
     path_points: int = 0
 
@@ -77,8 +81,11 @@ class Generator:
             self._check_guide(self.guide.experiment)
         elif self.guidance_scale != 1.0 and not self.experiment.conditioning.asked:
             raise UserError(
-                "guidance needs a class-conditional network; this one has no classes: use guidance_scale 1, or a guide"
+                "guidance needs a conditional network; this one is told no class and no text: use guidance_scale 1, or "
+                "a guide"
             )
+        if self.negative and (self.guidance_scale == 1.0 or self.guide is not None):
+            raise UserError("a negative prompt takes the place of the null condition: it needs guidance, and no guide")
         if self.guidance_interval and len(self.guidance_interval) != 2:
             raise UserError(f"guidance_interval is (low, high) or (), not {self.guidance_interval}")
         layout = self.experiment.layout
@@ -96,6 +103,9 @@ class Generator:
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
                 f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
             )
+        reads = [one.text and (one.text.tokenizer, one.text.length) for one in (own, other)]
+        if other.told_text is not None and reads[0] != reads[1]:
+            raise UserError("the guide reads texts by another tokenizer, word list or length: train it on the same")
         if other.model.is_flow_map != own.model.is_flow_map:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
@@ -138,7 +148,7 @@ class Generator:
                     worse = on_schedule(worse, other.process.schedule, schedule)
                 guided = autoguidance(denoise, worse, self.guidance_scale)
             else:
-                null = model.without(params, conditions, size)
+                null = self._null(params, given, conditions, size)
                 guided = classifier_free(conditional, conditions, null, self.guidance_scale)
             denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
         shape = model.diffused.shape
@@ -157,6 +167,19 @@ class Generator:
         states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
         return jax.vmap(lambda z: model.decode(params, z), in_axes=1, out_axes=1)(states)
 
+    def _null(self, params: Any, given: dict[str, jax.Array], conditions: Any, size: int) -> Any:
+        """The conditions where nothing is asked, or what is asked negatively."""
+        model = self.experiment.model
+        null = model.without(params, conditions, size)
+        if not self.negative:
+            return null
+        said = {name: jnp.broadcast_to(value, (size, *value.shape[1:])) for name, value in self.negative.items()}
+        told = model.conditions(params, {**given, **said}, size)
+        parts = [part for part in model.conditioning.parts if set(part.reads) & set(said)]
+        return null | {
+            name: told[name] for name in with_masks(slot for part in parts for slot in part.gives) & set(null)
+        }
+
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
         """The same for tokens, decoded."""
         process, shape = self.experiment.process, self.experiment.info.image_shape
@@ -174,9 +197,13 @@ class Generator:
         row = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=layout.batch_sharding)
         key = jax.eval_shape(lambda: stream_key(0, "sample"))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-        return self._run.lower(
-            (params, self._guide_params), {"label": row} if self.experiment.num_classes else {}, key, row
-        )
+        given = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=layout.batch_sharding)
+            for part in self.experiment.conditioning.parts
+            if set(part.gives) & set(self.experiment.conditioning.asked)
+            for name, (shape, dtype) in part.fields.items()
+        }
+        return self._run.lower((params, self._guide_params), given, key, row)
 
     @property
     def _guide_params(self) -> Any:
@@ -193,9 +220,10 @@ class Generator:
         return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.model.diffused.shape)
 
     def batches(
-        self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
+        self, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
     ) -> Iterator[np.ndarray]:
-        """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, label i).
+        """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, row i of
+        what is asked), which are labels where it is an array.
 
         `start`, a multiple of the batch size, is the first sample.
         """
@@ -205,18 +233,12 @@ class Generator:
             layout.host_index * self.batch_size // layout.host_count,
             (layout.host_index + 1) * self.batch_size // layout.host_count,
         )
+        asked = Asked.of(asked)
         for first in range(start, num_samples, self.batch_size):
-            index = np.arange(first, first + self.batch_size)
-            batch = {"index": index[rows].astype(np.int32)}
-            if labels is not None:
-                batch["label"] = labels[index % len(labels)][rows].astype(np.int32)
-            placed = layout.global_batch(batch)
-            x = self._run(
-                (params, self._guide_params),
-                {"label": placed["label"]} if labels is not None else {},
-                key,
-                placed["index"],
-            )
+            index = np.arange(first, first + self.batch_size)[rows]
+            given = layout.global_batch(asked.rows(index))
+            placed = layout.global_batch({"index": index.astype(np.int32)})
+            x = self._run((params, self._guide_params), given, key, placed["index"])
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
             x = np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
@@ -224,11 +246,11 @@ class Generator:
             yield x
 
     def generate(
-        self, params: Any, labels: np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
+        self, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
     ) -> np.ndarray:
         """All samples as uint8 [num_samples, height, width, channels] (float32 for latents, int32 for text)."""
         parts = []
-        for part in self.batches(params, labels, num_samples, seed):
+        for part in self.batches(params, asked, num_samples, seed):
             parts.append(part)
             if progress is not None:
                 progress(sum(map(len, parts)))

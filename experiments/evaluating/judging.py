@@ -38,6 +38,7 @@ from diffusion_jax.models.autoencoders import to_tokens
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import Asked, asked_for
 
 LIKELIHOOD_DRAWS = 128
 Spaces = dict[str, FeatureSpace]
@@ -76,6 +77,11 @@ def of_model(name: str) -> bool:
     return "model" in METRICS.facts(name).reads
 
 
+def by_prompts(names: tuple[str, ...]) -> bool:
+    """Whether one of the metrics is of samples of the data's own prompts."""
+    return any("prompts" in METRICS.facts(name).reads for name in names)
+
+
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
     """Why a metric can not be had with this config on this machine; "" where it can."""
     info, config = experiment.shown, experiment.config
@@ -101,6 +107,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"the loss of objective {config.objective.name} bounds no likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
+    if "prompts" in facts.reads and experiment.told_text is None:
+        return "its samples are asked for in words, and this network is told none: set conditioning.text"
     if "prompts" in facts.reads and not experiment.pipeline.prompts:
         return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
@@ -279,6 +287,7 @@ def _of_held_out(
     config, layout = experiment.config, experiment.layout
     limit = config.evaluation.likelihood_images
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)
+    told = asked_for(experiment, len(images)) if experiment.told_text else Asked.of(labels)
     size = -(-min(config.sampling.batch_size, len(images)) // layout.num_batch_shards) * layout.num_batch_shards
     key = stream_key(seed, "likelihood")
 
@@ -294,8 +303,8 @@ def _of_held_out(
         index = np.arange(first, first + size)
         rows = (index % len(images))[host]
         batch = {"index": index[host].astype(np.int32), DATA: images[rows]}
-        if experiment.num_classes:
-            batch["label"] = labels[rows].astype(np.int32)
+        if experiment.num_classes or experiment.told_text:
+            batch |= told.rows(rows)
         result = run(params, layout.global_batch(batch), key)
         if jax.process_count() > 1:
             result = multihost_utils.process_allgather(result, tiled=True)

@@ -19,6 +19,7 @@ from diffusion_jax.files import replace_file
 _READABLE = 48  # pixels: the side to which small images are enlarged
 _CAPTION = (128, 128, 128, 255)
 _CAPTION_SIZE = 13  # less where a name is long
+_CAPTIONED, _SMALL, _MOST_LINES = 128, 11, 5  # pixels of an image with words below it, of a line, and lines
 
 Images = UInt8[np.ndarray, "n height width channels"] | Float[np.ndarray, "n height width channels"]
 
@@ -86,6 +87,49 @@ def save_grid(images: Images, path: str | os.PathLike, **layout) -> None:
       RunError: the file could not be written.
     """
     _save(make_grid(images, **layout), path)
+
+
+def save_captioned(images: Images, captions: Sequence[str], path: str | os.PathLike, *, columns: int = 8) -> None:
+    """Images with what was said of each below it, as a PNG file.
+
+    A caption is wrapped to the width of its image, which is enlarged to hold some words, and cut after a few lines.
+
+    Raises:
+      UserError: no images, or captions of another number.
+    """
+    images = as_bytes(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images) or len(captions) != len(images):
+        raise UserError(f"a captioned picture needs images and as many captions: {list(images.shape)}, {len(captions)}")
+    scale = max(1, _CAPTIONED // max(images.shape[1:3]))
+    tiles = np.repeat(np.repeat(images, scale, axis=1), scale, axis=2)
+    tiles = np.broadcast_to(tiles, (*tiles.shape[:3], 3))
+    (height, width), font = tiles.shape[1:3], ImageFont.load_default(_SMALL)
+    lines = [_wrapped(caption, font, width)[:_MOST_LINES] for caption in captions]
+    foot, gap = (_SMALL + 3) * max(map(len, lines)) + 4, 8
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGBA", (columns * (width + gap) - gap, rows * (height + foot + gap) - gap))
+    draw = ImageDraw.Draw(canvas)
+    for i, (tile, below) in enumerate(zip(tiles, lines, strict=True)):
+        left, top = i % columns * (width + gap), i // columns * (height + foot + gap)
+        canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top))
+        for number, line in enumerate(below):
+            draw.text((left, top + height + 2 + number * (_SMALL + 3)), line, fill=_CAPTION, font=font)
+    _save(np.asarray(canvas), path)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A text in lines that are no wider, a word that is too wide cut; at least one line."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        while font.getlength(word) > width:
+            word = word[:-1]
+        lines = lines[:-1] + [line for line in (lines[-1], word) if line]
+    return lines
 
 
 def save_neighbours(

@@ -46,8 +46,9 @@ def _of_part(config: ConfigDict, name: str) -> str:
     chosen = name if name in PARTS else group if field == "name" else ""
     if chosen in PARTS:
         return _listed(PARTS[chosen][1], () if chosen == _OF_DATA_SET else known()["parts"].get(chosen, ()))
+    parts = known()["parts"].get(group, {})
     part = config.data.dataset if group == _OF_DATA_SET else _value(config, f"{group}.name")
-    found = known()["parts"].get(group, {}).get(str(part).partition(":")[0], {})
+    found = next(iter(parts.values())) if len(parts) == 1 else parts.get(str(part).partition(":")[0], {})
     return _text(found[field]) if field in found else ""
 
 

@@ -70,7 +70,7 @@ FIELDS: Mapping[str, Field] = {
         tuple[str, ...], (), ANY, "patterns of the groups that are trained; empty: those not read from elsewhere"
     ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
-    "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples whose class is withheld, for guidance"),
+    "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples told no class and no text, for guidance"),
     "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
     "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
     "optimizer.decay": Field(Decay, "constant", ANY, "course of the learning rate after the warm-up"),
@@ -130,6 +130,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
     "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
+    "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
     "model": (REQUIRED, "network"),
     "schedule": (ABSENT, "noise schedule"),
     "prediction": (ABSENT, "what the network's output means"),

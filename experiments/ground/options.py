@@ -86,6 +86,10 @@ class Flags:
         """A text that is not empty; `check` returns what becomes of it, or raises ValueError."""
         return self._define(name, default, meaning, _both(plain_text, check), allowed)
 
+    def words(self, name: str, default: str | None, meaning: str) -> flags.FlagHolder:
+        """A text in one line, which may be empty."""
+        return self._define(name, default, meaning, lambda text: plain_text(text) if text.strip() else "", "a text")
+
     def path(self, name: str, default: str | None, meaning: str, *, suffix: str = "") -> flags.FlagHolder:
         """A path, in which ~ is the home directory; with `suffix`, of a file whose name ends so."""
 

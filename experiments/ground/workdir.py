@@ -39,13 +39,17 @@ PLACE_FIELDS = (
     *("parallel.", "imports", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory"),
 )
 # Whether there is such a file or run is part of a run; where it lies is not.
-READ_FIELDS = ("data.features", "objective.vgg", "objective.lpips")  # training reads these, which are hashed
+READ_FIELDS = (  # training reads these, which are hashed
+    *("data.features", "objective.vgg", "objective.lpips"),
+    "conditioning.text.tokenizer.path",
+)
 PATH_FIELDS = (
     *READ_FIELDS,
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
     "first_stage.path",
     "sampling.guide",
+    "conditioning.text.encoder.folder",
 )
 
 
@@ -118,8 +122,18 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool = True, write: bool = True) -> None:
+def claim(
+    workdir: Path,
+    config: ConfigDict,
+    info: DatasetInfo,
+    *,
+    kept: Mapping[str, bytes] | None = None,
+    primary: bool = True,
+    write: bool = True,
+) -> None:
     """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
+
+    `kept` are files that were made of the data and stay in the workdir, such as a word list: name and content.
 
     Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
     too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
@@ -127,7 +141,8 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
     Raises:
       UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
     """
-    writes, hashes = primary and write, _hashes(config)
+    writes, kept = primary and write, dict(kept or {})
+    hashes = _hashes(config) | {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
     if (workdir / "config.json").exists():
         there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
         require_same_config(there, config, workdir, but=AFTER_TRAINING if finished else BESIDE_TRAINING)
@@ -149,6 +164,8 @@ def claim(workdir: Path, config: ConfigDict, info: DatasetInfo, *, primary: bool
                 )
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
+        for name, content in kept.items():
+            replace_file(workdir / name, content)
         _write(workdir / "data.json", dataclasses.asdict(info))
         _write(workdir / FILES, hashes)
         _write(workdir / "config.json", to_json(config))

@@ -35,7 +35,6 @@ from diffusion_jax.metrics.features import PixelFeatures
 from experiments.building.restoring import open_checkpoints
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging
-from experiments.evaluating.pictures import save_grid
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
 from experiments.ground.writers import create_writer
@@ -182,13 +181,13 @@ class _Digits:
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.make = experiment, evaluation.generator(experiment)
-        self.labels = evaluation.labels_for(experiment, NUM_SAMPLES)
+        self.asked = evaluation.asked_for(experiment, NUM_SAMPLES).first(NUM_SAMPLES)
         real, _ = experiment.pipeline.arrays(experiment.config.data.split)
         self.pixels = PixelFeatures()
         self.target = gaussian(self.pixels(real).pooled)
 
     def __call__(self, params: Any) -> float:
-        images = self.make.generate(params, self.labels, NUM_SAMPLES)
+        images = self.make.generate(params, self.asked, NUM_SAMPLES)
         return frechet_distance(*gaussian(self.pixels(images).pooled), *self.target)
 
     def bar(self, before: float) -> float:
@@ -197,9 +196,8 @@ class _Digits:
 
     def show(self, params: Any, directory: Path) -> None:
         """samples.png."""
-        images = self.make.generate(params, self.labels, NUM_SAMPLES)[:100]
-        captions = {} if self.labels is None else {"labels": self.labels[:100]}
-        save_grid(images, directory / "samples.png", **captions, **evaluation.class_names(self.experiment))
+        images = self.make.generate(params, self.asked, NUM_SAMPLES)[:100]
+        evaluation.save_asked(images, self.asked.first(100), self.experiment, directory / "samples.png")
 
 
 class _Text:

@@ -62,7 +62,7 @@ def as_json() -> str:
 def page() -> str:
     """docs/config.md."""
     lines = [_HEAD, "## Fields of the runner", "", *_table("field", _runner_rows(""))]
-    for group in (group for group in GROUPS if any(name.startswith(f"{group}.") for name in FIELDS)):
+    for group in (group for group in GROUPS if any(name.startswith(f"{group}.") for name in (*FIELDS, *PARTS))):
         lines += ["", f"### {group}", "", *_table("field", _runner_rows(group))]
     lines += ["", _FIELDS_OF_PARTS]
     for kind in KINDS:

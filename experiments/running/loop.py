@@ -14,7 +14,6 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
-from experiments.evaluating.pictures import save_grid
 from experiments.evaluating.reconstruction import draw_pairs
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
@@ -234,6 +233,7 @@ class Observer:
         log = experiment.config.log
         if log.sample_every and not experiment.reconstructs:
             self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
+            self._asked = evaluation.asked_for(experiment, log.num_samples).first(log.num_samples)
         if log.validate_every:
             step = training.make_validation_step(experiment.trainable, seed=experiment.config.seed)
             self._validate = jax.jit(experiment.layout.placed(step), static_argnums=4)
@@ -265,13 +265,12 @@ class Observer:
             if parallel.is_primary():
                 self.writer.write_images(step, {"reconstructions": made[:64]})
             return
-        labels = evaluation.labels_for(self.experiment, config.log.num_samples)
-        images = self._generator.generate(params, labels, config.log.num_samples, config.seed)
+        asked = self._asked
+        images = self._generator.generate(params, asked, config.log.num_samples, config.seed)
         if not parallel.is_primary():
             return
         if self.experiment.info.is_text:
             save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"))
         if self.experiment.shown.is_image:
-            names = evaluation.class_names(self.experiment)
-            save_grid(images, path.with_suffix(".png"), labels=labels, **names)
+            evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"))
             self.writer.write_images(step, {"samples": images[:64]})

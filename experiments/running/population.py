@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import models, training
 from diffusion_jax.errors import RunError, UserError
+from experiments.building import conditions
 from experiments.building.restoring import describe_run, open_checkpoints
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
@@ -139,7 +140,7 @@ class Population:
             for member, directory in zip(self.members, self.directories, strict=True):
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(workdir.lock(directory))
-                workdir.claim(directory, member.config, member.info)
+                workdir.claim(directory, member.config, member.info, kept=conditions.kept(member.text))
                 describe_run(member, directory)
                 workdir.write_environment(directory, num_parameters=models.count_parameters(member.network))
             self.writers = [

@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax.conditioning import CONDITIONERS, Conditioning, Label, Numbers
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import ConditionSpec, mask_name
 
 SIZE = 2000
 TWO = (Label(num_classes=5), Numbers(slot="sizes", count=2, role="asked"), Numbers(slot="augment", count=3))
@@ -18,15 +18,22 @@ def keys(size=SIZE, seed=0):
     return BatchKey.create(jax.random.key(seed), size)
 
 
-def raw_batch(part, size):
-    """Random raw fields in the form that the conditioner's slots have."""
+WORDS = ("a", "red", "star")
+
+
+def raw(part, size):
+    """What data or people may say, by the names that `prepare` wants."""
     draw = np.random.default_rng(0)
-    return {
-        name: draw.integers(0, spec.num_values - 1, (size, *spec.shape)).astype(spec.dtype)
-        if spec.num_values
-        else draw.standard_normal((size, *spec.shape)).astype(spec.dtype)
-        for name, spec in part.gives.items()
+    said = {
+        "label": lambda: draw.integers(0, 3, size).tolist(),
+        "augment": lambda: draw.standard_normal((size, 2)).astype(np.float32).tolist(),
+        "text": lambda: [" ".join(draw.choice(WORDS, n)) for n in draw.integers(0, 4, size)],
     }
+    return {name: said[name]() for name in part.prepares}
+
+
+def raw_batch(part, size):
+    return part.prepare(raw(part, size))
 
 
 @pytest.fixture(params=list(CONDITIONERS))
@@ -37,8 +44,14 @@ def part(request):
 def test_slots_are_as_they_say(part):
     params = part.init_params(jax.random.key(0))
     for slots in (part(params, raw_batch(part, 4), 4), part.null(params, 4)):
-        assert set(slots) == set(part.gives)
+        masks = {mask_name(name) for name, spec in part.gives.items() if spec.has_mask}
+        assert set(slots) == set(part.gives) | masks
+        for name in masks:
+            assert slots[name].dtype == bool
+            assert slots[name].shape[0] == 4
         for name, value in slots.items():
+            if name in masks:
+                continue
             assert value.dtype == part.gives[name].dtype
             assert value.shape[0] == 4
             assert part.gives[name].fits(value.shape[1:])
@@ -51,10 +64,32 @@ def test_hashable_and_pure(part):
     jax.tree.map(np.testing.assert_array_equal, once, again)
 
 
-def test_what_is_prepared_is_read(part):
-    batch = raw_batch(part, 3)
-    prepared = part.prepare({name: batch[name].tolist() for name in part.reads})
-    jax.tree.map(np.testing.assert_array_equal, prepared, {name: batch[name] for name in part.reads})
+def test_prepare_is_stable(part):
+    """The same words give the same fields, in the form that is promised, whatever stands beside them."""
+    said = raw(part, 5)
+    prepared = part.prepare(said)
+    assert set(prepared) == set(part.reads) == set(part.fields)
+    for name, (shape, dtype) in part.fields.items():
+        assert prepared[name].shape == (5, *shape)
+        assert prepared[name].dtype == dtype
+    jax.tree.map(np.testing.assert_array_equal, prepared, part.prepare(said))
+    alone = [part.prepare({name: value[i : i + 1] for name, value in said.items()}) for i in range(5)]
+    for name in prepared:
+        np.testing.assert_array_equal(np.concatenate([one[name] for one in alone]), prepared[name])
+
+
+def test_null_is_neutral_at_scale_1(part):
+    """What is dropped with probability 0, and what is told, stays as it is; what is dropped with 1 is null."""
+    params, batch = part.init_params(jax.random.key(0)), raw_batch(part, 4)
+    asked = tuple(name for name, spec in part.gives.items() if spec.role == "asked")
+    for probability in (0.0, 1.0):
+        dropout = {asked: probability} if asked else {}
+        conditioning = Conditioning(parts=(part,), dropout=dropout)
+        own = {next(iter(part.gives)): params} if params is not None else {}
+        slots = conditioning(own, batch, 4)
+        wanted = conditioning.without(own, slots, 4) if probability else slots
+        jax.tree.map(np.testing.assert_array_equal, conditioning.drop(own, slots, keys(4)), wanted)
+        assert jax.tree.map(jnp.shape, conditioning.null(own, 4)) == jax.tree.map(jnp.shape, slots)
 
 
 def test_a_missing_label_is_named():

@@ -119,8 +119,7 @@ def test_in_the_pipeline(pipeline):
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), value)
     other = dataclasses.replace(pipeline, seed=4).reader()[4]
     assert (other["augment"] != batch["augment"]).any()
-    for still in (next(pipeline.epoch_batches(48)), dataclasses.replace(pipeline, augment=False).reader()[4]):
-        assert not still["augment"].any()
+    assert not dataclasses.replace(pipeline, augment=False).reader()[4]["augment"].any()
     assert "augment" not in plain
 
 

@@ -1,6 +1,7 @@
 """What is prepared: digits against scikit-learn, idx files against themselves, through stock TFDS."""
 
 import gzip
+import json
 import multiprocessing
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from diffusion_jax import data
-from diffusion_jax.data import builders
+from diffusion_jax.data import builders, scenes
 from diffusion_jax.errors import UserError
 from tests.data.damage import copied
 
@@ -44,6 +45,27 @@ def test_digits_use_the_whole_range(digits_dir):
     images, _ = data.load_arrays("digits", "train", digits_dir)
     assert (images.min(), images.max()) == (0, 255)
     assert len(np.unique(images)) == 17
+
+
+def test_prepared_scenes_are_those_that_are_made_when_read(tmp_path, monkeypatch):
+    """In stock TFDS: image, caption and graph, in the order of their numbers."""
+    monkeypatch.setattr(scenes.SceneSource, "__len__", lambda self: 20 if self.split == "train" else 5)
+    prepared = builders.prepare("scenes/24", str(tmp_path), progress=False)
+    assert prepared.num_examples == {"train": 20, "validation": 5, "test": 5, "held_out": 5}
+    for split in ("train", "held_out"):
+        made = scenes.SceneSource(scenes.SceneOptions(size=24), split)
+        records = tfds.data_source("scenes/24", split=split, data_dir=str(tmp_path))
+        read = data.open_dataset("scenes/24", split=split, data_dir=str(tmp_path)).source
+        graphs = [scene for scene, _, _ in made.described(range(5))]
+        for i in range(5):
+            np.testing.assert_array_equal(read[i]["image"], made[i]["image"])
+            assert read[i]["text"] == made[i]["text"] == records[i]["text"].decode()
+            boxes = [tuple(one["box"]) for one in json.loads(records[i]["graph"])["objects"]]
+            assert boxes == [one.box for one in graphs[i].objects]
+    with pytest.raises(UserError, match=r"'graph'.*is not a class label"):
+        data.open_dataset("scenes/24", data_dir=str(tmp_path), label_key="graph")
+    with pytest.raises(UserError, match=r"'index'.*is not a text"):
+        data.open_dataset("scenes/24", data_dir=str(tmp_path), text_key="index")
 
 
 def _open_digits(directory):

@@ -1,5 +1,6 @@
 """Folders of images: classes from directories or metadata, and everything that may be wrong with them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -347,3 +348,72 @@ def test_the_home_directory(folder, monkeypatch):
     assert opened(f"~/{folder.name}").info == opened(folder).info
     with pytest.raises(UserError, match="does not exist"):
         opened("~nobody-of-this-name/images")
+
+
+def write_rows(folder, rows):
+    for row in rows:
+        save(folder / row["file_name"], (1, 1, 1))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_captions(tmp_path):
+    """They are read beside the images, prepared by whoever wants them, and else left behind."""
+    write_rows(
+        tmp_path,
+        [{"file_name": f"{name}.png", "text": text} for name, text in zip("ba", ["two", "one ☃"], strict=True)],
+    )
+    dataset = opened(tmp_path)
+    assert dataset.info.fields == ("text",)
+    assert [example["text"] for example in dataset.source] == ["two", "one ☃"]
+    pipeline = data.Pipeline(dataset=f"folder:{tmp_path}", batch_size=2, image_size=4, crop="edm", shuffle=False)
+    assert set(next(pipeline.batches())) == {"data"}
+    assert pipeline.texts() == ["two", "one ☃"]
+    for memory_limit in (0, 2**30):
+        counted = data.Pipeline(
+            dataset=f"folder:{tmp_path}", batch_size=2, image_size=4, crop="edm", shuffle=False,
+            memory_limit=memory_limit, prepare=Lengths(),
+        )  # fmt: skip
+        assert next(counted.batches())["length"].tolist() == [3, 5]
+        assert counted.arrays()[0].shape == (2, 4, 4, 3)
+    before = dataset.info.fingerprint
+    write_rows(
+        tmp_path, [{"file_name": f"{name}.png", "text": text} for name, text in zip("ba", ["two", "one"], strict=True)]
+    )
+    assert opened(tmp_path).info.fingerprint != before, "captions are part of the data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Characters of each caption."""
+
+    reads: tuple[str, ...] = ("text",)
+
+    def __call__(self, raw):
+        return {"length": np.array([len(text) for text in raw["text"]])}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({}, "line 2: b.png has no text, the rows before it have one: give all rows one"),
+        ({"text": None}, "line 2: the text of b.png is None: write a caption, or drop the row"),
+        ({"text": "  "}, "line 2: the text of b.png is '  '"),
+        ({"text": 3}, "line 2: the text of b.png is 3"),
+    ],
+)
+def test_captions_with_holes(tmp_path, second, message):
+    write_rows(tmp_path, [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", **second}])
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path)
+
+
+def test_captions_that_begin_late(tmp_path):
+    write_rows(tmp_path, [{"file_name": "a.png"}, {"file_name": "b.png", "text": "two"}])
+    with pytest.raises(UserError, match=r"line 2: b\.png has text, the rows before it have none"):
+        opened(tmp_path)
+
+
+def test_a_data_set_without_captions_says_so(tmp_path):
+    save(tmp_path / "a.png", (1, 1, 1))
+    with pytest.raises(UserError, match="has no captions"):
+        data.Pipeline(dataset=f"folder:{tmp_path}", batch_size=1, image_size=4, crop="edm").texts()

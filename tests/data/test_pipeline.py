@@ -143,29 +143,12 @@ def test_worker_processes_give_the_same_stream(pipeline, workers, memory_limit):
     assert_same(take(stream, 5), take(expected, 5))
 
 
-def test_evaluation_with_more_workers_than_batches(pipeline):
-    parallel = dataclasses.replace(pipeline, num_workers=2)
-    assert_same(list(parallel.epoch_batches(1437)), list(pipeline.epoch_batches(1437)))
-
-
-@pytest.mark.parametrize("hosts", [1, 3])
-@pytest.mark.parametrize("batch_size", [None, 600])
-def test_evaluation_gives_every_example_once_in_order(pipeline, hosts, batch_size):
-    hosts_batches = [
-        list(pipeline.epoch_batches(batch_size, process_index=host, process_count=hosts)) for host in range(hosts)
-    ]
-    parts = [part for step in zip(*hosts_batches, strict=True) for part in step]
-    images, labels = pipeline.arrays()
-    np.testing.assert_array_equal(np.concatenate([part["data"] for part in parts]), data.to_unit_range(images))
-    np.testing.assert_array_equal(np.concatenate([part["label"] for part in parts]), labels)
-    assert len(parts[0]["label"]) == (batch_size or 48) // hosts
-
-
-def test_arrays(pipeline, digits_dir):
-    images, labels = data.load_arrays("digits", "test", digits_dir)
+def test_arrays(pipeline):
+    held_out = dataclasses.replace(pipeline, split="test")
+    images, labels = held_out.arrays()
     assert images.shape == (360, 8, 8, 1)
     assert images.dtype == np.uint8
-    few, few_labels = data.load_arrays("digits", "test", digits_dir, max_examples=36, image_size=12, crop="pad")
+    few, few_labels = dataclasses.replace(held_out, image_size=12, crop="pad").arrays(max_examples=36)
     np.testing.assert_array_equal(few[:, 2:10, 2:10], images[::10])
     np.testing.assert_array_equal(few_labels, labels[::10])
     np.testing.assert_array_equal(pipeline.arrays("test", max_examples=10_000)[0], images)

@@ -40,7 +40,7 @@ from experiments.building.wiring import Experiment
 experiment = Experiment(get_config())
 experiments.ground.workdir.claim(pathlib.Path("runs/digits"), experiment.config, experiment.info)
 checkpointer = open_checkpoints(experiment, "runs/digits")
-checkpointer.save(0, experiment.layout.init(experiment.init_state), {}, {})
+checkpointer.save(0, experiment.layout.init(experiment.init_state).saved, {}, {})
 checkpointer.close()
 """
 

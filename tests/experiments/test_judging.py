@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
-from diffusion_jax.metrics import ImageSet, evaluate_all, gaussian, write_gaussian
+from diffusion_jax.metrics import ImageSet, evaluate_all, gaussian
 from diffusion_jax.metrics.proxy import ProxyTraining
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.samplers import SAMPLERS
@@ -56,7 +56,8 @@ def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
     json.dumps(settings)
 
     reference = tmp_path / "reference.npz"
-    write_gaussian(reference, gaussian(metrics["fid"].space(train.images).pooled))
+    mean, covariance = gaussian(metrics["fid"].space(train.images).pooled)
+    np.savez(reference, mu=mean, sigma=covariance)
     experiment.config.evaluation.reference = str(reference)
     by_file = judging.build_metrics(experiment, ("fid",), train)
     again = evaluate_all(by_file, samples, train=train, test=test)
@@ -96,7 +97,8 @@ def test_the_metrics_of_dinov2_and_clip_from_files(experiment, tmp_path):
     assert settings["cmmd"]["features"] == settings["clip_score"]["features"] == "clip_2x128_24"
 
     reference = tmp_path / "reference.npz"
-    write_gaussian(reference, gaussian(spaces["dinov2"](train.images).pooled))
+    mean, covariance = gaussian(spaces["dinov2"](train.images).pooled)
+    np.savez(reference, mu=mean, sigma=covariance)
     with experiment.config.unlocked():
         experiment.config.evaluation.dinov2_reference = str(reference)
     by_file = judging.build_metrics(experiment, ("fd_dinov2",), train, spaces)

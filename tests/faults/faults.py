@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from diffusion_jax.data import load_arrays
+from diffusion_jax.data import Pipeline
 from tests.bucket import emulated
 from tests.processes import Command, assert_same_run, complete, one_line, rows
 
@@ -384,7 +384,8 @@ def image_damaged(trial: Trial) -> Outcome:
     """An image file is cut while the run trains, and mended later."""
     folder = trial.directory / "images"
     folder.mkdir()
-    images, _ = load_arrays("digits", "train", str(trial.command.data_dir), max_examples=400)
+    digits = Pipeline(dataset="digits", data_dir=str(trial.command.data_dir), batch_size=1)
+    images, _ = digits.arrays(max_examples=400)
     for i, image in enumerate(images):
         PIL.Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
     config = f"{UNRELIABLE}:{folder}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.likelihood import bits_per_dim, chain_bound, continuous_bound, dequantise, elbo_terms, log_likelihood
+from diffusion_jax.likelihood import bits_per_dim, continuous_bound, elbo_terms, log_likelihood
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import SCHEDULES, Prediction
 from tests.samplers.closed_form import Gaussian, Mixture
@@ -69,25 +69,6 @@ def test_each_example_has_its_own_steps():
     np.testing.assert_allclose(whole.log_likelihood[:1], alone.log_likelihood, rtol=1e-4)
 
 
-def test_chain_bound_by_term():
-    """DDPM's chain on N(0, 1/4) in 256 levels: large variance 5.6456 bits of KL, near the entropy with its decoder."""
-    schedule = SCHEDULES.build("ddpm_linear")
-    x0 = jnp.round((0.5 * jax.random.normal(jax.random.key(2), (64, 16)).clip(-1.9, 1.9) + 1) * 127.5) / 127.5 - 1
-    run = jax.jit(lambda x: chain_bound(CENTRED.denoiser(schedule), schedule, x, keys(64), variance="large"))
-    bound = run(x0)
-    assert bound.terms.shape == (1000, 64)
-    np.testing.assert_allclose(bound.total, bound.prior + bound.terms.sum(0), rtol=1e-5)
-    second_moment = float(jnp.mean(x0**2))
-    np.testing.assert_allclose(np.mean(bound.prior), 2.911295e-05 * second_moment, rtol=0.02)
-    np.testing.assert_allclose(np.mean(bound.terms[:-1].sum(0)), 5.6456, rtol=0.04)
-    entropy = np.log2(0.5 * np.sqrt(2 * np.pi * np.e) * 127.5)  # of a level, for the Gaussian
-    np.testing.assert_allclose(np.mean(bound.total), entropy, atol=0.25)
-    with pytest.raises(UserError, match="no learned variances"):
-        chain_bound(CENTRED.denoiser(schedule), schedule, x0, keys(64), num_steps=3)
-    with pytest.raises(UserError, match="use log_likelihood"):
-        chain_bound(CENTRED.denoiser(EDM), EDM, x0, keys(64))
-
-
 def test_vdm_bound_is_near_the_entropy():
     """-ELBO - H = KL(q(z1) || N) + .5 ln(1 + 1 / (s^2 SNR0)) = 9.67e-6 for a Gaussian of continuous values."""
     schedule = SCHEDULES.build("vdm_linear")
@@ -146,12 +127,8 @@ def test_kinds_are_not_mixed_up():
         bits_per_dim(nats, 4, kind="discretized")
 
 
-def test_dequantised_uniform_levels_cost_their_bits():
-    """Data uniform over 16 levels: dequantised they are uniform on [-1, 1], and cost exactly 4 bits."""
-    image = jnp.linspace(-1, 1, 16)[:, None]
-    x = dequantise(image, keys(16), bins=16)
-    assert np.all((x >= -1) & (x <= 1))
-    np.testing.assert_array_equal(np.floor((np.asarray(x[:, 0]) + 1) * 8), np.arange(16))
+def test_uniform_levels_cost_their_bits():
+    """Data uniform over 16 levels, spread uniformly over them, has the density 1/2 on [-1, 1] and costs 4 bits."""
     density = jnp.full((16,), np.log(0.5))
     np.testing.assert_allclose(bits_per_dim(density, 1, kind="uniform", bins=16).bits, 4, rtol=1e-6)
 

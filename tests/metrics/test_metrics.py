@@ -16,9 +16,8 @@ from diffusion_jax.metrics import (
     evaluate_all,
     inception_score,
     kernel_distance_of_subsets,
-    wilson_interval,
 )
-from diffusion_jax.metrics.base import READS
+from diffusion_jax.metrics.base import READS, proportion
 from diffusion_jax.metrics.lpips import Lpips
 
 SAMPLE_METRICS = [name for name in METRICS if not {"model", "reconstructions"} & METRICS.facts(name).reads]
@@ -152,16 +151,17 @@ def test_a_subset_is_fixed_and_keeps_pairs_together():
     assert full.subset(None) is full
 
 
-def test_the_wilson_interval_against_its_equation_and_limits():
-    low, high = wilson_interval(8, 10)
-    assert (low, high) == (pytest.approx(0.4901625, abs=1e-6), pytest.approx(0.9433178, abs=1e-6))
-    for p in (low, high):  # the ends solve (p - p_hat)^2 = z^2 p (1 - p) / n
-        assert (p - 0.8) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / 10)
-    assert wilson_interval(0, 5)[0] == 0.0
-    assert wilson_interval(5, 5)[1] == 1.0
-    assert wilson_interval(0, 5)[1] > 0.3
-    with pytest.raises(ValueError, match="6 successes"):
-        wilson_interval(6, 5)
+def test_a_proportion_has_wilsons_interval():
+    """Its equation, and its limits: never of zero width, never outside [0, 1]."""
+    found = proportion("right", np.arange(10) < 8)
+    z = 1.959963984540054
+    centre, half = (0.8 + z**2 / 20) / (1 + z**2 / 10), z * math.sqrt(0.016 + z**2 / 400) / (1 + z**2 / 10)
+    assert found["right"] == 0.8
+    assert (found["right_low"], found["right_high"]) == pytest.approx((centre - half, centre + half), rel=1e-9)
+    none, all_ = (proportion("right", np.full(5, hit)) for hit in (False, True))
+    assert none["right_low"] == 0
+    assert none["right_high"] > 0.3
+    assert all_["right_high"] == 1
 
 
 def of_samples(name):

@@ -12,13 +12,29 @@ from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_
 from diffusion_jax.specs import ConditionSpec
 
 BATCH = 4
+SMALL = {"image_size": 4, "image_channels": 2, "num_classes": 3}
+TEXT = {**SMALL, "context_channels": 6, "pooled_channels": 5}
+TRANSFORMER = {"name": "dit", **TEXT, "patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
+TOLD_A_TEXT = {
+    "unet, text": {
+        "name": "unet", **TEXT, "base_channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+    },
+    "dit, text": TRANSFORMER,
+    "dit, joint text": {**TRANSFORMER, "context_by": "joint"},
+}  # fmt: skip
+
+
+def example(name):
+    """The smallest instance of a registered network, or of one that is told a text."""
+    return MODELS.build(TOLD_A_TEXT[name]) if name in TOLD_A_TEXT else MODELS.example(name)
 
 
 class Subject:
     """A registered network with parameters that are all at work, inputs, and a compiled call."""
 
     def __init__(self, name):
-        self.module = MODELS.example(name)
+        self.module = example(name)
         self.init_params = init_params(self.module, jax.random.key(0))
         draw = np.random.default_rng(0)
         self.params = jax.tree.map(
@@ -49,7 +65,7 @@ def apply(module, params, *inputs):
     return module.apply({"params": params}, *inputs)
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=[*MODELS, *TOLD_A_TEXT])
 def subject(request):
     return Subject(request.param)
 
@@ -249,3 +265,23 @@ def test_a_network_of_two_times_sees_both(subject):
     assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-4
     with pytest.raises(UserError, match="second_time"):
         module.apply({"params": params}, subject.x, subject.time, subject.conditions)
+
+
+def test_padding_of_a_context_changes_nothing(subject):
+    if not any(spec.has_mask for spec in subject.module.takes.values()):
+        pytest.skip("no slot of any length")
+    context = subject.conditions["context"]
+    padded = np.concatenate([context, np.full((BATCH, 3, context.shape[-1]), 7.0, np.float32)], axis=1)
+    mask = np.arange(padded.shape[1])[None].repeat(BATCH, 0) < context.shape[1]
+
+    def run(mask):
+        return subject(conditions={**subject.conditions, "context": padded, "context_mask": mask})
+
+    np.testing.assert_allclose(run(mask), subject(), atol=2e-6)
+    assert float(jnp.abs(run(np.ones_like(mask)) - subject()).max()) > 1e-3
+    for wrong in (mask[:, :2], mask.astype(np.float32)):
+        with pytest.raises(UserError, match="takes context_mask as bool"):
+            subject.module.apply(
+                {"params": subject.params}, subject.x, subject.time,
+                {**subject.conditions, "context": padded, "context_mask": wrong},
+            )  # fmt: skip

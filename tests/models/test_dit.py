@@ -9,7 +9,8 @@ import pytest
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params
-from diffusion_jax.models.dit import DiTBlock, patchify, position_embedding, unpatchify
+from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
+from diffusion_jax.models.dit_blocks import DiTBlock
 
 IMAGENET = {"image_size": 32, "image_channels": 4, "num_classes": 1000}
 

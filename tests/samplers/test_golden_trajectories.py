@@ -49,7 +49,6 @@ CASES = {
     "ddim_linear": ("ddpm_linear", steps(LEADING, to_clean=False), "ddim"),
     "ddim_trailing_v": (SD, steps(TRAILING), "ddim"),
     "ddim_zsnr_v": ({"name": "zero_terminal_snr", "base": SD}, steps(TRAILING), "ddim"),
-    "ddim_cosine": ("cosine", steps(LINSPACE), {"name": "ddim", "step_length": 0.1}),
     "euler_sd": (SD, steps(LINSPACE), "euler"),
     "euler_karras": (SD, grid("karras"), "euler"),
     "heun_karras": (SD, grid("karras"), "heun"),

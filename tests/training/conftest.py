@@ -16,21 +16,22 @@ BATCH = 16
 
 @pytest.fixture
 def make_trainable():
-    """Build a Trainable around a tiny network of the named kind."""
+    """Build a Trainable around a tiny network of the named kind, told classes or what `conditioning` gives."""
 
-    def make(network="unet", **network_arguments):
+    def make(network="unet", *, conditioning=None, **network_arguments):
+        classes = 3 if conditioning is None else 0
         small = {
             "unet": {"base_channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": ()},
             "dit": {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 2},
         }.get(network, {})
         module = models.MODELS.build(
-            {"name": network, **small, **network_arguments}, image_size=4, image_channels=1, num_classes=3
+            {"name": network, **small, **network_arguments}, image_size=4, image_channels=1, num_classes=classes
         )
         model = Model(
             data=DataSpec(kind="pixels", shape=(4, 4, 1)),
             network=module,
             process=Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="scaled_t"),
-            conditioning=Conditioning(parts=(Label(num_classes=3),), dropout={("label",): 0.2}),
+            conditioning=conditioning or Conditioning(parts=(Label(num_classes=3),), dropout={("label",): 0.2}),
         )
         return training.Trainable(model=model, objective=OBJECTIVES.build("flow_matching"))
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, init_params, parameter_shapes
-from diffusion_jax.weights import load_params, read_state, weight_map, write_state
+from diffusion_jax.weights import fitted, read_state, weight_map, write_state
 from tests.inception_weights import random_tensor
 from tests.torch_writer import Call, Global, save_legacy, save_zip, tensor
 
@@ -201,7 +201,8 @@ def own():
 def test_out_to_a_file_and_back(own, tmp_path):
     network, params, state = own
     write_state(tmp_path / "dit.safetensors", state, {"format": "dit"})
-    back = load_params(network, read_state(tmp_path / "dit.safetensors"))
+    form, tensors = fitted(network, read_state(tmp_path / "dit.safetensors"))
+    back = weight_map(form, network).params(tensors, parameter_shapes(network))
     jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(params))
     assert [path.name for path in tmp_path.iterdir()] == ["dit.safetensors"]
 
@@ -237,11 +238,11 @@ def test_half_precision_comes_back_as_it_was(own):
 def test_other_networks_weights_are_recognised_as_such(own):
     _, _, state = own
     with pytest.raises(UserError, match="names of no format of a UViT"):
-        load_params(MODELS.example("uvit"), state)
+        fitted(MODELS.example("uvit"), state)
     with pytest.raises(UserError, match="unknown format of weights 'dti'"):
-        load_params(MODELS.example("dit"), state, form="dti")
+        weight_map("dti", MODELS.example("dit"))
     with pytest.raises(UserError, match="format edm2 is of EDM2UNet"):
-        load_params(MODELS.example("dit"), state, form="edm2")
+        weight_map("edm2", MODELS.example("dit"))
 
 
 def test_the_text_of_uvit_is_read_and_written():

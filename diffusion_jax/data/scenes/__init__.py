@@ -10,7 +10,7 @@
 from diffusion_jax.data.scenes.composing import Arrangement, SceneOptions, compose, held_out_pairs, training_pairs
 from diffusion_jax.data.scenes.graph import Requirement, Scene, SceneObject, Wanted
 from diffusion_jax.data.scenes.painting import masks, paint
-from diffusion_jax.data.scenes.source import SceneSource
+from diffusion_jax.data.scenes.source import VERSION, SceneSource
 from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, SIZES, SPLITS
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "SPLITS",
+    "VERSION",
     "Arrangement",
     "Requirement",
     "Scene",

@@ -50,6 +50,10 @@ class SceneSource:
         images = paint(arrangement)
         return [{"image": image, "text": text} for image, (_, text, _) in zip(images, captions, strict=True)]
 
+    def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
+        """The captions alone; nothing is painted."""
+        return [text for _, text, _ in self._made(indices)[1]]
+
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
         """The graphs of these examples, their captions, and what the captions require."""
         return self._made(indices)[1]
@@ -112,5 +116,6 @@ def open_scenes(
         num_examples=len(source),
         image_shape=(size, size, 3),
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
+        fields=("text",),
     )
     return Dataset(info=info, source=source, prompts=PromptSuite(options))

@@ -1,0 +1,142 @@
+"""A text: its tokens become vectors to attend to, and one vector for the whole.
+
+    "a red star"  --prepare-->  text_tokens, text_mask  --encoder-->  context [batch, length, width] with its mask,
+                                                                      pooled [batch, width]
+
+The null text is "": it says nothing, and is encoded as every other text. A prompt that is empty is the null condition
+to the bit, because its rows are those of the null text and no other computation of the same.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Key, PyTree
+
+from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
+from diffusion_jax.data.prompts import TOKENIZERS, PromptTokenizer
+from diffusion_jax.domains import Bounds
+from diffusion_jax.models.encoders import TEXT_ENCODERS, Encoder, encode, init_encoder
+from diffusion_jax.specs import ConditionSpec
+
+_SHOWN = 8  # unknown words that are named
+Spec = str | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Conditioner):
+    """A caption or prompt of each example: the slot "context" with its mask and, where asked, "pooled".
+
+    Attributes:
+      tokenizer: text to numbers.
+      encoder: numbers to vectors; its parameters are those of this conditioner.
+      length: tokens of a text, its frame among them; what is longer is cut.
+      pooled: whether the slot "pooled" is filled.
+      dropout: share of examples that lose their text alone in training, beside those that lose all that is asked.
+    """
+
+    tokenizer: PromptTokenizer
+    encoder: Encoder
+    length: int
+    pooled: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        self.tokenizer.rows([""], self.length)  # its error says that the frame does not fit
+
+    @property
+    def fields(self) -> Mapping[str, Form]:
+        return {"text_tokens": ((self.length,), "int32"), "text_mask": ((self.length,), "bool")}
+
+    @property
+    def prepares(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def gives(self) -> Mapping[str, ConditionSpec]:
+        width = self.encoder.channels
+        pooled = {"pooled": ConditionSpec(shape=(width,))} if self.pooled else {}
+        return {"context": ConditionSpec(shape=(None, width)), **pooled}
+
+    def init_params(self, key: Key[Array, ""]) -> PyTree:
+        return init_encoder(self.encoder, key)
+
+    def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        """Tokens and mask of each text."""
+        tokens, mask = self.tokenizer.rows(raw["text"], self.length)
+        return {"text_tokens": tokens, "text_mask": mask}
+
+    def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
+        tokens, mask = self.field(batch, "text_tokens"), self.field(batch, "text_mask")
+        found = self._slots(params, tokens, mask)
+        empty_tokens, empty_mask = self.tokenizer.rows([""], self.length)
+        empty = jnp.all(jnp.where(empty_mask, tokens, 0) == np.where(empty_mask, empty_tokens, 0), axis=1)
+        empty &= jnp.all(mask == empty_mask, axis=1)
+        null = self.null(params, size)
+        return {
+            name: jnp.where(empty.reshape(-1, *(1,) * (value.ndim - 1)), null[name], value)
+            for name, value in found.items()
+        }
+
+    def null(self, params: PyTree, size: int) -> Conditions:
+        slots = self._slots(params, *map(jnp.asarray, self.tokenizer.rows([""], self.length)))
+        return {name: jnp.broadcast_to(value, (size, *value.shape[1:])) for name, value in slots.items()}
+
+    def _slots(self, params: PyTree, tokens: Array, mask: Array) -> Conditions:
+        context, pooled = encode(self.encoder, params, tokens, mask)
+        slots = {"context": context, "context_mask": mask}
+        return {**slots, "pooled": pooled} if self.pooled else slots
+
+    def remarks(self, texts: Iterable[str], what: str) -> list[str]:
+        """What is to be said of texts that are not read as they stand: those that are cut, and words not known.
+
+        Args:
+          texts: captions or prompts.
+          what: what they are called, in the plural.
+        """
+        room, count, cut, longest, unknown = self.tokenizer.longest(self.length), 0, 0, 0, {}
+        for text in texts:
+            count += 1
+            (tokens,) = self.tokenizer.encode([text])
+            cut, longest = cut + (len(tokens) > room), max(longest, len(tokens))
+            for word in self.tokenizer.unknown(text):
+                unknown[word] = unknown.get(word, 0) + 1
+        said = []
+        if cut:
+            said.append(
+                f"{cut:,} of {count:,} {what} are longer than the {room} tokens that conditioning.text.length="
+                f"{self.length} has place for, and are cut; the longest has {longest}"
+            )
+        if unknown:
+            named = ", ".join(sorted(unknown, key=lambda word: (-unknown[word], word))[:_SHOWN])
+            more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
+            said.append(f"words in {what} that are not in the word list, and all mean the same here: {named}{more}")
+        return said
+
+
+@CONDITIONERS.register(
+    "text",
+    example={
+        "tokenizer": {"name": "words", "words": ("a", "red", "star"), "most": 4},
+        "encoder": {"name": "transformer", "width": 8, "depth": 1, "num_heads": 2},
+        "length": 6,
+    },
+)
+def text(
+    *,
+    tokenizer: Spec | PromptTokenizer = "words",
+    encoder: Spec | Encoder = "transformer",
+    length: Annotated[int, Bounds(low=1, high=2**14)] = 64,
+    pooled: bool = True,
+    dropout: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> Text:
+    """Captions of the data, and prompts; tokenizer and encoder by name, {"name": ..., **arguments}, or as objects."""
+    if not isinstance(tokenizer, PromptTokenizer):
+        tokenizer = TOKENIZERS.build(tokenizer)
+    if not isinstance(encoder, Encoder):
+        encoder = TEXT_ENCODERS.build(encoder, vocabulary=tokenizer.size, dtype=dtype)
+    return Text(tokenizer=tokenizer, encoder=encoder, length=length, pooled=pooled, dropout=dropout)

@@ -1,0 +1,103 @@
+"""What a network is told, from the config and the data: the conditioner of texts, its word list, and what is prepared.
+
+    config.conditioning = {"text": {"tokenizer": "words", "length": 24, "encoder": {"name": "transformer", ...}}}
+
+The word list of the tokenizer "words" is made from the captions of the training split once, and kept in the workdir:
+runs, samples and evaluations read it there. Its hash is part of the run.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, systems
+from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json
+from experiments.ground.workdir import FILES
+
+VOCABULARY = "vocabulary.json"
+MOST_CAPTIONS = 100_000  # that a word list is made from, evenly spread over the split
+_MOST_LOOKED_AT = 10_000  # captions of a split that are held against length and word list before a run
+
+
+def text_of(config: ConfigDict, dtype: Any) -> Text | None:
+    """The conditioner of texts that the config names, its word list not made yet; None where it names none."""
+    fields = dict(config.get("conditioning", {}).get("text", {}))
+    if not fields:
+        return None
+    return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
+
+
+def _plain(value: Any) -> Any:
+    return {name: _plain(one) for name, one in value.items()} if hasattr(value, "items") else value
+
+
+def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | None) -> Text:
+    """The conditioner with its word list, from the workdir, or made of the captions of the training data.
+
+    Raises:
+      UserError: there is neither, or the list is damaged.
+    """
+    if not text.tokenizer.learns:
+        return text
+    path = directory and directory / VOCABULARY
+    if path and path.is_file():
+        words = read_json(path).get("words")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{path} is damaged: it holds no list of words")
+        tokenizer = dataclasses.replace(text.tokenizer, words=tuple(words))
+    elif pipeline is None:
+        raise UserError(f"there is no {VOCABULARY} in {directory}: bring it back, or train first")
+    else:
+        tokenizer = text.tokenizer.learned(pipeline.texts(max_examples=MOST_CAPTIONS))
+    found = dataclasses.replace(text, tokenizer=tokenizer)
+    recorded = read_json(directory / FILES).get(VOCABULARY) if directory and (directory / FILES).is_file() else None
+    if recorded not in (None, hashlib.sha256(kept(found)[VOCABULARY]).hexdigest()):
+        raise UserError(
+            f"the word list of the run in {directory} is another one: its {VOCABULARY} or its captions have changed"
+        )
+    return found
+
+
+def with_text(model: systems.Model, text: Text | None) -> systems.Model:
+    """The model whose conditioner of texts has its word list, so that it can read words without the run."""
+    if text is None:
+        return model
+    parts = tuple(text if isinstance(part, Text) else part for part in model.conditioning.parts)
+    return dataclasses.replace(model, conditioning=dataclasses.replace(model.conditioning, parts=parts))
+
+
+def kept(text: Text | None) -> dict[str, bytes]:
+    """Files of the workdir that hold what was made of the data: name and content."""
+    words = getattr(text.tokenizer, "words", ()) if text else ()
+    return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
+
+
+def remarks(text: Text, pipelines: Sequence[data.Pipeline]) -> list[str]:
+    """What is to be said of the captions before a run: those that are cut, and words that are not known."""
+    said = []
+    for pipeline in pipelines:
+        captions = pipeline.texts(max_examples=_MOST_LOOKED_AT)
+        said += text.remarks(captions, f"captions of {pipeline.info.name}, split {pipeline.split}")
+    return said
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What conditioners make of the raw fields of examples, on the host (`data.Pipeline.prepare`)."""
+
+    parts: tuple[Conditioner, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.prepares))
+
+    def __call__(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        return {k: v for part in self.parts for k, v in part.prepare({n: raw[n] for n in part.prepares}).items()}

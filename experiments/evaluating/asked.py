@@ -1,0 +1,89 @@
+"""What samples are asked for: a class, a text, or both, of every sample."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from diffusion_jax.errors import UserError
+from experiments.building.wiring import Experiment
+from experiments.evaluating.pictures import balanced_labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """What the samples of one drawing are asked for.
+
+    Attributes:
+      fields: raw fields of a batch by name, [n, ...]; sample i is asked for row i mod n.
+      texts: what was said, for people, where something was.
+    """
+
+    fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, asked: "Asked | np.ndarray | None") -> "Asked":
+        """Classes alone, or nothing at all, as what is asked."""
+        if isinstance(asked, Asked):
+            return asked
+        return cls() if asked is None else cls(fields={"label": np.asarray(asked, np.int32)})
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"] | None:
+        """The classes, where classes are asked for."""
+        return self.fields.get("label")
+
+    def rows(self, index: Int[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
+        """The raw fields of the samples with these numbers."""
+        return {name: values[index % len(values)] for name, values in self.fields.items()}
+
+    def first(self, count: int) -> "Asked":
+        """What the first samples are asked for."""
+        index = np.arange(count)
+        texts = tuple(self.texts[i % len(self.texts)] for i in index) if self.texts else ()
+        return Asked(fields=self.rows(index), texts=texts)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what is said in words; "" where nothing is: classes follow from the network and their number."""
+        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest() if self.texts else ""
+
+
+def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndarray | None = None) -> Asked:
+    """These texts, in turn, and classes where the network is told them.
+
+    Raises:
+      UserError: the network is told no text.
+    """
+    if experiment.text is None:
+        told = "classes: give --labels" if experiment.num_classes else "nothing"
+        raise UserError(f"a prompt needs a network that is told texts; this one is told {told}")
+    fields = experiment.text.prepare({"text": list(texts)})
+    if labels is not None:
+        fields["label"] = np.asarray(labels, np.int32)
+    return Asked(fields=fields, texts=tuple(texts))
+
+
+def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:
+    """What to ask for where nobody says: balanced classes; captions of held-out data, evenly spread over the split.
+
+    With `prompts` not captions are asked for but the prompts that the data has, of which it is known what they require.
+    Where nothing is held out the captions are those of the training data. Where captions and classes are told, both
+    are of the same examples.
+
+    Raises:
+      UserError: there are no data to take captions from.
+    """
+    classes = experiment.num_classes
+    if experiment.told_text is None:
+        return Asked.of(balanced_labels(num_samples, classes) if classes else None)
+    if prompts:
+        known = experiment.pipeline.prompts
+        return asked_in_words(experiment, [known[i].text for i in range(min(num_samples, len(known)))])
+    split = experiment.config.data.validation_split or experiment.config.data.split
+    texts = experiment.pipeline.texts(split, max_examples=num_samples)
+    labels = experiment.pipeline.arrays(split, max_examples=num_samples)[1] if classes else None
+    return asked_in_words(experiment, texts, labels)
