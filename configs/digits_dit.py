@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         train=dict(steps=1_500, batch_size=128, class_conditional=True, conditioning_dropout=0.1),
         optimizer=dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
         ema=dict(half_lives=(20_000,)),
-        sampling=dict(sampler=dict(name="dpmpp_2m"), steps=20, guidance_scale=1.5, clip_x0=True),
+        sampling=dict(sampler=dict(name="dpmpp_2m"), steps=20, guidance=dict(scale=1.5), clip_x0=True),
         log=dict(every=50, validate_every=500, sample_every=500, num_samples=100),
         checkpoint=dict(every=500, keep_best=1),
         evaluation=dict(metrics=("class_accuracy", "nearest_neighbours"), num_samples=500, bins=17),

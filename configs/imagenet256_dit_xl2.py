@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         optimizer=dict(name="adamw", learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0),
         ema=dict(decays=(0.9999,)),
         parallel=dict(data=1, fsdp=-1),
-        sampling=dict(sampler=dict(name="ddpm", variance="large"), steps=250, guidance_scale=1.5, batch_size=64),
+        sampling=dict(sampler=dict(name="ddpm", variance="large"), steps=250, guidance=dict(scale=1.5), batch_size=64),
         log=dict(num_samples=16),
     )
     config.train.conditioning_dropout = 0.1

@@ -8,6 +8,7 @@ was.
 """
 
 from experiments.ground import cli
+from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
@@ -15,14 +16,8 @@ METRICS = FLAGS.strings("metrics", None, "such as fid,kid, a wrong name lists al
 NUM_SAMPLES = FLAGS.integer(
     "num_samples", None, "how many; by default what the config says", lower=1, upper=cli.MOST_SAMPLES
 )
-SAMPLER = FLAGS.string("sampler", None, "as of experiments.sample; by default what the config says")
-STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
+SAMPLING = SamplingFlags(FLAGS)
 SEED = FLAGS.integer("seed", None, "of the samples; by default what the config says", upper=cli.MOST_SEED)
-GUIDANCE = FLAGS.number(
-    "guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none", lower=0, upper=1000
-)
-GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
-GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
@@ -55,18 +50,19 @@ def main(argv: Sequence[str]) -> None:
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     for name in METRICS.value or ():
         check_metric(name)
-    if SAMPLER.value:
-        check_sampler(SAMPLER.value)
+    if SAMPLING.sampler.value:
+        check_sampler(SAMPLING.sampler.value)
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
-    cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
-    of_samples = (SAMPLER, STEPS, SEED, GUIDANCE, GUIDE, GUIDE_EMA)
-    if experiment.reconstructs and any(flag.present for flag in of_samples):
-        named = next(flag.name for flag in of_samples if flag.present)
-        raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none: leave it out")
+    if experiment.reconstructs:
+        flags = (SAMPLING.sampler, SAMPLING.steps, SEED)
+        named = next((flag.name for flag in flags if flag.value is not None), None)
+        if named:
+            raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none")
     make = None
     if not experiment.reconstructs:
-        make = evaluation.generator(experiment, sampler=SAMPLER.value, steps=STEPS.value, guidance_scale=GUIDANCE.value)
+        SAMPLING.apply(experiment.config.sampling)
+        make = evaluation.generator(experiment, sampler=SAMPLING.sampler.value, steps=SAMPLING.steps.value)
     results = evaluation.evaluate(
         experiment,
         params,

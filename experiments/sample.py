@@ -1,4 +1,4 @@
-"""Draw samples from a trained run.
+"""Draw samples from a trained run, or do something with a picture.
 
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
     python -m experiments.sample --workdir=runs/scenes --prompt="a red star" [--negative_prompt="a blue ring"]
@@ -7,29 +7,48 @@ Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], 
 x.png, the grid. A run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has
 `tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size
 by rounding only.
+
+    ... --task=inpaint   --image=a.png --mask=m.png --out=b.png     draw what the mask has white; the rest stays exactly
+    ... --task=edit      --image=a.png --label=3 --out=b.png        make a 3 of it; --source_label says what it is
+    ... --task=variation --image=a.png --strength=0.5 --out=b.png   draw it again from noise of that time
+    ... --task=invert    --image=a.png --out=z.npz                  the noise that gives it; --latents=z.npz comes back
 """
 
 from experiments.ground import cli
+from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
+# What each task reads of the flags that not every one reads.
+READS = {
+    "sample": ("labels", "latents", "label"),
+    "inpaint": ("image", "mask", "label", "projection"),
+    "edit": ("image", "label", "source_label", "strength", "inversion"),
+    "variation": ("image", "label", "strength"),
+    "invert": ("image", "label", "inversion"),
+}
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
-NUM_SAMPLES = FLAGS.integer("num_samples", 64, "how many", lower=1, upper=cli.MOST_SAMPLES)
-OUT = FLAGS.path("out", None, "where to write; by default samples/samples.npz in the workdir", suffix=".npz")
-SAMPLER = FLAGS.string(
-    "sampler", None, "such as heun or dpmpp_2m, a wrong name lists all; by default what the config says"
+TASK = FLAGS.choice("task", "sample", tuple(READS), "what to do")
+NUM_SAMPLES = FLAGS.integer(
+    "num_samples", None, "how many; by default 64, and 1 for a picture", lower=1, upper=cli.MOST_SAMPLES
 )
-STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
+OUT = FLAGS.path(
+    "out", None, "where to write, an .npz or for one picture a .png file; by default samples/ in the workdir"
+)
+IMAGE = FLAGS.path("image", None, "the picture that a task begins with, of the size of the data")
+MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
+LABEL = FLAGS.string("label", None, "the class that the result shall have, by number or name; by default none is asked")
+SOURCE_LABEL = FLAGS.string("source_label", None, "the class that --image has; by default none is said")
+STRENGTH = FLAGS.number("strength", None, "the time up to which noise replaces the picture; 1 is all", lower=0, upper=1)
+LATENTS = FLAGS.path("latents", None, "noise to begin with, as --task=invert wrote it")
+SAMPLING = SamplingFlags(FLAGS, with_tasks=True)
 SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
-GUIDANCE = FLAGS.number(
-    "guidance_scale", None, "of classifier-free guidance, or of the guide; 1 is none", lower=0, upper=1000
-)
-GUIDE = FLAGS.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
-GUIDE_EMA = FLAGS.string("guide_ema", None, "which average of the guide's parameters; by default its config's")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
 PROMPTS = FLAGS.path(
     "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
 )
-NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words; by default from saying nothing")
+NEGATIVE = FLAGS.words(
+    "negative_prompt", None, "what to guide away from, in words, or a class; by default from saying nothing"
+)
 LABELS = FLAGS.strings(
     "labels",
     None,
@@ -46,19 +65,23 @@ cli.begin(FLAGS)
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from diffusion_jax import parallel
+from diffusion_jax import parallel, tasks
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json_rows, read_text, replace_file
+from diffusion_jax.samplers import INVERSIONS, PROJECTIONS
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment, check_sampler
-from experiments.evaluating import evaluation
+from experiments.evaluating import evaluation, requests
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
-from experiments.evaluating.pictures import balanced_labels
+from experiments.evaluating.generation import ASKED, SOURCE, Generator
+from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
 from experiments.ground.fields import CODEC
@@ -67,28 +90,58 @@ from experiments.ground.fields import CODEC
 def main(argv: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError("give --workdir=..., the directory of a trained run")
-    out = Path(OUT.value or f"{WORKDIR.value}/samples/samples.npz")
-    if out.suffix != ".npz":
-        raise UserError(f"--out must end in .npz, got {out}")
+    require_own_flags()
+    out = out_path()
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
+    if SAMPLING.sampler.value:
+        check_sampler(SAMPLING.sampler.value)
     cli.writable_directory(out.parent)
-    if SAMPLER.value:
-        check_sampler(SAMPLER.value)
     if CODEC in workdir.read_config(WORKDIR.value):
         raise UserError(f"{WORKDIR.value} is a first stage, which draws no samples: experiments.evaluate reconstructs")
     experiment, params, source = restore_params(WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value)
-    cli.assign_flags(experiment.config.sampling, GUIDE, GUIDE_EMA)
-    info = experiment.shown
-    asked = what_is_asked(experiment, NUM_SAMPLES.value)
-    make = evaluation.generator(
-        experiment,
-        sampler=SAMPLER.value,
-        steps=STEPS.value,
-        guidance_scale=GUIDANCE.value,
-        negative=NEGATIVE.value,
-        batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, NUM_SAMPLES.value),
-    )
-    images = evaluation.draw(make, params, asked, NUM_SAMPLES.value, SEED.value)
+    SAMPLING.apply(experiment.config.sampling)
+    if TASK.value == "sample" and not LATENTS.value:
+        return draw(experiment, params, source, out)
+    requests.require_pictures(experiment, TASK.value)
+    return (invert if TASK.value == "invert" else make_pictures)(experiment, params, source, out)
+
+
+def require_own_flags() -> None:
+    """Refuse flags that the task does not read, and the lack of those that it needs."""
+    own = READS[TASK.value]
+    for name in sorted({flag for flags in READS.values() for flag in flags} - set(own)):
+        if FLAGS[name] is not None:
+            readers = ", ".join(task for task, flags in READS.items() if name in flags)
+            raise UserError(f"--task={TASK.value} does not read --{name}; it is of --task={readers}")
+    for name in ("image", "mask"):
+        if name in own and FLAGS[name] is None:
+            raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")
+    if STRENGTH.value == 0:
+        raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
+    if TASK.value == "sample" and LATENTS.value and LABELS.value:
+        raise UserError("--labels are of samples that are drawn; with --latents give --label")
+    if TASK.value == "sample" and LABEL.value and not LATENTS.value:
+        raise UserError("--label is of a picture; give the classes of samples as --labels")
+
+
+def out_path() -> Path:
+    """Where the result is written."""
+    of_picture = TASK.value in ("inpaint", "edit", "variation") or bool(LATENTS.value)
+    several = (NUM_SAMPLES.value or 1) > 1
+    named = {"sample": "samples.npz", "invert": "latents.npz"}
+    default = f"{TASK.value}.{'npz' if several else 'png'}" if of_picture else named[TASK.value]
+    out = Path(OUT.value or f"{WORKDIR.value}/samples/{default}")
+    endings = (".npz",) if several or not of_picture else (".png", ".npz")
+    if out.suffix not in endings:
+        raise UserError(f"--out must end in {' or '.join(endings)}, got {out}")
+    return out
+
+
+def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
+    """Samples from noise."""
+    info, number = experiment.shown, NUM_SAMPLES.value or 64
+    asked, make = what_is_asked(experiment, number), generator(experiment, number)
+    images = evaluation.draw(make, params, asked, number, SEED.value)
     if not parallel.is_primary():
         return
     said = {} if asked.labels is None else {"labels": asked.labels}
@@ -110,6 +163,100 @@ def main(argv: Sequence[str]) -> None:
         print(f"texts: {out.with_suffix('.txt')}")
 
 
+def make_pictures(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
+    """Inpainting, editing, variations, and pictures from given noise."""
+    task, number, label, how = task_of(experiment), NUM_SAMPLES.value or 1, LABEL.value, {}
+    given: dict[str, np.ndarray] = {}
+    if LATENTS.value:
+        given[requests.LATENTS], how = requests.read_latents(experiment, LATENTS.value)
+        number, label = NUM_SAMPLES.value or len(given[requests.LATENTS]), label or how.get("label")
+        if number > 1 and out.suffix == ".png":
+            raise UserError(f"--latents={LATENTS.value} gives {number} pictures: let --out end in .npz")
+    elif TASK.value == "edit":
+        how = {"sampler": task.inversion.sampler}
+    make = generator(experiment, number, task, how)
+    images = evaluation.draw(make, params, None, number, SEED.value, given | rows_of(experiment, label))
+    if not parallel.is_primary():
+        return
+    if out.suffix == ".png":
+        save_picture(images[0], out)
+    else:
+        save_npz(out, images=images)
+        save_grid(images[: evaluation.GRID_SIZE], out.with_suffix(".png"))
+    print(
+        f"{len(images)} of task {tasks.name_of(task)}, step {source['step']} ({source['parameters']}), by sampler "
+        f"{SAMPLING.sampler.value or how.get('sampler') or experiment.config.sampling.sampler.name} in "
+        f"{make.grid.num_steps} steps{f', label {label}' if label else ''}, {make.network_evaluations} network "
+        f"evaluations each: {out}"
+    )
+
+
+def invert(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
+    """The noise of a picture, with what gives the picture back."""
+    task = task_of(experiment)
+    make = generator(experiment, 1, task)
+    latents = evaluation.draw(make, params, None, 1, SEED.value, rows_of(experiment, LABEL.value))
+    if not parallel.is_primary():
+        return
+    how = {"sampler": task.inversion.sampler, "steps": make.grid.num_steps, "label": LABEL.value}
+    requests.save_latents(out, latents, how)
+    print(
+        f"noise of step {source['step']} ({source['parameters']}), {make.network_evaluations} network evaluations: "
+        f"{out}\nback with --latents={out}, by sampler {how['sampler']} in {how['steps']} steps"
+    )
+
+
+def generator(
+    experiment: Experiment, number: int, task: tasks.Task | None = None, how: Mapping[str, Any] | None = None
+) -> Generator:
+    """As the flags say, else as `how` does, else as the config does."""
+    how = how or {}
+    if "sampler" in how:
+        check_sampler(how["sampler"])
+    return evaluation.generator(
+        experiment,
+        sampler=SAMPLING.sampler.value or how.get("sampler"),
+        steps=SAMPLING.steps.value or how.get("steps"),
+        negative=NEGATIVE.value,
+        batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, number),
+        task=task,
+    )
+
+
+def task_of(experiment: Experiment) -> tasks.Task:
+    """The task with its options, from the flags and the config."""
+    sampling, strength = experiment.config.sampling, STRENGTH.value
+    if LATENTS.value:
+        return tasks.FromLatents()
+    with_strength = {} if strength is None else {"strength": strength}
+    made = {
+        "inpaint": lambda: tasks.Inpaint(projection=PROJECTIONS.build(sampling.projection)),
+        "edit": lambda: tasks.Edit(inversion=INVERSIONS.build(sampling.inversion), **with_strength),
+        "variation": lambda: tasks.Variation(**with_strength),
+        "invert": lambda: tasks.Invert(inversion=INVERSIONS.build(sampling.inversion)),
+    }
+    return made[TASK.value]()
+
+
+def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
+    """What is given to the task, one row each."""
+    given: dict[str, np.ndarray] = {}
+    if IMAGE.value:
+        given["image"] = requests.in_unit_range(requests.read_picture(experiment, IMAGE.value))
+    if MASK.value:
+        given["mask"] = requests.read_mask(experiment, MASK.value)
+    if experiment.num_classes and label is None and not experiment.config.train.conditioning_dropout:
+        raise UserError("this network was always told the class (train.conditioning_dropout is 0): give --label")
+    for begin, flag, value in ((ASKED, "label", label), (SOURCE, "source_label", SOURCE_LABEL.value)):
+        if value is None:
+            continue
+        if not experiment.num_classes:
+            raise UserError(f"--{flag} needs a class-conditional network; this one has no classes")
+        rows = requests.asked_rows(experiment.conditioning, value)
+        given |= {f"{begin}{name}": row for name, row in rows.items()}
+    return given
+
+
 def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
     """What the flags ask for, of every sample; what is not read as it stands is said.
 
@@ -118,8 +265,6 @@ def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
     """
     prompts = read_prompts(PROMPT.value, PROMPTS.value)
     if prompts is None and experiment.told_text is None:
-        if NEGATIVE.value is not None:
-            asked_in_words(experiment, [NEGATIVE.value])  # its error
         return Asked.of(chosen_labels(LABELS.value, experiment.num_classes, num_samples))
     if prompts is None and not LABELS.value:
         return asked_for(experiment, num_samples).first(num_samples)
@@ -175,6 +320,13 @@ def save_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as a compressed .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
+    replace_file(path, buffer.getvalue())
+
+
+def save_picture(image: np.ndarray, path: Path) -> None:
+    """Write one picture as a PNG file, pixel by pixel, whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG", optimize=True)
     replace_file(path, buffer.getvalue())
 
 

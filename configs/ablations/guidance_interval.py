@@ -33,14 +33,14 @@ def get_config() -> ConfigDict:
 def sweep_scale() -> Iterator[tuple[str, dict[str, Any]]]:
     """How far to extrapolate."""
     for scale in (1.0, 1.5, 2.0, 4.0):
-        yield f"{scale:g}", {"sampling.guidance_scale": scale}
+        yield f"{scale:g}", {"sampling.guidance.scale": scale}
 
 
 def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
     """Where."""
-    yield "all", {"sampling.guidance_interval": ()}
-    yield "middle", {"sampling.guidance_interval": (0.2, 2.0)}
-    yield "low noise", {"sampling.guidance_interval": (0.0, 0.2)}
+    yield "all", {"sampling.guidance.interval": ()}
+    yield "middle", {"sampling.guidance.interval": (0.2, 2.0)}
+    yield "low noise", {"sampling.guidance.interval": (0.0, 0.2)}
 
 
 def keep(cell: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ its own, a sixteenth as long:
     python -m experiments.train --config=configs/papers/edm2_s_imagenet512.py --workdir=runs/edm2_xs \
         --config.model.size=XS --config.train.steps=65536
     python -m experiments.train --config=configs/papers/autoguidance_imagenet512.py --workdir=runs/edm2_s \
-        --config.sampling.guide=runs/edm2_xs
+        --config.sampling.guidance.guide=runs/edm2_xs
 
 The training's own samples need the averages that it keeps; those of width 0.070 are put together after it:
 `--ema=width_0.07 --guide_ema=width_0.125` of `experiments.sample` and `experiments.evaluate`.
@@ -51,7 +51,9 @@ CLAIMS = {
 
 
 def get_config() -> ConfigDict:
-    """The recipe; `sampling.guide` names the run of the worse network."""
+    """The recipe; `sampling.guidance.guide` names the run of the worse network."""
     config = edm2_s()
-    config.sampling.guidance_scale = 2.1
+    config.sampling.guidance = ConfigDict(
+        dict(name="autoguidance", scale=2.1, interval=(), rescale=0.0, guide="", guide_ema="")
+    )
     return config

@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
 
     config.sampling.sampler = ConfigDict(dict(name="ddpm", variance="learned"))
     config.sampling.steps = 250
-    config.sampling.guidance_scale = 1.5
+    config.sampling.guidance.scale = 1.5
     config.sampling.batch_size = 64
     config.log.num_samples = 16
     return config

@@ -10,7 +10,7 @@ guide is a run of its own, and the width of the averages, which the paper tunes,
     python -m experiments.train --config=configs/papers/edm2_s_imagenet512.py --workdir=runs/edm2_xs_uncond \
         --config.model.size=XS --config.train.class_conditional=False
     python -m experiments.train --config=configs/papers/guidance_interval_imagenet512.py --workdir=runs/edm2_s \
-        --config.sampling.guide=runs/edm2_xs_uncond
+        --config.sampling.guidance.guide=runs/edm2_xs_uncond
 
 Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
 
@@ -48,8 +48,9 @@ CLAIMS = {
 
 
 def get_config() -> ConfigDict:
-    """The recipe; `sampling.guide` names the run of the unconditional network."""
+    """The recipe; `sampling.guidance.guide` names the run of the unconditional network."""
     config = edm2_s()
-    config.sampling.guidance_scale = 2.1
-    config.sampling.guidance_interval = (0.28, 2.90)
+    config.sampling.guidance = ConfigDict(
+        dict(name="autoguidance", scale=2.1, interval=(0.28, 2.90), rescale=0.0, guide="", guide_ema="")
+    )
     return config

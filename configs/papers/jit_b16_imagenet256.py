@@ -73,8 +73,8 @@ def get_config() -> ConfigDict:
 
     config.sampling.sampler = ConfigDict(dict(name="flow_heun"))
     config.sampling.steps = 50
-    config.sampling.guidance_scale = 2.9
+    config.sampling.guidance.scale = 2.9
     # sigma / alpha at their times above 0.1, where 1 is data: their code leaves out 0.1 itself, a level of this grid
-    config.sampling.guidance_interval = (0.0, 8.9)
+    config.sampling.guidance.interval = (0.0, 8.9)
     config.sampling.batch_size = 64
     return config

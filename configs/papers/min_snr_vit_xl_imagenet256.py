@@ -75,6 +75,6 @@ def get_config() -> ConfigDict:
     config.sampling.sampler = ConfigDict(dict(name="heun"))
     config.sampling.grid = ConfigDict(dict(name="karras", t_min=0.001, t_max=0.9919784112452497))  # to 80
     config.sampling.steps = 50
-    config.sampling.guidance_scale = 1.5
+    config.sampling.guidance.scale = 1.5
     config.sampling.batch_size = 64
     return config

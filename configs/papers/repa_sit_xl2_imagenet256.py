@@ -56,6 +56,6 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict(dict(name="repa", weight=0.5))
     config.train.steps = 4_000_000
     config.optimizer.clip_norm = 1.0
-    config.sampling.guidance_scale = 1.8
-    config.sampling.guidance_interval = (0.0, 7 / 3)  # t up to 0.7: sigma / alpha = 0.7 / 0.3
+    config.sampling.guidance.scale = 1.8
+    config.sampling.guidance.interval = (0.0, 7 / 3)  # t up to 0.7: sigma / alpha = 0.7 / 0.3
     return config

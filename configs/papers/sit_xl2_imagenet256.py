@@ -74,6 +74,6 @@ def get_config() -> ConfigDict:
 
     config.sampling.sampler = ConfigDict(dict(name="sit_sde", diffusion="sigma"))
     config.sampling.steps = 250
-    config.sampling.guidance_scale = 1.5
+    config.sampling.guidance.scale = 1.5
     config.sampling.batch_size = 64
     return config

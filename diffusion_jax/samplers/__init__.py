@@ -1,4 +1,4 @@
-"""The way back: samplers that walk a time grid from noise to data, and guidance."""
+"""The way back: samplers that walk a time grid from noise to data, guidance, projections, inversion and editing."""
 
 from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     adams,
@@ -18,26 +18,18 @@ from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     two_stage,
     unipc,
 )
-from diffusion_jax.samplers.guidance import (
-    AdaptiveProjected,
-    Extrapolate,
-    Rescaled,
-    autoguidance,
-    classifier_free,
-    classifier_guided,
-    dynamic_threshold,
-    in_interval,
-    interval,
-)
-from diffusion_jax.samplers.inverse import posterior, repaint, replacement, sdedit
-from diffusion_jax.samplers.inversion import Inversion, invert
+from diffusion_jax.samplers.editing import INVERSIONS, Inversion, edit, sdedit, up_to
+from diffusion_jax.samplers.guidance import GUIDANCE, NoGuidance, Rule, guided
+from diffusion_jax.samplers.projections import PROJECTIONS, Measurement, Projection, Region, sample_given
 from diffusion_jax.samplers.sampler import (
     SAMPLERS,
     Sampler,
     SampleResult,
     State,
     Transition,
+    Walk,
     evaluation_times,
+    require_memory,
     sample,
     transitions,
 )
@@ -45,30 +37,31 @@ from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, Token
 
 __all__ = [
     "DISCRETE_SAMPLERS",
+    "GUIDANCE",
+    "INVERSIONS",
+    "PROJECTIONS",
     "SAMPLERS",
-    "AdaptiveProjected",
-    "Extrapolate",
     "Inversion",
-    "Rescaled",
+    "Measurement",
+    "NoGuidance",
+    "Projection",
+    "Region",
+    "Rule",
     "SampleResult",
     "Sampler",
     "State",
     "TokenSampler",
     "TokenSamples",
     "Transition",
-    "autoguidance",
-    "classifier_free",
-    "classifier_guided",
-    "dynamic_threshold",
+    "Walk",
+    "edit",
     "evaluation_times",
-    "in_interval",
-    "interval",
-    "invert",
-    "posterior",
-    "repaint",
-    "replacement",
+    "guided",
+    "require_memory",
     "sample",
+    "sample_given",
     "sample_tokens",
     "sdedit",
     "transitions",
+    "up_to",
 ]

@@ -52,6 +52,10 @@ class PredictorCorrector(Sampler):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def asks_in_loops(self) -> bool:
+        return self.num_corrections > 0
+
     def nfe(self, num_steps: int, *, ends_clean: bool = True) -> int:
         return num_steps * (1 + self.num_corrections)
 

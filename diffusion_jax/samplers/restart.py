@@ -48,6 +48,10 @@ class Restart(Heun):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def one_step(self) -> bool:
+        return False  # one of its steps is many
+
     def nfe(self, num_steps: int, *, ends_clean: bool = True) -> int:
         return super().nfe(num_steps, ends_clean=ends_clean) + 2 * self.num_restarts * self.inner_steps
 

@@ -66,6 +66,10 @@ class RK45(Sampler):
     def evaluations(self, state: CountingState, num_steps: int, *, ends_clean: bool = True) -> Int[Array, ""]:
         return state.evaluations
 
+    @property
+    def asks_in_loops(self) -> bool:
+        return True
+
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:
         alphas, sigmas, ends = grid.alphas.copy(), grid.sigmas.copy(), grid.times.copy()
         if grid.ends_clean:

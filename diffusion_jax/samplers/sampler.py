@@ -90,6 +90,16 @@ class Sampler:
         """Whether `step` draws noise and so needs a key."""
         return False
 
+    @property
+    def one_step(self) -> bool:
+        """Whether every step depends on the current xt alone, so that steps may be taken again."""
+        return type(self).init is Sampler.init
+
+    @property
+    def asks_in_loops(self) -> bool:
+        """Whether a step first asks the denoiser within a loop of its own, out of which no memory comes."""
+        return False
+
     def nfe(self, num_steps: int, *, ends_clean: bool = True) -> int:
         """Evaluations of the denoiser on a grid of `num_steps` transitions."""
         return num_steps
@@ -121,8 +131,29 @@ class Sampler:
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
-Projection = Callable[[Float[Array, "batch ..."], Transition, BatchKey | None], Float[Array, "batch ..."]]
+Correction = Callable[[Float[Array, "batch ..."], Transition, BatchKey | None], Float[Array, "batch ..."]]
 """(x_s, transition t -> s, key) -> x_s: a correction of the state at time s; key is None where `sample` got none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Walk:
+    """Transitions in the order in which they are taken, some of them backwards.
+
+    Attributes:
+      index: of every move, which transition t -> s of the grid.
+      up: of every move, whether noise is added instead, s -> t.
+    """
+
+    index: tuple[int, ...]
+    up: tuple[bool, ...]
+
+    def nfe(self, sampler: Sampler, num_steps: int, *, ends_clean: bool = True) -> int:
+        """Evaluations of the denoiser by a one-step sampler."""
+        down = [index for index, up in zip(self.index, self.up, strict=True) if not up]
+        last = sampler.nfe(1, ends_clean=ends_clean)
+        earlier = sampler.nfe(2, ends_clean=ends_clean) - last
+        at_the_end = down.count(num_steps - 1)
+        return earlier * (len(down) - at_the_end) + last * at_the_end
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "nfe", "trajectory"], meta_fields=[])
@@ -143,7 +174,9 @@ def sample(
     key: BatchKey | None = None,
     *,
     x0_transform: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None,
-    project: Projection | None = None,
+    project: Correction | None = None,
+    walk: Walk | None = None,
+    memory: Callable[[Float[Array, "batch ..."]], Any] | None = None,
     return_trajectory: bool = False,
 ) -> SampleResult:
     """Draw samples; to be called inside jit, with `sampler` and `grid` static.
@@ -156,35 +189,94 @@ def sample(
         example, whose noise is then drawn from `key`.
       key: per-example keys; may be left out when `noise` is given and the sampler is deterministic.
       x0_transform: applied to every prediction of x0, for example clipping; the predicted noise is made to agree.
-      project: applied to the state after every step, for example to put known pixels back (see `inverse.py`).
+      project: applied to the state after every step, for example to put known pixels back (see `projections/`).
+      walk: the order in which transitions are taken, for a one-step sampler; by default each once.
+      memory: x_1 -> what a denoiser that remembers begins with. Such a denoiser is called with `memory=` and returns
+        (Prediction, memory). All evaluations of a step see the same memory, and the first one makes that of the next.
       return_trajectory: also return the state at every point of the grid.
 
     Raises:
-      UserError: the sampler cannot walk this grid, or a key is missing.
+      UserError: the sampler cannot walk this grid or carry a memory, or a key is missing.
     """
     draws_prior = isinstance(noise, tuple)
-    if key is None and (draws_prior or sampler.stochastic):
+    if key is None and (draws_prior or sampler.stochastic or walk is not None):
         raise UserError(f"sampler {type(sampler).__name__} draws random numbers here; give it a key")
+    if walk is not None and not sampler.one_step:
+        raise UserError(f"sampler {type(sampler).__name__} takes no step twice: use ddpm, ddim or euler")
+    if memory is not None:
+        require_memory(sampler)
     if draws_prior:
         noise = key.fold_in("prior").normal(noise, compute_dtype())
     step_keys = None if key is None else key.fold_in("sampler").counter_based()
-    denoise = _in_compute_dtype(denoiser, grid, x0_transform)
 
-    def step(state: Any, transition: Transition) -> tuple[Any, Array | None]:
-        step_key = None if step_keys is None else step_keys.at_step(transition.index)
-        state = sampler.step(denoise, state, transition, step_key)
+    def down(state: Any, remembered: Any, transition: Transition, step_key: BatchKey | None) -> tuple[Any, Any]:
+        after: list[Any] = []  # the memory that each evaluation leaves, in the order of the calls
+        asked = denoiser if memory is None else _with_memory(denoiser, remembered, after)
+        state = sampler.step(_in_compute_dtype(asked, grid, x0_transform), state, transition, step_key)
         if project is not None:
             project_key = None if step_key is None else step_key.fold_in("project")
             state = dataclasses.replace(state, x=project(state.x, transition, project_key))
-        return state, state.x if return_trajectory else None
+        return state, after[0] if after else remembered
+
+    def step(carry: tuple[Any, Any], move: tuple[Transition, Array, Array | None]) -> tuple[Any, Array | None]:
+        transition, number, up = move
+        step_key = None if step_keys is None else step_keys.at_step(number)
+        if up is None:
+            carry = down(*carry, transition, step_key)
+        else:
+            back = functools.partial(_noised, transition=transition, key=step_key)
+            carry = jax.lax.cond(
+                up,
+                lambda: (dataclasses.replace(carry[0], x=back(carry[0].x)), carry[1]),
+                lambda: down(*carry, transition, step_key),
+            )
+        return carry, carry[0].x if return_trajectory else None
 
     x_1 = grid.schedule.prior_std * as_compute(noise)
-    state, visited = jax.lax.scan(step, sampler.init(x_1), transitions(sampler, grid))
+    first = (sampler.init(x_1), None if memory is None else memory(x_1))
+    (state, _), visited = jax.lax.scan(step, first, _moves(sampler, grid, walk))
+    counted = sampler.evaluations(state, grid.num_steps, ends_clean=grid.ends_clean)
     return SampleResult(
         x0=sampler.finish(state),
-        nfe=sampler.evaluations(state, grid.num_steps, ends_clean=grid.ends_clean),
+        nfe=counted if walk is None else walk.nfe(sampler, grid.num_steps, ends_clean=grid.ends_clean),
         trajectory=jnp.concatenate([x_1[None], visited]) if return_trajectory else None,
     )
+
+
+def require_memory(sampler: Sampler) -> None:
+    """Refuse a sampler through whose steps no memory can be carried."""
+    if sampler.asks_in_loops:
+        raise UserError(
+            f"sampler {type(sampler).__name__} asks the network within a loop of its own, where guidance with momentum "
+            "cannot remember: use heun, ddim or dpmpp_2m, or momentum 0"
+        )
+
+
+def _moves(sampler: Sampler, grid: TimeGrid, walk: Walk | None) -> tuple[Transition, Array, Array | None]:
+    """Every move of the loop: the transition, the number by which its noise is drawn, and whether it goes up."""
+    steps = transitions(sampler, grid)
+    if walk is None:
+        return steps, steps.index, None
+    index = np.array(walk.index)
+    return jax.tree.map(lambda leaf: leaf[index], steps), jnp.arange(len(index)), jnp.asarray(walk.up)
+
+
+def _noised(x: Float[Array, "batch ..."], transition: Transition, key: BatchKey) -> Float[Array, "batch ..."]:
+    """The state at t from that at s, with the noise that lies between: a draw of q(x_t | x_s)."""
+    ratio = transition.alpha_t / transition.alpha_s
+    std = jnp.sqrt(jnp.maximum(transition.sigma_t**2 - (ratio * transition.sigma_s) ** 2, 0.0))
+    return ratio * x + std * key.fold_in("back").normal(x.shape[1:], x.dtype)
+
+
+def _with_memory(denoiser: Denoiser, memory: Any, after: list[Any]) -> Denoiser:
+    """A denoiser that remembers, with its memory bound; what it leaves is added to `after`."""
+
+    def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
+        prediction, left = denoiser(xt, t, *s, memory=memory)
+        after.append(jax.tree.map(as_compute, left))
+        return prediction
+
+    return denoise
 
 
 def evaluation_times(sampler: Sampler, grid: TimeGrid) -> Float[np.ndarray, " evaluations"]:

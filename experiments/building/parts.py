@@ -21,7 +21,7 @@ from diffusion_jax.models.autoencoders import CODECS
 from diffusion_jax.models.encoders import TEXT_ENCODERS
 from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
 from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES
 from experiments.ground.fields import REQUIRED, Field
@@ -59,6 +59,9 @@ KINDS = (
     Kind("sampling.sampler", SAMPLERS),
     Kind("sampling.sampler", DISCRETE_SAMPLERS),
     Kind("sampling.grid", GRIDS),
+    Kind("sampling.guidance", GUIDANCE),
+    Kind("sampling.projection", PROJECTIONS),
+    Kind("sampling.inversion", INVERSIONS),
 )
 
 

@@ -21,7 +21,7 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, Sampler, TokenSampler
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
     PREDICTIONS,
@@ -380,11 +380,7 @@ class Experiment:
             raise UserError(
                 f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
             )
-        if config.sampling.guidance_scale != 1.0 and not (self.conditioning.asked or config.sampling.guide):
-            raise UserError(
-                "sampling.guidance_scale needs a conditional network; this one is told no class and no text: use 1, or "
-                "name a guide, sampling.guide"
-            )
+        _ = self.guidance()
         if self.validation_pipeline is not None:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
@@ -570,6 +566,17 @@ class Experiment:
                 f"{self.config.objective.name} trains a {made}: use {', '.join(fitting)}"
             )
         return sampler
+
+    def guidance(self) -> Rule:
+        """The config's guidance rule.
+
+        Raises:
+          UserError: no such rule, an option that it does not have, or one that does not fit the network.
+        """
+        rule = GUIDANCE.build(self.config.sampling.guidance)
+        is_flow_map = not self.process.discrete and self.sampler().denoiser_kind == "flow_map"
+        rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)
+        return rule
 
     def grid(self, steps: int | None = None) -> TimeGrid:
         """The config's sampling-time grid, with as many steps as asked."""

@@ -50,7 +50,7 @@ class Drawing:
         depends_on = {
             "sampler": repr(make.sampler),
             "times": make.grid.times.tolist(),
-            "guidance": [make.guidance_scale, *make.guidance_interval],
+            "guidance": repr(make.guidance),
             "guide": make.guide and make.guide.source,
             "clip": make.experiment.config.sampling.clip_x0,
             "batch_size": make.batch_size,

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import locked, replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
+from diffusion_jax.samplers.guidance import ClassifierFree, Negative, Rule, name_of
+from diffusion_jax.tasks import Task
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import judging, reconstruction
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
-from experiments.evaluating.generation import Generator, Guide
+from experiments.evaluating.generation import Classifier, Generator, Given, Guide
 from experiments.evaluating.pictures import save_captioned, save_grid, save_neighbours
+from experiments.evaluating.requests import asked_rows
 from experiments.evaluating.texts import MOST_SHOWN, save_texts
 from experiments.ground.progress import ProgressBar
 
@@ -40,23 +44,88 @@ def generator(
     guidance_scale: float | None = None,
     negative: str | None = None,
     batch_size: int | None = None,
+    task: Task | None = None,
+    stand_in: bool = False,
 ) -> Generator:
     """The config's way of sampling, or as asked.
 
+    Args:
+      experiment: the run; `config.sampling.guidance` says how it is guided.
+      sampler: the name of one, with its default options.
+      steps: transitions of the grid.
+      guidance_scale: the scale of the rule, instead of the config's.
+      negative: what stands in the place of nothing in guidance, in words; "" is nothing.
+      batch_size: samples per call.
+      task: what is done, instead of drawing from noise.
+      stand_in: let the null condition stand in for a guide that is not named: for programs that are planned or counted.
+
     Raises:
-      UserError: a sampler that does not fit, or a guide that can not be read or is of other data.
+      UserError: a sampler or a guidance rule that does not fit, or a guide that cannot be read or is of other data.
     """
-    sampling = experiment.config.sampling
+    rule = _rule(experiment, guidance_scale, negative)
+    needs_guide = "worse" in rule.others and not rule.neutral
+    if needs_guide and stand_in and not rule.guide:
+        rule = ClassifierFree(scale=rule.scale, interval=rule.interval, rescale=rule.rescale)
+        needs_guide = False
+    if needs_guide:
+        require_guide(experiment)
     return Generator(
         experiment=experiment,
         sampler=experiment.sampler(sampler),
         grid=experiment.grid(steps),
-        guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
-        guidance_interval=tuple(sampling.guidance_interval),
-        guide=read_guide(sampling.guide, sampling.guide_ema) if sampling.guide else None,
-        negative=None if negative is None else dict(asked_in_words(experiment, [negative]).fields),
-        batch_size=batch_size or sampling.batch_size,
+        guidance=rule,
+        guide=read_guide(rule.guide, rule.guide_ema) if needs_guide else None,
+        classifier=_classifier(experiment) if "classifier" in rule.others and not rule.neutral else None,
+        negative=None if rule.negative == "" or rule.neutral else _negative(experiment, str(rule.negative)),
+        batch_size=batch_size or experiment.config.sampling.batch_size,
+        task=task,
     )
+
+
+def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> Rule:
+    """The config's guidance rule, with another scale or a negative prompt."""
+    rule = experiment.guidance()
+    rule = rule if scale is None else dataclasses.replace(rule, scale=scale)
+    if negative is None:
+        return rule
+    _negative(experiment, negative)  # its error
+    if rule.neutral or rule.others:
+        raise UserError("a negative prompt takes the place of the null condition: it needs guidance, and no guide")
+    if not negative:
+        return rule
+    return Negative(scale=rule.scale, interval=rule.interval, rescale=rule.rescale, negative=negative)
+
+
+def _negative(experiment: Experiment, said: str) -> dict[str, np.ndarray]:
+    """Raw fields of one row, for what samples shall not be: words, or a class where no words are told."""
+    if experiment.told_text is None and experiment.num_classes:
+        return asked_rows(experiment.conditioning, said)
+    return dict(asked_in_words(experiment, [said]).fields)
+
+
+def require_guide(experiment: Experiment) -> None:
+    """Raise UserError where guidance is away from a worse network, and none is named."""
+    rule = experiment.guidance()
+    if "worse" in rule.others and not rule.neutral and not rule.guide:
+        raise UserError(
+            "guidance autoguidance is away from a worse network, and none is named: give the workdir of its run with "
+            "--config.sampling.guidance.guide=..., or --guide=... of experiments.sample and experiments.evaluate"
+        )
+
+
+def _classifier(experiment: Experiment) -> Classifier:
+    """log p of a class by the classifier of the real images that the proxy metrics use, trained now or before."""
+    if not (experiment.info.is_image and experiment.num_classes):
+        raise UserError(
+            "guidance classifier needs pictures of classes and a network that is told the class; use classifier_free"
+        )
+    space, _ = judging.proxy(experiment, real_images(experiment, experiment.config.data.split))
+
+    def log_probability(x0: jax.Array, raw: Any) -> jax.Array:
+        logs = space.apply(space.params, (x0 + 1.0) * 127.5)["log_probabilities"]
+        return jnp.take_along_axis(logs, raw["label"][:, None], axis=1)[:, 0]
+
+    return log_probability
 
 
 def read_guide(directory: str, ema: str) -> Guide:
@@ -65,10 +134,17 @@ def read_guide(directory: str, ema: str) -> Guide:
     return Guide(experiment=experiment, params=params, source={"workdir": directory, **source})
 
 
-def draw(make: Generator, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int) -> np.ndarray:
-    """Samples with a progress bar."""
+def draw(
+    make: Generator,
+    params: Any,
+    asked: Asked | np.ndarray | None,
+    num_samples: int,
+    seed: int,
+    given: Given | None = None,
+) -> np.ndarray:
+    """Samples, or results of a task, with a progress bar."""
     with ProgressBar(total=num_samples, description="sample", primary=parallel.is_primary()) as progress:
-        return make.generate(params, asked, num_samples, seed, progress.update)
+        return make.generate(params, asked, num_samples, seed, progress.update, given)
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
@@ -196,8 +272,7 @@ def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, s
         "sampler": str(make.sampler),
         "network_evaluations": make.network_evaluations,
         "grid": dict(make.experiment.config.sampling.grid),
-        "guidance_scale": make.guidance_scale,
-        **({"guidance_interval": make.guidance_interval} if make.guidance_interval else {}),
+        "guidance": dataclasses.asdict(make.guidance) | {"name": name_of(make.guidance)},
         **({"guide": make.guide.source} if make.guide else {}),
         "devices": jax.device_count(),
         **({"unavailable": missing} if missing else {}),

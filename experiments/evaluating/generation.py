@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,25 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.conditioning import with_masks
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.samplers import (
-    Sampler,
-    TokenSampler,
-    autoguidance,
-    classifier_free,
-    evaluation_times,
-    in_interval,
-    interval,
-    sample,
-    sample_tokens,
-)
-from diffusion_jax.schedulers import TimeGrid, on_schedule
-from diffusion_jax.schedulers.arrays import as_compute
+from diffusion_jax.samplers import NoGuidance, Rule, Sampler, TokenSampler, sample, sample_tokens
+from diffusion_jax.samplers.guidance import of_clean, towards
+from diffusion_jax.schedulers import Denoiser, TimeGrid, on_schedule
+from diffusion_jax.tasks import Request, Setting, Task
 from experiments.building.wiring import Experiment
 from experiments.evaluating.asked import Asked
+
+ASKED, SOURCE = "asked.", "source."
+"""Beginnings of the names of what is given: raw fields of what is asked for, and of what a picture is."""
+Given = Mapping[str, np.ndarray]
+"""What is given for samples, each [n, ...]: sample i has row i modulo n; see `tasks.Request`."""
+Classifier = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
+"""(x0, raw fields) -> log p of what is asked for, [batch]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,10 +52,11 @@ class Generator:
       experiment: the network and its parameterization.
       sampler: how to go back.
       grid: at which times.
-      guidance_scale: of classifier-free guidance, or with a guide of autoguidance; 1 is none.
-      guidance_interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is at all.
-      guide: a network in the place of the null condition.
-      negative: raw fields of a batch of one example, what is said in the place of nothing: a negative prompt.
+      guidance: how predictions lean towards what is asked for.
+      guide: the worse network, for a rule that needs one.
+      classifier: the classifier of clean data, for a rule that needs one.
+      negative: raw fields of one row that stand in the place of "nothing" in guidance.
+      task: what is done with what is given; None draws samples from noise.
       batch_size: samples per call; rounded up to a multiple of the devices.
       path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
         axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
@@ -67,10 +65,11 @@ class Generator:
     experiment: Experiment
     sampler: Sampler | TokenSampler
     grid: TimeGrid
-    guidance_scale: float = 1.0
-    guidance_interval: tuple[float, ...] = ()
+    guidance: Rule = dataclasses.field(default_factory=NoGuidance)
     guide: Guide | None = None
-    negative: Mapping[str, np.ndarray] | None = None
+    classifier: Classifier | None = None
+    negative: Given | None = None
+    task: Task | None = None
     batch_size: int = 256
     path_points: int = 0
 
@@ -79,15 +78,10 @@ class Generator:
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
         if self.guide is not None:
             self._check_guide(self.guide.experiment)
-        elif self.guidance_scale != 1.0 and not self.experiment.conditioning.asked:
-            raise UserError(
-                "guidance needs a conditional network; this one is told no class and no text: use guidance_scale 1, or "
-                "a guide"
-            )
-        if self.negative and (self.guidance_scale == 1.0 or self.guide is not None):
-            raise UserError("a negative prompt takes the place of the null condition: it needs guidance, and no guide")
-        if self.guidance_interval and len(self.guidance_interval) != 2:
-            raise UserError(f"guidance_interval is (low, high) or (), not {self.guidance_interval}")
+        if self.task is None:
+            self.setting.check()
+        else:
+            self.task.check(self.setting)
         layout = self.experiment.layout
         object.__setattr__(self, "_run", jax.jit(layout.placed(self._sample), out_shardings=layout.batch_sharding))
 
@@ -109,76 +103,70 @@ class Generator:
         if other.model.is_flow_map != own.model.is_flow_map:
             raise UserError("the guide and the network must be of the same kind: one is a flow map")
 
+    @property
+    def setting(self) -> Setting:
+        """With what samples are drawn."""
+        return Setting(
+            model=self.experiment.model,
+            sampler=self.sampler,
+            grid=self.grid,
+            guidance=self.guidance,
+            clip_x0=self.experiment.config.sampling.clip_x0 and not self.experiment.process.discrete,
+            denoiser=self.experiment.trainable.denoiser,
+            negative=self.negative,
+        )
+
     @functools.cached_property
     def network_evaluations(self) -> int:
-        """Network evaluations per sample (NFE), twice as many where there is guidance: the least of an adaptive
-        sampler, the most of one that caches.
+        """Network evaluations per sample (NFE), with those of guidance: the least of an adaptive sampler, the most of
+        one that caches.
         """
+        if self.task is not None:
+            return self.task.network_evaluations(self.setting)
         if self.experiment.process.discrete:
-            evaluations = self.grid.num_steps
-        else:
-            evaluations = self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean)
-        if self.guidance_scale in (0.0, 1.0):
-            return evaluations
-        if not self.guidance_interval:
-            return 2 * evaluations
-        times = as_compute(evaluation_times(self.sampler, self.grid))
-        return evaluations + int(in_interval(self.grid.schedule, times, *self.guidance_interval).sum())
+            return self.setting.evaluations(self.grid.num_steps)
+        return self.setting.evaluations(self.sampler.nfe(self.grid.num_steps, ends_clean=self.grid.ends_clean))
 
     def _sample(
         self, all_params: tuple[Any, Any], given: dict[str, jax.Array], key: jax.Array, index: jax.Array
     ) -> jax.Array:
         params, guide_params = all_params
-        model, size = self.experiment.model, index.shape[0]
-        conditions = model.conditions(params, given, size)
-
-        def conditional(xt, t, condition, *s):
-            return self.experiment.trainable.denoiser(params, condition)(xt, t, *s)
-
-        def denoise(xt, t, *s):
-            return conditional(xt, t, conditions, *s)
-
-        if self.guidance_scale != 1.0:
-            schedule = self.grid.schedule
-            if self.guide is not None:
-                other = self.guide.experiment.model
-                conditions_there = other.conditions(guide_params, given, size)
-                worse = self.guide.experiment.trainable.denoiser(guide_params, conditions_there)
-                if other.process.schedule != schedule:
-                    worse = on_schedule(worse, other.process.schedule, schedule)
-                guided = autoguidance(denoise, worse, self.guidance_scale)
-            else:
-                null = self._null(params, given, conditions, size)
-                guided = classifier_free(conditional, conditions, null, self.guidance_scale)
-            denoise = interval(guided, denoise, schedule, *self.guidance_interval) if self.guidance_interval else guided
-        shape = model.diffused.shape
+        size, request = index.shape[0], _request(given)
+        setting = dataclasses.replace(self.setting, others=functools.partial(self._others, guide_params, size))
         batch_key = BatchKey(key, index, self.batch_size)
-        transform = (lambda x0: jnp.clip(x0, -1, 1)) if self.experiment.config.sampling.clip_x0 else None
-        follow = self.path_points > 0
+        if self.task is not None:
+            return self.task(setting, params, request, batch_key)
+        denoise = setting.guided(params, request.asked, size)
         if self.experiment.process.discrete:
             return self._sample_tokens(denoise, params, batch_key)
-        result = sample(
-            self.sampler, denoise, self.grid, shape, batch_key, x0_transform=transform, return_trajectory=follow
-        )
+        model, follow = self.experiment.model, self.path_points > 0
+        shape = model.diffused.shape
+        options = {**setting.options, "return_trajectory": follow}
+        result = sample(self.sampler, denoise, self.grid, shape, batch_key, **options)
         if not follow:
-            return model.decode(params, result.x0)
+            return self.experiment.model.decode(params, result.x0)
         points = self.path_indices
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
         states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
         return jax.vmap(lambda z: model.decode(params, z), in_axes=1, out_axes=1)(states)
 
-    def _null(self, params: Any, given: dict[str, jax.Array], conditions: Any, size: int) -> Any:
-        """The conditions where nothing is asked, or what is asked negatively."""
-        model = self.experiment.model
-        null = model.without(params, conditions, size)
-        if not self.negative:
-            return null
-        said = {name: jnp.broadcast_to(value, (size, *value.shape[1:])) for name, value in self.negative.items()}
-        told = model.conditions(params, {**given, **said}, size)
-        parts = [part for part in model.conditioning.parts if set(part.reads) & set(said)]
-        return null | {
-            name: told[name] for name in with_masks(slot for part in parts for slot in part.gives) & set(null)
-        }
+    def _others(
+        self, guide_params: Any, size: int, raw: Mapping[str, jax.Array] | None, plain: Denoiser
+    ) -> dict[str, Denoiser]:
+        """What the guidance rule needs beside the network."""
+        found, schedule = {}, self.grid.schedule
+        if self.guide is not None:
+            there = self.guide.experiment
+            setting = dataclasses.replace(self.setting, model=there.model, denoiser=there.trainable.denoiser)
+            worse = setting.plain(guide_params, raw, size)
+            own = there.process.schedule
+            found["worse"] = worse if own == schedule else on_schedule(worse, own, schedule)
+        if self.classifier is not None:
+            if raw is None:
+                raise UserError("guidance classifier leans towards a class: give --label")
+            judged = of_clean(plain, lambda x0: self.classifier(x0, raw))
+            found["classifier"] = towards(schedule, judged)
+        return found
 
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
         """The same for tokens, decoded."""
@@ -198,7 +186,7 @@ class Generator:
         key = jax.eval_shape(lambda: stream_key(0, "sample"))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
         given = {
-            name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=layout.batch_sharding)
+            f"{ASKED}{name}": jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=layout.batch_sharding)
             for part in self.experiment.conditioning.parts
             if set(part.gives) & set(self.experiment.conditioning.asked)
             for name, (shape, dtype) in part.fields.items()
@@ -220,12 +208,19 @@ class Generator:
         return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.model.diffused.shape)
 
     def batches(
-        self, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int, *, start: int = 0
+        self,
+        params: Any,
+        asked: Asked | np.ndarray | None,
+        num_samples: int,
+        seed: int,
+        *,
+        start: int = 0,
+        given: Given | None = None,
     ) -> Iterator[np.ndarray]:
         """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, row i of
         what is asked), which are labels where it is an array.
 
-        `start`, a multiple of the batch size, is the first sample.
+        `start`, a multiple of the batch size, is the first sample; `given` is what a task needs.
         """
         layout = self.experiment.layout
         key = stream_key(seed, "sample")
@@ -233,12 +228,12 @@ class Generator:
             layout.host_index * self.batch_size // layout.host_count,
             (layout.host_index + 1) * self.batch_size // layout.host_count,
         )
-        asked = Asked.of(asked)
+        fields = {f"{ASKED}{name}": value for name, value in Asked.of(asked).fields.items()}
         for first in range(start, num_samples, self.batch_size):
             index = np.arange(first, first + self.batch_size)[rows]
-            given = layout.global_batch(asked.rows(index))
+            batch = {name: value[index % len(value)] for name, value in {**fields, **(given or {})}.items()}
             placed = layout.global_batch({"index": index.astype(np.int32)})
-            x = self._run((params, self._guide_params), given, key, placed["index"])
+            x = self._run((params, self._guide_params), layout.global_batch(batch), key, placed["index"])
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
             x = np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
@@ -246,16 +241,33 @@ class Generator:
             yield x
 
     def generate(
-        self, params: Any, asked: Asked | np.ndarray | None, num_samples: int, seed: int = 0, progress: Any = None
+        self,
+        params: Any,
+        asked: Asked | np.ndarray | None,
+        num_samples: int,
+        seed: int = 0,
+        progress: Any = None,
+        given: Given | None = None,
     ) -> np.ndarray:
         """All samples as uint8 [num_samples, height, width, channels] (float32 for latents, int32 for text)."""
         parts = []
-        for part in self.batches(params, asked, num_samples, seed):
+        for part in self.batches(params, asked, num_samples, seed, given=given):
             parts.append(part)
             if progress is not None:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
-        return to_uint8(x) if self.experiment.shown.is_image else x
+        gives_data = self.task is None or self.task.gives == "data"
+        return to_uint8(x) if self.experiment.shown.is_image and gives_data else x
+
+
+def _request(given: Mapping[str, jax.Array]) -> Request:
+    """The request of a task, from arrays by name."""
+    raw = {
+        begin: {name.removeprefix(begin): value for name, value in given.items() if name.startswith(begin)} or None
+        for begin in (ASKED, SOURCE)
+    }
+    rest = {name: value for name, value in given.items() if "." not in name}
+    return Request(asked=raw[ASKED], source=raw[SOURCE], **rest)
 
 
 def require_finite(samples: np.ndarray, first: int) -> None:

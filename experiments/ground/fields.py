@@ -87,12 +87,6 @@ FIELDS: Mapping[str, Field] = {
     "parallel.context": Field(int, 1, DEVICES, "devices that share the tokens of an example; -1: the rest"),
     "parallel.rules": Field(Rules, (), ANY, "pairs (pattern of parameters, axes); empty: the rules of the mesh"),
     "sampling.steps": Field(int, REQUIRED, Bounds(low=1, high=10**6), "steps of the sampler"),
-    "sampling.guidance_scale": Field(float, 1.0, Bounds(low=-1000, high=1000), "scale of guidance; 1: no guidance"),
-    "sampling.guidance_interval": Field(
-        tuple[float, ...], (), Bounds(low=0, infinite=True), "noise levels (low, high) with guidance; empty: all"
-    ),
-    "sampling.guide": Field(str, "", ANY, "workdir of a worse network, for autoguidance"),
-    "sampling.guide_ema": Field(str, "", ANY, "average of the guide's parameters; empty: as its own config says"),
     "sampling.clip_x0": Field(bool, False, ANY, "clip predictions of the data to [-1, 1]"),
     "sampling.ema": Field(str, "", ANY, "average of the parameters to sample with; empty: the first"),
     "sampling.batch_size": Field(int, 250, EXAMPLES, "samples drawn at once"),
@@ -140,6 +134,12 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "optimizer": ({}, "optimizer, beside the runner's own fields of that group"),
     "sampling.sampler": (REQUIRED, "sampler"),
     "sampling.grid": ({"name": "uniform"}, "times that the sampler visits"),
+    "sampling.guidance": (
+        {"name": "classifier_free", "scale": 1.0, "interval": (), "rescale": 0.0},
+        "guidance rule; at scale 1 there is none",
+    ),
+    "sampling.projection": ({"name": "replacement"}, "how experiments.sample --task=inpaint is told of what is known"),
+    "sampling.inversion": ({"name": "ddim"}, "way from pictures to noise, of its tasks edit and invert"),
 }
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
 OF_DENOISERS = frozenset({"model", "sampling.sampler", "sampling.steps"})
@@ -187,9 +187,6 @@ def check_fields(config: ConfigDict) -> None:
         if value is ABSENT:
             raise UserError(f"the config lacks {name}: {field.meaning}")
         check(name, value, field.kind, field.bounds)
-    interval = tuple(config.sampling.guidance_interval)
-    if interval and not (len(interval) == 2 and interval[0] < interval[1]):
-        raise UserError(f"sampling.guidance_interval must be (low, high) with low below high, or (), it is {interval}")
 
 
 def _check_names(config: ConfigDict) -> None:

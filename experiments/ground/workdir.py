@@ -23,6 +23,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
+from experiments.ground.renamed import with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -31,7 +32,10 @@ FINISHED = "finished.json"  # in the workdir, once training, evaluation and repo
 AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
     "evaluation.",
-    *(f"sampling.{name}" for name in ("sampler", "grid", "steps", "guid", "clip_x0", "batch_size")),
+    *(
+        f"sampling.{name}"
+        for name in ("sampler", "grid", "steps", "guid", "projection", "inversion", "clip_x0", "batch_size")
+    ),
 )
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
 # Where and how the work is done does not change what comes out, so a run may go on with other values of these.
@@ -48,7 +52,7 @@ PATH_FIELDS = (
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
     "first_stage.path",
-    "sampling.guide",
+    "sampling.guidance.guide",
     "conditioning.text.encoder.folder",
 )
 
@@ -287,7 +291,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
-    config = ConfigDict(read_json(path))
+    config = with_new_names(ConfigDict(read_json(path)))
     try:
         complete(config)
     except UserError as error:

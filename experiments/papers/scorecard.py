@@ -193,7 +193,7 @@ def sampler(paper: Paper, experiment: Experiment) -> Iterator[Check]:
     if claim is None:
         yield Check(name="sampler", status=NOT_STATED)
         return
-    make = evaluation.generator(experiment)
+    make = evaluation.generator(experiment, stand_in=True)
     nfe = make.network_evaluations
     yield _compared("network evaluations", {**claim, "value": claim["nfe"]}, nfe, nfe == claim["nfe"])
     if "variance" in claim:
@@ -398,11 +398,20 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
         and _measured(found, claim["metric"]) is not None
         and settings["network_evaluations"] == claim["nfe"]
         and settings["num_samples"] == claim["num_samples"]
-        and settings["guidance_scale"] == claim.get("guidance_scale", 1.0)
-        and tuple(settings.get("guidance_interval", ())) == tuple(claim.get("guidance_interval", ()))
-        and ("guide" in settings) == claim.get("guide", False)
+        and _guided_as(settings, claim)
         and settings["grid"] == dict(paper.config.sampling.grid)
         and settings["sampler"] == str(_sampler(experiment, claim["sampler"]))
+    )
+
+
+def _guided_as(settings: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
+    """Whether samples were guided as a claim says, by a linear rule; evaluations of before do not say the rule."""
+    rule = settings.get("guidance")
+    return rule is not None and (
+        rule["name"] in ("none", "autoguidance" if claim.get("guide", False) else "classifier_free")
+        and rule["scale"] == claim.get("guidance_scale", 1.0)
+        and tuple(rule["interval"]) == tuple(claim.get("guidance_interval", ()))
+        and rule["rescale"] == 0.0
     )
 
 

@@ -180,7 +180,7 @@ class _Digits:
     measure = "distance to the digits"
 
     def __init__(self, experiment: Experiment):
-        self.experiment, self.make = experiment, evaluation.generator(experiment)
+        self.experiment, self.make = experiment, evaluation.generator(experiment, stand_in=True)
         self.asked = evaluation.asked_for(experiment, NUM_SAMPLES).first(NUM_SAMPLES)
         real, _ = experiment.pipeline.arrays(experiment.config.data.split)
         self.pixels = PixelFeatures()

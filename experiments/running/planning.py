@@ -197,7 +197,7 @@ def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED)
 def sample_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
     """Compile the sampler of a config; errors as of `train_plan`."""
     experiment = Experiment.planned(configured(config, strategy), topology_devices(topology))
-    make = evaluation.generator(experiment)
+    make = evaluation.generator(experiment, stand_in=True)
     params = experiment.abstract_state.evaluation_params(experiment.known_ema(experiment.config.sampling.ema))
     return _measure(
         experiment,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
@@ -80,6 +80,9 @@ def behaviour(config: ConfigDict) -> str:
     grid = sampling.pop("grid", None)
     if not tokens:
         sampling["grid"] = with_defaults(GRIDS, grid)
+    rule = GUIDANCE.build(sampling["guidance"])
+    sampling["guidance"] = "none" if rule.neutral else repr(rule)
+    del sampling["projection"], sampling["inversion"]  # which tasks read, and no evaluation does
     fields = flatten(ConfigDict(read))
     kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
     return json.dumps(kept, sort_keys=True, default=str)

@@ -20,6 +20,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, read_text, replace_file
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
+from experiments.ground.renamed import new_field_names
 from experiments.sweeps.ablation import Ablation
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +77,8 @@ def config_changes(made: Mapping[str, Any], ablation: Ablation) -> list[str]:
     defaults = _numbers_depend_on(workdir.defaults())
     before = {
         **defaults,
-        **made.get("config", {}),
-        **{f"cell {name}": value for name, value in made.get("cells", {}).items()},
+        **new_field_names(made.get("config", {})),
+        **{f"cell {name}": new_field_names(value) for name, value in made.get("cells", {}).items()},
     }
     now = {**defaults, **fields, **{f"cell {name}": value for name, value in cells.items()}}
     return [

@@ -126,7 +126,15 @@ def defined_flags(module: str) -> dict[str, str]:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and "FLAGS." in ast.unparse(node.value)
     ]
-    return {call.args[0].value if call.args else "config": call.func.attr for call in calls}
+    own = {call.args[0].value if call.args else "config": call.func.attr for call in calls}
+    return {**own, **shared_flags()} if "SamplingFlags(FLAGS" in ast.unparse(tree) else own
+
+
+def shared_flags() -> dict[str, str]:
+    """The flags that say how samples are drawn, which several commands have."""
+    tree = ast.parse((ROOT / "experiments" / "ground" / "sampling_flags.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func)[:6] == "flags."]
+    return {call.args[0].value: call.func.attr for call in calls}
 
 
 def config_fields(path: str) -> dict[str, object]:

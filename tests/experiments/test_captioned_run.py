@@ -157,7 +157,7 @@ def test_everything_falls_together_and_a_text_alone(config_file):
             {"model": {"name": "ddpmpp", "channel_multipliers": (1,), "attention_resolutions": ()}},
             "context, pooled is given, but the network takes nothing",
         ),
-        ({"sampling.guidance_scale": 2.0, "conditioning": {}}, "this one is told no class and no text"),
+        ({"sampling.guidance.scale": 2.0, "conditioning": {}}, "this one takes no class and no other condition"),
     ],
 )
 def test_what_does_not_fit_is_named(config_file, data_dir, fields, message):

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from diffusion_jax.samplers import NoGuidance
 from experiments.evaluating.drawing import Drawing
 
 
@@ -15,7 +16,7 @@ class Stopped(Exception):
 class Counting:
     """Draws sample i as the constant i / 100, four at a time, and stops at a given one."""
 
-    sampler, guidance_scale, guidance_interval, guide, batch_size = "counting", 1.0, (), None, 4
+    sampler, guidance, guide, batch_size = "counting", NoGuidance(), None, 4
     grid = types.SimpleNamespace(times=np.array([1.0, 0.0]))
     experiment = types.SimpleNamespace(
         config=types.SimpleNamespace(sampling=types.SimpleNamespace(clip_x0=False)),

@@ -69,7 +69,7 @@ def test_nonsense_in_any_field_of_the_runner(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling.guidance_interval": (0.9, 0.1)}, "low below high"),
+        ({"sampling.guidance_scale": 2.0}, "did you mean 'sampling.guidance'"),
         ({"train.stepz": 3}, "did you mean 'train.steps'"),
         ({"trian": {"steps": 3}}, "did you mean 'train'"),
         ({"train": 3}, "train must be a group"),

@@ -222,7 +222,7 @@ def test_what_a_first_stage_has_no_use_for_is_refused(command, stage):
         with pytest.raises(UserError, match=message):
             open_experiment(config).check()
 
-    refused("sampling.guidance_scale: a config with the group codec trains", sampling__guidance_scale=2.0)
+    refused("sampling.clip_x0: a config with the group codec trains", sampling__clip_x0=True)
     refused("train.class_conditional: a config with the group codec", train__class_conditional=True)
     critic = {"objective__adversarial": 0.1, "objective__discriminator_depth": 1}
     refused("the discriminator's weight is of the whole batch", **critic, train__accumulation=2)

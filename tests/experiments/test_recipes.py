@@ -13,6 +13,7 @@ from diffusion_jax.weights import read_lpips
 from experiments.building.wiring import Experiment
 from experiments.running.population import Population
 from tests.lpips_weights import write_random_lpips
+from tests.processes import ROOT
 
 TAUGHT = {name for name in OBJECTIVES if "teacher" in OBJECTIVES.example(name).needs}
 ALIGNED = {name for name in OBJECTIVES if "aligned" in OBJECTIVES.example(name).needs}
@@ -100,6 +101,13 @@ def test_a_run_from_the_command_line(command, tmp_path, name):
     command.run("train", *arguments)
     assert (tmp_path / name / "samples" / "final.png").stat().st_size > 0
     assert (tmp_path / name / "report.html").exists()
+    refused = {
+        "meanflow": "task invert goes back along the flow and needs a denoiser, and sampler FlowMap asks a few-step",
+        "mdlm": "--task=invert is of continuous pictures, and this run diffuses them as tokens",
+    }
+    if name in refused:
+        picture = f"--image={ROOT / 'tests' / 'golden' / 'digit.png'}"
+        assert refused[name] in command.fails("sample", f"--workdir={tmp_path / name}", "--task=invert", picture)
 
 
 @pytest.mark.slow

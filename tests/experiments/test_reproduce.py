@@ -117,6 +117,10 @@ def test_weights_of_another_network_are_not_readable(ddpm):
         list(scorecard.readable(with_claim(ddpm, "weights", "dit"), Experiment.planned(ddpm.config)))
 
 
+def guidance(scale):
+    return {"name": "classifier_free", "scale": scale, "interval": [], "rescale": 0.0}
+
+
 def finished(directory, paper, *, fid, **settings):
     """A workdir as a finished and evaluated run leaves it, but for the weights."""
     directory.mkdir()
@@ -126,7 +130,10 @@ def finished(directory, paper, *, fid, **settings):
     (directory / workdir.FINISHED).write_text("{}")
     common = {"num_samples": 50_000, "seed": 0, "sampler": str(experiment.sampler()), "network_evaluations": 1000}
     common |= {"grid": {"name": "uniform"}, "step": paper.config.train.steps}
-    evaluation = {"fid": {"fid": fid, "num_samples": 50_000}, "settings": {**common, "guidance_scale": 1.0, **settings}}
+    evaluation = {
+        "fid": {"fid": fid, "num_samples": 50_000},
+        "settings": {**common, "guidance": guidance(1.0), **settings},
+    }
     (directory / "evaluation.json").write_text(json.dumps(evaluation))
     return directory
 
@@ -139,7 +146,7 @@ def finished(directory, paper, *, fid, **settings):
         (3.2, {"num_samples": 10_000}, NOT_RUN),
         (3.2, {"network_evaluations": 50}, NOT_RUN),
         (3.2, {"sampler": "DDIM(eta=0.0)"}, NOT_RUN),
-        (3.2, {"guidance_scale": 2.0}, NOT_RUN),
+        (3.2, {"guidance": guidance(2.0)}, NOT_RUN),
         (3.2, {"grid": {"name": "quadratic"}}, NOT_RUN),
     ],
 )

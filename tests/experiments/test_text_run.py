@@ -58,6 +58,8 @@ def test_samples_and_evaluations_of_a_run(run, command):
     command.run("sample", f"--workdir={workdir}", "--num_samples=3", "--sampler=mdlm_cached", f"--out={out}")
     assert np.load(out)["tokens"].shape == (3, 16)
     assert out.with_suffix(".txt").read_text().count("--- sample") == 3
+    line = command.fails("sample", f"--workdir={workdir}", "--task=variation", f"--image={out}")
+    assert "--task=variation is of pictures, and the data of this run is text" in line
     other = workdir.parent / "other.json"
     command.run("evaluate", f"--workdir={workdir}", f"--out={other}", "--num_samples=4", "--sampler=sedd_analytic")
     found = json.loads(other.read_text())

@@ -1,4 +1,6 @@
-"""Classifier-free guidance: linear in the scale, one evaluation at scale 0 and 1."""
+"""Guidance rules: what every one keeps (scale 1, the interval, the form of a denoiser), and each one's own formula."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,165 +8,340 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.samplers import (
-    SAMPLERS,
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS, guided, sample
+from diffusion_jax.samplers.guidance import (
     AdaptiveProjected,
-    Rescaled,
-    autoguidance,
-    classifier_free,
-    classifier_guided,
-    dynamic_threshold,
-    interval,
-    sample,
+    ClassifierFree,
+    DynamicThreshold,
+    NoGuidance,
+    TwoScales,
+    network_evaluations,
+    of_clean,
+    thresholded,
+    towards,
 )
 from diffusion_jax.schedulers import GRIDS, SCHEDULES
+from diffusion_jax.specs import DataSpec
 from tests.samplers.closed_form import Gaussian
 
 SCHEDULE = SCHEDULES.build("edm")
-LABELS, NULL = {"label": jnp.array([0, 1])}, {"label": jnp.array([2, 2])}
+CONDITIONS = {"label": jnp.array([0, 1]), "image": jnp.array([0.2, -0.1])}
+NULL = {"label": jnp.array([2, 2]), "image": jnp.zeros(2)}
+ASKED = ("label", "image")
+PIXELS = DataSpec(kind="pixels", shape=(2, 2, 1))
+LOGITS = DataSpec(kind="tokens", shape=(3,), num_values=5)
 
 
-def conditional(xt, t, conditioning, calls=None):
-    """Data whose mean depends on the label: -0.5, 0.5, and 0 for none."""
+def conditional(xt, t, conditions, *s, calls=None):
+    """Data whose mean depends on the label, -0.5, 0.5 and 0 for none, and on a picture."""
     if calls is not None:
         calls.append(xt.shape)
-    means = jnp.array([-0.5, 0.5, 0.0])[conditioning["label"]][:, None]
+    means = (jnp.array([-0.5, 0.5, 0.0])[conditions["label"]] + conditions["image"])[:, None]
     centred = Gaussian(mean=0.0).denoiser(SCHEDULE)(xt - means, t)
     return type(centred)(x0=centred.x0 + means, noise=centred.noise)
 
 
-@pytest.mark.parametrize("t", [0.6, jnp.array([0.6, 0.2])])
-def test_linear_in_the_scale(t):
-    xt = jnp.array([[0.3, 1.0], [-2.0, 0.1]])
-    only = {0: conditional(xt, t, NULL), 1: conditional(xt, t, LABELS)}
-    for scale in (0.0, 1.0, 0.5, 3.0):
-        guided = classifier_free(conditional, LABELS, NULL, scale)(xt, t)
-        expected = jax.tree.map(lambda u, c, w=scale: u + w * (c - u), only[0], only[1])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), guided, expected)
+def at(conditions):
+    return lambda xt, t: conditional(xt, t, conditions)
 
 
-def test_evaluations():
-    for scale, shapes in ((0.0, [(2, 1)]), (1.0, [(2, 1)]), (1.5, [(4, 1)])):
-        calls = []
-        denoiser = classifier_free(lambda x, t, c, calls=calls: conditional(x, t, c, calls), LABELS, NULL, scale)
-        denoiser(jnp.zeros((2, 1)), 0.5)
-        assert calls == shapes
+def others():
+    """A worse network, and a linear classifier."""
+    return {
+        "worse": Gaussian(mean=0.1, std=0.8).denoiser(SCHEDULE),
+        "classifier": towards(SCHEDULE, lambda x, t: 0.7 * jnp.sum(x, axis=1)),
+    }
 
 
-def test_guided_sampling_moves_away_from_the_unconditional_mean():
-    grid = GRIDS.build("uniform")(SCHEDULE, 20)
-
-    def mean(scale):
-        denoiser = classifier_free(conditional, LABELS, NULL, scale)
-        return sample(SAMPLERS.build("heun"), denoiser, grid, jnp.zeros((2, 1))).x0[:, 0]
-
-    np.testing.assert_allclose(mean(1.0), [-0.5, 0.5], atol=0.02)
-    np.testing.assert_allclose(mean(3.0), [-1.5, 1.5], atol=0.06)
+def bound(rule, denoise=conditional, schedule=SCHEDULE, null=NULL):
+    return guided(rule, denoise, CONDITIONS, schedule=schedule, null=null, asked=ASKED, others=others())
 
 
-def test_mismatched_null_is_refused():
-    with pytest.raises(UserError, match="same shapes"):
-        classifier_free(conditional, LABELS, {"label": jnp.array([2])}, 2.0)
+def called(rule, xt, t, **options):
+    """The prediction in the first step, whether the rule remembers or not."""
+    found = bound(rule, **options)
+    return found(xt, t, memory=rule.first_memory(xt))[0] if rule.remembers else found(xt, t)
 
 
-def test_a_missing_null_condition_is_one_clear_line():
-    for null in (None, {}):
-        with pytest.raises(UserError, match="needs a null condition"):
-            classifier_free(conditional, LABELS, null, 2.0)
-    classifier_free(conditional, LABELS, None, 1.0)  # scale 1 does not need one
+def rules(**changes):
+    return [(name, dataclasses.replace(GUIDANCE.example(name), **changes)) for name in GUIDANCE if name != "none"]
 
 
-def test_a_negative_condition_takes_the_place_of_the_null_one():
-    negative = {"label": LABELS["label"][::-1]}
-    found = classifier_free(conditional, LABELS, negative, 2.0)(jnp.zeros((2, 1)), 0.5)
-    a, b = (conditional(jnp.zeros((2, 1)), 0.5, c) for c in (LABELS, negative))
-    np.testing.assert_allclose(found.x0, 2 * a.x0 - b.x0, rtol=1e-6)
+NAMES = [name for name, _ in rules()]
 
 
-def test_autoguidance_with_itself_changes_nothing_and_scale_one_is_one_evaluation():
-    good, bad = Gaussian().denoiser(SCHEDULE), Gaussian(std=0.8).denoiser(SCHEDULE)
-    xt = jnp.linspace(-1, 1, 5)
-    np.testing.assert_allclose(autoguidance(good, good, 3.0)(xt, 0.5).x0, good(xt, 0.5).x0, rtol=1e-6)
-    assert autoguidance(good, bad, 1.0) is good
-    found = autoguidance(good, bad, 2.0)(xt, 0.5).x0
-    np.testing.assert_allclose(found, 2 * good(xt, 0.5).x0 - bad(xt, 0.5).x0, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("name", list(GUIDANCE))
+def test_at_scale_1_a_rule_is_the_conditional_prediction_bit_for_bit(name):
+    example = GUIDANCE.example(name)
+    ones = {f.name: 1.0 for f in dataclasses.fields(example) if f.name in ("scale", "image_scale")}
+    rule, xt = dataclasses.replace(example, **ones), jnp.array([[0.3, 1.0], [-2.0, 0.1]])
+    assert rule.neutral
+    assert not rule.remembers
+    assert rule.evaluations(ASKED) == 1
+    found = guided(rule, conditional, CONDITIONS)(xt, 0.6)  # nothing else is needed
+    jax.tree.map(np.testing.assert_array_equal, found, conditional(xt, 0.6, CONDITIONS))
+    rule.check((), LOGITS, is_flow_map=True)
 
 
-def test_an_interval_is_guided_inside_and_skips_the_evaluation_outside():
-    calls = []
+@pytest.mark.parametrize(("name", "rule"), rules(), ids=NAMES)
+def test_every_rule_is_a_denoiser(name, rule):
+    """It moves x0, its noise and x0 make xt, and t may differ from row to row."""
+    xt, t = jax.random.normal(jax.random.key(0), (2, 6)), jnp.array([0.6, 0.6])
+    found, plain = called(rule, xt, t), conditional(xt, t, CONDITIONS)
+    assert jnp.abs(found.x0 - plain.x0).max() > 0.01 or rule.of_pixels
+    alpha, sigma = (curve(t)[:, None] for curve in (SCHEDULE.alpha, SCHEDULE.sigma))
+    np.testing.assert_allclose(alpha * found.x0 + sigma * found.noise, xt, atol=1e-5)
+    np.testing.assert_allclose(called(rule, xt, 0.6).x0, found.x0, rtol=1e-6)
 
-    def counting(xt, t):
-        jax.debug.callback(lambda: calls.append(1))
-        return Gaussian(mean=0.9).denoiser(SCHEDULE)(xt, t)
 
-    plain = Gaussian().denoiser(SCHEDULE)
-    limited = interval(counting, plain, SCHEDULE, 0.19, 1.61)
-    grid = GRIDS.build("uniform")(SCHEDULE, 32)
-    sample(SAMPLERS.build("euler"), limited, grid, jnp.zeros((2, 1)))
+@pytest.mark.parametrize(("name", "rule"), rules(), ids=NAMES)
+def test_an_example_does_not_depend_on_its_neighbours(name, rule):
+    xt = jax.random.normal(jax.random.key(0), (2, 6))
+    rows = {key: value[:1] for key, value in CONDITIONS.items()}, {key: value[:1] for key, value in NULL.items()}
+    alone = guided(rule, conditional, rows[0], schedule=SCHEDULE, null=rows[1], asked=ASKED, others=others())
+    memory = {"memory": jnp.zeros((1, 6))} if rule.remembers else {}
+    found = alone(xt[:1], 0.5, **memory)
+    found = found[0] if rule.remembers else found
+    np.testing.assert_allclose(found.x0, called(rule, xt, 0.5).x0[:1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "rule"), rules(interval=(0.19, 1.61)), ids=NAMES)
+def test_an_interval_is_guided_inside_and_skips_the_evaluation_outside(name, rule):
+    rows, grid = [], GRIDS.build("uniform")(SCHEDULE, 32)
+
+    def counting(xt, t, conditions):
+        jax.debug.callback(lambda size=xt.shape[0]: rows.append(size))
+        return conditional(xt, t, conditions)
+
+    memory = rule.first_memory if rule.remembers else None
+    result = sample(SAMPLERS.build("euler"), bound(rule, counting), grid, jnp.zeros((2, 3)), memory=memory)
+    jax.block_until_ready(result.x0)
     jax.effects_barrier()
-    assert len(calls) == 6  # steps 17 to 22 of EDM2's 32
-    outside = limited(jnp.ones((2, 1)), jnp.asarray(grid.times[3]))
-    np.testing.assert_allclose(outside.x0, plain(jnp.ones((2, 1)), grid.times[3]).x0, rtol=1e-6)
-    with pytest.raises(UserError, match="low < high"):
-        interval(plain, plain, SCHEDULE, 2.0, 1.0)
+    inside = 6  # steps 17 to 22 of EDM2's 32
+    own = len(rule.asks(ASKED))
+    assert sorted(rows) == sorted([2] * (32 - inside) + [2 * own] * inside)
+    counted = network_evaluations(rule, ASKED, 32, schedule=SCHEDULE, times=lambda: grid.times[:-1])
+    assert counted == 32 + inside * (own + len(rule.others) - 1)
+    outside = called(rule, jnp.ones((2, 3)), jnp.asarray(grid.times[3]))
+    np.testing.assert_allclose(outside.x0, conditional(jnp.ones((2, 3)), grid.times[3], CONDITIONS).x0, rtol=1e-6)
     with pytest.raises(UserError, match="one number for the whole batch"):
-        limited(jnp.ones((2, 1)), jnp.ones(2))
+        called(rule, jnp.ones((2, 3)), jnp.ones(2))
 
 
-def test_rescaled_guidance_has_the_deviation_of_the_conditional_x0():
+def test_an_interval_has_two_ends():
+    for interval in ((2.0, 1.0), (1.0,), (1.0, 2.0, 3.0)):
+        with pytest.raises(UserError, match="low below high"):
+            ClassifierFree(scale=2.0, interval=interval)
+
+
+@pytest.mark.parametrize(("name", "rule"), rules(), ids=NAMES)
+def test_linear_rules_are_for_logits_too_and_others_are_refused(name, rule):
+    linear, logits = rule.linear, jax.random.normal(jax.random.key(1), (3, 2, 4))
+    if linear and not rule.others:
+        rule.check(ASKED, LOGITS)
+        asks = rule.asks(ASKED)
+        found = rule(*logits[: len(asks)])
+        np.testing.assert_allclose(rule(*(logits[: len(asks)] + 1.0)), found + 1.0, rtol=1e-5)  # weights add up to 1
+    if not linear:
+        for arguments in ({"data": LOGITS}, {"data": PIXELS, "is_flow_map": True}):
+            with pytest.raises(UserError, match=r"states x0, and the network predicts .*: use classifier_free"):
+                rule.check(ASKED, **arguments)
+    rescaled = dataclasses.replace(rule, rescale=0.5)
+    assert not rescaled.linear
+    with pytest.raises(UserError, match="rescale 0"):
+        rescaled.check(ASKED, LOGITS)
+
+
+@pytest.mark.parametrize(("name", "rule"), rules(rescale=1.0), ids=NAMES)
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_x0(name, rule):
     xt = jax.random.normal(jax.random.key(0), (2, 50))
-    rule = Rescaled(scale=4.0, rescale=1.0)
-    guided = classifier_free(conditional, LABELS, NULL, rule, schedule=SCHEDULE)(xt, 0.4)
-    np.testing.assert_allclose(jnp.std(guided.x0, axis=1), jnp.std(conditional(xt, 0.4, LABELS).x0, axis=1), rtol=1e-5)
-    agrees = SCHEDULE.alpha(0.4) * guided.x0 + SCHEDULE.sigma(0.4) * guided.noise
-    np.testing.assert_allclose(agrees, xt, atol=1e-5)
+    found, plain = called(rule, xt, 0.4), conditional(xt, 0.4, CONDITIONS)
+    np.testing.assert_allclose(jnp.std(found.x0, axis=1), jnp.std(plain.x0, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(SCHEDULE.alpha(0.4) * found.x0 + SCHEDULE.sigma(0.4) * found.noise, xt, atol=1e-5)
     with pytest.raises(UserError, match="give the schedule"):
-        classifier_free(conditional, LABELS, NULL, rule)
+        bound(rule, schedule=None)
+
+
+@pytest.mark.parametrize(("name", "rule"), rules(), ids=NAMES)
+def test_what_a_rule_needs_and_lacks_is_one_clear_line(name, rule):
+    for other in rule.others:
+        with pytest.raises(UserError, match=f"guidance {name} needs '{other}'"):
+            guided(rule, conditional, CONDITIONS, schedule=SCHEDULE, null=NULL)
+    if len(rule.asks(ASKED)) > 1:
+        for null in (None, {}):
+            with pytest.raises(UserError, match="needs a null condition"):
+                bound(rule, null=null)
+        with pytest.raises(UserError, match=f"guidance {name} needs a conditional network"):
+            rule.check((), PIXELS)
+        with pytest.raises(UserError, match="same shapes"):
+            bound(rule, null={**NULL, "label": jnp.array([2])})
+
+
+@pytest.mark.parametrize("t", [0.6, jnp.array([0.6, 0.2])])
+def test_classifier_free_is_linear_in_the_scale(t):
+    xt = jnp.array([[0.3, 1.0], [-2.0, 0.1]])
+    only = {0: conditional(xt, t, NULL), 1: conditional(xt, t, CONDITIONS)}
+    for scale in (0.0, 1.0, 0.5, 3.0):
+        expected = jax.tree.map(lambda u, c, w=scale: u + w * (c - u), only[0], only[1])
+        found = bound(ClassifierFree(scale=scale))(xt, t)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_at_scale_0_and_1_only_what_counts_is_evaluated():
+    for scale, shapes in ((0.0, [(2, 1)]), (1.0, [(2, 1)]), (1.5, [(4, 1)])):
+        calls, rule = [], ClassifierFree(scale=scale)
+        bound(rule, lambda *a, calls=calls: conditional(*a, calls=calls))(jnp.zeros((2, 1)), 0.5)
+        assert calls == shapes
+        assert network_evaluations(rule, ASKED, 7) == 7 * sum(shape[0] for shape in shapes) // 2
+
+
+def test_guided_gaussians():
+    """N(m_c, s^2) and N(m_u, s^2) guided by w are N(m_u + w (m_c - m_u), s^2), whatever the rule calls the two."""
+    grid, w = GRIDS.build("uniform")(SCHEDULE, 20), 3.0
+    conditional_mean, null_mean = np.array([-0.3, 0.4]), np.zeros(2)
+    for name, away in (("classifier_free", null_mean), ("negative", null_mean)):
+        rule = dataclasses.replace(GUIDANCE.example(name), scale=w)
+        found = sample(SAMPLERS.build("heun"), bound(rule), grid, jnp.zeros((2, 1))).x0[:, 0]
+        np.testing.assert_allclose(found, away + w * (conditional_mean - away), atol=0.06)
+
+
+def test_away_from_a_worse_network():
+    xt, worse = jax.random.normal(jax.random.key(0), (2, 5)), others()["worse"]
+    found = called(GUIDANCE.build({"name": "autoguidance", "scale": 2.0, "guide": "a"}), xt, 0.5).x0
+    np.testing.assert_allclose(found, 2 * conditional(xt, 0.5, CONDITIONS).x0 - worse(xt, 0.5).x0, rtol=1e-5, atol=1e-6)
+
+
+def test_two_scales_of_a_picture_and_a_text():
+    """InstructPix2Pix, eq. 3, on a denoiser that adds what it is told."""
+    xt, t = jax.random.normal(jax.random.key(0), (2, 5)), 0.5
+    both, image, nothing = (
+        conditional(xt, t, {**CONDITIONS, **{name: NULL[name] for name in slots}}).x0
+        for slots in ((), ("label",), ("label", "image"))
+    )
+    rule = TwoScales(scale=7.5, image_scale=1.5)
+    expected = nothing + 1.5 * (image - nothing) + 7.5 * (both - image)
+    np.testing.assert_allclose(called(rule, xt, t).x0, expected, rtol=1e-4, atol=1e-5)
+    same = TwoScales(scale=3.0, image_scale=3.0)
+    np.testing.assert_allclose(
+        called(same, xt, t).x0, called(ClassifierFree(scale=3.0), xt, t).x0, rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(
+        UserError, match="leans towards 'image' and something else, and this network is asked for label"
+    ):
+        rule.check(("label",), PIXELS)
 
 
 def test_projected_guidance():
-    """eta = 1 without a threshold is (1); eta = 0 moves x0 at right angles to the conditional one only."""
+    """eta = 1 without a threshold is classifier-free; eta = 0 moves x0 at right angles to the conditional one only."""
     xt = jax.random.normal(jax.random.key(0), (2, 50))
-    plain = classifier_free(conditional, LABELS, NULL, 4.0)(xt, 0.4)
+    plain, base = called(ClassifierFree(scale=4.0), xt, 0.4), conditional(xt, 0.4, CONDITIONS).x0
     same, across, short = (
-        classifier_free(conditional, LABELS, NULL, AdaptiveProjected(scale=4.0, **o), schedule=SCHEDULE)(xt, 0.4)
+        called(AdaptiveProjected(scale=4.0, **o), xt, 0.4)
         for o in ({"eta": 1.0}, {"eta": 0.0}, {"eta": 1.0, "norm_threshold": 0.1})
     )
-    base = conditional(xt, 0.4, LABELS).x0
     np.testing.assert_allclose(same.x0, plain.x0, atol=1e-5)
     np.testing.assert_allclose(jnp.sum((across.x0 - base) * base, axis=1), 0, atol=1e-4)
     np.testing.assert_allclose(jnp.linalg.norm(short.x0 - base, axis=1), 0.3, rtol=1e-4)
 
 
+def constant(difference):
+    """Denoisers whose x0 is 0 unconditionally, and otherwise `difference`, whatever xt is."""
+    from diffusion_jax.schedulers import Prediction
+
+    def denoise(xt, t, conditions):
+        told = (conditions["label"] < 2).astype(xt.dtype)[:, None]
+        return Prediction.from_x0(SCHEDULE, told * difference * jnp.ones_like(xt), xt, t)
+
+    return denoise
+
+
+def test_momentum_is_a_running_sum_over_steps():
+    """With a difference of 1 in every step, delta_n = 1 + momentum delta_{n-1}; the last x0 is 1 + (w - 1) delta_N."""
+    grid, steps = GRIDS.build("uniform")(SCHEDULE, 6), 6
+    rule = AdaptiveProjected(scale=3.0, eta=1.0, momentum=-0.5)
+    assert rule.remembers
+    for name in ("euler", "heun", "ddim", "dpmpp_2m"):
+        denoise = bound(rule, constant(1.0))
+        found = sample(SAMPLERS.build(name), denoise, grid, jnp.zeros((2, 4)), memory=rule.first_memory).x0
+        delta = sum((-0.5) ** n for n in range(steps))
+        if name != "dpmpp_2m":  # which mixes the last two
+            np.testing.assert_allclose(found, 1.0 + 2.0 * delta, rtol=1e-4)
+        forgetful = dataclasses.replace(rule, momentum=0.0)
+        plain = sample(SAMPLERS.build(name), bound(forgetful, constant(1.0)), grid, jnp.zeros((2, 4))).x0
+        np.testing.assert_allclose(plain, 3.0, rtol=1e-4)
+
+
+def grids():
+    """A grid for each sampler that can walk one of EDM's or of rectified flow's."""
+    for name in SAMPLERS:
+        sampler = SAMPLERS.example(name)
+        if sampler.denoiser_kind == "denoiser":
+            yield name, sampler
+
+
+@pytest.mark.parametrize(("name", "sampler"), list(grids()), ids=[name for name, _ in grids()])
+def test_every_sampler_carries_a_memory_or_is_refused(name, sampler):
+    schedule = SCHEDULES.build("ddpm_linear")
+    grid = GRIDS.build("uniform")(schedule, 20)
+    rule = AdaptiveProjected(scale=3.0, momentum=-0.5)
+
+    def run(memory):
+        denoise = guided(rule, conditional, CONDITIONS, schedule=schedule, null=NULL, asked=ASKED)
+        return sample(sampler, denoise, grid, (3,), BatchKey.create(jax.random.key(0), 2), memory=memory)
+
+    if sampler.asks_in_loops:
+        with pytest.raises(UserError, match="within a loop of its own, where guidance with momentum cannot remember"):
+            jax.eval_shape(lambda: run(rule.first_memory).x0)
+    else:
+        assert jax.eval_shape(lambda: run(rule.first_memory).x0).shape == (2, 3)
+
+
 def test_classifier_guidance_of_a_gaussian_is_the_posterior():
-    """p(x0) N(0, 1/4) and a linear classifier's log p = k x0-free in xt: the mean moves by the score's gradient."""
-    data, slope = Gaussian(mean=0.0), 0.7
-    guided = classifier_guided(data.denoiser(SCHEDULE), SCHEDULE, lambda x, t: slope * jnp.sum(x, axis=1), 2.0)
-    xt, t = jnp.array([[0.2, -0.4]]), 0.4
-    sigma = SCHEDULE.sigma(0.4)
-    expected = data.denoiser(SCHEDULE)(xt, t).x0 + sigma**2 * 2.0 * slope
-    np.testing.assert_allclose(guided(xt, t).x0, expected, rtol=1e-5)
-    plain = data.denoiser(SCHEDULE)
-    assert classifier_guided(plain, SCHEDULE, lambda x, t: x, 0.0) is plain
+    """With log p(y | xt) = k xt the mean moves by the score's gradient; the paper's scale is scale - 1."""
+    k, rule = 0.7, GUIDANCE.build({"name": "classifier", "scale": 3.0})
+    xt, t = jnp.array([[0.2, -0.4], [1.0, 0.3]]), 0.4
+    expected = conditional(xt, t, CONDITIONS).x0 + SCHEDULE.sigma(0.4) ** 2 * 2.0 * k
+    np.testing.assert_allclose(called(rule, xt, t).x0, expected, rtol=1e-5)
+
+
+def test_a_classifier_of_clean_data_judges_the_predicted_x0():
+    """The gradient goes through the denoiser: for N(0, s^2) its slope is alpha s^2 / (alpha^2 s^2 + sigma^2)."""
+    data, t, xt = Gaussian(mean=0.0, std=0.5), 0.4, jnp.array([[0.2, -0.4]])
+    change = towards(SCHEDULE, of_clean(data.denoiser(SCHEDULE), lambda x0: 0.7 * jnp.sum(x0, axis=1)))(xt, t)
+    sigma = SCHEDULE.sigma(t)
+    np.testing.assert_allclose(change.x0, sigma**2 * 0.7 * 0.25 / (0.25 + sigma**2) * jnp.ones((1, 2)), rtol=1e-5)
 
 
 def test_dynamic_threshold():
     x0 = jnp.concatenate([jnp.linspace(-0.5, 0.5, 100)[None], jnp.linspace(-4, 4, 100)[None]])
-    found = dynamic_threshold(0.9)(x0)
+    found = thresholded(x0, 0.9, 1.0)
     np.testing.assert_allclose(found[0], x0[0], atol=1e-6)  # never stretched
     assert np.abs(found[1]).max() <= 1
     np.testing.assert_allclose(found[1][50:60], x0[1][50:60] / np.quantile(np.abs(x0[1]), 0.9), rtol=1e-4)
+    xt = 40.0 * jax.random.normal(jax.random.key(0), (2, 50))
+    assert np.abs(called(ClassifierFree(scale=40.0), xt, 0.4).x0).max() > 1
+    assert np.abs(called(DynamicThreshold(scale=40.0), xt, 0.4).x0).max() <= 1
     with pytest.raises(UserError, match="percentile"):
-        dynamic_threshold(0.0)
+        DynamicThreshold(percentile=0.0)
+    with pytest.raises(UserError, match=r"pixels within \[-1, 1\], what is diffused is latents"):
+        DynamicThreshold(scale=2.0).check(ASKED, DataSpec(kind="latents", shape=(4, 4, 4)))
 
 
 def test_guidance_of_a_flow_map_passes_the_second_time_on():
     seen = []
 
-    def flow_map(xt, t, conditioning, s):
+    def flow_map(xt, t, conditions, s):
         seen.append((jnp.shape(t), jnp.shape(s)))
-        return conditional(xt, t, conditioning)
+        return conditional(xt, t, conditions)
 
     for scale in (1.0, 2.0):
-        classifier_free(flow_map, LABELS, NULL, scale)(jnp.zeros((2, 1)), jnp.full(2, 0.5), jnp.full(2, 0.1))
+        bound(ClassifierFree(scale=scale), flow_map)(jnp.zeros((2, 1)), jnp.full(2, 0.5), jnp.full(2, 0.1))
     assert seen == [((2,), (2,)), ((4,), (4,))]
+
+
+def test_no_guidance_takes_no_scale():
+    with pytest.raises(UserError, match="guidance none has scale 1"):
+        NoGuidance(scale=2.0)
+    with pytest.raises(UserError, match="unknown guidance rule 'apgg'; did you mean 'apg'"):
+        GUIDANCE.build("apgg")

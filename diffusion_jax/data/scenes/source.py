@@ -93,6 +93,16 @@ def open_scenes(
     Splits: "train"; "validation" and "test", of the same pairs of shape and colour; "held_out", where every picture has
     a pair that the others never show. `data_dir` is not used.
 
+    Args:
+      size: side of the square pictures in pixels.
+      max_objects: most objects of a scene.
+      density: how much captions say.
+      textured: whether half of the grounds have a texture.
+      held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
+      shapes, colours: names of those that there are.
+      num_examples: examples of the split "train".
+      num_test: examples of every other split.
+
     Raises:
       UserError: see `SceneOptions`; or a split that there is not.
     """

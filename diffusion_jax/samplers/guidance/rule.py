@@ -1,0 +1,330 @@
+"""The frame of guidance: what a rule asks of a network, and how its answer becomes a denoiser that samplers may ask.
+
+A rule combines several predictions for one xt. `asks` says of each evaluation of the network which slots it is not
+told: ({}, {"label"}) are the conditional and the unconditional prediction. All of them come from one call of the
+network with a larger batch. Predictions of something else, such as another network, follow them.
+
+A linear rule, whose result is a sum of predictions with weights that add up to 1, means the same in x0, in noise and in
+every other kind of prediction, since for one xt these are affine images of one another. It may be taken of the logits
+of tokens too. Any other rule states x0, and the noise that xt then implies is restored.
+
+At scale 1 every rule is the conditional prediction, and nothing else is evaluated.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from diffusion_jax.conditioning import with_masks
+from diffusion_jax.domains import SHARE, Bounds
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction
+from diffusion_jax.schedulers.arrays import as_compute
+from diffusion_jax.specs import DataSpec
+
+Conditions = Mapping[str, Any]
+ConditionalDenoiser = Callable[..., Any]
+"""(xt, t, conditions) -> Prediction, or logits of tokens; a flow map is called (xt, t, conditions, s)."""
+Scale = Annotated[float, Bounds(low=-1000, high=1000)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How several predictions become one.
+
+    Attributes:
+      scale: how far to lean; 1 is the conditional prediction.
+      interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is everywhere (Kynkaanniemi
+        et al. 2024, arXiv:2404.07724). Outside only the conditional prediction is evaluated.
+      rescale: the share by which the deviation of x0 is brought back to that of the conditional x0 (Lin et al. 2023,
+        arXiv:2305.08891, who take 0.7); 0 is not at all.
+
+    `others` names the predictions beside the network's own that the rule needs, in the order in which it is given them.
+
+    Raises:
+      UserError: an interval that is none.
+    """
+
+    others: ClassVar[tuple[str, ...]] = ()
+    of_pixels: ClassVar[bool] = False
+    """Whether the rule counts on x0 within [-1, 1]."""
+    negative: ClassVar[str | int] = ""
+    """What takes the place of the null condition, as a person says it; "" where nothing does."""
+    guide: ClassVar[str] = ""
+    guide_ema: ClassVar[str] = ""
+    """Where the worse network is, and which average of its parameters, where the rule needs one."""
+
+    scale: Scale = 1.0
+    interval: Annotated[tuple[float, ...], Bounds(low=0, infinite=True)] = ()
+    rescale: Annotated[float, SHARE] = 0.0
+
+    def __post_init__(self):
+        if self.interval and not (len(self.interval) == 2 and self.interval[0] < self.interval[1]):
+            raise UserError(
+                f"the interval of guidance must be (low, high) with low below high, or (), it is {self.interval}"
+            )
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the rule is the conditional prediction, whatever the others are."""
+        return self.scale == 1.0
+
+    @property
+    def linear(self) -> bool:
+        """Whether the rule is a sum of predictions with weights that add up to 1."""
+        return self.rescale == 0.0
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the rule carries a memory from step to step."""
+        return False
+
+    def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
+        """The slots that are null in each evaluation of the network, of the slots `asked`; the first is conditional."""
+        return frozenset(), frozenset(asked)
+
+    def evaluations(self, asked: Sequence[str]) -> int:
+        """Evaluations of a network for one guided prediction."""
+        return 1 if self.neutral else len(self.asks(asked)) + len(self.others)
+
+    def check(self, asked: Sequence[str], data: DataSpec, *, is_flow_map: bool = False) -> None:
+        """Hold the rule against a model.
+
+        Args:
+          asked: the slots of the network that may be null.
+          data: the form of what is diffused.
+          is_flow_map: whether the sampler asks the network for two times.
+
+        Raises:
+          UserError: the rule does not fit; the message names both sides.
+        """
+        if self.neutral:
+            return
+        name = name_of(self)
+        if not asked and any(self.asks(("a slot",))):
+            raise UserError(
+                f"guidance {name} needs a conditional network, and this one takes no class and no other condition: use "
+                "scale 1, or autoguidance with a guide"
+            )
+        if not self.linear and (data.kind == "tokens" or is_flow_map):
+            what = "logits of tokens" if data.kind == "tokens" else "a flow map"
+            raise UserError(
+                f"guidance {name} with rescale {self.rescale:g} states x0, and the network predicts {what}: use "
+                "classifier_free with rescale 0"
+            )
+        if self.of_pixels and data.kind != "pixels":
+            raise UserError(f"guidance {name} counts on pixels within [-1, 1], what is diffused is {data.kind}")
+
+    def __call__(self, *predictions: Any, memory: Array | None = None) -> Any:
+        """The guided prediction from those that the rule asks for, and what it remembers of earlier steps."""
+        found = self.lean(*predictions, memory=memory)
+        if self.rescale == 0.0:
+            return found
+        conditional, axes = predictions[0].x0, tuple(range(1, found.x0.ndim))
+        ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(found.x0, axis=axes, keepdims=True)
+        return dataclasses.replace(found, x0=found.x0 * (self.rescale * ratio + 1.0 - self.rescale))
+
+    def lean(self, *predictions: Any, memory: Array | None) -> Any:
+        """The same before `rescale`; a member gives this."""
+        raise NotImplementedError
+
+    def first_memory(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        """What a rule that remembers begins with."""
+        return jnp.zeros_like(x)
+
+    def remember(self, *predictions: Any, memory: Array) -> Array:
+        """The memory after a step whose first predictions are these."""
+        return memory
+
+
+GUIDANCE: Registry[Rule] = Registry("guidance rule")
+
+
+def name_of(rule: Rule) -> str:
+    """The name under which a rule is registered."""
+    return next((name for name in GUIDANCE if GUIDANCE[name] is type(rule)), type(rule).__name__)
+
+
+@GUIDANCE.register("none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoGuidance(Rule):
+    """The conditional prediction.
+
+    Raises:
+      UserError: a scale, an interval or a rescale, which would be ignored.
+    """
+
+    def __post_init__(self):
+        if self.scale != 1.0 or self.interval or self.rescale:
+            raise UserError(
+                f"guidance none has scale 1, no interval and rescale 0, not {self.scale:g}, {self.interval} and "
+                f"{self.rescale:g}: name a rule such as classifier_free"
+            )
+
+    def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
+        return (frozenset(),)
+
+    def lean(self, conditional: Any, memory: Array | None = None) -> Any:
+        return conditional
+
+
+def guided(
+    rule: Rule,
+    denoise: ConditionalDenoiser,
+    conditions: Conditions,
+    *,
+    schedule: NoiseSchedule | None = None,
+    null: Conditions | None = None,
+    asked: Sequence[str] | None = None,
+    others: Mapping[str, Denoiser] | None = None,
+) -> Denoiser:
+    """The denoiser of a rule, for conditions that are bound.
+
+    Args:
+      rule: how predictions become one.
+      denoise: (xt, t, conditions) -> Prediction, or logits.
+      conditions: what the network is told, each [batch, ...].
+      schedule: of the noise; needed for an interval, and by rules that are not linear.
+      null: what the network is told where nothing is asked, or a negative condition; of the structure of `conditions`.
+      asked: the slots that may be null; by default all.
+      others: further denoisers by name, see `Rule.others`.
+
+    Returns:
+      (xt, t) -> Prediction. That of a rule which remembers is called with `memory=` and returns (Prediction, memory
+      after a step that begins so), see `sample`.
+
+    Raises:
+      UserError: there is no null condition, schedule or other prediction where the rule needs it, or `conditions` and
+        `null` differ in structure or shapes.
+    """
+
+    def plain(xt: Array, t: Array, *s: Array) -> Any:
+        return denoise(xt, t, conditions, *s)
+
+    if rule.neutral:
+        return plain
+    others = {} if others is None else others
+    told = _told(rule, conditions, null, asked)
+    for other in rule.others:
+        if other not in others:
+            raise UserError(f"guidance {name_of(rule)} needs {other!r}, and it is not given")
+    if schedule is None and (rule.interval or not rule.linear):
+        raise UserError(f"guidance {name_of(rule)} with an interval, or with a rule that states x0: give the schedule")
+    stacked = jax.tree.map(lambda *rows: _interleave(rows), *map(dict, told))
+
+    def predictions(xt: Array, t: Array, *s: Array) -> list[Any]:
+        own = _evaluate(denoise, stacked, len(told), xt, t, *s)
+        return [*own, *(others[name](xt, t, *s) for name in rule.others)]
+
+    def finish(found: Any, xt: Array, t: Array) -> Any:
+        return found if rule.linear else with_x0(found, schedule, xt, t)
+
+    def inside(xt: Array, t: Array, *s: Array) -> Any:
+        return finish(rule(*predictions(xt, t, *s)), xt, t)
+
+    def inside_remembering(xt: Array, t: Array, *s: Array, memory: Array) -> tuple[Any, Array]:
+        found = predictions(xt, t, *s)
+        return finish(rule(*found, memory=memory), xt, t), rule.remember(*found, memory=memory)
+
+    whole = inside_remembering if rule.remembers else inside
+    return _within(rule.interval, whole, plain, schedule) if rule.interval else whole
+
+
+def _told(
+    rule: Rule, conditions: Conditions, null: Conditions | None, asked: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """What the network is told in each evaluation."""
+    asks = rule.asks(tuple(null or {}) if asked is None else asked)
+    if not null and len(rule.asks(("a slot",))) > 1:
+        raise UserError(
+            "guidance needs a null condition, and this network has none: train it class-conditionally with "
+            "train.conditioning_dropout > 0, or use scale 1"
+        )
+    if null:
+        shapes, null_shapes = (jax.tree.map(jnp.shape, dict(tree)) for tree in (conditions, null))
+        if shapes != null_shapes:
+            raise UserError(f"conditions and null must have the same shapes, got {shapes} and {null_shapes}")
+    nulls = [with_masks(slots) for slots in asks]
+    return [{name: null[name] if name in slots else value for name, value in conditions.items()} for slots in nulls]
+
+
+def _evaluate(
+    denoise: ConditionalDenoiser, stacked: Conditions, count: int, xt: Array, t: Array, *s: Array
+) -> list[Any]:
+    """The predictions for `count` sets of conditions, whose rows take turns, from one call."""
+    if count == 1:
+        return [denoise(xt, t, stacked, *s)]
+
+    def repeated(time: Array) -> Array:
+        time = jnp.asarray(time)
+        return _interleave([time] * count) if time.ndim else time
+
+    found = denoise(_interleave([xt] * count), repeated(t), stacked, *map(repeated, s))
+    apart = jax.tree.map(lambda p: p.reshape(-1, count, *p.shape[1:]), found)
+    return [jax.tree.map(lambda p, i=i: p[:, i], apart) for i in range(count)]
+
+
+def _interleave(rows: Sequence[Array]) -> Array:
+    """Rows a_0, b_0, ..., a_1, b_1, ..., so that all rows of an example stay on its device."""
+    return jnp.stack(list(rows), axis=1).reshape(-1, *jnp.shape(rows[0])[1:]) if len(rows) > 1 else rows[0]
+
+
+def with_x0(
+    prediction: Prediction, schedule: NoiseSchedule, xt: Float[Array, "batch ..."], t: Float[Array, "*batch"]
+) -> Prediction:
+    """The prediction with the noise that xt and its x0 imply."""
+    found = Prediction.from_x0(schedule, prediction.x0, xt, t)
+    return dataclasses.replace(found, variance_fraction=prediction.variance_fraction)
+
+
+def in_interval(schedule: NoiseSchedule, t: Float[Array, "*times"], low: float, high: float) -> Bool[Array, "*times"]:
+    """Whether low < sigma / alpha <= high."""
+    log_level = -0.5 * schedule.log_snr(t)
+    return (log_level > jnp.log(low)) & (log_level <= jnp.log(high))
+
+
+def _within(interval: tuple[float, ...], whole: Denoiser, plain: Denoiser, schedule: NoiseSchedule) -> Denoiser:
+    """`whole` inside the interval and `plain` elsewhere; only one of the two is evaluated."""
+
+    def denoise(xt: Array, t: Array, *s: Array, **memory: Array) -> Any:
+        t = as_compute(t)
+        if t.ndim:
+            raise UserError("a guidance interval is for sampling, where t is one number for the whole batch")
+
+        def outside() -> Any:
+            found = plain(xt, t, *s)
+            return (found, memory["memory"]) if memory else found
+
+        is_inside = in_interval(schedule, t, *interval)
+        return jax.lax.cond(is_inside, lambda: whole(xt, t, *s, **memory), outside)
+
+    return denoise
+
+
+def network_evaluations(
+    rule: Rule,
+    asked: Sequence[str],
+    evaluations: int,
+    *,
+    schedule: NoiseSchedule | None = None,
+    times: Callable[[], Float[np.ndarray, " evaluations"]] | None = None,
+) -> int:
+    """Evaluations of networks for one sample (NFE).
+
+    Args:
+      rule: how it is guided.
+      asked: the slots of the network that may be null.
+      evaluations: of the denoiser, by the sampler.
+      schedule: of the noise; only a rule with an interval needs it.
+      times: the times at which the sampler asks the denoiser; only a rule with an interval needs them.
+    """
+    each = rule.evaluations(asked)
+    if each == 1 or not rule.interval:
+        return each * evaluations
+    return evaluations + (each - 1) * int(in_interval(schedule, as_compute(times()), *rule.interval).sum())

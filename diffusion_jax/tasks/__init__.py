@@ -1,0 +1,15 @@
+"""What a trained model is asked to do besides drawing samples: requests to data, as pure functions.
+
+inpaint         draw what a mask covers
+edit            make something else of a picture: invert as what it is, sample as what it shall be
+variation       draw a picture again, from the middle
+invert          the noise that gives a picture
+from_latents    the picture that given noise gives
+"""
+
+from diffusion_jax.tasks.edit import Edit, Variation
+from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of
+from diffusion_jax.tasks.inpaint import Inpaint
+from diffusion_jax.tasks.invert import FromLatents, Invert
+
+__all__ = ["TASKS", "Edit", "FromLatents", "Inpaint", "Invert", "Request", "Setting", "Task", "Variation", "name_of"]

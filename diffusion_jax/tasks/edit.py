@@ -1,0 +1,83 @@
+"""Other versions of given data: `edit` makes something else of it, `variation` draws it again.
+
+Both begin at the time `strength`: the smaller it is, the more of the data stays. `edit` begins with the noise that
+gives the data under what it is said to be, so that what is not changed by the new condition stays; `variation` begins
+with the data under fresh noise (SDEdit).
+"""
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+from jaxtyping import Array, Float
+
+from diffusion_jax.domains import Bounds
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers.editing import DDIMInversion, Inversion, edit, sdedit, up_to
+from diffusion_jax.systems import Params
+from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task
+
+Strength = Annotated[float, Bounds(low=0, high=1, above=True)]
+
+
+@TASKS.register("edit")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(Task):
+    """Invert with what the data is, sample with what is asked.
+
+    Attributes:
+      inversion: the way to the noise.
+      strength: the time up to which the data is inverted.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+
+    inversion: Inversion = dataclasses.field(default_factory=DDIMInversion)
+    strength: Strength = 1.0
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        self.require_denoiser(setting)
+        self.inversion.check(up_to(setting.grid, self.strength))
+        if setting.sampler.stochastic:
+            raise UserError(
+                f"task edit comes back along the flow, and sampler {type(setting.sampler).__name__} draws noise: use "
+                f"{self.inversion.sampler} or heun"
+            )
+
+    def network_evaluations(self, setting: Setting) -> int:
+        part = up_to(setting.grid, self.strength)
+        there = self.inversion.nfe(part.num_steps)
+        return there + super().network_evaluations(dataclasses.replace(setting, grid=part))
+
+    def __call__(self, setting: Setting, params: Params, request: Request, key: BatchKey) -> Float[Array, "batch ..."]:
+        x0, size = setting.encode(params, request), key.index.shape[0]
+        source = setting.plain(params, request.source, size)
+        target = setting.guided(params, request.asked, size)
+        options = {"strength": self.strength, **setting.options}
+        z = edit(setting.sampler, self.inversion, source, target, setting.grid, x0, key, **options).x0
+        return setting.model.decode(params, z)
+
+
+@TASKS.register("variation")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variation(Task):
+    """Add noise up to the time `strength`, and sample from there."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+
+    strength: Strength = 0.5
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        up_to(setting.grid, self.strength)
+
+    def network_evaluations(self, setting: Setting) -> int:
+        return super().network_evaluations(dataclasses.replace(setting, grid=up_to(setting.grid, self.strength)))
+
+    def __call__(self, setting: Setting, params: Params, request: Request, key: BatchKey) -> Float[Array, "batch ..."]:
+        x0, size = setting.encode(params, request), key.index.shape[0]
+        denoiser = setting.guided(params, request.asked, size)
+        options = {"strength": self.strength, **setting.options}
+        z = sdedit(setting.sampler, denoiser, setting.grid, x0, key, **options).x0
+        return setting.model.decode(params, z)

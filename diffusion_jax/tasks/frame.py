@@ -1,0 +1,220 @@
+"""The frame of tasks: from a request to data, as a pure function of (parameters, request, keys).
+
+Every task does, in this order and nothing else:
+
+    prepare      the given data as it is diffused, the mask in its size
+    conditions   what the network is told, and the guided denoiser
+    sample       the way back
+    decode       to data
+    compose      what was given and may not change is put over the result
+
+A task never looks at a whole batch, so an example becomes the same in any split of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.conditioning import Conditions, with_masks
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers.guidance import network_evaluations
+from diffusion_jax.samplers.sampler import evaluation_times
+from diffusion_jax.schedulers import Denoiser, TimeGrid
+from diffusion_jax.systems import CONDITIONING, Model, Params, within
+
+Raw = Mapping[str, Array]
+"""Raw fields of a batch, as the data names them."""
+Others = Callable[[Raw | None, Denoiser], Mapping[str, Denoiser]]
+"""(raw fields, the conditional denoiser) -> what a guidance rule needs beside the network, by name."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["asked", "image", "mask", "source", "latents"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for; each field [batch, ...].
+
+    Attributes:
+      asked: raw fields that say what the sample shall be; None asks for nothing.
+      image: data to start from.
+      mask: 1 where data is to be drawn, of the data's height and width and one channel.
+      source: raw fields that say what `image` is; None says nothing.
+      latents: noise to start from, in units of the prior.
+    """
+
+    asked: Raw | None = None
+    image: Array | None = None
+    mask: Array | None = None
+    source: Raw | None = None
+    latents: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """With what a task is done.
+
+    Attributes:
+      model: the model.
+      sampler: the way back.
+      grid: at which times.
+      guidance: how the denoiser leans towards what is asked.
+      clip_x0: whether predictions are cut to [-1, 1].
+      denoiser: (parameters, conditions) -> the denoiser as samplers may ask it; by default the model's.
+      others: what the guidance rule needs beside the network.
+      negative: raw fields of one row that take the place of "nothing" in guidance.
+    """
+
+    model: Model
+    sampler: Sampler
+    grid: TimeGrid
+    guidance: Rule = dataclasses.field(default_factory=NoGuidance)
+    clip_x0: bool = False
+    denoiser: Callable[[Params, Conditions], Denoiser] | None = None
+    others: Others | None = None
+    negative: Raw | None = None
+
+    def check(self) -> None:
+        """Raise UserError where the guidance rule does not fit the model or the sampler."""
+        asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
+        self.guidance.check(asked, self.model.diffused, is_flow_map=is_map)
+        if self.guidance.remembers:
+            require_memory(self.sampler)
+
+    @property
+    def sampler_kind(self) -> str:
+        """What the sampler asks the network for, "denoiser" of tokens too."""
+        return "denoiser" if self.model.process.discrete else self.sampler.denoiser_kind
+
+    def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
+        """What the network is told of `size` examples; of nothing, where there are no raw fields."""
+        if raw is None:
+            return self.model.conditioning.null(within(CONDITIONING, params), size)
+        return self.model.conditions(params, raw, size)
+
+    def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
+        """The conditional denoiser, not guided."""
+        return self.denoise(params)(self.conditions(params, raw, size))
+
+    def denoise(self, params: Params) -> Callable[[Conditions], Denoiser]:
+        """Conditions -> denoiser."""
+        return functools.partial(self.denoiser or self.model.denoiser, params)
+
+    def guided(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
+        """The denoiser that samplers are given."""
+        conditions, bound = self.conditions(params, raw, size), self.denoise(params)
+        plain = bound(conditions)
+        if self.guidance.neutral:
+            return plain
+        if raw is None and self.model.conditioning.asked and not self.guidance.others:
+            raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
+        null = self.model.without(params, conditions, size)
+        if self.negative is not None:
+            null = null | self._said(params, {**(raw or {})}, size)
+        return guided(
+            self.guidance,
+            lambda xt, t, given, *s: bound(given)(xt, t, *s),
+            conditions,
+            schedule=self.grid.schedule,
+            null=null,
+            asked=self.model.conditioning.asked,
+            others={} if self.others is None else self.others(raw, plain),
+        )
+
+    def _said(self, params: Params, raw: Raw, size: int) -> Conditions:
+        """The slots of what is said negatively."""
+        rows = {name: jnp.broadcast_to(v, (size, *jnp.shape(v)[1:])) for name, v in self.negative.items()}
+        told = self.model.conditions(params, {**raw, **rows}, size)
+        parts = [part for part in self.model.conditioning.parts if set(part.reads) & set(rows)]
+        slots = with_masks(slot for part in parts for slot in part.gives)
+        return {name: value for name, value in told.items() if name in slots}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of `sample`."""
+        found: dict[str, Any] = {"memory": self.guidance.first_memory} if self.guidance.remembers else {}
+        return {**found, "x0_transform": clipped} if self.clip_x0 else found
+
+    def encode(self, params: Params, request: Request) -> Float[Array, "batch ..."]:
+        """The given data as it is diffused."""
+        return self.model.encode(params, request.image)
+
+    def mask(self, request: Request) -> Float[Array, "batch ..."]:
+        """The mask in the size of what is diffused, by its nearest pixel."""
+        (height, width), (small, narrow) = request.mask.shape[1:3], self.model.diffused.shape[:2]
+        return request.mask[:, :: height // small, :: width // narrow]
+
+    def evaluations(self, of_denoiser: int) -> int:
+        """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""
+        return network_evaluations(
+            self.guidance,
+            self.model.conditioning.asked,
+            of_denoiser,
+            schedule=self.grid.schedule,
+            times=lambda: self.grid.times[:-1] if self.model.process.discrete else evaluation_times(*self._walk),
+        )
+
+    @property
+    def _walk(self) -> tuple[Sampler, TimeGrid]:
+        return self.sampler, self.grid
+
+
+def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """x0 cut to [-1, 1]."""
+    return jnp.clip(x0, -1, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """From a request to data.
+
+    `needs` names the fields of the request that it reads, and `gives` what it returns: "data" as the codec decodes it,
+    or "latents", noise in units of the prior.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[str] = "data"
+
+    def check(self, setting: Setting) -> None:
+        """Hold the task against a setting.
+
+        Raises:
+          UserError: they do not fit; the message names both sides.
+        """
+        setting.check()
+        if setting.model.diffused.kind == "tokens":
+            raise UserError(f"task {name_of(self)} is of pixels or latents, and what is diffused here is tokens")
+
+    def require_denoiser(self, setting: Setting) -> None:
+        """Refuse a sampler of networks that jump."""
+        if setting.sampler.denoiser_kind != "denoiser":
+            raise UserError(
+                f"task {name_of(self)} goes back along the flow and needs a denoiser, and sampler "
+                f"{type(setting.sampler).__name__} asks a few-step network that jumps to its end: use a run with a "
+                "denoiser, or task inpaint"
+            )
+
+    def network_evaluations(self, setting: Setting) -> int:
+        """Evaluations of networks for one result; the least of an adaptive method."""
+        grid = setting.grid
+        return setting.evaluations(setting.sampler.nfe(grid.num_steps, ends_clean=grid.ends_clean))
+
+    def __call__(self, setting: Setting, params: Params, request: Request, key: BatchKey) -> Float[Array, "batch ..."]:
+        """The result for every example of the request."""
+        raise NotImplementedError
+
+
+TASKS: Registry[Task] = Registry("task")
+
+
+def name_of(task: Task) -> str:
+    """The name under which a task is registered."""
+    return next((name for name in TASKS if TASKS[name] is type(task)), type(task).__name__)

@@ -1,0 +1,119 @@
+"""What people give to a task: pictures, masks, classes and noise from files and flags, as arrays that a task takes."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from diffusion_jax.conditioning import Conditioning
+from diffusion_jax.data.pictures import read_image
+from diffusion_jax.data.transforms import to_unit_range
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import parse_json, read_npz, regular_file, replace_file
+from experiments.building.wiring import Experiment
+
+LATENTS = "latents"  # of an .npz file: the noise, beside how it was made
+_HOW = "made"
+
+
+def asked_rows(conditioning: Conditioning, value: str) -> dict[str, np.ndarray]:
+    """Raw fields of one row, from what a person says of the one thing that a network is asked for.
+
+    Raises:
+      UserError: the network is asked for nothing, or for several things, or the value means nothing to it.
+    """
+    parts = [part for part in conditioning.parts if set(part.gives) & set(conditioning.asked)]
+    if len(parts) != 1 or len(parts[0].reads) != 1:
+        found = ", ".join(conditioning.asked) or "nothing"
+        raise UserError(f"{value!r} says one thing, and this network is asked for {found}")
+    return parts[0].prepare({parts[0].reads[0]: [value]})
+
+
+def require_pictures(experiment: Experiment, task: str) -> None:
+    """Raise UserError where a run is of no pictures, or its pictures are diffused as tokens."""
+    info = experiment.info
+    if not info.is_image:
+        what = "text" if info.is_text else "latents"
+        raise UserError(f"--task={task} is of pictures, and the data of this run is {what}")
+    if experiment.process.discrete:
+        raise UserError(f"--task={task} is of continuous pictures, and this run diffuses them as tokens")
+
+
+def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w c"]:
+    """A picture of the size of the data.
+
+    Raises:
+      UserError: no such file, no picture, or one of another size.
+    """
+    shape = experiment.info.image_shape
+    found = read_image(regular(path, "image"), channels=shape[-1])
+    if found.shape != tuple(shape):
+        raise UserError(
+            f"--image={path} is {found.shape[1]}x{found.shape[0]} pixels, the run's data is {shape[1]}x{shape[0]}: "
+            "resize it first"
+        )
+    return found[None]
+
+
+def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]:
+    """A mask of the size of the data: 1 where the picture is white, which is to be drawn, and 0 where it is black.
+
+    Raises:
+      UserError: no such file, no picture, one of another size or with grey in it, or one that covers nothing.
+    """
+    height, width, _ = experiment.info.image_shape
+    found = read_image(regular(path, "mask"), channels=1)
+    if found.shape[:2] != (height, width):
+        raise UserError(
+            f"--mask={path} is {found.shape[1]}x{found.shape[0]} pixels, the run's data is {width}x{height}: they must "
+            "be of one size"
+        )
+    if set(np.unique(found)) - {0, 255}:
+        raise UserError(f"--mask={path} has grey pixels: a mask is white where is drawn and black elsewhere")
+    if not found.any():
+        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make white what is")
+    return (found > 0).astype(np.float32)[None]
+
+
+def in_unit_range(picture: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """A picture as a network sees it, in [-1, 1]."""
+    return to_unit_range(picture)
+
+
+def regular(path: str, flag: str) -> str:
+    """A path of a file that is there; raises UserError, which names the flag, where it is none."""
+    try:
+        regular_file(Path(path))
+    except UserError as error:
+        raise UserError(f"--{flag}={path}: {error}") from error
+    return path
+
+
+def save_latents(path: Path, latents: Float[np.ndarray, "n ..."], how: Mapping[str, Any]) -> None:
+    """Noise that gives a picture, and with what it does, in an .npz file that is written whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{LATENTS: latents, _HOW: np.frombuffer(json.dumps(how).encode(), np.uint8)})
+    replace_file(path, buffer.getvalue())
+
+
+def read_latents(experiment: Experiment, path: str) -> tuple[Float[np.ndarray, "n ..."], dict[str, Any]]:
+    """What `save_latents` wrote.
+
+    Raises:
+      UserError: no such file, or one that holds something else, or noise of another size.
+    """
+    wanted, stored = tuple(experiment.model.diffused.shape), read_npz(regular(path, LATENTS))
+    if set(stored) != {LATENTS, _HOW} or stored[_HOW].dtype != np.uint8:
+        raise UserError(
+            f"--latents={path} holds no noise of --task=invert, but {', '.join(sorted(stored)) or 'nothing'}"
+        )
+    latents, how = stored[LATENTS], parse_json(stored[_HOW].tobytes().decode(errors="replace"), path)
+    if latents.shape[1:] != wanted or latents.dtype != np.float32 or not len(latents):
+        raise UserError(f"--latents={path} is of {list(latents.shape[1:])} numbers, this run diffuses {list(wanted)}")
+    if not np.isfinite(latents).all():
+        raise UserError(f"--latents={path} has numbers that are not finite")
+    return latents, how

@@ -1,0 +1,100 @@
+"""The flags that say how samples are drawn, of every command that draws some."""
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import UserError
+from experiments.ground.options import MOST_STEPS, Flags, assignment
+
+_GROUPS = ("guidance", "projection", "inversion")
+
+
+class SamplingFlags:
+    """--sampler, --steps, --guidance and what belongs to it; `apply` writes them into the config of a run.
+
+    Args:
+      flags: of the command.
+      with_tasks: whether the command also has the flags of tasks, --projection and --inversion.
+    """
+
+    def __init__(self, flags: Flags, *, with_tasks: bool = False):
+        self.sampler = flags.string(
+            "sampler", None, "such as heun or dpmpp_2m, a wrong name lists all; by default what the config says"
+        )
+        self.steps = flags.integer("steps", None, "transitions of the time grid", lower=1, upper=MOST_STEPS)
+        self.guidance = flags.string(
+            "guidance", None, "the rule, such as classifier_free or apg; by default what the config says"
+        )
+        self.scale = flags.number("guidance_scale", None, "of the guidance rule; 1 is none", lower=0, upper=1000)
+        self.guide = flags.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
+        self.guide_ema = flags.string(
+            "guide_ema", None, "which average of the guide's parameters; by default its config's"
+        )
+        self.parts = {"guidance": self.guidance}
+        if with_tasks:
+            self.parts["projection"] = flags.string(
+                "projection", None, "how a task is told of what is known, such as replacement or pigdm"
+            )
+            self.parts["inversion"] = flags.string("inversion", None, "the way from a picture to noise: ddim or rk45")
+        self.options = flags.repeated(
+            "set",
+            f"an option of the {' or '.join(self.parts)}, such as guidance.rescale=0.7",
+            check=assignment,
+            allowed="GROUP.NAME=VALUE",
+        )
+
+    def apply(self, sampling: ConfigDict) -> None:
+        """Write what was given into config.sampling, where the parts are built from.
+
+        Raises:
+          UserError: flags that contradict each other, or an option of no such group.
+        """
+        guidance = self._rule()
+        with sampling.unlocked():
+            for group, holder in self.parts.items():
+                name = guidance if group == "guidance" else holder.value
+                if name and (group not in sampling or sampling[group].name != name):
+                    sampling[group] = ConfigDict({"name": name, **self._kept(group, name, sampling)})
+            given = {"scale": self.scale, "guide": self.guide, "guide_ema": self.guide_ema}
+            for field, holder in given.items():
+                if holder.value is not None:
+                    _assign(sampling.guidance, field, holder.value)
+            for option in self.options.value:
+                path, _, text = option.partition("=")
+                group, _, field = path.partition(".")
+                if group not in self.parts or not field or "." in field:
+                    known = ", ".join(f"{name}.OPTION" for name in self.parts)
+                    raise UserError(f"--set={option}: it sets {known}; other fields are set when a run is trained")
+                if group not in sampling:
+                    raise UserError(f"--set={option}: the config names no {group}; give --{group} too")
+                _assign(sampling[group], field, _value(text))
+
+    def _rule(self) -> str | None:
+        """The name of the rule that the flags ask for."""
+        name, implied = self.guidance.value, None if self.guide.value is None else "autoguidance"
+        if name and implied and name != implied:
+            raise UserError(f"--guide is of guidance {implied}, and --guidance says {name}: leave one of them out")
+        return name or implied
+
+    def _kept(self, group: str, name: str, sampling: ConfigDict) -> dict[str, Any]:
+        """What every guidance rule has, from the rule that the config names."""
+        if group != "guidance" or name == "none":
+            return {}
+        return {field: sampling.guidance[field] for field in ("scale", "interval", "rescale")
+                if field in sampling.guidance}  # fmt: skip
+
+
+def _assign(group: ConfigDict, field: str, value: Any) -> None:
+    with group.ignore_type():
+        group[field] = value
+
+
+def _value(text: str) -> Any:
+    """A number, a tuple or a truth value as Python writes it; anything else is a text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, int | float | tuple | bool) else text
