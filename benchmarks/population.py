@@ -68,7 +68,7 @@ def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
 def seconds(words: list[str]) -> float:
     """A process that trains these members, as long as it takes."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "experiments.train_population", *words]
+    command = [sys.executable, "-m", "experiments.running.train_population", *words]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         raise RunError(f"a training failed: {(ended.stderr.strip().splitlines() or ['it says nothing'])[-1]}")

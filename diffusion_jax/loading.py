@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from diffusion_jax import weights
 from diffusion_jax.conditioning import Conditioning, Label
@@ -16,7 +17,7 @@ from diffusion_jax.files import expanded, read_json
 from diffusion_jax.models import MODELS, parameter_shapes
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
-from diffusion_jax.systems import NETWORK, Model, Params, read_description, read_model
+from diffusion_jax.systems import CODEC, NETWORK, Model, Params, load_first_stage, read_description, read_model
 from diffusion_jax.systems.folder import ABOUT, WEIGHTS
 from diffusion_jax.training import OBJECTIVE, Checkpointer
 
@@ -59,10 +60,18 @@ def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
     model, about = read_description(path)
     with _without_remarks():
         trained, record = _checkpointed(about.get("checkpoints") or path / "checkpoints", step, average, about)
-    frozen = sorted(record.get("frozen", {}))
-    if frozen:
-        raise UserError(f"{path}: {', '.join(frozen)} is frozen and lies elsewhere, which is not read here yet")
-    return model, {name: group for name, group in trained.items() if name != OBJECTIVE}
+    frozen = {name: _frozen(path, name, known) for name, known in record.get("frozen", {}).items()}
+    return model, {**{name: group for name, group in trained.items() if name != OBJECTIVE}, **frozen}
+
+
+def _frozen(path: Path, name: str, known: Mapping[str, str]) -> PyTree:
+    """A group that no checkpoint of the run in `path` holds, from its source."""
+    if name != CODEC:
+        raise UserError(f"{path}: {name} is frozen and lies elsewhere, which is not read here yet")
+    stage = load_first_stage(known["source"])
+    if stage.fingerprint != known["fingerprint"]:
+        raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
+    return stage.read_params()
 
 
 def _checkpointed(

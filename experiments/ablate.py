@@ -158,7 +158,7 @@ def job(directory: Path, group: dict[str, Cell]) -> Job:
             trained.append(("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}"))
         again = [f"--config={CONFIG.value}", f"--workdir={directory}", f"--training={training}"]
         evaluated.append(("ablate", *again, *(f"--set={assignment}" for assignment in SET.value)))
-    together = [("train_population", *members)] if len(members) > 1 else []
+    together = [("running.train_population", *members)] if len(members) > 1 else []
     return Job(name=next(iter(group)), commands=(*together, *trained, *evaluated), directory=os.getcwd())
 
 

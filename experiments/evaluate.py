@@ -57,8 +57,15 @@ def main(argv: Sequence[str]) -> None:
         WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
     )
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
-    SAMPLING.apply(experiment.config.sampling)
-    make = evaluation.generator(experiment, sampler=SAMPLING.sampler.value, steps=SAMPLING.steps.value)
+    if experiment.reconstructs:
+        flags = (SAMPLING.sampler, SAMPLING.steps, SEED)
+        named = next((flag.name for flag in flags if flag.value is not None), None)
+        if named:
+            raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none")
+    make = None
+    if not experiment.reconstructs:
+        SAMPLING.apply(experiment.config.sampling)
+        make = evaluation.generator(experiment, sampler=SAMPLING.sampler.value, steps=SAMPLING.steps.value)
     results = evaluation.evaluate(
         experiment,
         params,

@@ -84,6 +84,7 @@ from experiments.evaluating.generation import ASKED, SOURCE, Generator
 from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
+from experiments.ground.fields import CODEC
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
     if SAMPLING.sampler.value:
         check_sampler(SAMPLING.sampler.value)
     cli.writable_directory(out.parent)
+    if CODEC in workdir.read_config(WORKDIR.value):
+        raise UserError(f"{WORKDIR.value} is a first stage, which draws no samples: experiments.evaluate reconstructs")
     experiment, params, source = restore_params(
         WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
     )
@@ -139,7 +142,7 @@ def out_path() -> Path:
 def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
     """Samples from noise."""
     place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
-    info, number = experiment.info, NUM_SAMPLES.value or 64
+    info, number = experiment.shown, NUM_SAMPLES.value or 64
     asked, make = what_is_asked(experiment, number), generator(experiment, number)
     images = evaluation.draw(make, params, asked, number, SEED.value)
     if not parallel.is_primary():

@@ -41,10 +41,11 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
 from experiments.building import conditions
+from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
-from experiments.evaluating import evaluation, judging
+from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.report import write_report
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
     stop = StopSignal()
-    experiment = Experiment(CONFIG.value, directory=Path(WORKDIR.value))
+    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
     evaluation.require_guide(experiment)
     judging.available(experiment, tuple(experiment.config.evaluation.metrics))
@@ -98,7 +99,8 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         workdir.claim(directory, config, experiment.info, kept=kept, other_steps=True)
         others = (*record.get("extended", []), *([former] if former else []))
         workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
-        describe_run(experiment, directory)
+        if not experiment.reconstructs:
+            describe_run(experiment, directory)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with open_writer(directory, primary=primary) as writer:
@@ -126,7 +128,7 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     replace_file(f"{directory}/parameters.txt", (overview + "\n").encode())
     workdir.write_environment(directory, num_parameters=count)
     writer.write_hparams(cli.flatten(experiment.config))
-    name = experiment.config.model.name
+    name = experiment.config.codec.name if experiment.reconstructs else experiment.config.model.name
     print(f"{name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
     if experiment.text is not None:
         captions = [part for part in (experiment.pipeline, experiment.validation_pipeline) if part is not None]
@@ -250,6 +252,8 @@ def finish(experiment: Experiment, params: Any, directory: Path) -> int:
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
+        if experiment.reconstructs:
+            reconstruction.publish(experiment, params, directory, source)
         results = evaluation.evaluate(experiment, params, directory, source=source)
         if parallel.is_primary():
             place.require("while it was evaluated")
@@ -259,7 +263,7 @@ def finish(experiment: Experiment, params: Any, directory: Path) -> int:
                 print(json.dumps(results, indent=2), flush=True)
     parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
     if parallel.is_primary():
-        if experiment.info.is_image:
+        if experiment.shown.is_image:
             print(f"picture: {directory}/samples/final.png")
         if experiment.info.is_text:
             print(f"texts:   {directory}/samples/final.txt")

@@ -6,7 +6,8 @@ their square root from 0.0015 to 0.0195 in 1000 steps, 178k steps of batch 1200,
 1e-4, and EMA, 0.9999, are those of the released configuration as remembered.
 
 Published: FID 3.60 and IS 247.67 with 250 steps of DDIM and guidance 1.5; FID 10.56 without. Not run here. The data is
-a stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
+a stand-in, `synthetic_latents`: the first stage, `FIRST_STAGE` below, has to be trained first, or its published weights
+converted; `experiments.prepare_latents` then encodes ImageNet.
 
 Topology: TPU v5p 2x2x4 (16 chips); the train step needs 37.9 GB per chip (compiled by libtpu 0.0.42.1).
 
@@ -16,6 +17,9 @@ Topology: TPU v5p 2x2x4 (16 chips); the train step needs 37.9 GB per chip (compi
 from ml_collections import ConfigDict
 
 from configs.common import latents
+
+# 55,322,782 parameters, of which 24,576 are the table's.
+FIRST_STAGE = {"name": "vq", "size": "f4", "latent_channels": 3, "num_codes": 8192}
 
 _JUDGED = {
     "sampler": "ddim",

@@ -2,10 +2,12 @@
 pipeline."""
 
 from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
+from diffusion_jax.data import latents as _latents  # noqa: F401  registers "latents"
 from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
 from diffusion_jax.data.pipeline import BatchReader, Pipeline
 from diffusion_jax.data.scenes import source as _scenes  # noqa: F401  registers "scenes"
 from diffusion_jax.data.sources import (
+    AT_A_PATH,
     ArraySource,
     Dataset,
     DatasetInfo,
@@ -19,6 +21,7 @@ from diffusion_jax.data.sources import (
 from diffusion_jax.data.transforms import crops, to_uint8, to_unit_range
 
 __all__ = [
+    "AT_A_PATH",
     "ArraySource",
     "BatchReader",
     "Dataset",

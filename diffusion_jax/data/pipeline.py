@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt64
 
-from diffusion_jax.data import transforms
+from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.sources import (
@@ -38,9 +38,11 @@ from diffusion_jax.data.sources import (
     Batch,
     Dataset,
     DatasetInfo,
+    Example,
     Tokenizer,
     describe_dataset,
     open_dataset,
+    resolved,
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_npy, sampled_digest
@@ -156,6 +158,21 @@ class Pipeline:
         return other
 
     @property
+    def pictures(self) -> "Pipeline":
+        """Of prepared latents the pictures that they were made of, as they were encoded; else this pipeline.
+
+        Raises:
+          UserError: the latents are not there.
+        """
+        name, _, options = resolved(self.dataset, self.data_dir, dict(self.options))
+        if name != "latents":
+            return self
+        about = latents.read_about(options["path"])
+        fields = {**about["of"]["data"], "data_dir": self.data_dir or about.get("data_dir")}
+        kept = {"split": self.split, "batch_size": self.batch_size, "memory_limit": self.memory_limit}
+        return Pipeline.from_config({**fields, **kept})
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """Of text; None where the data is not text."""
         return self._opened.tokenizer
@@ -173,6 +190,11 @@ class Pipeline:
 
     def _transformed(self, info: DatasetInfo) -> DatasetInfo:
         height, width, channels = info.image_shape
+        if info.dtype == "float32" and self.image_size not in (None, height):
+            raise UserError(
+                f"data.image_size={self.image_size}, and the latents of {self.dataset} are {height}x{width}: set it to "
+                f"{height}"
+            )
         if self.image_size is not None:
             height = width = self.image_size
         if height is None or width is None:
@@ -224,6 +246,10 @@ class Pipeline:
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
         batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """Examples with every field of the data set, in the order of the source, cropped as in training."""
+        return self._cropped.read_whole(indices)
 
     def texts(self, split: str | None = None, *, max_examples: int | None = None) -> list[str]:
         """Captions of the split, or of another one of the same data, of the examples that `arrays` gives.

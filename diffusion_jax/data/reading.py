@@ -57,12 +57,7 @@ class TransformedSource:
         examples = _patiently(self._examples, indices)
         images = np.empty((len(examples), *self.shape), self.dtype)
         for image, example in zip(images, examples, strict=True):
-            converted = self.crop(transforms.with_channels(example["image"], self.shape[-1]))
-            if converted.shape != self.shape or converted.dtype != self.dtype:
-                raise UserError(
-                    f"an image is {converted.dtype} {converted.shape} where {self.dtype} {self.shape} is expected"
-                )
-            image[...] = converted
+            image[...] = self._converted(example["image"])
         batch = {"image": images}
         if self.prepare is not None:
             batch |= self.prepare({name: [example[name] for example in examples] for name in self.prepare.reads})
@@ -76,6 +71,19 @@ class TransformedSource:
         if alone is not None:
             return alone(indices)
         return [example["text"] for example in _patiently(self._examples, indices)]
+
+    def read_whole(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
+        """The examples at `indices` with every field that the source has."""
+        examples = _patiently(self._examples, indices)
+        return [{**example, "image": self._converted(example["image"])} for example in examples]
+
+    def _converted(self, image: np.ndarray) -> np.ndarray:
+        converted = self.crop(transforms.with_channels(image, self.shape[-1]))
+        if converted.shape != self.shape or converted.dtype != self.dtype:
+            raise UserError(
+                f"an image is {converted.dtype} {converted.shape} where {self.dtype} {self.shape} is expected"
+            )
+        return converted
 
     def _examples(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
         read_many = getattr(self.source, "__getitems__", None)

@@ -2,8 +2,8 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `scenes`, `synthetic_latents`,
-`text`) are our own; every other name is a data set of TensorFlow Datasets.
+tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
+`synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -79,6 +79,7 @@ class DatasetInfo:
       class_names: their names, () if the data has no classes.
       dtype: "uint8" for images, "float32" for latents, "int32" for text.
       vocabulary: of text, how many tokens there are; 0 where the data is not text.
+      first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
       fields: raw fields of an example besides image and label, such as "text", a caption.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
         not prepared and in what earlier versions wrote.
@@ -92,6 +93,7 @@ class DatasetInfo:
     class_names: tuple[str, ...] = ()
     dtype: str = "uint8"
     vocabulary: int = 0
+    first_stage: str = ""
     fingerprint: str = ""
     fields: tuple[str, ...] = ()
 
@@ -125,6 +127,9 @@ class Dataset:
     prompts: Sequence[Any] = ()
 
 
+AT_A_PATH = ("folder", "latents")
+"""Data sets that lie where their name says: "folder:/path/to/images", "latents:/path/to/folder"."""
+
 datasets: Registry[Dataset] = Registry("dataset")
 """Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
 
@@ -138,7 +143,8 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     """Open one split of a data set; cheap, reads no example.
 
     Args:
-      name: one of `datasets`, `folder:/path/to/images`, or any TFDS name ("cifar10", "lsun/bedroom", "mnist:3.0.1").
+      name: one of `datasets`, `folder:/path/to/images`, `latents:/path/to/folder`, or any TFDS name ("cifar10",
+        "lsun/bedroom", "mnist:3.0.1").
       split: a split, or a slice of one in TFDS notation ("train[:90%]").
       data_dir: TFDS directory; None takes `default_data_dir()`.
       **options: arguments of the opener, for example `path` of "folder" or `label_key` of TFDS data.
@@ -146,7 +152,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     Raises:
       UserError: unknown name, option or split, or data that is not there or not prepared.
     """
-    name, data_dir, options = _resolved(name, data_dir, options)
+    name, data_dir, options = resolved(name, data_dir, options)
     if name in datasets:
         return datasets.build({"name": name, **options}, split=split, data_dir=data_dir)
     from diffusion_jax.data import tfds_source  # imports TFDS
@@ -156,7 +162,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
 
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
     """Shape and classes of a split, as of `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
-    name, data_dir, options = _resolved(name, data_dir, options)
+    name, data_dir, options = resolved(name, data_dir, options)
     if name == "text":
         from diffusion_jax.data import text  # it imports this module
 
@@ -169,10 +175,11 @@ def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = 
     return tfds_source.describe_tfds(name, split=split, data_dir=data_dir, **options)
 
 
-def _resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """Name, directory and options without shorthands; options of TFDS data are checked."""
-    if name.startswith("folder:"):
-        name, options = "folder", {"path": name.removeprefix("folder:"), **options}
+    for kind in AT_A_PATH:
+        if name.startswith(f"{kind}:"):
+            name, options = kind, {"path": name.removeprefix(f"{kind}:"), **options}
     if name not in datasets and options:
         from diffusion_jax.data import tfds_source  # imports TFDS
 

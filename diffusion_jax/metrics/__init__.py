@@ -36,6 +36,7 @@ from diffusion_jax.metrics.inception import InceptionV3
 from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
 from diffusion_jax.metrics.prompt_adherence import PromptAdherence, adherence
+from diffusion_jax.metrics.reconstruction import PSNR, RECONSTRUCTIONS, SSIM, psnr, ssim
 from diffusion_jax.metrics.references import read_gaussian
 
 __all__ = [
@@ -45,6 +46,9 @@ __all__ = [
     "INCEPTION",
     "METRICS",
     "PROXY",
+    "PSNR",
+    "RECONSTRUCTIONS",
+    "SSIM",
     "ClassAccuracy",
     "Facts",
     "FeatureMetric",
@@ -75,5 +79,7 @@ __all__ = [
     "lpips",
     "nearest",
     "precision_recall",
+    "psnr",
     "read_gaussian",
+    "ssim",
 ]

@@ -83,9 +83,10 @@ class ImageSet:
         )
 
 
-READS = ("samples", "train", "held_out", "texts", "prompts", "model")
+READS = ("samples", "train", "held_out", "texts", "prompts", "model", "reconstructions")
 """What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; prompts
-of which the data knows what they require; the model's own likelihood."""
+of which the data knows what they require; the model's own likelihood; that sample i is the reconstruction of held-out
+example i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,7 @@ class Facts:
       note: what stands below the headline on a card, with keys of the result in braces; left out where one is missing.
       headline_may_lack: whether there are data for which the headline is not defined and its key is left out.
       needs: the kind of feature space that its field `space` takes, or None.
+      least_side: the least height and width of pictures that it takes.
       reference_field: the field of config.evaluation that names a published file of statistics for its field
         `reference`, or "".
     """
@@ -193,6 +195,7 @@ class Facts:
     note: str = ""
     headline_may_lack: bool = False
     needs: str | None = None
+    least_side: int = 1
     reference_field: str = ""
 
     def number(self, key: str) -> Number:

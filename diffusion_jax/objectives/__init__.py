@@ -12,6 +12,18 @@ from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
 )
 from diffusion_jax.objectives.denoising import Denoising, data_of
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective
+from diffusion_jax.objectives.reconstruction import RECONSTRUCTIONS, ReconstructionLoss
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 
-__all__ = ["NO_CONTEXT", "OBJECTIVES", "WEIGHTINGS", "Context", "Denoising", "Objective", "Weighting", "data_of"]
+__all__ = [
+    "NO_CONTEXT",
+    "OBJECTIVES",
+    "RECONSTRUCTIONS",
+    "WEIGHTINGS",
+    "Context",
+    "Denoising",
+    "Objective",
+    "ReconstructionLoss",
+    "Weighting",
+    "data_of",
+]

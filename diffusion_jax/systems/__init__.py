@@ -1,6 +1,7 @@
 """Whole models: what is trained, sampled, adapted, saved and loaded."""
 
 from diffusion_jax.systems.description import describe, rebuild
+from diffusion_jax.systems.first_stage import FirstStageFolder, load_first_stage, save_first_stage
 from diffusion_jax.systems.folder import read_description, read_model, save_model, write_description
 from diffusion_jax.systems.groups import Params, fingerprint, split_groups, under, within
 from diffusion_jax.systems.model import CODEC, CONDITIONING, NETWORK, Model
@@ -9,13 +10,16 @@ __all__ = [
     "CODEC",
     "CONDITIONING",
     "NETWORK",
+    "FirstStageFolder",
     "Model",
     "Params",
     "describe",
     "fingerprint",
+    "load_first_stage",
     "read_description",
     "read_model",
     "rebuild",
+    "save_first_stage",
     "save_model",
     "split_groups",
     "under",

@@ -17,8 +17,9 @@ from diffusion_jax.data.augmentation import augmentations
 from diffusion_jax.data.prompts import TOKENIZERS
 from diffusion_jax.data.sources import datasets
 from diffusion_jax.domains import BOUNDS, annotations, bounds_of
+from diffusion_jax.models.autoencoders import CODECS
 from diffusion_jax.models.encoders import TEXT_ENCODERS
-from diffusion_jax.objectives import OBJECTIVES, WEIGHTINGS
+from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
@@ -45,6 +46,8 @@ KINDS = (
     Kind("time_input", TIME_INPUTS),
     Kind("time_sampler", TIME_SAMPLERS),
     Kind("objective", OBJECTIVES, ("schedule", "time_sampler")),
+    Kind("codec", CODECS, ("data_channels", "dtype")),
+    Kind("objective", RECONSTRUCTIONS),
     Kind("objective.weighting", WEIGHTINGS),
     Kind("objective.token_schedule", TOKEN_SCHEDULES),
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),

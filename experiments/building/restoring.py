@@ -10,6 +10,7 @@ import numpy as np
 from diffusion_jax import systems, training
 from diffusion_jax.errors import UserError
 from experiments.building import conditions
+from experiments.building.kinds import open_experiment
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
@@ -58,7 +59,7 @@ def restore_params(
     """
     config = workdir.read_config(directory)
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)  # any layout reads any checkpoint
-    experiment = Experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
+    experiment = open_experiment(config, stored_info=workdir.read_info(directory), directory=Path(directory))
     name = config.sampling.ema if ema is None else ema
     if name not in experiment.ema.names and name.startswith("width_") and experiment.ema.widths:
         return experiment, *_post_hoc(experiment, directory, step, name, flag)

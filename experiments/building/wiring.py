@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from diffusion_jax import conditioning, data, models, parallel, systems, trainin
 from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
-from diffusion_jax.models.autoencoders import Codec, Identity, Values
+from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import Registry, unknown_name
 from diffusion_jax.rng import stream_key
@@ -36,10 +36,11 @@ from diffusion_jax.schedulers import (
 )
 from diffusion_jax.specs import DATA, FEATURES
 from experiments.building import conditions
+from experiments.building.latents import check_first_stage, pictures_of
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import FIELDS, PARTS, check_fields
+from experiments.ground.fields import CODEC, FIELDS, PARTS, check_fields
 
 READ_BY_OBJECTIVES: Mapping[str, Registry] = {
     "schedule": SCHEDULES,
@@ -73,7 +74,10 @@ class Experiment:
       devices: which devices to run on, or to compile for; by default all there are.
       stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
       directory: the workdir, where there is one already.
+      reconstructs: whether what is trained is a first stage, which has reconstructions in the place of samples.
     """
+
+    reconstructs: ClassVar[bool] = False
 
     config: ConfigDict
     devices: tuple[jax.Device, ...] | None = None
@@ -82,6 +86,11 @@ class Experiment:
 
     def __post_init__(self):
         import_parts(self.config.imports)
+        if CODEC in self.config and not self.reconstructs:
+            raise UserError(
+                f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
+                "experiments.train, evaluate or prepare_latents"
+            )
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> "Experiment":
@@ -150,7 +159,7 @@ class Experiment:
     @cached_property
     def network(self) -> Any:
         """The Flax module."""
-        size, _, channels = self.info.image_shape
+        size, _, channels = self.codec.spec(self.info.spec).shape
         spec = dict(self.config.model)
         if self.process.discrete:
             channels, spec["out_channels"] = self.process.channels(channels)
@@ -239,9 +248,29 @@ class Experiment:
 
     @cached_property
     def codec(self) -> Codec:
-        """The first stage: pixels as tokens where the objective is of tokens, else the data itself."""
+        """The first stage: one that was trained, pixels as tokens where the objective is of tokens, or none."""
+        if self.first_stage is not None:
+            codec = self.first_stage.codec
+            return codec if self.config.first_stage.online else StoredLatents(first_stage=codec)
         of_values = self.objective.discrete and self.info.spec.kind == "pixels"
         return Values(num_values=self.process.num_tokens) if of_values else Identity()
+
+    @cached_property
+    def first_stage(self) -> systems.FirstStageFolder | None:
+        """The trained first stage that `first_stage.path` names."""
+        path = self.config.first_stage.path
+        return systems.load_first_stage(path, dtype=DTYPES[self.config.train.dtype]) if path else None
+
+    @property
+    def shown(self) -> data.DatasetInfo:
+        """What samples are, once they are decoded: of latents pictures, else of the form of the data."""
+        prepared = self.first_stage is not None and self.info.first_stage
+        return pictures_of(self.info, self.first_stage.codec) if prepared else self.info
+
+    @cached_property
+    def pictures(self) -> data.Pipeline:
+        """The data as samples show it: of prepared latents the pictures that they were made of."""
+        return self.pipeline.pictures if self.info.first_stage else self.pipeline
 
     @cached_property
     def model(self) -> systems.Model:
@@ -350,6 +379,7 @@ class Experiment:
         for name in config.evaluation.metrics:
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
+        check_first_stage(config, self.info, self.first_stage)
         self._check_read()
         _ = (self.trainable, self.optimizer)
         sampler, grid = self.sampler(), self.grid()
@@ -374,12 +404,7 @@ class Experiment:
             )
         self._check_features()
         if self.needs_lpips:
-            try:
-                weights.require_lpips(self.objective.vgg, self.objective.lpips)
-            except UserError as error:
-                raise UserError(
-                    f"{error}; name the files as objective.vgg and objective.lpips, or set objective.distance=squared"
-                ) from None
+            self._require_lpips("objective.distance=squared")
         told, labels = self._augment_slot, self.pipeline.augment_labels
         if labels and told not in (0, labels):  # without labels it hears that nothing was done
             raise UserError(
@@ -390,6 +415,13 @@ class Experiment:
             _ = self.validation_size
         elif config.log.validate_every or config.evaluation.metrics:
             raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+    def _require_lpips(self, instead: str) -> None:
+        """Whether the files of LPIPS are there; `instead` is what does without."""
+        try:
+            weights.require_lpips(self.objective.vgg, self.objective.lpips)
+        except UserError as error:
+            raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
 
     def _check_groups(self) -> None:
         """Whether what is trained is there, and whether what is frozen comes from somewhere."""
@@ -442,11 +474,15 @@ class Experiment:
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Where groups of the parameters come from that are not begun at random."""
+        found: dict[str, Source] = {}
+        if self.first_stage is not None:
+            stage = self.first_stage
+            found[systems.CODEC] = Source(where=str(stage.path), read=stage.read_params)
         encoder = self.told_text and self.told_text.encoder
-        if not encoder or not encoder.source:
-            return {}
-        group = f"{systems.CONDITIONING}/{next(iter(self.told_text.gives))}"
-        return {group: Source(where=encoder.source, read=lambda: weights.read_text_encoder(encoder))}
+        if encoder and encoder.source:
+            group = f"{systems.CONDITIONING}/{next(iter(self.told_text.gives))}"
+            found[group] = Source(where=encoder.source, read=lambda: weights.read_text_encoder(encoder))
+        return found
 
     @property
     def trained(self) -> tuple[str, ...]:

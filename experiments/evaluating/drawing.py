@@ -94,11 +94,11 @@ class Drawing:
             first = done - done % make.batch_size
             for part in make.batches(params, asked, self.num_samples, seed, start=first):
                 if primary:
-                    self._keep(first, to_uint8(part) if make.experiment.info.is_image else part)
+                    self._keep(first, to_uint8(part) if make.experiment.shown.is_image else part)
                 first += len(part)
                 progress.update(first)
         if not primary:
-            return np.zeros((0, *make.experiment.info.image_shape), np.uint8)
+            return np.zeros((0, *make.experiment.shown.image_shape), np.uint8)
         return np.load(self.directory / _FILE, mmap_mode="r")
 
     def forget(self) -> None:

@@ -20,7 +20,7 @@ from diffusion_jax.samplers.guidance import ClassifierFree, Negative, Rule, name
 from diffusion_jax.tasks import Task
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
-from experiments.evaluating import judging
+from experiments.evaluating import judging, reconstruction
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
 from experiments.evaluating.generation import Classifier, Generator, Given, Guide
@@ -150,7 +150,7 @@ def draw(
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
     """Real images as the network sees them: cropped and resized, not augmented; many large ones are in `spill`."""
     limit = experiment.config.evaluation.max_real
-    images, labels = experiment.pipeline.arrays(split, max_examples=limit, spill=spill)
+    images, labels = experiment.pictures.arrays(split, max_examples=limit, spill=spill)
     return ImageSet(images=images, labels=labels)
 
 
@@ -205,10 +205,13 @@ def _evaluate(
         raise UserError("metrics need held-out data; set data.validation_split")
     if missing and parallel.is_primary():
         print(judging.in_words(missing), file=sys.stderr)
+    if experiment.reconstructs:
+        wanted = num_samples or config.evaluation.num_samples
+        return reconstruction.evaluate(experiment, params, directory, names, wanted, source, missing, out)
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
-    if not (experiment.info.is_image or experiment.info.is_text):
+    if not (experiment.shown.is_image or experiment.info.is_text):
         return {}  # latents have neither pictures nor metrics here
     count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
     asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)

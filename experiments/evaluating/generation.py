@@ -89,6 +89,9 @@ class Generator:
         own = self.experiment
         if own.process.discrete or other.process.discrete:
             raise UserError("autoguidance is of images, not of tokens: leave out the guide")
+        stages = [one.first_stage and one.first_stage.fingerprint for one in (own, other)]
+        if stages[0] != stages[1]:
+            raise UserError("the guide's first stage is another than this network's: they must be of the same latents")
         if other.info.image_shape != own.info.image_shape or other.num_classes not in (0, own.num_classes):
             raise UserError(
                 f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
@@ -136,14 +139,16 @@ class Generator:
         denoise = setting.guided(params, request.asked, size)
         if self.experiment.process.discrete:
             return self._sample_tokens(denoise, params, batch_key)
-        shape, follow = self.experiment.info.image_shape, self.path_points > 0
+        model, follow = self.experiment.model, self.path_points > 0
+        shape = model.diffused.shape
         options = {**setting.options, "return_trajectory": follow}
         result = sample(self.sampler, denoise, self.grid, shape, batch_key, **options)
         if not follow:
             return self.experiment.model.decode(params, result.x0)
         points = self.path_indices
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
-        return jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+        states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
+        return jax.vmap(lambda z: model.decode(params, z), in_axes=1, out_axes=1)(states)
 
     def _others(
         self, guide_params: Any, size: int, raw: Mapping[str, jax.Array] | None, plain: Denoiser
@@ -200,7 +205,7 @@ class Generator:
     @property
     def path_bytes(self) -> int:
         """Memory for the whole way of one sample, which a generator with `path_points` holds on the device."""
-        return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.info.image_shape)
+        return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.model.diffused.shape)
 
     def batches(
         self,
@@ -252,7 +257,7 @@ class Generator:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
         gives_data = self.task is None or self.task.gives == "data"
-        return to_uint8(x) if self.experiment.info.is_image and gives_data else x
+        return to_uint8(x) if self.experiment.shown.is_image and gives_data else x
 
 
 def _request(given: Mapping[str, jax.Array]) -> Request:

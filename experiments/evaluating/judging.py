@@ -23,6 +23,7 @@ from diffusion_jax.metrics import (
     DINOV2,
     INCEPTION,
     PROXY,
+    RECONSTRUCTIONS,
     Facts,
     FeatureSpace,
     ImageSet,
@@ -83,7 +84,7 @@ def by_prompts(names: tuple[str, ...]) -> bool:
 
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
     """Why a metric can not be had with this config on this machine; "" where it can."""
-    info, config = experiment.info, experiment.config
+    info, config = experiment.shown, experiment.config
     held = "text" if info.is_text else "images" if info.is_image else "latents"
     if "held_out" in facts.reads and not config.data.validation_split:
         return "it is of held-out data: set data.validation_split"
@@ -91,6 +92,15 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         others = [n for n in METRICS if METRICS.facts(n).of == held and METRICS.facts(n).reads == facts.reads]
         instead = f", of {held} there is {' and '.join(others)}" if others else f"; {config.data.dataset} holds {held}"
         return f"it is of {facts.of}{instead}"
+    if RECONSTRUCTIONS in facts.reads and not experiment.reconstructs:
+        return "it is of a first stage's reconstructions, and samples are none"
+    if min(info.image_shape[:2]) < facts.least_side:
+        least, (height, width, _) = facts.least_side, info.image_shape
+        return f"it is of pictures of {least}x{least} pixels or more, the data's are {height}x{width}"
+    if "model" in facts.reads and experiment.reconstructs:
+        return "a first stage alone gives pictures no probability"
+    if "model" in facts.reads and experiment.first_stage is not None:
+        return "the model gives a probability to latents, which says nothing of that of pixels"
     if "model" in facts.reads and not experiment.objective.bounds_likelihood:
         if experiment.objective.makes == "consistency":
             return f"objective {config.objective.name} teaches to jump to the end of the flow; it has no likelihood"

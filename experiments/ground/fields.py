@@ -31,6 +31,8 @@ class _NoDefault:
         return self._text
 
 
+CODEC: Final = "codec"
+"""The group that a config has which trains a first stage, and no other."""
 REQUIRED: Final = _NoDefault("required")
 """In the place of a default that nobody can guess: every config states such a field."""
 ABSENT: Final = _NoDefault("absent")
@@ -113,12 +115,15 @@ FIELDS: Mapping[str, Field] = {
     "evaluation.prompt": Field(str, "a photo of a {}", ANY, "text of a class for clip_score, with {} for its name"),
     "evaluation.likelihood_images": Field(int, 1_000, STEPS, "held-out examples for bits per dimension, at most"),
     "evaluation.bins": Field(int, 256, Bounds(low=2, high=2**16), "values of a pixel, for bits per dimension"),
+    "first_stage.path": Field(str, "", ANY, "folder of a trained first stage, whose latents are diffused; empty: none"),
+    "first_stage.online": Field(bool, False, ANY, "encode in every step; False: the data is prepared latents"),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
 }
 PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
     "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
+    "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
     "model": (REQUIRED, "network"),
     "schedule": (ABSENT, "noise schedule"),
@@ -137,6 +142,8 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "sampling.inversion": ({"name": "ddim"}, "way from pictures to noise, of its tasks edit and invert"),
 }
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
+OF_DENOISERS = frozenset({"model", "sampling.sampler", "sampling.steps"})
+"""What has no default and a config of a first stage leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""
 
@@ -160,6 +167,8 @@ def complete(config: ConfigDict) -> None:
         for name, default in _defaults().items():
             _set_default(config, name, default)
     for name, (default, meaning) in _described().items():
+        if CODEC in config and name in OF_DENOISERS:
+            continue
         if default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
             raise UserError(f"the config lacks {name}, which has no default: {meaning}")
 
@@ -173,6 +182,8 @@ def check_fields(config: ConfigDict) -> None:
     _check_names(config)
     for name, field in FIELDS.items():
         value = _value(config, name)
+        if value is ABSENT and CODEC in config and name in OF_DENOISERS:
+            continue
         if value is ABSENT:
             raise UserError(f"the config lacks {name}: {field.meaning}")
         check(name, value, field.kind, field.bounds)

@@ -18,7 +18,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_jax.data import DatasetInfo
+from diffusion_jax.data import AT_A_PATH, DatasetInfo
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
@@ -52,6 +52,7 @@ PATH_FIELDS = (
     *READ_FIELDS,
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
+    "first_stage.path",
     "sampling.guidance.guide",
     "conditioning.text.encoder.folder",
 )
@@ -98,8 +99,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = {**defaults(), **flatten(ConfigDict(config))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
-    if str(fields["data.dataset"]).startswith("folder:"):
-        named["data.dataset"] = "folder"
+    kind, colon, _ = str(fields["data.dataset"]).partition(":")
+    if colon and kind in AT_A_PATH:
+        named["data.dataset"] = kind
     return fields | named
 
 

@@ -32,6 +32,7 @@ from experiments.reports.charts import Series, format_number, line_chart
 from experiments.reports.metrics import evaluation_section, headline, read_groups
 from experiments.reports.style import SCRIPT, STYLE
 
+_AT_RANDOM = "Drawn at random; none was picked by hand."
 _MOST_PICTURES = 24  # in the strip; evenly chosen, the last one always
 _HELD_OUT = re.compile(r"^(validation|valid|val|eval|test)[_/]")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -103,6 +104,11 @@ class _Run:
         return "sequences" if is_text else "images"
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether a first stage was trained, whose pictures are pairs."""
+        return "codec" in self.config
+
+    @property
     def step(self) -> int | None:
         """The last step that left a trace."""
         steps = [rows[-1]["step"] for rows in (self.metrics, self.timings) if rows] + list(self.pictures)
@@ -119,7 +125,7 @@ def _render(run: _Run) -> str:
     """The page."""
     sections = [
         ("Loss", _loss(run)),
-        ("Samples", _samples(run)),
+        ("Reconstructions" if run.reconstructs else "Samples", _samples(run)),
         ("From noise to data", _denoising(run)),
         ("Evaluation", evaluation_section(run.groups, run.settings)),
         ("Nearest neighbours", _neighbours(run)),
@@ -162,7 +168,7 @@ def page(title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], 
 def _summary(run: _Run) -> str:
     """One line: what was trained on what, and how far it has come."""
     config = run.config
-    model, data = _named(config.get("model")), _named(config.get("data"))
+    model, data = _named(config.get("codec" if run.reconstructs else "model")), _named(config.get("data"))
     parts = [f"{model} on {data}" if model and data else model or data]
     prediction, schedule = _named(config.get("prediction")), _named(config.get("schedule"))
     objective = config.get("objective")
@@ -270,11 +276,13 @@ def _samples(run: _Run) -> str:
         thumbs += f'<button type="button" title="Step {step:,}" aria-pressed="false">{image}{step:,}</button>'
     columns = ""
     if final:
-        columns = f'<div><h3>At the end</h3><p class="about">Drawn at random; none was picked by hand.</p>{final}</div>'
+        about = "Held-out pictures, and below each its reconstruction." if run.reconstructs else _AT_RANDOM
+        columns = f'<div><h3>At the end</h3><p class="about">{about}</p>{final}</div>'
     if thumbs:
         slider = f'<input type="range" min="0" max="{len(steps) - 1}" step="1" aria-label="training step">'
         columns += (
-            '<div class="stage" hidden><h3>During training</h3><p class="about">The same noise at every step.</p>'
+            '<div class="stage" hidden><h3>During training</h3><p class="about">The same '
+            f"{'pictures' if run.reconstructs else 'noise'} at every step.</p>"
             f'<img alt="samples at the chosen step"><div class="player">{slider}<output></output></div></div>'
         )
     columns += _texts(run)
@@ -293,7 +301,7 @@ def _texts(run: _Run) -> str:
     if not path.is_file():
         return ""
     return (
-        '<div><h3>At the end</h3><p class="about">Drawn at random; none was picked by hand.</p>'
+        f'<div><h3>At the end</h3><p class="about">{_AT_RANDOM}</p>'
         f'<pre class="texts">{_esc(path.read_text(errors="replace"))}</pre></div>'
     )
 
@@ -394,9 +402,13 @@ def _commands(run: _Run) -> str:
     resume = run.environment.get("command")
     if not isinstance(resume, str):
         resume = f"python -m experiments.train --config=<the config file> {workdir}"
-    metrics = ",".join(run.groups) or "class_accuracy,nearest_neighbours"
+    metrics = ",".join(name for name in run.groups if name != "latents") or "class_accuracy,nearest_neighbours"
+    draw = ("Draw more samples", f"python -m experiments.sample {workdir} --num_samples=64")
+    if run.reconstructs:
+        stage = f"--first_stage={shlex.quote(run.given)}"
+        draw = ("Encode a data set", f"python -m experiments.prepare_latents {stage} --out=<a new folder>")
     commands = {
-        "Draw more samples": f"python -m experiments.sample {workdir} --num_samples=64",
+        draw[0]: draw[1],
         "Evaluate again": f"python -m experiments.evaluate {workdir} --metrics={metrics}",
         "Resume the run": resume,
         "Browse the curves": f"tensorboard --logdir={shlex.quote(run.given)}",

@@ -15,6 +15,7 @@ from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
+from experiments.evaluating.reconstruction import draw_pairs
 from experiments.evaluating.texts import save_texts
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
@@ -257,7 +258,7 @@ class Observer:
         self.experiment, self.directory, self.writer, self.place = experiment, directory, writer, place
         self._ema = experiment.config.sampling.ema
         log = experiment.config.log
-        if log.sample_every:
+        if log.sample_every and not experiment.reconstructs:
             self._generator = evaluation.generator(experiment, batch_size=log.num_samples)
             self._asked = evaluation.asked_for(experiment, log.num_samples).first(log.num_samples)
         if log.validate_every:
@@ -285,6 +286,12 @@ class Observer:
         """A grid of samples, or a file of texts, the same noise every time."""
         config = self.experiment.config
         params = state.evaluation_params(self._ema)
+        path = self.directory / "samples" / f"step_{step:07d}"
+        if self.experiment.reconstructs:
+            made = draw_pairs(self.experiment, params, config.log.num_samples, path.with_suffix(".png"))
+            if parallel.is_primary():
+                self.writer.write_images(step, {"reconstructions": made[:64]})
+            return
         asked = self._asked
         images = self._generator.generate(params, asked, config.log.num_samples, config.seed)
         if not parallel.is_primary():
@@ -295,6 +302,6 @@ class Observer:
         path = self.directory / "samples" / f"step_{step:07d}"
         if self.experiment.info.is_text:
             save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"), make_folder=False)
-        if self.experiment.info.is_image:
+        if self.experiment.shown.is_image:
             evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"), make_folder=False)
             self.writer.write_images(step, {"samples": images[:64]})

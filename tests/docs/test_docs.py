@@ -114,7 +114,7 @@ def test_every_block_of_the_readme_is_run():
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """(module, words) of every `python -m ...` of ours; brackets around what is optional are dropped."""
     text = re.sub(r"\\\n\s*", " ", text)
-    found = re.findall(r"python -m ((?:experiments|benchmarks)\.\w+)([^`\n#;]*)", text)
+    found = re.findall(r"python -m ((?:experiments|benchmarks)(?:\.\w+)+)([^`\n#;]*)", text)
     return [(module, rest.replace("[", " ").replace("]", " ").split()) for module, rest in found]
 
 

@@ -19,9 +19,9 @@ from experiments.sweeps import launchers
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = sorted(
-    f"{room}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for room in ("experiments", "benchmarks")
-    for path in (ROOT / room).glob("*.py")
+    for path in (ROOT / room).rglob("*.py")
     if "    cli.run(main)\n" in path.read_text() and path.stem != "cli"
 )
 NUMBERS = {
@@ -105,8 +105,8 @@ def test_no_command_defines_flags_of_the_process():
         ("experiments.sample", "--workdir=~no_such_user_here/runs"),
         ("experiments.sample", "--strength=1.5"),
         ("experiments.sample", "--set=guidance"),
-        ("experiments.train_population", "--member=a.json"),
-        ("experiments.train_population", "--member=a.json="),
+        ("experiments.running.train_population", "--member=a.json"),
+        ("experiments.running.train_population", "--member=a.json="),
     ],
 )
 def test_values_that_are_refused(module, argument):

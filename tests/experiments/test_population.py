@@ -15,6 +15,7 @@ from experiments.running.population import Population, populations, program
 from experiments.sweeps.ablation import Ablation
 from tests.processes import ROOT
 
+COMMAND = "experiments.running.train_population"
 STEPS = 40
 
 
@@ -64,7 +65,7 @@ def rows(directory):
 def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, devices):
     configs = [small(data_dir, model=model, **member) for member in MEMBERS]
     words = member_flags(tmp_path, configs, "together")
-    command.run("train_population", *words, f"--how={how}", JAX_NUM_CPU_DEVICES=str(devices))
+    command.run(COMMAND, *words, f"--how={how}", JAX_NUM_CPU_DEVICES=str(devices))
     for i in range(2):
         alone, together = tmp_path / f"alone_{i}", tmp_path / f"together_{i}"
         command.run("train", f"--config=configs/from_json.py:{tmp_path}/{i}.json", f"--workdir={alone}")
@@ -81,12 +82,12 @@ def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, d
             np.testing.assert_allclose(other, value, rtol=0, atol=2e-3 * np.abs(value).max() + 1e-5)
     assert rows(tmp_path / "together_0") != rows(tmp_path / "together_1")
     # The same command is done; one whose newest checkpoint is lost goes on from the last that all have.
-    out, _ = command.run("train_population", *words, f"--how={how}")
+    out, _ = command.run(COMMAND, *words, f"--how={how}")
     assert "all 2 members are finished" in out
     before = rows(tmp_path / "together_1")
     newest = tmp_path / "together_0" / "checkpoints" / str(STEPS)
     newest.rename(tmp_path / "lost")
-    out, _ = command.run("train_population", *words, f"--how={how}", JAX_NUM_CPU_DEVICES=str(devices))
+    out, _ = command.run(COMMAND, *words, f"--how={how}", JAX_NUM_CPU_DEVICES=str(devices))
     assert "resuming 2 members at step 20" in out
     assert rows(tmp_path / "together_1") == before
     # A member can go on alone: it is finished, and gets its pictures.

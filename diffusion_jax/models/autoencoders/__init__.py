@@ -1,5 +1,27 @@
 """First stages: from data to what is diffused, and back."""
 
-from diffusion_jax.models.autoencoders.codec import CODECS, Codec, Identity, Values, from_tokens, to_tokens
+from diffusion_jax.models.autoencoders.codec import CODECS, Codec, Identity, Values, drawn, from_tokens, to_tokens
+from diffusion_jax.models.autoencoders.coder import Discriminator
+from diffusion_jax.models.autoencoders.kl import KL
+from diffusion_jax.models.autoencoders.learned import SCALE, SHIFT, SIZES, LearnedCodec, Reconstruction
+from diffusion_jax.models.autoencoders.stored import StoredLatents
+from diffusion_jax.models.autoencoders.vq import VQ
 
-__all__ = ["CODECS", "Codec", "Identity", "Values", "from_tokens", "to_tokens"]
+__all__ = [
+    "CODECS",
+    "KL",
+    "SCALE",
+    "SHIFT",
+    "SIZES",
+    "VQ",
+    "Codec",
+    "Discriminator",
+    "Identity",
+    "LearnedCodec",
+    "Reconstruction",
+    "StoredLatents",
+    "Values",
+    "drawn",
+    "from_tokens",
+    "to_tokens",
+]

@@ -7,7 +7,9 @@ has parameters, and its latents are shifted and scaled to unit variance.
 """
 
 import dataclasses
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -18,7 +20,12 @@ from diffusion_jax.specs import DataSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codec:
-    """From batches of data to batches of what is diffused, and back."""
+    """From batches of data to batches of what is diffused, and back.
+
+    `learned` says whether it has parameters, which a first stage's training finds (`LearnedCodec`).
+    """
+
+    learned: ClassVar[bool] = False
 
     def spec(self, data: DataSpec) -> DataSpec:
         """The form of what is diffused.
@@ -39,6 +46,11 @@ class Codec:
     def decode(self, params: PyTree, z: Array) -> Array:
         """Data from what was diffused: float32 in [-1, 1] for pixels."""
         raise NotImplementedError
+
+    def posterior(self, params: PyTree, x: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of what `encode` draws; of a codec that draws nothing the latter is zero."""
+        mean = self.encode(params, x)
+        return mean, jnp.zeros_like(mean)
 
 
 CODECS: Registry[Codec] = Registry("codec")
@@ -66,6 +78,9 @@ class Values(Codec):
 
     A mask, which is token `num_values` and may be left while a picture is drawn, is decoded as 0, half-way between
     black and white.
+
+    Attributes:
+      num_values: values that a pixel may have.
     """
 
     num_values: int
@@ -84,6 +99,13 @@ class Values(Codec):
 
     def decode(self, params: PyTree, z: Int[Array, "..."]) -> Float[Array, "..."]:
         return jnp.where(z == self.num_values, 0.0, from_tokens(z, self.num_values))
+
+
+def drawn(mean: Array, std: Array, keys: Key[Array, " batch"] | None) -> Array:
+    """mean + std * noise, the noise of each example by its own key; the mean without keys."""
+    if keys is None:
+        return mean
+    return mean + std * jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], mean.dtype))(keys)
 
 
 def to_tokens(values: Float[Array, "..."], num_values: int) -> Int[Array, "..."]:

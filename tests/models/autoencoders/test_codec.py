@@ -1,15 +1,31 @@
-"""Codecs by registration: what is decoded is what was encoded."""
+"""Codecs by registration: the form of what is diffused, keys per example, export; and what each kind promises."""
+
+import functools
+import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders import CODECS, Values, from_tokens, to_tokens
+from diffusion_jax.models.autoencoders import (
+    CODECS,
+    KL,
+    SCALE,
+    SHIFT,
+    VQ,
+    StoredLatents,
+    Values,
+    from_tokens,
+    to_tokens,
+)
+from diffusion_jax.models.autoencoders.stored import stored
 from diffusion_jax.specs import DataSpec
 
 PIXELS = DataSpec(kind="pixels", shape=(4, 4, 2))
+LEARNED = [name for name in CODECS if CODECS[name].learned]
 
 
 @pytest.fixture(params=list(CODECS))
@@ -17,15 +33,165 @@ def codec(request):
     return CODECS.example(request.param)
 
 
-def test_decode_undoes_encode(codec):
-    x = np.random.default_rng(0).integers(0, 17, (3, *PIXELS.shape)).astype(np.float32) / 8 - 1
-    params = codec.init_params(jax.random.key(0))
-    z = jax.jit(codec.encode)(params, x, None)
-    spec = codec.spec(PIXELS)
+@pytest.fixture(params=LEARNED)
+def learned(request):
+    return CODECS.example(request.param)
+
+
+def images(count=3):
+    return np.random.default_rng(0).integers(0, 17, (count, *PIXELS.shape)).astype(np.float32) / 8 - 1
+
+
+@functools.cache
+def drawn_params(codec):
+    """Parameters of which none is zero: fresh ones have branches that are, and a table next to nothing."""
+    if not codec.learned:
+        return None
+    params = jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), codec.init_params(KEY))
+    return codec.standardised(params, mean=jnp.arange(4.0) / 4, std=jnp.arange(1.0, 5.0) / 3)
+
+
+KEY = jax.random.key(0)
+
+
+def test_the_spec_is_true(codec):
+    params, spec = drawn_params(codec), codec.spec(PIXELS)
+    z = jax.jit(codec.encode)(params, images(), jax.random.split(KEY, 3))
     assert z.shape == (3, *spec.shape)
     assert z.dtype == spec.dtype
-    np.testing.assert_allclose(jax.jit(codec.decode)(params, z), x, atol=1e-6)
+    x = jax.jit(codec.decode)(params, z)
+    assert (x.shape, x.dtype) == ((3, *PIXELS.shape), np.float32)
     assert hash(codec) == hash(codec)
+    assert (codec.init_params(KEY) is not None) == codec.learned
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name not in LEARNED])
+def test_what_is_not_learned_decodes_what_it_encoded(name):
+    codec = CODECS.example(name)
+    np.testing.assert_allclose(codec.decode(None, codec.encode(None, images())), images(), atol=1e-6)
+
+
+def test_without_keys_it_is_the_mean_and_with_them_a_draw(codec):
+    params, x = drawn_params(codec), images()
+    mean, std = codec.posterior(params, x)
+    np.testing.assert_allclose(codec.encode(params, x), mean, atol=1e-6)
+    many = jax.jit(jax.vmap(lambda key: codec.encode(params, x, jax.random.split(key, 3))))(jax.random.split(KEY, 2000))
+    error = 5 * np.asarray(std) / math.sqrt(len(many))
+    assert (np.abs(many.astype(jnp.float32).mean(0) - mean) <= error + 1e-4).all()
+    np.testing.assert_allclose(many.astype(jnp.float32).std(0), std, rtol=0.2, atol=1e-5)
+
+
+def test_an_example_depends_on_its_own_key_alone(codec):
+    """Any split of a batch gives the same latents and pictures."""
+    params, x, keys = drawn_params(codec), images(4), jax.random.split(KEY, 4)
+    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
+    z = encode(params, x, keys)
+    for rows in (slice(0, 1), slice(1, 4)):
+        np.testing.assert_allclose(encode(params, x[rows], keys[rows]), z[rows], atol=1e-5)
+        np.testing.assert_allclose(decode(params, z[rows]), decode(params, z)[rows], atol=1e-5)
+
+
+def test_it_can_be_exported(codec):
+    params, x = drawn_params(codec), images()
+    z = codec.encode(params, x)
+    for function, value in ((lambda p, x: codec.encode(p, x), x), (codec.decode, z)):
+        shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype), (params, value))
+        exported = jax.export.export(jax.jit(function))(*shapes)
+        np.testing.assert_allclose(exported.call(params, value), function(params, value), atol=1e-5)
+
+
+def test_latents_are_standardised(learned):
+    """The same pictures come back, and latents have the mean and the deviation that the constants promise."""
+    raw = {**drawn_params(learned), SHIFT: jnp.zeros(4), SCALE: jnp.ones(4)}
+    mean, std = learned.posterior(raw, images())
+    centre, width = mean.mean((0, 1, 2)), jnp.sqrt((mean**2 + std**2).mean((0, 1, 2)) - mean.mean((0, 1, 2)) ** 2)
+    params = learned.standardised(raw, centre, width)
+    mean, std = learned.posterior(params, images())
+    np.testing.assert_allclose(mean.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose((mean**2 + std**2).mean((0, 1, 2)), 1, rtol=1e-3)
+    x = learned.decode(params, learned.encode(params, images()))
+    np.testing.assert_allclose(x, learned.decode(raw, learned.encode(raw, images())), atol=1e-4)
+    with pytest.raises(UserError, match="channels 1 of the latents are constant"):
+        learned.standardised(raw, centre, jnp.array([1.0, 0.0, 1.0, 1.0]))
+
+
+def test_pictures_that_do_not_fit_are_refused(learned):
+    with pytest.raises(UserError, match=r"of 2 channels, the data has 3"):
+        learned.spec(DataSpec(kind="pixels", shape=(4, 4, 3)))
+    with pytest.raises(UserError, match=r"2 times shorter, and 5x4 does not divide"):
+        learned.spec(DataSpec(kind="pixels", shape=(5, 4, 2)))
+    with pytest.raises(UserError, match="is of pixels, the data is tokens"):
+        learned.spec(DataSpec(kind="tokens", shape=(4,)))
+    with pytest.raises(UserError, match="did you mean 'small_f4'"):
+        type(learned)(size="smal_f4")
+
+
+@pytest.mark.parametrize(
+    ("codec", "count"),
+    [
+        (KL(size="f8"), 83_653_863),  # Stable Diffusion's
+        (VQ(size="f4", latent_channels=3), 55_322_782),  # latent diffusion's, of which the paper says 55.3 M
+    ],
+    ids=lambda value: getattr(value, "size", ""),
+)
+def test_parameters_are_as_many_as_the_published_models_have(codec, count):
+    shapes = jax.eval_shape(codec.init_params, KEY)
+    constants = 2 * codec.latent_channels  # shift and scale
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) - constants == count
+
+
+def test_the_divergence_is_that_of_gaussians():
+    """Against the closed form, in float64, for a mean and a variance that are given."""
+    codec = CODECS.example("kl")
+    params = drawn_params(codec)
+    made = codec.autoencode(params, images(), None)
+    mean, log_variance = jnp.split(codec.encoder.apply({"params": params["encoder"]}, images()), 2, axis=-1)
+    m, v = np.asarray(mean, np.float64), np.exp(np.asarray(log_variance, np.float64))
+    kl = 0.5 * (m**2 + v - 1 - np.log(v)).sum((1, 2, 3)) / math.prod(PIXELS.shape)
+    np.testing.assert_allclose(made.penalty, kl, rtol=1e-5)
+    np.testing.assert_allclose(made.observed["kl"], kl.mean(), rtol=1e-5)
+
+
+def test_the_table_of_a_quantised_one():
+    """A latent becomes the nearest row; the encoder has the gradient of the decoder's input; rows have their own."""
+    codec = CODECS.example("vq")
+    params = drawn_params(codec)
+    h = jax.random.normal(KEY, (2, 2, 2, 4))
+    rows = np.asarray(params["codebook"])
+    nearest = ((np.asarray(h)[..., None, :] - rows) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(codec.nearest(params, h), nearest)
+
+    unscaled = {**params, SHIFT: jnp.zeros(4), SCALE: jnp.ones(4)}
+    np.testing.assert_array_equal(codec.decode(unscaled, h), codec.decode(unscaled, rows[nearest]))
+
+    def picture(params):
+        return jnp.sum(jnp.sin(codec.autoencode(params, images(), None).x))
+
+    def penalty(params):
+        return jnp.sum(codec.autoencode(params, images(), None).penalty)
+
+    size = {name: jax.tree.map(jnp.shape, params[name]) for name in params}
+    of_picture, of_penalty = jax.jit(lambda params: (jax.grad(picture)(params), jax.grad(penalty)(params)))(params)
+    assert size == {name: jax.tree.map(jnp.shape, of_picture[name]) for name in of_picture}
+    norm = {name: float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(of_picture[name]))) for name in of_picture}
+    assert norm["encoder"] > 0, "straight through"
+    assert norm["codebook"] == 0, "the picture does not move the table"
+    assert float(jnp.abs(of_penalty["codebook"]).sum()) > 0
+    used = float(codec.autoencode(params, images(), None).observed["codes_used"])
+    assert 1 <= used <= 12
+
+
+def test_stored_latents_are_those_of_the_first_stage(learned):
+    params, x, keys = drawn_params(learned), images(), jax.random.split(KEY, 3)
+    codec = StoredLatents(first_stage=learned)
+    kept = stored(*learned.posterior(params, x))
+    spec = codec.spec(DataSpec(kind="latents", shape=kept.shape[1:]))
+    assert spec == learned.spec(PIXELS)
+    np.testing.assert_allclose(codec.encode(params, kept, keys), learned.encode(params, x, keys), atol=1e-6)
+    np.testing.assert_allclose(codec.encode(params, kept), learned.encode(params, x), atol=1e-6)
+    np.testing.assert_array_equal(codec.decode(params, kept[..., :4]), learned.decode(params, kept[..., :4]))
+    with pytest.raises(UserError, match=r"have 8 channels, mean and spread; the data is latents \[2, 2, 6\]"):
+        codec.spec(DataSpec(kind="latents", shape=(2, 2, 6)))
 
 
 def test_pixels_as_tokens_and_back():
@@ -38,3 +204,12 @@ def test_pixels_as_tokens_and_back():
 def test_only_pixels_have_values():
     with pytest.raises(UserError, match="latents: use identity"):
         Values(num_values=4).spec(DataSpec(kind="latents", shape=(4, 4, 2)))
+
+
+def test_fields_are_held_against_their_bounds():
+    with pytest.raises(UserError, match="num_codes must be"):
+        CODECS.build({"name": "vq", "num_codes": 1})
+    with pytest.raises(UserError, match="latent_channels must be"):
+        CODECS.build({"name": "kl", "latent_channels": 0})
+    with pytest.raises(UserError, match="channels must be a tuple"):
+        CODECS.build({"name": "kl", "channels": 3})

@@ -1,6 +1,6 @@
 """Train several runs as one program: configs that differ in the seed and in numbers of the recipe alone.
 
-    python -m experiments.train_population --member=a.json=runs/a --member=b.json=runs/b
+    python -m experiments.running.train_population --member=a.json=runs/a --member=b.json=runs/b
 
 `experiments.ablate --population=N` calls it. A config is a JSON file such as a run's own config.json. The same command
 goes on where it was, from the newest checkpoint that all members have. `experiments.train` on one of the workdirs draws

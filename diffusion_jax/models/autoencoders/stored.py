@@ -1,0 +1,48 @@
+"""Latents that a first stage has made before: mean and standard deviation of each, side by side as channels."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders.codec import Codec, drawn
+from diffusion_jax.specs import DataSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredLatents(Codec):
+    """From what is stored of an example, [rows, columns, 2 x latent], to its latent; back to pixels by the first stage.
+
+    Attributes:
+      first_stage: made what is stored, and its parameters are those that `decode` takes.
+    """
+
+    first_stage: Codec
+
+    def spec(self, data: DataSpec) -> DataSpec:
+        if data.kind != "latents" or data.shape[-1] != 2 * self.first_stage.latent_channels:
+            raise UserError(
+                f"stored latents of this first stage have {2 * self.first_stage.latent_channels} channels, mean and "
+                f"spread; the data is {data.kind} {list(data.shape)}"
+            )
+        return dataclasses.replace(data, shape=(*data.shape[:-1], self.first_stage.latent_channels))
+
+    def init_params(self, key: Key[Array, ""]) -> PyTree:
+        return self.first_stage.init_params(key)
+
+    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Array:
+        return drawn(*self.posterior(params, x), keys)
+
+    def posterior(self, params: PyTree, x: Array) -> tuple[Array, Array]:
+        mean, std = jnp.split(x, 2, axis=-1)
+        return mean, std
+
+    def decode(self, params: PyTree, z: Array) -> Array:
+        return self.first_stage.decode(params, z)
+
+
+def stored(mean: Array, std: Array) -> Array:
+    """What is stored of a batch."""
+    return jax.numpy.concatenate([mean, std], axis=-1)

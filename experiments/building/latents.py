@@ -1,0 +1,50 @@
+"""Latents and the first stage that made them: whether they fit, and what they look like when they are decoded."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.data import DatasetInfo
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders import LearnedCodec
+from diffusion_jax.systems import FirstStageFolder
+
+
+def pictures_of(latents: DatasetInfo, codec: LearnedCodec) -> DatasetInfo:
+    """What prepared latents are when they are decoded; the classes are the same."""
+    height, width, _ = latents.image_shape
+    shape = (height * codec.factor, width * codec.factor, codec.data_channels)
+    return dataclasses.replace(latents, image_shape=shape, dtype="uint8")
+
+
+def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFolder | None) -> None:
+    """Whether the data, and what is asked of it, fits the first stage.
+
+    Raises:
+      UserError: it does not; the message names both and the mend.
+    """
+    made_by, data = info.first_stage, config.data
+    if stage is None:
+        if made_by:
+            raise UserError(f"{data.dataset} holds latents of a first stage: name its folder, first_stage.path")
+        return
+    online = config.first_stage.online
+    if online and made_by:
+        raise UserError("first_stage.online encodes pictures, and the data is latents: set it to False")
+    if not online and not made_by:
+        raise UserError(
+            f"first_stage.online is False, and {data.dataset} holds no prepared latents: make them with "
+            f"python -m experiments.prepare_latents --first_stage={stage.path}, or set first_stage.online=True"
+        )
+    if made_by and made_by != stage.fingerprint:
+        raise UserError(
+            f"the latents in {data.dataset} were made by another first stage ({made_by[:12]}) than that in "
+            f"{stage.path} ({stage.fingerprint[:12]}): name the one that made them, or prepare them again"
+        )
+    if made_by and (data.flip or dict(data.augmentation) != {"name": "none"}):
+        raise UserError(
+            "data.flip and data.augmentation are of pictures, and the data is latents, of which a mirrored one is not "
+            "that of the mirrored picture: leave them out, or set first_stage.online=True"
+        )
+    if config.sampling.clip_x0:
+        raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")

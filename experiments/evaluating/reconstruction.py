@@ -1,0 +1,175 @@
+"""Reconstructions of a trained first stage: shown, judged, and its latents measured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, UInt8
+
+from diffusion_jax import parallel
+from diffusion_jax.data import to_uint8
+from diffusion_jax.errors import RunError
+from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.likelihood import METRICS
+from diffusion_jax.metrics import RECONSTRUCTIONS, ImageSet, evaluate_all
+from diffusion_jax.systems import CODEC, save_first_stage
+from diffusion_jax.systems.first_stage import ABOUT
+from experiments.building.first_stage import FirstStageExperiment
+from experiments.evaluating import judging
+from experiments.evaluating.pictures import save_neighbours
+
+SHOWN = 40  # pairs in final.png
+Pictures = UInt8[np.ndarray, "n height width channels"]
+
+
+def reconstructed(experiment: FirstStageExperiment, params: Any, images: Pictures) -> Pictures:
+    """The reconstructions of pictures, by the means of their latents. For every process to call."""
+    codec = experiment.codec
+
+    def there_and_back(params: Any, x: jax.Array) -> jax.Array:
+        return codec.decode(params, codec.encode(params, x))
+
+    return to_uint8(_over(experiment, there_and_back, params, images))
+
+
+def measured(experiment: FirstStageExperiment, params: Any, images: Pictures) -> dict[str, list[float]]:
+    """Mean and standard deviation of the latents of pictures, of each channel, with shift 0 and scale 1.
+
+    They are those of draws: the variance is that of the means and the mean of the variances. "noise" is the root of the
+    latter's share of it: 0 where the encoder is sure, 1 where a channel says nothing.
+    """
+    codec = experiment.codec
+
+    def moments(params: Any, x: jax.Array) -> jax.Array:
+        mean, std = codec.posterior(params, x)
+        return jnp.stack([v.mean((1, 2)) for v in (mean, jnp.square(mean) + jnp.square(std), jnp.square(std))], axis=1)
+
+    first, second, noise = _over(experiment, moments, params, images).astype(np.float64).mean(0)
+    variance = np.maximum(second - first**2, 0.0)
+    share = np.sqrt(noise / np.maximum(variance, 1e-30))
+    return {"mean": first.tolist(), "std": np.sqrt(variance).tolist(), "noise": share.tolist()}
+
+
+def _over(
+    experiment: FirstStageExperiment, function: Callable[[Any, jax.Array], jax.Array], params: Any, images: Pictures
+) -> Float[np.ndarray, "n ..."]:
+    """`function(codec's parameters, pictures in [-1, 1])` over batches, whose size does not change its results."""
+    layout = experiment.layout
+    size = -(-min(experiment.config.sampling.batch_size, len(images)) // layout.num_batch_shards)
+    size *= layout.num_batch_shards
+
+    def of_batch(params: Any, x: jax.Array) -> jax.Array:
+        return function(params, x.astype(jnp.float32) / 127.5 - 1.0)
+
+    run = jax.jit(layout.placed(of_batch), out_shardings=layout.batch_sharding)
+    host = slice(layout.host_index * size // layout.host_count, (layout.host_index + 1) * size // layout.host_count)
+    found = []
+    for first in range(0, len(images), size):
+        rows = np.arange(first, first + size) % len(images)
+        result = run(params[CODEC], layout.global_batch({"x": images[rows[host]]})["x"])
+        if jax.process_count() > 1:
+            result = multihost_utils.process_allgather(result, tiled=True)
+        found.append(np.asarray(result)[: len(images) - first])
+    result = np.concatenate(found)
+    if not np.isfinite(result).all():
+        raise RunError("reconstructions or latents are not finite: look at the loss, or another average of the params")
+    return result
+
+
+def held_out(experiment: FirstStageExperiment, count: int) -> tuple[Pictures, np.ndarray | None]:
+    """At most `count` held-out pictures, spread over the split, and their labels."""
+    return experiment.pipeline.arrays(experiment.config.data.validation_split, max_examples=count)
+
+
+def draw_pairs(experiment: FirstStageExperiment, params: Any, count: int, path: Path) -> Pictures:
+    """A picture of held-out examples, each above its reconstruction; returns the reconstructions."""
+    images, _ = held_out(experiment, count)
+    made = reconstructed(experiment, params, images)
+    if parallel.is_primary():
+        save_neighbours(images, made, path)
+    return made
+
+
+def publish(experiment: FirstStageExperiment, params: Any, directory: Path, source: dict[str, Any]) -> None:
+    """Measure the latents of training pictures and write the first stage into the workdir, for latent models.
+
+    Nothing is done where it was written for the same step and average before. For every process to call.
+
+    Raises:
+      UserError: a channel of the latents is constant.
+    """
+    about = directory / ABOUT
+    there = about.is_file() and all(read_json(about).get(name) == value for name, value in source.items())
+    if not parallel.any_process(parallel.is_primary() and not there):
+        return
+    images, _ = experiment.pipeline.arrays(max_examples=experiment.config.evaluation.max_real)
+    found = measured(experiment, params, images)
+    codec = experiment.codec
+    if parallel.is_primary():
+        save_first_stage(
+            directory,
+            codec,
+            experiment.config.codec.to_dict(),
+            codec.standardised(params[CODEC], np.array(found["mean"]), np.array(found["std"])),
+            experiment.info,
+            **source,
+            measured=found,
+            num_measured=len(images),
+        )
+
+
+def evaluate(
+    experiment: FirstStageExperiment,
+    params: Any,
+    directory: Path,
+    names: tuple[str, ...],
+    num_samples: int,
+    source: dict[str, Any],
+    missing: dict[str, str],
+    out: Path | None,
+) -> dict[str, dict[str, float]]:
+    """Judge the reconstructions of held-out pictures; writes final.png unless there is `out`.
+
+    Args:
+      experiment, params, directory: of the run.
+      names: metrics that are available.
+      num_samples: held-out pictures, at most.
+      source: where the parameters come from.
+      missing: metrics that are not available, and why.
+      out: where the numbers go; by default evaluation.json.
+    """
+    config = experiment.config
+    images, labels = held_out(experiment, num_samples)
+    made = reconstructed(experiment, params, images)
+    train_images, train_labels = experiment.pipeline.arrays(max_examples=config.evaluation.max_real)
+    latents = measured(experiment, params, images)
+    if not parallel.is_primary():
+        return {}
+    if out is None:
+        save_neighbours(images[:SHOWN], made[:SHOWN], directory / "samples" / "final.png")
+    train, test = ImageSet(images=train_images, labels=train_labels), ImageSet(images=images, labels=labels)
+    metrics = judging.build_metrics(experiment, names, train)
+    results = evaluate_all(metrics, ImageSet(images=made, labels=labels), train=train, test=test)
+    numbers = {f"{name}_{channel}": value for name, values in latents.items() for channel, value in enumerate(values)}
+    results = {**{name: results[name] for name in names}, "latents": numbers}
+    settings = {
+        "num_samples": len(images),
+        "of": "reconstructions of held-out pictures",
+        "devices": jax.device_count(),
+        **({"unavailable": missing} if missing else {}),
+        **judging.settings_of(metrics, test),
+        **source,
+    }
+    path = out or directory / "evaluation.json"
+    replace_file(path, (json.dumps({**results, "settings": settings}, indent=2) + "\n").encode())
+    return results
+
+
+def is_of_pairs(name: str) -> bool:
+    """Whether a metric compares reconstructions with their originals."""
+    return RECONSTRUCTIONS in METRICS.facts(name).reads
