@@ -34,11 +34,12 @@ import pathlib
 
 import experiments.ground.workdir
 from configs.digits_unet import get_config
-from experiments.building.restoring import open_checkpoints
+from experiments.building.restoring import describe_run, open_checkpoints
 from experiments.building.wiring import Experiment
 
 experiment = Experiment(get_config())
 experiments.ground.workdir.claim(pathlib.Path("runs/digits"), experiment.config, experiment.info)
+describe_run(experiment, "runs/digits")
 checkpointer = open_checkpoints(experiment, "runs/digits")
 checkpointer.save(0, experiment.layout.init(experiment.init_state).saved, {}, {})
 checkpointer.close()
@@ -102,13 +103,13 @@ def block_of_the_readme(word: str) -> int:
 
 def test_readme_reads_a_run_back(tmp_path):
     output(start("-c", FRESH_RUN, cwd=tmp_path))
-    output(start(RUN_BLOCKS, ROOT / "README.md", f"--block={block_of_the_readme('restore_params')}", cwd=tmp_path))
-    assert (tmp_path / "runs" / "digits" / "parameters.npz").exists()
+    output(start(RUN_BLOCKS, ROOT / "README.md", f"--block={block_of_the_readme('load_model')}", cwd=tmp_path))
+    assert (tmp_path / "runs" / "digits" / "model" / "model.json").exists()
 
 
 def test_every_block_of_the_readme_is_run():
     blocks = python_blocks((ROOT / "README.md").read_text())
-    assert {block_of_the_readme("restore_params")} == set(range(len(blocks)))
+    assert {block_of_the_readme("load_model")} == set(range(len(blocks)))
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
