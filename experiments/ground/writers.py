@@ -1,8 +1,6 @@
 """Where a run writes its numbers: `metrics.jsonl`, `timings.jsonl` and TensorBoard events.
 
-The writers have the methods of `clu.metric_writers` and work with clu's own (`MultiWriter`, `LoggingWriter`, the
-periodic actions), but without TensorFlow: clu imports its TensorFlow writer unconditionally, so this module puts a
-tensorboardX writer in that place before clu is imported. Import clu's writers and periodic actions from here.
+Events are written by tensorboardX, without TensorFlow, under the names of methods that `clu.metric_writers` has.
 
 `metrics.jsonl` holds only what is a function of the configuration: a killed and resumed run writes the same bytes as
 one that was never killed. Whatever depends on the clock goes to `timings.jsonl`. One line is one JSON object: "step"
@@ -13,13 +11,12 @@ import contextlib
 import errno
 import json
 import os
-import sys
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -30,13 +27,13 @@ from diffusion_jax.files import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
-TIMING_NAMES = frozenset(  # those of clu's ReportProgress, and those of the train loop
+TIMING_NAMES = frozenset(  # which depend on the clock
     {"steps_per_sec", "uptime", "images_per_second", "compile_seconds", "elapsed_seconds"}
 )
 
 
 class TensorboardWriter:
-    """clu's MetricWriter interface on tensorboardX. The event file is opened by the first write.
+    """TensorBoard events. The file is opened by the first write.
 
     Events are written at once, in the calling thread: tensorboardX's own queue would block for ever on a full disk.
 
@@ -65,25 +62,6 @@ class TensorboardWriter:
             value = np.asarray(value)
             batch = value[None] if value.ndim == 3 else value
             self._write(step, summary.image(name, batch, dataformats="NHWC"))
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            self._write(step, summary.text(name, text))
-
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        for name, value in arrays.items():
-            self._write(step, summary.histogram(name, np.asarray(value), (num_buckets or {}).get(name, 30)))
-
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        raise NotImplementedError("audio is not written; this codebase makes images")
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        raise NotImplementedError("videos are not written; write their frames with write_images")
-
-    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
-        raise NotImplementedError("raw summaries need TensorFlow's protocol buffers; use write_scalars or write_images")
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in hparams.items()}
@@ -120,20 +98,7 @@ class TensorboardWriter:
             raise RunError(f"could not write TensorBoard events in {self._logdir}: {error.strerror}") from error
 
 
-def _import_clu_without_tensorflow() -> None:
-    shim = types.ModuleType("clu.metric_writers.summary_writer")
-    shim.SummaryWriter = TensorboardWriter
-    sys.modules.setdefault("clu.metric_writers.summary_writer", shim)
-
-
-_import_clu_without_tensorflow()
-
-from clu import metric_writers, periodic_actions  # noqa: E402
-
-metric_writers.MetricWriter.register(TensorboardWriter)
-
-
-class JsonlWriter(metric_writers.MetricWriter):
+class JsonlWriter:
     """Scalars as JSON lines; the names in TIMING_NAMES go to `timings.jsonl`, all others to `metrics.jsonl`.
 
     What is written for one step in several calls becomes one line; it reaches the disk with the first write of another
@@ -157,14 +122,6 @@ class JsonlWriter(metric_writers.MetricWriter):
     def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
             self._files[TIMINGS_FILE].add(step, name, value)
-
-    def write_summaries(self, step, values, metadata=None) -> None: ...
-    def write_images(self, step, images) -> None: ...
-    def write_videos(self, step, videos) -> None: ...
-    def write_audios(self, step, audios, *, sample_rate) -> None: ...
-    def write_texts(self, step, texts) -> None: ...
-    def write_histograms(self, step, arrays, num_buckets=None) -> None: ...
-    def write_hparams(self, hparams) -> None: ...
 
     def flush(self) -> None:
         for file in self._files.values():
@@ -232,26 +189,64 @@ class _JsonLines:
             replace_file(self._path, kept)
 
 
-class RunWriter(metric_writers.MultiWriter):
-    """clu's MultiWriter, with timings and with resuming. Made by `create_writer`."""
+class RunWriter:
+    """Where one run writes: rows of JSON and TensorBoard events. Made by `create_writer`.
+
+    Args:
+      rows: None where nothing is written.
+      events: likewise.
+    """
+
+    def __init__(self, rows: JsonlWriter | None, events: TensorboardWriter | None):
+        self._rows, self._events = rows, events
+
+    @property
+    def _both(self) -> list[JsonlWriter | TensorboardWriter]:
+        return [writer for writer in (self._rows, self._events) if writer is not None]
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Numbers that are a function of the config: to `metrics.jsonl` and TensorBoard."""
+        for writer in self._both:
+            writer.write_scalars(step, scalars)
 
     def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Numbers that depend on the clock: to `timings.jsonl` and TensorBoard, never to `metrics.jsonl`."""
-        for writer in self._writers:
-            (writer.write_timings if isinstance(writer, JsonlWriter) else writer.write_scalars)(step, scalars)
+        if self._rows is not None:
+            self._rows.write_timings(step, scalars)
+        if self._events is not None:
+            self._events.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Pictures, to TensorBoard; see `TensorboardWriter.write_images`."""
+        if self._events is not None:
+            self._events.write_images(step, images)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """The config by dotted names, to TensorBoard."""
+        if self._events is not None:
+            self._events.write_hparams(hparams)
 
     def resume(self, step: int) -> None:
         """Forget what was logged after `step`, the step of the checkpoint that was restored; 0 is a fresh start.
 
         To be called once, before the first write.
         """
-        for writer in self._writers:
-            if isinstance(writer, JsonlWriter | TensorboardWriter):
-                writer.resume(step)
+        for writer in self._both:
+            writer.resume(step)
+
+    def flush(self) -> None:
+        """Have the disk hold what was written."""
+        for writer in self._both:
+            writer.flush()
+
+    def close(self) -> None:
+        """Write what waits, and let go of the files."""
+        for writer in self._both:
+            writer.close()
 
 
-def create_writer(workdir: str | os.PathLike, *, primary: bool = True, log: bool = False) -> RunWriter:
-    """The writer of a run: JSON lines and TensorBoard events in `workdir`; with `log` also absl's INFO log.
+def create_writer(workdir: str | os.PathLike, *, primary: bool = True) -> RunWriter:
+    """The writer of a run: JSON lines and TensorBoard events in `workdir`.
 
     With `primary` False (every host but the first) it writes nothing at all.
 
@@ -261,9 +256,8 @@ def create_writer(workdir: str | os.PathLike, *, primary: bool = True, log: bool
     if "://" in os.fspath(workdir):
         raise UserError(f"{workdir}: metrics are written to a file system; mount the bucket and give its path")
     if not primary:
-        return RunWriter([])
-    writers = [JsonlWriter(workdir), TensorboardWriter(workdir)]
-    return RunWriter([*writers, metric_writers.LoggingWriter()] if log else writers)
+        return RunWriter(None, None)
+    return RunWriter(JsonlWriter(workdir), TensorboardWriter(workdir))
 
 
 @contextlib.contextmanager
@@ -299,7 +293,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 def profile(
     workdir: str | os.PathLike, *, num_steps: int = 0, first_step: int = 10, primary: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """One profile of `num_steps` training steps, by clu's Profile action, for TensorBoard or xprof.
+    """One profile of `num_steps` training steps, for TensorBoard or xprof.
 
         with profile(workdir, num_steps=5, first_step=start + 10) as profile_step:
             for step in range(start, end):
@@ -312,18 +306,22 @@ def profile(
     if not num_steps or not primary:
         yield lambda step: None
         return
-    action = periodic_actions.Profile(
-        logdir=os.fspath(workdir),
-        num_profile_steps=num_steps,
-        profile_duration_ms=None,
-        first_profile=first_step,
-        every_secs=None,
-    )
+    open_until: int | None = None
+
+    def profile_step(step: int) -> None:
+        nonlocal open_until
+        if open_until is None and step >= first_step:
+            jax.profiler.start_trace(os.fspath(workdir))
+            open_until = step + num_steps
+        elif open_until is not None and step == open_until:
+            jax.profiler.stop_trace()
+            open_until = 0
+
     try:
-        yield lambda step: action(step) and None
+        yield profile_step
     finally:
-        if action._session_running:
-            action._end_session(periodic_actions.profiler.stop())
+        if open_until:
+            jax.profiler.stop_trace()
 
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: exact, without clock, whole after any kill, and clu working without TensorFlow."""
+"""The numbers of a run on disk: exact, without clock, whole after any kill, and written without TensorFlow."""
 
 import json
 import math
@@ -182,11 +182,9 @@ def test_tensorboard_gets_scalars_images_and_hyperparameters(tmp_path):
     writer.write_hparams({"batch_size": 8, "model": "unet", "betas": (0.9, 0.99)})
     writer.write_scalars(3, {"loss": 0.25})
     writer.write_images(3, {"samples": np.zeros((2, 8, 8, 1), np.uint8), "grid": np.zeros((4, 4, 3))})
-    writer.write_texts(3, {"note": "hello"})
-    writer.write_histograms(3, {"weights": np.arange(10.0)})
     writer.close()
     tags = {(e.step, v.tag) for e in _events(tmp_path) for v in e.summary.value}
-    assert {(3, "loss"), (3, "grid"), (3, "weights")} <= tags
+    assert {(3, "loss"), (3, "grid")} <= tags
     assert any("samples" in tag for _, tag in tags)
     assert any("hparams" in tag for _, tag in tags)
 
@@ -200,22 +198,19 @@ def test_tensorboard_is_told_to_purge_on_resume(tmp_path):
     assert losses == [*range(1, 9), *range(6, 11)]
 
 
-def test_clu_works_without_tensorflow(tmp_path):
+def test_tensorflow_is_not_needed(tmp_path):
     """In a fresh process in which TensorFlow cannot be imported."""
     code = f"""
 import sys
 sys.modules["tensorflow"] = None
-from experiments.ground.writers import create_writer, metric_writers, periodic_actions, read_metrics
-writer = create_writer({str(tmp_path)!r}, log=True)
-report = periodic_actions.ReportProgress(num_train_steps=4, writer=writer, every_steps=2, every_secs=None)
-with metric_writers.ensure_flushes(writer):
-    for step in range(1, 5):
-        writer.write_scalars(step, {{"loss": 1.0 / step}})
-        report(step)
-assert [r["step"] for r in read_metrics({str(tmp_path / "timings.jsonl")!r})] == [2, 4]
-assert all(set(r) == {{"step", "loss"}} for r in read_metrics({str(tmp_path / "metrics.jsonl")!r}))
+from experiments.ground.writers import create_writer, read_metrics
+writer = create_writer({str(tmp_path)!r})
+writer.write_scalars(1, {{"loss": 1.0}})
+writer.close()
+assert read_metrics({str(tmp_path / "metrics.jsonl")!r}) == [{{"step": 1, "loss": 1.0}}]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert list(tmp_path.glob("events*"))
 
 
 def test_a_profile_is_written_only_when_asked_for(tmp_path):
