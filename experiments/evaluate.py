@@ -37,8 +37,8 @@ from pathlib import Path
 
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
+from experiments.building.checks import check_metric, check_sampler
 from experiments.building.restoring import restore_params
-from experiments.building.wiring import check_metric, check_sampler
 from experiments.evaluating import evaluation
 from experiments.ground import workdir
 from experiments.reports.report import write_report

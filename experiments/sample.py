@@ -76,8 +76,9 @@ from diffusion_jax import parallel, tasks
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json_rows, read_text, replace_file
 from diffusion_jax.samplers import INVERSIONS, PROJECTIONS
+from experiments.building.checks import check_sampler
 from experiments.building.restoring import restore_params
-from experiments.building.wiring import Experiment, check_sampler
+from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, requests
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.generation import ASKED, SOURCE, Generator

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from diffusion_jax.errors import UserError
+
 Params = dict[str, PyTree]
 
 
@@ -28,8 +30,17 @@ def within(kind: str, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def split_groups(params: Mapping[str, PyTree], trained: Sequence[str]) -> tuple[Params, Params]:
-    """The groups whose whole name matches one of the patterns, and the rest."""
-    chosen = {name for name in params if any(re.fullmatch(pattern, name) for pattern in trained)}
+    """The groups whose whole name matches one of the patterns, and the rest.
+
+    Raises:
+      UserError: a pattern that is none.
+    """
+    try:
+        chosen = {name for name in params if any(re.fullmatch(pattern, name) for pattern in trained)}
+    except re.error as error:
+        raise UserError(
+            f"of the patterns of trained groups, {', '.join(map(repr, trained))}, one is none: {error}"
+        ) from None
     return (
         {name: tree for name, tree in params.items() if name in chosen},
         {name: tree for name, tree in params.items() if name not in chosen},

@@ -12,7 +12,8 @@ from diffusion_jax.models.autoencoders import CODECS, LearnedCodec
 from diffusion_jax.objectives import RECONSTRUCTIONS, ReconstructionLoss
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from experiments.building.wiring import DTYPES, Experiment, check_metric
+from experiments.building.checks import check_groups, check_metric, require_lpips
+from experiments.building.wiring import DTYPES, Experiment
 from experiments.ground import workdir
 from experiments.ground.config_files import flatten
 from experiments.ground.fields import CODEC, check_fields
@@ -95,14 +96,14 @@ class FirstStageExperiment(Experiment):
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)
-        self._check_groups()
+        check_groups(self)
         if self.objective.adversarial and (config.train.accumulation > 1 or config.parallel.strategy == "pmap"):
             raise UserError(
                 "the discriminator's weight is of the whole batch: set train.accumulation=1 and parallel.strategy=jit, "
                 "or objective.adversarial=0"
             )
         if self.needs_lpips:
-            self._require_lpips("objective.perceptual=0")
+            require_lpips(self, "objective.perceptual=0")
         if self.pipeline.augment_labels:
             raise UserError("a first stage is told nothing of augmentations: set data.augmentation to none")
         if self.validation_pipeline is not None:

@@ -17,52 +17,30 @@ from ml_collections import ConfigDict
 from diffusion_jax import conditioning, data, models, parallel, systems, training, weights
 from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
-from diffusion_jax.likelihood import METRICS
 from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Values
 from diffusion_jax.objectives import OBJECTIVES, Objective
-from diffusion_jax.registry import Registry, unknown_name
+from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
-    PREDICTIONS,
     SCHEDULES,
-    TIME_INPUTS,
-    TIME_SAMPLERS,
     Parameterization,
     Process,
     TimeGrid,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
-from experiments.building import conditions
-from experiments.building.latents import check_first_stage, pictures_of
+from experiments.building import checks, conditions
+from experiments.building.checks import READ_BY_OBJECTIVES
+from experiments.building.latents import pictures_of
 from experiments.building.sources import Source, read_groups
 from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import CODEC, FIELDS, PARTS, check_fields
+from experiments.ground.fields import CODEC, FIELDS
 
-READ_BY_OBJECTIVES: Mapping[str, Registry] = {
-    "schedule": SCHEDULES,
-    "prediction": PREDICTIONS,
-    "time_input": TIME_INPUTS,
-    "time_sampler": TIME_SAMPLERS,
-}
-"""Groups of a config that an objective reads or does not, as `Objective.reads` says."""
 SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def check_metric(name: str) -> None:
-    """Raise UserError for a name that is no metric."""
-    _ = METRICS[name]
-
-
-def check_sampler(name: str) -> None:
-    """Raise UserError for a name that is no sampler, of images or of tokens."""
-    known = [*SAMPLERS, *DISCRETE_SAMPLERS]
-    if name not in known:
-        raise UserError(unknown_name("sampler", name, known))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,19 +200,6 @@ class Experiment:
             )
         return made
 
-    def _check_read(self) -> None:
-        """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
-        config, reads = self.config, self.objective.reads
-        unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
-        if self.objective.discrete and config.sampling.grid != ConfigDict(PARTS["sampling.grid"][0]):
-            unread.append("sampling.grid")
-        if unread:
-            what = ", ".join(group for group in READ_BY_OBJECTIVES if group in reads)
-            raise UserError(
-                f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
-                f"would depend on it, so leave it out; of such groups this objective reads {what or 'none'}"
-            )
-
     @cached_property
     def process(self) -> Process:
         """What is diffused, and what the network's input and output mean."""
@@ -374,88 +339,7 @@ class Experiment:
         Raises:
           UserError: the first thing that is wrong.
         """
-        config = self.config
-        check_fields(config)
-        for name in config.evaluation.metrics:
-            check_metric(name)
-        self.layout.check_batch(config.train.batch_size, config.train.accumulation)
-        check_first_stage(config, self.info, self.first_stage)
-        self._check_read()
-        _ = (self.trainable, self.optimizer)
-        sampler, grid = self.sampler(), self.grid()
-        if self.process.discrete:
-            sampler.check(self.process, grid.num_steps)
-            values, known = self.process.num_tokens, self.info.vocabulary
-            if known not in (0, values):
-                raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
-        else:
-            sampler.constants(grid)
-        self.known_ema(config.sampling.ema)
-        self._check_groups()
-        if "teacher" in self.objective.needs and self.teacher is None:
-            raise UserError(
-                f"objective {config.objective.name} learns from a trained network: train one first, for example with "
-                "--config=configs/digits_unet.py --workdir=runs/digits, and give --config.teacher.workdir=runs/digits"
-            )
-        if self.objective.num_times != self.network.num_times:
-            raise UserError(
-                f"objective {config.objective.name} needs a network of {self.objective.num_times} times, the config's "
-                f"has {self.network.num_times}: set model.num_times={self.objective.num_times}"
-            )
-        self._check_features()
-        if self.needs_lpips:
-            self._require_lpips("objective.distance=squared")
-        told, labels = self._augment_slot, self.pipeline.augment_labels
-        if labels and told not in (0, labels):  # without labels it hears that nothing was done
-            raise UserError(
-                f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
-            )
-        _ = self.guidance()
-        if self.validation_pipeline is not None:
-            _ = self.validation_size
-        elif config.log.validate_every or config.evaluation.metrics:
-            raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
-
-    def _require_lpips(self, instead: str) -> None:
-        """Whether the files of LPIPS are there; `instead` is what does without."""
-        try:
-            weights.require_lpips(self.objective.vgg, self.objective.lpips)
-        except UserError as error:
-            raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
-
-    def _check_groups(self) -> None:
-        """Whether what is trained is there, and whether what is frozen comes from somewhere."""
-        state = self.abstract_state
-        names = sorted({*state.params, *self.frozen_groups})
-        for pattern in self.config.train.trained:
-            if not any(re.fullmatch(pattern, name) for name in names):
-                raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
-        nowhere = sorted(set(self.frozen_groups) - set(self.sources))
-        if nowhere:
-            raise UserError(
-                f"{', '.join(nowhere)} would be neither trained nor read from anywhere: add it to train.trained, or "
-                "name its source"
-            )
-
-    def _check_features(self) -> None:
-        """Whether the data has the features that the network is aligned to."""
-        if "aligned" not in self.objective.needs:
-            return
-        wanted, found = self.network.sows.get(FEATURES), self.pipeline.features_shape
-        if wanted is None:
-            raise UserError(
-                f"objective {self.config.objective.name} aligns the network's features: set model.align_depth of a dit"
-            )
-        if found is None:
-            raise UserError(
-                f"objective {self.config.objective.name} needs another network's features of the data, made once by "
-                "python -m experiments.prepare_features; give the file with --config.data.features=..."
-            )
-        if tuple(found) != wanted:
-            raise UserError(
-                f"data.features are of {found[0]} tokens and {found[1]} channels, the network's of {wanted[0]} and "
-                f"{wanted[1]}: set model.align_channels={found[1]}, or make them again"
-            )
+        checks.check(self)
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
         """The state before the first step (traceable; the layout decides where it is made), by default of the seed."""
@@ -523,7 +407,7 @@ class Experiment:
         return getattr(self.objective, "distance", "") == "lpips"
 
     @property
-    def _augment_slot(self) -> int:
+    def augment_slot(self) -> int:
         """Length of what the network is told of augmentations; 0 where it is told nothing."""
         slot = self.network.takes.get("augment")
         return slot.shape[0] if slot else 0

@@ -18,7 +18,8 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS
-from experiments.building.wiring import READ_BY_OBJECTIVES, Experiment
+from experiments.building.checks import READ_BY_OBJECTIVES
+from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
 

@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
+from experiments.building.checks import check_read
 from experiments.building.wiring import Experiment
 from experiments.ground.cli import flatten
 from experiments.ground.fields import FIELDS, check_fields, complete
@@ -35,7 +36,7 @@ BUILT = {
     "objective": lambda e: e.objective,
     "optimizer": lambda e: e.optimizer,
     "sampling.sampler": lambda e: e.sampler(),
-    "sampling.grid": lambda e: (e._check_read(), e.grid()),
+    "sampling.grid": lambda e: (check_read(e), e.grid()),
     "data.options": lambda e: e.info,
     "data.augmentation": lambda e: e.pipeline if e.stored_info is None else e.info,
 }

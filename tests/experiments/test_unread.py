@@ -10,7 +10,8 @@ from configs.digits_unet import get_config
 from configs.objectives import RECIPES
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES
-from experiments.building.wiring import READ_BY_OBJECTIVES, Experiment
+from experiments.building.checks import READ_BY_OBJECTIVES
+from experiments.building.wiring import Experiment
 from experiments.ground.fields import complete
 from experiments.sweeps.ablation import overridden
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from diffusion_jax import models, parallel, training
+from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Identity
 from diffusion_jax.systems import fingerprint, split_groups, under, within
 
@@ -123,6 +124,8 @@ def test_groups_by_pattern():
     assert set(trained) == {"network", "conditioning/label"}
     assert set(frozen) == {"codec", "conditioning/text"}
     assert split_groups(params, ("net",))[0] == {}, "a pattern is of the whole name"
+    with pytest.raises(UserError, match="one is none"):
+        split_groups(params, ("[",))
 
 
 def test_a_fingerprint_is_of_names_shapes_and_bits():

@@ -1,0 +1,148 @@
+"""What an experiment is held against before anything starts: whether the parts of its config fit each other."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import weights
+from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import METRICS
+from diffusion_jax.registry import Registry, unknown_name
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
+from diffusion_jax.specs import FEATURES
+from experiments.building.latents import check_first_stage
+from experiments.ground.fields import PARTS, check_fields
+
+if TYPE_CHECKING:
+    from experiments.building.wiring import Experiment
+
+READ_BY_OBJECTIVES: Mapping[str, Registry] = {
+    "schedule": SCHEDULES,
+    "prediction": PREDICTIONS,
+    "time_input": TIME_INPUTS,
+    "time_sampler": TIME_SAMPLERS,
+}
+"""Groups of a config that an objective reads or does not, as `Objective.reads` says."""
+
+
+def check_metric(name: str) -> None:
+    """Raise UserError for a name that is no metric."""
+    _ = METRICS[name]
+
+
+def check_sampler(name: str) -> None:
+    """Raise UserError for a name that is no sampler, of images or of tokens."""
+    known = [*SAMPLERS, *DISCRETE_SAMPLERS]
+    if name not in known:
+        raise UserError(unknown_name("sampler", name, known))
+
+
+def check(experiment: "Experiment") -> None:
+    """Build everything that the config names, so that a wrong name is an error before anything is begun.
+
+    Raises:
+      UserError: the first thing that is wrong.
+    """
+    config = experiment.config
+    check_fields(config)
+    for name in config.evaluation.metrics:
+        check_metric(name)
+    experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
+    check_first_stage(config, experiment.info, experiment.first_stage)
+    check_read(experiment)
+    _ = (experiment.trainable, experiment.optimizer)
+    sampler, grid = experiment.sampler(), experiment.grid()
+    if experiment.process.discrete:
+        sampler.check(experiment.process, grid.num_steps)
+        values, known = experiment.process.num_tokens, experiment.info.vocabulary
+        if known not in (0, values):
+            raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
+    else:
+        sampler.constants(grid)
+    experiment.known_ema(config.sampling.ema)
+    check_groups(experiment)
+    if "teacher" in experiment.objective.needs and experiment.teacher is None:
+        raise UserError(
+            f"objective {config.objective.name} learns from a trained network: train one first, for example with "
+            "--config=configs/digits_unet.py --workdir=runs/digits, and give --config.teacher.workdir=runs/digits"
+        )
+    if experiment.objective.num_times != experiment.network.num_times:
+        raise UserError(
+            f"objective {config.objective.name} needs a network of {experiment.objective.num_times} times, the "
+            f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
+        )
+    check_features(experiment)
+    if experiment.needs_lpips:
+        require_lpips(experiment, "objective.distance=squared")
+    told, labels = experiment.augment_slot, experiment.pipeline.augment_labels
+    if labels and told not in (0, labels):  # without labels it hears that nothing was done
+        raise UserError(
+            f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
+        )
+    _ = experiment.guidance()
+    if experiment.validation_pipeline is not None:
+        _ = experiment.validation_size
+    elif config.log.validate_every or config.evaluation.metrics:
+        raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+
+def check_read(experiment: "Experiment") -> None:
+    """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
+    config, reads = experiment.config, experiment.objective.reads
+    unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
+    if experiment.objective.discrete and config.sampling.grid != ConfigDict(PARTS["sampling.grid"][0]):
+        unread.append("sampling.grid")
+    if unread:
+        what = ", ".join(group for group in READ_BY_OBJECTIVES if group in reads)
+        raise UserError(
+            f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
+            f"would depend on it, so leave it out; of such groups this objective reads {what or 'none'}"
+        )
+
+
+def require_lpips(experiment: "Experiment", instead: str) -> None:
+    """Whether the files of LPIPS are there; `instead` is what does without."""
+    try:
+        weights.require_lpips(experiment.objective.vgg, experiment.objective.lpips)
+    except UserError as error:
+        raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
+
+
+def check_groups(experiment: "Experiment") -> None:
+    """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+    state = experiment.abstract_state
+    names = sorted({*state.params, *experiment.frozen_groups})
+    for pattern in experiment.config.train.trained:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise UserError(f"train.trained: no group of parameters is {pattern!r}; there are: {', '.join(names)}")
+    nowhere = sorted(set(experiment.frozen_groups) - set(experiment.sources))
+    if nowhere:
+        raise UserError(
+            f"{', '.join(nowhere)} would be neither trained nor read from anywhere: add it to train.trained, or "
+            "name its source"
+        )
+
+
+def check_features(experiment: "Experiment") -> None:
+    """Whether the data has the features that the network is aligned to."""
+    if "aligned" not in experiment.objective.needs:
+        return
+    wanted, found = experiment.network.sows.get(FEATURES), experiment.pipeline.features_shape
+    if wanted is None:
+        raise UserError(
+            f"objective {experiment.config.objective.name} aligns the network's features: set model.align_depth of a "
+            "dit"
+        )
+    if found is None:
+        raise UserError(
+            f"objective {experiment.config.objective.name} needs another network's features of the data, made once by "
+            "python -m experiments.prepare_features; give the file with --config.data.features=..."
+        )
+    if tuple(found) != wanted:
+        raise UserError(
+            f"data.features are of {found[0]} tokens and {found[1]} channels, the network's of {wanted[0]} and "
+            f"{wanted[1]}: set model.align_channels={found[1]}, or make them again"
+        )
