@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     stop = StopSignal()
     experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
     experiment.check()
-    evaluation.require_guide(experiment)
+    if not experiment.reconstructs:
+        evaluation.require_guide(experiment)
     judging.available(experiment, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
     try:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ml_collections import ConfigDict
-
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
@@ -93,7 +91,7 @@ def check_read(experiment: "Experiment") -> None:
     """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
     config, reads = experiment.config, experiment.objective.reads
     unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
-    if experiment.objective.discrete and config.sampling.grid != ConfigDict(PARTS["sampling.grid"][0]):
+    if experiment.objective.discrete and config.sampling.grid.to_dict() != PARTS["sampling.grid"][0]:
         unread.append("sampling.grid")
     if unread:
         what = ", ".join(group for group in READ_BY_OBJECTIVES if group in reads)

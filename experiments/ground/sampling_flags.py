@@ -70,6 +70,10 @@ class SamplingFlags:
                 if group not in sampling:
                     raise UserError(f"--set={option}: the config names no {group}; give --{group} too")
                 _assign(sampling[group], field, _value(text))
+            if self.guide.value is not None and sampling.guidance.scale == 1.0:
+                raise UserError(
+                    "--guide does nothing at scale 1: give --guidance_scale=..., such as 2, or leave it out"
+                )
 
     def _rule(self) -> str | None:
         """The name of the rule that the flags ask for."""

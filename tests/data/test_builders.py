@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from diffusion_jax import data
 from diffusion_jax.data import builders, scenes
 from diffusion_jax.errors import UserError
+from tests.arrays import digits as digits_arrays
 from tests.data.damage import copied
 
 
@@ -36,13 +37,13 @@ def test_digits_equal_scikit_learns(digits_dir):
 
 
 def test_digits_split_is_stratified(digits_dir):
-    counts = {split: np.bincount(data.load_arrays("digits", split, digits_dir)[1]) for split in ("train", "test")}
+    counts = {split: np.bincount(digits_arrays(split, digits_dir)[1]) for split in ("train", "test")}
     share = counts["test"] / (counts["train"] + counts["test"])
     assert np.abs(share - 0.2).max() < 0.005
 
 
 def test_digits_use_the_whole_range(digits_dir):
-    images, _ = data.load_arrays("digits", "train", digits_dir)
+    images, _ = digits_arrays("train", digits_dir)
     assert (images.min(), images.max()) == (0, 255)
     assert len(np.unique(images)) == 17
 

@@ -12,6 +12,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.data import builders
 from diffusion_jax.data.text import prepare_text
+from tests.arrays import digits as digits_arrays
 from tests.data.damage import CONTENTS, NO_FILES, copied, one_line, one_line_or_fine, other_values, spoil, with_field
 
 EVERY = (*NO_FILES, *CONTENTS)
@@ -168,9 +169,9 @@ def test_tfds_data(name, how, digits_dir, tmp_path):
     spoil(path, how)
     harmless = name != "train" and how in ("missing", "cut_end", "circle")  # what is in them is known from the code
     if not harmless:
-        one_line(lambda: data.load_arrays("digits", "train", str(tmp_path / "data")), directory)
+        one_line(lambda: digits_arrays("train", str(tmp_path / "data")), directory)
     with one_line_or_fine(tmp_path):
-        data.load_arrays("digits", "train", str(tmp_path / "data"))
+        digits_arrays("train", str(tmp_path / "data"))
 
 
 INFO_FIELDS = [
@@ -195,7 +196,7 @@ def test_every_field_of_tfds_data(field, digits_dir, tmp_path):
         (directory / "dataset_info.json").write_bytes(good)
         with_field(directory / "dataset_info.json", field, other)
         with one_line_or_fine("digits"):
-            images, _ = data.load_arrays("digits", "train", str(tmp_path / "data"))
+            images, _ = digits_arrays("train", str(tmp_path / "data"))
             assert len(images) in (1, 1437)
 
 

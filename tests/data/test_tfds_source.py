@@ -9,6 +9,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.data.sources import describe_dataset
 from diffusion_jax.errors import UserError
+from tests.arrays import digits as digits_arrays
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_damaged_files(damage, damaged):
     else:
         (damaged / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="prepare it again"):
-        data.load_arrays("digits", "train", str(damaged.parents[1]))
+        digits_arrays("train", damaged.parents[1])
 
 
 def test_wrong_features(mock_tfds):

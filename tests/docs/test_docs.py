@@ -212,6 +212,12 @@ def test_paths_exist(path):
         assert (path.parent / "".join(target)).exists(), target
 
 
+def names_of(node: ast.stmt) -> set[str]:
+    """What a statement defines: a class, a function, or variables."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {getattr(node, "name", None), *(target.id for target in targets if isinstance(target, ast.Name))} - {None}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_symbols_exist(path):
     """`file.py`: `Class.method`, `function`."""
@@ -220,7 +226,7 @@ def test_symbols_exist(path):
         for name in re.findall(r"`([\w.]+)`", names):
             body: list[ast.stmt] = tree.body
             for part in name.split("."):
-                found = [node for node in body if getattr(node, "name", None) == part]
+                found = [node for node in body if part in names_of(node)]
                 assert found, f"{file} has no {name}"
                 body = getattr(found[0], "body", [])
 

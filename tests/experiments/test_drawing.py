@@ -20,7 +20,7 @@ class Counting:
     grid = types.SimpleNamespace(times=np.array([1.0, 0.0]))
     experiment = types.SimpleNamespace(
         config=types.SimpleNamespace(sampling=types.SimpleNamespace(clip_x0=False)),
-        info=types.SimpleNamespace(is_image=True, image_shape=(2, 2, 1)),
+        shown=types.SimpleNamespace(is_image=True, image_shape=(2, 2, 1)),
     )
 
     def __init__(self, stop_at=None):

@@ -27,6 +27,9 @@ UNREAD = [
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_shipped_configs_state_what_is_read_and_nothing_else(path):
     config = runpy.run_path(str(path))["get_config"]()
+    if "codec" in config:  # a first stage, whose loss is of another registry
+        assert not any(group in config for group in READ_BY_OBJECTIVES)
+        return
     assert {group for group in READ_BY_OBJECTIVES if group in config} == OBJECTIVES.example(config.objective.name).reads
 
 

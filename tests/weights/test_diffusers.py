@@ -12,7 +12,7 @@ from diffusion_jax.models import MODELS, parameter_shapes
 from diffusion_jax.weights import (
     describe,
     find_format,
-    load_params,
+    fitted,
     network_spec,
     read_config,
     read_state,
@@ -130,7 +130,9 @@ def test_the_first_names_of_blocks_and_of_attention():
         renamed[name] = value
     assert set(renamed) != set(state)
     for tensors in (renamed, {f"unet.{name}": value for name, value in renamed.items()}):
-        jax.tree.map(np.testing.assert_array_equal, load_params(network, tensors), load_params(network, state))
+        found, expected = (fitted(network, each) for each in (tensors, state))
+        assert found[0] == expected[0]
+        jax.tree.map(np.testing.assert_array_equal, dict(found[1]), dict(expected[1]))
 
 
 UNET = {"_class_name": "UNet2DModel", "sample_size": 32}
