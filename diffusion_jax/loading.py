@@ -14,7 +14,7 @@ from diffusion_jax import weights
 from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json
-from diffusion_jax.models import MODELS, parameter_shapes
+from diffusion_jax.models import MODELS
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import CODEC, NETWORK, Model, Params, load_first_stage, read_description, read_model
@@ -118,8 +118,7 @@ def _published(path: Path, dtype: DTypeLike) -> tuple[Model, Params]:
     if located.scheduler is not None:
         sampling = weights.read_sampling(read_json(located.scheduler), origin=located.scheduler)
     network = MODELS.build(spec, dtype=dtype)
-    _, state = weights.fitted(network, weights.read_weights(path).tensors, form=form)
-    params = weights.weight_map(form, network).params(state, parameter_shapes(network))
+    params = weights.load_params(network, weights.read_weights(path).tensors, form=form)
     kind = "pixels" if network.image_channels in (1, 3) else "latents"
     model = Model(
         data=DataSpec(kind=kind, shape=network.image_shape),

@@ -4,7 +4,7 @@ from diffusion_jax.weights.diffusers_config import describe, network_spec, unkno
 from diffusion_jax.weights.diffusers_schedulers import ASSUMED, Sampling, describe_sampling, read_sampling
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
 from diffusion_jax.weights.folders import STEMS, locate, read_config
-from diffusion_jax.weights.formats import FORMATS, find_format, fitted, weight_map
+from diffusion_jax.weights.formats import FORMATS, find_format, fitted, load_params, weight_map
 from diffusion_jax.weights.inception import SOURCE as INCEPTION_SOURCE
 from diffusion_jax.weights.inception import inception_map, inception_shapes, nvidia_inception_map, read_inception
 from diffusion_jax.weights.lpips import LPIPS_SOURCE, VGG_SOURCE, lpips_map, lpips_shapes, read_lpips, require_lpips
@@ -34,6 +34,7 @@ __all__ = [
     "fitted",
     "inception_map",
     "inception_shapes",
+    "load_params",
     "locate",
     "lpips_map",
     "lpips_shapes",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import (
@@ -190,3 +191,15 @@ def _nearest(network: nn.Module, names: Mapping[str, Sequence[str]], state: Stat
         return f"{start} and no format has one of them; {nearest}, as an example, has {names[nearest][0]}"
     count, first = len(absent[nearest]), absent[nearest][0]
     return f"{start}; the nearest is {nearest}, of which {count} names are missing, the first {first}"
+
+
+def load_params(network: nn.Module, state: State, *, form: str | None = None) -> PyTree:
+    """The parameters of a network from tensors by name; the format is recognised where none is given.
+
+    Raises:
+      UserError: the tensors are not of this network.
+    """
+    if form is not None:
+        weight_map(form, network)  # says what is wrong with the name
+    form, tensors = fitted(network, state, form=form)
+    return weight_map(form, network).params(tensors, parameter_shapes(network))

@@ -156,8 +156,10 @@ def runner() -> ConfigDict:
     return config
 
 
-def complete(config: ConfigDict) -> None:
+def complete(config: ConfigDict, *, whole: bool = True) -> None:
     """Give a config the defaults of all fields that it leaves out.
+
+    With `whole` false, fields without a default may be missing.
 
     Raises:
       UserError: it has a field that there is not, or leaves out one that has no default; the message names it.
@@ -169,7 +171,7 @@ def complete(config: ConfigDict) -> None:
     for name, (default, meaning) in _described().items():
         if CODEC in config and name in OF_DENOISERS:
             continue
-        if default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
+        if whole and default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
             raise UserError(f"the config lacks {name}, which has no default: {meaning}")
 
 

@@ -151,7 +151,7 @@ def claim(
     writes, kept = primary and write, dict(kept or {})
     hashes = _hashes(config) | {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
     if (workdir / "config.json").exists():
-        there, finished = to_json(read_config(workdir)), (workdir / FINISHED).is_file()
+        there, finished = to_json(read_config(workdir, whole=False)), (workdir / FINISHED).is_file()
         free = (*(AFTER_TRAINING if finished else BESIDE_TRAINING), *([STEPS] if other_steps else []))
         require_same_config(there, config, workdir, but=free)
         known = read_info(workdir)
@@ -329,10 +329,11 @@ def read_info(workdir: Path | str) -> DatasetInfo:
     return dataclasses.replace(known, name="folder") if is_folder else known
 
 
-def read_config(workdir: Path | str) -> ConfigDict:
+def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
     """The config of the run in `workdir`; the parts that it imports are registered then.
 
-    Fields that the runner did not have when the run was begun have their defaults.
+    Fields that the runner did not have when the run was begun have their defaults. With `whole` false, a config that
+    lacks a field without a default is read too, to be compared with another.
 
     Raises:
       UserError: nothing was trained there, or the file is damaged or has a field that there is no more.
@@ -342,7 +343,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
         raise UserError(f"no config.json in {workdir}: train first, with --workdir={workdir}")
     config = with_new_names(ConfigDict(read_json(path)))
     try:
-        complete(config)
+        complete(config, whole=whole)
     except UserError as error:
         raise UserError(f"can not read {path}: {error}") from error
     import_parts(config.imports, f"the field imports of {path}")
