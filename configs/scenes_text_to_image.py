@@ -5,9 +5,12 @@ diffusion does (Rombach et al. 2022, arXiv:2112.10752), trained together with a 
 matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024, arXiv:2403.03206), sampled
 with classifier-free guidance. The scenes, of 24x24 pixels, are made as they are read. No download.
 
-Expected: not measured yet. The judge, `prompt_adherence`, reads the samples of the data's own prompts by rules.
+The judge, `prompt_adherence`, reads the samples of the data's own prompts by rules. Expected: not measured yet for all
+of it. `:small` after the file is a first trial with one object and patches of 3x3 pixels; 1,800 steps, 12 minutes on two
+busy cores, drew 14% of 240 prompts right, where chance is 3% (docs/scenes.md).
 
     python -m experiments.train --config=configs/scenes_text_to_image.py --workdir=runs/scenes
+    python -m experiments.train --config=configs/scenes_text_to_image.py:small --workdir=runs/small_scenes
     python -m experiments.sample --workdir=runs/scenes --prompt="a red star left of a blue ring" --num_samples=16
 """
 
@@ -16,7 +19,10 @@ from ml_collections import ConfigDict
 from configs.base import runner
 
 
-def get_config() -> ConfigDict:
+def get_config(argument: str = "") -> ConfigDict:
+    """The whole recipe, or "small": the first trial."""
+    if argument not in ("", "small"):
+        raise ValueError(f"{argument!r} is not small")
     config = runner()
     config.update(
         data=dict(dataset="scenes", image_size=24, validation_split="validation"),
@@ -41,4 +47,19 @@ def get_config() -> ConfigDict:
     config.conditioning.text.encoder = ConfigDict(dict(name="transformer", width=64, depth=2, num_heads=4))
     config.model.update(num_res_blocks=1, num_heads=4)
     config.optimizer.update(warmup_steps=200, decay="cosine")
+    return _small(config) if argument else config
+
+
+def _small(config: ConfigDict) -> ConfigDict:
+    config.data.options.update(num_examples=30_000, max_objects=1)
+    config.model.update(channel_multipliers=(1, 2), attention_resolutions=(4,))
+    with config.unlocked():
+        config.model.patch_size = 3
+    config.train.steps = 1_800
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
+    config.ema.half_lives = (4_000,)
+    config.sampling.update(steps=12, batch_size=60)
+    config.log.update(every=50, validate_every=600, sample_every=600)
+    config.checkpoint.every = 600
+    config.evaluation.num_samples = 240
     return config

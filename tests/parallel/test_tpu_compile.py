@@ -133,9 +133,8 @@ def test_a_step_sends_hardly_more_than_it_must(strategy):
 @pytest.mark.parametrize("strategy", ["context:4", pytest.param("data", marks=pytest.mark.slow)])
 def test_16384_tokens_make_no_matrix_of_logits_on_tpu(strategy):
     """DiT-S/2 on four chips, of the tokens or of the examples a quarter on each; the sampler runs the kernel."""
-    arguments = ("--config.model.size=S/2", "--config.data.image_size=256", "--config.sampling.steps=10")
     changed = ("--topology=v5e:2x2", f"--strategy={strategy}+remat", "--batch=8", "--config.sampling.batch_size=8")
-    train, sampler = tpu_plans.compiled("configs/imagenet256_dit_xl2.py", *arguments, *changed)
+    train, sampler = tpu_plans.compiled("tests/parallel/dit_16384_tokens.py", "--config.sampling.steps=10", *changed)
     tokens, heads, examples = 128**2, 6, 8
     matrix = examples * heads * tokens**2 * 2 // 4  # bytes of the logits of one block on one chip, in bfloat16
     assert train["memory"]["temporaries"] < matrix / 2
