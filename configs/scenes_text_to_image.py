@@ -6,8 +6,8 @@ matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et 
 with classifier-free guidance. The scenes, of 24x24 pixels, are made as they are read. No download.
 
 The judge, `prompt_adherence`, reads the samples of the data's own prompts by rules. Expected: not measured yet for all
-of it. `:small` after the file is a first trial with one object and patches of 3x3 pixels; 1,800 steps, 12 minutes on two
-busy cores, drew 14% of 240 prompts right, where chance is 3% (docs/scenes.md).
+of it. `:small` after the file is a first trial with one object and patches of 3x3 pixels; 1,800 steps, 12 minutes on
+two busy cores, drew 14% of 240 prompts right, where chance is 3% (docs/scenes.md).
 
     python -m experiments.train --config=configs/scenes_text_to_image.py --workdir=runs/scenes
     python -m experiments.train --config=configs/scenes_text_to_image.py:small --workdir=runs/small_scenes
