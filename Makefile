@@ -9,13 +9,16 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow test-tpu lint docs install install-dev clean help
+.PHONY: quickstart text-to-image test test-slow test-tpu lint docs install install-dev clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 quickstart: install  ## train on real digits, no download; ends with a picture and a report
 	$(RUN) experiments.train --config=configs/digits_unet.py --workdir=$(WORKDIR) $(ARGS)
+
+text-to-image: install  ## draw coloured shapes from words, in pixels: a first trial; ends with a report
+	$(RUN) experiments.train --config=configs/scenes_text_to_image.py:small --workdir=runs/scenes $(ARGS)
 
 test: install-dev  ## the default test suite
 	$(RUN) pytest $(ARGS)
