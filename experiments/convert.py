@@ -44,6 +44,7 @@ from diffusion_jax.systems import NETWORK
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
+from experiments.ground.fields import runner
 
 
 def main(argv: Sequence[str]) -> None:
@@ -234,66 +235,25 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
         class_names=tuple(str(number) for number in range(classes)),
         dtype="uint8" if channels in (1, 3) else "float32",
     )
-    return ConfigDict(
-        {
-            "seed": 0,
-            "data": {"dataset": "converted", "split": "none", "validation_split": "", "data_dir": "", "flip": False},
-            "model": fields,
-            "schedule": sampling.schedule,
-            "prediction": sampling.prediction,
-            "time_input": sampling.time_input,
-            "time_sampler": sampling.time_sampler,
-            "objective": {"name": "denoising", "weighting": "uniform"},
-            "train": {
-                "steps": 1,
-                "batch_size": np.lcm.reduce([jax.device_count(), 8]).item(),
-                "accumulation": 1,
-                "dtype": "float32",
-                "class_conditional": bool(classes),
-                "conditioning_dropout": 0.1 if classes and spec["name"] == "dit" else 0.0,
-            },
-            "optimizer": {
-                "name": "adam",
-                "learning_rate": 1e-4,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "warmup_steps": 0,
-                "decay": "constant",
-                "decay_steps": 0,
-                "clip_norm": 1.0,
-            },
-            "ema": {"decays": (0.9999,), "half_lives": (), "widths": (), "ramp_up_ratio": 0.05},
-            "parallel": {"strategy": "jit", "data": -1, "fsdp": 1, "tensor": 1, "context": 1, "rules": ()},
-            "sampling": {
-                "sampler": sampling.sampler,
-                "grid": sampling.grid,
-                "steps": sampling.steps,
-                "guidance": {"name": "classifier_free", "scale": 1.0, "interval": (), "rescale": 0.0},
-                "projection": {"name": "replacement"},
-                "inversion": {"name": "ddim"},
-                "clip_x0": sampling.clip_x0,
-                "ema": "",
-                "batch_size": 64,
-            },
-            "log": {
-                "every": 100,
-                "validate_every": 0,
-                "validation_examples": 0,
-                "sample_every": 0,
-                "num_samples": 16,
-            },
-            "checkpoint": {
-                "directory": "",
-                "every": 1000,
-                "keep_last": 2,
-                "keep_best": 0,
-                "best_metric": "validation_loss",
-                "best_mode": "min",
-            },
-            "evaluation": {"metrics": (), "num_samples": 64, "max_real": 50_000},
-        }
-    ), info
+    config = runner()
+    config.update(
+        data=dict(dataset="converted", split="none"),
+        model=fields,
+        schedule=sampling.schedule,
+        prediction=sampling.prediction,
+        time_input=sampling.time_input,
+        time_sampler=sampling.time_sampler,
+        objective=dict(name="denoising", weighting="uniform"),
+        train=dict(steps=1, batch_size=np.lcm.reduce([jax.device_count(), 8]).item(), class_conditional=bool(classes)),
+        optimizer=dict(name="adam", learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0),
+        ema=dict(decays=(0.9999,)),
+        sampling=dict(steps=sampling.steps, clip_x0=sampling.clip_x0, batch_size=64),
+        log=dict(num_samples=16),
+        checkpoint=dict(every=1_000),
+    )
+    config.train.conditioning_dropout = 0.1 if classes and spec["name"] == "dit" else 0.0
+    config.sampling.sampler, config.sampling.grid = ConfigDict(sampling.sampler), ConfigDict(sampling.grid)
+    return config, info
 
 
 if __name__ == "__main__":

@@ -87,6 +87,9 @@ class DDIMInversion(Inversion):
 
     At clean data, where no noise can be predicted, the noise predicted at the next point is taken.
 
+    Attributes:
+      iterations: refinements of every step, each of one evaluation.
+
     Raises:
       UserError: the grid starts where alpha = 0, whose z has no finite value.
     """

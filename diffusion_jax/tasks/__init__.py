@@ -9,7 +9,20 @@ from_latents    the picture that given noise gives
 
 from diffusion_jax.tasks.edit import Edit, Variation
 from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of
+from diffusion_jax.tasks.generate import generate
 from diffusion_jax.tasks.inpaint import Inpaint
 from diffusion_jax.tasks.invert import FromLatents, Invert
 
-__all__ = ["TASKS", "Edit", "FromLatents", "Inpaint", "Invert", "Request", "Setting", "Task", "Variation", "name_of"]
+__all__ = [
+    "TASKS",
+    "Edit",
+    "FromLatents",
+    "Inpaint",
+    "Invert",
+    "Request",
+    "Setting",
+    "Task",
+    "Variation",
+    "generate",
+    "name_of",
+]

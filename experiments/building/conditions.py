@@ -29,9 +29,9 @@ _MOST_LOOKED_AT = 10_000  # captions of a split that are held against length and
 
 def text_of(config: ConfigDict, dtype: Any) -> Text | None:
     """The conditioner of texts that the config names, its word list not made yet; None where it names none."""
-    fields = dict(config.get("conditioning", {}).get("text", {}))
-    if not fields:
+    if "conditioning" not in config or "text" not in config.conditioning:
         return None
+    fields = dict(config.conditioning.text)
     return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
 
 

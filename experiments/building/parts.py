@@ -85,14 +85,23 @@ def about(factory: Callable[..., Any]) -> str:
 
 
 def documented(factory: Callable[..., Any]) -> dict[str, str]:
-    """What docstrings say of the arguments of a factory, the nearest class first."""
+    """What docstrings say of the arguments of a factory, the nearest class first.
+
+    A function speaks for the class that it returns, and for one whose arguments it says its own are ("the arguments are
+    those of `SceneOptions`").
+    """
     made = factory if isinstance(factory, type) else typing.get_type_hints(factory).get("return")
-    owners = dict.fromkeys([factory, *getattr(made, "__mro__", ())])
+    owners = dict.fromkeys([factory, *_borrowed(factory), *getattr(made, "__mro__", ())])
     meanings: dict[str, str] = {}
     for owner in owners:
         if owner is not object and owner.__doc__:
             meanings = {**dict(_entries(inspect.cleandoc(owner.__doc__))), **meanings}
     return meanings
+
+
+def _borrowed(factory: Callable[..., Any]) -> list[Any]:
+    names = re.findall(r"arguments are those of `(\w+)`", inspect.getdoc(factory) or "")
+    return [inspect.unwrap(factory).__globals__[name] for name in names]
 
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:

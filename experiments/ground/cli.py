@@ -251,11 +251,10 @@ def _without_abandoned_arrays(hook: Callable[[Any], None]) -> Callable[[Any], No
 
 
 def assign_flags(group: ConfigDict, *holders: flags.FlagHolder) -> None:
-    """Flags that were given become the fields of that name, also in a run begun before there was such a field."""
-    with group.unlocked():
-        for holder in holders:
-            if holder.value is not None:
-                group[holder.name] = holder.value
+    """Flags that were given become the fields of that name."""
+    for holder in holders:
+        if holder.value is not None:
+            group[holder.name] = holder.value
 
 
 def writable_directory(path: str | Path) -> Path:

@@ -105,7 +105,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
                 small.objective[field] = value
         if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
             small.objective.last = 5 if small.objective.name == "consistency_training" else 160
-        if small.objective.get("distance", "") == "lpips":
+        if Experiment(config).needs_lpips:
             small.objective.distance = "squared"
         if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
             small.objective.decay = min(small.objective.decay, 1 - 10 / steps)

@@ -7,9 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
+from configs.digits_unet import get_config
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import UNet, init_params
@@ -122,7 +122,7 @@ def test_weights_can_be_used_without_their_data(command, tmp_path):
 
 
 def test_the_number_of_examples_is_known_once_the_data_is_there(tmp_path):
-    config = ConfigDict({"seed": 0})
+    config = get_config()
     info = DatasetInfo(name="cifar10", split="train", num_examples=0, image_shape=(32, 32, 3))
     workdir.claim(tmp_path, config, info)
     prepared = dataclasses.replace(info, num_examples=50_000)

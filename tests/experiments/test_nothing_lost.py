@@ -67,15 +67,6 @@ def test_checkpoints_are_held_by_one_process(run, tmp_path):
             pass
 
 
-def test_checkpoints_below_a_file_are_refused_in_one_line(command, tmp_path):
-    (tmp_path / "file").touch()
-    where = f"--config.checkpoint.directory={tmp_path}/file/checkpoints"
-    assert f"{tmp_path}/file is not a directory" in command.fails(
-        "train", *command.train_arguments(tmp_path / "run", where)
-    )
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
 def test_two_evaluations_at_once(command, run):
     arguments = ("evaluate", f"--workdir={run}", "--metrics=nearest_neighbours", "--num_samples=100")
     alone, _ = command.run(*arguments)
@@ -108,10 +99,10 @@ def test_metrics_that_are_not_finite_are_named(tmp_path):
 
 def test_where_files_lie_is_no_part_of_a_run_and_what_they_hold_is(tmp_path):
     def config(place, **fields):
-        made = get_config()
-        made.data.update(dataset=f"folder:{place}", features=f"{place}/f.npy", data_dir=str(place))
-        made.evaluation.update(inception=f"{place}/i.pkl", **fields)
-        return made
+        whole = get_config()
+        whole.data.update(dataset=f"folder:{place}", features=f"{place}/f.npy", data_dir=str(place))
+        whole.evaluation.update(inception=f"{place}/i.pkl", **fields)
+        return whole
 
     info = DatasetInfo(name="folder", split="train", num_examples=1, image_shape=(8, 8, 3), fingerprint="a")
     for place in "ab":

@@ -164,6 +164,16 @@ def test_a_config_that_does_not_say_enough_or_too_much(change, message):
         complete(config)
 
 
+def test_defaults_stand_in_the_schema_alone():
+    """No part of the code says what a field of the runner is where a config does not say it."""
+    groups = "|".join(sorted({name.partition(".")[0] for name in FIELDS if "." in name}))
+    guess = re.compile(rf"""\b(config|spec|{groups})\.get\(["']\w+["'], """)
+    for room in ("experiments", "diffusion_jax", "benchmarks"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            if path.parent.name != "weights":  # the configs there are of other libraries
+                assert not guess.search(path.read_text()), path
+
+
 def test_shipped_configs_start_from_the_base():
     for path in sorted((ROOT / "configs").glob("*.py")):
         text = path.read_text()

@@ -15,7 +15,7 @@ from diffusion_jax.models.autoencoders import Values
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
 from diffusion_jax.samplers.guidance import ClassifierFree, towards
-from diffusion_jax.schedulers import GRIDS, Parameterization, TokenParameterization
+from diffusion_jax.schedulers import GRIDS, Parameterization, TokenProcess
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import Model
 from diffusion_jax.tasks import TASKS, Edit, Inpaint, Request, Setting
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_one_clear_line(name):
         data=PIXELS,
         codec=Values(num_values=4),
         network=NETWORK,
-        process=TokenParameterization(num_tokens=4, has_mask=True),
+        process=TokenProcess(num_tokens=4),
         conditioning=MODEL.conditioning,
     )
     with pytest.raises(UserError, match=f"task {name} is of pixels or latents, and what is diffused here is tokens"):

@@ -47,9 +47,9 @@ class SceneOptions:
         "description", also sizes, places and the ground; "mixed", each of these in a third of the examples.
       textured: whether half of the grounds have a texture.
       held_out: the share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: those that there are.
-      num_examples: of the split "train".
-      num_test: of every other split.
+      shapes, colours: the shapes and the colours that there are.
+      num_examples: examples in the split "train".
+      num_test: examples in every other split.
       seed: another seed, other scenes; which pairs are held out does not depend on it.
 
     Raises:

@@ -29,7 +29,11 @@ from diffusion_jax.schedulers.arrays import as_compute, like_data
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posterior(Projection):
-    """Eq. (2) times `scale`; a member gives v."""
+    """Eq. (2) times `scale`; a member gives v.
+
+    Attributes:
+      scale: factor of the correction; 1 as in (2).
+    """
 
     through_network: ClassVar[bool] = True
 

@@ -1,0 +1,117 @@
+"""Samples of a model in one call, for a script or a notebook."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from diffusion_jax.data import to_uint8
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.registry import unknown_name
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, sample, sample_tokens
+from diffusion_jax.schedulers import GRIDS, SCHEDULES
+from diffusion_jax.systems import Model, Params
+from diffusion_jax.tasks.frame import Setting
+
+Spec = str | Mapping[str, Any]
+
+
+def generate(
+    model: Model,
+    params: Params,
+    asked: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    key: Key[Array, ""],
+    num_samples: int | None = None,
+    sampler: Spec = "heun",
+    steps: int = 18,
+    grid: Spec = "uniform",
+    guidance: float | Spec = 1.0,
+    negative: Mapping[str, Any] | None = None,
+    clip_x0: bool = False,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Draw samples.
+
+        generate(model, params, {"text": ["a red star", "two blue rings"]}, key=jax.random.key(0), guidance=3.0)
+
+    Args:
+      model: as `load_model` gives it.
+      params: its parameters.
+      asked: what the samples shall be, by the names of the data, as a person says it: {"label": [3, 7]} or
+        {"text": ["a red star"]}; sample i is asked for row i, modulo their number. None asks for nothing.
+      key: of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
+      num_samples: by default one for each row of what is asked, else one.
+      sampler: name or {"name": ..., **options}, of `SAMPLERS`, or of `DISCRETE_SAMPLERS` for tokens.
+      steps: of the sampler.
+      grid: name or options, of `GRIDS`.
+      guidance: a scale of classifier-free guidance, or name and options, of `GUIDANCE`.
+      negative: what guidance leans away from, {"text": "a blue ring"}, in the place of nothing.
+      clip_x0: whether predictions are cut to [-1, 1].
+      batch_size: samples drawn at once.
+
+    Returns:
+      uint8 [num_samples, height, width, channels] for pixels, float32 for latents, int32 for tokens.
+
+    Raises:
+      UserError: parts that do not fit, or something asked for that the model is not told.
+      RunError: samples that are not finite.
+    """
+    if batch_size < 1 or (num_samples is not None and num_samples < 1):
+        raise UserError(f"num_samples and batch_size must be at least 1, they are {num_samples} and {batch_size}")
+    rows = _prepared(model, asked or {})
+    count = num_samples or max((len(value) for value in rows.values()), default=1)
+    rule = {"name": "classifier_free", "scale": float(guidance)} if isinstance(guidance, int | float) else guidance
+    discrete = model.process.discrete
+    schedule = SCHEDULES.build("rectified_flow") if discrete else model.process.schedule
+    setting = Setting(
+        model=model,
+        sampler=(DISCRETE_SAMPLERS if discrete else SAMPLERS).build(sampler),
+        grid=GRIDS.build("uniform" if discrete else grid)(schedule, steps),
+        guidance=GUIDANCE.build(rule),
+        clip_x0=clip_x0,
+        negative={name: value[0] for name, value in _prepared(model, _alone(negative)).items()} or None,
+    )
+    setting.check()
+    draw = jax.jit(functools.partial(_draw, setting, min(batch_size, count)))
+    parts = []
+    for first in range(0, count, batch_size):
+        index = np.arange(first, first + min(batch_size, count))
+        given = {name: value[index % len(value)] for name, value in rows.items()}
+        parts.append(np.asarray(draw(params, given, key, index.astype(np.int32))))
+    found = np.concatenate(parts)[:count]
+    bad = np.flatnonzero(~np.isfinite(found.reshape(count, -1)).all(axis=1))
+    if len(bad):
+        raise RunError(f"{len(bad)} of {count} samples are not finite, the first is {bad[0]}")
+    return to_uint8(found) if model.data.kind == "pixels" else found
+
+
+def _draw(setting: Setting, size: int, params: Params, given: Mapping[str, Array], key: Array, index: Array) -> Array:
+    model, batch_key = setting.model, BatchKey(key, index, size)
+    denoiser, shape = setting.guided(params, given or None, size), model.diffused.shape
+    if model.process.discrete:
+        z = sample_tokens(setting.sampler, denoiser, model.process, setting.grid.num_steps, shape, batch_key).tokens
+    else:
+        z = sample(setting.sampler, denoiser, setting.grid, shape, batch_key, **setting.options).x0
+    return model.decode(params, z)
+
+
+def _prepared(model: Model, asked: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Raw fields from what a person says."""
+    parts = {name: part for part in model.conditioning.parts for name in part.prepares}
+    for name in asked:
+        if name not in parts:
+            raise UserError(unknown_name("condition of this model", name, list(parts)))
+    found: dict[str, np.ndarray] = {}
+    for name, part in parts.items():
+        if name in asked:
+            found |= part.prepare({each: list(asked[each]) for each in part.prepares})
+    return found
+
+
+def _alone(negative: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in (negative or {}).items()}
