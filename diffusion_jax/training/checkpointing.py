@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -336,8 +337,8 @@ class Checkpointer:
         for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(half, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty, or not there
-            self.directory.rmdir()
-            self.directory.parent.rmdir()
+            os.rmdir(self.directory)
+            os.rmdir(self.directory.parent)
 
     def read_record(self, step: int) -> dict[str, Any]:
         """The record alone; errors as of `restore`."""
