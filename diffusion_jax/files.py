@@ -302,12 +302,9 @@ def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterato
       wait: until the other process lets go, instead of an error; what is said of it is printed then.
 
     Raises:
-      UserError: another process holds it, or its folder is none.
+      UserError: another process holds it.
     """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{Path(path).parent} is not a directory") from error
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

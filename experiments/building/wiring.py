@@ -194,6 +194,8 @@ class Experiment:
         parts = {group: built(READ_BY_OBJECTIVES[group], config[group]) for group in groups if group in config}
         made = OBJECTIVES.build(config.objective, **parts)
         missing = [group for group in READ_BY_OBJECTIVES if group in made.reads and group not in config]
+        if missing and self.info.is_text:
+            raise UserError(f"objective {config.objective.name} is of images; the data is text: use mdlm or sedd")
         if missing:
             raise UserError(
                 f"objective {config.objective.name} reads {' and '.join(missing)}, which the config does not have"

@@ -122,6 +122,10 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
         return
     directory = Path(named).expanduser().absolute()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"checkpoint.directory={named}: {directory.parent} is not a directory") from error
     busy = f"process {{holder}} is writing checkpoints into {directory}: give another checkpoint.directory"
     with locked(directory.with_name(f".{directory.name}.lock"), busy):
         yield

@@ -94,7 +94,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
 
 def test_digits_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is not a directory"):
+    with pytest.raises(UserError, match="cannot write the data set to"):
         data.open_dataset("digits", data_dir=str(tmp_path / "file" / "data"))
 
 
