@@ -1,0 +1,67 @@
+"""Parts of published folders: what a class that a folder names is here, and its tensors.
+
+A folder of a model has config.json, whose "_class_name" (diffusers) or "architectures" (transformers) names a class,
+and files of weights. A class is registered once, beside its map of names:
+
+    COMPONENTS.register("UNet2DConditionModel")(lambda: Component(build=..., weight_map=..., shapes=...))
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_json
+from diffusion_jax.registry import Registry
+from diffusion_jax.weights.names import WeightMap
+from diffusion_jax.weights.reading import read_weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """A class of published models.
+
+    Attributes:
+      build: the module, from the fields of config.json and the dtype of activations; a field that says something which
+        the module has not is a UserError that names it.
+      weight_map: the map of the module's parameters, given the names that a file has: files of one class differ in
+        prefixes and in older names.
+      shapes: the module's tree of parameters as ShapeDtypeStruct.
+    """
+
+    build: Callable[[Mapping[str, Any], DTypeLike], nn.Module]
+    weight_map: Callable[[nn.Module, Collection[str]], WeightMap]
+    shapes: Callable[[nn.Module], PyTree]
+
+
+COMPONENTS: Registry[Component] = Registry("class of published models")
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """The class that a config.json is of; "" where it names none."""
+    architectures = config.get("architectures") or [""]
+    name = config.get("_class_name") or architectures[0]
+    return name if isinstance(name, str) else ""
+
+
+def read_component(folder: Path | str, dtype: DTypeLike = jnp.float32) -> tuple[nn.Module, PyTree]:
+    """The module of a folder, and its parameters, float32.
+
+    Raises:
+      UserError: a class or a field that is unknown here, or tensors that are not the class's.
+    """
+    folder = expanded(folder)
+    config = read_json(folder / "config.json")
+    name = class_name(config)
+    if name not in COMPONENTS:
+        raise UserError(f"{folder / 'config.json'}: {name or 'it names no class, which'} is not known here")
+    component = COMPONENTS.build(name)
+    module = component.build(config, dtype)
+    state = read_weights(folder).tensors
+    return module, component.weight_map(module, state).params(state, component.shapes(module))
