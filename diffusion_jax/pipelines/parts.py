@@ -1,0 +1,193 @@
+"""A published folder read and written: model_index.json above the folders of its parts.
+
+    unet | transformer [unconditional_transformer]   the network
+    vae                                              the first stage
+    text_encoder[_2, _3], tokenizer[_2, _3]          what prompts become
+    scheduler                                        noise levels and sampler
+    controlnet                                       beside the network, one or several, given by the caller
+
+Parts that no picture depends on (safety_checker, feature_extractor) are not read.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+import diffusion_jax.weights.published  # noqa: F401  (fills COMPONENTS)
+from diffusion_jax.data.published import PublishedTokenizer, read_tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_json, replace_file, whole_directory
+from diffusion_jax.pipelines.scheduling import Scheduler
+from diffusion_jax.weights.components import Part, read_part
+from diffusion_jax.weights.folders import STEMS
+from diffusion_jax.weights.reading import write_state
+
+INDEX = "model_index.json"
+NETWORKS = ("unet", "transformer")
+_UNREAD = ("safety_checker", "feature_extractor", "image_encoder", "prompt_enhancer_head")
+Source = Path | str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a pipeline is made of.
+
+    Attributes:
+      index: what model_index.json holds.
+      folders: where each part was read from.
+      models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
+      tokenizers: by name.
+      scheduler: of the noise.
+    """
+
+    index: Mapping[str, Any]
+    folders: Mapping[str, Path]
+    models: Mapping[str, Part]
+    tokenizers: Mapping[str, PublishedTokenizer]
+    scheduler: Scheduler
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return next(name for name in NETWORKS if name in self.models)
+
+    @property
+    def controlnets(self) -> list[str]:
+        """The names of the ControlNets."""
+        return [name for name in self.models if name.startswith("controlnet_")]
+
+    def save(self, target: Source) -> None:
+        """Write a folder that the reference library and this one read, whole or not at all."""
+        with whole_directory(expanded(target)) as folder:
+            for name, origin in self.folders.items():
+                inner = folder / ("controlnet" if self.controlnets == [name] else name)
+                inner.mkdir()
+                for file in sorted(origin.iterdir()):
+                    if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja"):
+                        if not file.name.endswith(".index.json"):
+                            shutil.copyfile(file, inner / file.name)
+                if name in self.models:
+                    stem = STEMS[1] if name.startswith("text_encoder") else STEMS[0]
+                    write_state(inner / f"{stem}.safetensors", self.models[name].state(), {"format": "pt"})
+            shutil.copyfile(self._index_file, folder / INDEX) if self._index_file else replace_file(
+                folder / INDEX, _json(self.index)
+            )
+
+    @property
+    def _index_file(self) -> Path | None:
+        """model_index.json, where nothing was replaced."""
+        folders = {folder.parent for folder in self.folders.values()}
+        file = next(iter(folders)) / INDEX if len(folders) == 1 else None
+        return file if file is not None and read_json(file) == dict(self.index) else None
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    import json
+
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def read_parts(
+    folder: Source,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    controlnet: Source | Sequence[Source] | None = None,
+    scheduler: Scheduler | Mapping[str, Any] | str | None = None,
+    place: Any = None,
+    **others: Source | None,
+) -> Parts:
+    """The parts of a folder; nothing is returned before all are there.
+
+    Args:
+      folder: with model_index.json.
+      dtype: of activations, and in which parameters are held.
+      controlnet: folders of ControlNets.
+      scheduler: in the place of the folder's own: a config, or the name of a sampler.
+      place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
+      others: of any part, another folder in its place; None leaves it out. Of another name, a field of model_index.json.
+
+    Raises:
+      UserError: no such folder, a missing part, or one that is damaged or not known here.
+    """
+    folder = expanded(folder)
+    index = dict(_read_index(folder))
+    listed = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    places: dict[str, Path] = {}
+    for name, value in listed.items():
+        given = others.pop(name, name if value[1] is not None else None)
+        if name in _UNREAD or given is None or value[1] is None and given == name:
+            index[name] = value if name in _UNREAD else [None, None]
+            continue
+        places[name] = folder / name if given == name else expanded(given)
+        if not places[name].is_dir():
+            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), and there is no folder {places[name]}")
+    index |= others
+    nets = [controlnet] if isinstance(controlnet, str | Path) else list(controlnet or ())
+    nets += [places.pop("controlnet")] if "controlnet" in places and not nets else []
+    places |= {f"controlnet_{number}": expanded(net) for number, net in enumerate(nets)}
+    if "scheduler" not in places and scheduler is None:
+        raise UserError(f"{folder} has no scheduler: give one")
+    if not any(name in places for name in NETWORKS) or "vae" not in places:
+        there = ", ".join(places) or "nothing"
+        raise UserError(f"{folder} lacks a part: a pipeline needs a unet or a transformer, and a vae; it has {there}")
+
+    found = _scheduler(places, scheduler)
+    tokenizers = {name: read_tokenizer(path) for name, path in places.items() if name.startswith("tokenizer")}
+    models = {}
+    for name, path in places.items():
+        if name.startswith(("tokenizer", "scheduler")):
+            continue
+        models[name] = read_part(path, dtype, place=_placing(name, dtype, place))
+    return Parts(index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found)
+
+
+def _placing(name: str, dtype: DTypeLike, place: Any) -> Any:
+    """(path, parameter) -> it, in `dtype`, where it shall be."""
+
+    def placed(path: tuple[str, ...], leaf: np.ndarray) -> Any:
+        constant = any(part.startswith("frozen_") for part in path)
+        leaf = leaf if constant else leaf.astype(dtype)
+        return jax.device_put(leaf) if place is None else place(name, path, leaf)
+
+    return placed
+
+
+def _scheduler(places: Mapping[str, Path], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
+    if isinstance(given, Scheduler):
+        return given
+    if isinstance(given, Mapping):
+        return Scheduler.read(given, origin="the given scheduler")
+    file = places["scheduler"] / "scheduler_config.json"
+    own = Scheduler.read(read_json(file), origin=file)
+    return own if given is None else own.replaced(given)
+
+
+def _read_index(folder: Path) -> Mapping[str, Any]:
+    if not folder.exists():
+        raise UserError(f"there is no model in {folder}: no such file or folder")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file{_of_adapter(folder)}: give the folder that holds {INDEX}")
+    if not (folder / INDEX).is_file():
+        adapter = next((file for file in sorted(folder.glob("*lora*.safetensors"))), None)
+        hint = f"; {adapter.name} there is an adapter, not a model" if adapter else ""
+        raise UserError(f"{folder} has no {INDEX}: it is no folder of a text-to-image pipeline{hint}")
+    return read_json(folder / INDEX)
+
+
+def _of_adapter(file: Path) -> str:
+    """What the names in a file say that it is."""
+    from diffusion_jax.weights.streaming import Streamed
+
+    try:
+        names = list(Streamed([file])) if file.suffix == ".safetensors" else []
+    except UserError:
+        return ""
+    adapter = any("lora" in name or "dora" in name for name in names)
+    return " of a LoRA adapter, which changes a model and is none" if adapter else " of single weights"

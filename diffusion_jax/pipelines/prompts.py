@@ -1,0 +1,152 @@
+"""Prompts as what networks are told: for each family of models the encoders that read them, and how.
+
+    sd       CLIP's last states after the final norm
+    xl       the last but one of two CLIPs side by side, and the second's projection
+    sd3      the same, padded with zeros to T5's width, and T5's states behind them; both projections
+    flux     T5's states; the pooled state of CLIP
+    ideogram states of Qwen3 from 13 of its layers
+
+Padding is attended to, as in the reference (but in `ideogram`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.parts import Parts
+
+Told = dict[str, Array]
+_TAPS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # layers of Qwen3 that Ideogram 4 reads
+
+
+@functools.partial(jax.jit, static_argnames=("module",))
+def _apply(module: nn.Module, params: Any, tokens: Int[Array, "batch length"]) -> Any:
+    return module.apply({"params": params}, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Prompts for each of several encoders, [encoder][row], with what is common to all.
+
+    Attributes:
+      texts: one list of prompts for each text encoder.
+      clip_skip: how many layers before the usual one are read; None is the usual one.
+      length: tokens of T5 or Qwen3.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    clip_skip: int | None = None
+    length: int = 256
+
+
+@dataclasses.dataclass
+class Reader:
+    """The encoders of a pipeline, and remarks on prompts that were cut."""
+
+    parts: Parts
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+    def states(self, number: int, texts: Sequence[str], length: int | None = None) -> Any:
+        """What the text encoder with this number, from 1 on, gives for each prompt."""
+        suffix = f"_{number}" if number > 1 else ""
+        tokenizer = self.parts.tokenizers[f"tokenizer{suffix}"]
+        part = self.parts.models[f"text_encoder{suffix}"]
+        unique = sorted(set(texts))
+        tokens, cut = tokenizer.rows(unique, length)
+        for text, rest in zip(unique, cut, strict=True):
+            if rest:
+                room = tokens.shape[1]
+                self.remarks.append(
+                    f"a prompt is longer than the {room} tokens that text_encoder{suffix} reads, and is cut; left out "
+                    f"is: {rest.strip()!r}"
+                )
+        rows = np.array([unique.index(text) for text in texts])
+        found = _apply(part.module, part.params, jnp.asarray(tokens))
+        return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=1 if leaf.ndim == 4 else 0), found)
+
+    def final_norm(self, number: int, hidden: Array) -> Array:
+        """The final norm of a CLIP, of other states than the last."""
+        part = self.parts.models[f"text_encoder{f'_{number}' if number > 1 else ''}"]
+        norm = nn.LayerNorm(epsilon=part.module.norm_eps, use_fast_variance=False)
+        return norm.apply({"params": part.params["norm"]}, hidden)
+
+    def has(self, number: int) -> bool:
+        """Whether there is a text encoder with this number."""
+        return f"text_encoder{f'_{number}' if number > 1 else ''}" in self.parts.models
+
+
+def of_sd(reader: Reader, asked: Asked) -> Told:
+    """Stable Diffusion 1 and 2."""
+    states = reader.states(1, asked.texts[0])
+    if asked.clip_skip is None:
+        return {"context": states.last}
+    return {"context": reader.final_norm(1, _before(states.hidden, asked.clip_skip + 1))}
+
+
+def of_xl(reader: Reader, asked: Asked) -> Told:
+    """SDXL base, and its refiner, which has the second encoder only."""
+    behind = 2 if asked.clip_skip is None else asked.clip_skip + 2
+    found = {number: reader.states(number, asked.texts[number - 1]) for number in (1, 2) if reader.has(number)}
+    context = [_before(states.hidden, behind) for states in found.values()]
+    return {"context": jnp.concatenate(context, axis=-1), "pooled": found[2].projected}
+
+
+def of_sd3(reader: Reader, asked: Asked) -> Told:
+    """Stable Diffusion 3 and 3.5; without T5, zeros stand in its place."""
+    behind = 2 if asked.clip_skip is None else asked.clip_skip + 2
+    clips = [reader.states(number, asked.texts[number - 1]) for number in (1, 2)]
+    clip = jnp.concatenate([_before(states.hidden, behind) for states in clips], axis=-1)
+    pooled = jnp.concatenate([states.projected for states in clips], axis=-1)
+    width = reader.parts.models[reader.parts.network].module.context_channels
+    if reader.has(3):
+        long = reader.states(3, asked.texts[2], asked.length)
+    else:
+        long = jnp.zeros((len(clip), asked.length, width), clip.dtype)
+    clip = jnp.pad(clip, ((0, 0), (0, 0), (0, long.shape[-1] - clip.shape[-1])))
+    return {"context": jnp.concatenate([clip, long], axis=1), "pooled": pooled}
+
+
+def of_flux(reader: Reader, asked: Asked) -> Told:
+    """FLUX.1."""
+    return {
+        "context": reader.states(2, asked.texts[1], asked.length),
+        "pooled": reader.states(1, asked.texts[0]).pooled,
+    }
+
+
+def of_ideogram(reader: Reader, asked: Asked) -> Told:
+    """Ideogram 4: prompts as a chat, at the end of their rows, and a mask of them."""
+    tokenizer, part = reader.parts.tokenizers["tokenizer"], reader.parts.models["text_encoder"]
+    rows = [
+        tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n") for text in asked.texts[0]
+    ]
+    longest = max(map(len, rows))
+    if longest > asked.length:
+        raise UserError(f"a prompt has {longest} tokens, more than max_sequence_length={asked.length}: shorten it")
+    tokens = np.zeros((len(rows), asked.length), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    hidden = _apply(part.module, part.params, jnp.asarray(tokens)).hidden
+    tapped = jnp.stack([hidden[layer + 1] for layer in _TAPS], axis=-1)
+    features = tapped.reshape(*tokens.shape, -1)
+    lengths = np.array([len(ids) for ids in rows])
+    # what was read from the start of a row is moved to its end
+    places = np.arange(asked.length)[None] - (asked.length - lengths)[:, None]
+    mask = places >= 0
+    moved = jnp.take_along_axis(features, jnp.asarray(np.maximum(places, 0))[..., None], axis=1)
+    return {"context": jnp.where(mask[..., None], moved, 0.0), "context_mask": jnp.asarray(mask)}
+
+
+def _before(hidden: Array, behind: int) -> Array:
+    """The states `behind` from the end."""
+    if behind > len(hidden):
+        raise UserError(f"clip_skip leaves out more layers than the text encoder has, {len(hidden) - 1}")
+    return hidden[-behind]
