@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.special
 import scipy.stats
 
 from diffusion_jax.errors import UserError
@@ -155,6 +156,15 @@ def flow_sigmas(num: int, fields: Fields, tokens: int, given: np.ndarray | None)
         sigmas = 1.0 - (1.0 - sigmas) * (1.0 - fields["shift_terminal"]) / (1.0 - sigmas[-1])
     ruled = spaced(sigmas, num, fields)
     return sigmas if ruled is None else ruled
+
+
+def logit_normal_sigmas(num: int, height: int, width: int, mu: float, std: float) -> np.ndarray:
+    """Ideogram 4's levels: quantiles of a logit-normal whose mean grows with the size, within log-SNR -15 to 18."""
+    mean = mu + 0.5 * np.log(height * width / 512**2)
+    with np.errstate(divide="ignore"):
+        clean = 1.0 - scipy.special.expit(mean + std * scipy.special.ndtri(np.linspace(0.0, 1.0, num + 1)))
+    clean = np.clip(clean, scipy.special.expit(-9.0), scipy.special.expit(7.5))
+    return (1.0 - clean)[::-1][:-1]
 
 
 def dynamic_mu(tokens: int, fields: Fields) -> float:

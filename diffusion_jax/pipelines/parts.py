@@ -52,6 +52,17 @@ class Parts:
     models: Mapping[str, Part]
     tokenizers: Mapping[str, PublishedTokenizer]
     scheduler: Scheduler
+    low_scheduler: Scheduler | None = None
+    placed: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def low_alpha(self, level: int) -> float:
+        """How much of a small picture the upscaler keeps under noise of a level."""
+        if self.low_scheduler is None:
+            raise UserError("the model lacks low_res_scheduler, which an upscaler needs")
+        squares = self.low_scheduler.table()
+        if not 0 <= level < len(squares):
+            raise UserError(f"noise_level={level} must be from 0 to {len(squares) - 1}")
+        return float(np.sqrt(squares[level]))
 
     @property
     def network(self) -> str:
