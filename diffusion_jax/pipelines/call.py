@@ -102,7 +102,7 @@ class Call:
             raise UserError("give a prompt; an empty one, '', asks for nothing")
         self.prompts = self._listed(a.prompt)
         self.rows = len(self.prompts) * a.num_images_per_prompt
-        self.index = np.arange(self.rows) % a.num_images_per_prompt
+        self.index = a.first_image + np.arange(self.rows) % a.num_images_per_prompt
         self.box, self.originals = None, None
         self._require_pictures()
         self.height, self.width = self._size()

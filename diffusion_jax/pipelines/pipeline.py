@@ -125,6 +125,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
+        first_image: int = 0,
         latents: Array | None = None,
         eta: float | None = None,
         clip_skip: int | None = None,
@@ -168,6 +169,7 @@ class Pipeline:
 
         Args:
           prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
+          first_image: the number of the first picture of each prompt, for calls that go on where another ended.
           latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
           control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
