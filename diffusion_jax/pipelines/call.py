@@ -88,15 +88,14 @@ class Facts:
 class Call:
     """A call, held against its model; `latents` computes."""
 
-    def __init__(self, parts: Parts, family: Family, asked: Mapping[str, Any], draws: Draws):
+    def __init__(self, parts: Parts, family: Family, asked: Mapping[str, Any], draws: Draws,
+                 defaults: Mapping[str, Any]):  # fmt: skip
         self.parts, self.family, self.draws = parts, family, draws
         self.asked, self.facts, self.reader = SimpleNamespace(**asked), Facts(parts, family), Reader(parts)
         a, facts = self.asked, self.facts
         if facts.controls and a.control_image is None:
             a.control_image, a.image = a.image, None
-        from diffusion_jax.pipelines.pipeline import Pipeline
-
-        checks.unread(a, checks.defaults_of(Pipeline.__call__), checks.needs_of(a, family, facts))
+        checks.unread(a, defaults, checks.needs_of(a, family, facts))
         checks.shares(a)
         if a.prompt is None:
             raise UserError("give a prompt; an empty one, '', asks for nothing")

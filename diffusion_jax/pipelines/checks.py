@@ -1,6 +1,5 @@
 """What a call asks for, held against the model: nothing that is given is passed over in silence."""
 
-import inspect
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -78,11 +77,6 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
             "of guidance away from a prompt (with Flux true_cfg_scale > 1)",
         ),
     ]  # fmt: skip
-
-
-def defaults_of(function: Any) -> dict[str, Any]:
-    """What a call leaves out, by name."""
-    return {name: about.default for name, about in inspect.signature(function).parameters.items()}
 
 
 def shares(asked: SimpleNamespace) -> None:

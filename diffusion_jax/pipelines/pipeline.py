@@ -8,6 +8,7 @@ other prompts of a call or on the number of devices.
 """
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -184,9 +185,7 @@ class Pipeline:
           RunError: pictures that are not finite.
         """
         asked = {name: value for name, value in locals().items() if name not in ("self", "draws", "seed")}
-        if output_type not in ("pil", "np", "latent"):
-            raise UserError(f"output_type is 'pil', 'np' or 'latent', got {output_type!r}")
-        call = Call(self.parts, self.family, asked, Draws(seed, dict(draws or {})))
+        call = self._called(asked, Draws(seed, dict(draws or {})))
         found, trajectory = call.latents()
         notes = tuple(call.reader.remarks)
         for note in notes:
@@ -200,6 +199,20 @@ class Pipeline:
         if output_type == "np":
             return Pictures(images=made, notes=notes, trajectory=states)
         return Pictures(images=self._composed(call, pictures.as_images(made)), notes=notes, trajectory=states)
+
+    def prepared(self, *arguments: Any, **named: Any) -> Call:
+        """What a call with these arguments would compute, checked, before any of it."""
+        bound = inspect.signature(self.__call__).bind(*arguments, **named)
+        bound.apply_defaults()
+        asked = dict(bound.arguments)
+        seed, draws = asked.pop("seed"), asked.pop("draws")
+        return self._called(asked, Draws(seed, dict(draws or {})))
+
+    def _called(self, asked: Mapping[str, Any], draws: Draws) -> Call:
+        if asked["output_type"] not in ("pil", "np", "latent"):
+            raise UserError(f"output_type is 'pil', 'np' or 'latent', got {asked['output_type']!r}")
+        defaults = {name: about.default for name, about in inspect.signature(self.__call__).parameters.items()}
+        return Call(self.parts, self.family, asked, draws, defaults)
 
     def _composed(self, call: Call, images: list[Image.Image]) -> list[Image.Image]:
         """The pictures, put back into the original where a part of it was cut out."""
