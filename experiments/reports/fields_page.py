@@ -16,6 +16,7 @@ from diffusion_jax.registry import Registry
 from experiments.building.parts import KINDS, about, fields_of
 from experiments.ground.described import FILE, facts
 from experiments.ground.fields import ABSENT, FIELDS, GROUPS, PARTS
+from experiments.reports.tables import Table
 
 PAGE = FILE.with_suffix(".md")
 NAMED: Mapping[str, Registry] = {
@@ -94,12 +95,11 @@ def _runner_rows(group: str) -> Iterable[tuple[str, Mapping[str, str]]]:
 
 
 def _table(first: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    lines = [f"| {first} | type | domain | default | meaning |", "|---|---|---|---|---|"]
+    lines = []
     for name, found in rows:
         default = found["default"] if found["default"] in ("required", "absent") else _code(found["default"])
-        cells = (_code(name), _code(found["type"]), found["domain"], default, found["meaning"])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return lines
+        lines.append((_code(name), _code(found["type"]), found["domain"], default, found["meaning"]))
+    return Table.of((first, "type", "domain", "default", "meaning"), lines).markdown()
 
 
 def _code(text: str) -> str:
