@@ -239,6 +239,7 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   slider.addEventListener('input', () => show(+slider.value));
   gallery.querySelector('.stage').hidden = false;
   show(buttons.length - 1);
+  addEventListener('load', () => show(buttons.length - 1));
 }
 for (const button of document.querySelectorAll('.command button')) {
   button.addEventListener('click', async () => {

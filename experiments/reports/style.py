@@ -154,6 +154,7 @@ summary .unit { margin-left: 8px; }
   padding: 2px 10px; font: inherit; font-size: 12.5px; cursor: pointer; min-width: 68px; }
 .command button:hover { color: var(--ink); }
 @media (max-width: 640px) { main { padding: 30px 18px 60px; } h1 { font-size: 27px; }
-  .card { border-left: 0; padding: 11px 14px 11px 0; } .legend:first-of-type { margin-left: 0; } }
+  .card { border-left: 0; padding: 11px 14px 11px 0; } .legend:first-of-type { margin-left: 0; }
+  td.range, th.range { display: none; } }
 @media print { nav, .player, .command button { display: none; } section { break-inside: avoid; } }
 """
