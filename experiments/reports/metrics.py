@@ -158,7 +158,7 @@ def _formatted(value: int | float, kind: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of each feature space, once; a metric that could not be had, with the reason."""
+    """What is known of each feature space, once; each metric that was left out, with the reason."""
     flat = {name: value for name, value in settings.items() if name not in ("feature_spaces", "unavailable")}
     for space in _mapping(settings.get("feature_spaces")).values():
         flat |= {name: str(value)[:16] if isinstance(value, str) else value for name, value in _mapping(space).items()}
