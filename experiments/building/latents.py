@@ -43,7 +43,7 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
         )
     if made_by and (data.flip or dict(data.augmentation) != {"name": "none"}):
         raise UserError(
-            "data.flip and data.augmentation are of pictures, and the data is latents: the latent of a mirrored picture "
+            "data.flip and data.augmentation are of pictures, and the data is latents: a mirrored picture's latent "
             "is no mirrored latent; leave them out, or set first_stage.online=True"
         )
     if config.sampling.clip_x0:

@@ -177,7 +177,7 @@ def evaluate(
 
     Raises:
       UserError: an unknown metric, no metric that this config and machine allow (before anything is drawn), or data
-        that a metric does not take. A metric that is not allowed beside others that are is left out; the record says why.
+        that a metric does not take. Beside metrics that are allowed, others are left out; the record says why.
       RunError: a sample or a metric is not finite.
     """
     busy = f"process {{holder}} evaluates in {directory}"

@@ -31,7 +31,7 @@ _HEAD = """# Every field of a config
 A config is what `get_config()` of a file in `configs/` returns. It starts from `configs/base.py`, which has all fields
 of the runner with the defaults below, and says what is its own. A config that does not start from it, and the
 `config.json` of a run of an earlier version, get the same defaults when they are read; an unknown field is
-refused, with the nearest one that there is. Any field can be set on the command line, `--config.train.steps=300`.
+refused, with the nearest known one. Any field can be set on the command line, `--config.train.steps=300`.
 With `--config=configs/digits_unet.py --help` a command shows the fields of that config with their values.
 
 This page is made from the code by `python -m experiments.params --fields`. In the column of domains `[0, 1)` are the
