@@ -3,7 +3,7 @@
     encoder: (x + 1) / 2, conv, [blocks, halving] per level, conv;  decoder: 3 tanh(z / 3), conv, [blocks, doubling] per
     level, conv, 2 y - 1;  a block is relu(conv relu conv relu conv x + x)
 
-Its latents are those of the model that it was distilled from, as they are diffused, so that nothing shifts or scales them.
+Its latents are those of the model that it was distilled from, as they are diffused: nothing shifts or scales them.
 """
 
 import dataclasses

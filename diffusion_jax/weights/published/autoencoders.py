@@ -1,6 +1,7 @@
 """Published first stages as `diffusers` writes them, and the convolutional ones as their authors did."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -221,8 +222,9 @@ def coder_map(codec: PublishedCodec, names: Collection[str] = ()) -> WeightMap:
     for part, name, there in (("encoder", "quant_conv", codec.quant), ("decoder", "post_quant_conv", codec.post_quant)):
         if there:
             entries |= prefixed(f"{part}/quant", dense(f"{start}{name}", ndim=4))
-    others = (rf"(?!{start}).*".replace(".", r"\.", start.count(".")),) if start else (r"loss\..*", r"model_ema\..*")
-    return WeightMap(entries, ignored=others)
+    losses = (rf"{re.escape(start)}loss\..*", rf"{re.escape(start)}model_ema\..*")
+    others = (rf"(?!{re.escape(start)}).*",) if start else ()
+    return WeightMap(entries, ignored=(*losses, *others))
 
 
 def vq_map(codec: PublishedVQ, names: Collection[str] = ()) -> WeightMap:

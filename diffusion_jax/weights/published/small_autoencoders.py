@@ -48,8 +48,8 @@ def tiny(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> TinyCodec
         channels, counts = found[f"{part}_block_out_channels"], found[f"num_{part}_blocks"]
         if len(set(channels)) != 1 or len(channels) != len(counts) or not all(type(one) is int for one in counts):
             raise UserError(
-                f"config.json says {part}_block_out_channels = {list(channels)} and num_{part}_blocks = {list(counts)}: "
-                "all levels have the same channels, and each a number of blocks"
+                f"config.json says {part}_block_out_channels = {list(channels)} and num_{part}_blocks = "
+                f"{list(counts)}: all levels have the same channels, and each a number of blocks"
             )
         widths[part], blocks[part] = channels[0], tuple(counts)
     return TinyCodec(
@@ -114,12 +114,7 @@ def deep(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> DeepCodec
         config,
         read={
             **lists,
-            **{
-                f"{side}_block_types": "ResBlock"
-                for side in sides
-                if isinstance(config.get(f"{side}_block_types"), str)
-            },
-            **{f"{side}_block_types": [] for side in sides if not isinstance(config.get(f"{side}_block_types"), str)},
+            **{f"{side}_block_types": REQUIRED for side in sides},
             **{f"{side}_qkv_multiscales": [] for side in sides},
             "in_channels": 3,
             "latent_channels": 32,
