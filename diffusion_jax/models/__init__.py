@@ -7,6 +7,7 @@ from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
 from diffusion_jax.models.flops import count_flops
 from diffusion_jax.models.jit import JIT_SIZES, JiT
+from diffusion_jax.models.joint_transformer import JointTransformer
 from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.network import (
@@ -40,6 +41,7 @@ __all__ = [
     "DiT",
     "EDM2UNet",
     "JiT",
+    "JointTransformer",
     "Network",
     "NoisyClassifier",
     "SongUNet",

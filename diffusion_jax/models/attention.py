@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.activations import attention_by_example, for_cpu
@@ -37,6 +37,7 @@ def attention(
     value: Float[Array, "batch keys heads dim"],
     *,
     mask: Bool[Array, "batch keys"] | None = None,
+    segments: Int[Array, "batch tokens"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
     """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
@@ -44,55 +45,81 @@ def attention(
     Args:
       query, key, value: as named.
       mask: which keys count, at least one of each example; the others have weight zero. The kernel takes none.
+      segments: to which sequence a token belongs, where several are packed into one: tokens attend within their own.
+        For queries and keys of the same tokens, in place of a mask.
       implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
         program is compiled for TPU and the lengths allow it, else chunks.
 
     Raises:
       UserError: an unknown implementation, or lengths that the kernel does not take.
     """
+    if mask is not None and segments is not None:
+        raise UserError("attention takes a mask or segments, not both: give what does not count a segment of its own")
     if implementation not in (None, *_IMPLEMENTATIONS):
         raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
     short = query.shape[1] * key.shape[1] <= _WHOLE
-    if mask is not None:
+    if mask is not None or segments is not None:
         if implementation in ("splash", "xla"):
             raise UserError(f"attention implementation {implementation!r} takes no mask: use einsum or chunked")
         masked = {None: _einsum if short else _chunked, "einsum": _einsum, "chunked": _chunked}[implementation]
-        return attention_by_example(masked, query, key, value, mask)
+        of_keys = mask if segments is None else segments
+        return attention_by_example(masked, query, key, value, of_keys=of_keys, of_queries=segments)
     best = _einsum if short else _long
     chosen = best if implementation is None else _IMPLEMENTATIONS[implementation]
     return attention_by_example(chosen, query, key, value)
 
 
-def _einsum(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+def _einsum(
+    query: Array, key: Array, value: Array, of_keys: Array | None = None, of_queries: Array | None = None
+) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     if not for_cpu():
-        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask)
+        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), of_keys, of_queries)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))
-    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask)
+    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), of_keys, of_queries)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     found = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide) / total
     return jnp.moveaxis(found.astype(value.dtype), 1, 2)
 
 
-def _masked(logits: Float[Array, "batch heads queries keys"], mask: Bool[Array, "batch keys"] | None) -> Array:
-    """The logits with those of keys that do not count so low that their weight is exactly zero."""
-    return logits if mask is None else jnp.where(mask[:, None, None], logits, _LOWEST)
+def _masked(
+    logits: Float[Array, "batch heads queries keys"],
+    of_keys: Shaped[Array, "batch keys"] | None,
+    of_queries: Int[Array, "batch queries"] | None,
+) -> Array:
+    """The logits with those of keys that do not count so low that their weight is exactly zero.
+
+    `of_keys` says which keys count, or beside `of_queries` to which segment each belongs.
+    """
+    if of_keys is None:
+        return logits
+    keys = of_keys[:, None, None]
+    counts = keys if of_queries is None else keys == of_queries[:, None, :, None]
+    return jnp.where(counts, logits, _LOWEST)
 
 
-def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+def _chunked(
+    query: Array, key: Array, value: Array, of_keys: Array | None = None, of_queries: Array | None = None
+) -> Array:
     length = query.shape[1]
     size = max(1, min(length, _CHUNK // key.shape[1]))
     count = -(-length // size)
-    padded = jnp.pad(query, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
-    chunks = padded.reshape(query.shape[0], count, size, *query.shape[2:]).swapaxes(0, 1)
+
+    def chunks(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2)))
+        return padded.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+
     # Backward, a chunk's logits are computed again: kept, they would be the whole matrix.
-    one = jax.checkpoint(lambda chunk: _einsum(chunk, key, value, mask), prevent_cse=False)
-    found = jax.lax.map(one, chunks)
-    return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+    one = jax.checkpoint(
+        lambda chunk: _einsum(chunk[0], key, value, of_keys, *chunk[1:]),
+        prevent_cse=False,
+    )
+    found = jax.lax.map(one, (chunks(query), *(() if of_queries is None else (chunks(of_queries),))))
+    return found.swapaxes(0, 1).reshape(query.shape[0], count * size, *found.shape[3:])[:, :length]
 
 
 def _splash_kernel(queries: int, keys: int, heads: int, *, interpret: bool) -> Callable[[Array, Array, Array], Array]:

@@ -116,19 +116,26 @@ def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def attention_by_example(
-    operation: Callable[..., Array], query: Array, key: Array, value: Array, mask: Array | None = None
+    operation: Callable[..., Array],
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    of_keys: Array | None = None,
+    of_queries: Array | None = None,
 ) -> Array:
     """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
 
-    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument. Where tokens
-    are divided, a device gathers the keys and values of all tokens for its own queries, and sends back their gradients
-    summed: memory grows with the length, and nothing else is sent. The operation is not seen by the compiler's
-    partitioner, which can not divide a kernel written by hand.
+    All are [batch, tokens, heads, channels]; what else is said of keys and of queries, each [batch, tokens], are the
+    fourth and the fifth argument. Where tokens are divided, a device gathers the keys and values of all tokens for its
+    own queries, and sends back their gradients summed: memory grows with the length, and nothing else is sent. The
+    operation is not seen by the compiler's partitioner, which can not divide a kernel written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    masks = () if mask is None else (mask,)
+    of_keys = () if of_keys is None else (of_keys,)
+    of_queries = () if of_queries is None else (of_queries,)
     if mesh.empty or mesh.size == 1:
-        return operation(query, key, value, *masks)
+        return operation(query, key, value, *of_keys, *of_queries)
     context, tensor = (mesh.shape.get(axis, 1) for axis in (CONTEXT, TENSOR))
     divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
     tokens = CONTEXT if divides else None
@@ -136,11 +143,13 @@ def attention_by_example(
     # An axis that the spec does not name would be summed over backward, also one of a single device.
     single = tuple(axis for axis, length in mesh.shape.items() if length == 1)
 
-    def local(query: Array, *keys: Array) -> Array:
+    def local(query: Array, keys: tuple[Array, ...], of_queries: tuple[Array, ...]) -> Array:
         if tokens:
-            keys = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in keys)
-        return operation(query, *keys)
+            keys = tuple(jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in keys)
+        return operation(query, *keys, *of_queries)
 
     spec = PartitionSpec((*(batch_spec(mesh, query.shape[0]) or ()), *single), tokens, heads)
-    specs = (spec, spec, spec, *(PartitionSpec(*spec[:2]) for _ in masks))
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, *masks)
+    said = PartitionSpec(*spec[:2])
+    specs = (spec, (spec, spec, *(said for _ in of_keys)), tuple(said for _ in of_queries))
+    sharded = jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)
+    return sharded(query, (key, value, *of_keys), of_queries)
