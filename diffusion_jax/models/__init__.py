@@ -18,6 +18,7 @@ from diffusion_jax.models.network import (
     is_frozen,
     parameter_shapes,
 )
+from diffusion_jax.models.packed_transformer import PackedTransformer
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.song_unet import SongUNet
 from diffusion_jax.models.unet import UNet
@@ -44,6 +45,7 @@ __all__ = [
     "JointTransformer",
     "Network",
     "NoisyClassifier",
+    "PackedTransformer",
     "SongUNet",
     "UNet",
     "UViT",

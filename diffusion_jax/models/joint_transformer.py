@@ -6,8 +6,8 @@ of time, pooled text and perhaps a guidance scale, blocks in which both streams 
 a modulated last layer. What the data say:
 
     SD3       positions from a table, which is cropped at the centre for other sizes
-    SD3.5     query and key are normalised; in the medium size, image tokens of the first blocks have an attention of their
-              own beside it
+    SD3.5     query and key are normalised; in the medium size, image tokens of the first blocks attend
+              to themselves besides
     FLUX.1    positions (image number, row, column) by rotary embeddings, query and key normalised, and after the blocks
               of two streams blocks of one; dev embeds a guidance scale, Fill sees a masked image behind the channels of
               x, Kontext has the tokens of a reference image behind those of x, as image number 1
