@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
+from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import parameter_shapes
 from diffusion_jax.models.joint_transformer import JointTransformer
@@ -28,7 +29,7 @@ from diffusion_jax.weights.names import (
     separate_qkv,
     stacked,
 )
-from diffusion_jax.weights.published.fields import read_fields
+from diffusion_jax.weights.published.fields import counted, read_fields
 
 Entries = dict[Path, Entry]
 AUTHORS_PREFIX = "model.diffusion_model."
@@ -66,10 +67,22 @@ _FLUX_PATCH = 2  # FLUX.1's configs speak of latents whose 2 x 2 squares are pac
 _FLUX_SIZE = 128  # latents of the 1024 x 1024 images that it was trained on; nothing depends on it
 
 
+def _fields(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config: counts are above 0, lists are of whole numbers."""
+    fields = read_fields(config, read=read)
+    counted(fields, *(name for name, value in read.items() if type(value) is int and name != "num_single_layers"))
+    for name in (name for name, value in read.items() if isinstance(value, tuple)):
+        value = fields[name]
+        if not isinstance(value, list | tuple) or any(type(item) is not int or item < 0 for item in value):
+            raise UserError(f"config.json says {name} = {shown(value)}: it must be a list of whole numbers")
+        fields[name] = tuple(value)
+    return fields
+
+
 def build_sd3(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
     """The network of an SD3Transformer2DModel's config.json. UserError for what this house has not."""
     kind = "SD3Transformer2DModel"
-    fields = read_fields(config, _SD3, kind)
+    fields = _fields(config, _SD3)
     width = fields["num_attention_heads"] * fields["attention_head_dim"]
     if fields["caption_projection_dim"] != width:
         raise UserError(
@@ -100,7 +113,7 @@ def build_sd3(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
 def build_flux(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
     """The network of a FluxTransformer2DModel's config.json. UserError for what this house has not."""
     kind = "FluxTransformer2DModel"
-    fields = read_fields(config, _FLUX, kind)
+    fields = _fields(config, _FLUX)
     if fields["patch_size"] != 1:
         raise UserError(f"config.json of {kind} has patch_size={fields['patch_size']}; known: 1, of packed latents")
     packed, out = fields["in_channels"], fields["out_channels"] or fields["in_channels"]

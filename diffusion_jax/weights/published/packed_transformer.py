@@ -5,10 +5,12 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
+from diffusion_jax.domains import shown
+from diffusion_jax.errors import UserError
 from diffusion_jax.models import PackedTransformer, parameter_shapes
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, dense, norm, prefixed, same, separate_qkv, stacked
-from diffusion_jax.weights.published.fields import read_fields
+from diffusion_jax.weights.published.fields import counted, read_fields
 
 _IDEOGRAM4 = {
     "in_channels": 128,
@@ -31,7 +33,11 @@ def build_ideogram4(config: Mapping[str, Any], dtype: DTypeLike) -> PackedTransf
     Raises:
       UserError: what this house has not.
     """
-    fields = read_fields(config, _IDEOGRAM4, "Ideogram4Transformer2DModel")
+    fields = read_fields(config, read=_IDEOGRAM4)
+    sections = fields["mrope_section"]
+    if not isinstance(sections, list | tuple) or any(type(part) is not int or part < 0 for part in sections):
+        raise UserError(f"config.json says mrope_section = {shown(sections)}: it must be a list of whole numbers")
+    counted(fields, *(name for name, value in _IDEOGRAM4.items() if type(value) is int))
     return PackedTransformer(
         image_size=_SIZE,
         image_channels=fields["in_channels"],
@@ -41,7 +47,7 @@ def build_ideogram4(config: Mapping[str, Any], dtype: DTypeLike) -> PackedTransf
         mlp_size=fields["intermediate_size"],
         modulation_size=fields["adaln_dim"],
         context_channels=fields["llm_features_dim"],
-        rotary_sections=fields["mrope_section"],
+        rotary_sections=tuple(sections),
         rotary_theta=float(fields["rope_theta"]),
         norm_eps=fields["norm_eps"],
         dtype=dtype,
