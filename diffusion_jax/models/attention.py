@@ -1,4 +1,4 @@
-"""Attention by one function: the same result by several ways, of which the best for shapes and platform is taken.
+"""Attention by one function: several ways to the same result; shapes and platform decide which is taken.
 
     einsum      two products with the whole matrix of logits between; what short sequences want. On CPU the heads come
                 first, and the sum of the softmax divides the second product: one pass less over the matrix

@@ -88,10 +88,10 @@ class QKV(nn.Module, kw_only=True):
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for a block inside a scan, of which on CPU only the arguments are kept for the backward pass.
+    """The function for a block inside a scan; on CPU the backward pass keeps only its arguments.
 
-    For pointwise functions: to compute them again costs less than to write their intermediates to memory and to read
-    them, of which a GELU alone has five, as large as its argument. Elsewhere `remat` decides what is kept.
+    For pointwise functions: computing them again costs less than writing their intermediates to memory and reading
+    them back. A GELU alone has five, each as large as its argument. Elsewhere `remat` decides what is kept.
     """
     return jax.checkpoint(function, prevent_cse=False) if for_cpu() else function
 
