@@ -230,7 +230,8 @@ class Call:
         a, facts, takes = self.asked, self.facts, self.facts.takes
         positive = self._encoded("prompt")
         if facts.has_unconditional:
-            return positive, {}
+            nothing = jnp.zeros((self.rows, 0, positive["context"].shape[-1]), jnp.float32)
+            return positive, {"context": nothing}
         if "guidance" in takes:
             told = self.scale if self.family.embeds_guidance else self.scale - 1.0
             positive["guidance"] = jnp.full((self.rows,), told, jnp.float32)
@@ -286,7 +287,7 @@ class Call:
         params = self.parts.models["vae"].params
         if unscaled:
             params = {**params, SHIFT: jnp.zeros_like(params[SHIFT]), SCALE: jnp.ones_like(params[SCALE])}
-        return _encode(self.facts.codec, params, jnp.asarray(2.0 * x - 1.0, jnp.float32))
+        return _encode(self.facts.codec, params, jnp.asarray(x, jnp.float32))
 
     def _sampled(self, x: np.ndarray | Array, what: str, name: str) -> Array:
         mean, std = (self._spread(part, what) for part in self._posterior(x))
@@ -347,7 +348,7 @@ class Call:
             mean = self._posterior(pictures.pixels(images, height, width))[0]
             return tuple({**told, "reference": self._spread(mean, "image")} for told in rows)
         if facts.is_upscaler:
-            low = self._spread(2.0 * pictures.pixels(images, small, narrow) - 1.0, "image")
+            low = self._spread(pictures.pixels(images, small, narrow), "image")
             low = self._noised_low(low)
             return tuple({**told, "image": low} for told in rows)
         if facts.is_edit:
@@ -356,7 +357,7 @@ class Call:
             nothing = {**with_image[-1], "image": jnp.zeros_like(mean)}
             return (*with_image, nothing) if len(rows) > 1 else tuple(with_image)
         x = jnp.asarray(self._pixels(images))
-        kept = 0.5 + (x - 0.5) * (1.0 - mask if len(mask) == len(x) else 1.0 - mask[: len(x)])
+        kept = self._spread(x, "image") * (1.0 - mask)  # of one value where it is drawn
         masked = self._sampled(kept, "image", "masked")
         step = facts.factor
         if facts.told == facts.channels + 1:
@@ -378,7 +379,7 @@ class Call:
         if count > 1 and (not isinstance(given, list | tuple) or len(given) != count):
             raise UserError(f"there are {count} ControlNets: give control_image as a list of {count} pictures")
         return tuple(
-            self._spread(self._pixels(pictures.listed(one, "control_image"), box=False), "control_image")
+            self._spread(0.5 * self._pixels(pictures.listed(one, "control_image"), box=False) + 0.5, "control_image")
             for one in several
         )
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 import diffusion_jax.weights.published  # noqa: F401  (fills COMPONENTS)
-from diffusion_jax.data.published import PublishedTokenizer, read_tokenizer
+from diffusion_jax.data.folder_tokenizers import FolderTokenizer, read_tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json, replace_file, whole_directory
 from diffusion_jax.pipelines.scheduling import Scheduler
@@ -50,7 +50,7 @@ class Parts:
     index: Mapping[str, Any]
     folders: Mapping[str, Path]
     models: Mapping[str, Part]
-    tokenizers: Mapping[str, PublishedTokenizer]
+    tokenizers: Mapping[str, FolderTokenizer]
     scheduler: Scheduler
     low_scheduler: Scheduler | None = None
     placed: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)

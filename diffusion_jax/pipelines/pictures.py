@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
+from diffusion_jax.data.model_pictures import codec_pixels, mask_pixels
 from diffusion_jax.errors import UserError
 
 Box = tuple[int, int, int, int]
@@ -40,22 +41,17 @@ def _image(picture: Any, what: str) -> Image.Image:
 
 
 def pixels(images: Sequence[Image.Image], height: int, width: int, box: Box | None = None) -> np.ndarray:
-    """Pictures as float32 [n, height, width, 3] in [0, 1], resized by Lanczos; of a box, filled to the size."""
-    found = [_sized(image.convert("RGB"), height, width, box) for image in images]
-    return np.stack([np.asarray(image, np.float32) for image in found]) / np.float32(255)
+    """Pictures as float32 [n, height, width, 3] in [-1, 1], resized by Lanczos; of a box, filled to the size."""
+    return codec_pixels([_boxed(image.convert("RGB"), height, width, box) for image in images], height, width)
 
 
 def masks(images: Sequence[Image.Image], height: int, width: int, box: Box | None = None) -> np.ndarray:
     """Masks as float32 [n, height, width, 1], 1 where they are more white than black."""
-    found = [_sized(image.convert("L"), height, width, box) for image in images]
-    grey = np.stack([np.asarray(image, np.float32) for image in found])[..., None] / np.float32(255)
-    return (grey >= 0.5).astype(np.float32)
+    return mask_pixels([_boxed(image.convert("L"), height, width, box) for image in images], height, width)
 
 
-def _sized(image: Image.Image, height: int, width: int, box: Box | None) -> Image.Image:
-    if box is not None:
-        return _filled(image.crop(box), height, width)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+def _boxed(image: Image.Image, height: int, width: int, box: Box | None) -> np.ndarray:
+    return np.asarray(image if box is None else _filled(image.crop(box), height, width))
 
 
 def _filled(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -60,13 +60,14 @@ class Reader:
         tokenizer = self.parts.tokenizers[f"tokenizer{suffix}"]
         part = self.parts.models[f"text_encoder{suffix}"]
         unique = sorted(set(texts))
-        tokens, cut = tokenizer.rows(unique, length)
+        length = length or tokenizer.max_length or part.module.length
+        tokens, _ = tokenizer.rows(unique, length)
+        cut = tokenizer.cut(unique, length)
         for text, rest in zip(unique, cut, strict=True):
             if rest:
-                room = tokens.shape[1]
                 self.remarks.append(
-                    f"a prompt is longer than the {room} tokens that text_encoder{suffix} reads, and is cut; left out "
-                    f"is: {rest.strip()!r}"
+                    f"a prompt is longer than the {length} tokens that text_encoder{suffix} reads, and is cut; left out "
+                    f"is: {rest!r}"
                 )
         rows = np.array([unique.index(text) for text in texts])
         found = _apply(part.module, part.params, jnp.asarray(tokens))
@@ -126,7 +127,7 @@ def of_ideogram(reader: Reader, asked: Asked) -> Told:
     """Ideogram 4: prompts as a chat, at the end of their rows, and a mask of them."""
     tokenizer, part = reader.parts.tokenizers["tokenizer"], reader.parts.models["text_encoder"]
     rows = [
-        tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n") for text in asked.texts[0]
+        tokenizer.encode([f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"])[0] for text in asked.texts[0]
     ]
     longest = max(map(len, rows))
     if longest > asked.length:
