@@ -155,17 +155,15 @@ def read_parts(
     for name, path in places.items():
         if name.startswith(("tokenizer", "scheduler")):
             continue
-        models[name] = read_part(path, dtype, place=_placing(name, dtype, place))
+        models[name] = read_part(path, dtype, held_in=dtype, place=_placing(name, place))
     return Parts(index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found)
 
 
-def _placing(name: str, dtype: DTypeLike, place: Any) -> Any:
-    """(path, parameter) -> it, in `dtype`, where it shall be."""
+def _placing(name: str, place: Any) -> Any:
+    """(path, parameter) -> it, where it shall be; the next one is not read before it is there."""
 
     def placed(path: tuple[str, ...], leaf: np.ndarray) -> Any:
-        constant = any(part.startswith("frozen_") for part in path)
-        leaf = leaf if constant else leaf.astype(dtype)
-        return jax.device_put(leaf) if place is None else place(name, path, leaf)
+        return jax.block_until_ready(jax.device_put(leaf) if place is None else place(name, path, leaf))
 
     return placed
 

@@ -76,13 +76,20 @@ class Part:
         return {name: np.asarray(value).astype(self.dtypes.get(name, value.dtype)) for name, value in tensors.items()}
 
 
-def read_part(folder: Path | str, dtype: DTypeLike = jnp.float32, *, place: Place | None = None) -> Part:
+def read_part(
+    folder: Path | str,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    held_in: DTypeLike = jnp.float32,
+    place: Place | None = None,
+) -> Part:
     """The model of a folder, one tensor at a time.
 
     Args:
       folder: with config.json and the weights.
       dtype: of activations.
-      place: (path, parameter) -> what stands for it in the tree of parameters: the same in another type, or on devices.
+      held_in: the type of parameters; constants are float32 always.
+      place: (path, parameter) -> what stands for it in the tree of parameters, such as the same on devices.
 
     Raises:
       UserError: a class or a field that is unknown here, or tensors that are not the class's.
@@ -97,7 +104,12 @@ def read_part(folder: Path | str, dtype: DTypeLike = jnp.float32, *, place: Plac
         module = component.build(config, dtype)
         state, dtypes = stream(folder)
         weight_map = component.weight_map(module, dtypes)
-        params = weight_map.params(state, component.shapes(module), place=place)
+        params = weight_map.params(
+            state,
+            component.shapes(module),
+            place=place,
+            held_in=lambda path: np.float32 if is_frozen_path(path) else np.dtype(held_in),
+        )
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     return Part(module=module, params=params, config=config, dtypes=dtypes)
@@ -107,3 +119,8 @@ def read_component(folder: Path | str, dtype: DTypeLike = jnp.float32) -> tuple[
     """The module of a folder, and its parameters, float32, as `read_part` reads them."""
     part = read_part(folder, dtype)
     return part.module, part.params
+
+
+def is_frozen_path(path: tuple[str, ...]) -> bool:
+    """Whether the parameter at this path is a constant of the network."""
+    return path[-1].startswith("frozen_")

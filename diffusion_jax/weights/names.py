@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 
@@ -90,12 +91,20 @@ class WeightMap:
         for entry in self.entries.values():
             yield from entry if isinstance(entry, tuple) else (entry,)
 
-    def params(self, state: State, shapes: PyTree, *, place: Place | None = None) -> PyTree:
+    def params(
+        self,
+        state: State,
+        shapes: PyTree,
+        *,
+        place: Place | None = None,
+        held_in: Callable[[Path], DTypeLike] | None = None,
+    ) -> PyTree:
         """The parameters, float32, from tensors by name.
 
         Args:
           state: the tensors; each is asked for when its parameter is made, so that they may lie in files until then.
           shapes: the network's tree of parameters as arrays or ShapeDtypeStruct.
+          held_in: path -> the type of the parameter, where that is not float32.
           place: (path, parameter) -> what stands for it in the tree, for example on its devices; by default itself.
 
         Raises:
@@ -124,7 +133,7 @@ class WeightMap:
         state = _WithParts(state, self._parts)
         params, wrong = {}, []
         for path, entry in self.entries.items():
-            found = self._leaf(path, entry, wanted[path], state, wrong)
+            found = self._leaf(path, entry, wanted[path], state, wrong, np.float32 if held_in is None else held_in(path))
             if found is not None and not wrong:
                 params[path] = found if place is None else place(path, found)
         if wrong:
@@ -132,11 +141,12 @@ class WeightMap:
         return unflatten_dict(params)
 
     def _leaf(
-        self, path: Path, entry: Entry | tuple[Entry, ...], shape: tuple[int, ...], state: State, wrong: list[str]
+        self, path: Path, entry: Entry | tuple[Entry, ...], shape: tuple[int, ...], state: State, wrong: list[str],
+        dtype: DTypeLike,
     ) -> np.ndarray | None:
-        """One parameter, float32; None where a tensor does not fit, which is added to `wrong`."""
+        """One parameter; None where a tensor does not fit, which is added to `wrong`."""
         parts, inner = (entry, shape[1:]) if isinstance(entry, tuple) else ((entry,), shape)
-        found = np.empty((len(parts), *inner), np.float32)
+        found = np.empty((len(parts), *inner), dtype)
         before = len(wrong)
         for number, part in enumerate(parts):
             value = _read(part, state)
