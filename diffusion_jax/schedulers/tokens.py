@@ -51,7 +51,7 @@ class TokenSchedule:
         return -jax.jvp(lambda t: jnp.log(self.kept(t)), (t,), (jnp.ones_like(t),))[1]
 
 
-TOKEN_SCHEDULES: Registry[TokenSchedule] = Registry("token schedule")
+TOKEN_SCHEDULES: Registry[TokenSchedule] = Registry("token schedule", TokenSchedule)
 
 
 @TOKEN_SCHEDULES.register("linear")
@@ -109,6 +109,8 @@ class OfTokens:
 
     discrete: ClassVar[bool] = True
     """Whether what is diffused is tokens."""
+    process_kind: ClassVar[str] = "tokens"
+    """What objectives and samplers say that they are of."""
 
     num_tokens: int
     told: Literal["", "scaled_t", "sigma", "nothing"] = ""
