@@ -33,7 +33,14 @@ def gaussian(
     time_input: Spec | TimeInput,
     input_scale: Spec | InputScale | None = None,
 ) -> Parameterization:
-    """xt = alpha x0 + sigma noise; what is left out of `input_scale` is what the prediction was made for."""
+    """xt = alpha x0 + sigma noise.
+
+    Args:
+      schedule: noise schedule, which gives alpha and sigma.
+      prediction: what the network's output means.
+      time_input: form in which the network is told the time.
+      input_scale: factor on the network's input; None for that which the prediction is made for.
+    """
     return Parameterization.build(
         schedule=schedule, prediction=prediction, time_input=time_input, input_scale=input_scale
     )

@@ -100,7 +100,7 @@ class OfTokens:
     least K].
 
     Attributes:
-      num_tokens: K.
+      num_tokens: K, the values that a token can have, without the mask.
       told: what the network hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t); or "nothing", always 0, as in
         MDLM, where the number of masks says it already; "" for "nothing" where there is a mask, else "scaled_t".
       sequences: whether tokens are handed over as they are.
