@@ -3,7 +3,7 @@
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \\
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \\
-        --config.first_stage.path=runs/digits_ae --config.prediction.sigma_data=1.0
+        --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
 
 Mean and standard deviation of every latent are kept, in shards, with the other fields of the data (classes, captions)
 beside them. Images are taken as the first stage's own data was: with its size, crop and channels, and, where it is the

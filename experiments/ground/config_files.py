@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_bytes
 from experiments.ground import fields
+from experiments.ground.renamed import with_new_names
 
 _LARGEST = 2**22  # bytes of a config file
 
@@ -109,7 +110,7 @@ def complete_config(config: Any, path: str | Path) -> None:
             "not an ml_collections.ConfigDict"
         )
     flatten(config)  # which a config within itself has no end of
-    fields.complete(config)
+    fields.complete(with_new_names(config))
 
 
 @contextlib.contextmanager

@@ -126,9 +126,12 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
     "model": (REQUIRED, "network"),
-    "schedule": (ABSENT, "noise schedule"),
-    "prediction": (ABSENT, "what the network's output means"),
-    "time_input": (ABSENT, "form in which the network is told the time"),
+    "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),
+    "process.schedule": (ABSENT, "noise schedule"),
+    "process.prediction": (ABSENT, "what the network's output means"),
+    "process.time_input": (ABSENT, "form in which the network is told the time"),
+    "process.input_scale": (ABSENT, "factor on the network's input; without it that which the prediction is made for"),
+    "process.token_schedule": (ABSENT, "share of the tokens that is kept at a time"),
     "time_sampler": (ABSENT, "distribution of the times in training"),
     "objective": (REQUIRED, "loss"),
     "optimizer": ({}, "optimizer, beside the runner's own fields of that group"),
@@ -142,7 +145,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "sampling.inversion": ({"name": "ddim"}, "way from pictures to noise, of its tasks edit and invert"),
 }
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
-OF_DENOISERS = frozenset({"model", "sampling.sampler", "sampling.steps"})
+OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.steps"})
 """What has no default and a config of a first stage leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""

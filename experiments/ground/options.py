@@ -24,6 +24,7 @@ from diffusion_jax.errors import UserError
 from experiments.ground.config_files import expanded, flatten, load_config, one_line
 from experiments.ground.described import described
 from experiments.ground.fields import PARTS
+from experiments.ground.renamed import new_flags
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
@@ -154,14 +155,20 @@ class Flags:
             if "config" in self._values:
                 self._config = self._named_config(argv)
                 known = [] if self._config is None else list(flatten(self._config))
+                argv = self._argv[:] = new_flags(argv, self._objective())
             rest = self._values(argv)
         except UserError:
             raise
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
-            objective = "" if self._config is None else self._config.objective.get("name", "")
-            raise UserError(_explain(argv, known, error, objective)) from error
+            raise UserError(_explain(argv, known, error, self._objective())) from error
         if len(rest) > 1:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
+
+    def _objective(self) -> str:
+        """The name of the config's objective; "" where there is none."""
+        spec = self._config.get("objective") if self._config is not None else ""
+        name = spec.get("name") if isinstance(spec, ConfigDict) else spec
+        return name if isinstance(name, str) else ""
 
     def assume_defaults(self) -> None:
         """Read no command line: the flags of a module that is imported have their default values."""
