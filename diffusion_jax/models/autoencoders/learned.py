@@ -11,7 +11,7 @@ all channels, 0.18215 for Stable Diffusion's.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.counter_prng import counter_key
+from diffusion_jax.domains import SIZE
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders.codec import Codec
 from diffusion_jax.models.autoencoders.coder import Decoder, Encoder
-from diffusion_jax.models.layers import Conv
+from diffusion_jax.models.layers import Conv, depth_to_space, space_to_depth
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.specs import DataSpec
 
@@ -68,6 +69,8 @@ class LearnedCodec(Codec):
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
       data_channels: channels of the pictures.
+      patch_size: the networks see squares of so many pixels a side as one, and give them back: the levels count from
+        there, and each costs 1 / patch_size^2 of what it did.
       dtype: what activations are computed in.
 
     Raises:
@@ -81,6 +84,7 @@ class LearnedCodec(Codec):
     num_res_blocks: int | None = None
     latent_channels: int | None = None
     data_channels: int = 3
+    patch_size: Annotated[int, SIZE] = 1
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -96,7 +100,7 @@ class LearnedCodec(Codec):
     @property
     def factor(self) -> int:
         """By how much a side of the latents is shorter than that of the data."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_size * 2 ** (len(self.channels) - 1)
 
     @property
     def encoded_channels(self) -> int:
@@ -134,7 +138,7 @@ class LearnedCodec(Codec):
         return Decoder(
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
-            out_channels=self.data_channels,
+            out_channels=self.data_channels * self.patch_size**2,
             dtype=self.dtype,
         )
 
@@ -143,7 +147,7 @@ class LearnedCodec(Codec):
 
         @jax.jit
         def init(key: Key[Array, ""]) -> dict[str, Any]:
-            x = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.data_channels))
+            x = space_to_depth(jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.data_channels)), self.patch_size)
             z = jnp.zeros((1, 2, 2, self.latent_channels))
             first, second = (counter_key(one) for one in jax.random.split(key))
             return {
@@ -184,8 +188,9 @@ class LearnedCodec(Codec):
 
     def last_layer(self, kernel: Array, params: PyTree, hidden: Array) -> Array:
         """The decoder's last convolution with another kernel: what adversarial weights are measured at."""
-        conv = Conv(self.data_channels, (3, 3), padding=1, dtype=self.dtype)
-        return conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        conv = Conv(self.data_channels * self.patch_size**2, (3, 3), padding=1, dtype=self.dtype)
+        y = conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        return depth_to_space(y, self.patch_size)
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
         """Latents before they are scaled."""
@@ -193,7 +198,12 @@ class LearnedCodec(Codec):
 
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
         """Pictures of latents as they were before they were scaled, and the input of the last convolution."""
-        return self.decoder.apply({"params": params["decoder"]}, h)
+        y, hidden = self.decoder.apply({"params": params["decoder"]}, h)
+        return depth_to_space(y, self.patch_size), hidden
+
+    def _features(self, params: PyTree, x: Array) -> Latents:
+        """What the encoder gives, of which latents are made."""
+        return self.encoder.apply({"params": params["encoder"]}, space_to_depth(x, self.patch_size))
 
     def _scaled(self, params: PyTree, h: Latents) -> Latents:
         return (h - params[SHIFT]) * params[SCALE]

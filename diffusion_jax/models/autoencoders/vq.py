@@ -58,7 +58,7 @@ class VQ(LearnedCodec):
         return jnp.argmin(jnp.sum(table**2, axis=1) - 2 * h @ table.T, axis=-1)
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
-        return self.encoder.apply({"params": params["encoder"]}, x)
+        return self._features(params, x)
 
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
         return self._decoded_of(params, params[TABLE][self.nearest(params, h)])
