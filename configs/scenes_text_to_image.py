@@ -40,7 +40,8 @@ def get_config(argument: str = "") -> ConfigDict:
         checkpoint=dict(every=1_000),
         evaluation=dict(metrics=("prompt_adherence",), num_samples=300, max_real=2_000),
     )
-    config.data.options = ConfigDict(dict(size=24, max_objects=2, textured=False, num_examples=50_000))
+    config.data.options = ConfigDict(dict(size=24, max_objects=2, density="mixed"))
+    config.data.options.update(textured=False, num_examples=50_000)
     config.conditioning = ConfigDict()
     config.conditioning.text = ConfigDict(dict(length=48, pooled=True, dropout=0.0))
     config.conditioning.text.tokenizer = ConfigDict(dict(name="words", most=200))
@@ -51,19 +52,19 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _latents(config: ConfigDict) -> ConfigDict:
-    config.data = ConfigDict({**config.data, "dataset": "latents:data/scenes_latents", "image_size": 6, "options": {}})
+    config.data.update(dataset="latents:data/scenes_latents", image_size=6)
+    config.data.options = ConfigDict()
     config.first_stage.path = "runs/scenes_autoencoder"
-    config.model.update(base_channels=64, channel_multipliers=(1, 2), attention_resolutions=(6, 3))
+    config.model.update(base_channels=48, channel_multipliers=(1, 2), attention_resolutions=(6, 3))
     with config.unlocked():
         config.model.scale_shift = True
     config.conditioning.text.length = 20
-    config.train.update(steps=9_000, batch_size=32)
-    config.optimizer.update(learning_rate=1.5e-3, warmup_steps=200)
+    config.train.update(steps=6_000, batch_size=32)
+    config.optimizer.update(learning_rate=2e-3, decay="inverse_sqrt", decay_steps=1_000)
     config.ema.half_lives = (10_000,)
     config.sampling.update(steps=12, batch_size=60)
-    config.log.update(every=100, validate_every=1_000, sample_every=1_000)
-    config.checkpoint.every = 1_000
-    config.evaluation.num_samples = 300
+    config.log.update(every=100, validate_every=1_000, sample_every=2_000)
+    config.checkpoint.every = 500
     return config
 
 

@@ -25,9 +25,10 @@ from diffusion_jax.models.autoencoders.codec import Codec
 from diffusion_jax.models.autoencoders.coder import Decoder, Encoder
 from diffusion_jax.models.layers import Conv, depth_to_space, space_to_depth
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.rng import fold_name
 from diffusion_jax.specs import DataSpec
 
-SHIFT, SCALE = "frozen_shift", "frozen_scale"
+SHIFT, SCALE, SHORTCUT = "frozen_shift", "frozen_scale", "shortcut"
 # Channels of the levels, residual blocks of a level, channels of the latents. f8 is Stable Diffusion's (83,653,863
 # parameters with one of Gaussians); f4 and f2 are the same with fewer levels; small ones train on a CPU in minutes.
 SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
@@ -71,6 +72,9 @@ class LearnedCodec(Codec):
       data_channels: channels of the pictures.
       patch_size: the networks see squares of so many pixels a side as one, and give them back: the levels count from
         there, and each costs 1 / patch_size^2 of what it did.
+      shortcut: whether linear maps run beside the networks, from the square of pixels that a latent stands for to the
+        latent, and back: a network then learns what they leave out (residual autoencoding, Chen et al. 2024,
+        arXiv:2410.10733, where the maps are averages and copies).
       dtype: what activations are computed in.
 
     Raises:
@@ -85,6 +89,7 @@ class LearnedCodec(Codec):
     latent_channels: int | None = None
     data_channels: int = 3
     patch_size: Annotated[int, SIZE] = 1
+    shortcut: bool = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -155,6 +160,7 @@ class LearnedCodec(Codec):
                 "decoder": self.decoder.init({"params": second}, z)["params"],
                 SHIFT: jnp.zeros((self.latent_channels,)),
                 SCALE: jnp.ones((self.latent_channels,)),
+                **({SHORTCUT: self._init_shortcut(key)} if self.shortcut else {}),
             }
 
         return init(key)
@@ -199,11 +205,26 @@ class LearnedCodec(Codec):
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
         """Pictures of latents as they were before they were scaled, and the input of the last convolution."""
         y, hidden = self.decoder.apply({"params": params["decoder"]}, h)
-        return depth_to_space(y, self.patch_size), hidden
+        y = depth_to_space(y, self.patch_size)
+        if self.shortcut:
+            y += depth_to_space(h.astype(y.dtype) @ params[SHORTCUT]["decoder"], self.factor)
+        return y, hidden
 
     def _features(self, params: PyTree, x: Array) -> Latents:
         """What the encoder gives, of which latents are made."""
-        return self.encoder.apply({"params": params["encoder"]}, space_to_depth(x, self.patch_size))
+        h = self.encoder.apply({"params": params["encoder"]}, space_to_depth(x, self.patch_size))
+        if not self.shortcut:
+            return h
+        straight = space_to_depth(x, self.factor).astype(h.dtype) @ params[SHORTCUT]["encoder"]
+        return h.at[..., : self.latent_channels].add(straight)
+
+    def _init_shortcut(self, key: Key[Array, ""]) -> dict[str, Array]:
+        """Both maps: at first the latents are a random projection of the pixels, which the way back transposes."""
+        pixels, most = self.data_channels * self.factor**2, self.latent_channels
+        rows = max(pixels, most)
+        basis, _ = jnp.linalg.qr(jax.random.normal(fold_name(key, SHORTCUT), (rows, min(pixels, most))))
+        basis = basis if pixels >= most else basis.T
+        return {"encoder": basis, "decoder": basis.T}
 
     def _scaled(self, params: PyTree, h: Latents) -> Latents:
         return (h - params[SHIFT]) * params[SCALE]

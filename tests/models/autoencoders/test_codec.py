@@ -200,6 +200,20 @@ def test_patches_are_the_channels_of_a_smaller_picture(kind):
         dataclasses.replace(patched, patch_size=4).spec(DataSpec(kind="pixels", shape=(6, 6, 2)))
 
 
+def test_a_shortcut_adds_a_linear_map_and_its_transpose_at_first():
+    straight = KL(size="small_f2", channels=(8, 8), data_channels=2, shortcut=True)
+    winding = dataclasses.replace(straight, shortcut=False)
+    params, x = straight.init_params(KEY), images()
+    maps, rest = params["shortcut"], {name: value for name, value in params.items() if name != "shortcut"}
+    np.testing.assert_allclose(maps["encoder"].T @ maps["encoder"], np.eye(4), atol=1e-6)
+    np.testing.assert_array_equal(maps["decoder"], maps["encoder"].T)
+    (z, std), (without, same) = straight.posterior(params, x), winding.posterior(rest, x)
+    np.testing.assert_allclose(z - without, space_to_depth(x, 2) @ maps["encoder"], atol=1e-5)
+    np.testing.assert_array_equal(std, same)
+    back = straight.decode(params, z) - winding.decode(rest, z)
+    np.testing.assert_allclose(back, depth_to_space(z @ maps["decoder"], 2), atol=1e-5)
+
+
 def test_stored_latents_are_those_of_the_first_stage(learned):
     params, x, keys = drawn_params(learned), images(), jax.random.split(KEY, 3)
     codec = StoredLatents(first_stage=learned)
