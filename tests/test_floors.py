@@ -104,7 +104,11 @@ def test_exceptions_are_still_needed():
     assert set(SAME_FLOOR) <= used
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("")), ids=lambda path: path.name)
+# The commands stand before the rooms, and are no room.
+ROOMS = sorted(path for path in (ROOT / "experiments").rglob("") if path != ROOT / "experiments")
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.name)
 def test_a_room_of_the_runner_has_at_most_12_files(path):
     if path.name != "__pycache__":
         assert len(set(path.glob("*.py")) - {path / "__init__.py"}) <= 12

@@ -50,6 +50,13 @@ class Flags:
         self._described: dict[str, str] = {}
         self._argv: list[str] = []
         self._config: ConfigDict | None = None
+        self._takes_arguments = False
+        self.arguments: list[str] = []
+
+    def take_arguments(self, name: str, meaning: str) -> None:
+        """Let the command take words that are no flags: `arguments` holds them, `name` stands for them in the help."""
+        self._takes_arguments = True
+        self._described[name] = f"{name} ...\n{meaning}"
 
     def integer(
         self, name: str, default: int | None, meaning: str, *, lower: int = 0, upper: int = MOST_COUNT
@@ -161,7 +168,8 @@ class Flags:
             raise
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
             raise UserError(_explain(argv, known, error, self._objective())) from error
-        if len(rest) > 1:
+        self.arguments = list(rest[1:])
+        if self.arguments and not self._takes_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
 
     def _objective(self) -> str:
