@@ -26,6 +26,7 @@ from typing import Any
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
+from experiments.ground.options import spoken
 from experiments.ground.progress import format_seconds
 from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 from experiments.reports.charts import Series, format_number, line_chart
@@ -415,7 +416,7 @@ def _commands(run: _Run) -> str:
     }
     return "".join(
         f'<h3>{title}</h3><div class="command"><code>{_esc(command)}</code><button type="button">Copy</button></div>'
-        for title, command in commands.items()
+        for title, command in zip(commands, map(spoken, commands.values()), strict=True)
     )
 
 
