@@ -31,6 +31,7 @@ CROP = FLAGS.string("crop", None, "how images become square; by default as for t
 FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "of the numbers that are kept")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 from collections.abc import Callable, Sequence

@@ -16,6 +16,7 @@ FLOORS = {
     "systems": 4,
     **dict.fromkeys(("training", "tasks"), 5),
     "loading": 6,
+    **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none
     "ground": 6,
     "building": 7,
     "evaluating": 8,
