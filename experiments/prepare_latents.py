@@ -3,7 +3,7 @@
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \\
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \\
-        --config.first_stage.path=runs/digits_ae --config.prediction.sigma_data=1.0
+        --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
 
 A published first stage, a folder of diffusers (AutoencoderKL and its like, or a pipeline with one), stands in the place
 of a workdir. It is of no data by itself:
@@ -31,6 +31,7 @@ CROP = FLAGS.string("crop", None, "how images become square; by default as for t
 FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "of the numbers that are kept")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 from collections.abc import Callable, Sequence

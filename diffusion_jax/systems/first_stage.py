@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt8
 
 from diffusion_jax import weights
-from diffusion_jax.data import DatasetInfo
+from diffusion_jax.data import DatasetInfo, to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json, replace_file
 from diffusion_jax.models.autoencoders import CODECS, Autoencoder, LearnedCodec
@@ -32,6 +32,7 @@ from diffusion_jax.weights import read_state, write_state
 
 WEIGHTS, ABOUT = "first_stage.safetensors", "first_stage.json"
 PIPELINE, CONFIG = "model_index.json", "config.json"
+_BATCH = 64  # pictures at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,20 @@ class FirstStageFolder:
         if fingerprint(params) != self.fingerprint:
             raise UserError(f"{file} is not the file that {ABOUT} beside it was written for: train it again")
         return params
+
+    def round_trip(self, images: UInt8[np.ndarray, "n height width channels"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Pictures encoded and decoded, by the means of their latents."""
+        params = jax.device_put(self.read_params())
+
+        @jax.jit
+        def run(params: PyTree, x: Array) -> Array:
+            return self.codec.decode(params, self.codec.encode(params, x.astype(jnp.float32) / 127.5 - 1.0))
+
+        found = []
+        for first in range(0, len(images), _BATCH):
+            rows = np.arange(first, first + _BATCH) % len(images)  # filled up: one program serves all batches
+            found.append(np.asarray(run(params, images[rows]))[: len(images) - first])
+        return to_uint8(np.concatenate(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
