@@ -16,6 +16,7 @@ FLOORS = {
     "systems": 4,
     **dict.fromkeys(("training", "tasks"), 5),
     "loading": 6,
+    **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none
     "ground": 6,
     "building": 7,
     "evaluating": 8,
@@ -104,7 +105,11 @@ def test_exceptions_are_still_needed():
     assert set(SAME_FLOOR) <= used
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("")), ids=lambda path: path.name)
+# The commands stand before the rooms, and are no room.
+ROOMS = sorted(path for path in (ROOT / "experiments").rglob("") if path != ROOT / "experiments")
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.name)
 def test_a_room_of_the_runner_has_at_most_12_files(path):
     if path.name != "__pycache__":
         assert len(set(path.glob("*.py")) - {path / "__init__.py"}) <= 12

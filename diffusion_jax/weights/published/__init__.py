@@ -1,5 +1,6 @@
-"""Classes of published models: for each its config.json, and its tensors' names. Importing fills COMPONENTS."""
+"""Classes of published models: their networks, the fields of their configs, and the names of their tensors. Importing
+fills COMPONENTS."""
 
-from diffusion_jax.weights.published import controlnet, unet
+from diffusion_jax.weights.published import autoencoders, clip, controlnet, qwen3, small_autoencoders, t5, unet
 
-__all__ = ["controlnet", "unet"]
+__all__ = ["autoencoders", "clip", "controlnet", "qwen3", "small_autoencoders", "t5", "unet"]
