@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -127,7 +126,7 @@ def controlnet_params(params: PyTree, unet_params: PyTree) -> PyTree:
     """
     copied = {name: part for name, part in unet_params.items() if name in params}
     for name, part in copied.items():
-        theirs, ours = (jax.tree.map(jnp.shape, tree) for tree in (part, params[name]))
+        theirs, ours = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (part, params[name]))
         if theirs != ours:
             raise UserError(f"the U-Net's {name} has other shapes than the ControlNet's: their configs differ")
     own = [name for name in params if name not in copied and not name.startswith(("picture_", "zero_"))]

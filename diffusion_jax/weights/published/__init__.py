@@ -12,4 +12,14 @@ from diffusion_jax.weights.published import (
     unet,
 )
 
-__all__ = ["autoencoders", "clip", "controlnet", "joint_transformer", "packed_transformer", "qwen3", "small_autoencoders", "t5", "unet"]
+__all__ = [
+    "autoencoders",
+    "clip",
+    "controlnet",
+    "joint_transformer",
+    "packed_transformer",
+    "qwen3",
+    "small_autoencoders",
+    "t5",
+    "unet",
+]
