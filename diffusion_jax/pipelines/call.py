@@ -75,6 +75,8 @@ class Facts:
         self.channels = self.network.image_channels
         self.told = self.takes["image"].shape[-1] if "image" in self.takes else 0
         self.has_unconditional = "unconditional_transformer" in models
+        # a network that multiplies its time itself is told the flow's own, from 0 to 1
+        self.time_unit = 1000.0 if self.has_unconditional else getattr(self.network, "time_scale", 1.0)
         self.is_edit = self.told == self.channels
         self.is_upscaler = "noise_level" in self.takes
         self.is_filler = self.told > self.channels
@@ -436,6 +438,7 @@ class Call:
                 Control(network=net, evaluations=steered, guess_mode=a.guess_mode) for net in facts.controls
             ),
             fills=given.mask is not None,
+            time_unit=facts.time_unit,
             reversed_flow=facts.has_unconditional,
             trajectory=a.return_trajectory,
             on_step=a.on_step,
@@ -458,6 +461,8 @@ class Call:
     def decoded(self, z: Array) -> np.ndarray:
         """Pictures in [0, 1]."""
         params = self._replicated("vae", self.parts.models["vae"].params)
+        if self.family.inpaints_unshifted and self.asked.mask_image is not None:
+            z = z - params[SHIFT] * params[SCALE]
         return np.asarray(_decode(self.facts.codec, params, z))
 
     # Devices.

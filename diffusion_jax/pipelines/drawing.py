@@ -52,6 +52,7 @@ class Plan:
       skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
       controls: the ControlNets.
       fills: whether what a mask leaves is put back after every step.
+      time_unit: the network is told the walk's time divided by it.
       reversed_flow: whether the network is told 1 - t, and its output is the velocity from noise to data.
       trajectory: whether all states are kept.
       on_step: called on the host with the number of every step that is done; None: nothing is.
@@ -64,6 +65,7 @@ class Plan:
     skipping: nn.Module | None = None
     controls: tuple[Control, ...] = ()
     fills: bool = False
+    time_unit: float = 1.0
     reversed_flow: bool = False
     trajectory: bool = False
     on_step: Callable[[int], None] | None = None
@@ -131,6 +133,7 @@ def draw(
     def denoise(xt: Array, t: Array) -> Prediction:
         step = jnp.minimum(jnp.sum(as_compute(walk.grid.times) > t), walk.grid.num_steps - 1)
         x, time = walk.process.network_inputs(xt, t)
+        time = time / plan.time_unit
         if plan.reversed_flow:
             time = 1.0 - time
         output = _guided(plan, params, given, x, time, step)

@@ -24,7 +24,9 @@ class Family:
         leaves out.
       embeds_guidance: whether guidance_scale is told to the network and not leant on (Flux); `true_cfg_scale` is.
       edits: what `image` is for, "start" or "reference" (Kontext).
-      control_is_image: whether `image` is the picture of a ControlNet.
+      has_sizes: whether the network is told sizes and crops.
+      gives_zero_negative: whether zeros stand for a negative prompt that is not given.
+      inpaints_unshifted: whether what was inpainted is decoded without the shift of the latents, as the reference does.
     """
 
     encode: Callable[[Reader, Asked], Told]
@@ -38,9 +40,9 @@ class Family:
     rounds_kept: bool = True
     embeds_guidance: bool = False
     edits: str = "start"
-    control_is_image: bool = False
     has_sizes: bool = False
     gives_zero_negative: bool = False
+    inpaints_unshifted: bool = False
 
 
 _SD = Family(encode=prompts.of_sd)
@@ -50,7 +52,7 @@ _XL = Family(
 )  # fmt: skip
 _SD3 = Family(
     encode=prompts.of_sd3, encoders=3, steps=28, guidance=7.0, strength=(0.6, 0.6), side=1024, length=256, patch=2,
-    rounds_kept=False,
+    rounds_kept=False, inpaints_unshifted=True,
 )  # fmt: skip
 _FLUX = Family(
     encode=prompts.of_flux, encoders=2, steps=28, guidance=3.5, strength=(0.6, 0.6), side=1024, length=512, patch=2,
@@ -66,7 +68,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionImg2ImgPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD,
-    "StableDiffusionControlNetPipeline": _but(_SD, control_is_image=True),
+    "StableDiffusionControlNetPipeline": _SD,
     "StableDiffusionInstructPix2PixPipeline": _but(_SD, steps=100),
     "StableDiffusionUpscalePipeline": _but(_SD, steps=75, guidance=9.0),
     "LatentConsistencyModelPipeline": _but(_SD, steps=4, guidance=8.5),
@@ -74,7 +76,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionXLPipeline": _XL,
     "StableDiffusionXLImg2ImgPipeline": _XL,
     "StableDiffusionXLInpaintPipeline": _but(_XL, guidance=7.5),
-    "StableDiffusionXLControlNetPipeline": _but(_XL, control_is_image=True),
+    "StableDiffusionXLControlNetPipeline": _XL,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _but(_SD3, steps=50),
     "StableDiffusion3InpaintPipeline": _but(_SD3, steps=50),
