@@ -1,9 +1,9 @@
 """One call of a pipeline: from what is asked to latents, and from latents to numbers of pictures.
 
-    prompts    -> what the network is told in each of its evaluations
-    scheduler  -> the walk, and which part of it is taken
-    pictures   -> latents to begin with, to keep, or to be told
-    drawing.draw, on all devices
+prompts    -> what the network is told in each of its evaluations
+scheduler  -> the walk, and which part of it is taken
+pictures   -> latents to begin with, to keep, or to be told
+drawing.draw, on all devices
 """
 
 import dataclasses
@@ -16,75 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 from PIL import Image
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT
 from diffusion_jax.pipelines import checks, pictures
-from diffusion_jax.pipelines.drawing import Control, Given, GivenNoise, Plan, draw, unit_noise
+from diffusion_jax.pipelines.devices import batch_mesh, over, replicated
+from diffusion_jax.pipelines.drawing import Control, Given, Plan, draw
+from diffusion_jax.pipelines.facts import Draws, Facts
 from diffusion_jax.pipelines.families import Family
 from diffusion_jax.pipelines.levels import logit_normal_sigmas
 from diffusion_jax.pipelines.parts import Parts
 from diffusion_jax.pipelines.prompts import Asked, Reader, Told
 from diffusion_jax.pipelines.scheduling import Walk
-from diffusion_jax.rng import BatchKey
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """Gaussian draws by name: given, or of a seed."""
-
-    seed: int
-    given: Mapping[str, Array]
-
-    def __post_init__(self):
-        known = ("latents", "encode", "masked", "low", "steps")
-        unknown = [name for name in self.given if name not in known]
-        if unknown:
-            raise UserError(f"draws has {unknown[0]!r}; it may have {', '.join(known)}")
-
-    def get(self, name: str, index: np.ndarray, shape: tuple[int, ...]) -> Array:
-        """Unit Gaussian [rows, *shape] of the pictures `index` of their prompts."""
-        if name in self.given:
-            found = jnp.asarray(self.given[name], jnp.float32)
-            if found.shape != (len(index), *shape):
-                raise UserError(f"draws[{name!r}] must be {[len(index), *shape]}, it is {list(found.shape)}")
-            return found
-        return unit_noise(jax.random.key(self.seed), jnp.asarray(index), name, shape)
-
-    def steps(self, index: np.ndarray) -> BatchKey:
-        """The key of the sampler's steps."""
-        key, index = jax.random.key(self.seed), jnp.asarray(index)
-        if "steps" in self.given:
-            return GivenNoise(key, index, len(index), jnp.asarray(self.given["steps"]))
-        return BatchKey(key, index, len(index))
-
-
-class Facts:
-    """What the networks of a pipeline are, as far as a call depends on it."""
-
-    def __init__(self, parts: Parts, family: Family):
-        models = parts.models
-        self.network, self.codec = models[parts.network].module, models["vae"].module
-        if family.edits == "reference":
-            self.network = self.network.clone(has_reference=True)
-        self.controls = tuple(models[name].module for name in parts.controlnets)
-        self.takes = self.network.takes
-        self.channels = self.network.image_channels
-        self.told = self.takes["image"].shape[-1] if "image" in self.takes else 0
-        self.has_unconditional = "unconditional_transformer" in models
-        # a network that multiplies its time itself is told the flow's own, from 0 to 1
-        self.time_unit = 1000.0 if self.has_unconditional else getattr(self.network, "time_scale", 1.0)
-        self.is_edit = self.told == self.channels
-        self.is_upscaler = "noise_level" in self.takes
-        self.is_filler = self.told > self.channels
-        self.edits = self.is_edit or self.is_upscaler or family.edits == "reference"
-        self.scores_beauty = bool(parts.index.get("requires_aesthetics_score"))
-        side = models[parts.network].config.get("sample_size")
-        self.factor = self.codec.factor
-        self.side = side * self.factor if isinstance(side, int) else family.side
 
 
 class Call:
@@ -139,8 +85,10 @@ class Call:
     def _gives_latents(self) -> bool:
         """Whether `image` is latents of another model."""
         image = self.asked.image
-        return not isinstance(image, Image.Image | list | tuple | None) and np.ndim(image) == 4 and (
-            np.shape(image)[-1] == self.facts.channels
+        return (
+            not isinstance(image, Image.Image | list | tuple | None)
+            and np.ndim(image) == 4
+            and (np.shape(image)[-1] == self.facts.channels)
         )
 
     def _images(self, name: str) -> list[Image.Image]:
@@ -178,9 +126,7 @@ class Call:
         elif self.family.embeds_guidance:
             sigmas = np.linspace(1.0, 1.0 / self.steps, self.steps)
         tokens = self.small[0] // patch * (self.small[1] // patch)
-        return self.parts.scheduler.walk(
-            self.steps, part=self._part, eta=self.asked.eta, tokens=tokens, sigmas=sigmas
-        )
+        return self.parts.scheduler.walk(self.steps, part=self._part, eta=self.asked.eta, tokens=tokens, sigmas=sigmas)
 
     @property
     def strength(self) -> float:
@@ -215,7 +161,9 @@ class Call:
             texts = self._listed(given)
             texts = texts * len(self.prompts) if len(texts) == 1 else texts
             if len(texts) != len(self.prompts):
-                raise UserError(f"there are {len(self.prompts)} prompts, and {len(texts)} of {kind}: give one or as many")
+                raise UserError(
+                    f"there are {len(self.prompts)} prompts, and {len(texts)} of {kind}: give one or as many"
+                )
             found.append(tuple(texts))
         return tuple(found)
 
@@ -455,8 +403,16 @@ class Call:
         if self.facts.has_unconditional:
             params["unconditional"] = models["unconditional_transformer"].params
         key = self.draws.steps(self.index)
-        start, given, key = self._over_devices((start, given, key))
+        if self._mesh is not None:
+            start, given, key = over(self._mesh, self.rows, start, given, key)
         return draw(self.plan(given), self._replicated("network", params), given, start, key)
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh | None:
+        return batch_mesh(self.parts.models[self.parts.network].params, self.rows)
+
+    def _replicated(self, name: str, params: Any) -> Any:
+        return params if self._mesh is None else replicated(self._mesh, name, params, self.parts.placed)
 
     def decoded(self, z: Array) -> np.ndarray:
         """Pictures in [0, 1]."""
@@ -464,57 +420,6 @@ class Call:
         if self.family.inpaints_unshifted and self.asked.mask_image is not None:
             z = z - params[SHIFT] * params[SCALE]
         return np.asarray(_decode(self.facts.codec, params, z))
-
-    # Devices.
-
-    @functools.cached_property
-    def _mesh(self) -> Mesh | None:
-        """The devices that a batch is divided over; None for one."""
-        devices = jax.local_devices()
-        count = min(len(devices), self.rows)
-        placed = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(self._network_params))
-        return None if count == 1 or placed else Mesh(np.array(devices[:count]), ("batch",))
-
-    @property
-    def _network_params(self) -> Any:
-        return self.parts.models[self.parts.network].params
-
-    def _over_devices(self, tree: Any) -> Any:
-        """Trees whose leaves have one row for each picture, filled up by the last row and divided."""
-        if self._mesh is None:
-            return tree
-        more, count = -self.rows % self._mesh.size, self.rows
-
-        def axis_of(leaf: Array) -> int | None:
-            return next((axis for axis in (0, 1) if leaf.ndim > axis and leaf.shape[axis] == count), None)
-
-        def divided(leaf: Any) -> Any:
-            leaf = jnp.asarray(leaf)
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return leaf
-            axis = axis_of(leaf)
-            if axis is None:
-                return leaf
-            widths = [(0, more if number == axis else 0) for number in range(leaf.ndim)]
-            leaf = jnp.pad(leaf, widths, mode="edge")
-            spec = PartitionSpec(*("batch" if number == axis else None for number in range(axis + 1)))
-            return jax.device_put(leaf, NamedSharding(self._mesh, spec))
-
-        start, given, key = tree
-        numbers = given.numbers  # by step, not by row
-        given = jax.tree.map(divided, dataclasses.replace(given, numbers={}))
-        key = jax.tree.map(divided, key)
-        key = dataclasses.replace(key, size=self.rows + more)
-        return divided(start), dataclasses.replace(given, numbers=numbers), key
-
-    def _replicated(self, name: str, params: Any) -> Any:
-        if self._mesh is None:
-            return params
-        cached = self.parts.placed.get((name, self._mesh))
-        if cached is None:
-            cached = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
-            self.parts.placed[name, self._mesh] = cached
-        return cached
 
 
 @functools.partial(jax.jit, static_argnames=("codec",))

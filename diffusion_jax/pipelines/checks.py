@@ -67,10 +67,10 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
             "of skip-layer guidance (skip_guidance_layers=...)",
         ),
         (("guidance_schedule", "mu", "std"), model.has_unconditional, "of Ideogram 4"),
-        (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "of models that read CLIP's layers"),
+        (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "of models that read CLIP"),
         (("max_sequence_length",), family.length > 77, "of models with a long text encoder"),
         (("max_area",), family.edits == "reference", "of Kontext"),
-        (("guidance_rescale",), not family.embeds_guidance and not model.has_unconditional, "of models that lean on it"),
+        (("guidance_rescale",), not family.embeds_guidance and not model.has_unconditional, "of no use to this model"),
         (
             ("negative_prompt", "negative_prompt_2", "negative_prompt_3"),
             not model.has_unconditional and (not family.embeds_guidance or asked.true_cfg_scale > 1),
@@ -89,10 +89,9 @@ def shares(asked: SimpleNamespace) -> None:
         value = getattr(asked, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name}={value} must lie between 0 and 1")
-    if asked.denoising_start is not None and asked.denoising_end is not None:
-        if asked.denoising_start >= asked.denoising_end:
-            raise UserError(f"denoising_start={asked.denoising_start} must be less than denoising_end="
-                            f"{asked.denoising_end}")  # fmt: skip
+    both = asked.denoising_start is not None and asked.denoising_end is not None
+    if both and asked.denoising_start >= asked.denoising_end:
+        raise UserError(f"denoising_start={asked.denoising_start} must lie below denoising_end={asked.denoising_end}")
     if asked.num_images_per_prompt < 1:
         raise UserError(f"num_images_per_prompt={asked.num_images_per_prompt} must be at least 1")
     for name in ("original_size", "target_size", "negative_original_size", "negative_target_size"):

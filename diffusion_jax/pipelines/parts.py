@@ -10,6 +10,7 @@ Parts that no picture depends on (safety_checker, feature_extractor) are not rea
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from jax.typing import DTypeLike
 import diffusion_jax.weights.published  # noqa: F401  (fills COMPONENTS)
 from diffusion_jax.data.folder_tokenizers import FolderTokenizer, read_tokenizer
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import expanded, read_json, replace_file, whole_directory
+from diffusion_jax.files import expanded, read_json, whole_directory
 from diffusion_jax.pipelines.scheduling import Scheduler
 from diffusion_jax.weights.components import Part, read_part
 from diffusion_jax.weights.folders import STEMS
@@ -31,6 +32,7 @@ from diffusion_jax.weights.reading import write_state
 
 INDEX = "model_index.json"
 NETWORKS = ("unet", "transformer")
+_WRITTEN = (".json", ".txt", ".model", ".jinja")
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder", "prompt_enhancer_head")
 Source = Path | str
 
@@ -81,28 +83,12 @@ class Parts:
                 inner = folder / ("controlnet" if self.controlnets == [name] else name)
                 inner.mkdir()
                 for file in sorted(origin.iterdir()):
-                    if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja"):
-                        if not file.name.endswith(".index.json"):
-                            shutil.copyfile(file, inner / file.name)
+                    if file.suffix in _WRITTEN and not file.name.endswith(".index.json"):
+                        shutil.copyfile(file, inner / file.name)
                 if name in self.models:
                     stem = STEMS[1] if name.startswith("text_encoder") else STEMS[0]
                     write_state(inner / f"{stem}.safetensors", self.models[name].state(), {"format": "pt"})
-            shutil.copyfile(self._index_file, folder / INDEX) if self._index_file else replace_file(
-                folder / INDEX, _json(self.index)
-            )
-
-    @property
-    def _index_file(self) -> Path | None:
-        """model_index.json, where nothing was replaced."""
-        folders = {folder.parent for folder in self.folders.values()}
-        file = next(iter(folders)) / INDEX if len(folders) == 1 else None
-        return file if file is not None and read_json(file) == dict(self.index) else None
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    import json
-
-    return (json.dumps(content, indent=2) + "\n").encode()
+            (folder / INDEX).write_bytes((json.dumps(dict(self.index), indent=2) + "\n").encode())
 
 
 def read_parts(
@@ -122,7 +108,8 @@ def read_parts(
       controlnet: folders of ControlNets.
       scheduler: in the place of the folder's own: a config, or the name of a sampler.
       place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
-      others: of any part, another folder in its place; None leaves it out. Of another name, a field of model_index.json.
+      others: of any part, another folder in its place; None leaves it out. Any other name is a field of
+        model_index.json.
 
     Raises:
       UserError: no such folder, a missing part, or one that is damaged or not known here.
@@ -133,12 +120,13 @@ def read_parts(
     places: dict[str, Path] = {}
     for name, value in listed.items():
         given = others.pop(name, name if value[1] is not None else None)
-        if name in _UNREAD or given is None or value[1] is None and given == name:
+        if name in _UNREAD or given is None:
             index[name] = value if name in _UNREAD else [None, None]
             continue
         places[name] = folder / name if given == name else expanded(given)
         if not places[name].is_dir():
             raise UserError(f"{folder / INDEX} names {name} ({value[1]}), and there is no folder {places[name]}")
+    low = others.pop("low_res_scheduler", None) or places.pop("low_res_scheduler", None)
     index |= others
     nets = [controlnet] if isinstance(controlnet, str | Path) else list(controlnet or ())
     nets += [places.pop("controlnet")] if "controlnet" in places and not nets else []
@@ -150,13 +138,16 @@ def read_parts(
         raise UserError(f"{folder} lacks a part: a pipeline needs a unet or a transformer, and a vae; it has {there}")
 
     found = _scheduler(places, scheduler)
+    lower = None if low is None else _scheduler({"scheduler": low}, low if isinstance(low, Mapping) else None)
     tokenizers = {name: read_tokenizer(path) for name, path in places.items() if name.startswith("tokenizer")}
     models = {}
     for name, path in places.items():
         if name.startswith(("tokenizer", "scheduler")):
             continue
         models[name] = read_part(path, dtype, held_in=dtype, place=_placing(name, place))
-    return Parts(index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found)
+    return Parts(
+        index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower
+    )
 
 
 def _placing(name: str, place: Any) -> Any:
@@ -168,7 +159,7 @@ def _placing(name: str, place: Any) -> Any:
     return placed
 
 
-def _scheduler(places: Mapping[str, Path], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
+def _scheduler(places: Mapping[str, Any], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
     if isinstance(given, Scheduler):
         return given
     if isinstance(given, Mapping):

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -91,7 +90,9 @@ class Pipeline:
 
     def with_scheduler(self, scheduler: str | Mapping[str, Any]) -> "Pipeline":
         """The same model with another sampler, by name, or by a scheduler's config."""
-        found = Scheduler.read(scheduler) if isinstance(scheduler, Mapping) else self.parts.scheduler.replaced(scheduler)
+        found = (
+            Scheduler.read(scheduler) if isinstance(scheduler, Mapping) else self.parts.scheduler.replaced(scheduler)
+        )
         other = Pipeline.__new__(Pipeline)
         other.parts, other.family = dataclasses.replace(self.parts, scheduler=found), self.family
         return other
@@ -175,8 +176,8 @@ class Pipeline:
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
           control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
           seed: of all random numbers.
-          draws: Gaussian draws in the place of the seed's: "latents" and "encode", "masked" (of the autoencoder), [n, h,
-            w, c], and "steps" [steps, n, h, w, c].
+          draws: Gaussian draws in the place of the seed: "latents", and of the autoencoder "encode" and "masked", each
+            [n, h, w, c]; "low", the small picture's; "steps", [steps, n, h, w, c].
           output_type: "pil", "np" or "latent".
           on_step: called with the number of each step that is done.
 

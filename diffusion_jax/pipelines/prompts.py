@@ -63,11 +63,11 @@ class Reader:
         length = length or tokenizer.max_length or part.module.length
         tokens, _ = tokenizer.rows(unique, length)
         cut = tokenizer.cut(unique, length)
-        for text, rest in zip(unique, cut, strict=True):
+        for rest in cut:
             if rest:
                 self.remarks.append(
-                    f"a prompt is longer than the {length} tokens that text_encoder{suffix} reads, and is cut; left out "
-                    f"is: {rest!r}"
+                    f"a prompt is longer than the {length} tokens that text_encoder{suffix} reads, and is cut; left "
+                    f"out is: {rest!r}"
                 )
         rows = np.array([unique.index(text) for text in texts])
         found = _apply(part.module, part.params, jnp.asarray(tokens))

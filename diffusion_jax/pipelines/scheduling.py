@@ -267,9 +267,7 @@ class Scheduler:
         whole = (levels.solver_levels if of_solver else levels.sigma_levels)(num, self.fields, table)
         taken = whole.part(*part(whole.told))
         taken = taken.part(0, taken.moving)
-        sampler = SAMPLERS.build(
-            {"name": "euler_ancestral"} if "EulerAncestral" in self.kind else self._solver()
-        )
+        sampler = SAMPLERS.build({"name": "euler_ancestral"} if "EulerAncestral" in self.kind else self._solver())
         middles = self._middles(taken, table) if self.kind.startswith("KDPM2") else None
         unit = of_solver or self.fields["timestep_spacing"] == "leading"
         return self._visiting(
@@ -382,6 +380,7 @@ class Scheduler:
         told = np.append(taken.told, taken.told[-1])
         points, alphas, sigmas = times, taken.alphas, taken.sigmas
         if middles is not None:  # every second point, but for the last transition, which has none
+
             def mixed(own: np.ndarray, between: np.ndarray) -> np.ndarray:
                 found = np.empty(2 * count + 1)
                 found[::2], found[1::2] = own, between

@@ -133,7 +133,9 @@ class WeightMap:
         state = _WithParts(state, self._parts)
         params, wrong = {}, []
         for path, entry in self.entries.items():
-            found = self._leaf(path, entry, wanted[path], state, wrong, np.float32 if held_in is None else held_in(path))
+            found = self._leaf(
+                path, entry, wanted[path], state, wrong, np.float32 if held_in is None else held_in(path)
+            )
             if found is not None and not wrong:
                 params[path] = found if place is None else place(path, found)
         if wrong:
@@ -141,7 +143,12 @@ class WeightMap:
         return unflatten_dict(params)
 
     def _leaf(
-        self, path: Path, entry: Entry | tuple[Entry, ...], shape: tuple[int, ...], state: State, wrong: list[str],
+        self,
+        path: Path,
+        entry: Entry | tuple[Entry, ...],
+        shape: tuple[int, ...],
+        state: State,
+        wrong: list[str],
         dtype: DTypeLike,
     ) -> np.ndarray | None:
         """One parameter; None where a tensor does not fit, which is added to `wrong`."""

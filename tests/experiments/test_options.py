@@ -31,7 +31,9 @@ NUMBERS = {
 }
 NO_NUMBERS = ("10**22", str(10**22), str(2**63), "-1", "-9" * 30, "9" * 5000, "nan", "inf", "-inf", "1e400", "seven",
               "0x10", "²", "1,,2", "None", "True")  # fmt: skip
-EMPTY = {(f"experiments.{name}", flag) for name in ("sample", "generate") for flag in ("prompt", "negative_prompt")}  # what is said may be nothing
+EMPTY = {
+    (f"experiments.{name}", flag) for name in ("sample", "generate") for flag in ("prompt", "negative_prompt")
+}  # what is said may be nothing
 NEVER = ("", " ", "x" * 5000, "a\nb", "a\0b", "\udcff")
 
 

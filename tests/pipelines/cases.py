@@ -68,7 +68,10 @@ class StoredKey(BatchKey):
 @functools.cache
 def _model(folder, pipeline_class, parts):
     """A pipeline of these parts, read once."""
-    return Pipeline.from_pretrained(GOLDEN / folder, pipeline_class=pipeline_class, **dict(parts))
+    parts = dict(parts)
+    if "low_res_scheduler" in parts:
+        parts["low_res_scheduler"] = json.loads(parts["low_res_scheduler"])
+    return Pipeline.from_pretrained(GOLDEN / folder, pipeline_class=pipeline_class, **parts)
 
 
 def pipeline(name):
@@ -83,7 +86,7 @@ def pipeline(name):
     if "refiner" in name:
         found["requires_aesthetics_score"] = True
     if low:
-        found["low_res_scheduler"] = tuple({"_class_name": low["class"], **low["config"]}.items())
+        found["low_res_scheduler"] = json.dumps({"_class_name": low["class"], **low["config"]})
     pipe = _model(case["components"]["pipeline"], case["pipeline"], tuple(sorted(found.items())))
     said = case["components"]["scheduler"]
     return pipe.with_scheduler({"_class_name": said["class"], **said["config"]})
@@ -129,8 +132,6 @@ def arguments(name):
     if "latents" not in given_draws and "masked" in given_draws and not nine:
         del given_draws["masked"]
     call["draws"] = given_draws
-    if call["output_type"] == "latent":
-        call["output_type"] = "latent"
     return call
 
 

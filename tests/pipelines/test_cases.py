@@ -1,4 +1,4 @@
-"""Whole pipelines: every reference run, from the same latents and draws, within the tolerances that its index states."""
+"""Whole pipelines: every reference run, from the same latents and draws, within the tolerances of its index."""
 
 import numpy as np
 import pytest
@@ -55,4 +55,4 @@ def test_a_prompt_that_is_cut_says_what_is_lost():
     reader = Reader(pipe.parts)
     pipe.family.encode(reader, Asked((("a red fox " * 60,),)))
     assert "is cut" in reader.remarks[0]
-    assert reader.remarks[0].count("fox") == 60 - "a red fox " .count("fox") * 25 or "red fox" in reader.remarks[0]
+    assert reader.remarks[0].count("fox") == 60 - "a red fox ".count("fox") * 25 or "red fox" in reader.remarks[0]

@@ -12,7 +12,7 @@ def test_a_box_holds_what_is_white_and_has_the_shape_that_is_asked_for():
     mask = np.zeros((100, 200), np.uint8)
     mask[40:50, 60:100] = 255
     left, top, right, bottom = pictures.crop_box(Image.fromarray(mask), 64, 64, 5)
-    assert left <= 55 and right >= 105 and top <= 35 and bottom >= 55
+    assert (left <= 55, top <= 35, right >= 105, bottom >= 55) == (True,) * 4
     assert right - left == bottom - top == 50
     assert pictures.crop_box(Image.fromarray(mask), 64, 64, 500) == (0, 0, 200, 100)
 
