@@ -24,6 +24,7 @@ NUM_PROCESSES = FLAGS.integer(
     "num_processes", None, "processes of this run, where they are not detected", lower=1, upper=2**16
 )
 PROCESS_ID = FLAGS.integer("process_id", None, "which of them this is, counted from 0", upper=2**16 - 1)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import contextlib

@@ -102,10 +102,11 @@ def _summary(run: Run) -> str:
     config = run.config
     model, data = _named(config.get("codec" if run.reconstructs else "model")), _named(config.get("data"))
     parts = [f"{model} on {data}" if model and data else model or data]
-    prediction, schedule = _named(config.get("prediction")), _named(config.get("schedule"))
-    objective = config.get("objective")
-    if isinstance(objective, dict) and "num_tokens" in objective:  # a process of its own, without those two
-        parts.append(f"{_named(objective)} objective")
+    process = config.get("process")
+    process = process if isinstance(process, dict) else {}
+    prediction, schedule = _named(process.get("prediction")), _named(process.get("schedule"))
+    if not prediction and not schedule:  # a process of tokens has neither
+        parts.append(f"{_named(config.get('objective'))} objective")
     else:
         parts.append(
             ", ".join(filter(None, [prediction and f"{prediction} prediction", schedule and f"{schedule} schedule"]))

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 
+from experiments.ground.options import spoken
 from experiments.ground.progress import format_seconds
 from experiments.reports.charts import format_number
 from experiments.reports.metrics import headline
@@ -79,12 +80,13 @@ def commands(run: Run) -> dict[str, str]:
     if run.reconstructs:
         stage = f"--first_stage={shlex.quote(run.given)}"
         draw = ("Encode a data set", f"python -m experiments.prepare_latents {stage} --out=<a new folder>")
-    return {
+    found = {
         draw[0]: draw[1],
         "Evaluate again": f"python -m experiments.evaluate {workdir} --metrics={metrics}",
         "Resume the run": resume,
         "Browse the curves": f"tensorboard --logdir={shlex.quote(run.given)}",
     }
+    return {title: spoken(command) for title, command in found.items()}
 
 
 def throughput(run: Run) -> float | None:
