@@ -68,9 +68,9 @@ def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndar
 
 
 def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:
-    """What to ask for where nobody says: balanced classes; captions of held-out data, evenly spread over the split.
+    """What to ask for by default: balanced classes; captions of held-out data, evenly spread over the split.
 
-    With `prompts` not captions are asked for but the prompts that the data has, of which it is known what they require.
+    `prompts` takes the data's own prompts in the place of captions; for each of them it is known what it requires.
     Where nothing is held out the captions are those of the training data. Where captions and classes are told, both
     are of the same examples.
 
@@ -81,7 +81,7 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
     if experiment.told_text is None:
         return Asked.of(balanced_labels(num_samples, classes) if classes else None)
     if prompts:
-        known = experiment.pipeline.prompts
+        known = experiment.pictures.prompts
         return asked_in_words(experiment, [known[i].text for i in range(min(num_samples, len(known)))])
     split = experiment.config.data.validation_split or experiment.config.data.split
     texts = experiment.pipeline.texts(split, max_examples=num_samples)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_bytes
 from experiments.ground import fields
+from experiments.ground.renamed import with_new_names
 
 HOME = Path(__file__).parents[2]
 """Where `experiments` and `configs` lie: a clone, or a folder of that name in the installed package:"""
@@ -131,7 +132,7 @@ def complete_config(config: Any, path: str | Path) -> None:
     """Fill in the defaults of what a file's config leaves out.
 
     Raises:
-      UserError: it is no ConfigDict, has a field that there is not, or leaves out one that has no default; the message
+      UserError: it is no ConfigDict, has an unknown field, or leaves out one that has no default; the message
         names the file and the field.
     """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
@@ -140,7 +141,7 @@ def complete_config(config: Any, path: str | Path) -> None:
             "not an ml_collections.ConfigDict"
         )
     flatten(config)  # which a config within itself has no end of
-    fields.complete(config)
+    fields.complete(with_new_names(config))
 
 
 @contextlib.contextmanager

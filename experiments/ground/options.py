@@ -24,6 +24,7 @@ from diffusion_jax.errors import UserError
 from experiments.ground.config_files import HOME, INSTALLED, expanded, flatten, load_config, one_line
 from experiments.ground.described import described
 from experiments.ground.fields import PARTS
+from experiments.ground.renamed import new_flags
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
@@ -49,6 +50,13 @@ class Flags:
         self._described: dict[str, str] = {}
         self._argv: list[str] = []
         self._config: ConfigDict | None = None
+        self._takes_arguments = False
+        self.arguments: list[str] = []
+
+    def take_arguments(self, name: str, meaning: str) -> None:
+        """Let the command take words that are no flags: `arguments` holds them, `name` stands for them in the help."""
+        self._takes_arguments = True
+        self._described[name] = f"{name} ...\n{meaning}"
 
     def integer(
         self, name: str, default: int | None, meaning: str, *, lower: int = 0, upper: int = MOST_COUNT
@@ -157,14 +165,21 @@ class Flags:
             if "config" in self._values:
                 self._config = self._named_config(argv)
                 known = [] if self._config is None else list(flatten(self._config))
+                argv = self._argv[:] = new_flags(argv, self._objective())
             rest = self._values(argv)
         except UserError:
             raise
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
-            objective = "" if self._config is None else self._config.objective.get("name", "")
-            raise UserError(_explain(argv, known, error, objective)) from error
-        if len(rest) > 1:
+            raise UserError(_explain(argv, known, error, self._objective())) from error
+        self.arguments = list(rest[1:])
+        if self.arguments and not self._takes_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
+
+    def _objective(self) -> str:
+        """The name of the config's objective; "" where there is none."""
+        spec = self._config.get("objective") if self._config is not None else ""
+        name = spec.get("name") if isinstance(spec, ConfigDict) else spec
+        return name if isinstance(name, str) else ""
 
     def assume_defaults(self) -> None:
         """Read no command line: the flags of a module that is imported have their default values."""
@@ -309,7 +324,7 @@ def path_of(text: str) -> str:
     """A path with ~ written out.
 
     Raises:
-      ValueError: no text, a user that there is not, or another flag in the place of the path.
+      ValueError: no text, an unknown user, or another flag in the place of the path.
     """
     if plain_text(text).startswith("-"):
         raise _Because("a path that begins with - is written ./-")
@@ -365,7 +380,7 @@ def _short(text: str) -> str:
 
 
 def _whether_read(group: str, objective: str) -> str:
-    """What an objective, of which the config has no such group, has to do with it; imports JAX."""
+    """Whether an objective reads a group that the config lacks, in words; imports JAX."""
     from diffusion_jax.objectives import OBJECTIVES
 
     if objective not in OBJECTIVES:

@@ -24,7 +24,7 @@ from diffusion_jax.files import content_hash, locked, parse_json, read_json, rep
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
 from experiments.ground.options import spoken
-from experiments.ground.renamed import with_new_names
+from experiments.ground.renamed import names_in_hashes, with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -90,15 +90,15 @@ def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
         for name, value in fields.items()
         if not name.startswith(tuple(without)) and (name not in by_default or by_default[name] != value)
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(names_in_hashes(kept), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config by dotted name, without where files and folders lie.
 
-    A field that the config of an earlier version does not have has its default.
+    A field that the config of an earlier version does not have has its default, and one of another name has today's.
     """
-    fields = {**defaults(), **flatten(ConfigDict(config))}
+    fields = {**defaults(), **flatten(with_new_names(ConfigDict(config)))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
     kind, colon, _ = str(fields["data.dataset"]).partition(":")
     if colon and kind in AT_A_PATH:
@@ -337,7 +337,7 @@ def read_info(workdir: Path | str) -> DatasetInfo:
 def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
     """The config of the run in `workdir`; the parts that it imports are registered then.
 
-    Fields that the runner did not have when the run was begun have their defaults. With `whole` false, a config that
+    Fields that are newer than the run have their defaults. With `whole` false, a config that
     lacks a field without a default is read too, to be compared with another.
 
     Raises:

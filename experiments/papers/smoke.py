@@ -3,7 +3,7 @@
 What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
 the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps
 and averaged targets look back no further, samples take at most 16 steps (64 with a corrector) with x0 clipped (tokens,
-of which there are 17, as many as the digits have levels, 128). Squares take the place of LPIPS, whose weights are
+which have 17 values, one for each level of the digits, take 128). Squares take the place of LPIPS, whose weights are
 files. The objective, schedule, prediction, network options, optimizer and sampler are the recipe's. It has learned
 where its samples are less than half as far from the real digits as those of the same network before training, by the
 Fréchet distance of pixels, and clearly closer to them than the mean of all digits is: a network that draws only that
@@ -114,10 +114,10 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         most = 64 if config.sampling.sampler.name == "predictor_corrector" else 16  # which leaves noise with fewer
         small.sampling.steps = min(config.sampling.steps, most)
         if is_text:
-            small.objective.num_tokens = 256
+            small.process.num_tokens = 256
             small.evaluation.likelihood_images = 100
-        elif "num_tokens" in small.objective:  # the digits have 17 levels; a shorter chain would not reach pure noise
-            small.objective.update(num_tokens=17, num_steps=128)
+        elif "num_tokens" in small.process:  # the digits have 17 levels; a shorter chain would not reach pure noise
+            small.process.update(num_tokens=17, num_steps=128)
             small.sampling.steps = 128
         small.sampling.batch_size, small.sampling.clip_x0 = 250, True
         small.log.update(every=10, validate_every=0, sample_every=0, num_samples=50)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from experiments.ground.writers import RunWriter, profile
 class StopSignal:
     """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save.
 
-    One of several processes may not go alone, which would be the others' end: it stops in the loop, with them.
+    With several processes all of them stop in the loop at one step: the others would wait for one that left.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class StopSignal:
 
 
 class Loop:
-    """The loop over steps of one run.
+    """The training loop of one run.
 
     Args:
       experiment: what is trained.
@@ -61,8 +61,9 @@ class Loop:
       writer: where the numbers go.
       checkpointer: where the states go.
       record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
-        --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; and by what
-        the frozen groups are known.
+        --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; `frozen`,
+        the fingerprints of the frozen groups.
+      watch: is told of every row that was logged, with the step and whether pictures were drawn.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Loop:
         writer: RunWriter,
         checkpointer: training.Checkpointer,
         record: dict[str, Any],
+        watch: Callable[..., None] = lambda step, *, drawn: None,
     ):
         self.experiment, self.config, self.layout = experiment, experiment.config, experiment.layout
         self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
         self.place = workdir.Place.of(directory, checkpointer.directory) if parallel.is_primary() else workdir.Place()
         self.observer = Observer(experiment, directory, writer, self.place)
+        self.watch = watch
         self.branch: int | None = record["branch"]
         self.extended: list[int] = record.get("extended", [])
         self.frozen: dict[str, Any] = record.get("frozen", {})
@@ -115,6 +118,9 @@ class Loop:
                     measured |= self._look(step, running, last)
                     if saves or stops:
                         self._save(step, running, measured)
+                    drawn = due(step, config.log.sample_every)
+                    if logs or drawn:
+                        self.watch(step, drawn=drawn)
                 if logs:
                     self._clock = (time.perf_counter(), step)
                 if stops and not last:

@@ -31,6 +31,7 @@ from diffusion_jax.errors import UserError
 from experiments.ground import workdir
 from experiments.ground.config_files import call_get_config, find_config, flatten, guarded, load_config_module
 from experiments.ground.fields import PARTS
+from experiments.ground.renamed import new_field_names
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
@@ -133,7 +134,7 @@ class Ablation:
             trained = {k: v for part in parts if _trains(part) for k, v in part.items()}
             for seed in seeds:
                 cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
-                _ = cells[-1].config  # so that a wrong field is an error before anything is begun
+                _ = cells[-1].config  # so that a wrong field is an error before the first training
         check_cells(path, cells)
         metrics = tuple(config.evaluation.metrics)
         if not metrics:
@@ -205,7 +206,7 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
       UserError: the config has no such field, or one of another type.
     """
     config = config.copy_and_resolve_references()
-    for name, value in overrides.items():
+    for name, value in new_field_names(overrides).items():
         if name in PARTS and "." not in name and (value is None) == (name in config):
             with config.unlocked():
                 if value is None:

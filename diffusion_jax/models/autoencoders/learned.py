@@ -1,9 +1,6 @@
-"""What learned first stages share: sizes, networks, and latents of unit variance.
+"""First stages that are trained here: sizes, networks, and latents of unit variance.
 
-    h = encoder(x),  z = (h - shift) * scale,  x' = decoder(z / scale + shift)
-
-The networks are those of `coder.py`. `shift` and `scale`, one number for each channel, are parameters too, but no
-optimizer moves them (their names begin with "frozen_"): they are 0 and 1 in training, and measured after it
+The networks are those of `coder.py`. Shift and scale (`autoencoder.py`) are 0 and 1 in training, and measured after it
 (`LearnedCodec.standardised`), so that what is diffused has mean 0 and variance 1. Published models have one number for
 all channels, 0.18215 for Stable Diffusion's.
 """
@@ -11,22 +8,22 @@ all channels, 0.18215 for Stable Diffusion's.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from diffusion_jax.counter_prng import counter_key
+from diffusion_jax.domains import SIZE
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders.codec import Codec
+from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder, Latents
 from diffusion_jax.models.autoencoders.coder import Decoder, Encoder
-from diffusion_jax.models.layers import Conv
+from diffusion_jax.models.autoencoders.tiling import Stage
+from diffusion_jax.models.layers import Conv, depth_to_space, space_to_depth
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.rng import fold_name
 
-SHIFT, SCALE = "frozen_shift", "frozen_scale"
+SHORTCUT = "shortcut"
 # Channels of the levels, residual blocks of a level, channels of the latents. f8 is Stable Diffusion's (83,653,863
 # parameters with one of Gaussians); f4 and f2 are the same with fewer levels; small ones train on a CPU in minutes.
 SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
@@ -37,7 +34,6 @@ SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
     "small_f4": ((32, 64, 96), 1, 4),
     "small_f8": ((32, 64, 96, 128), 1, 4),
 }
-Latents = Float[Array, "batch rows columns latent"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, meta_fields=[], data_fields=["x", "hidden", "penalty", "observed"])
@@ -59,29 +55,30 @@ class Reconstruction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedCodec(Codec):
-    """An autoencoder of pictures.
+class LearnedCodec(Autoencoder):
+    """A convolutional autoencoder of pictures.
 
     Attributes:
       size: name in `SIZES`; what the next three leave out is that size's.
       channels: channels of the levels; every level but the first has half the resolution of the one before it.
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
-      data_channels: channels of the pictures.
-      dtype: what activations are computed in.
+      patch_size: the networks see squares of so many pixels a side as one, and give them back: the levels count from
+        there, and each costs 1 / patch_size^2 of what it did.
+      shortcut: whether linear maps run beside the networks, from the square of pixels that a latent stands for to the
+        latent, and back: a network then learns what they leave out (residual autoencoding, Chen et al. 2024,
+        arXiv:2410.10733, where the maps are averages and copies).
 
     Raises:
       UserError: there is no such size.
     """
 
-    learned: ClassVar[bool] = True
-
     size: str = "f8"
     channels: tuple[int, ...] | None = None
     num_res_blocks: int | None = None
     latent_channels: int | None = None
-    data_channels: int = 3
-    dtype: DTypeLike = jnp.float32
+    patch_size: Annotated[int, SIZE] = 1
+    shortcut: bool = False
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -96,27 +93,16 @@ class LearnedCodec(Codec):
     @property
     def factor(self) -> int:
         """By how much a side of the latents is shorter than that of the data."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_size * 2 ** (len(self.channels) - 1)
 
     @property
     def encoded_channels(self) -> int:
         """Channels that the encoder gives."""
         return self.latent_channels
 
-    def spec(self, data: DataSpec) -> DataSpec:
-        if data.kind != "pixels":
-            raise UserError(f"a first stage is of pixels, the data is {data.kind}")
-        height, width, channels = data.shape
-        if channels != self.data_channels:
-            raise UserError(
-                f"the first stage is of {self.data_channels} channels, the data has {channels}: train one for this data"
-            )
-        if height % self.factor or width % self.factor:
-            raise UserError(
-                f"the first stage makes a side {self.factor} times shorter, and {height}x{width} does not divide by "
-                f"that: set data.image_size and data.crop, or give it fewer levels"
-            )
-        return DataSpec(kind="latents", shape=(height // self.factor, width // self.factor, self.latent_channels))
+    @property
+    def diffused_channels(self) -> int:
+        return self.latent_channels
 
     @property
     def encoder(self) -> Encoder:
@@ -125,6 +111,7 @@ class LearnedCodec(Codec):
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             out_channels=self.encoded_channels,
+            patch_size=self.patch_size,
             dtype=self.dtype,
         )
 
@@ -135,25 +122,39 @@ class LearnedCodec(Codec):
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             out_channels=self.data_channels,
+            patch_size=self.patch_size,
             dtype=self.dtype,
         )
 
     def init_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Parameters of both networks, drawn; shift 0 and scale 1."""
+        params = super().init_params(key)
+        return {**params, SHORTCUT: self._init_shortcut(key)} if self.shortcut else params
 
-        @jax.jit
-        def init(key: Key[Array, ""]) -> dict[str, Any]:
-            x = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.data_channels))
-            z = jnp.zeros((1, 2, 2, self.latent_channels))
-            first, second = (counter_key(one) for one in jax.random.split(key))
-            return {
-                "encoder": self.encoder.init({"params": first}, x)["params"],
-                "decoder": self.decoder.init({"params": second}, z)["params"],
-                SHIFT: jnp.zeros((self.latent_channels,)),
-                SCALE: jnp.ones((self.latent_channels,)),
-            }
+    def stages(self, params: PyTree) -> tuple[Stage, ...]:
+        if self.patch_size > 1 or self.shortcut:
+            return super().stages(params)
+        decoder, variables = self.decoder, params["decoder"]
 
-        return init(key)
+        def run_of(stage: int):
+            def run(statistics: PyTree, h: Array) -> tuple[Array, PyTree]:
+                found = {"params": variables, "statistics": statistics}
+                (x, _), kept = decoder.apply(found, h, (stage,), mutable=["inputs"])
+                return x, kept.get("inputs", {})
+
+            return run
+
+        first = Stage(run=run_of(0), whole=True)
+        levels = len(self.decoder.channels)
+        return first, *(
+            Stage(
+                run=run_of(stage),
+                factor=2,
+                reach=decoder.stage_reach(stage),
+                norms=decoder.stage_norms(stage),
+                whole=levels - 1 - stage in decoder.attention_levels,
+            )
+            for stage in range(1, levels)
+        )
 
     def standardised(self, params: PyTree, mean: Array, std: Array) -> dict[str, Any]:
         """Parameters of which the latents that had mean and standard deviation `mean` and `std` have 0 and 1.
@@ -172,28 +173,41 @@ class LearnedCodec(Codec):
             raise UserError(f"channels {', '.join(map(str, bad))} of the latents are constant or not finite")
         return {**params, SHIFT: mean, SCALE: 1.0 / std}
 
-    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Latents:
-        return self._scaled(params, self._encoded(params, x, keys))
-
-    def decode(self, params: PyTree, z: Latents) -> Array:
-        return self._decoded(params, z / params[SCALE] + params[SHIFT])[0]
-
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
         """The way there and back, as it is trained; without keys no noise is drawn."""
         raise NotImplementedError
 
     def last_layer(self, kernel: Array, params: PyTree, hidden: Array) -> Array:
         """The decoder's last convolution with another kernel: what adversarial weights are measured at."""
-        conv = Conv(self.data_channels, (3, 3), padding=1, dtype=self.dtype)
-        return conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        conv = Conv(self.data_channels * self.patch_size**2, (3, 3), padding=1, dtype=self.dtype)
+        y = conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        return depth_to_space(y, self.patch_size)
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
-        """Latents before they are scaled."""
-        raise NotImplementedError
+        return self._features(params, x)
 
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
-        """Pictures of latents as they were before they were scaled, and the input of the last convolution."""
-        return self.decoder.apply({"params": params["decoder"]}, h)
+        return self._made(params, self._quantised(params, h))
 
-    def _scaled(self, params: PyTree, h: Latents) -> Latents:
-        return (h - params[SHIFT]) * params[SCALE]
+    def _features(self, params: PyTree, x: Array) -> Latents:
+        """What latents are made of."""
+        h = self.encoder.apply({"params": params["encoder"]}, x)
+        if not self.shortcut:
+            return h
+        straight = space_to_depth(x, self.factor).astype(h.dtype) @ params[SHORTCUT]["encoder"]
+        return h.at[..., : self.latent_channels].add(straight)
+
+    def _made(self, params: PyTree, q: Latents) -> tuple[Array, Array]:
+        """Pictures of what the decoder takes, and the input of the last convolution."""
+        y, hidden = self.decoder.apply({"params": params["decoder"]}, q)
+        if not self.shortcut:
+            return y, hidden
+        return y + depth_to_space(q.astype(y.dtype) @ params[SHORTCUT]["decoder"], self.factor), hidden
+
+    def _init_shortcut(self, key: Key[Array, ""]) -> dict[str, Array]:
+        """Both maps: at first the latents are a random projection of the pixels, which the way back transposes."""
+        pixels, latent = self.data_channels * self.factor**2, self.latent_channels
+        tall = (max(pixels, latent), min(pixels, latent))
+        basis, _ = jnp.linalg.qr(jax.random.normal(fold_name(key, SHORTCUT), tall))
+        basis = basis if pixels >= latent else basis.T
+        return {"encoder": basis, "decoder": basis.T}
