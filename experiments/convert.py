@@ -40,6 +40,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import NETWORK
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
@@ -231,10 +232,9 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
         name=f"converted from {name}",
         split="none",
         num_examples=0,
-        image_shape=(size, size, channels),
+        spec=DataSpec(kind="pixels" if channels in (1, 3) else "latents", shape=(size, size, channels)),
         num_classes=classes,
         class_names=tuple(str(number) for number in range(classes)),
-        dtype="uint8" if channels in (1, 3) else "float32",
     )
     config = runner()
     config.update(

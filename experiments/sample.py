@@ -151,7 +151,7 @@ def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path)
     place.require("while samples were drawn")
     said = {} if asked.labels is None else {"labels": asked.labels}
     said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
-    if info.is_text:
+    if info.spec.kind == "tokens":
         save_npz(out, tokens=images.reshape(len(images), -1), **said)
     else:
         save_npz(out, images=images, **said)
@@ -159,11 +159,11 @@ def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path)
         f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
         f"{make.network_evaluations} network evaluations each: {out}"
     )
-    if info.is_image:
+    if info.spec.kind == "pixels":
         shown = min(len(images), evaluation.GRID_SIZE)
         evaluation.save_asked(images[:shown], asked.first(shown), experiment, out.with_suffix(".png"))
         print(f"picture: {out.with_suffix('.png')}")
-    if info.is_text:
+    if info.spec.kind == "tokens":
         save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
         print(f"texts: {out.with_suffix('.txt')}")
 

@@ -17,7 +17,7 @@ from diffusion_jax.models.network import (
     is_frozen,
     parameter_shapes,
 )
-from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.registry import MODELS, reading_tokens
 from diffusion_jax.models.song_unet import SongUNet
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.unet_sizes import ADM_MULTIPLIERS, LDM_SIZES
@@ -54,5 +54,6 @@ __all__ = [
     "init_params",
     "is_frozen",
     "parameter_shapes",
+    "reading_tokens",
     "sinusoidal_embedding",
 ]

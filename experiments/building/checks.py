@@ -52,7 +52,7 @@ def check(experiment: "Experiment") -> None:
     sampler, grid = experiment.sampler(), experiment.grid()
     if experiment.process.discrete:
         sampler.check(experiment.process, grid.num_steps)
-        values, known = experiment.process.num_tokens, experiment.info.vocabulary
+        values, known = experiment.process.num_tokens, experiment.info.spec.num_values
         if known not in (0, values):
             raise UserError(f"process.num_tokens is {values}; the text has {known} tokens: set it to that")
     else:

@@ -43,7 +43,7 @@ class FirstStageExperiment(Experiment):
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
-        codec = CODECS.build(self.config.codec, data_channels=self.info.image_shape[-1], dtype=DTYPES[dtype])
+        codec = CODECS.build(self.config.codec, data_channels=self.info.spec.shape[-1], dtype=DTYPES[dtype])
         if not codec.learned:
             fitting = [name for name in CODECS if CODECS[name].learned]
             raise UserError(f"codec {self.config.codec.name} has nothing to learn: use {' or '.join(fitting)}")
@@ -92,7 +92,7 @@ class FirstStageExperiment(Experiment):
         for name in config.evaluation.metrics:
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
-        if not self.info.is_image:
+        if self.info.spec.kind != "pixels":
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)

@@ -39,7 +39,6 @@ from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
 from experiments.ground.fields import CODEC, FIELDS
 
-SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -141,9 +140,10 @@ class Experiment:
         spec = dict(self.config.model)
         if self.process.discrete:
             channels, spec["out_channels"] = self.process.channels(channels)
-        if self.info.is_text:
-            if spec["name"] != SEQUENCES:
-                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {SEQUENCES}")
+        if self.info.spec.kind == "tokens":
+            if spec["name"] not in models.reading_tokens():
+                fitting = " or ".join(models.reading_tokens())
+                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
         return models.MODELS.build(
@@ -212,8 +212,8 @@ class Experiment:
     def process(self) -> Process:
         """What is diffused, and what the network's input and output mean."""
         process = self.stated_process
-        fitting.require_numbers_or_text(self.info.is_text, process)
-        return dataclasses.replace(process, sequences=self.info.is_text) if process.discrete else process
+        fitting.require_data(self.info.spec, process)
+        return dataclasses.replace(process, sequences=self.info.spec.kind == "tokens") if process.discrete else process
 
     @cached_property
     def codec(self) -> Codec:
@@ -454,8 +454,7 @@ class Experiment:
 
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
-        dtype = np.int32 if self.info.is_text else np.float32
-        batch = {DATA: np.zeros((rows, *self.info.image_shape), dtype)}
+        batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:

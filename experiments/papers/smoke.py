@@ -142,7 +142,7 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     experiment = Experiment(config, directory=directory)
     experiment.check()
     workdir.claim(directory, experiment.config, experiment.info)
-    judge = (_Text if experiment.info.is_text else _Digits)(experiment)
+    judge = (_Text if experiment.info.spec.kind == "tokens" else _Digits)(experiment)
     state = experiment.layout.init(experiment.init_state)
     before = judge(state.params)
     stop = StopSignal()
@@ -208,7 +208,7 @@ class _Text:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         train, held_out = (experiment.pipeline.arrays(split)[0].ravel() for split in ("train", "test"))
-        size = experiment.info.vocabulary
+        size = experiment.info.spec.num_values
         often = np.bincount(train, minlength=size) + 1.0
         self.by_frequency = float(np.exp(-np.mean(np.log(often / often.sum())[held_out])))
 
