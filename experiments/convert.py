@@ -147,7 +147,7 @@ def convert(source: Path, target: Path) -> None:
     for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
         print(line)
     print(f"{len(state)} tensors ({form}), {count:,} parameters: {target}")
-    print(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16")
+    print(cli.spoken(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16"))
 
 
 def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:

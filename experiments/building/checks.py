@@ -105,8 +105,18 @@ def require_lpips(experiment: "Experiment", instead: str) -> None:
         raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
 
 
+def check_captions(experiment: "Experiment") -> None:
+    """Raise UserError where captions are shuffled that nothing is told."""
+    if experiment.config.data.shuffle_captions and experiment.told_text is None:
+        raise UserError(
+            "data.shuffle_captions is of captions, and what is trained is told none: set it to False, or "
+            "conditioning.text"
+        )
+
+
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+    check_captions(experiment)
     state = experiment.abstract_state
     names = sorted({*state.params, *experiment.frozen_groups})
     for pattern in experiment.config.train.trained:

@@ -58,6 +58,7 @@ FIELDS: Mapping[str, Field] = {
     "data.image_size": Field(int | None, None, SIZE, "side of the square images in pixels; None: as they are"),
     "data.crop": Field(str, "none", ANY, "how images become square"),
     "data.flip": Field(bool, False, ANY, "mirror each image with probability 1/2"),
+    "data.shuffle_captions": Field(bool, False, ANY, "give every example the caption of another one: a control"),
     "data.num_workers": Field(int, 0, Bounds(low=0, high=4096), "processes that read; 0: threads of the trainer"),
     "data.prefetch": Field(int, 4, Bounds(low=0, high=4096), "batches kept ready, by each process that reads"),
     "data.memory_limit": Field(int, 2**30, Bounds(low=0, high=2**50), "bytes up to which a split is kept in memory"),

@@ -23,6 +23,7 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
+from experiments.ground.options import spoken
 from experiments.ground.renamed import names_in_hashes, with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
@@ -366,7 +367,7 @@ def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
         **versions,
         "commit": _commit(),
         "num_parameters": num_parameters,
-        "command": shlex.join(["python", "-m", "experiments.train", *_lasting(sys.argv[1:])]),
+        "command": spoken(shlex.join(["python", "-m", "experiments.train", *_lasting(sys.argv[1:])])),
     }
     replace_file(Path(workdir) / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
 
