@@ -196,7 +196,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
 
 def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
     """Refuse a scheduler that takes the variances from a network which has none."""
-    channels, model = info.image_shape[-1], config.model
+    channels, model = info.spec.shape[-1], config.model
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
