@@ -64,11 +64,6 @@ class FirstStageExperiment(Experiment):
         """Pictures, as the data has them."""
         return self.info
 
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS."""
-        return "lpips" in self.objective.needs
-
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
         """The state before the first step, by default of the seed; there is neither a target nor a teacher."""
         key = stream_key(self.config.seed if seed is None else seed, "init")
@@ -102,7 +97,7 @@ class FirstStageExperiment(Experiment):
                 "the discriminator's weight is of the whole batch: set train.accumulation=1 and parallel.strategy=jit, "
                 "or objective.adversarial=0"
             )
-        if self.needs_lpips:
+        if self.objective.reads_lpips:
             require_lpips(self, "objective.perceptual=0")
         if self.pipeline.augment_labels:
             raise UserError("a first stage is told nothing of augmentations: set data.augmentation to none")

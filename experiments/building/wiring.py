@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -312,13 +313,14 @@ class Experiment:
         """Placement on the devices."""
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
-        if name == "pmap":
-            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
-                raise UserError(
-                    "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
-                )
-            return parallel.LAYOUTS.build(name)
-        return parallel.LAYOUTS.build({"name": name, **spec}, devices=self.devices)
+        known = inspect.signature(parallel.LAYOUTS[name]).parameters
+        without = [axis for axis in ("fsdp", "tensor", "context") if axis not in known]
+        if any(spec[axis] != 1 for axis in without):
+            raise UserError(
+                f"parallel.strategy={name} knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
+            )
+        read = {axis: value for axis, value in spec.items() if axis in known}
+        return parallel.LAYOUTS.build({"name": name, **read}, devices=self.devices)
 
     @property
     def validation_size(self) -> int:
@@ -397,18 +399,13 @@ class Experiment:
             ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
             target = state.target and {**state.target, **_copies(started)}
             state = state.replace(params={**state.params, **started}, ema=ema, target=target)
-        if not self.needs_lpips:
+        if not self.objective.reads_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
         placed = jax.tree.map(
             lambda x, old: jax.device_put(jnp.asarray(x), old.sharding), params, state.objective_state
         )
         return state.replace(objective_state=placed)
-
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS, whose weights are in files."""
-        return getattr(self.objective, "distance", "") == "lpips"
 
     @property
     def augment_slot(self) -> int:
