@@ -50,7 +50,7 @@ from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
-from experiments.reports.report import next_commands, summary_table
+from experiments.reports.summary import next_commands, summary_table
 from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
 
