@@ -148,7 +148,7 @@ def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path)
     """Samples from noise."""
     place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
     number = NUM_SAMPLES.value or 64
-    if out.suffix == ".png" and not experiment.shown.is_image:
+    if out.suffix == ".png" and experiment.shown.spec.kind != "pixels":
         raise UserError(f"--out={out}: the samples of this run are no pictures; let --out end in .npz")
     asked, make = what_is_asked(experiment, number), generator(experiment, number)
     if ANIMATE.value:
@@ -172,14 +172,14 @@ def save_samples(experiment: Experiment, images: np.ndarray, asked: Asked, out: 
     if out.suffix != ".png":
         said = {} if asked.labels is None else {"labels": asked.labels}
         said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
-        arrays = {"tokens": images.reshape(len(images), -1)} if info.is_text else {"images": images}
+        arrays = {"tokens": images.reshape(len(images), -1)} if info.spec.kind == "tokens" else {"images": images}
         save_npz(out, **arrays, **said)
-    if info.is_image:
+    if info.spec.kind == "pixels":
         shown = min(len(images), evaluation.GRID_SIZE)
         evaluation.save_asked(images[:shown], asked.first(shown), experiment, out.with_suffix(".png"))
         some = f", the first {shown}" if shown < len(images) else ""
         print(f"picture: {out.with_suffix('.png')}{some}")
-    if info.is_text:
+    if info.spec.kind == "tokens":
         save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
         print(f"texts: {out.with_suffix('.txt')}")
     if ANIMATE.value:

@@ -116,7 +116,7 @@ def require_guide(experiment: Experiment) -> None:
 
 def _classifier(experiment: Experiment) -> Classifier:
     """The proxy metrics' classifier of real images, as log p of a class; it is trained here if it was not before."""
-    if not (experiment.info.is_image and experiment.num_classes):
+    if not (experiment.info.spec.kind == "pixels" and experiment.num_classes):
         raise UserError(
             "guidance classifier needs pictures of classes and a network that is told the class; use classifier_free"
         )
@@ -212,15 +212,16 @@ def _evaluate(
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
-    if not (experiment.shown.is_image or experiment.info.is_text):
-        return {}  # latents have neither pictures nor metrics here
-    count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
+    kind = experiment.shown.spec.kind
+    if kind == "latents":
+        return {}  # which have neither pictures nor metrics here
+    count = max(wanted, MOST_SHOWN if kind == "tokens" else GRID_SIZE)
     asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)
     labels = asked.labels
     drawing = Drawing.of(directory, make, count, seed, source, asked.digest)
     images = drawing.draw(make, params, asked, seed)
     of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
-    if experiment.info.is_text:
+    if kind == "tokens":
         if parallel.is_primary():
             drawing.place.require("while it was evaluated")
             if out is None:

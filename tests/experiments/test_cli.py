@@ -199,7 +199,7 @@ def test_sample_writes_balanced_classes_and_a_picture(command, finished, tmp_pat
 
 
 def test_a_picture_alone_is_written_where_one_is_asked_for(tmp_path):
-    info = types.SimpleNamespace(is_image=True, is_text=False, class_names=())
+    info = types.SimpleNamespace(spec=types.SimpleNamespace(kind="pixels"), class_names=())
     experiment = types.SimpleNamespace(shown=info, info=info)
     sample.save_samples(experiment, np.zeros((6, 8, 8, 1), np.uint8), Asked.of(None), tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

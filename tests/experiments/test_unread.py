@@ -111,6 +111,18 @@ def test_tokens_are_sampled_at_no_grid(name, data_dir):
         Experiment(config).check()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("clip_x0", True), ("projection", {"name": "repaint"}), ("inversion", {"name": "rk45"})]
+)
+def test_tokens_are_sampled_without_what_is_of_numbers(field, value, data_dir):
+    config = get_config("objective=mdlm")
+    complete(config)
+    config.data.data_dir = str(data_dir)
+    config.sampling[field] = value if value is True else ConfigDict(value)
+    with pytest.raises(UserError, match=rf"objective mdlm does not read sampling\.{field}"):
+        Experiment(config).check()
+
+
 def test_a_group_that_is_read_and_missing_is_named():
     config = get_config()
     complete(config)
