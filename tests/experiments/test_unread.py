@@ -120,5 +120,5 @@ def test_captions_are_not_shuffled_where_nobody_is_told_them(name, data_dir):
     config = load_config(f"configs/{name}.py")
     config.data.update(data_dir=str(data_dir), shuffle_captions=True)
     experiment = open_experiment(config)
-    with pytest.raises(UserError, match="data.shuffle_captions is of (captions, and what is trained|data)"):
+    with pytest.raises(UserError, match=r"shuffle_captions is of (captions, and what is trained|data)"):
         experiment.check()
