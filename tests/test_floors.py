@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs", "terms"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("likelihood", "conditioning"), 2),
-    **dict.fromkeys(("objectives", "samplers", "weights"), 3),
+    **dict.fromkeys(("objectives", "samplers", "weights", "adapters"), 3),
     "systems": 4,
     **dict.fromkeys(("training", "tasks"), 5),
     "loading": 6,
