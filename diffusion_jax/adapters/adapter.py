@@ -147,9 +147,7 @@ def _by_layer(factor: float | Sequence[float], scale: Array, path: str) -> Any:
 
 def count(own: Own) -> int:
     """Parameters that are trained."""
-    return sum(
-        leaf.size for leaves in own.values() for name, leaf in leaves.items() if not name.startswith("frozen_")
-    )
+    return sum(leaf.size for leaves in own.values() for name, leaf in leaves.items() if not name.startswith("frozen_"))
 
 
 def targeted(base: Mapping[str, PyTree], patterns: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,13 @@ DIT = MODELS.build(
     num_classes=2,
 )
 UNET = MODELS.build(
-    {"name": "unet", "base_channels": 8, "channel_multipliers": (1, 1), "num_res_blocks": 1, "attention_resolutions": (2,)},
+    {
+        "name": "unet",
+        "base_channels": 8,
+        "channel_multipliers": (1, 1),
+        "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+    },
     image_size=4,
     image_channels=1,
     num_classes=2,
