@@ -15,7 +15,9 @@ from diffusion_jax.weights.reading import write_state
 def write_lora(
     path: Path | str, own: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Target], *, kohya: bool = False
 ) -> None:
-    """Write low-rank terms, and magnitudes, under PEFT's names or kohya's; s is folded into B, so that alpha is the rank.
+    """Write low-rank terms, and magnitudes, under PEFT's names or kohya's.
+
+    s is folded into B, so that alpha is the rank.
 
     Raises:
       UserError: a form that these files do not have.

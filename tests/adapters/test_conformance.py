@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from diffusion_jax.adapters import ADAPTERS, SCALE, Lora, apply, count, merge, unmerge, weighted
+from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, init_params
 from diffusion_jax.models.network import example_inputs
+from diffusion_jax.schedulers import Parameterization
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import Model, describe, rebuild
 
 DIT = MODELS.build(
     {"name": "dit", "hidden_size": 8, "depth": 2, "num_heads": 2, "patch_size": 2},
@@ -161,6 +165,28 @@ def test_gradients_reach_all_that_is_its_own(name, network):
                 assert float(jnp.abs(value).max()) > 0, f"{path} {leaf}"
 
 
+def test_a_model_with_an_adapter_is_the_model_until_it_is_trained():
+    network = MODELS.build({"name": "mlp", "features": 8, "depth": 1}, image_size=4, image_channels=1, num_classes=2)
+    flow = Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="t")
+    data = DataSpec(kind="pixels", shape=(4, 4, 1))
+    plain = Model(data=data, network=network, process=flow, conditioning=Conditioning(parts=(Label(num_classes=2),)))
+    model = dataclasses.replace(plain, adapters=(Lora(rank=2, targets=("network/in/kernel",)),))
+    params = model.init_params(jax.random.key(0), init_params)
+    assert set(params) == {"network", "adapters/lora"}
+    params["network"] = random(params["network"], 9)
+    conditions = model.conditions(params, {"label": jnp.array([0, 1])}, 2)
+
+    def predicted(model, params):
+        return model.denoiser(params, conditions)(jnp.ones((2, 4, 4, 1)), jnp.float32(0.5)).x0
+
+    np.testing.assert_array_equal(predicted(model, params), predicted(plain, params))
+    trained = {**params, "adapters/lora": random(params["adapters/lora"], 10)}
+    assert float(jnp.abs(predicted(model, trained) - predicted(plain, params)).max()) > 1e-3
+    assert rebuild(describe(model)) == model
+    with pytest.raises(UserError, match="two adapters are called lora"):
+        dataclasses.replace(plain, adapters=(Lora(), Lora(rank=2)))
+
+
 def test_counts_and_scales():
     _, base = BASES["dit"]
     own = Lora(rank=3, alpha=6.0, targets=("network/blocks/qkv/kernel",)).init(jax.random.key(0), base)
@@ -213,13 +239,13 @@ def test_weights_by_layer_and_by_pattern():
     np.testing.assert_array_equal(kernel[1], whole["blocks"]["qkv"]["kernel"][1])
     with pytest.raises(UserError, match="no parameter that it changes is nowhere"):
         weighted(own, {"nowhere": 0.5})
-    with pytest.raises(UserError, match="3 weights for .*, which has 2 layers"):
+    with pytest.raises(UserError, match=r"3 weights for .*, which has 2 layers"):
         weighted(own, {"blocks/qkv": [1.0, 2.0, 3.0]})
 
 
 def test_what_finds_nothing_or_does_not_fit_is_named():
     _, base = BASES["unet"]
-    with pytest.raises(UserError, match="no parameter is 'network/nothing/.*', which an adapter shall change"):
+    with pytest.raises(UserError, match=r"no parameter is 'network/nothing/.*', which an adapter shall change"):
         Lora(targets=("network/nothing/.*",)).init(jax.random.key(0), base)
     with pytest.raises(UserError, match="is a convolution: set convolutions=True"):
         Lora(targets=KERNELS).init(jax.random.key(0), base)
