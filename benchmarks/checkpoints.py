@@ -27,12 +27,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from diffusion_jax.errors import RunError, UserError
 from experiments.ground import workdir
 from experiments.ground.writers import TIMINGS_FILE, read_metrics
+from experiments.reports.tables import Table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,16 +70,15 @@ def report(directory: Path) -> int:
     steps = config.checkpoint.every * config.train.batch_size / statistics.median(speeds)
     wait = statistics.fmean(waits)
     share = 100 * wait / (steps + wait)
-    table = Table("checkpoints", "every", "steps between take", "the loop waits", "longest wait", "share")
-    table.add_row(
-        str(len(waits)),
-        f"{config.checkpoint.every} steps",
-        f"{steps:.2f} s",
-        f"{1e3 * wait:.0f} ms",
-        f"{1e3 * max(waits):.0f} ms",
-        f"{share:.2f}%",
-    )
-    Console().print(table)
+    row = {
+        "checkpoints": len(waits),
+        "every": f"{config.checkpoint.every} steps",
+        "steps between take": f"{steps:.2f} s",
+        "the loop waits": f"{1e3 * wait:.0f} ms",
+        "longest wait": f"{1e3 * max(waits):.0f} ms",
+        "share": f"{share:.2f}%",
+    }
+    Table.of(row, [row.values()]).print()
     return int(share > LIMIT.value)
 
 

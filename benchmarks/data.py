@@ -21,12 +21,11 @@ from itertools import repeat
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import UserError
 from experiments.building.wiring import Experiment
+from experiments.reports.tables import Table
 
 Step = Callable[[Any], Any]
 
@@ -79,12 +78,9 @@ def train_step(experiment: Experiment) -> Step:
 
 def print_table(title: str, rows: dict[str, float]) -> None:
     """The rows, with their ratio to the train step alone."""
-    table = Table(title=title)
-    for name in ("", "images/s", "ratio to the step"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, value in rows.items():
-        table.add_row(name, f"{value:,.0f}", f"{value / rows['train step alone']:,.2f}")
-    Console().print(table)
+    step, numbers = rows["train step alone"], ("images/s", "ratio to the step")
+    lines = [(name, f"{value:,.0f}", f"{value / step:,.2f}") for name, value in rows.items()]
+    Table.of(("", *numbers), lines, numbers=numbers, title=title).print()
 
 
 def main(_: list[str]) -> None:

@@ -27,14 +27,15 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import read_text, replace_file
 from diffusion_jax.registry import unknown_name
+from experiments.reports.tables import Table
 from tests.faults.faults import FAULTS, NotPossibleHere, Outcome, Trial, signals
 from tests.processes import Command
 
+COLUMNS = ("fault", "what was done", "times", "what came of it")
 BEGIN, END = "<!-- faults: written by benchmarks.faults -->", "<!-- end of faults -->"
 Row = tuple[str, Outcome]
 
@@ -92,11 +93,10 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, str, int, str]]:
 
 def show(rows: Sequence[Row]) -> None:
     """A table for people."""
-    table = Table("fault", "what was done", "times", "what came of it")
+    lines = []
     for name, group in itertools.groupby(summary(rows), lambda row: row[0]):
-        for i, (_, done, count, survived) in enumerate(group):
-            table.add_row("" if i else name, done, str(count), survived)
-    Console().print(table)
+        lines += [("" if i else name, *rest) for i, (_, *rest) in enumerate(group)]
+    Table.of(COLUMNS, lines).print()
     print(f"{len(rows)} faults, none lost more than what came after the last complete checkpoint")
 
 
@@ -116,9 +116,8 @@ def around_table(path: Path) -> tuple[str, str]:
 def write_page(path: Path, rows: Sequence[Row]) -> None:
     """Put the table between the markers of a page."""
     before, after = around_table(path)
-    lines = ["| fault | what was done | times | what came of it |", "|---|---|---|---|"]
-    lines += [f"| {name} | {done} | {count} | {survived} |" for name, done, count, survived in summary(rows)]
-    replace_file(path, (f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}").encode())
+    lines = "\n".join(Table.of(COLUMNS, summary(rows)).markdown())
+    replace_file(path, f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.models import MODELS, Network, count_flops, example_inputs, init_params, parameter_shapes
+from experiments.reports.tables import Table
 
 MICROBATCHES, IMAGES = 4, 32  # and images in each
 SMALL = {"name": "unet", "image_size": 8, "image_channels": 1, "base_channels": 32, "channel_multipliers": (1, 2),
@@ -136,35 +136,32 @@ def accumulation() -> dict[str, float]:
 def main(argv: Sequence[str]) -> int:
     console = Console(width=100)
     device = jax.devices()[0]
-    table = Table(title=f"compile time of a DiT of width 384 on {device.platform}")
-    for column in ("program", "depth 4", "depth 28", "ratio"):
-        table.add_column(column, justify="right" if column != "program" else "left")
     shallow, deep = compile_seconds(4), compile_seconds(28)
     ratios = {name: deep[name] / shallow[name] for name in shallow}
-    for name, ratio in ratios.items():
-        mark = " !" if ratio > LIMIT else ""
-        table.add_row(name, f"{shallow[name]:.2f} s", f"{deep[name]:.2f} s", f"{ratio:.2f}{mark}")
-    console.print(table)
+    rows = [
+        (name, f"{shallow[name]:.2f} s", f"{deep[name]:.2f} s", f"{ratio:.2f}{' !' if ratio > LIMIT else ''}")
+        for name, ratio in ratios.items()
+    ]
+    numbers, title = ("depth 4", "depth 28", "ratio"), f"compile time of a DiT of width 384 on {device.platform}"
+    Table.of(("program", *numbers), rows, numbers=numbers, title=title).print(console)
 
     peak = matmul_peak(jnp.dtype(DTYPE.value))
     title = (
         f"batch {BATCH.value}, {DTYPE.value}, on {device.device_kind}; matrix products reach {peak / 1e9:,.0f} GFLOP/s"
     )
-    table = Table(title=title)
-    for column in ("network", "program", "images/s", "of that peak"):
-        table.add_column(column, justify="left" if column in ("network", "program") else "right")
-    for name, spec in NETWORKS.items():
-        for program, rate, share in throughput(spec, peak):
-            table.add_row(name, program, f"{rate:.1f}", f"{100 * share:.0f}%")
-    console.print(table)
+    rows = [
+        (name, program, f"{rate:.1f}", f"{100 * share:.0f}%")
+        for name, spec in NETWORKS.items()
+        for program, rate, share in throughput(spec, peak)
+    ]
+    numbers = ("images/s", "of that peak")
+    Table.of(("network", "program", *numbers), rows, numbers=numbers, title=title).print(console)
 
     rates = accumulation()
-    table = Table(title=f"gradient of a small U-Net over {MICROBATCHES} microbatches of {IMAGES} images, float32")
-    for column in ("microbatches", "images/s", "ratio"):
-        table.add_column(column, justify="left" if column == "microbatches" else "right")
-    for way, rate in rates.items():
-        table.add_row(way, f"{rate:.0f}", f"{rate / rates['in a loop']:.1f}")
-    console.print(table)
+    rows = [(way, f"{rate:.0f}", f"{rate / rates['in a loop']:.1f}") for way, rate in rates.items()]
+    title = f"gradient of a small U-Net over {MICROBATCHES} microbatches of {IMAGES} images, float32"
+    numbers = ("images/s", "ratio")
+    Table.of(("microbatches", *numbers), rows, numbers=numbers, title=title).print(console)
     slow = [name for name, ratio in ratios.items() if ratio > LIMIT]
     if slow:
         console.print(f"compile time grows with depth by more than {LIMIT}: {', '.join(slow)}")

@@ -3,7 +3,7 @@
     python -m benchmarks.population [--members=4 --steps=200]
 
 Prints the seconds of both and their ratio, for a small transformer whose members are one batch, and for the
-quickstart's U-Net, of which each member has its step in the program on a CPU. Both ways pay for the interpreter's
+quickstart's U-Net, whose members each have their own step in the program on a CPU. Both ways pay for the interpreter's
 start, one compilation for each process, and the same checkpoints.
 """
 

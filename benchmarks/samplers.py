@@ -38,13 +38,13 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import SAMPLERS, sample
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
+from experiments.reports.tables import Table
 
 MOST_NUMBERS = 2**28  # in the state
 SHORT, LONG = 20, 120  # the cost of a step is the slope between these numbers of steps
@@ -160,15 +160,12 @@ def main(_: list[str]) -> None:
     unit = costs[0].milliseconds / costs[0].passes
     title = f"cost per step at {'x'.join(map(str, shape))} on {jax.devices()[0].device_kind}; "
     title += f"a pass takes {unit:.3f} ms, inside a loop {1e3 * in_loop / (LONG - SHORT):.3f} ms"
-    table = Table(title=title)
-    for column in ("sampler", "passes", "ms", "NFE", "compile 10", "compile 100"):
-        table.add_column(column, justify="left" if column == "sampler" else "right")
+    lines, numbers = [], ("passes", "ms", "NFE", "compile 10", "compile 100")
     for cost in sorted(costs, key=lambda cost: cost.passes):
         over = " !" if cost in slow else ""
-        numbers = (f"{cost.passes:.2f}{over}", f"{cost.milliseconds:.3f}")
-        seconds_to_compile = (f"{cost.compile_10:.2f} s", f"{cost.compile_100:.2f} s")
-        table.add_row(cost.sampler, *numbers, f"{cost.evaluations_per_step:.1f}", *seconds_to_compile)
-    Console().print(table)
+        step = (f"{cost.passes:.2f}{over}", f"{cost.milliseconds:.3f}", f"{cost.evaluations_per_step:.1f}")
+        lines.append((cost.sampler, *step, f"{cost.compile_10:.2f} s", f"{cost.compile_100:.2f} s"))
+    Table.of(("sampler", *numbers), lines, numbers=numbers, title=title).print()
     if JSON.value:
         replace_file(JSON.value, json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1).encode())
     if slow:

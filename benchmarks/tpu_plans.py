@@ -30,6 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
+from experiments.reports.tables import Cell, Table
 from experiments.running import planning
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +184,7 @@ def sent(plan: dict[str, Any]) -> float:
 
 
 COMMON = {
-    "fits": lambda name, p: "yes" if p["fits"] else "**no**",
+    "fits": lambda name, p: Cell("yes") if p["fits"] else Cell("no", strong=True),
     "memory per device": lambda name, p: f"{gigabytes(p['memory']['peak'])} of {p['limit'] / 1e9:.0f}",
     "operations per image": lambda name, p: operations(p["compiled_flops"]),
     "sent per device": lambda name, p: gigabytes(sent(p)),
@@ -192,8 +193,7 @@ COMMON = {
 
 def table(columns: dict[str, Any], rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     """A table in Markdown."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return lines + [f"| {' | '.join(cell(name, plan) for cell in columns.values())} |" for name, plan in rows]
+    return Table.of(columns, [[cell(name, plan) for cell in columns.values()] for name, plan in rows]).markdown()
 
 
 if __name__ == "__main__":

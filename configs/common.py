@@ -37,7 +37,7 @@ def imagenet256() -> ConfigDict:
 
 
 def celeba_hq256() -> ConfigDict:
-    """CelebA-HQ at 256x256: 30,000 faces without classes, of which the last 1,000 are held out."""
+    """CelebA-HQ at 256x256: 30,000 faces without classes; the last 1,000 are held out."""
     config = runner()
     config.data.update(dataset="celeb_a_hq/256", image_size=256, validation_split="train[29000:]", flip=True)
     config.data.split = "train[:29000]"

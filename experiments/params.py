@@ -23,12 +23,12 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
 from experiments.building.wiring import Experiment
 from experiments.reports import fields_page
+from experiments.reports.tables import Table
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found))
         return
     console = Console(width=110)
-    console.print(table(type(network).__name__, shapes, DEPTH.value))
+    table(type(network).__name__, shapes, DEPTH.value).print(console)
     frozen = f" and {everything - trainable:,} frozen" if everything != trainable else ""
     console.print(f"{trainable:,} trainable parameters{frozen}, {_bytes(4 * everything)} in float32")
     console.print(
@@ -69,23 +69,20 @@ def table(name: str, shapes: Any, depth: int) -> Table:
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     ]
     total = sum(math.prod(leaf.shape) for _, leaf, _ in leaves)
-    result = Table(title=f"{name}: parameters")
-    result.add_column("module")
-    result.add_column("shape")
-    for column in ("parameters", "share", "bytes"):
-        result.add_column(column, justify="right")
     groups: dict[tuple[str, ...], list[Any]] = {}
     for path, leaf, frozen in leaves:
         for level in range(1, len(path) + 1):
             if not depth or level <= depth:
                 groups.setdefault(path[:level], []).append((path, leaf, frozen))
+    rows = []
     for path, members in groups.items():
         count = sum(math.prod(leaf.shape) for _, leaf, _ in members)
         is_leaf = len(members) == 1 and members[0][0] == path
         shape = "x".join(map(str, members[0][1].shape)) or "scalar" if is_leaf else ""
         label = "  " * (len(path) - 1) + path[-1] + (" (frozen)" if is_leaf and members[0][2] else "")
-        result.add_row(label, shape, f"{count:,}", f"{100 * count / total:.1f}%", _bytes(4 * count))
-    return result
+        rows.append((label, shape, f"{count:,}", f"{100 * count / total:.1f}%", _bytes(4 * count)))
+    numbers = ("parameters", "share", "bytes")
+    return Table.of(("module", "shape", *numbers), rows, numbers=numbers, title=f"{name}: parameters")
 
 
 def _bytes(number: int) -> str:

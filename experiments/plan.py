@@ -75,10 +75,10 @@ from collections.abc import Callable, Sequence
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
+from experiments.reports.tables import Column, Table
 from experiments.running import planning
 from experiments.running.planning import AS_CONFIGURED, Plan
 
@@ -171,13 +171,12 @@ def show(plans: Sequence[Plan], best: Plan | None) -> None:
         f"{chip.memory / 1e9:.0f} GB at {chip.bandwidth / 1e9:.0f} GB/s, "
         f"{chip.interconnect / 1e9:.0f} GB/s to neighbours; {first.devices} devices"
     )
-    table = Table(show_lines=False)
-    table.add_column("")
-    for plan in plans:
-        table.add_column(f"{plan.program}\n{plan.strategy}", justify="right")
-    for label, cell in ROWS.items():
-        table.add_row(label, *(cell(plan) if plan.seconds or label in KNOWN_BEFORE else "" for plan in plans))
-    console.print(table)
+    columns = [Column(f"{plan.program}\n{plan.strategy}", number=True) for plan in plans]
+    rows = [
+        (label, *(cell(plan) if plan.seconds or label in KNOWN_BEFORE else "" for plan in plans))
+        for label, cell in ROWS.items()
+    ]
+    Table.of(("", *columns), rows).print(console)
     console.print("Estimates are rooflines: what the published peaks allow at most. A real step takes longer.")
     if number_of_slices(first.topology) > 1 and chip.network is None:
         console.print("How fast the network between slices is, is not published for this chip: its time is left out.")

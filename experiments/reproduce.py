@@ -27,13 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
 from experiments.ground.progress import ProgressBar
 from experiments.papers import scorecard, smoke
 from experiments.papers.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
+from experiments.reports.tables import Column, Table
 
 MARKS = {MET: "✓", DIFFERS: "≠", NOT_MET: "✗ NOT MET", NOT_RUN: "not run", NOT_STATED: "–"}
 COLUMNS = {"fits": "fits a TPU slice", "results": "trained"}
@@ -59,11 +59,11 @@ def main(argv: Sequence[str]) -> int:
             scores[paper.name] = scorecard.score(paper)
             bar.update(len(scores))
     console = Console(width=170)
-    console.print(table(papers, scores))
+    table(papers, scores).print(console)
     console.print(LEGEND, highlight=False)
     if PAPER.value:
         for paper in papers:
-            console.print(details(paper, scores[paper.name]))
+            details(paper, scores[paper.name]).print(console)
     name = "-".join(["scorecard", *PAPER.value.split(",")]) if PAPER.value else "scorecard"
     replace_file(directory / f"{name}.md", page(papers, scores).encode())
     replace_file(directory / f"{name}.json", as_json(papers, scores).encode())
@@ -103,23 +103,19 @@ def flat(found: dict[str, list[Check]]) -> list[Check]:
 
 def table(papers: list[Paper], scores: Scores) -> Table:
     """A line for each paper."""
-    result = Table(title="What of the papers is shown")
-    result.add_column("config", no_wrap=True)
-    for kind in CHECKS:
-        result.add_column(COLUMNS.get(kind, kind))
-    for paper in papers:
-        result.add_row(paper.name, *(cell(kind, checks) for kind, checks in scores[paper.name].items()))
-    return result
+    rows = [(paper.name, *(cell(kind, found) for kind, found in scores[paper.name].items())) for paper in papers]
+    columns = (Column("config", names_row=True), *(COLUMNS.get(kind, kind) for kind in CHECKS))
+    return Table.of(columns, rows, title="What of the papers is shown")
 
 
 def details(paper: Paper, found: dict[str, list[Check]]) -> Table:
     """A line for each claim of one paper."""
-    result = Table(title=f"{paper.name}: {paper.claims['paper']}")
-    for column in ("check", "status", "claimed", "measured", "source", "note"):
-        result.add_column(column)
-    for check in flat(found):
-        result.add_row(check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
-    return result
+    rows = [
+        (check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
+        for check in flat(found)
+    ]
+    columns = ("check", "status", "claimed", "measured", "source", "note")
+    return Table.of(columns, rows, title=f"{paper.name}: {paper.claims['paper']}")
 
 
 def page(papers: list[Paper], scores: Scores) -> str:
@@ -132,18 +128,11 @@ def page(papers: list[Paper], scores: Scores) -> str:
         "",
         LEGEND,
         "",
-        "| config | " + " | ".join(COLUMNS.get(kind, kind) for kind in CHECKS) + " |",
-        "|---" * (len(CHECKS) + 1) + "|",
+        *table(papers, scores).markdown(),
     ]
     for paper in papers:
-        cells = [cell(kind, checks) for kind, checks in scores[paper.name].items()]
-        lines.append(f"| {paper.name} | " + " | ".join(cells) + " |")
-    for paper in papers:
         lines += ["", f"## {paper.name}", "", f"{paper.claims['paper']}.", ""]
-        lines += ["| check | status | claimed | measured | source | note |", "|---|---|---|---|---|---|"]
-        for check in flat(scores[paper.name]):
-            fields = (check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
-            lines.append("| " + " | ".join(fields) + " |")
+        lines += details(paper, scores[paper.name]).markdown()
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs.common import latents
 
-# 55,322,782 parameters, of which 24,576 are the table's.
+# 55,322,782 parameters; the table has 24,576 of them.
 FIRST_STAGE = {"name": "vq", "size": "f4", "latent_channels": 3, "num_codes": 8192}
 
 _JUDGED = {

@@ -1,4 +1,4 @@
-"""A class label: a whole number, of which the last value means "no class"."""
+"""A class label: a whole number, whose last value means "no class"."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -131,8 +131,8 @@ def _numbered(
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Names of the classes of all splits, and the label of every file of the split `root`.
 
-    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train", of which the
-    others may have fewer; where there is no such split, those of all together.
+    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train"; another
+    split may have fewer. Without such a split they are those of all splits together.
     """
     if classes[0] is None:
         return (), None

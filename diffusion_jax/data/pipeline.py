@@ -63,7 +63,7 @@ class Pipeline:
       batch_size: size of the GLOBAL batch.
       image_size: side of the square images that come out; None leaves images as they are.
       crop: name in `transforms.crops`: none, adm, edm, pad.
-      flip: mirror each image with probability 1/2, of which the network is not told.
+      flip: mirror each image with probability 1/2; the network is not told.
       augmentation: name in `augmentation.augmentations`, or a mapping {"name": ..., **arguments}; a batch then has
         "augment", which says what was done.
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
@@ -179,7 +179,7 @@ class Pipeline:
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """Texts that samples may be asked for with, of which the data knows what they require; () where it has none."""
+        """Texts to ask samples for, each with what it requires of a picture; () where the data has none."""
         return self._opened.prompts
 
     def described(self) -> DatasetInfo:

@@ -118,7 +118,7 @@ class DatasetInfo:
 class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
-    `prompts` are texts that samples may be asked for with, of which it is known what they require; () where it is not.
+    `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
     """
 
     info: DatasetInfo

@@ -1,7 +1,7 @@
-"""Where a prepared text lies, and what its info.json says of it, held against the files.
+"""Files of a prepared text, checked against what its info.json says.
 
 <data_dir>/text/<corpus>/train.bin, test.bin   the tokens, uint16 or uint32, little-endian
-                         info.json             how many there are, of which tokenizer, and hashes of the files
+                         info.json             the number of tokens, the tokenizer, and hashes of the files
                          tokenizer.json        the tokenizer's file, where it has one
 """
 

@@ -66,8 +66,8 @@ class FeatureMetric:
 class FrechetInceptionDistance(FeatureMetric):
     """FID (Heusel et al. 2017): the Frechet distance of samples and training images by Inception's pool_3 features.
 
-    It falls with the number of samples: papers take 50,000. The reference are the training images, or a published file
-    of statistics, which is what a number that is to be compared needs.
+    It falls as the number of samples grows: papers take 50,000. The reference is the set of training images, or a
+    published file of statistics; compare with published numbers only by the latter.
 
     Attributes:
       reference: an .npz file of statistics (`references.py`) in the place of the training images.

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped, UInt8
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.encoders import VisionTransformer
 from diffusion_jax.metrics.inception import SIZE, InceptionV3
 from diffusion_jax.metrics.resizing import resizer
+from diffusion_jax.models.encoders import VisionTransformer
 
 Images = UInt8[np.ndarray, "n height width channels"]
 _REMEMBERED = 4  # sets of images whose features are kept: samples, training images, held-out images, one more
@@ -199,7 +199,7 @@ def dinov2_features(
       batch_size: images at once.
     """
     apply = _encoded(network, DINOV2_SIZE, *IMAGENET, unit=False)
-    name = f"dinov2_{network.depth}x{network.hidden_size}"
+    name = f"dinov2_{network.depth}x{network.width}"
     settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 
@@ -207,7 +207,7 @@ def dinov2_features(
 def dinov2_patches(
     network: VisionTransformer, params: PyTree, *, fingerprint: str, grid: int, batch_size: int = 32
 ) -> NetworkFeatures:
-    """DINOv2's vectors of grid x grid patches, as REPA wants them; `pooled` is [n, grid^2 * hidden size].
+    """DINOv2's vectors of grid x grid patches, as REPA wants them; `pooled` is [n, grid^2 * width].
 
     Arguments as of `dinov2_features`; images are resized to `grid` patches along a side.
     """
@@ -217,7 +217,7 @@ def dinov2_patches(
         found = encode(params, images)["pooled"]
         return {"pooled": found.reshape(len(found), -1)}
 
-    name = f"dinov2_{network.depth}x{network.hidden_size}_patches"
+    name = f"dinov2_{network.depth}x{network.width}_patches"
     settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 
@@ -233,20 +233,21 @@ def clip_features(
       batch_size: images at once.
     """
     apply = _encoded(network, network.image_size, *_CLIP, unit=True)
-    name = f"clip_{network.depth}x{network.hidden_size}_{network.image_size}"
+    name = f"clip_{network.depth}x{network.width}_{network.image_size}"
     settings = {"features": name, "weights_sha256": fingerprint, "resizer": "pil_bicubic"}
     return NetworkFeatures(apply, params, settings, channels=3, batch_size=batch_size)
 
 
 def _encoded(
-    network: VisionTransformer, size: int, mean: tuple, deviation: tuple, *, unit: bool, **how: bool
+    network: VisionTransformer, size: int, mean: tuple, deviation: tuple, *, unit: bool, patches: bool = False
 ) -> Callable:
     resize = resizer("pil_bicubic")
 
     def apply(params: PyTree, images: jax.Array) -> Mapping[str, jax.Array]:
         x = (resize(images, size) / 255.0 - jnp.asarray(mean)) / jnp.asarray(deviation)
         with jax.default_matmul_precision("highest"):
-            found = network.apply({"params": params}, x, **how)
+            states = network.apply({"params": params}, x)
+            found = states.last[:, 1:] if patches else states.vector
         return {"pooled": found / jnp.linalg.norm(found, axis=-1, keepdims=True) if unit else found}
 
     return apply

@@ -1,4 +1,4 @@
-"""Attention by one function: the same result by several ways, of which the best for shapes and platform is taken.
+"""Attention by one function: several ways to the same result; shapes and platform decide which is taken.
 
     einsum      two products with the whole matrix of logits between; what short sequences want. On CPU the heads come
                 first, and the sum of the softmax divides the second product: one pass less over the matrix
@@ -37,13 +37,15 @@ def attention(
     value: Float[Array, "batch keys heads dim"],
     *,
     mask: Bool[Array, "batch keys"] | None = None,
+    bias: Float[Array, "heads_or_1 queries keys"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """softmax(Q K^T / sqrt(dim)) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
+    """softmax(Q K^T / sqrt(dim) + bias) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
 
     Args:
       query, key, value: as named.
       mask: which keys count, at least one of each example; the others have weight zero. The kernel takes none.
+      bias: added to the logits of every example: relative positions, or `causal`. The kernel takes none.
       implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
         program is compiled for TPU and the lengths allow it, else chunks.
 
@@ -53,46 +55,61 @@ def attention(
     if implementation not in (None, *_IMPLEMENTATIONS):
         raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
     short = query.shape[1] * key.shape[1] <= _WHOLE
-    if mask is not None:
+    if mask is not None or bias is not None:
         if implementation in ("splash", "xla"):
-            raise UserError(f"attention implementation {implementation!r} takes no mask: use einsum or chunked")
+            what = "mask" if bias is None else "bias"
+            raise UserError(f"attention implementation {implementation!r} takes no {what}: use einsum or chunked")
         masked = {None: _einsum if short else _chunked, "einsum": _einsum, "chunked": _chunked}[implementation]
-        return attention_by_example(masked, query, key, value, mask)
+        return attention_by_example(masked, query, key, value, mask, bias)
     best = _einsum if short else _long
     chosen = best if implementation is None else _IMPLEMENTATIONS[implementation]
     return attention_by_example(chosen, query, key, value)
 
 
-def _einsum(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+def causal(length: int) -> Float[np.ndarray, "1 length length"]:
+    """The bias by which a token attends to itself and to those before it."""
+    return np.triu(np.full((1, length, length), _LOWEST, np.float32), k=1)
+
+
+def _einsum(query: Array, key: Array, value: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     if not for_cpu():
-        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask)
+        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask, bias)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))
-    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask)
+    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask, bias)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     found = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide) / total
     return jnp.moveaxis(found.astype(value.dtype), 1, 2)
 
 
-def _masked(logits: Float[Array, "batch heads queries keys"], mask: Bool[Array, "batch keys"] | None) -> Array:
-    """The logits with those of keys that do not count so low that their weight is exactly zero."""
+def _masked(
+    logits: Float[Array, "batch heads queries keys"],
+    mask: Bool[Array, "batch keys"] | None,
+    bias: Float[Array, "heads_or_1 queries keys"] | None,
+) -> Array:
+    """The logits and their bias, those of keys that do not count so low that their weight is exactly zero."""
+    logits = logits if bias is None else logits + bias
     return logits if mask is None else jnp.where(mask[:, None, None], logits, _LOWEST)
 
 
-def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
     length = query.shape[1]
     size = max(1, min(length, _CHUNK // key.shape[1]))
     count = -(-length // size)
-    padded = jnp.pad(query, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
-    chunks = padded.reshape(query.shape[0], count, size, *query.shape[2:]).swapaxes(0, 1)
+
+    def cut(x: Array) -> Array:
+        """[n, queries, ...] to [chunk, n, queries of one, ...]."""
+        padded = jnp.pad(x, ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2)))
+        return padded.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+
     # Backward, a chunk's logits are computed again: kept, they would be the whole matrix.
-    one = jax.checkpoint(lambda chunk: _einsum(chunk, key, value, mask), prevent_cse=False)
-    found = jax.lax.map(one, chunks)
-    return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+    one = jax.checkpoint(lambda chunk: _einsum(chunk[0], key, value, mask, *chunk[1:]), prevent_cse=False)
+    found = jax.lax.map(one, (cut(query),) if bias is None else (cut(query), cut(bias)))
+    return found.swapaxes(0, 1).reshape(query.shape[0], count * size, *query.shape[2:-1], value.shape[-1])[:, :length]
 
 
 def _splash_kernel(queries: int, keys: int, heads: int, *, interpret: bool) -> Callable[[Array, Array, Array], Array]:
@@ -172,8 +189,12 @@ def split_heads(
 
 
 def self_attention(
-    qkv: Sequence[Float[Array, "batch tokens dim"]], num_heads: int, *, mask: Bool[Array, "batch tokens"] | None = None
+    qkv: Sequence[Float[Array, "batch tokens dim"]],
+    num_heads: int,
+    *,
+    mask: Bool[Array, "batch tokens"] | None = None,
+    bias: Float[Array, "heads_or_1 tokens tokens"] | None = None,
 ) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other, of query, key and value as in `split_heads`; `mask` as in `attention`."""
+    """Attention of tokens to each other, of query, key and value as in `split_heads`; the rest as in `attention`."""
     query, key, value = split_heads(qkv, num_heads)
-    return attention(query, key, value, mask=mask).reshape(qkv[0].shape)
+    return attention(query, key, value, mask=mask, bias=bias).reshape(qkv[0].shape)

@@ -1,4 +1,4 @@
-"""Attention of the tokens of one sequence to those of another, of which some may not count."""
+"""Attention of one sequence's tokens to another sequence's; a mask leaves some of those out."""
 
 import flax.linen as nn
 from jax.typing import DTypeLike

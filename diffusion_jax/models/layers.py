@@ -114,10 +114,10 @@ class QKV(nn.Module, kw_only=True):
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for a block inside a scan, of which on CPU only the arguments are kept for the backward pass.
+    """The function for a block inside a scan; on CPU the backward pass keeps only its arguments.
 
-    For pointwise functions: to compute them again costs less than to write their intermediates to memory and to read
-    them, of which a GELU alone has five, as large as its argument. Elsewhere `remat` decides what is kept.
+    For pointwise functions: computing them again costs less than writing their intermediates to memory and reading
+    them back. A GELU alone has five, each as large as its argument. Elsewhere `remat` decides what is kept.
     """
     return jax.checkpoint(function, prevent_cse=False) if for_cpu() else function
 
@@ -188,6 +188,24 @@ def depth_to_space(
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
 
 
+def square_to_channels(
+    x: Float[Array, "batch height width channels"], side: int
+) -> Float[Array, "batch height_over_side width_over_side channels_square"]:
+    """Squares of `side` x `side` pixels as the channels of one; inside it (channel, row, column), PyTorch's order."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // side, width // side, channels * side * side)
+
+
+def channels_to_square(
+    x: Float[Array, "batch height width channels_square"], side: int
+) -> Float[Array, "batch height_times_side width_times_side channels"]:
+    """The inverse of `square_to_channels`."""
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height, width, -1, side, side)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * side, width * side, -1)
+
+
 def resample(
     x: Float[Array, "batch height width channels"],
     direction: Literal["up", "down"],
@@ -227,6 +245,10 @@ class GroupNorm(nn.Module, kw_only=True):
     The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves `min_channels`
     or more to a group. Computed as sums per channel: the groups are formed on [batch, channels], and the image is
     read once for the sums and once for the affine map.
+
+    A part of an image can be normalised as in the whole: the collection "statistics" gives `moments`, [2, batch,
+    channels], the mean and the mean square of each channel. What is normalised is sown as "inputs", where that
+    collection is asked for.
     """
 
     max_groups: int = 32
@@ -242,13 +264,19 @@ class GroupNorm(nn.Module, kw_only=True):
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
 
-        def group_mean(v):  # [batch, height, width, channels] -> [batch, channels], equal within a group
-            v = v.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
+        def group_mean(v):  # [batch, channels], equal within a group
+            v = v.reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(v, channels // groups, axis=-1)
 
+        if self.is_mutable_collection("inputs") and not self.is_initializing():
+            self.sow("inputs", "x", x)
         x = x.astype(at_least_float32(x.dtype))
-        mean = group_mean(x)
-        variance = jnp.maximum(group_mean(jnp.square(x)) - jnp.square(mean), 0.0)
+        if self.has_variable("statistics", "moments"):
+            first, second = self.get_variable("statistics", "moments")
+        else:
+            first, second = x.mean((1, 2)), jnp.square(x).mean((1, 2))
+        mean = group_mean(first)
+        variance = jnp.maximum(group_mean(second) - jnp.square(mean), 0.0)
         inverse_std = jax.lax.rsqrt(variance + self.epsilon)
         gain = inverse_std * scale
         shift = bias - mean * gain

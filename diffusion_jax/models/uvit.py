@@ -79,7 +79,7 @@ class UViT(Network, kw_only=True):
       time_mlp: whether the time embedding goes through two dense layers.
       last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
       null_row: whether the null class has a row in the table of labels.
-      context_channels: channels of the slot "context", [batch, context_tokens, context_channels], of which every vector
+      context_channels: channels of the slot "context", [batch, context_tokens, context_channels]; every vector
         becomes a token; 0: none. The null context is zeros.
       context_tokens: vectors of the slot "context".
       remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.

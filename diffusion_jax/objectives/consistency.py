@@ -55,14 +55,14 @@ _LPIPS_SIZE = 224
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Objective):
-    """Base of (1): the distance and its weight; a member gives the pairs of times.
+    """The loss (1) with its distance and weight; each member states the pairs of times.
 
     Attributes:
       distance: distance d of (1) between the two evaluations.
       huber_scale: c / sqrt(dimensions) of pseudo-Huber.
       by_interval: w is 1 / (s_t - s_r) instead of 1.
-      vgg, lpips: the files of LPIPS's weights (`diffusion_jax.weights.read_lpips`). Who trains puts what is read from
-        them in the place of `init_state`'s random values.
+      vgg, lpips: the files of LPIPS's weights (`diffusion_jax.weights.read_lpips`). The trainer reads them and replaces
+        the random values of `init_state`.
     """
 
     makes: ClassVar[Literal["consistency"]] = "consistency"

@@ -157,7 +157,7 @@ class Shortcut(FlowMapObjective):
         return self.decay
 
     def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
-        """The flow map that is asked for no length up to 1 / M but 0, of which nothing is trained."""
+        """The flow map, asked for length 0 where a step is at most 1 / M long: no length between is trained."""
         least = (1.0 + 1e-3) / self.base_steps  # times are rounded
 
         def denoise(xt: Array, t: Array, *s: Array) -> Prediction:

@@ -116,19 +116,24 @@ def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def attention_by_example(
-    operation: Callable[..., Array], query: Array, key: Array, value: Array, mask: Array | None = None
+    operation: Callable[..., Array],
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
 
-    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument. Where tokens
+    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument, and a bias
+    of the logits, [heads or 1, queries, keys], the fifth; both may be None. Where tokens
     are divided, a device gathers the keys and values of all tokens for its own queries, and sends back their gradients
     summed: memory grows with the length, and nothing else is sent. The operation is not seen by the compiler's
     partitioner, which can not divide a kernel written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    masks = () if mask is None else (mask,)
     if mesh.empty or mesh.size == 1:
-        return operation(query, key, value, *masks)
+        return operation(query, key, value, *(() if mask is None and bias is None else (mask, bias)))
     context, tensor = (mesh.shape.get(axis, 1) for axis in (CONTEXT, TENSOR))
     divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
     tokens = CONTEXT if divides else None
@@ -136,11 +141,17 @@ def attention_by_example(
     # An axis that the spec does not name would be summed over backward, also one of a single device.
     single = tuple(axis for axis, length in mesh.shape.items() if length == 1)
 
-    def local(query: Array, *keys: Array) -> Array:
+    def local(query: Array, key: Array, value: Array, extra: dict[str, Array]) -> Array:
         if tokens:
-            keys = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in keys)
-        return operation(query, *keys)
+            key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
+            if "mask" in extra:
+                extra = {**extra, "mask": jax.lax.all_gather(extra["mask"], tokens, axis=1, tiled=True)}
+        return operation(query, key, value, *((extra.get("mask"), extra.get("bias")) if extra else ()))
 
     spec = PartitionSpec((*(batch_spec(mesh, query.shape[0]) or ()), *single), tokens, heads)
-    specs = (spec, spec, spec, *(PartitionSpec(*spec[:2]) for _ in masks))
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, *masks)
+    given = {"mask": mask, "bias": bias}
+    extra = {name: value for name, value in given.items() if value is not None}
+    of_bias = PartitionSpec(heads if bias is not None and bias.shape[0] > 1 else None, tokens)
+    of_extra = {name: {"mask": PartitionSpec(*spec[:2]), "bias": of_bias}[name] for name in extra}
+    sharded = jax.shard_map(local, in_specs=(spec, spec, spec, of_extra), out_specs=spec, check_vma=False)
+    return sharded(query, key, value, extra)

@@ -236,7 +236,7 @@ class Program:
         )
 
     def _bytes_used(self, fusion: Instruction, position: int, whole: int) -> int:
-        """Of the operand at a position, of so many bytes, what a fusion reads: slices, or all of it."""
+        """Bytes that a fusion reads of the operand at a position: those of its slices, or `whole`, all of them."""
         inner = self._computations[called_by(fusion)[0]]
         parameter = next(i for i in inner.values() if i.opcode == "parameter" and i.argument == str(position))
         names, used = [parameter.name], 0

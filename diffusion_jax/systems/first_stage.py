@@ -1,7 +1,7 @@
 """A trained first stage as files: what a latent model needs of it, and nothing of how it was trained.
 
 <folder>/first_stage.safetensors   the codec's parameters, with the measured shift and scale of its latents
-         first_stage.json          which codec, of which pictures, its fingerprint, and what was measured
+         first_stage.json          the codec, its pictures, its fingerprint and its measurements
 
 A run writes them into its workdir when it is finished, the .json last: while it is missing there is no first stage.
 """

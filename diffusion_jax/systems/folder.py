@@ -24,7 +24,7 @@ from diffusion_jax.systems.model import Model
 from diffusion_jax.weights import read_state, write_state
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
-_SEPARATOR = "//"  # between the names of a tree, of which a group's own may have a stroke
+_SEPARATOR = "//"  # between the names of a tree; a group's own name may hold one stroke
 
 
 def write_description(folder: Path | str, model: Model, **about: Any) -> None:

@@ -57,14 +57,14 @@ class Trainable:
         return params if own is None else {**params, OBJECTIVE: own}
 
     def constrain(self, params: Params) -> Params:
-        """The parameters after an update, as the network and the loss allow them."""
+        """The parameters after an update, brought back to where the network and the loss want them."""
         loss = {OBJECTIVE: self.objective.constrain(params[OBJECTIVE])} if OBJECTIVE in params else {}
         return {**self.model.constrain(params), **loss}
 
     def denoiser(
         self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
     ) -> Denoiser:
-        """The model's denoiser as samplers may ask it: at no times but those at which the loss trains it."""
+        """The model's denoiser for samplers, which asks the network only for times that the loss trains."""
         return self.objective.for_sampling(self.model.denoiser(params, conditions, dropout_keys))
 
     def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
@@ -86,7 +86,7 @@ class Trainable:
     def validation_loss(
         self, params: Params, state: TrainState, batch: Batch, key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
-        """The same loss without any dropout, of parameters that are whole or trained ones alone."""
+        """The same loss without dropout; `params` holds all groups, or only the trained ones."""
         params = state.whole(params)
         conditions = self.model.conditions(params, batch, key.index.shape[0])
         batch = {**batch, DATA: self.model.encode(params, batch[DATA])}

@@ -1,5 +1,7 @@
 """Published weights in and out: files read without running anything in them, and total maps of names."""
 
+from diffusion_jax.weights import published
+from diffusion_jax.weights.components import COMPONENTS, Component, read_component
 from diffusion_jax.weights.diffusers_config import describe, network_spec, unknown_fields
 from diffusion_jax.weights.diffusers_schedulers import ASSUMED, Sampling, describe_sampling, read_sampling
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
@@ -18,6 +20,7 @@ FOLDER_STEM = STEMS[0]  # the name of the file of weights in a folder of diffuse
 __all__ = [
     "ASSUMED",
     "CLIP_SOURCE",
+    "COMPONENTS",
     "DINOV2_SOURCE",
     "FOLDER_STEM",
     "FORMATS",
@@ -25,6 +28,7 @@ __all__ = [
     "LPIPS_SOURCE",
     "VGG_SOURCE",
     "Clip",
+    "Component",
     "Sampling",
     "WeightMap",
     "bert_map",
@@ -40,7 +44,9 @@ __all__ = [
     "lpips_shapes",
     "network_spec",
     "nvidia_inception_map",
+    "published",
     "read_clip",
+    "read_component",
     "read_config",
     "read_dinov2",
     "read_inception",

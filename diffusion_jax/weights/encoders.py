@@ -1,16 +1,15 @@
-"""The weights of the encoders behind metrics (`metrics/encoders.py`), from the files in which they are published."""
+"""The weights of the encoders behind metrics (`models/encoders`), from the files in which they are published."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.encoders import HEAD_CHANNELS, TextTransformer, VisionTransformer
+from diffusion_jax.models.encoders import ClipText, VisionTransformer
 from diffusion_jax.weights.folders import read_config
 from diffusion_jax.weights.names import (
     Entry,
@@ -21,12 +20,12 @@ from diffusion_jax.weights.names import (
     patch_embedding,
     prefixed,
     same,
-    separate_qkv,
     stacked,
 )
 from diffusion_jax.weights.names import (
     Path as TreePath,
 )
+from diffusion_jax.weights.published.clip import clip_image_map, clip_text_map, token_shapes, vision_shapes
 from diffusion_jax.weights.reading import fingerprint, read_state
 
 DINOV2_SOURCE = (
@@ -38,6 +37,7 @@ CLIP_SOURCE = (
     "pytorch_model.bin (SHA-256 c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801) or model.safetensors"
 )
 END_OF_TEXT = "<|endoftext|>"
+_HEAD_CHANNELS = 64  # of all sizes of both that are read here
 Entries = dict[TreePath, Entry]
 
 
@@ -53,7 +53,7 @@ class Clip:
 
     image: VisionTransformer
     image_params: PyTree
-    text: TextTransformer
+    text: ClipText
     text_params: PyTree
     folder: Path
     fingerprint: str
@@ -81,7 +81,7 @@ class Clip:
         for row, text in zip(tokens, tokenizer.encode_batch(list(texts)), strict=True):
             row[: len(text.ids)] = text.ids
         with jax.default_matmul_precision("highest"):
-            found = np.asarray(self.text.apply({"params": self.text_params}, tokens))
+            found = np.asarray(self.text.apply({"params": self.text_params}, tokens).projected)
         return found / np.linalg.norm(found, axis=-1, keepdims=True)
 
 
@@ -99,7 +99,7 @@ def read_dinov2(path: Path | str) -> tuple[VisionTransformer, PyTree, str]:
     network = VisionTransformer(
         patch_size=patch,
         grid=_grid(state, "pos_embed", path),
-        hidden_size=hidden,
+        width=hidden,
         depth=_depth(state, "blocks.", path),
         layer_scale=True,
     )
@@ -147,7 +147,7 @@ def read_clip(path: Path | str) -> Clip:
     image = VisionTransformer(
         patch_size=patch,
         grid=_grid(state, "vision_model.embeddings.position_embedding.weight", path),
-        hidden_size=hidden,
+        width=hidden,
         depth=_depth(state, "vision_model.encoder.layers.", path),
         projection=_shape(state, "visual_projection.weight", path)[0],
         first_norm=True,
@@ -156,78 +156,26 @@ def read_clip(path: Path | str) -> Clip:
         norm_eps=1e-5,
     )
     vocabulary, width = _shape(state, "text_model.embeddings.token_embedding.weight", path)
-    text = TextTransformer(
+    text = ClipText(
         vocabulary=vocabulary,
         length=_shape(state, "text_model.embeddings.position_embedding.weight", path)[0],
-        hidden_size=width,
+        width=width,
         depth=_depth(state, "text_model.encoder.layers.", path),
+        num_heads=width // _HEAD_CHANNELS,
+        hidden_units=4 * width,
         projection=_shape(state, "text_projection.weight", path)[0],
         activation=_activation(config.get("text_config", {}), path),
     )
     whole = WeightMap(
         {
             **prefixed("image", clip_image_map(image).entries),
-            **prefixed("text", clip_text_map(text).entries),
+            **prefixed("text", clip_text_map(text, ()).entries),
         },
         ignored=("logit_scale", r".*\.position_ids"),
     )
-    shapes = {"image": vision_shapes(image), "text": text_shapes(text)}
+    shapes = {"image": vision_shapes(image), "text": token_shapes(text)}
     params = whole.params(state, shapes)
     return Clip(image, params["image"], text, params["text"], path, fingerprint(path))
-
-
-def clip_image_map(network: VisionTransformer) -> WeightMap:
-    """The names of `CLIPModel`'s image encoder."""
-    there = "vision_model"
-    entries = {
-        ("class_token",): same(f"{there}.embeddings.class_embedding"),
-        ("position",): same(f"{there}.embeddings.position_embedding.weight"),
-        **prefixed(
-            "patch_embedding",
-            patch_embedding(f"{there}.embeddings.patch_embedding", patch=network.patch_size, channels=3, bias=False),
-        ),
-        **prefixed("first_norm", norm(f"{there}.pre_layrnorm")),
-        **prefixed("norm", norm(f"{there}.post_layernorm")),
-        **prefixed("projection", dense("visual_projection", bias=False)),
-        **stacked("blocks", (_clip_block(f"{there}.encoder.layers.{i}") for i in range(network.depth))),
-    }
-    return WeightMap(entries)
-
-
-def clip_text_map(network: TextTransformer) -> WeightMap:
-    """The names of `CLIPModel`'s text encoder."""
-    there = "text_model"
-    entries = {
-        ("token",): same(f"{there}.embeddings.token_embedding.weight"),
-        ("position",): same(f"{there}.embeddings.position_embedding.weight"),
-        **prefixed("norm", norm(f"{there}.final_layer_norm")),
-        **prefixed("projection", dense("text_projection", bias=False)),
-        **stacked("blocks", (_clip_block(f"{there}.encoder.layers.{i}") for i in range(network.depth))),
-    }
-    return WeightMap(entries)
-
-
-def _clip_block(there: str) -> Entries:
-    return {
-        **prefixed("norm_1", norm(f"{there}.layer_norm1")),
-        **prefixed("qkv", separate_qkv([f"{there}.self_attn.{letter}_proj" for letter in "qkv"])),
-        **prefixed("attention_out", dense(f"{there}.self_attn.out_proj")),
-        **prefixed("norm_2", norm(f"{there}.layer_norm2")),
-        **prefixed("mlp_in", dense(f"{there}.mlp.fc1")),
-        **prefixed("mlp_out", dense(f"{there}.mlp.fc2")),
-    }
-
-
-def vision_shapes(network: VisionTransformer) -> PyTree:
-    """The parameters as ShapeDtypeStruct."""
-    image = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 3), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-
-
-def text_shapes(network: TextTransformer) -> PyTree:
-    """The parameters as ShapeDtypeStruct."""
-    tokens = jax.ShapeDtypeStruct((1, network.length), jnp.int32)
-    return jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
 
 
 def _shape(state: State, name: str, path: Path) -> tuple[int, ...]:
@@ -240,7 +188,7 @@ def _shape(state: State, name: str, path: Path) -> tuple[int, ...]:
 
 def _patch_shape(state: State, name: str, path: Path) -> tuple[int, int]:
     shape = _shape(state, name, path)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[0] % HEAD_CHANNELS:
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[0] % _HEAD_CHANNELS:
         raise UserError(f"{name} of {path} has shape {shape}: that is no embedding of patches of RGB images")
     return shape[0], shape[2]
 

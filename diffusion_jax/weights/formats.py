@@ -190,7 +190,7 @@ def _nearest(network: nn.Module, names: Mapping[str, Sequence[str]], state: Stat
     if len(absent[nearest]) == len(names[nearest]):
         return f"{start} and no format has one of them; {nearest}, as an example, has {names[nearest][0]}"
     count, first = len(absent[nearest]), absent[nearest][0]
-    return f"{start}; the nearest is {nearest}, of which {count} names are missing, the first {first}"
+    return f"{start}; the nearest is {nearest}, which has {count} names that are missing here, the first {first}"
 
 
 def load_params(network: nn.Module, state: State, *, form: str | None = None) -> PyTree:

@@ -107,7 +107,7 @@ def nvidia_inception_map() -> WeightMap:
 
 def read_inception(path: Path | str) -> tuple[PyTree, str]:
     """Parameters of `InceptionV3`, and the SHA-256 of the file: pytorch-fid's `.pth` or torch-fidelity's, or NVIDIA's
-    `.pkl` or its TorchScript `.pt`, of which no code is run.
+    `.pkl` or its TorchScript `.pt`. No code in the file is run.
 
     Raises:
       UserError: no such file (the error says where it is published), or not these weights.

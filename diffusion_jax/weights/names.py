@@ -39,7 +39,8 @@ class WeightMap:
     Attributes:
       entries: for every path in the tree of parameters its entry; a tuple of entries where parameters of all layers of
         a scan are stacked.
-      constants: tensors that are stored elsewhere and computed here; they are compared on reading.
+      constants: tensors that are stored elsewhere and computed here; they are compared on reading, and written as
+        float32 where they are no whole numbers.
       ignored: patterns of names of tensors that say nothing about the network.
       unwritten: constants that older files have and today's have not: they are compared on reading, and not written.
     """
@@ -129,7 +130,10 @@ class WeightMap:
                 tensors = [np.array(tensor, order="C") for tensor in part.write(ours)]
                 found.update(zip(part.names, tensors, strict=True))
         written = {name: value for name, value in self.constants.items() if name not in self.unwritten}
-        constants = {name: np.asarray(value, np.float32) for name, value in written.items()}
+        constants = {
+            name: value if value.dtype.kind in "iu" else np.asarray(value, np.float32)
+            for name, value in written.items()
+        }
         return {**found, **constants}
 
 
@@ -245,9 +249,9 @@ def fused_qkv(
     return {path: reordered(entry, order) for path, entry in dense(name, bias=bias, ndim=ndim).items()}
 
 
-def separate_qkv(names: Sequence[str], *, bias: bool = True) -> dict[Path, Entry]:
+def separate_qkv(names: Sequence[str], *, bias: bool = True, ndim: int = 2) -> dict[Path, Entry]:
     """Three layers there, one here."""
-    layers = [dense(name, bias=bias) for name in names]
+    layers = [dense(name, bias=bias, ndim=ndim) for name in names]
     return {path: joined([layer[path] for layer in layers]) for path in layers[0]}
 
 

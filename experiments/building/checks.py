@@ -39,7 +39,7 @@ def check_sampler(name: str) -> None:
 
 
 def check(experiment: "Experiment") -> None:
-    """Build everything that the config names, so that a wrong name is an error before anything is begun.
+    """Build everything that the config names, so that a wrong name is an error before training starts.
 
     Raises:
       UserError: the first thing that is wrong.

@@ -81,7 +81,7 @@ class FirstStageExperiment(Experiment):
         )
 
     def check(self) -> None:
-        """Build everything that the config names, so that what is wrong is said before anything is begun.
+        """Build everything that the config names, so that what is wrong is said before training starts.
 
         Raises:
           UserError: the first thing that is wrong, or that has no meaning for a first stage.

@@ -43,8 +43,8 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
         )
     if made_by and (data.flip or dict(data.augmentation) != {"name": "none"}):
         raise UserError(
-            "data.flip and data.augmentation are of pictures, and the data is latents, of which a mirrored one is not "
-            "that of the mirrored picture: leave them out, or set first_stage.online=True"
+            "data.flip and data.augmentation are of pictures, and the data is latents: a mirrored picture's latent "
+            "is no mirrored latent; leave them out, or set first_stage.online=True"
         )
     if config.sampling.clip_x0:
         raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")

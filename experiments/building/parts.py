@@ -2,7 +2,7 @@
 
 A field's type comes from its annotation, its bounds from its name (`diffusion_jax.domains`) or its annotation, its
 meaning from the section "Attributes:" or "Args:" of the docstring of the part or of a class that it is made from; for
-standard terms, of which every part means the same, from `diffusion_jax.terms`.
+standard terms, which mean the same in every part, from `diffusion_jax.terms`.
 """
 
 import inspect

@@ -68,9 +68,9 @@ def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndar
 
 
 def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:
-    """What to ask for where nobody says: balanced classes; captions of held-out data, evenly spread over the split.
+    """What to ask for by default: balanced classes; captions of held-out data, evenly spread over the split.
 
-    With `prompts` not captions are asked for but the prompts that the data has, of which it is known what they require.
+    `prompts` takes the data's own prompts in the place of captions; for each of them it is known what it requires.
     Where nothing is held out the captions are those of the training data. Where captions and classes are told, both
     are of the same examples.
 

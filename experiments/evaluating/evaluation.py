@@ -97,24 +97,24 @@ def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> 
 
 
 def _negative(experiment: Experiment, said: str) -> dict[str, np.ndarray]:
-    """Raw fields of one row, for what samples shall not be: words, or a class where no words are told."""
+    """Raw fields of one row that samples are guided away from: words, or a class where the network is told no words."""
     if experiment.told_text is None and experiment.num_classes:
         return asked_rows(experiment.conditioning, said)
     return dict(asked_in_words(experiment, [said]).fields)
 
 
 def require_guide(experiment: Experiment) -> None:
-    """Raise UserError where guidance is away from a worse network, and none is named."""
+    """Raise UserError where the guidance rule needs a worse network and the config names none."""
     rule = experiment.guidance()
     if "worse" in rule.others and not rule.neutral and not rule.guide:
         raise UserError(
-            "guidance autoguidance is away from a worse network, and none is named: give the workdir of its run with "
-            "--config.sampling.guidance.guide=..., or --guide=... of experiments.sample and experiments.evaluate"
+            "guidance autoguidance leads away from a worse network, and none is named: give the workdir of its run "
+            "with --config.sampling.guidance.guide=..., or --guide=... of experiments.sample and experiments.evaluate"
         )
 
 
 def _classifier(experiment: Experiment) -> Classifier:
-    """log p of a class by the classifier of the real images that the proxy metrics use, trained now or before."""
+    """The proxy metrics' classifier of real images, as log p of a class; it is trained here if it was not before."""
     if not (experiment.info.is_image and experiment.num_classes):
         raise UserError(
             "guidance classifier needs pictures of classes and a network that is told the class; use classifier_free"
@@ -148,7 +148,7 @@ def draw(
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
-    """Real images as the network sees them: cropped and resized, not augmented; many large ones are in `spill`."""
+    """Real images as the network sees them, cropped and resized, not augmented; a large set is kept in `spill`."""
     limit = experiment.config.evaluation.max_real
     images, labels = experiment.pictures.arrays(split, max_examples=limit, spill=spill)
     return ImageSet(images=images, labels=labels)
@@ -176,8 +176,8 @@ def evaluate(
     few of the samples besides. `spaces` are feature spaces that evaluations share, see `build_metrics`.
 
     Raises:
-      UserError: unknown metric, or none that can be had here (before anything is drawn), or data that a metric can not
-        take. A metric that can not be had beside others that can is left out, and the record says why.
+      UserError: an unknown metric, no metric that this config and machine allow (before anything is drawn), or data
+        that a metric does not take. Beside metrics that are allowed, others are left out; the record says why.
       RunError: a sample or a metric is not finite.
     """
     busy = f"process {{holder}} evaluates in {directory}"
@@ -268,7 +268,7 @@ def _evaluate(
 
 
 def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, str]) -> dict[str, Any]:
-    """How the samples were drawn, and which metrics could not be had."""
+    """How the samples were drawn, and which metrics were left out."""
     return {
         "num_samples": num_samples,
         "seed": seed,

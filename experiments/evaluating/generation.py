@@ -271,7 +271,7 @@ def _request(given: Mapping[str, jax.Array]) -> Request:
 
 
 def require_finite(samples: np.ndarray, first: int) -> None:
-    """Raise RunError where some of the samples, of which the first has the number `first`, are not finite."""
+    """Raise RunError where some samples are not finite; the first of them all has the number `first`."""
     bad = np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))
     if len(bad):
         raise RunError(

@@ -52,10 +52,10 @@ SPACE_FIELDS = (*WEIGHTS, "convention")
 
 
 def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The metrics that can be had with this config, on this machine; and those that can not, and why.
+    """The metrics that this config and this machine allow, and the reason why each other one is left out.
 
     Raises:
-      UserError: unknown name, or none can be had.
+      UserError: an unknown name, or none of the metrics is left.
     """
     found = {name: _obstacle(experiment, METRICS.facts(name)) for name in names}
     reasons = {name: reason for name, reason in found.items() if reason}
@@ -65,7 +65,7 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
 
 
 def in_words(reasons: dict[str, str]) -> str:
-    """Metrics that can not be had, those with the same reason together."""
+    """One line about the metrics that are left out; those with the same reason stand together."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
@@ -73,17 +73,17 @@ def in_words(reasons: dict[str, str]) -> str:
 
 
 def of_model(name: str) -> bool:
-    """Whether a metric is of the model itself, and not of samples."""
+    """Whether a metric reads the model itself instead of samples."""
     return "model" in METRICS.facts(name).reads
 
 
 def by_prompts(names: tuple[str, ...]) -> bool:
-    """Whether one of the metrics is of samples of the data's own prompts."""
+    """Whether one of the metrics reads samples of the data's own prompts."""
     return any("prompts" in METRICS.facts(name).reads for name in names)
 
 
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
-    """Why a metric can not be had with this config on this machine; "" where it can."""
+    """Why this config or this machine does not allow a metric; "" where both do."""
     info, config = experiment.shown, experiment.config
     held = "text" if info.is_text else "images" if info.is_image else "latents"
     if "held_out" in facts.reads and not config.data.validation_split:
@@ -110,7 +110,7 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
     if "prompts" in facts.reads and experiment.told_text is None:
         return "its samples are asked for in words, and this network is told none: set conditioning.text"
     if "prompts" in facts.reads and not experiment.pipeline.prompts:
-        return f"its prompts, of which it is known what they require, come with scenes; {config.data.dataset} has none"
+        return f"its prompts, which say what a picture must show, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
 

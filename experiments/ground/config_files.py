@@ -100,7 +100,7 @@ def complete_config(config: Any, path: str | Path) -> None:
     """Fill in the defaults of what a file's config leaves out.
 
     Raises:
-      UserError: it is no ConfigDict, has a field that there is not, or leaves out one that has no default; the message
+      UserError: it is no ConfigDict, has an unknown field, or leaves out one that has no default; the message
         names the file and the field.
     """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):

@@ -162,7 +162,7 @@ def complete(config: ConfigDict, *, whole: bool = True) -> None:
     With `whole` false, fields without a default may be missing.
 
     Raises:
-      UserError: it has a field that there is not, or leaves out one that has no default; the message names it.
+      UserError: it has an unknown field, or leaves out one that has no default; the message names it.
     """
     _check_names(config)
     with config.unlocked():
@@ -192,7 +192,7 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def _check_names(config: ConfigDict) -> None:
-    """Raise UserError for a group or a field of the runner that there is not, or that is a value in a group's place."""
+    """Raise UserError for an unknown group or field of the runner, and for a value in the place of a group."""
     for group, value in config.items():
         if group in FIELDS:
             continue

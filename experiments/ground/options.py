@@ -298,7 +298,7 @@ def path_of(text: str) -> str:
     """A path with ~ written out.
 
     Raises:
-      ValueError: no text, a user that there is not, or another flag in the place of the path.
+      ValueError: no text, an unknown user, or another flag in the place of the path.
     """
     if plain_text(text).startswith("-"):
         raise _Because("a path that begins with - is written ./-")
@@ -354,7 +354,7 @@ def _short(text: str) -> str:
 
 
 def _whether_read(group: str, objective: str) -> str:
-    """What an objective, of which the config has no such group, has to do with it; imports JAX."""
+    """Whether an objective reads a group that the config lacks, in words; imports JAX."""
     from diffusion_jax.objectives import OBJECTIVES
 
     if objective not in OBJECTIVES:

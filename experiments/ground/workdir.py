@@ -336,7 +336,7 @@ def read_info(workdir: Path | str) -> DatasetInfo:
 def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
     """The config of the run in `workdir`; the parts that it imports are registered then.
 
-    Fields that the runner did not have when the run was begun have their defaults. With `whole` false, a config that
+    Fields that are newer than the run have their defaults. With `whole` false, a config that
     lacks a field without a default is read too, to be compared with another.
 
     Raises:

@@ -405,7 +405,7 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
 
 
 def _guided_as(settings: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
-    """Whether samples were guided as a claim says, by a linear rule; evaluations of before do not say the rule."""
+    """Whether samples were guided as a claim says, by a linear rule; one that names no rule does not count."""
     rule = settings.get("guidance")
     return rule is not None and (
         rule["name"] in ("none", "autoguidance" if claim.get("guide", False) else "classifier_free")

@@ -1,7 +1,12 @@
-"""Line charts as inline SVG, for the report: raw and smoothed curves, log axis where it helps, values on hover.
+"""Charts: stated once, drawn for a page that answers to the pointer, or as a PNG file for a document.
 
-A chart is text only; colours and fonts come from the page's style sheet (classes `s0`, `s1`, ...), so it follows the
-light and the dark theme. The hover values are a JSON block beside the SVG, read by the page's script.
+    chart = Chart(title="loss by step", series=(Series(name="training", steps=steps, values=losses),))
+    chart.html()                      # a `figure` with inline SVG, for reports/style.py and reports/script.py
+    save_charts([chart], path)        # matplotlib, panels side by side
+
+The SVG is text only; colours and fonts come from the page's style sheet (classes `s0`, `s1`, ...), so it follows the
+light and the dark theme. A JSON block beside it holds the numbers, from which the page's script draws the chart again
+at the width it has, zoomed, and on the other scale.
 """
 
 import dataclasses
@@ -10,10 +15,14 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+COLORS = 8  # of the style sheet; further curves begin again
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 48, 14, 10, 30
+_MARK = 6  # pixels that a marker needs around it
 _SMOOTH_FROM = 40  # points: shorter curves are drawn as they are
 _MOST_POINTS = 500
 _LOG_FROM = 12.0  # ratio of the largest value to the smallest
@@ -21,17 +30,185 @@ _LOG_FROM = 12.0  # ratio of the largest value to the smallest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve: its values at steps. Values that are not finite are left out of the drawing."""
+    """One curve: its values at steps. Values that are not finite are left out of the drawing.
+
+    Attributes:
+      name: in the legend; curves of one name share one entry.
+      steps: where, on the horizontal axis.
+      values: what is drawn.
+      errors: half the length of each error bar; not finite: none there.
+      sparse: few points that each count (validation): marked, never smoothed.
+      joined: whether a line goes through the points.
+      dashed: whether that line is dashed.
+      color: number of the colour; by default the place of the curve.
+    """
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
-    sparse: bool = False  # few points that each count (validation): marked, never smoothed
+    errors: Sequence[float] | None = None
+    sparse: bool = False
+    joined: bool = True
+    dashed: bool = False
+    color: int | None = None
 
-    def finite(self) -> tuple[np.ndarray, np.ndarray]:
+    def finite(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, values and halves of error bars, where the value is finite; a bar that is none has the length 0."""
         steps, values = np.asarray(self.steps, float), np.asarray(self.values, float)
+        errors = np.zeros(len(values)) if self.errors is None else np.asarray(self.errors, float)
         keep = np.isfinite(values)
-        return steps[keep], values[keep]
+        return steps[keep], values[keep], np.where(np.isfinite(errors), errors, 0.0)[keep]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over one axis.
+
+    Attributes:
+      title: above it.
+      series: the curves.
+      axis: what is on the horizontal axis.
+      places: names of the places 0, 1, ... on it, where these are no amounts.
+      log_x: whether it is logarithmic, to the base 2.
+      log_y: whether the vertical axis is logarithmic; None: where most of the curve would lie on the floor.
+    """
+
+    title: str
+    series: Sequence[Series]
+    axis: str = "step"
+    places: Sequence[str] = ()
+    log_x: bool = False
+    log_y: bool | None = None
+
+    def html(self, *, width: int = 960, height: int = 320) -> str:
+        """A `figure` with its legend; empty text if nothing finite is there."""
+        curves = [_Curve.of(i, one) for i, one in enumerate(self.series)]
+        curves = [curve for curve in curves if len(curve.values)]
+        if not curves:
+            return ""
+        x = _Axis(*self._horizontal(curves), _MARGIN_LEFT, width - _MARGIN_RIGHT, self.log_x)
+        low, high, log = _range([part for curve in curves for part in curve.range], self._log_y(curves))
+        y = _Axis(low, high, height - _MARGIN_BOTTOM, _MARGIN_TOP, log)
+        body = "".join(_drawn(curve, x, y) for curve in curves)
+        data = {
+            "axis": self.axis,
+            "places": list(self.places),
+            "logX": self.log_x,
+            "log": log,
+            "x": [x.low, x.high],
+            "y": [y.low, y.high],
+            "height": height,
+            "series": [curve.data() for curve in curves],
+        }
+        clip = f"clip-{zlib.crc32(repr((self.title, data['series'])).encode())}"
+        box = (
+            f'x="{_MARGIN_LEFT - _MARK}" y="{_MARGIN_TOP - _MARK}" width="{x.end - x.start + 2 * _MARK}" '
+            f'height="{y.start - y.end + 2 * _MARK}"'
+        )
+        title = html.escape(self.title)
+        block = json.dumps(data, allow_nan=False).replace("<", chr(92) + "u003c")
+        scale = "" if self.axis == "step" else f' <span class="unit">over {html.escape(self.axis)}</span>'
+        scale += ' <span class="unit scale">log scale</span>' if log else ""
+        return (
+            f'<figure class="chart"><figcaption><strong>{title}</strong>{scale}{self._legend(curves)}</figcaption>'
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
+            f'<clipPath id="{clip}"><rect {box}/></clipPath>{_axes(x, y, self.places)}'
+            f'<g clip-path="url(#{clip})">{body}</g></svg>'
+            f'<script type="application/json">{block}</script></figure>'
+        )
+
+    def _log_y(self, curves: Sequence["_Curve"]) -> bool | None:
+        """Whether the vertical axis shall be logarithmic; that of values that are not positive can not be."""
+        return self.log_y if all(curve.values.min() > 0 for curve in curves) else False
+
+    def _horizontal(self, curves: Sequence["_Curve"]) -> tuple[float, float]:
+        if self.places:
+            return -0.5, len(self.places) - 0.5
+        low, high = min(c.steps.min() for c in curves), max(c.steps.max() for c in curves)
+        if self.log_x:
+            return (low / 1.12, high * 1.12) if low != high else (low / 2, high * 2)
+        return (low, high) if low != high else (low - 1, high + 1)
+
+    def _legend(self, curves: Sequence["_Curve"]) -> str:
+        """The name of each curve, and, over steps, its last value; an only curve needs no colour key."""
+        parts, names = [], set()
+        for curve in curves:
+            if curve.name in names:
+                continue
+            names.add(curve.name)
+            mine = [one for one in curves if one.name == curve.name]
+            key = f'<i class="key s{curve.color}"></i>{html.escape(curve.name)} ' if len(curves) > 1 else ""
+            kind = " smoothed" if curve.smoothed else ""
+            last = f'<span class="unit">last{kind}</span> {format_number(curve.line[1][-1])}'
+            parts.append(f'<span class="legend">{key}{last if self.axis == "step" and len(mine) == 1 else ""}</span>')
+        return "".join(parts)
+
+
+def save_charts(charts: Sequence[Chart], path: Path, *, columns: int = 1, panel: tuple[float, float] = (6.4, 3.6),
+                legend: bool = True) -> None:  # fmt: skip
+    """Panels of charts as a PNG file; curves are drawn as they are, not smoothed.
+
+    Args:
+      charts: in rows, the first on the left.
+      path: of the file.
+      columns: panels in a row.
+      panel: width and height of one, in inches.
+      legend: whether each panel has one, where it has several names.
+    """
+    import matplotlib  # here: a second, which a training run does not need
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    size = (panel[0] * columns, panel[1] * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in panels.flat[len(charts) :]:
+        axes.set_axis_off()
+    for axes, chart in zip(panels.flat, charts, strict=False):
+        _plot(axes, chart, small=columns > 1, legend=legend)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _plot(axes: Any, chart: Chart, *, small: bool, legend: bool) -> None:
+    """One panel; `axes` are those of matplotlib."""
+    names: set[str] = set()
+    for i, one in enumerate(chart.series):
+        steps, values, errors = one.finite()
+        bars = {"yerr": errors, "capsize": 2} if errors.any() else {}
+        style = {"color": f"C{i if one.color is None else one.color}", "linewidth": 1 if small else 1.5}
+        marks = {"marker": "o", "markersize": 4} if one.sparse else {}
+        line = "none" if not one.joined else "--" if one.dashed else "-"
+        label = one.name if one.name not in names else None
+        names.add(one.name)
+        axes.errorbar(steps, values, linestyle=line, label=label, **style, **marks, **bars)
+    curves = [curve for i, one in enumerate(chart.series) if len((curve := _Curve.of(i, one)).values)]
+    if curves and _range([curve.values for curve in curves], chart._log_y(curves))[2]:
+        axes.set_yscale("log")
+        ticks = _log_ticks(_Axis(*axes.get_ylim(), 0, 1, True))
+        axes.set_yticks(ticks, map(format_number, ticks))
+        axes.tick_params(which="minor", labelleft=False)
+    if chart.places:
+        rotation = 0 if sum(map(len, chart.places)) < 60 else 40
+        axes.set_xticks(range(len(chart.places)), chart.places, rotation=rotation, ha="right" if rotation else "center")
+    elif chart.log_x:
+        steps = np.concatenate([one.finite()[0] for one in chart.series])
+        ticks = [2**n for n in range(math.floor(math.log2(steps.min())), math.ceil(math.log2(steps.max())) + 1)]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+    axes.set_xlabel(chart.axis, fontsize=8 if small else None)
+    axes.grid(alpha=0.3)
+    if small:
+        axes.set_title(chart.title, fontsize=9)
+        axes.tick_params(which="both", labelsize=7)
+    else:
+        axes.set_ylabel(chart.title)
+    if legend and len(names) > 1:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if chart.places else {}
+        axes.legend(frameon=False, fontsize=8, **beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +224,60 @@ class _Axis:
     def __call__(self, value: np.ndarray) -> np.ndarray:
         value, low, high = (np.log(np.maximum(v, 1e-300)) if self.log else v for v in (value, self.low, self.high))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Curve:
+    """A series as it is drawn: thinned, smoothed where it is noisy."""
+
+    name: str
+    color: int
+    steps: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    smoothed: bool
+    raw: tuple[np.ndarray, np.ndarray] | None
+    line: tuple[np.ndarray, np.ndarray]
+    range: list[np.ndarray]
+    dots: bool
+    joined: bool
+    dashed: bool
+
+    @classmethod
+    def of(cls, place: int, one: Series) -> "_Curve":
+        steps, values, errors = one.finite()
+        smoothed = not one.sparse and len(values) >= _SMOOTH_FROM and is_noisy(values)
+        line = smooth(values) if smoothed else values
+        bulk = np.quantile(values, [0.01, 0.99]) if smoothed else values
+        return cls(
+            name=one.name,
+            color=(place if one.color is None else one.color) % COLORS,
+            steps=steps,
+            values=values,
+            errors=errors,
+            smoothed=smoothed,
+            raw=thin(steps, values) if smoothed else None,
+            line=thin(steps, line),
+            range=[bulk, line, values - errors, values + errors] if errors.any() else [bulk, line],
+            dots=len(values) <= _SMOOTH_FROM,
+            joined=one.joined,
+            dashed=one.dashed,
+        )
+
+    def data(self) -> dict[str, Any]:
+        """For the page's script."""
+        found: dict[str, Any] = {"name": self.name, "color": self.color, "dots": self.dots, "joined": self.joined}
+        found |= {"dashed": self.dashed, "x": _short_list(self.line[0]), "y": _short_list(self.line[1])}
+        if self.raw is not None:
+            found |= {"rawX": _short_list(self.raw[0]), "rawY": _short_list(self.raw[1])}
+        if self.errors.any():
+            found["errors"] = _short_list(self.errors)
+        return found
+
+
+def _short_list(values: np.ndarray) -> list[float]:
+    """Numbers with as many digits as a chart can show."""
+    return [int(value) if value == int(value) and abs(value) < 1e15 else float(f"{value:.6g}") for value in values]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -77,50 +308,6 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = _MOST_POINTS) -> tup
     return steps[index], values[index]
 
 
-def line_chart(title: str, series: Sequence[Series], *, axis: str = "step", width: int = 960, height: int = 320) -> str:
-    """A chart with its legend as an HTML `figure`, over what `axis` names; empty text if nothing finite is there."""
-    curves = [(one, *one.finite()) for one in series]
-    curves = [(one, steps, values) for one, steps, values in curves if len(values)]
-    if not curves:
-        return ""
-    drawn = [_curve(one, steps, values) for one, steps, values in curves]
-    x_low, x_high = min(s.min() for _, s, _ in curves), max(s.max() for _, s, _ in curves)
-    if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
-    low, high, log = _range([points for curve in drawn for points in curve["range"]])
-    x = _Axis(x_low, x_high, _MARGIN_LEFT, width - _MARGIN_RIGHT)
-    y = _Axis(low, high, height - _MARGIN_BOTTOM, _MARGIN_TOP, log)
-    body = [_axes(x, y, width, height)]
-    hover = []
-    for index, curve in enumerate(drawn):
-        if curve["raw"] is not None:
-            body.append(f'<path class="raw s{index}" d="{_path(x, y, *curve["raw"])}"/>')
-        body.append(f'<path class="line s{index}" d="{_path(x, y, *curve["line"])}"/>')
-        if curve["dots"]:
-            steps, values = curve["line"]
-            dots = zip(x(steps), y(values), strict=True)
-            body += [f'<circle class="dot s{index}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in dots]
-        steps, values = curve["line"]
-        points = [
-            [round(float(a), 1), _short(s), format_number(v)] for a, s, v in zip(x(steps), steps, values, strict=True)
-        ]
-        heights = [round(float(b), 1) for b in y(values)]
-        hover.append({"name": curve["name"], "points": points, "heights": heights})
-    clip = f"clip-{zlib.crc32(title.encode())}"
-    box = f'x="{_MARGIN_LEFT}" y="0" width="{width - _MARGIN_LEFT}" height="{height - _MARGIN_BOTTOM + 3}"'
-    data = json.dumps(
-        {"axis": axis, "width": width, "top": _MARGIN_TOP, "bottom": height - _MARGIN_BOTTOM, "series": hover}
-    )
-    scale = ' <span class="unit">log scale</span>' if log else ""
-    return (
-        f'<figure class="chart"><figcaption><b>{html.escape(title)}</b>{scale}{_legend(drawn)}</figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-        f'<clipPath id="{clip}"><rect {box}/></clipPath>{body[0]}'
-        f'<g clip-path="url(#{clip})">{"".join(body[1:])}</g><g class="hover"></g></svg>'
-        f'<script type="application/json">{data.replace("<", chr(92) + "u003c")}</script></figure>'
-    )
-
-
 def format_number(value: float) -> str:
     """A number for people: four significant digits, thousands separated, no trailing zeros."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -137,28 +324,16 @@ def format_number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _curve(one: Series, steps: np.ndarray, values: np.ndarray) -> dict:
-    smoothed = not one.sparse and len(values) >= _SMOOTH_FROM and is_noisy(values)
-    line = smooth(values) if smoothed else values
-    bulk = np.quantile(values, [0.01, 0.99]) if smoothed else values
-    return {
-        "name": one.name,
-        "last": line[-1],
-        "smoothed": smoothed,
-        "raw": thin(steps, values) if smoothed else None,
-        "line": thin(steps, line),
-        "dots": len(values) <= _SMOOTH_FROM,
-        "range": [bulk, line],
-    }
-
-
-def _range(parts: list[np.ndarray]) -> tuple[float, float, bool]:
-    """Limits of the vertical axis, and whether it is logarithmic."""
+def _range(parts: list[np.ndarray], log: bool | None) -> tuple[float, float, bool]:
+    """Limits of the vertical axis, and whether it is logarithmic: as `log` says, else where that shows more."""
     values = np.concatenate(parts)
     low, high = float(values.min()), float(values.max())
-    falls_early = np.median(values) - low < 0.25 * (high - low)  # most of the curve would lie on the floor
-    if low > 0 and high / low > _LOG_FROM and falls_early:
-        room = (high / low) ** 0.05
+    if log is None:
+        falls_early = np.median(values) - low < 0.25 * (high - low)  # most of the curve would lie on the floor
+        log = low > 0 and high / low > _LOG_FROM and falls_early
+    if log:
+        low = float(values[values > 0].min())  # an error bar may reach below zero; there it is cut off
+        room = (high / low) ** 0.05 if high > low else 2.0
         return low / room, high * room, True
     if low == high:
         room = abs(low) * 0.1 or 1.0
@@ -167,19 +342,41 @@ def _range(parts: list[np.ndarray]) -> tuple[float, float, bool]:
     return (0.0 if 0 <= low < 0.25 * high else low - room), high + room, False
 
 
-def _axes(x: _Axis, y: _Axis, width: int, height: int) -> str:
+def _drawn(curve: _Curve, x: _Axis, y: _Axis) -> str:
+    """The curve as SVG."""
+    color, parts = f"s{curve.color}", []
+    if curve.raw is not None:
+        parts.append(f'<path class="raw {color}" d="{_path(x, y, *curve.raw)}"/>')
+    if curve.errors.any():
+        at = x(curve.steps)
+        for left, value, error in zip(at, curve.values, curve.errors, strict=True):
+            ends = y(np.array([max(value - error, y.low), min(value + error, y.high)]))
+            parts.append(f'<path class="bar {color}" d="M{left:.1f},{ends[0]:.1f}V{ends[1]:.1f}"/>')
+    if curve.joined:
+        dash = " dashed" if curve.dashed else ""
+        parts.append(f'<path class="line {color}{dash}" d="{_path(x, y, *curve.line)}"/>')
+    if curve.dots:
+        dots = zip(x(curve.line[0]), y(curve.line[1]), strict=True)
+        parts += [f'<circle class="dot {color}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in dots]
+    return "".join(parts)
+
+
+def _axes(x: _Axis, y: _Axis, places: Sequence[str]) -> str:
     parts = []
     for value in _log_ticks(y) if y.log else _ticks(y.low, y.high, 5):
         at = float(y(np.float64(value)))
-        parts.append(f'<line class="grid" x1="{x.start}" x2="{width - _MARGIN_RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{x.start - 8}" y="{at + 3.5:.1f}" text-anchor="end">{format_number(value)}</text>')
-    for value in _ticks(x.low, x.high, 8 if width > 600 else 4):
+    below = {float(i): name for i, name in enumerate(places)}
+    if not below:
+        ticks = _powers_of_two(x) if x.log else _ticks(x.low, x.high, 8 if x.end > 600 else 4)
+        below = {value: _short(value) for value in ticks}
+    for value, text in below.items():
         at = float(x(np.float64(value)))
-        anchor = "end" if at > width - _MARGIN_RIGHT - 12 else "middle"
-        label = f'x="{at:.1f}" y="{height - 10}" text-anchor="{anchor}"'
-        parts.append(f"<text {label}>{_short(value)}</text>")
-    bottom = height - _MARGIN_BOTTOM
-    parts.append(f'<line class="axis" x1="{x.start}" x2="{width - _MARGIN_RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+        anchor = "end" if at > x.end - 12 else "middle"
+        label = f'x="{at:.1f}" y="{y.start + 20}" text-anchor="{anchor}"'
+        parts.append(f"<text {label}>{html.escape(text)}</text>")
+    parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
     return "".join(parts)
 
 
@@ -190,6 +387,10 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [float(f"{k * step:.12g}") for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _powers_of_two(x: _Axis) -> list[float]:
+    return [2.0**n for n in range(math.ceil(math.log2(x.low)), math.floor(math.log2(x.high)) + 1)]
 
 
 def _log_ticks(y: _Axis) -> list[float]:
@@ -204,18 +405,6 @@ def _log_ticks(y: _Axis) -> list[float]:
 
 def _path(x: _Axis, y: _Axis, steps: np.ndarray, values: np.ndarray) -> str:
     return "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(x(steps), y(values), strict=True))
-
-
-def _legend(drawn: list[dict]) -> str:
-    """Name, and the last value of the curve; an only curve needs no colour key."""
-    parts = []
-    for index, curve in enumerate(drawn):
-        key = f'<i class="key s{index}"></i>{html.escape(curve["name"])} ' if len(drawn) > 1 else ""
-        kind = " smoothed" if curve["smoothed"] else ""
-        parts.append(
-            f'<span class="legend">{key}<span class="unit">last{kind}</span> {format_number(curve["last"])}</span>'
-        )
-    return "".join(parts)
 
 
 def _short(step: float) -> str:

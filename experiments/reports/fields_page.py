@@ -16,6 +16,7 @@ from diffusion_jax.registry import Registry
 from experiments.building.parts import KINDS, about, fields_of
 from experiments.ground.described import FILE, facts
 from experiments.ground.fields import ABSENT, FIELDS, GROUPS, PARTS
+from experiments.reports.tables import Table
 
 PAGE = FILE.with_suffix(".md")
 NAMED: Mapping[str, Registry] = {
@@ -29,8 +30,8 @@ _HEAD = """# Every field of a config
 
 A config is what `get_config()` of a file in `configs/` returns. It starts from `configs/base.py`, which has all fields
 of the runner with the defaults below, and says what is its own. A config that does not start from it, and the
-`config.json` of a run of an earlier version, get the same defaults when they are read; a field that there is not is
-refused, with the nearest one that there is. Any field can be set on the command line, `--config.train.steps=300`.
+`config.json` of a run of an earlier version, get the same defaults when they are read; an unknown field is
+refused, with the nearest known one. Any field can be set on the command line, `--config.train.steps=300`.
 With `--config=configs/digits_unet.py --help` a command shows the fields of that config with their values.
 
 This page is made from the code by `python -m experiments.params --fields`. In the column of domains `[0, 1)` are the
@@ -94,12 +95,11 @@ def _runner_rows(group: str) -> Iterable[tuple[str, Mapping[str, str]]]:
 
 
 def _table(first: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    lines = [f"| {first} | type | domain | default | meaning |", "|---|---|---|---|---|"]
+    lines = []
     for name, found in rows:
         default = found["default"] if found["default"] in ("required", "absent") else _code(found["default"])
-        cells = (_code(name), _code(found["type"]), found["domain"], default, found["meaning"])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return lines
+        lines.append((_code(name), _code(found["type"]), found["domain"], default, found["meaning"]))
+    return Table.of((first, "type", "domain", "default", "meaning"), lines).markdown()
 
 
 def _code(text: str) -> str:

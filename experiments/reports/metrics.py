@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.metrics import Facts
 from experiments.reports.charts import format_number
+from experiments.reports.tables import Cell, Column, Table
 
 Group = dict[str, int | float]
 
@@ -92,14 +93,15 @@ def _metric(name: str, group: Group) -> str:
     bounds = {f"{key}_{end}" for key in group if _interval(key, group) for end in ("low", "high")}
     counts = [key for key in group if key.startswith("num_")]
     plain = [key for key in group if key not in bounds | set(counts) and key.removeprefix("class_") not in classes]
-    head = '<th>95% interval</th><th class="scale"><span>0</span><span>100%</span></th>' if bounds else ""
-    rows = "".join(_row(key, group, facts, with_interval=bool(bounds)) for key in plain)
-    narrow = "" if bounds else ' class="narrow"'
+    columns = [Column("Measure", names_row=True), Column("Value", number=True)]
+    if bounds:
+        scale = "<span>0</span><span>100%</span>"
+        columns += [Column("95% interval", number=True, kind="between"), Column("", kind="range", drawn=scale)]
+    rows = [_row(key, group, facts, with_interval=bool(bounds)) for key in plain]
+    table = Table.of(columns, rows).html(kind="" if bounds else "narrow")
     paragraph = f'<p class="about">{html.escape(facts.about)}</p>' if facts.about else ""
     return (
-        f'<div class="metric"><h3>{html.escape(facts.title)}</h3>{paragraph}'
-        f'<div class="scroll"><table{narrow}><thead><tr>'
-        f'<th>Measure</th><th class="number">Value</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="metric"><h3>{html.escape(facts.title)}</h3>{paragraph}<div class="scroll">{table}</div>'
         f"{_classes(classes)}{_counts(counts, group, facts)}</div>"
     )
 
@@ -115,18 +117,18 @@ def _interval(key: str, group: Group) -> tuple[float, float] | None:
     return (low, high) if _is_finite(low) and _is_finite(high) else None
 
 
-def _row(key: str, group: Group, facts: Facts, *, with_interval: bool) -> str:
+def _row(key: str, group: Group, facts: Facts, *, with_interval: bool) -> list[str | Cell]:
     number = facts.number(key)
     label, kind = number.label, number.kind
     value, interval = group[key], _interval(key, group)
-    cells = f'<th>{html.escape(label)}</th><td class="number">{_formatted(value, kind)}</td>'
+    cells: list[str | Cell] = [label, _formatted(value, kind)]
     if with_interval:
         text, drawing = "", ""
         if interval:
             text = f"{_formatted(interval[0], kind)} to {_formatted(interval[1], kind)}"
             drawing = _bar(value, *interval) if kind == "percent" and _is_finite(value) else ""
-        cells += f'<td class="number between">{text}</td><td class="range">{drawing}</td>'
-    return f"<tr>{cells}</tr>"
+        cells += [text, Cell("", drawn=drawing)]
+    return cells
 
 
 def _bar(value: float, low: float, high: float) -> str:
@@ -156,7 +158,7 @@ def _formatted(value: int | float, kind: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of each feature space, once; a metric that could not be had, with the reason."""
+    """What is known of each feature space, once; each metric that was left out, with the reason."""
     flat = {name: value for name, value in settings.items() if name not in ("feature_spaces", "unavailable")}
     for space in _mapping(settings.get("feature_spaces")).values():
         flat |= {name: str(value)[:16] if isinstance(value, str) else value for name, value in _mapping(space).items()}

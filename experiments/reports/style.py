@@ -1,12 +1,14 @@
-"""The style sheet and the script of the report page. Both are inlined: the page loads nothing from anywhere."""
+"""The style sheet of the pages of reports, which is put into the page: it loads nothing from anywhere."""
 
 STYLE = """
 :root { color-scheme: light dark;
   --page: #fcfcfb; --panel: #f3f3f1; --ink: #1b1c1e; --soft: #66686d; --rule: #dddcd8; --grid: #e9e8e5;
-  --s0: #1f5fa8; --s1: #c2571a; --s2: #3f7f4f; --s3: #8a4d8f; --warn: #9a3412; --warn-page: #fdf1e7; }
+  --s0: #1f5fa8; --s1: #c2571a; --s2: #3f7f4f; --s3: #8a4d8f;
+  --s4: #a1842a; --s5: #2f8c8c; --s6: #b0426b; --s7: #6b6f76; --warn: #9a3412; --warn-page: #fdf1e7; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #141517; --panel: #1c1e21; --ink: #e6e5e1; --soft: #9a9b9f; --rule: #313338; --grid: #26282c;
-  --s0: #7fb2ea; --s1: #eb9a60; --s2: #86c294; --s3: #cf9ad3; --warn: #f0b488; --warn-page: #2c211a; } }
+  --s0: #7fb2ea; --s1: #eb9a60; --s2: #86c294; --s3: #cf9ad3;
+  --s4: #d8bd6a; --s5: #6cc7c7; --s6: #ea8fb0; --s7: #a9adb4; --warn: #f0b488; --warn-page: #2c211a; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
 body { margin: 0; background: var(--page); color: var(--ink); -webkit-font-smoothing: antialiased;
@@ -26,7 +28,7 @@ nav a:hover { text-decoration: underline; text-underline-offset: 3px; }
 .card { padding: 15px 18px 16px; border-left: 1px solid var(--rule); }
 .card:first-child { border-left: 0; padding-left: 0; }
 .card .label { font-size: 13px; color: var(--soft); }
-.card .value { font-size: 27px; line-height: 1.25; font-weight: 600; letter-spacing: -0.02em;
+.card .value { font-size: 27px; line-height: 1.25; font-weight: 600; letter-spacing: -0.02em; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .card .value small { font-size: 15px; font-weight: 500; color: var(--soft); letter-spacing: 0; white-space: nowrap; }
 .card .note { font-size: 12.5px; line-height: 1.4; color: var(--soft); font-variant-numeric: tabular-nums; }
@@ -41,7 +43,13 @@ figure { margin: 16px 0 0; }
 figure.chart { position: relative; }
 figure.chart figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 16px; font-size: 13.5px;
   padding-bottom: 4px; }
-figure.chart figcaption b { font-weight: 600; }
+figure.chart figcaption strong { font-weight: 600; }
+figure.chart svg { touch-action: pan-y; user-select: none; -webkit-user-select: none; }
+.tools { display: inline-flex; gap: 6px; }
+.tools button { border: 1px solid var(--rule); background: none; color: var(--soft); border-radius: 5px; padding: 0 8px;
+  font: inherit; font-size: 12px; cursor: pointer; }
+.tools button:hover { color: var(--ink); }
+.tools button[aria-pressed=true] { background: var(--panel); color: var(--ink); border-color: var(--soft); }
 .legend { font-variant-numeric: tabular-nums; }
 .legend:first-of-type { margin-left: auto; }
 .unit { color: var(--soft); font-size: 12.5px; }
@@ -53,14 +61,19 @@ svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--rule); }
 svg path { fill: none; stroke-linejoin: round; stroke-linecap: round; }
 svg .line { stroke-width: 1.9; } svg .raw { stroke-width: 1; opacity: .28; }
 svg .s0 { stroke: var(--s0); } svg .s1 { stroke: var(--s1); } svg .s2 { stroke: var(--s2); }
-svg .s3, svg .s4, svg .s5 { stroke: var(--s3); }
+svg .s3 { stroke: var(--s3); } svg .s4 { stroke: var(--s4); } svg .s5 { stroke: var(--s5); }
+svg .s6 { stroke: var(--s6); } svg .s7 { stroke: var(--s7); }
 .key.s0 { background: var(--s0); } .key.s1 { background: var(--s1); } .key.s2 { background: var(--s2); }
-.key.s3, .key.s4, .key.s5 { background: var(--s3); }
+.key.s3 { background: var(--s3); } .key.s4 { background: var(--s4); } .key.s5 { background: var(--s5); }
+.key.s6 { background: var(--s6); } .key.s7 { background: var(--s7); }
+svg .bar { stroke-width: 1.3; opacity: .7; } svg .dashed { stroke-dasharray: 4 4; }
+svg .zoom { fill: var(--s0); opacity: .12; }
 svg .dot { fill: var(--page); stroke-width: 1.6; }
 svg .hover line { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .hover circle { stroke: var(--page); stroke-width: 1.5; }
 svg .hover .s0 { fill: var(--s0); } svg .hover .s1 { fill: var(--s1); } svg .hover .s2 { fill: var(--s2); }
-svg .hover .s3, svg .hover .s4, svg .hover .s5 { fill: var(--s3); }
+svg .hover .s3 { fill: var(--s3); } svg .hover .s4 { fill: var(--s4); } svg .hover .s5 { fill: var(--s5); }
+svg .hover .s6 { fill: var(--s6); } svg .hover .s7 { fill: var(--s7); }
 .tip { position: absolute; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 5px;
   padding: 6px 10px; font-size: 12.5px; line-height: 1.5; white-space: nowrap; font-variant-numeric: tabular-nums;
   display: none; z-index: 2; }
@@ -92,11 +105,18 @@ thead th { color: var(--soft); font-weight: 500; font-size: 13px; border-bottom-
 tbody th { font-weight: 400; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { text-align: right; }
-td.between { text-align: left; color: var(--soft); }
+td.between, th.between { text-align: left; color: var(--soft); }
 td.range { width: 36%; min-width: 180px; padding-right: 0; }
 table.narrow { max-width: 560px; }
-table.narrow td.number, table.narrow th.number { padding-right: 0; }
-th.scale { display: flex; justify-content: space-between; padding-right: 0; }
+table.narrow tr > .number:last-child { padding-right: 0; }
+table.sortable th button { all: unset; cursor: pointer; }
+table.sortable th button:hover { color: var(--ink); }
+table.sortable th button:focus-visible { outline: 2px solid var(--s0); outline-offset: 2px; }
+table.sortable th[aria-sort] button { color: var(--ink); }
+table.sortable th[aria-sort=ascending] button::after { content: " ▲"; font-size: 9px; }
+table.sortable th[aria-sort=descending] button::after { content: " ▼"; font-size: 9px; }
+tbody td a { color: var(--s0); }
+th.range { display: flex; justify-content: space-between; padding-right: 0; }
 table tbody tr:last-child > * { border-bottom: 0; }
 .interval { position: relative; height: 22px; }
 .interval::before { content: ""; position: absolute; inset: 10.5px 0 auto; height: 1px; background: var(--rule); }
@@ -134,65 +154,7 @@ summary .unit { margin-left: 8px; }
   padding: 2px 10px; font: inherit; font-size: 12.5px; cursor: pointer; min-width: 68px; }
 .command button:hover { color: var(--ink); }
 @media (max-width: 640px) { main { padding: 30px 18px 60px; } h1 { font-size: 27px; }
-  .card { border-left: 0; padding: 11px 14px 11px 0; } .legend:first-of-type { margin-left: 0; } }
+  .card { border-left: 0; padding: 11px 14px 11px 0; } .legend:first-of-type { margin-left: 0; }
+  td.range, th.range { display: none; } }
 @media print { nav, .player, .command button { display: none; } section { break-inside: avoid; } }
-"""
-
-SCRIPT = """
-for (const figure of document.querySelectorAll('figure.chart')) {
-  const data = JSON.parse(figure.querySelector('script').textContent);
-  const svg = figure.querySelector('svg'), layer = svg.querySelector('.hover');
-  const tip = figure.appendChild(Object.assign(document.createElement('div'), { className: 'tip' }));
-  const make = (tag, attributes) => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    layer.appendChild(node);
-  };
-  svg.addEventListener('pointermove', event => {
-    const box = svg.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * data.width;
-    layer.replaceChildren(); tip.replaceChildren();
-    let at = null, best = Infinity, step = '';
-    const rows = data.series.map((series, k) => {
-      let i = 0;
-      series.points.forEach((p, j) => { if (Math.abs(p[0] - x) < Math.abs(series.points[i][0] - x)) i = j; });
-      const [px, label, value] = series.points[i];
-      if (Math.abs(px - x) < best) { best = Math.abs(px - x); at = px; step = label; }
-      return { k, px, y: series.heights[i], text: (data.series.length > 1 ? series.name + '  ' : '') + value };
-    });
-    make('line', { x1: at, x2: at, y1: data.top, y2: data.bottom });
-    for (const row of rows) make('circle', { cx: row.px, cy: row.y, r: 4, class: 's' + row.k });
-    for (const text of [data.axis + ' ' + step, ...rows.map(row => row.text)])
-      tip.appendChild(document.createElement('div')).textContent = text;
-    tip.style.display = 'block';
-    const left = at / data.width * box.width, wide = tip.offsetWidth;
-    tip.style.left = (left + wide + 16 > box.width ? left - wide - 12 : left + 12) + 'px';
-    tip.style.top = (svg.getBoundingClientRect().top - figure.getBoundingClientRect().top + 12) + 'px';
-  });
-  svg.addEventListener('pointerleave', () => { layer.replaceChildren(); tip.style.display = 'none'; });
-}
-for (const gallery of document.querySelectorAll('.gallery')) {
-  const buttons = [...gallery.querySelectorAll('.strip button')];
-  if (!buttons.length) continue;
-  const big = gallery.querySelector('.stage img'), slider = gallery.querySelector('.player input');
-  const show = index => {
-    buttons.forEach((button, k) => button.setAttribute('aria-pressed', k === index));
-    big.src = buttons[index].querySelector('img').src;
-    gallery.querySelector('output').textContent = buttons[index].title;
-    slider.value = index;
-    const strip = buttons[index].parentElement, button = buttons[index];
-    strip.scrollLeft = button.offsetLeft - strip.offsetLeft - (strip.clientWidth - button.offsetWidth) / 2;
-  };
-  buttons.forEach((button, k) => button.addEventListener('click', () => show(k)));
-  slider.addEventListener('input', () => show(+slider.value));
-  gallery.querySelector('.stage').hidden = false;
-  show(document.querySelector('.samples').children.length > 1 ? 0 : buttons.length - 1);
-}
-for (const button of document.querySelectorAll('.command button')) {
-  button.addEventListener('click', async () => {
-    const code = button.parentElement.querySelector('code');
-    try { await navigator.clipboard.writeText(code.textContent); button.textContent = 'Copied'; }
-    catch { getSelection().selectAllChildren(code); button.textContent = 'Selected'; }
-    setTimeout(() => { button.textContent = 'Copy'; }, 1500);
-  });
-}
 """

@@ -25,7 +25,7 @@ from experiments.ground.writers import RunWriter, profile
 class StopSignal:
     """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save.
 
-    One of several processes may not go alone, which would be the others' end: it stops in the loop, with them.
+    With several processes all of them stop in the loop at one step: the others would wait for one that left.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class StopSignal:
 
 
 class Loop:
-    """The loop over steps of one run.
+    """The training loop of one run.
 
     Args:
       experiment: what is trained.
@@ -61,8 +61,8 @@ class Loop:
       writer: where the numbers go.
       checkpointer: where the states go.
       record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
-        --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; and by what
-        the frozen groups are known.
+        --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; `frozen`,
+        the fingerprints of the frozen groups.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ A strategy is a word for `parallel`, `model.remat` and `train.accumulation` toge
     remat, remat:K  what the backward pass needs of a block is computed again: model.remat = "full", or K
     accumulate:N    N microbatches to a step
 
-and what a strategy does not name is off: `fsdp` alone is without remat.
+A strategy switches off what it does not name: `fsdp` alone recomputes nothing.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ _NOT_OF_PROGRAMS = ("seed", "log.", "checkpoint.", "evaluation.", "data.num_work
 class Plan:
     """One program, compiled for one slice. Bytes, operations and traffic are those of one device.
 
-    A program that the compiler refuses for want of memory has the peak that its message names, at least, and zeros
-    otherwise.
+    Where the compiler refuses a program for lack of memory, its peak is the one that the message names, a lower bound,
+    and the other numbers are zero.
 
     Attributes:
       program: "train step" or "sampler".
@@ -134,7 +134,7 @@ def configured(config: ConfigDict, strategy: str) -> ConfigDict:
     """A copy of a config with a strategy.
 
     Raises:
-      UserError: a piece that there is not.
+      UserError: the strategy has an unknown piece.
     """
     result = config.copy_and_resolve_references()
     if strategy == AS_CONFIGURED:

@@ -133,7 +133,7 @@ class Ablation:
             trained = {k: v for part in parts if _trains(part) for k, v in part.items()}
             for seed in seeds:
                 cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
-                _ = cells[-1].config  # so that a wrong field is an error before anything is begun
+                _ = cells[-1].config  # so that a wrong field is an error before the first training
         check_cells(path, cells)
         metrics = tuple(config.evaluation.metrics)
         if not metrics:

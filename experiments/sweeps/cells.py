@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
 from diffusion_jax.likelihood import METRICS
@@ -119,6 +121,36 @@ def read(ablation: Ablation, directory: Path) -> list[Group]:
             group.results[cell.seed] = stored(directory, cell)["results"]
             group.cells[cell.seed] = cell
     return list(groups.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The trainings that differ in the seed alone.
+
+    Attributes:
+      values: by axis, the value that all cells of these trainings have.
+      trainings: by seed, the name of the training and its config.
+    """
+
+    values: dict[str, str]
+    trainings: dict[int, tuple[str, ConfigDict]]
+
+    @property
+    def name(self) -> str:
+        """For people; empty where all cells share a training."""
+        return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
+
+
+def kinds(groups: Sequence[Group]) -> list[Kind]:
+    """The kinds of training behind some groups, in their order."""
+    found: dict[str, Kind] = {}
+    for group in groups:
+        for seed, cell in group.cells.items():
+            kind = found.setdefault(repr(sorted(cell.trained.items(), key=str)), Kind(dict(group.values), {}))
+            kind.trainings[seed] = (cell.training, cell.training_config)
+            for axis in [axis for axis, value in kind.values.items() if group.values[axis] != value]:
+                del kind.values[axis]
+    return list(found.values())
 
 
 def comparisons(ablation: Ablation, groups: list[Group], name: str) -> dict[Key, Comparison]:

@@ -58,7 +58,7 @@ def behaviour(config: ConfigDict) -> str:
     """A text that is equal for configs of which every number comes out equal: what is read, with its defaults.
 
     Raises:
-      UserError: the config names an objective, or a part of one, that there is not.
+      UserError: the config names an unknown objective, or an unknown part of one.
     """
     objective = Experiment(config).objective
     tokens = objective.discrete

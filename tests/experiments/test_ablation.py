@@ -16,8 +16,10 @@ from diffusion_jax.errors import UserError
 from experiments.building.wiring import Experiment
 from experiments.evaluating.judging import available
 from experiments.sweeps.ablation import Ablation
-from experiments.sweeps.page import drawn_over, write_page
-from experiments.sweeps.report import p_text, write_reports
+from experiments.sweeps.figures import drawn_over
+from experiments.sweeps.numbers import p_text
+from experiments.sweeps.page import write_page
+from experiments.sweeps.report import write_reports
 from experiments.sweeps.statistics import Comparison, Estimate, best, compare, holm, pareto_front
 from tests.processes import ROOT
 

@@ -6,16 +6,21 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_jax.errors import RunError, UserError
 from experiments.evaluating.pictures import save_grid, save_neighbours
 from experiments.ground.writers import create_writer
 from experiments.reports import charts
-from experiments.reports.charts import Series, format_number, line_chart, smooth, thin
+from experiments.reports.charts import Chart, Series, format_number, save_charts, smooth, thin
 from experiments.reports.metrics import headline, read_groups
 from experiments.reports.report import write_report
 
 _VOID = {"meta", "img", "input", "br", "line", "path", "circle", "rect"}
+
+
+def line_chart(title, series):
+    return Chart(title=title, series=series).html()
 
 
 class Page(html.parser.HTMLParser):
@@ -235,6 +240,64 @@ def test_the_chart_puts_points_where_they_belong():
     np.testing.assert_allclose(axis(np.array([1.0, 10.0, 100.0])), [0.0, 100.0, 200.0])
     axis = charts._Axis(0.0, 4.0, 300.0, 100.0)
     np.testing.assert_allclose(axis(np.array([0.0, 1.0, 4.0])), [300.0, 250.0, 100.0])
+
+
+def data_of(chart):
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', chart)[1])
+
+
+def test_error_bars_and_a_log_axis_of_evaluations():
+    """Four powers of two are equally far apart; a bar is as long as its error, and one that is not known is none."""
+    one = Series(name="heun", steps=[4, 8, 16, 32], values=[4.0, 2.0, 1.0, 0.5], errors=[1, 0.5, float("nan"), 0.9],
+                 sparse=True)  # fmt: skip
+    chart = Chart(title="fd", series=[one], axis="NFE", log_x=True, log_y=True).html()
+    Page(chart)
+    places = [float(value) for value in re.findall(r'<circle class="dot s0" cx="([\d.]+)"', chart)]
+    np.testing.assert_allclose(np.diff(places), np.diff(places)[0], atol=0.11)
+    assert chart.count('class="bar s0"') == 4
+    data = data_of(chart)
+    assert (data["log"], data["logX"], data["series"][0]["errors"]) == (True, True, [1, 0.5, 0, 0.9])
+    assert data["y"][0] > 0, "a bar that reaches below zero is cut off"
+    assert "over NFE" in chart
+
+
+def test_a_log_axis_is_refused_by_values_that_are_not_positive():
+    one = Series(name="a", steps=[1, 2, 4], values=[1.0, 0.0, 3.0])
+    assert "log scale" not in Chart(title="a", series=[one], log_y=True).html()
+
+
+def test_curves_of_one_name_share_a_legend_and_a_colour():
+    series = [Series(name=name, steps=[1, 2], values=[1.0, i], color=i // 2) for i, name in enumerate("aabb")]
+    chart = Chart(title="t", series=series).html()
+    assert chart.count('class="legend"') == 2
+    assert [one["color"] for one in data_of(chart)["series"]] == [0, 0, 1, 1]
+
+
+def test_names_of_places():
+    one = Series(name="a", steps=[0, 1], values=[1.0, 2.0], joined=False, sparse=True)
+    chart = Chart(title="t", series=[one], axis="sampler", places=("<heun>", "euler")).html()
+    assert "&lt;heun&gt;" in chart
+    assert 'class="line' not in chart
+
+
+def test_a_picture_of_charts(tmp_path):
+    one = Series(name="a", steps=[1, 2, 4], values=[1.0, 0.5, 3.0], errors=[0.1, float("nan"), 0.2], sparse=True)
+    charts = [Chart(title="t", series=[one], axis="NFE", log_x=True), Chart(title="u", series=[one], places="xyzuv")]
+    save_charts(charts, tmp_path / "two.png", columns=2, panel=(2, 2))
+    image = np.asarray(Image.open(tmp_path / "two.png"))
+    assert image.shape[1] > 1.5 * image.shape[0]
+    assert image.std() > 0
+
+
+def test_what_repeats_the_loss_is_not_drawn_again(tmp_path):
+    writer = create_writer(tmp_path)
+    for step in (10, 20, 30):
+        writer.write_scalars(step, {"loss": 1 / step, "mse": 1 / step, "prior": 1 / step + (step == 20)})
+    writer.close()
+    page = read(write_report(tmp_path))
+    assert "Equal to the loss and not drawn again: mse." in page.text
+    titles = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert titles == ["Training loss by step", "prior"]
 
 
 def test_smoothing_keeps_a_constant_and_reduces_noise_without_lag():

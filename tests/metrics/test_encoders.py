@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.metrics.encoders import TextTransformer, VisionTransformer, bicubic_matrix
-from diffusion_jax.weights import encoders, read_clip, read_dinov2
+from diffusion_jax.models.encoders import ClipText, VisionTransformer, bicubic_matrix
+from diffusion_jax.weights import read_clip, read_dinov2
+from diffusion_jax.weights.published.clip import token_shapes, vision_shapes
 from tests.encoder_weights import random_tensor, write_tokenizer, written
 
 
@@ -35,9 +36,9 @@ def test_dinov2_is_the_authors(dinov2, size):
     """At the size of its table of positions, and at another, for which the table is resampled."""
     golden, path = dinov2
     network, params, fingerprint = read_dinov2(path)
-    assert (network.patch_size, network.grid, network.hidden_size, network.depth) == (14, 5, 128, 2)
+    assert (network.patch_size, network.grid, network.width, network.depth) == (14, 5, 128, 2)
     with jax.default_matmul_precision("highest"):
-        found = network.apply({"params": params}, images(size))
+        found = network.apply({"params": params}, images(size)).vector
     np.testing.assert_allclose(found, golden[f"features_{size}"], atol=2e-5)
     assert len(fingerprint) == 64
 
@@ -47,8 +48,8 @@ def test_clip_is_hugging_faces(clip):
     model = read_clip(folder)
     assert model.image.image_size == 24
     with jax.default_matmul_precision("highest"):
-        image = model.image.apply({"params": model.image_params}, images(24, 3))
-        text = model.text.apply({"params": model.text_params}, golden["tokens"])
+        image = model.image.apply({"params": model.image_params}, images(24, 3)).vector
+        text = model.text.apply({"params": model.text_params}, golden["tokens"]).projected
     np.testing.assert_allclose(image, golden["image_features"], atol=2e-5)
     np.testing.assert_allclose(text, golden["text_features"], atol=2e-5)
 
@@ -59,13 +60,13 @@ def test_published_sizes():
     def count(shapes):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
-    large = VisionTransformer(patch_size=14, grid=37, hidden_size=1024, depth=24, layer_scale=True)
-    assert count(encoders.vision_shapes(large)) == 304_368_640 - 1_024  # the token of masks
+    large = VisionTransformer(patch_size=14, grid=37, width=1024, depth=24, layer_scale=True)
+    assert count(vision_shapes(large)) == 304_368_640 - 1_024  # the token of masks
     image = VisionTransformer(
-        patch_size=14, grid=24, hidden_size=1024, depth=24, projection=768, first_norm=True, patch_bias=False
+        patch_size=14, grid=24, width=1024, depth=24, projection=768, first_norm=True, patch_bias=False
     )
-    text = TextTransformer(vocabulary=49_408, length=77, hidden_size=768, depth=12, projection=768)
-    assert count(encoders.vision_shapes(image)) + count(encoders.text_shapes(text)) == 427_944_192  # and logit_scale
+    text = ClipText(vocabulary=49_408, length=77, width=768, depth=12, num_heads=12, hidden_units=3072, projection=768)
+    assert count(vision_shapes(image)) + count(token_shapes(text)) == 427_944_192  # and logit_scale
 
 
 def test_bicubic_matrix_keeps_constants_and_lines():
@@ -115,7 +116,7 @@ def test_texts_of_clip(clip):
         ids = [97, *(words[word] for word in text.split())][:11]
         row[: len(ids)] = ids
     with jax.default_matmul_precision("highest"):
-        expected = np.asarray(model.text.apply({"params": model.text_params}, tokens))
+        expected = np.asarray(model.text.apply({"params": model.text_params}, tokens).projected)
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
 
 

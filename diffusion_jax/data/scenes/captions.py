@@ -135,7 +135,7 @@ def grouped(scene: Scene, *, colours: bool = True) -> dict[Wanted, list[SceneObj
 def _relation(
     scene: Scene, singles: Sequence[tuple[Wanted, SceneObject]], choose: _Choices
 ) -> tuple[Wanted, str, Wanted, str] | None:
-    """One of the relations that are clear between objects of which there is one each, and words for it."""
+    """One clear relation between two objects that the scene holds once each, and words for it."""
     found = [
         (one, relation, other)
         for one, first in singles

@@ -104,7 +104,7 @@ def open_scenes(
       num_test: examples of every other split.
 
     Raises:
-      UserError: see `SceneOptions`; or a split that there is not.
+      UserError: see `SceneOptions`; or an unknown split.
     """
     options = SceneOptions(
         size=size,

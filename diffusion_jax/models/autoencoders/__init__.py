@@ -1,9 +1,10 @@
 """First stages: from data to what is diffused, and back."""
 
+from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder
 from diffusion_jax.models.autoencoders.codec import CODECS, Codec, Identity, Values, drawn, from_tokens, to_tokens
 from diffusion_jax.models.autoencoders.coder import Discriminator
 from diffusion_jax.models.autoencoders.kl import KL
-from diffusion_jax.models.autoencoders.learned import SCALE, SHIFT, SIZES, LearnedCodec, Reconstruction
+from diffusion_jax.models.autoencoders.learned import SIZES, LearnedCodec, Reconstruction
 from diffusion_jax.models.autoencoders.stored import StoredLatents
 from diffusion_jax.models.autoencoders.vq import VQ
 
@@ -14,6 +15,7 @@ __all__ = [
     "SHIFT",
     "SIZES",
     "VQ",
+    "Autoencoder",
     "Codec",
     "Discriminator",
     "Identity",

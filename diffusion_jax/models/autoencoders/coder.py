@@ -4,7 +4,8 @@
     decoder: 1x1 conv, conv, residual, attention, residual, [residual blocks, doubling] per level, norm, SiLU, conv
 
 A level below the first has half the resolution of the one before. There is no time and no condition; norms have the
-epsilon 1e-6, and the only attention is at the lowest resolution, with one head.
+epsilon 1e-6. Attention, of one head, is at the lowest resolution; some published models have it in levels too, others
+have none, and some leave the 1x1 convolutions out.
 """
 
 import functools
@@ -20,16 +21,23 @@ from diffusion_jax.models.unet_blocks import AttentionBlock, Image
 _init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
+def group_norm(groups: int, dtype: DTypeLike) -> functools.partial:
+    """A maker of group norms of so many groups; of 0: as many as `GroupNorm` takes by itself."""
+    fields = {"max_groups": groups, "min_channels": 1} if groups else {}
+    return functools.partial(GroupNorm, dtype=dtype, **fields)
+
+
 class ResidualBlock(nn.Module, kw_only=True):
     """norm, SiLU, conv, norm, SiLU, conv; + shortcut, which is a 1x1 convolution where the channels change."""
 
     features: int
+    norm_groups: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
         conv = functools.partial(Conv, self.features, (3, 3), padding=1, dtype=self.dtype)
-        norm = functools.partial(GroupNorm, dtype=self.dtype)
+        norm = group_norm(self.norm_groups, self.dtype)
         h = conv(kernel_init=_init, name="conv_0")(nn.silu(norm(name="norm_0")(x)))
         h = conv(kernel_init=nn.initializers.zeros, name="conv_1")(nn.silu(norm(name="norm_1")(h)))
         if x.shape[-1] != self.features:
@@ -38,18 +46,21 @@ class ResidualBlock(nn.Module, kw_only=True):
 
 
 class Middle(nn.Module, kw_only=True):
-    """Residual block, attention over all positions, residual block."""
+    """Residual block, attention over all positions where there is one, residual block."""
 
     features: int
+    norm_groups: int
+    attention: bool
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
-        block = functools.partial(ResidualBlock, features=self.features, dtype=self.dtype)
-        norm = functools.partial(GroupNorm, dtype=self.dtype)
-        x = block(name="block_0")(x)
-        x = AttentionBlock(num_heads=1, norm=norm, dtype=self.dtype, name="attention")(x)
-        return block(name="block_1")(x)
+        fields = {"norm_groups": self.norm_groups, "dtype": self.dtype}
+        x = ResidualBlock(features=self.features, **fields, name="block_0")(x)
+        if self.attention:
+            norm = group_norm(self.norm_groups, self.dtype)
+            x = AttentionBlock(num_heads=1, norm=norm, dtype=self.dtype, name="attention")(x)
+        return ResidualBlock(features=self.features, **fields, name="block_1")(x)
 
 
 class Encoder(nn.Module, kw_only=True):
@@ -59,61 +70,115 @@ class Encoder(nn.Module, kw_only=True):
       channels: of the levels.
       num_res_blocks: residual blocks of each level.
       out_channels: of the result.
+      norm_groups: groups of every norm; 0: as many as `GroupNorm` takes by itself.
+      attention_levels: levels with attention behind each residual block.
+      middle_attention: whether there is attention between the last two residual blocks.
+      quant: whether a 1x1 convolution ends it.
       dtype: what activations are computed in; the result is float32 at least.
     """
 
     channels: tuple[int, ...]
     num_res_blocks: int
     out_channels: int
+    norm_groups: int = 0
+    attention_levels: tuple[int, ...] = ()
+    middle_attention: bool = True
+    quant: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Image) -> Float[Array, "batch rows columns out"]:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_init)
+        norm = group_norm(self.norm_groups, self.dtype)
+        fields = {"norm_groups": self.norm_groups, "dtype": self.dtype}
         h = conv(self.channels[0], (3, 3), padding=1, name="conv_in")(x)
         for level, features in enumerate(self.channels):
             for index in range(self.num_res_blocks):
-                h = ResidualBlock(features=features, dtype=self.dtype, name=f"down_{level}_{index}")(h)
+                h = ResidualBlock(features=features, **fields, name=f"down_{level}_{index}")(h)
+                if level in self.attention_levels:
+                    name = f"down_{level}_{index}_attention"
+                    h = AttentionBlock(num_heads=1, norm=norm, dtype=self.dtype, name=name)(h)
             if level < len(self.channels) - 1:  # a row and a column of zeros below and at the right
                 halve = conv(features, (3, 3), strides=2, padding=((0, 1), (0, 1)), name=f"down_{level}_downsample")
                 h = halve(h)
-        h = Middle(features=self.channels[-1], dtype=self.dtype, name="middle")(h)
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        h = Middle(features=self.channels[-1], attention=self.middle_attention, **fields, name="middle")(h)
+        h = nn.silu(norm(name="norm_out")(h))
         h = conv(self.out_channels, (3, 3), padding=1, name="conv_out")(h)
-        h = Dense(self.out_channels, dtype=self.dtype, kernel_init=_init, name="quant")(h)
+        if self.quant:
+            h = Dense(self.out_channels, dtype=self.dtype, kernel_init=_init, name="quant")(h)
         return h.astype(at_least_float32(h.dtype))
 
 
 class Decoder(nn.Module, kw_only=True):
-    """Latents to pictures.
+    """Latents to pictures, in as many stages as there are levels: the first at the resolution of the latents, each of
+    the others at twice that of the one before.
 
     Attributes:
       channels: of the levels, in the order of the encoder's.
       num_res_blocks: of the encoder; each level has one more here.
       out_channels: of the pictures.
+      norm_groups, attention_levels, middle_attention: as in `Encoder`.
+      quant: whether a 1x1 convolution begins it.
       dtype: what activations are computed in; the result is float32 at least.
     """
 
     channels: tuple[int, ...]
     num_res_blocks: int
     out_channels: int
+    norm_groups: int = 0
+    attention_levels: tuple[int, ...] = ()
+    middle_attention: bool = True
+    quant: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Float[Array, "batch rows columns latent"]) -> tuple[Image, Image]:
-        """The pictures, and the input of the last convolution."""
+    def __call__(self, h: Image, stages: tuple[int, ...] | None = None) -> tuple[Image, Image]:
+        """The pictures, and the input of the last convolution.
+
+        Args:
+          h: latents, or what the stage before the first of `stages` gives.
+          stages: which are run, all by default; what one gives that is not the last is given twice.
+        """
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_init)
-        z = Dense(z.shape[-1], dtype=self.dtype, kernel_init=_init, name="quant")(z)
+        for stage in range(len(self.channels)) if stages is None else stages:
+            level = len(self.channels) - 1 - stage
+            if stage == 0:
+                h = self._entered(h, conv)
+            else:
+                features, name = self.channels[level + 1], f"up_{level + 1}_upsample"
+                h = conv(features, (3, 3), padding=1, name=name)(upsample_nearest(h))
+            h = self._level(h, level)
+            if level == 0:
+                h = nn.silu(group_norm(self.norm_groups, self.dtype)(name="norm_out")(h))
+                x = conv(self.out_channels, (3, 3), padding=1, name="conv_out")(h)
+                return x.astype(at_least_float32(x.dtype)), h
+        return h, h
+
+    def _entered(self, z: Image, conv: functools.partial) -> Image:
+        if self.quant:
+            z = Dense(z.shape[-1], dtype=self.dtype, kernel_init=_init, name="quant")(z)
         h = conv(self.channels[-1], (3, 3), padding=1, name="conv_in")(z)
-        h = Middle(features=self.channels[-1], dtype=self.dtype, name="middle")(h)
-        for level, features in reversed(tuple(enumerate(self.channels))):
-            for index in range(self.num_res_blocks + 1):
-                h = ResidualBlock(features=features, dtype=self.dtype, name=f"up_{level}_{index}")(h)
-            if level:
-                h = conv(features, (3, 3), padding=1, name=f"up_{level}_upsample")(upsample_nearest(h))
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_out")(h))
-        x = conv(self.out_channels, (3, 3), padding=1, name="conv_out")(h)
-        return x.astype(at_least_float32(x.dtype)), h
+        fields = {"features": self.channels[-1], "norm_groups": self.norm_groups, "dtype": self.dtype}
+        return Middle(**fields, attention=self.middle_attention, name="middle")(h)
+
+    def _level(self, h: Image, level: int) -> Image:
+        fields = {"features": self.channels[level], "norm_groups": self.norm_groups, "dtype": self.dtype}
+        for index in range(self.num_res_blocks + 1):
+            h = ResidualBlock(**fields, name=f"up_{level}_{index}")(h)
+            if level in self.attention_levels:
+                norm, name = group_norm(self.norm_groups, self.dtype), f"up_{level}_{index}_attention"
+                h = AttentionBlock(num_heads=1, norm=norm, dtype=self.dtype, name=name)(h)
+        return h
+
+    def stage_norms(self, stage: int) -> tuple[str, ...]:
+        """The norms of a stage behind the first, in their order."""
+        level = len(self.channels) - 1 - stage
+        names = [f"up_{level}_{i}/norm_{j}" for i in range(self.num_res_blocks + 1) for j in range(2)]
+        return (*names, "norm_out") if level == 0 else tuple(names)
+
+    def stage_reach(self, stage: int) -> int:
+        """How many pixels away what a stage behind the first gives can still depend on what it was given."""
+        return 1 + 2 * (self.num_res_blocks + 1) + (stage == len(self.channels) - 1)
 
 
 class Discriminator(nn.Module, kw_only=True):

@@ -13,8 +13,9 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from diffusion_jax.models.autoencoders.autoencoder import Latents
 from diffusion_jax.models.autoencoders.codec import CODECS, drawn
-from diffusion_jax.models.autoencoders.learned import SCALE, Latents, LearnedCodec, Reconstruction
+from diffusion_jax.models.autoencoders.learned import LearnedCodec, Reconstruction
 
 _LEAST, _MOST = -30.0, 20.0  # of the log variance
 
@@ -30,7 +31,7 @@ class KL(LearnedCodec):
 
     def posterior(self, params: PyTree, x: Array) -> tuple[Latents, Latents]:
         mean, log_variance = self._moments(params, x)
-        return self._scaled(params, mean), jnp.exp(0.5 * log_variance) * params[SCALE]
+        return self._scaled(params, mean), self._spread(params, jnp.exp(0.5 * log_variance))
 
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
         """See `LearnedCodec`; logs `kl`, nats per number of the data."""

@@ -1,9 +1,6 @@
-"""What learned first stages share: sizes, networks, and latents of unit variance.
+"""First stages that are trained here: sizes, networks, and latents of unit variance.
 
-    h = encoder(x),  z = (h - shift) * scale,  x' = decoder(z / scale + shift)
-
-The networks are those of `coder.py`. `shift` and `scale`, one number for each channel, are parameters too, but no
-optimizer moves them (their names begin with "frozen_"): they are 0 and 1 in training, and measured after it
+The networks are those of `coder.py`. Shift and scale (`autoencoder.py`) are 0 and 1 in training, and measured after it
 (`LearnedCodec.standardised`), so that what is diffused has mean 0 and variance 1. Published models have one number for
 all channels, 0.18215 for Stable Diffusion's.
 """
@@ -11,22 +8,19 @@ all channels, 0.18215 for Stable Diffusion's.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders.codec import Codec
+from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder
 from diffusion_jax.models.autoencoders.coder import Decoder, Encoder
+from diffusion_jax.models.autoencoders.tiling import Stage
 from diffusion_jax.models.layers import Conv
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.specs import DataSpec
 
-SHIFT, SCALE = "frozen_shift", "frozen_scale"
 # Channels of the levels, residual blocks of a level, channels of the latents. f8 is Stable Diffusion's (83,653,863
 # parameters with one of Gaussians); f4 and f2 are the same with fewer levels; small ones train on a CPU in minutes.
 SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
@@ -37,7 +31,6 @@ SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
     "small_f4": ((32, 64, 96), 1, 4),
     "small_f8": ((32, 64, 96, 128), 1, 4),
 }
-Latents = Float[Array, "batch rows columns latent"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, meta_fields=[], data_fields=["x", "hidden", "penalty", "observed"])
@@ -59,29 +52,23 @@ class Reconstruction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedCodec(Codec):
-    """An autoencoder of pictures.
+class LearnedCodec(Autoencoder):
+    """A convolutional autoencoder of pictures.
 
     Attributes:
       size: name in `SIZES`; what the next three leave out is that size's.
       channels: channels of the levels; every level but the first has half the resolution of the one before it.
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
-      data_channels: channels of the pictures.
-      dtype: what activations are computed in.
 
     Raises:
       UserError: there is no such size.
     """
 
-    learned: ClassVar[bool] = True
-
     size: str = "f8"
     channels: tuple[int, ...] | None = None
     num_res_blocks: int | None = None
     latent_channels: int | None = None
-    data_channels: int = 3
-    dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -103,20 +90,9 @@ class LearnedCodec(Codec):
         """Channels that the encoder gives."""
         return self.latent_channels
 
-    def spec(self, data: DataSpec) -> DataSpec:
-        if data.kind != "pixels":
-            raise UserError(f"a first stage is of pixels, the data is {data.kind}")
-        height, width, channels = data.shape
-        if channels != self.data_channels:
-            raise UserError(
-                f"the first stage is of {self.data_channels} channels, the data has {channels}: train one for this data"
-            )
-        if height % self.factor or width % self.factor:
-            raise UserError(
-                f"the first stage makes a side {self.factor} times shorter, and {height}x{width} does not divide by "
-                f"that: set data.image_size and data.crop, or give it fewer levels"
-            )
-        return DataSpec(kind="latents", shape=(height // self.factor, width // self.factor, self.latent_channels))
+    @property
+    def diffused_channels(self) -> int:
+        return self.latent_channels
 
     @property
     def encoder(self) -> Encoder:
@@ -138,22 +114,29 @@ class LearnedCodec(Codec):
             dtype=self.dtype,
         )
 
-    def init_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Parameters of both networks, drawn; shift 0 and scale 1."""
+    def stages(self, params: PyTree) -> tuple[Stage, ...]:
+        decoder, variables = self.decoder, params["decoder"]
 
-        @jax.jit
-        def init(key: Key[Array, ""]) -> dict[str, Any]:
-            x = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.data_channels))
-            z = jnp.zeros((1, 2, 2, self.latent_channels))
-            first, second = (counter_key(one) for one in jax.random.split(key))
-            return {
-                "encoder": self.encoder.init({"params": first}, x)["params"],
-                "decoder": self.decoder.init({"params": second}, z)["params"],
-                SHIFT: jnp.zeros((self.latent_channels,)),
-                SCALE: jnp.ones((self.latent_channels,)),
-            }
+        def run_of(stage: int):
+            def run(statistics: PyTree, h: Array) -> tuple[Array, PyTree]:
+                found = {"params": variables, "statistics": statistics}
+                (x, _), kept = decoder.apply(found, h, (stage,), mutable=["inputs"])
+                return x, kept.get("inputs", {})
 
-        return init(key)
+            return run
+
+        first = Stage(run=run_of(0), whole=True)
+        levels = len(self.decoder.channels)
+        return first, *(
+            Stage(
+                run=run_of(stage),
+                factor=2,
+                reach=decoder.stage_reach(stage),
+                norms=decoder.stage_norms(stage),
+                whole=levels - 1 - stage in decoder.attention_levels,
+            )
+            for stage in range(1, levels)
+        )
 
     def standardised(self, params: PyTree, mean: Array, std: Array) -> dict[str, Any]:
         """Parameters of which the latents that had mean and standard deviation `mean` and `std` have 0 and 1.
@@ -172,12 +155,6 @@ class LearnedCodec(Codec):
             raise UserError(f"channels {', '.join(map(str, bad))} of the latents are constant or not finite")
         return {**params, SHIFT: mean, SCALE: 1.0 / std}
 
-    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Latents:
-        return self._scaled(params, self._encoded(params, x, keys))
-
-    def decode(self, params: PyTree, z: Latents) -> Array:
-        return self._decoded(params, z / params[SCALE] + params[SHIFT])[0]
-
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
         """The way there and back, as it is trained; without keys no noise is drawn."""
         raise NotImplementedError
@@ -186,14 +163,3 @@ class LearnedCodec(Codec):
         """The decoder's last convolution with another kernel: what adversarial weights are measured at."""
         conv = Conv(self.data_channels, (3, 3), padding=1, dtype=self.dtype)
         return conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
-
-    def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
-        """Latents before they are scaled."""
-        raise NotImplementedError
-
-    def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
-        """Pictures of latents as they were before they were scaled, and the input of the last convolution."""
-        return self.decoder.apply({"params": params["decoder"]}, h)
-
-    def _scaled(self, params: PyTree, h: Latents) -> Latents:
-        return (h - params[SHIFT]) * params[SCALE]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders.autoencoder import Autoencoder
 from diffusion_jax.models.autoencoders.codec import Codec, drawn
 from diffusion_jax.specs import DataSpec
 
@@ -19,15 +20,15 @@ class StoredLatents(Codec):
       first_stage: made what is stored, and its parameters are those that `decode` takes.
     """
 
-    first_stage: Codec
+    first_stage: Autoencoder
 
     def spec(self, data: DataSpec) -> DataSpec:
-        if data.kind != "latents" or data.shape[-1] != 2 * self.first_stage.latent_channels:
+        if data.kind != "latents" or data.shape[-1] != 2 * self.first_stage.diffused_channels:
             raise UserError(
-                f"stored latents of this first stage have {2 * self.first_stage.latent_channels} channels, mean and "
+                f"stored latents of this first stage have {2 * self.first_stage.diffused_channels} channels, mean and "
                 f"spread; the data is {data.kind} {list(data.shape)}"
             )
-        return dataclasses.replace(data, shape=(*data.shape[:-1], self.first_stage.latent_channels))
+        return dataclasses.replace(data, shape=(*data.shape[:-1], self.first_stage.diffused_channels))
 
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         return self.first_stage.init_params(key)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
+from diffusion_jax.models.autoencoders.autoencoder import Latents
 from diffusion_jax.models.autoencoders.codec import CODECS
-from diffusion_jax.models.autoencoders.learned import Latents, LearnedCodec, Reconstruction
+from diffusion_jax.models.autoencoders.learned import LearnedCodec, Reconstruction
 from diffusion_jax.rng import fold_name
 
 TABLE = "codebook"
@@ -46,7 +47,8 @@ class VQ(LearnedCodec):
         q = params[TABLE][index]
         distance = jnp.mean(jnp.square(jax.lax.stop_gradient(h) - q), axis=(1, 2, 3))
         towards = jnp.mean(jnp.square(h - jax.lax.stop_gradient(q)), axis=(1, 2, 3))
-        y, hidden = self._decoded_of(params, h + jax.lax.stop_gradient(q - h))
+        straight = h + jax.lax.stop_gradient(q - h)
+        y, hidden = self.decoder.apply({"params": params["decoder"]}, straight)
         share = jnp.zeros((self.num_codes,)).at[index.reshape(-1)].add(1.0 / index.size)
         used = jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-20))))
         observed = {"commitment": jnp.mean(towards), "codes_used": used}
@@ -57,11 +59,5 @@ class VQ(LearnedCodec):
         table = params[TABLE]
         return jnp.argmin(jnp.sum(table**2, axis=1) - 2 * h @ table.T, axis=-1)
 
-    def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
-        return self.encoder.apply({"params": params["encoder"]}, x)
-
-    def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
-        return self._decoded_of(params, params[TABLE][self.nearest(params, h)])
-
-    def _decoded_of(self, params: PyTree, q: Latents) -> tuple[Array, Array]:
-        return super()._decoded(params, q)
+    def _quantised(self, params: PyTree, h: Latents) -> Latents:
+        return params[TABLE][self.nearest(params, h)]

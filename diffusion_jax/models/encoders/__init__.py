@@ -1,6 +1,25 @@
-"""Encoders: networks that turn texts into what another network is told."""
+"""Encoders: networks that turn texts and pictures into what another network is told, or what a metric compares."""
 
 from diffusion_jax.models.encoders.bert import Bert
+from diffusion_jax.models.encoders.clip import ClipText, TextStates
+from diffusion_jax.models.encoders.qwen3 import DecoderStates, Qwen3
+from diffusion_jax.models.encoders.t5 import T5Encoder
 from diffusion_jax.models.encoders.text import TEXT_ENCODERS, Encoder, TextEncoder, encode, init_encoder
+from diffusion_jax.models.encoders.vision import VisionStates, VisionTransformer, bicubic_matrix
 
-__all__ = ["TEXT_ENCODERS", "Bert", "Encoder", "TextEncoder", "encode", "init_encoder"]
+__all__ = [
+    "TEXT_ENCODERS",
+    "Bert",
+    "ClipText",
+    "DecoderStates",
+    "Encoder",
+    "Qwen3",
+    "T5Encoder",
+    "TextEncoder",
+    "TextStates",
+    "VisionStates",
+    "VisionTransformer",
+    "bicubic_matrix",
+    "encode",
+    "init_encoder",
+]

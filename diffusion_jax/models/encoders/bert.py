@@ -59,7 +59,7 @@ class Bert(Encoder, kw_only=True):
     Attributes:
       width, depth, num_heads, hidden_units: of the transformer and its MLPs.
       positions: the most tokens of a text.
-      segments: rows of the table of segments, of which the first is used.
+      segments: rows of the table of segments; the first is used.
       norm_eps: of the layer norms.
       folder: where its weights are.
     """
