@@ -21,9 +21,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.update(
         data=dict(dataset="digits", image_size=8, validation_split="test"),
         model=dict(name="unet", base_channels=32, channel_multipliers=(1, 2), attention_resolutions=(4,), dropout=0.1),
-        schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
-        prediction=dict(name="edm", sigma_data=0.5),
-        time_input=dict(name="quarter_log_sigma"),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+            prediction=dict(name="edm", sigma_data=0.5),
+            time_input=dict(name="quarter_log_sigma"),
+        ),
         time_sampler=dict(name="log_normal", uniforms="low_discrepancy"),
         objective=dict(name="denoising", weighting="uniform"),
         train=dict(steps=900, batch_size=128, class_conditional=True, conditioning_dropout=0.1),

@@ -102,7 +102,8 @@ def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -
     if rows and rows > experiment.num_classes:
         print(f"class {experiment.num_classes} there means no class")
     config = experiment.config
-    groups = {name: dict(config[name].to_dict()) for name in ("schedule", "prediction", "time_input")}
+    process = config.process.to_dict()
+    groups = {name: process[name] for name in ("schedule", "prediction", "time_input")}
     scheduler = weights.describe_sampling(**groups)
     if scheduler is None:
         said = " with ".join(str(group["name"]) for group in groups.values())
@@ -145,7 +146,7 @@ def convert(source: Path, target: Path) -> None:
     for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
         print(line)
     print(f"{len(state)} tensors ({form}), {count:,} parameters: {target}")
-    print(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16")
+    print(cli.spoken(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16"))
 
 
 def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
@@ -186,7 +187,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
     if sampling is None:
         return []
     for name in ("schedule", "prediction"):
-        there, here = getattr(sampling, name), config[name].to_dict()
+        there, here = getattr(sampling, name), config.process[name].to_dict()
         if any(here.get(field, value) != value for field, value in there.items()):
             lines.append(f"the folder's scheduler says {name}={there}; --config says {here}, and is followed")
     return lines
@@ -239,9 +240,12 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
     config.update(
         data=dict(dataset="converted", split="none"),
         model=fields,
-        schedule=sampling.schedule,
-        prediction=sampling.prediction,
-        time_input=sampling.time_input,
+        process=dict(
+            name="gaussian",
+            schedule=sampling.schedule,
+            prediction=sampling.prediction,
+            time_input=sampling.time_input,
+        ),
         time_sampler=sampling.time_sampler,
         objective=dict(name="denoising", weighting="uniform"),
         train=dict(steps=1, batch_size=np.lcm.reduce([jax.device_count(), 8]).item(), class_conditional=bool(classes)),

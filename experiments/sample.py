@@ -61,6 +61,7 @@ CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by defau
 BATCH_SIZE = FLAGS.integer(
     "batch_size", None, "samples per call; changes the speed, and the samples by rounding only", lower=1, upper=2**20
 )
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import io

@@ -33,6 +33,7 @@ from jaxtyping import Int, UInt64
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
+from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
     ArraySource,
     Batch,
@@ -68,6 +69,7 @@ class Pipeline:
         "augment", which says what was done.
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
       shuffle: another order in every epoch; otherwise always the order of the source.
+      shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
       seed: of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
@@ -90,6 +92,7 @@ class Pipeline:
     augmentation: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
     augment: bool = True
     shuffle: bool = True
+    shuffle_captions: bool = False
     seed: int = 0
     channels: int | None = None
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
@@ -312,7 +315,7 @@ class Pipeline:
         opened = open_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
         if opened.info.num_examples == 0:
             raise UserError(f"split {self.split!r} of dataset {self.dataset!r} has no examples")
-        return opened
+        return shuffled_captions(opened, self.seed) if self.shuffle_captions else opened
 
     @functools.cached_property
     def _crop(self) -> transforms.Crop:

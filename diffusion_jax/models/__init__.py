@@ -7,6 +7,7 @@ from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
 from diffusion_jax.models.flops import count_flops
 from diffusion_jax.models.jit import JIT_SIZES, JiT
+from diffusion_jax.models.joint_transformer import JointTransformer
 from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.network import (
@@ -17,6 +18,7 @@ from diffusion_jax.models.network import (
     is_frozen,
     parameter_shapes,
 )
+from diffusion_jax.models.packed_transformer import PackedTransformer
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.song_unet import SongUNet
 from diffusion_jax.models.unet import UNet
@@ -40,8 +42,10 @@ __all__ = [
     "DiT",
     "EDM2UNet",
     "JiT",
+    "JointTransformer",
     "Network",
     "NoisyClassifier",
+    "PackedTransformer",
     "SongUNet",
     "UNet",
     "UViT",

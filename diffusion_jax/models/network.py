@@ -97,6 +97,7 @@ class Network(nn.Module, kw_only=True):
                 f"{sorted(takes)}, got {sorted(conditions)}; set num_classes or num_times, or give what it takes"
             )
         for slot, spec in takes.items():
+            spec = spec.beside(x.shape[1:])
             shape = conditions[slot].shape
             if shape[:1] != x.shape[:1] or not spec.fits(shape[1:]):
                 raise UserError(f"{name} takes {slot} as [{x.shape[0]}, {str(list(spec.shape))[1:]}, got {list(shape)}")
@@ -121,7 +122,8 @@ def example_inputs(
         return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
     x = module.example_data(batch_size, image_shape)
     time = jnp.zeros((batch_size,), jnp.float32)
-    return x, time, {name: null_value(spec, batch_size) for name, spec in module.takes.items()}
+    takes = {name: spec.beside(x.shape[1:]) for name, spec in module.takes.items()}
+    return x, time, {name: null_value(spec, batch_size) for name, spec in takes.items()}
 
 
 def null_value(spec: ConditionSpec, batch_size: int) -> Array:

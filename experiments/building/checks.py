@@ -9,7 +9,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.registry import Registry, unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
-from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
+from diffusion_jax.schedulers import TIME_SAMPLERS
 from diffusion_jax.specs import FEATURES
 from experiments.building.latents import check_first_stage
 from experiments.ground.fields import PARTS, check_fields
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from experiments.building.wiring import Experiment
 
 READ_BY_OBJECTIVES: Mapping[str, Registry] = {
-    "schedule": SCHEDULES,
-    "prediction": PREDICTIONS,
-    "time_input": TIME_INPUTS,
     "time_sampler": TIME_SAMPLERS,
 }
-"""Groups of a config that an objective reads or does not, as `Objective.reads` says."""
+"""Groups of a config that only some objectives read, as `Objective.reads` says."""
 
 
 def check_metric(name: str) -> None:
@@ -57,7 +54,7 @@ def check(experiment: "Experiment") -> None:
         sampler.check(experiment.process, grid.num_steps)
         values, known = experiment.process.num_tokens, experiment.info.vocabulary
         if known not in (0, values):
-            raise UserError(f"objective.num_tokens is {values}; the text has {known} tokens: set it to that")
+            raise UserError(f"process.num_tokens is {values}; the text has {known} tokens: set it to that")
     else:
         sampler.constants(grid)
     experiment.known_ema(config.sampling.ema)
@@ -94,10 +91,9 @@ def check_read(experiment: "Experiment") -> None:
     if experiment.objective.discrete and config.sampling.grid.to_dict() != PARTS["sampling.grid"][0]:
         unread.append("sampling.grid")
     if unread:
-        what = ", ".join(group for group in READ_BY_OBJECTIVES if group in reads)
         raise UserError(
             f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
-            f"would depend on it, so leave it out; of such groups this objective reads {what or 'none'}"
+            f"would depend on it, so leave it out; of such groups this objective reads {', '.join(reads) or 'none'}"
         )
 
 
@@ -109,8 +105,18 @@ def require_lpips(experiment: "Experiment", instead: str) -> None:
         raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
 
 
+def check_captions(experiment: "Experiment") -> None:
+    """Raise UserError where captions are shuffled that nothing is told."""
+    if experiment.config.data.shuffle_captions and experiment.told_text is None:
+        raise UserError(
+            "data.shuffle_captions is of captions, and what is trained is told none: set it to False, or "
+            "conditioning.text"
+        )
+
+
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+    check_captions(experiment)
     state = experiment.abstract_state
     names = sorted({*state.params, *experiment.frozen_groups})
     for pattern in experiment.config.train.trained:

@@ -21,17 +21,17 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
+    PROCESSES,
     SCHEDULES,
-    Parameterization,
     Process,
     TimeGrid,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
-from experiments.building import checks, conditions
+from experiments.building import checks, conditions, fitting
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.latents import pictures_of
 from experiments.building.sources import Source, read_groups
@@ -185,17 +185,18 @@ class Experiment:
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss.
+        """The loss, which is given the process and what it consists of.
 
         Raises:
-          UserError: a part that there is not, or a group that it reads and the config does not have.
+          UserError: a part that there is not or that is of another process, or a group that the objective reads and the
+            config does not have.
         """
-        config, groups = self.config, ("schedule", "prediction", "time_sampler")
-        parts = {group: built(READ_BY_OBJECTIVES[group], config[group]) for group in groups if group in config}
-        made = OBJECTIVES.build(config.objective, **parts)
+        config, process = self.config, self.stated_process
+        fitting.require_objective(config.objective, process)
+        given = {field.name: getattr(process, field.name) for field in dataclasses.fields(process)}
+        drawn = {g: built(READ_BY_OBJECTIVES[g], config[g]) for g in READ_BY_OBJECTIVES if g in config}
+        made = OBJECTIVES.build(config.objective, **{**given, **drawn, "process": process})
         missing = [group for group in READ_BY_OBJECTIVES if group in made.reads and group not in config]
-        if missing and self.info.is_text:
-            raise UserError(f"objective {config.objective.name} is of images; the data is text: use mdlm or sedd")
         if missing:
             raise UserError(
                 f"objective {config.objective.name} reads {' and '.join(missing)}, which the config does not have"
@@ -203,15 +204,16 @@ class Experiment:
         return made
 
     @cached_property
+    def stated_process(self) -> Process:
+        """The process as the config has it, whatever the data is."""
+        return PROCESSES.build(self.config.process)
+
+    @cached_property
     def process(self) -> Process:
         """What is diffused, and what the network's input and output mean."""
-        if self.objective.discrete:
-            return dataclasses.replace(self.objective.process, sequences=self.info.is_text)
-        if self.info.is_text:
-            raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
-        return Parameterization.build(
-            schedule=self.config.schedule, prediction=self.config.prediction, time_input=self.config.time_input
-        )
+        process = self.stated_process
+        fitting.require_numbers_or_text(self.info.is_text, process)
+        return dataclasses.replace(process, sequences=self.info.is_text) if process.discrete else process
 
     @cached_property
     def codec(self) -> Codec:
@@ -470,16 +472,15 @@ class Experiment:
         Raises:
           UserError: no such sampler, or one that does not fit what the objective trains.
         """
-        registry = DISCRETE_SAMPLERS if self.process.discrete else SAMPLERS
-        sampler = registry.build(name or self.config.sampling.sampler)
+        sampler = fitting.built_sampler(name or self.config.sampling.sampler, self.process)
         if self.process.discrete:
             return sampler
         made, wanted = self.objective.makes, sampler.denoiser_kind
         if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
-            fitting = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
+            others = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
             raise UserError(
                 f"sampler {name or self.config.sampling.sampler.name} wants a {wanted}, and objective "
-                f"{self.config.objective.name} trains a {made}: use {', '.join(fitting)}"
+                f"{self.config.objective.name} trains a {made}: use {', '.join(others)}"
             )
         return sampler
 

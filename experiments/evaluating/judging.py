@@ -109,7 +109,7 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return "its texts are made of the names of classes, and the samples have none"
     if "prompts" in facts.reads and experiment.told_text is None:
         return "its samples are asked for in words, and this network is told none: set conditioning.text"
-    if "prompts" in facts.reads and not experiment.pipeline.prompts:
+    if "prompts" in facts.reads and not experiment.pictures.prompts:
         return f"its prompts, which say what a picture must show, come with scenes; {config.data.dataset} has none"
     return _no_weights(config.evaluation, facts.needs)
 
@@ -170,7 +170,8 @@ def build_metrics(
         if "texts" in facts.reads:
             of_texts = _clip(config.clip).of_texts([config.prompt.format(text) for text in experiment.info.class_names])
             spec["of_texts"] = tuple(map(tuple, of_texts.tolist()))
-    given = {"prompts": experiment.pipeline.prompts}
+    stage = experiment.first_stage
+    given = {"prompts": experiment.pictures.prompts, "round_trip": stage and stage.round_trip}
     return {name: METRICS.build(spec, space=spaces.get(space_kind(name)), **given) for name, spec in specs.items()}
 
 

@@ -114,10 +114,10 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         most = 64 if config.sampling.sampler.name == "predictor_corrector" else 16  # which leaves noise with fewer
         small.sampling.steps = min(config.sampling.steps, most)
         if is_text:
-            small.objective.num_tokens = 256
+            small.process.num_tokens = 256
             small.evaluation.likelihood_images = 100
-        elif "num_tokens" in small.objective:  # the digits have 17 levels; a shorter chain would not reach pure noise
-            small.objective.update(num_tokens=17, num_steps=128)
+        elif "num_tokens" in small.process:  # the digits have 17 levels; a shorter chain would not reach pure noise
+            small.process.update(num_tokens=17, num_steps=128)
             small.sampling.steps = 128
         small.sampling.batch_size, small.sampling.clip_x0 = 250, True
         small.log.update(every=10, validate_every=0, sample_every=0, num_samples=50)

@@ -60,8 +60,8 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
     assert "thresholding=True is not here" in out
     config = workdir.read_config(run)
     schedule = {"name": "scaled_linear", "num_steps": 500, "beta_start": 0.001, "beta_end": 0.02}
-    assert config.schedule.to_dict() == schedule
-    assert (config.prediction.name, config.time_input.num_steps) == ("v", 500)
+    assert config.process.schedule.to_dict() == schedule
+    assert (config.process.prediction.name, config.process.time_input.num_steps) == ("v", 500)
     assert (config.sampling.sampler.name, config.sampling.grid.name) == ("dpmpp_2m", "dpm_linspace")
     command.run("sample", f"--workdir={run}", "--num_samples=2", "--steps=4")
 
@@ -73,7 +73,7 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     out, _ = command.run("convert", f"--source={back}", f"--target={again}")
     assert "assumed" not in out
-    for group in ("model", "schedule", "prediction", "time_input"):
+    for group in ("model", "process"):
         assert workdir.read_config(again)[group].to_dict() == config[group].to_dict()
     error = command.fails("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
     assert "has a config.json already" in error
