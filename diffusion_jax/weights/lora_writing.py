@@ -23,12 +23,14 @@ def write_lora(
       UserError: a form that these files do not have.
     """
     state: dict[str, np.ndarray] = {}
+    fresh = all(not np.any(np.asarray(leaves["up"])) for leaves in own.values() if "up" in leaves)
     for component, target in targets.items():
         places = next(target.places())
         for name, place in places.items():
             leaves = own.get("/".join((target.group, *place.path)))
             if leaves is not None and name.endswith(".weight"):
-                state |= _tensors(component, name.removesuffix(".weight"), place, leaves, kohya=kohya)
+                module = name.removesuffix(".weight")
+                state |= _tensors(component, module, place, leaves, kohya=kohya, fresh=fresh)
     if not state:
         raise UserError(f"nothing of the adapter belongs to {', '.join(targets)}: {', '.join(list(own)[:4])}")
     write_state(path, state, {"format": "pt"})
@@ -38,8 +40,9 @@ _KOHYA_COMPONENTS = {DENOISER: "unet", "text_encoder": "te1", "text_encoder_2": 
 
 
 def _tensors(
-    component: str, module: str, place: Place, leaves: Mapping[str, Any], *, kohya: bool
+    component: str, module: str, place: Place, leaves: Mapping[str, Any], *, kohya: bool, fresh: bool
 ) -> dict[str, np.ndarray]:
+    """The tensors of one module; none of a module that is as it was, unless all are."""
     if "down" not in leaves:
         raise UserError(f"{module}: only low-rank terms can be written so, not {', '.join(sorted(leaves))}")
     layer = (lambda leaf: np.asarray(leaf)) if place.layer is None else (lambda leaf: np.asarray(leaf)[place.layer])
@@ -49,7 +52,10 @@ def _tensors(
     up_there = back.reshape(back.shape[0], -1)
     used = np.flatnonzero(np.abs(up_there).max(axis=0) > 0)
     rank = max(1, len(used))
-    used = used if len(used) else np.array([0])
+    if not len(used):
+        if not fresh:
+            return {}
+        used = np.array([0])
     rows = down.reshape(*place.shape[:-1], -1)[..., used]
     down_there = rows.transpose(-1, -2, *range(rows.ndim - 2)) if rows.ndim > 2 else rows.T
     shape_up = (up_there.shape[0], rank, *(1,) * (back.ndim - 2))
