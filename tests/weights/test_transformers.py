@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_parameters, parameter_shapes
 from diffusion_jax.models.packed_transformer import Packing
 from diffusion_jax.parallel import FSDP_RULES
