@@ -17,8 +17,10 @@ help:  ## this list
 quickstart: install  ## train on real digits, no download; ends with a picture and a report
 	$(RUN) experiments.train --config=configs/digits_unet.py --workdir=$(WORKDIR) $(ARGS)
 
-text-to-image: install  ## draw coloured shapes from words, in pixels: a first trial; ends with a report
-	$(RUN) experiments.train --config=configs/scenes_text_to_image.py:small --workdir=runs/scenes $(ARGS)
+text-to-image: install  ## draw coloured shapes from words, in latents of an autoencoder trained first; ends with a report
+	$(RUN) experiments.train --config=configs/scenes_autoencoder.py:small --workdir=runs/scenes_autoencoder
+	$(RUN) experiments.prepare_latents --first_stage=runs/scenes_autoencoder --splits=train,validation --out=data/scenes_latents
+	$(RUN) experiments.train --config=configs/scenes_text_to_image.py:latents --workdir=runs/scenes $(ARGS)
 
 test: install-dev  ## the default test suite
 	$(RUN) pytest $(ARGS)

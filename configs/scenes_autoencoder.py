@@ -8,7 +8,9 @@ shapes; the learning rate falls to nothing within the budget, and an average of 
     python -m experiments.prepare_latents --first_stage=runs/scenes_ae --dataset=scenes --out=data/scenes_latents
 
 `:f2` after the file gives half of the side and 4 channels: sharper after as many steps, at four times the positions for
-what is trained on the latents.
+what is trained on the latents. `:small` is that of `make text-to-image`: one or two objects on plain grounds at 24x24.
+Its networks see patches of 4x4 pixels as one, so that a step costs a tenth, and its latents are 6x6 with 16 channels.
+Linear maps beside the networks leave these less to learn: 16 principal components alone keep 92% of pictures readable.
 """
 
 from ml_collections import ConfigDict
@@ -18,11 +20,12 @@ from configs.base import runner
 CODECS = {
     "f4": dict(name="kl", size="small_f4", channels=(24, 48, 64), latent_channels=8),
     "f2": dict(name="kl", size="small_f2", channels=(24, 48), latent_channels=4),
+    "small": dict(name="kl", size="small_f4", channels=(64,), patch_size=4, latent_channels=16, shortcut=True),
 }
 
 
 def get_config(factor: str = "f4") -> ConfigDict:
-    """The first stage with the size "f4" or "f2"."""
+    """The first stage "f4" or "f2", or "small", that of the demo."""
     if factor not in CODECS:
         raise ValueError(f"{factor!r} is none of {', '.join(CODECS)}")
     config = runner()
@@ -52,4 +55,16 @@ def get_config(factor: str = "f4") -> ConfigDict:
     config.evaluation.metrics = ("psnr", "ssim")
     config.evaluation.num_samples = 500
     config.evaluation.max_real = 5_000
+    return _small(config) if factor == "small" else config
+
+
+def _small(config: ConfigDict) -> ConfigDict:
+    config.data.options.update(size=24, max_objects=2)
+    config.data.options = ConfigDict({**config.data.options, "textured": False, "density": "sentence"})
+    config.objective.penalty_weight = 2e-3
+    config.train.steps = 2_500
+    config.optimizer.warmup_steps = 100
+    config.ema.half_lives = (4_000,)
+    config.log.update(every=100, validate_every=1_000, sample_every=2_000)
+    config.checkpoint.every = 1_000
     return config

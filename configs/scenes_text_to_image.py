@@ -21,15 +21,18 @@ from configs.base import runner
 
 def get_config(argument: str = "") -> ConfigDict:
     """The whole recipe, or "small": the first trial."""
-    if argument not in ("", "small"):
-        raise ValueError(f"{argument!r} is not small")
+    if argument not in _VARIANTS:
+        raise ValueError(f"{argument!r} is none of {', '.join(filter(None, _VARIANTS))}")
     config = runner()
     config.update(
         data=dict(dataset="scenes", image_size=24, validation_split="validation"),
         model=dict(name="unet", base_channels=48, channel_multipliers=(1, 2, 2), attention_resolutions=(12, 6)),
-        schedule=dict(name="rectified_flow"),
-        prediction=dict(name="velocity"),
-        time_input=dict(name="scaled_t", scale=1000.0),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="scaled_t", scale=1000.0),
+        ),
         time_sampler=dict(name="logit_normal", mean=0.0, std=1.0),
         objective=dict(name="flow_matching"),
         train=dict(steps=20_000, batch_size=64, conditioning_dropout=0.1),
@@ -40,14 +43,32 @@ def get_config(argument: str = "") -> ConfigDict:
         checkpoint=dict(every=1_000),
         evaluation=dict(metrics=("prompt_adherence",), num_samples=300, max_real=2_000),
     )
-    config.data.options = ConfigDict(dict(size=24, max_objects=2, textured=False, num_examples=50_000))
+    config.data.options = ConfigDict(dict(size=24, max_objects=2, density="mixed"))
+    config.data.options.update(textured=False, num_examples=50_000)
     config.conditioning = ConfigDict()
     config.conditioning.text = ConfigDict(dict(length=48, pooled=True, dropout=0.0))
     config.conditioning.text.tokenizer = ConfigDict(dict(name="words", most=200))
     config.conditioning.text.encoder = ConfigDict(dict(name="transformer", width=64, depth=2, num_heads=4))
     config.model.update(num_res_blocks=1, num_heads=4)
     config.optimizer.update(warmup_steps=200, decay="cosine")
-    return _small(config) if argument else config
+    return _VARIANTS[argument](config)
+
+
+def _latents(config: ConfigDict) -> ConfigDict:
+    config.data.update(dataset="latents:data/scenes_latents", image_size=6)
+    config.data.options = ConfigDict()
+    config.first_stage.path = "runs/scenes_autoencoder"
+    config.model.update(base_channels=48, channel_multipliers=(1, 2), attention_resolutions=(6, 3))
+    with config.unlocked():
+        config.model.scale_shift = True
+    config.conditioning.text.length = 20
+    config.train.update(steps=6_000, batch_size=32)
+    config.optimizer.update(learning_rate=2e-3, decay="inverse_sqrt", decay_steps=1_000)
+    config.ema.half_lives = (10_000,)
+    config.sampling.update(steps=12, batch_size=60)
+    config.log.update(every=100, validate_every=1_000, sample_every=2_000)
+    config.checkpoint.every = 500
+    return config
 
 
 def _small(config: ConfigDict) -> ConfigDict:
@@ -63,3 +84,6 @@ def _small(config: ConfigDict) -> ConfigDict:
     config.checkpoint.every = 600
     config.evaluation.num_samples = 240
     return config
+
+
+_VARIANTS = {"": lambda config: config, "latents": _latents, "small": _small}

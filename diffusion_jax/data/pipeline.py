@@ -19,6 +19,7 @@ while the accelerator computes, at a cost per batch rather than per example.
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import sys
 import weakref
@@ -33,6 +34,7 @@ from jaxtyping import Int, UInt64
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
+from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
     ArraySource,
     Batch,
@@ -68,6 +70,7 @@ class Pipeline:
         "augment", which says what was done.
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
       shuffle: another order in every epoch; otherwise always the order of the source.
+      shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
       seed: of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
@@ -90,6 +93,7 @@ class Pipeline:
     augmentation: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
     augment: bool = True
     shuffle: bool = True
+    shuffle_captions: bool = False
     seed: int = 0
     channels: int | None = None
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
@@ -189,8 +193,8 @@ class Pipeline:
         )
 
     def _transformed(self, info: DatasetInfo) -> DatasetInfo:
-        height, width, channels = info.image_shape
-        if info.dtype == "float32" and self.image_size not in (None, height):
+        height, width, channels = info.spec.shape
+        if info.spec.kind == "latents" and self.image_size not in (None, height):
             raise UserError(
                 f"data.image_size={self.image_size}, and the latents of {self.dataset} are {height}x{width}: set it to "
                 f"{height}"
@@ -202,7 +206,8 @@ class Pipeline:
                 f"the images of dataset {self.dataset!r} differ in size: "
                 "set data.image_size and data.crop ('adm' or 'edm')"
             )
-        return dataclasses.replace(info, image_shape=(height, width, self.channels or channels))
+        spec = dataclasses.replace(info.spec, shape=(height, width, self.channels or channels))
+        return dataclasses.replace(info, spec=spec)
 
     def batches(
         self, start_step: int = 0, *, process_index: int = 0, process_count: int = 1
@@ -242,7 +247,8 @@ class Pipeline:
         indices = _spread(total, max_examples)
         count = len(indices)
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
-        too_large = count * int(np.prod(self.info.image_shape)) * np.dtype(self.info.dtype).itemsize > self.memory_limit
+        spec = self.info.spec
+        too_large = count * math.prod(spec.shape) * spec.stored_dtype.itemsize > self.memory_limit
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
         batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
@@ -312,7 +318,7 @@ class Pipeline:
         opened = open_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
         if opened.info.num_examples == 0:
             raise UserError(f"split {self.split!r} of dataset {self.dataset!r} has no examples")
-        return opened
+        return shuffled_captions(opened, self.seed) if self.shuffle_captions else opened
 
     @functools.cached_property
     def _crop(self) -> transforms.Crop:
@@ -321,15 +327,14 @@ class Pipeline:
     @property
     def _cropped(self) -> TransformedSource:
         """Cropped examples, decoded when read."""
-        return TransformedSource(
-            self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype), self.prepare
-        )
+        spec = self.info.spec
+        return TransformedSource(self._opened.source, self._crop, spec.shape, spec.stored_dtype, self.prepare)
 
     @functools.cached_property
     def _source(self) -> ArraySource | TransformedSource:
         """Cropped examples, from memory if they fit."""
         info, source = self.info, self._cropped
-        if info.num_examples * int(np.prod(info.image_shape)) * source.dtype.itemsize > self.memory_limit:
+        if info.num_examples * math.prod(info.spec.shape) * source.dtype.itemsize > self.memory_limit:
             return source
         batch = read_all(source, np.arange(info.num_examples))
         fields = {name: values for name, values in batch.items() if name not in ("image", "label")}

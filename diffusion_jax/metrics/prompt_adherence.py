@@ -1,7 +1,7 @@
 """Are samples what their prompts ask for, to a reader of scenes that makes no mistake on true ones?"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -56,17 +56,20 @@ class PromptAdherence:
 
     How to read it: by category as GenEval has them (Ghosh et al. 2023, arXiv:2310.11513); and apart for prompts whose
     pairs of shape and colour the training showed, and for those with one that it never showed. `ceiling` is what true
-    scenes for the same prompts score, `shuffled` what these samples score against other samples' prompts: chance. It
-    says nothing about variety.
+    scenes for the same prompts score, `shuffled` what these samples score against other samples' prompts: chance. Of a
+    model of latents `round_trip` is what the true scenes score once its first stage has encoded and decoded them: no
+    sample of the model can be expected to be read better. It says nothing about variety.
 
     Attributes:
       prompts: with what they require; those of data.dataset=scenes.
+      round_trip: pictures through the first stage, where there is one.
 
     Raises:
       UserError: there are none.
     """
 
     prompts: PromptSuite | None = None
+    round_trip: Callable[[UInt8[np.ndarray, "n size size 3"]], UInt8[np.ndarray, "n size size 3"]] | None = None
     title: ClassVar[str] = "Prompt adherence"
     about: ClassVar[str] = (
         "A reader of scenes looks at each sample: does it show what its prompt asks for, no less and no more? The "
@@ -82,6 +85,7 @@ class PromptAdherence:
         "adherence_held_out": Number(label="Of pairs never seen in training", kind="percent", lower_is_better=False),
         **{name: Number(label=name.replace("_", " "), kind="percent") for name in CATEGORIES},
         "ceiling": Number(label="True scenes for the same prompts", kind="percent"),
+        "round_trip": Number(label="The same through the first stage", kind="percent"),
         "shuffled": Number(label="Against the prompts of other samples", kind="percent"),
     }
     note: ClassVar[str] = "{ceiling} for true scenes, {shuffled} by chance"
@@ -95,7 +99,7 @@ class PromptAdherence:
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
         """Returns `adherence`, the same of every category, of seen and of held-out pairs with 95% Wilson intervals,
-        `ceiling`, `shuffled` and the number of samples."""
+        `ceiling`, `round_trip` of latents, `shuffled` and the number of samples."""
         check_same_shape(samples, train, test)
         asked = self._asked(samples)
         seen = read(samples.images)
@@ -114,7 +118,7 @@ class PromptAdherence:
                 if of.any()
                 for key, value in proportion(name, hits[of]).items()
             },
-            "ceiling": self._ceiling(asked),
+            **self._ceiling(asked),
             "shuffled": by_chance(seen, asked),
             "num_samples": len(samples),
         }
@@ -135,9 +139,12 @@ class PromptAdherence:
             )
         return [known[text] for text in samples.texts]
 
-    def _ceiling(self, asked: Sequence[Prompt]) -> float:
-        """The adherence of true scenes for these prompts."""
+    def _ceiling(self, asked: Sequence[Prompt]) -> dict[str, float]:
+        """The adherence of true scenes for these prompts, as they are and through the first stage."""
         texts = {prompt.text for prompt in asked}
         rows = [i for i, prompt in enumerate(self.prompts) if prompt.text in texts]
-        hits = adherence(self.prompts.pictures(rows), [self.prompts[i].requirement for i in rows])
-        return float(hits.mean())
+        pictures, wanted = self.prompts.pictures(rows), [self.prompts[i].requirement for i in rows]
+        found = {"ceiling": float(adherence(pictures, wanted).mean())}
+        if self.round_trip is not None:
+            found["round_trip"] = float(adherence(self.round_trip(pictures), wanted).mean())
+        return found

@@ -7,6 +7,7 @@ runs, samples and evaluations read it there. Its hash is part of the run.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, systems
 from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
+from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
 from experiments.ground.workdir import FILES
@@ -56,7 +58,7 @@ def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | Non
     elif pipeline is None:
         raise UserError(f"there is no {VOCABULARY} in {directory}: bring it back, or train first")
     else:
-        tokenizer = text.tokenizer.learned(pipeline.texts(max_examples=MOST_CAPTIONS))
+        tokenizer = _learned(text.tokenizer, pipeline, pipeline.info.fingerprint)
     found = dataclasses.replace(text, tokenizer=tokenizer)
     recorded = read_json(directory / FILES).get(VOCABULARY) if directory and (directory / FILES).is_file() else None
     if recorded not in (None, hashlib.sha256(kept(found)[VOCABULARY]).hexdigest()):
@@ -66,17 +68,23 @@ def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | Non
     return found
 
 
+@functools.lru_cache(maxsize=4)
+def _learned(tokenizer: PromptTokenizer, pipeline: data.Pipeline, fingerprint: str) -> PromptTokenizer:
+    """The tokenizer made of the captions of the data; made once where one process opens many runs, as an ablation."""
+    return tokenizer.learned(pipeline.texts(max_examples=MOST_CAPTIONS))
+
+
 def with_text(model: systems.Model, text: Text | None) -> systems.Model:
     """The model whose conditioner of texts has its word list, so that it can read words without the run."""
     if text is None:
         return model
-    parts = tuple(text if isinstance(part, Text) else part for part in model.conditioning.parts)
+    parts = tuple(text if set(part.gives) == set(text.gives) else part for part in model.conditioning.parts)
     return dataclasses.replace(model, conditioning=dataclasses.replace(model.conditioning, parts=parts))
 
 
 def kept(text: Text | None) -> dict[str, bytes]:
     """Files of the workdir that hold what was made of the data: name and content."""
-    words = getattr(text.tokenizer, "words", ()) if text else ()
+    words = text.tokenizer.words if text and text.tokenizer.learns else ()
     return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
 
 

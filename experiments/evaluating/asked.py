@@ -81,7 +81,7 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
     if experiment.told_text is None:
         return Asked.of(balanced_labels(num_samples, classes) if classes else None)
     if prompts:
-        known = experiment.pipeline.prompts
+        known = experiment.pictures.prompts
         return asked_in_words(experiment, [known[i].text for i in range(min(num_samples, len(known)))])
     split = experiment.config.data.validation_split or experiment.config.data.split
     texts = experiment.pipeline.texts(split, max_examples=num_samples)

@@ -75,3 +75,16 @@ def test_what_it_does_not_judge(true):
         metric(dataclasses.replace(true, texts=("a cat",) * len(true)), train=true, test=true)
     with pytest.raises(UserError, match=r"data\.dataset=scenes has them"):
         METRICS.build("prompt_adherence", prompts=())
+
+
+def test_the_ceiling_of_latents_is_that_of_their_first_stage(true):
+    """A first stage that loses the colours of half of the pictures."""
+
+    def round_trip(images):
+        made = images.copy()
+        made[::2] = made[::2].mean(-1, keepdims=True).astype(np.uint8)
+        return made
+
+    result = PromptAdherence(prompts=SUITE, round_trip=round_trip)(true, train=true, test=true)
+    assert result["ceiling"] == 1
+    assert result["round_trip"] == 0.5

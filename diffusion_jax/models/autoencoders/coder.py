@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers import Conv, Dense, GroupNorm, at_least_float32, upsample_nearest
+from diffusion_jax.models.layers import (
+    Conv,
+    Dense,
+    GroupNorm,
+    at_least_float32,
+    depth_to_space,
+    space_to_depth,
+    upsample_nearest,
+)
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image
 
 _init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -74,6 +82,7 @@ class Encoder(nn.Module, kw_only=True):
       attention_levels: levels with attention behind each residual block.
       middle_attention: whether there is attention between the last two residual blocks.
       quant: whether a 1x1 convolution ends it.
+      patch_size: squares of so many pixels a side are one position of the first level.
       dtype: what activations are computed in; the result is float32 at least.
     """
 
@@ -84,6 +93,7 @@ class Encoder(nn.Module, kw_only=True):
     attention_levels: tuple[int, ...] = ()
     middle_attention: bool = True
     quant: bool = True
+    patch_size: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -91,7 +101,7 @@ class Encoder(nn.Module, kw_only=True):
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_init)
         norm = group_norm(self.norm_groups, self.dtype)
         fields = {"norm_groups": self.norm_groups, "dtype": self.dtype}
-        h = conv(self.channels[0], (3, 3), padding=1, name="conv_in")(x)
+        h = conv(self.channels[0], (3, 3), padding=1, name="conv_in")(space_to_depth(x, self.patch_size))
         for level, features in enumerate(self.channels):
             for index in range(self.num_res_blocks):
                 h = ResidualBlock(features=features, **fields, name=f"down_{level}_{index}")(h)
@@ -119,6 +129,7 @@ class Decoder(nn.Module, kw_only=True):
       out_channels: of the pictures.
       norm_groups, attention_levels, middle_attention: as in `Encoder`.
       quant: whether a 1x1 convolution begins it.
+      patch_size: a position of the last level is a square of so many pixels a side.
       dtype: what activations are computed in; the result is float32 at least.
     """
 
@@ -129,6 +140,7 @@ class Decoder(nn.Module, kw_only=True):
     attention_levels: tuple[int, ...] = ()
     middle_attention: bool = True
     quant: bool = True
+    patch_size: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -150,8 +162,8 @@ class Decoder(nn.Module, kw_only=True):
             h = self._level(h, level)
             if level == 0:
                 h = nn.silu(group_norm(self.norm_groups, self.dtype)(name="norm_out")(h))
-                x = conv(self.out_channels, (3, 3), padding=1, name="conv_out")(h)
-                return x.astype(at_least_float32(x.dtype)), h
+                x = conv(self.out_channels * self.patch_size**2, (3, 3), padding=1, name="conv_out")(h)
+                return depth_to_space(x, self.patch_size).astype(at_least_float32(x.dtype)), h
         return h, h
 
     def _entered(self, z: Image, conv: functools.partial) -> Image:

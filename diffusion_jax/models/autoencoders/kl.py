@@ -43,7 +43,7 @@ class KL(LearnedCodec):
         return Reconstruction(x=y, hidden=hidden, penalty=penalty, observed={"kl": jnp.mean(penalty)})
 
     def _moments(self, params: PyTree, x: Array) -> tuple[Latents, Latents]:
-        mean, log_variance = jnp.split(self.encoder.apply({"params": params["encoder"]}, x), 2, axis=-1)
+        mean, log_variance = jnp.split(self._features(params, x), 2, axis=-1)
         return mean, jnp.clip(log_variance, _LEAST, _MOST)
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:

@@ -8,19 +8,22 @@ all channels, 0.18215 for Stable Diffusion's.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from diffusion_jax.domains import SIZE
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder
+from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder, Latents
 from diffusion_jax.models.autoencoders.coder import Decoder, Encoder
 from diffusion_jax.models.autoencoders.tiling import Stage
-from diffusion_jax.models.layers import Conv
+from diffusion_jax.models.layers import Conv, depth_to_space, space_to_depth
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.rng import fold_name
 
+SHORTCUT = "shortcut"
 # Channels of the levels, residual blocks of a level, channels of the latents. f8 is Stable Diffusion's (83,653,863
 # parameters with one of Gaussians); f4 and f2 are the same with fewer levels; small ones train on a CPU in minutes.
 SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
@@ -60,6 +63,11 @@ class LearnedCodec(Autoencoder):
       channels: channels of the levels; every level but the first has half the resolution of the one before it.
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
+      patch_size: the networks see squares of so many pixels a side as one, and give them back: the levels count from
+        there, and each costs 1 / patch_size^2 of what it did.
+      shortcut: whether linear maps run beside the networks, from the square of pixels that a latent stands for to the
+        latent, and back: a network then learns what they leave out (residual autoencoding, Chen et al. 2024,
+        arXiv:2410.10733, where the maps are averages and copies).
 
     Raises:
       UserError: there is no such size.
@@ -69,6 +77,8 @@ class LearnedCodec(Autoencoder):
     channels: tuple[int, ...] | None = None
     num_res_blocks: int | None = None
     latent_channels: int | None = None
+    patch_size: Annotated[int, SIZE] = 1
+    shortcut: bool = False
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -83,7 +93,7 @@ class LearnedCodec(Autoencoder):
     @property
     def factor(self) -> int:
         """By how much a side of the latents is shorter than that of the data."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_size * 2 ** (len(self.channels) - 1)
 
     @property
     def encoded_channels(self) -> int:
@@ -101,6 +111,7 @@ class LearnedCodec(Autoencoder):
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             out_channels=self.encoded_channels,
+            patch_size=self.patch_size,
             dtype=self.dtype,
         )
 
@@ -111,10 +122,17 @@ class LearnedCodec(Autoencoder):
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             out_channels=self.data_channels,
+            patch_size=self.patch_size,
             dtype=self.dtype,
         )
 
+    def init_params(self, key: Key[Array, ""]) -> dict[str, Any]:
+        params = super().init_params(key)
+        return {**params, SHORTCUT: self._init_shortcut(key)} if self.shortcut else params
+
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
+        if self.patch_size > 1 or self.shortcut:
+            return super().stages(params)
         decoder, variables = self.decoder, params["decoder"]
 
         def run_of(stage: int):
@@ -161,5 +179,35 @@ class LearnedCodec(Autoencoder):
 
     def last_layer(self, kernel: Array, params: PyTree, hidden: Array) -> Array:
         """The decoder's last convolution with another kernel: what adversarial weights are measured at."""
-        conv = Conv(self.data_channels, (3, 3), padding=1, dtype=self.dtype)
-        return conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        conv = Conv(self.data_channels * self.patch_size**2, (3, 3), padding=1, dtype=self.dtype)
+        y = conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
+        return depth_to_space(y, self.patch_size)
+
+    def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
+        return self._features(params, x)
+
+    def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
+        return self._made(params, self._quantised(params, h))
+
+    def _features(self, params: PyTree, x: Array) -> Latents:
+        """What latents are made of."""
+        h = self.encoder.apply({"params": params["encoder"]}, x)
+        if not self.shortcut:
+            return h
+        straight = space_to_depth(x, self.factor).astype(h.dtype) @ params[SHORTCUT]["encoder"]
+        return h.at[..., : self.latent_channels].add(straight)
+
+    def _made(self, params: PyTree, q: Latents) -> tuple[Array, Array]:
+        """Pictures of what the decoder takes, and the input of the last convolution."""
+        y, hidden = self.decoder.apply({"params": params["decoder"]}, q)
+        if not self.shortcut:
+            return y, hidden
+        return y + depth_to_space(q.astype(y.dtype) @ params[SHORTCUT]["decoder"], self.factor), hidden
+
+    def _init_shortcut(self, key: Key[Array, ""]) -> dict[str, Array]:
+        """Both maps: at first the latents are a random projection of the pixels, which the way back transposes."""
+        pixels, latent = self.data_channels * self.factor**2, self.latent_channels
+        tall = (max(pixels, latent), min(pixels, latent))
+        basis, _ = jnp.linalg.qr(jax.random.normal(fold_name(key, SHORTCUT), tall))
+        basis = basis if pixels >= latent else basis.T
+        return {"encoder": basis, "decoder": basis.T}

@@ -48,7 +48,7 @@ class VQ(LearnedCodec):
         distance = jnp.mean(jnp.square(jax.lax.stop_gradient(h) - q), axis=(1, 2, 3))
         towards = jnp.mean(jnp.square(h - jax.lax.stop_gradient(q)), axis=(1, 2, 3))
         straight = h + jax.lax.stop_gradient(q - h)
-        y, hidden = self.decoder.apply({"params": params["decoder"]}, straight)
+        y, hidden = self._made(params, straight)
         share = jnp.zeros((self.num_codes,)).at[index.reshape(-1)].add(1.0 / index.size)
         used = jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-20))))
         observed = {"commitment": jnp.mean(towards), "codes_used": used}

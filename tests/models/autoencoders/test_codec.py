@@ -1,5 +1,6 @@
 """Codecs by registration: the form of what is diffused, keys per example, export; and what each kind promises."""
 
+import dataclasses
 import functools
 import math
 
@@ -22,6 +23,7 @@ from diffusion_jax.models.autoencoders import (
     to_tokens,
 )
 from diffusion_jax.models.autoencoders.stored import stored
+from diffusion_jax.models.layers import depth_to_space, space_to_depth
 from diffusion_jax.specs import DataSpec
 
 PIXELS = DataSpec(kind="pixels", shape=(4, 4, 2))
@@ -179,6 +181,37 @@ def test_the_table_of_a_quantised_one():
     assert float(jnp.abs(of_penalty["codebook"]).sum()) > 0
     used = float(codec.autoencode(params, images(), None).observed["codes_used"])
     assert 1 <= used <= 12
+
+
+@pytest.mark.parametrize("kind", [KL, VQ])
+def test_patches_are_the_channels_of_a_smaller_picture(kind):
+    patched = kind(size="small_f2", channels=(8,), num_res_blocks=1, data_channels=2, patch_size=2)
+    plain = dataclasses.replace(patched, data_channels=8, patch_size=1)
+    params, x = drawn_params(patched), images()
+    assert (patched.factor, patched.spec(PIXELS).shape) == (2, (2, 2, 4))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, drawn_params(plain))
+    z = patched.encode(params, x)
+    np.testing.assert_array_equal(z, plain.encode(params, space_to_depth(x, 2)))
+    np.testing.assert_array_equal(patched.decode(params, z), depth_to_space(plain.decode(params, z), 2))
+    made = patched.autoencode(params, x, None)
+    last = patched.last_layer(params["decoder"]["conv_out"]["kernel"], params, made.hidden)
+    np.testing.assert_allclose(last, made.x, atol=1e-6)
+    with pytest.raises(UserError, match="4 times shorter, and 6x6 does not divide"):
+        dataclasses.replace(patched, patch_size=4).spec(DataSpec(kind="pixels", shape=(6, 6, 2)))
+
+
+def test_a_shortcut_adds_a_linear_map_and_its_transpose_at_first():
+    straight = KL(size="small_f2", channels=(8, 8), data_channels=2, shortcut=True)
+    winding = dataclasses.replace(straight, shortcut=False)
+    params, x = straight.init_params(KEY), images()
+    maps, rest = params["shortcut"], {name: value for name, value in params.items() if name != "shortcut"}
+    np.testing.assert_allclose(maps["encoder"].T @ maps["encoder"], np.eye(4), atol=1e-6)
+    np.testing.assert_array_equal(maps["decoder"], maps["encoder"].T)
+    (z, std), (without, same) = straight.posterior(params, x), winding.posterior(rest, x)
+    np.testing.assert_allclose(z - without, space_to_depth(x, 2) @ maps["encoder"], atol=1e-5)
+    np.testing.assert_array_equal(std, same)
+    back = straight.decode(params, z) - winding.decode(rest, z)
+    np.testing.assert_allclose(back, depth_to_space(z @ maps["decoder"], 2), atol=1e-5)
 
 
 def test_stored_latents_are_those_of_the_first_stage(learned):

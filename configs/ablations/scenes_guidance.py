@@ -1,0 +1,46 @@
+"""Guidance by words: its scale against adherence and distance, and the noise levels at which it acts.
+
+Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (arXiv:2207.12598); Kynkaanniemi et al. 2024 (arXiv:2404.07724)
+for the interval, which is of noise levels sigma / alpha. One training per seed.
+
+Expected: nothing published at this size. Adherence rises with the scale up to some value, while the distance to real
+pictures has its least at a smaller one.
+
+    python -m experiments.ablate --config=configs/ablations/scenes_guidance.py --workdir=runs/scenes_guidance
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.scenes_text_to_image import get_config as scenes
+
+SEEDS = (0, 1, 2)
+BASELINE = {"scale": "3", "interval": "all"}
+METRIC = "prompt_adherence"
+
+
+def get_config() -> ConfigDict:
+    """What every cell starts from."""
+    config = scenes("small")
+    config.log.sample_every = 0
+    config.evaluation.metrics = ("prompt_adherence", "proxy_fd")
+    return config
+
+
+def sweep_scale() -> Iterator[tuple[str, dict[str, Any]]]:
+    """How far to extrapolate."""
+    for scale in (1.0, 2.0, 3.0, 5.0, 8.0):
+        yield f"{scale:g}", {"sampling.guidance.scale": scale}
+
+
+def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where."""
+    yield "all", {"sampling.guidance.interval": ()}
+    yield "middle", {"sampling.guidance.interval": (0.2, 5.0)}
+
+
+def keep(cell: Mapping[str, str]) -> bool:
+    """Without guidance there is nothing to limit."""
+    return cell["scale"] != "1" or cell["interval"] == "all"

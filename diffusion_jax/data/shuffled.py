@@ -1,0 +1,68 @@
+"""A control for models of texts: captions that belong to other examples.
+
+Example i keeps its picture and gets the caption of example (i + s) mod n, s being drawn once from 1 ... n - 1: every
+caption is there as often as before, and says nothing of the picture beside it. What a network then learns of pictures
+is what it learns without words, and its samples fit their prompts by chance alone.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion_jax.data.sources import Dataset, Example, Source
+from diffusion_jax.errors import UserError
+
+_STREAM = 3  # of (seed, stream): none of the pipeline's
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffledCaptions:
+    """A source whose examples have the captions of others.
+
+    Attributes:
+      source: of examples with the field "text".
+      distance: from an example to that whose caption it gets, 1 ... len - 1.
+    """
+
+    source: Source
+    distance: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Many at once."""
+        read_many = getattr(self.source, "__getitems__", None)
+        examples = read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+        captions = self.texts(indices)
+        return [{**example, "text": text} for example, text in zip(examples, captions, strict=True)]
+
+    def texts(self, indices: Sequence[int]) -> list[str]:
+        """Captions alone."""
+        others = (np.asarray(indices, np.int64) + self.distance) % len(self)
+        alone = getattr(self.source, "texts", None)
+        return alone(others) if alone else [self.source[int(i)]["text"] for i in others]
+
+
+def shuffled_captions(opened: Dataset, seed: int) -> Dataset:
+    """The data set with shuffled captions; its fingerprint is another one.
+
+    Raises:
+      UserError: it has no captions, or only one.
+    """
+    info = opened.info
+    if "text" not in info.fields or info.num_examples < 2:
+        raise UserError(
+            f"data.shuffle_captions is of data with several captions, which {info.name}, split {info.split!r}, has "
+            "not: set it to False"
+        )
+    word = np.random.Philox(key=seed + (_STREAM << 64)).random_raw(1)[0]
+    distance = 1 + int(word % np.uint64(info.num_examples - 1))
+    of = f"{info.fingerprint} captions of {distance} further on"
+    info = dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
+    return dataclasses.replace(opened, info=info, source=ShuffledCaptions(opened.source, distance))
