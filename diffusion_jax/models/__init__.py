@@ -2,6 +2,8 @@
 
 from diffusion_jax.models.attention import attention
 from diffusion_jax.models.classifier import NoisyClassifier
+from diffusion_jax.models.conditional_unet import ConditionalUNet
+from diffusion_jax.models.controlnet import ControlNet, controlnet_params, scaled_control, summed_controls
 from diffusion_jax.models.ddit import DDIT_SIZES, DDiT
 from diffusion_jax.models.dit import DIT_SIZES, DiT
 from diffusion_jax.models.edm2 import EDM2_SIZES, EDM2UNet
@@ -38,6 +40,8 @@ __all__ = [
     "MODELS",
     "UVIT_SIZES",
     "VIT_SIZES",
+    "ConditionalUNet",
+    "ControlNet",
     "DDiT",
     "DiT",
     "EDM2UNet",
@@ -52,6 +56,7 @@ __all__ = [
     "VDMUNet",
     "ViT",
     "attention",
+    "controlnet_params",
     "count_flops",
     "count_parameters",
     "example_inputs",
@@ -59,5 +64,7 @@ __all__ = [
     "is_frozen",
     "parameter_shapes",
     "reading_tokens",
+    "scaled_control",
     "sinusoidal_embedding",
+    "summed_controls",
 ]

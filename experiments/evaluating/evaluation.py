@@ -24,7 +24,7 @@ from experiments.evaluating import judging, reconstruction
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
 from experiments.evaluating.generation import Classifier, Generator, Given, Guide
-from experiments.evaluating.pictures import save_captioned, save_grid, save_neighbours
+from experiments.evaluating.pictures import save_animation, save_captioned, save_grid, save_neighbours
 from experiments.evaluating.requests import asked_rows
 from experiments.evaluating.texts import MOST_SHOWN, save_texts
 from experiments.ground.progress import ProgressBar
@@ -32,6 +32,7 @@ from experiments.ground.progress import ProgressBar
 GRID_SIZE = 100  # samples in final.png
 PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it
 NEIGHBOURS = 20  # pairs in neighbours.png
+ANIMATED, MOMENTS = 40, 36  # samples and frames of an animation, at most
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
 MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
 
@@ -306,6 +307,31 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
     columns = np.tile(np.arange(PATH_POINTS), len(images))
     captions = [f"{time:.2f}" for time in times]
     save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
+
+
+def require_path(make: Generator) -> None:
+    """Raise UserError where the way from noise to a sample cannot be shown."""
+    if not make.experiment.shown.is_image:
+        raise UserError("--animate shows pictures, and this run draws none")
+    if make.path_bytes > MOST_PATH_BYTES:
+        raise UserError(
+            f"--animate keeps all {make.grid.num_steps} steps of a sample, {make.path_bytes / 2**20:.0f} MiB, and "
+            f"{MOST_PATH_BYTES / 2**20:.0f} MiB are the most: take fewer --steps"
+        )
+
+
+def animate(make: Generator, params: Any, asked: Asked, num_samples: int, seed: int, path: Path) -> None:
+    """An animation of the first samples on their way from noise to data, in the layout of their grid.
+
+    Noise and signal together keep their strength on the way (see `Generator.path_points`). The last frame shows the
+    samples themselves. Every process calls it; the first one writes.
+    """
+    shown, moments = min(num_samples, ANIMATED), min(MOMENTS, make.grid.num_steps + 1)
+    follow = dataclasses.replace(make, path_points=moments, batch_size=min(shown, make.batch_size))
+    paths = follow.generate(params, asked.first(shown), shown, seed)
+    if parallel.is_primary():
+        labels = None if asked.texts else asked.first(shown).labels
+        save_animation(np.moveaxis(paths, 1, 0), path, labels=labels, **class_names(make.experiment))
 
 
 def save_asked(
