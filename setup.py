@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).parent
+RUNNER = "diffusion_jax._runner"  # where an installation keeps what has a general name: see diffusion_jax/console.py
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "diffusion_jax" / "__init__.py").read_text())[1]
 
 setup(
@@ -14,7 +15,29 @@ setup(
     description="TPU-first diffusion research in JAX and Flax: from a config to a picture, a number and a comparison.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["diffusion_jax*", "experiments*"]),
+    author="The diffusion_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords=["diffusion models", "flow matching", "jax", "flax", "tpu"],
+    packages=[
+        *find_packages(include=["diffusion_jax*"]),
+        *(f"{RUNNER}.{name}" for name in find_packages(include=["experiments*"])),
+        *(f"{RUNNER}.{name}" for name in find_namespace_packages(include=["configs*"])),
+        f"{RUNNER}.docs",
+    ],
+    package_dir={f"{RUNNER}.{name}": name for name in ("experiments", "configs", "docs")},
+    package_data={"diffusion_jax": ["py.typed"], f"{RUNNER}.docs": ["config.json", "tpu_plans.json"]},
+    entry_points={"console_scripts": ["diffusion-jax = diffusion_jax.console:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2",

@@ -7,7 +7,7 @@ come with scikit-learn: for tests, and to see how one is trained. Its latents ar
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \
-        --config.first_stage.path=runs/digits_ae --config.prediction.sigma_data=1.0
+        --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
 
 `:codec=vq` after the file gives a quantised one.
 """

@@ -22,9 +22,12 @@ def get_config() -> ConfigDict:
     config.update(
         data=dict(dataset="digits", image_size=8, validation_split="test"),
         model=dict(name="dit", patch_size=2, hidden_size=128, depth=4, num_heads=4),
-        schedule=dict(name="cosine", num_steps=1000),
-        prediction=dict(name="v"),
-        time_input=dict(name="discrete_index", num_steps=1000),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="cosine", num_steps=1000),
+            prediction=dict(name="v"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        ),
         time_sampler=dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"),
         objective=dict(name="denoising", weighting=dict(name="min_snr", gamma=5.0)),
         train=dict(steps=1_500, batch_size=128, class_conditional=True, conditioning_dropout=0.1),

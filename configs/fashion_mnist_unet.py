@@ -26,9 +26,12 @@ def get_config() -> ConfigDict:
     config.update(
         data=dict(dataset="fashion_mnist", image_size=28, validation_split="test", flip=True),
         model=dict(name="unet", patch_size=2, base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1),
-        schedule=dict(name="rectified_flow"),
-        prediction=dict(name="velocity"),
-        time_input=dict(name="scaled_t", scale=1000.0),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="scaled_t", scale=1000.0),
+        ),
         time_sampler=dict(name="logit_normal", mean=0.0, std=1.0, uniforms="low_discrepancy"),
         objective=dict(name="flow_matching"),
         train=dict(steps=10_000, batch_size=128, class_conditional=True, conditioning_dropout=0.1),

@@ -25,9 +25,12 @@ def get_config() -> ConfigDict:
     config.update(
         data=dict(dataset="synthetic_latents", image_size=32),
         model=dict(name="dit", size="XL/2", learn_sigma=True, remat="full"),
-        schedule=dict(name="ddpm_linear", num_steps=1000, beta_start=1e-4, beta_end=0.02),
-        prediction=dict(name="epsilon"),
-        time_input=dict(name="discrete_index", num_steps=1000),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="ddpm_linear", num_steps=1000, beta_start=1e-4, beta_end=0.02),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        ),
         time_sampler=dict(name="discrete_uniform", num_steps=1000),
         objective=dict(name="denoising", weighting="uniform"),
         train=dict(steps=7_000_000, batch_size=256, dtype="bfloat16", class_conditional=True),

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 # Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group,
 # and None leaves out a group that the objective does not read.
 FLOW = {
-    "schedule": dict(name="rectified_flow"),
-    "prediction": dict(name="velocity"),
-    "time_input": dict(name="scaled_t", scale=1000.0),
+    "process.schedule": dict(name="rectified_flow"),
+    "process.prediction": dict(name="velocity"),
+    "process.time_input": dict(name="scaled_t", scale=1000.0),
     "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
     "sampling.sampler": dict(name="flow_heun"),
 }
@@ -24,14 +24,14 @@ SMOOTH = dict(name="scaled_t", scale=10.0)
 FLOW_MAP = {
     **FLOW,
     "model.num_times": 2,
-    "time_input": SMOOTH,
+    "process.time_input": SMOOTH,
     "sampling.sampler": dict(name="flow_map"),
     "sampling.steps": 4,
 }
 CHAIN = {
-    "schedule": dict(name="cosine", num_steps=1000),
-    "prediction": dict(name="epsilon"),
-    "time_input": dict(name="discrete_index", num_steps=1000),
+    "process.schedule": dict(name="cosine", num_steps=1000),
+    "process.prediction": dict(name="epsilon"),
+    "process.time_input": dict(name="discrete_index", num_steps=1000),
     "time_sampler": dict(name="discrete_uniform", num_steps=1000, uniforms="low_discrepancy"),
     "model.out_channels": 2,
     "sampling.sampler": dict(name="ddpm", variance="learned"),
@@ -40,24 +40,25 @@ CHAIN = {
 }
 # Consistency models keep the quickstart's schedule and network, and jump: from t = 1, and once more from the middle.
 CONSISTENCY = {
-    "prediction": dict(name="consistency", sigma_data=0.5),
+    "process.prediction": dict(name="consistency", sigma_data=0.5),
     "sampling.sampler": dict(name="consistency"),
     "sampling.grid": dict(name="trailing"),
     "sampling.steps": 2,
 }
 ANGLE = {
-    "schedule": dict(name="trigflow"),
-    "prediction": dict(name="v"),
-    "time_input": SMOOTH,
+    "process.schedule": dict(name="trigflow"),
+    "process.prediction": dict(name="v"),
+    "process.time_input": SMOOTH,
     "time_sampler": dict(name="log_normal", mean=-1.0, std=1.4),
     "sampling.sampler": dict(name="scm"),
     "sampling.steps": 2,
     "optimizer.learning_rate": 5e-4,
 }
-# The process of tokens is the objective's own. The digits have 17 levels, from 0 to 16.
+# The digits have 17 levels, from 0 to 16. Objectives of tokens draw their times themselves.
 TOKENS = {
+    "process": dict(name="tokens", num_tokens=17),
+    "time_sampler": None,
     "sampling.steps": 64,
-    **dict.fromkeys(("schedule", "prediction", "time_input", "time_sampler"), None),
 }
 NO_TIMES = {"time_sampler": None}  # these draw pairs of neighbouring levels, by a rule of their own
 RECIPES = {
@@ -65,14 +66,14 @@ RECIPES = {
     "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
     "stochastic_interpolant": {
         **FLOW,
-        "schedule": dict(name="gvp"),
+        "process.schedule": dict(name="gvp"),
         "objective": dict(name="stochastic_interpolant"),
         "sampling.sampler": dict(name="sit_sde"),
         "sampling.steps": 64,
     },
     "jit": {
         **FLOW,
-        "prediction": dict(name="x0"),
+        "process.prediction": dict(name="x0"),
         "time_sampler": dict(name="logit_normal", mean=0.8, std=0.8),
         "objective": dict(name="jit"),
     },
@@ -100,8 +101,8 @@ RECIPES = {
         "objective": dict(name="vlb", num_steps=1000, bins=17),
     },
     "vdm": {
-        "schedule": dict(name="vdm_linear"),
-        "prediction": dict(name="epsilon"),
+        "process.schedule": dict(name="vdm_linear"),
+        "process.prediction": dict(name="epsilon"),
         "time_sampler": dict(name="uniform", t_min=0.0, uniforms="low_discrepancy"),
         "objective": dict(name="vdm", learned=True, bins=17),
         "sampling.sampler": dict(name="ddpm"),
@@ -136,24 +137,22 @@ RECIPES = {
         "sampling.steps": 1,
     },
     "d3pm": {
-        "objective": dict(name="d3pm", num_tokens=17, num_steps=64, kind="gaussian", cross_entropy_weight=0.1),
+        **TOKENS,
+        "process": dict(name="token_chain", num_tokens=17, num_steps=64, kind="gaussian"),
+        "objective": dict(name="d3pm", cross_entropy_weight=0.1),
         "sampling.sampler": dict(name="d3pm_ancestral"),
-        **TOKENS,
     },
-    "mdlm": {
-        "objective": dict(name="mdlm", num_tokens=17),
-        "sampling.sampler": dict(name="mdlm"),
-        **TOKENS,
-    },
+    "mdlm": {**TOKENS, "objective": dict(name="mdlm"), "sampling.sampler": dict(name="mdlm")},
     "sedd": {
-        "objective": dict(name="sedd", num_tokens=17),
-        "sampling.sampler": dict(name="sedd_analytic"),
         **TOKENS,
+        "process": dict(name="tokens", num_tokens=17, told="sigma"),
+        "objective": dict(name="sedd"),
+        "sampling.sampler": dict(name="sedd_analytic"),
     },
     "discrete_flow": {
-        "objective": dict(name="discrete_flow", num_tokens=17),
-        "sampling.sampler": dict(name="discrete_flow_euler"),
         **TOKENS,
+        "objective": dict(name="discrete_flow"),
+        "sampling.sampler": dict(name="discrete_flow_euler"),
     },
 }
 # These learn from the quickstart's network on another schedule, from which they can not start.

@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     config.update(
         data=dict(dataset="text", options=dict(corpus="python_docs", length=128), validation_split="test"),
         model=dict(name="ddit", hidden_size=128, depth=4, num_heads=4, conditioning_size=64, dropout=0.1),
-        objective=dict(name="mdlm", num_tokens=256),
+        process=dict(name="tokens", num_tokens=256),
+        objective=dict(name="mdlm"),
         train=dict(steps=2_000, batch_size=32),
         optimizer=dict(name="adamw", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
         ema=dict(decays=(0.995,)),

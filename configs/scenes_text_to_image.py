@@ -27,9 +27,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.update(
         data=dict(dataset="scenes", image_size=24, validation_split="validation"),
         model=dict(name="unet", base_channels=48, channel_multipliers=(1, 2, 2), attention_resolutions=(12, 6)),
-        schedule=dict(name="rectified_flow"),
-        prediction=dict(name="velocity"),
-        time_input=dict(name="scaled_t", scale=1000.0),
+        process=dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="scaled_t", scale=1000.0),
+        ),
         time_sampler=dict(name="logit_normal", mean=0.0, std=1.0),
         objective=dict(name="flow_matching"),
         train=dict(steps=20_000, batch_size=64, conditioning_dropout=0.1),

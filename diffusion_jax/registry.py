@@ -5,10 +5,11 @@ Whatever is registered is picked up by the conformance tests of its kind, built 
 
 import difflib
 import inspect
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from diffusion_jax.domains import check_arguments, shown
+from diffusion_jax.domains import annotations, check_arguments, is_plain, shown
 from diffusion_jax.errors import UserError
 
 T = TypeVar("T")
@@ -21,11 +22,20 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     return f"unknown {kind} {shown(name)};{hint} known: {', '.join(sorted(known))}"
 
 
-class Registry(Generic[T]):
-    """A table of factories of one `kind` ("sampler", "noise schedule", ...)."""
+_BY_TYPE: "dict[type, Registry[Any]]" = {}
+"""The registry of the parts that derive from a type."""
 
-    def __init__(self, kind: str):
+
+class Registry(Generic[T]):
+    """A table of factories of one `kind` ("sampler", "noise schedule", ...).
+
+    Where an argument of a factory is annotated with one of the types `of` which the parts of another registry are, its
+    name or mapping in a config is built by that registry.
+    """
+
+    def __init__(self, kind: str, *of: type):
         self.kind = kind
+        _BY_TYPE.update(dict.fromkeys(of, self))
         self._factories: dict[str, Callable[..., T]] = {}
         self._examples: dict[str, dict[str, Any]] = {}
 
@@ -75,6 +85,7 @@ class Registry(Generic[T]):
                 raise UserError(unknown_name(f"argument of {self.kind} {factory.__name__!r}", key, known))
         offered = {key: value for key, value in defaults.items() if key in known}
         arguments = {**offered, **{key: _frozen(value) for key, value in spec.items()}}
+        arguments = _with_parts(f"{self.kind} {name!r}", factory, arguments)
         check_arguments(f"{self.kind} {name!r}", factory, arguments)
         try:
             signature.bind(**arguments)
@@ -93,6 +104,27 @@ class Registry(Generic[T]):
     def example(self, name: str) -> T:
         """The smallest instance, as the conformance tests build it."""
         return self[name](**self._examples[name])
+
+
+def _with_parts(what: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with those that name a part built by the registry of such parts."""
+    built, kinds = dict(arguments), annotations(factory)
+    for name, value in arguments.items():
+        types = tuple(kind for kind in (kinds.get(name), *typing.get_args(kinds.get(name))) if isinstance(kind, type))
+        registries = {id(found): found for found in map(_registry_of, types) if found is not None}
+        if len(registries) != 1 or value is None or not is_plain(value):
+            continue
+        (registry,) = registries.values()
+        built[name] = registry.build(value)
+        if not isinstance(built[name], types):
+            wanted = " or ".join(kind.__name__ for kind in types if _registry_of(kind) is registry)
+            raise UserError(f"{what}: {name} must be a {wanted}, it is a {type(built[name]).__name__}")
+    return built
+
+
+def _registry_of(kind: type) -> "Registry[Any] | None":
+    """The registry whose parts an argument of this type takes."""
+    return next((registry for of, registry in _BY_TYPE.items() if issubclass(kind, of)), None)
 
 
 def _frozen(value):

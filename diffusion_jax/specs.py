@@ -47,23 +47,31 @@ class ConditionSpec:
     """One slot of a network: what it is told by that name.
 
     Attributes:
-      shape: of one example; None for an axis of any length: "<name>_mask", bool [batch, length], may stand beside the
-        slot and says which positions count. Without it all do.
+      shape: of one example; None for an axis of any length. Beside a sequence of any length, [None, width], may stand
+        "<name>_mask", bool [batch, length], and says which positions count. Without it all do.
       dtype: of the array.
       role: "asked", what the sample shall be: dropped in training, guided in sampling; "told", what is known of the
         input, such as an augmentation or a second time: never dropped.
       num_values: of whole numbers, how many there are, the last of them the null value; 0 for floats.
+      is_aligned: whether the first two axes are the height and the width of the data, whatever these are.
     """
 
     shape: tuple[int | None, ...] = ()
     dtype: str = "float32"
     role: Literal["asked", "told"] = "asked"
     num_values: int = 0
+    is_aligned: bool = False
 
     @property
     def has_mask(self) -> bool:
         """Whether a mask may stand beside the slot."""
-        return None in self.shape
+        return self.shape[:1] == (None,) and None not in self.shape[1:]
+
+    def beside(self, data_shape: tuple[int, ...]) -> "ConditionSpec":
+        """The spec beside an example of this shape."""
+        if not self.is_aligned:
+            return self
+        return dataclasses.replace(self, shape=(*data_shape[:2], *self.shape[2:]), is_aligned=False)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape, without the axis of the batch, may fill the slot."""

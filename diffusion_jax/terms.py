@@ -81,7 +81,6 @@ TERMS: Mapping[str, str] = {
     "cross_entropy_weight": "weight of the cross entropy of the data beside the bound",
     "normalization": "the bound as in the paper, a sum over steps, or as in the authors' code, their mean",
     "kind": "transition matrices of the chain",
-    "num_tokens": "values that a token can have, without the mask",
     "noise": "what tokens become: the mask, or uniformly drawn values",
     "token_schedule": "share of the tokens that is kept, by time",
     "least_time": "least time that is drawn, or integrated from",

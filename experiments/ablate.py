@@ -47,6 +47,7 @@ PAGE = FLAGS.path(
     "page", None, "also write the results to this file, with pictures and numbers beside it", suffix=".md"
 )
 ONLY = FLAGS.string("training", None, "evaluate the cells of this training alone; what the launcher calls")
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import dataclasses

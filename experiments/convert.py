@@ -40,6 +40,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import NETWORK
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
@@ -102,7 +103,8 @@ def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -
     if rows and rows > experiment.num_classes:
         print(f"class {experiment.num_classes} there means no class")
     config = experiment.config
-    groups = {name: dict(config[name].to_dict()) for name in ("schedule", "prediction", "time_input")}
+    process = config.process.to_dict()
+    groups = {name: process[name] for name in ("schedule", "prediction", "time_input")}
     scheduler = weights.describe_sampling(**groups)
     if scheduler is None:
         said = " with ".join(str(group["name"]) for group in groups.values())
@@ -145,7 +147,7 @@ def convert(source: Path, target: Path) -> None:
     for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
         print(line)
     print(f"{len(state)} tensors ({form}), {count:,} parameters: {target}")
-    print(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16")
+    print(cli.spoken(f"sample:  python -m experiments.sample --workdir={target} --num_samples=16"))
 
 
 def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
@@ -186,7 +188,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
     if sampling is None:
         return []
     for name in ("schedule", "prediction"):
-        there, here = getattr(sampling, name), config[name].to_dict()
+        there, here = getattr(sampling, name), config.process[name].to_dict()
         if any(here.get(field, value) != value for field, value in there.items()):
             lines.append(f"the folder's scheduler says {name}={there}; --config says {here}, and is followed")
     return lines
@@ -194,7 +196,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
 
 def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
     """Refuse a scheduler that takes the variances from a network which has none."""
-    channels, model = info.image_shape[-1], config.model
+    channels, model = info.spec.shape[-1], config.model
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
@@ -230,18 +232,20 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
         name=f"converted from {name}",
         split="none",
         num_examples=0,
-        image_shape=(size, size, channels),
+        spec=DataSpec(kind="pixels" if channels in (1, 3) else "latents", shape=(size, size, channels)),
         num_classes=classes,
         class_names=tuple(str(number) for number in range(classes)),
-        dtype="uint8" if channels in (1, 3) else "float32",
     )
     config = runner()
     config.update(
         data=dict(dataset="converted", split="none"),
         model=fields,
-        schedule=sampling.schedule,
-        prediction=sampling.prediction,
-        time_input=sampling.time_input,
+        process=dict(
+            name="gaussian",
+            schedule=sampling.schedule,
+            prediction=sampling.prediction,
+            time_input=sampling.time_input,
+        ),
         time_sampler=sampling.time_sampler,
         objective=dict(name="denoising", weighting="uniform"),
         train=dict(steps=1, batch_size=np.lcm.reduce([jax.device_count(), 8]).item(), class_conditional=bool(classes)),

@@ -29,6 +29,7 @@ REFERENCE = FLAGS.path("reference", None, "a published .npz file of statistics, 
 DINOV2_REFERENCE = FLAGS.path("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
 OUT = FLAGS.path("out", None, "write the numbers to this file and leave evaluation.json and the report", suffix=".json")
 CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import json

@@ -27,12 +27,14 @@ from rich.console import Console
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
 from experiments.building.wiring import Experiment
+from experiments.ground.config_files import require_clone
 from experiments.reports import fields_page
 from experiments.reports.tables import Table
 
 
 def main(argv: Sequence[str]) -> None:
     if FIELDS.value:
+        require_clone("params --fields")
         for path in fields_page.write():
             print(f"page: {path}")
         return

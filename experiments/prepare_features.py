@@ -18,6 +18,7 @@ CONFIG = FLAGS.config()
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2 without registers, as torch hub has them")
 OUT = FLAGS.path("out", None, "where to write", suffix=".npy")
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once", lower=1, upper=2**16)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import dataclasses
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     experiment = Experiment(CONFIG.value)
     if FEATURES not in experiment.network.sows:
         raise UserError("the config's network aligns nothing: set model.align_depth of a dit")
-    if not experiment.info.is_image:
+    if experiment.info.spec.kind != "pixels":
         raise UserError(f"DINOv2 wants images; {experiment.config.data.dataset} holds none")
     tokens, channels = experiment.network.sows[FEATURES]
     network, params, digest = weights.read_dinov2(str(expanded(DINOV2.value)))

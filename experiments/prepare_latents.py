@@ -3,7 +3,13 @@
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \\
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \\
-        --config.first_stage.path=runs/digits_ae --config.prediction.sigma_data=1.0
+        --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
+
+A published first stage, a folder of diffusers (AutoencoderKL and its like, or a pipeline with one), stands in the place
+of a workdir. It is of no data by itself:
+
+    python -m experiments.prepare_latents --first_stage=models/sd15/vae --dataset=folder:pictures --image_size=512 \\
+        --crop=edm --out=data/latents
 
 Mean and standard deviation of every latent are kept, in shards, with the other fields of the data (classes, captions)
 beside them. Images are taken as the first stage's own data was: with its size, crop and channels, and, where it is the
@@ -13,18 +19,19 @@ same data set, its options. Stopped, it goes on where it was, and the bytes are 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-FIRST_STAGE = FLAGS.path("first_stage", None, "the workdir of a finished training of a first stage")
+FIRST_STAGE = FLAGS.path("first_stage", None, "a trained first stage: its workdir, or a folder of diffusers")
 DATASET = FLAGS.string("dataset", None, "what is encoded, as data.dataset of a config; by default its own data")
 OUT = FLAGS.path("out", None, "folder to write, data.dataset=latents:OUT")
 SPLITS = FLAGS.strings("splits", ["train", "test"], "splits of the data")
 DATA_DIR = FLAGS.path("data_dir", None, "where prepared data lies; by default $TFDS_DATA_DIR, else ./data")
 IMAGE_SIZE = FLAGS.integer(
-    "image_size", None, "side of the images; by default that of the first stage", lower=1, upper=2**20
+    "image_size", None, "side of the images; by default that of the first stage's own data", lower=1, upper=2**20
 )
 CROP = FLAGS.string("crop", None, "how images become square; by default as for the first stage")
 FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "of the numbers that are kept")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 from collections.abc import Callable, Sequence
@@ -50,8 +57,9 @@ def main(argv: Sequence[str]) -> None:
     if not FIRST_STAGE.value or not OUT.value:
         raise UserError("give --first_stage=..., a trained first stage, and --out=..., where to write")
     stage = systems.load_first_stage(FIRST_STAGE.value)
-    own = workdir.read_config(FIRST_STAGE.value).data
-    pictures, data_dir = picture_fields(own.to_dict()), DATA_DIR.value or own.get("data_dir") or None
+    own = {} if stage.info is None else workdir.read_config(FIRST_STAGE.value).data.to_dict()
+    own = own or {"channels": stage.codec.data_channels}
+    pictures, data_dir = picture_fields(own), DATA_DIR.value or own.get("data_dir") or None
     pipelines = {split: opened(pictures, plain_name("--splits: a split", split), data_dir) for split in SPLITS.value}
     for pipeline in pipelines.values():
         stage.codec.spec(pipeline.info.spec)
@@ -85,9 +93,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the data that say what a picture is: the flags', else those of the first stage's own data."""
+    """Fields of the data that say what a picture is: the flags', else those of the first stage's own data.
+
+    Raises:
+      UserError: it has none, being published, and --dataset is missing.
+    """
+    if not DATASET.value and not own.get("dataset"):
+        raise UserError("a published first stage is of no data by itself: give --dataset=..., and --image_size=...")
     fields = {name: own.get(name) for name in ("dataset", "image_size", "crop", "channels", "options")}
-    if DATASET.value and DATASET.value != own["dataset"]:
+    if DATASET.value and DATASET.value != own.get("dataset"):
         fields |= {"dataset": DATASET.value, "options": {}}
     if IMAGE_SIZE.value is not None:
         fields["image_size"] = IMAGE_SIZE.value
@@ -105,7 +119,7 @@ def opened(pictures: dict[str, Any], split: str, data_dir: str | None) -> data.P
     pipeline = data.Pipeline.from_config(
         {**pictures, "split": split, "batch_size": BATCH_SIZE.value, "data_dir": data_dir, "memory_limit": 0}
     )
-    if not pipeline.info.is_image:
+    if pipeline.info.spec.kind != "pixels":
         raise UserError(f"a first stage encodes pictures; {pictures['dataset']} holds {pipeline.info.spec.kind}")
     return pipeline
 

@@ -19,6 +19,7 @@ RECORD = FLAGS.path("record", None, "keep the evaluation of this finished run in
 WORKDIR = FLAGS.path("workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written")
 STEPS = FLAGS.integer("steps", 200, "training steps of a smoke run", lower=10, upper=1_000_000)
 JOBS = FLAGS.integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower=1, upper=1024)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import dataclasses
@@ -30,6 +31,7 @@ from rich.console import Console
 
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
+from experiments.ground.config_files import require_clone
 from experiments.ground.progress import ProgressBar
 from experiments.papers import scorecard, smoke
 from experiments.papers.scorecard import CHECKS, DIFFERS, MET, NOT_MET, NOT_RUN, NOT_STATED, Check, Paper
@@ -47,6 +49,7 @@ LEGEND = (
 
 def main(argv: Sequence[str]) -> int:
     if RECORD.value:
+        require_clone("reproduce --record")
         print(f"kept: {scorecard.record(Path(RECORD.value))}")
         return 0
     papers = scorecard.read_papers(PAPER.value)

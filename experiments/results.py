@@ -13,12 +13,14 @@ cli.begin(FLAGS)
 
 from collections.abc import Sequence
 
+from experiments.ground.config_files import require_clone
 from experiments.sweeps.origin import ROOT, refresh
 
 PAGES = ROOT / "docs" / "results"
 
 
 def main(argv: Sequence[str]) -> None:
+    require_clone("results")
     for path in sorted(PAGES.glob("*.md")):
         refresh(path)
         print(f"page: {path}")

@@ -24,6 +24,7 @@ NUM_PROCESSES = FLAGS.integer(
     "num_processes", None, "processes of this run, where they are not detected", lower=1, upper=2**16
 )
 PROCESS_ID = FLAGS.integer("process_id", None, "which of them this is, counted from 0", upper=2**16 - 1)
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import contextlib
@@ -48,7 +49,8 @@ from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
-from experiments.reports.report import write_report
+from experiments.reports.live import LivePage, live_page
+from experiments.reports.summary import next_commands, summary_table
 from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
 
@@ -104,22 +106,24 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
             describe_run(experiment, directory)
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
-    with open_writer(directory, primary=primary) as writer:
-        writer.resume(start)
-        if start < config.train.steps:
-            if primary:
-                (directory / workdir.FINISHED).unlink(missing_ok=True)  # --resume_from may go back from the end
-                announce(experiment, state, directory, writer)
-            loop = Loop(experiment, directory, writer, checkpointer, record)
-            state = loop.run(state, start, stop, profile_steps=PROFILE_STEPS.value)
-            loop.remember_saved()
-            checkpointer.close()
-        elif primary:
-            print(f"{directory} is finished: {start} of {config.train.steps} steps are done", flush=True)
-    stop.disarm()
-    if state is None:
-        return 0
-    return finish(experiment, state.evaluation_params(experiment.known_ema(config.sampling.ema)), directory)
+    with live_page(directory, steps=config.train.steps, start=start, primary=primary) as live:
+        with open_writer(directory, primary=primary) as writer:
+            writer.resume(start)
+            if start < config.train.steps:
+                if primary:
+                    (directory / workdir.FINISHED).unlink(missing_ok=True)  # --resume_from may go back from the end
+                    announce(experiment, state, directory, writer)
+                loop = Loop(experiment, directory, writer, checkpointer, record, live)
+                state = loop.run(state, start, stop, profile_steps=PROFILE_STEPS.value)
+                loop.remember_saved()
+                checkpointer.close()
+            elif primary:
+                print(f"{directory} is finished: {start} of {config.train.steps} steps are done", flush=True)
+        stop.disarm()
+        if state is None:
+            live.state("stopped")
+            return 0
+        return finish(experiment, state.evaluation_params(experiment.known_ema(config.sampling.ema)), directory, live)
 
 
 def announce(experiment: Experiment, state: training.TrainState, directory: Path, writer: RunWriter) -> None:
@@ -247,28 +251,30 @@ def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: in
         return False
 
 
-def finish(experiment: Experiment, params: Any, directory: Path) -> int:
+def finish(experiment: Experiment, params: Any, directory: Path, live: LivePage) -> int:
     """Final samples, evaluation and report, unless they were made before; finished.json comes last."""
     config, place = experiment.config, workdir.Place.of(directory)
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
+        live.state("evaluating")
         source = {"step": config.train.steps, "parameters": experiment.known_ema(config.sampling.ema)}
         if experiment.reconstructs:
             reconstruction.publish(experiment, params, directory, source)
-        results = evaluation.evaluate(experiment, params, directory, source=source)
+        evaluation.evaluate(experiment, params, directory, source=source)
         if parallel.is_primary():
             place.require("while it was evaluated")
-            write_report(directory)
+            live.state("finished")
             replace_file(marker, json.dumps({"step": config.train.steps}).encode())
-            if results:
-                print(json.dumps(results, indent=2), flush=True)
+            summary_table(directory).print()
     parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
     if parallel.is_primary():
-        if experiment.shown.is_image:
+        if experiment.shown.spec.kind == "pixels":
             print(f"picture: {directory}/samples/final.png")
-        if experiment.info.is_text:
+        if experiment.shown.spec.kind == "tokens":
             print(f"texts:   {directory}/samples/final.txt")
         print(f"report:  {directory}/report.html", flush=True)
+        for meaning, line in next_commands(directory).items():
+            print(f"{meaning + ':':<20} {line}", flush=True)
     return 0
 
 

@@ -12,10 +12,11 @@ FLOORS = {
     **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs", "terms"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("likelihood", "conditioning"), 2),
-    **dict.fromkeys(("objectives", "samplers", "weights"), 3),
+    **dict.fromkeys(("objectives", "samplers", "weights", "adapters"), 3),
     "systems": 4,
     **dict.fromkeys(("training", "tasks"), 5),
     "loading": 6,
+    **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none
     "ground": 6,
     "building": 7,
     "evaluating": 8,
@@ -76,7 +77,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_downwards(path):
     here = room_of_file(path)
-    if here in ("__init__", "diffusion_jax"):
+    if here in ("__init__", "__main__", "diffusion_jax"):
         return
     assert here in FLOORS, f"{here}: give the new room a floor in {__file__}"
     for module in imported(path):
@@ -104,7 +105,19 @@ def test_exceptions_are_still_needed():
     assert set(SAME_FLOOR) <= used
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("")), ids=lambda path: path.name)
+# The commands stand before the rooms, and are no room.
+ROOMS = sorted(path for path in (ROOT / "experiments").rglob("") if path != ROOT / "experiments")
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.name)
 def test_a_room_of_the_runner_has_at_most_12_files(path):
     if path.name != "__pycache__":
         assert len(set(path.glob("*.py")) - {path / "__init__.py"}) <= 12
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.name)
+def test_above_the_rooms_of_the_runner_there_are_commands_only(path):
+    if path.name != "__init__.py":
+        text = path.read_text()
+        assert "FLAGS = cli.Flags(__name__, __doc__)" in text
+        assert 'if __name__ == "__main__":\n    cli.run(main)\n' in text

@@ -31,9 +31,14 @@ def get_config() -> ConfigDict:
     config.model.base_channels = 24
     config.model.augment_channels = 0
     config.data.augmentation = ConfigDict(dict(name="none"))
-    config.schedule = ConfigDict(dict(name="vp_sde"))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=999.0))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="vp_sde"),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="scaled_t", scale=999.0),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform", t_min=1e-5))
     config.train.steps = 600
     config.optimizer.update(learning_rate=1e-3, b2=0.999, warmup_steps=200, decay="constant", clip_norm=1.0)
@@ -45,12 +50,15 @@ def get_config() -> ConfigDict:
 
 _B = {"optimizer.learning_rate": 2e-3, "optimizer.b2": 0.99, "optimizer.warmup_steps": 100, "optimizer.clip_norm": 0.0}
 _C = {**_B, "model.channel_multipliers": (1, 3)}
-_PRECONDITIONED = {"prediction": {"name": "edm", "sigma_data": 0.5}, "time_input": {"name": "quarter_log_sigma"}}
+_PRECONDITIONED = {
+    "process.prediction": {"name": "edm", "sigma_data": 0.5},
+    "process.time_input": {"name": "quarter_log_sigma"},
+}
 _D = {**_C, **_PRECONDITIONED, "objective": {"name": "denoising", "weighting": "snr"}}
 _E = {
     **_C,
     **_PRECONDITIONED,
-    "schedule": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+    "process.schedule": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
     "time_sampler": {"name": "log_normal", "mean": -1.2, "std": 1.2},
     "objective": {"name": "denoising", "weighting": "uniform"},
 }

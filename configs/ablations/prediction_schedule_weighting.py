@@ -25,7 +25,7 @@ METRIC = "proxy_fd"
 def get_config() -> ConfigDict:
     """What every cell starts from."""
     config = digits()
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
+    config.process.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
     config.time_sampler = ConfigDict(dict(name="uniform", uniforms="low_discrepancy"))
     config.sampling.sampler = ConfigDict(dict(name="ddim"))
     config.sampling.steps = 50
@@ -37,13 +37,13 @@ def get_config() -> ConfigDict:
 def sweep_prediction() -> Iterator[tuple[str, dict[str, Any]]]:
     """What the network's output means."""
     for name in ("epsilon", "x0", "v"):
-        yield name, {"prediction": {"name": name}}
+        yield name, {"process.prediction": {"name": name}}
 
 
 def sweep_schedule() -> Iterator[tuple[str, dict[str, Any]]]:
     """How the signal goes."""
-    yield "cosine", {"schedule": {"name": "clipped_cosine"}}
-    yield "linear", {"schedule": {"name": "vp_sde"}}
+    yield "cosine", {"process.schedule": {"name": "clipped_cosine"}}
+    yield "linear", {"process.schedule": {"name": "vp_sde"}}
 
 
 def sweep_weighting() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -57,9 +57,14 @@ def get_config(argument: str = "") -> ConfigDict:
 
     config.model = ConfigDict(dict(name="ncsnpp", dropout=0.0))
 
-    config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
-    config.prediction = ConfigDict(dict(name="consistency", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+            prediction=dict(name="consistency", sigma_data=0.5),
+            time_input=dict(name="quarter_log_sigma"),
+        )
+    )
     config.objective = ConfigDict(
         dict(name="consistency_training", first=2, last=150, total_steps=800_000, initial_decay=0.9)
     )

@@ -56,16 +56,8 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.objective = ConfigDict(
-        dict(
-            name="d3pm",
-            num_tokens=256,
-            num_steps=1000,
-            kind="gaussian",
-            cross_entropy_weight=1e-3,
-            normalization="code",
-        )
-    )
+    config.process = ConfigDict(dict(name="token_chain", num_tokens=256, num_steps=1000, kind="gaussian"))
+    config.objective = ConfigDict(dict(name="d3pm", cross_entropy_weight=1e-3, normalization="code"))
 
     config.train.steps = 1_500_000
     config.train.batch_size = 128

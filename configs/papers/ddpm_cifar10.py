@@ -52,9 +52,14 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="ddpm_linear", num_steps=1000, beta_start=1e-4, beta_end=0.02))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="ddpm_linear", num_steps=1000, beta_start=1e-4, beta_end=0.02),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 

@@ -44,9 +44,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="ddpmpp", dropout=0.2))
 
-    config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
-    config.prediction = ConfigDict(dict(name="consistency", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+            prediction=dict(name="consistency", sigma_data=0.5),
+            time_input=dict(name="quarter_log_sigma"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.1, std=2.0))
     config.objective = ConfigDict(dict(name="ect", q=2.0, doubling=50_000))
 

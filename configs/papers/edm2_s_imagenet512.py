@@ -49,9 +49,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="edm2", size="S"))
 
-    config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
-    config.prediction = ConfigDict(dict(name="edm", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+            prediction=dict(name="edm", sigma_data=0.5),
+            time_input=dict(name="quarter_log_sigma"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="log_normal", mean=-0.4, std=1.0))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform", uncertainty=True))
 

@@ -67,9 +67,14 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="t"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="t"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="logit_normal", mean=-1.2, std=1.2))
     config.objective = ConfigDict(dict(name="flow_matching"))
 

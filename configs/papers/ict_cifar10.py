@@ -43,9 +43,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="ncsnpp", dropout=0.3))
 
-    config.schedule = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0))
-    config.prediction = ConfigDict(dict(name="consistency", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="quarter_log_sigma"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
+            prediction=dict(name="consistency", sigma_data=0.5),
+            time_input=dict(name="quarter_log_sigma"),
+        )
+    )
     config.objective = ConfigDict(dict(name="ict", first=10, last=1280, total_steps=400_000))
 
     config.train.steps = 400_000

@@ -57,9 +57,14 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="cosine", num_steps=4000))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="discrete_index", num_steps=4000))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="cosine", num_steps=4000),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="discrete_index", num_steps=4000),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=4000))
     config.objective = ConfigDict(dict(name="hybrid", num_steps=4000, vlb_weight=1e-3))
 

@@ -56,9 +56,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="jit", size="B/16", remat="full"))
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="x0"))
-    config.time_input = ConfigDict(dict(name="t"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="x0"),
+            time_input=dict(name="t"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="logit_normal", mean=0.8, std=0.8))
     config.objective = ConfigDict(dict(name="jit", least=0.05))
 

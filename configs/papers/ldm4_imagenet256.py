@@ -58,9 +58,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="ldm_unet", size="imagenet256"))
 
-    config.schedule = ConfigDict(dict(name="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 

@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
     config = openwebtext()
 
     config.model = ConfigDict(dict(name="ddit", size="small", dropout=0.1, remat="full"))
-    config.objective = ConfigDict(dict(name="mdlm", num_tokens=50_257, token_schedule="linear"))
+    config.process = ConfigDict(dict(name="tokens", num_tokens=50_257, token_schedule="linear"))
+    config.objective = ConfigDict(dict(name="mdlm"))
 
     config.train.steps = 1_000_000
     config.train.batch_size = 512

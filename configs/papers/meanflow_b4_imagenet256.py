@@ -51,9 +51,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="dit", size="B/4", num_times=2))
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="t"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="t"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="logit_normal", mean=-0.4, std=1.0))
     config.objective = ConfigDict(dict(name="meanflow", instantaneous=0.75, p=1.0, c=0.01))
 

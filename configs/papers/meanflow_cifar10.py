@@ -55,9 +55,14 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(dict(name="ddpmpp", num_times=2, noise_channel_multiplier=2, dropout=0.2))
     config.model.augment_channels = 6
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="t"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="t"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="logit_normal", mean=-2.0, std=2.0))
     config.objective = ConfigDict(dict(name="meanflow", instantaneous=0.25, p=0.75, c=1e-3))
 

@@ -56,9 +56,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="vit", size="XL/2", remat="full"))
 
-    config.schedule = ConfigDict(dict(name="cosine", num_steps=1000))
-    config.prediction = ConfigDict(dict(name="x0"))
-    config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="cosine", num_steps=1000),
+            prediction=dict(name="x0"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000))
     config.objective = ConfigDict(dict(name="denoising", prediction="x0", weighting=dict(name="min_snr", gamma=5.0)))
 

@@ -60,9 +60,14 @@ def get_config() -> ConfigDict:
         dict(name="adm", base_channels=128, num_res_blocks=1, attention_resolutions=(16,), learn_sigma=True)
     )
 
-    config.schedule = ConfigDict(dict(name="ddpm_linear"))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="discrete_index", num_steps=1000))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="ddpm_linear"),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="discrete_index", num_steps=1000),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="discrete_uniform", num_steps=1000))
     config.objective = ConfigDict(
         dict(name="hybrid", weighting=dict(name="p2", k=1.0, gamma=1.0), num_steps=1000, vlb_weight=1e-3)

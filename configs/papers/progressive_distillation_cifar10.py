@@ -76,9 +76,14 @@ def get_config(argument: str = "") -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="clipped_cosine", log_snr_min=-20.0, log_snr_max=20.0))
-    config.prediction = ConfigDict(dict(name="x0"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="clipped_cosine", log_snr_min=-20.0, log_snr_max=20.0),
+            prediction=dict(name="x0"),
+            time_input=dict(name="scaled_t", scale=1000.0),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform"))
     config.objective = ConfigDict(
         dict(name="denoising", prediction="x0", weighting=ConfigDict(dict(name="snr", minimum=1.0)))

@@ -54,9 +54,14 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=999.0))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="scaled_t", scale=999.0),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform", t_min=1e-3))
     config.objective = ConfigDict(dict(name="flow_matching"))
 

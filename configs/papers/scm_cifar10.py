@@ -56,9 +56,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.flip = False
     config.model = ConfigDict(dict(name="ddpmpp", modulation="double_norm", dropout=0.2, augment_channels=9))
 
-    config.schedule = ConfigDict(dict(name="trigflow", sigma_data=0.5))
-    config.prediction = ConfigDict(dict(name="edm", sigma_data=0.5))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1.5707963267948966))  # the angle
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="trigflow", sigma_data=0.5),
+            prediction=dict(name="edm", sigma_data=0.5),
+            time_input=dict(name="scaled_t", scale=1.5707963267948966),  # the angle
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="log_normal", mean=-1.0, std=1.4))
     config.objective = ConfigDict(dict(name="scm", warmup=10_000))
 

@@ -56,9 +56,14 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.schedule = ConfigDict(dict(name="ve_sde", sigma_min=0.02, sigma_max=100.0))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="log_half_sigma"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="ve_sde", sigma_min=0.02, sigma_max=100.0),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="log_half_sigma"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform", t_min=1e-5))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 

@@ -41,7 +41,8 @@ CLAIMS = {
 def get_config() -> ConfigDict:
     """The recipe: MDLM's, which took it from here, with another loss and more steps."""
     config = mdlm_openwebtext.get_config()
-    config.objective = ConfigDict(dict(name="sedd", num_tokens=50_257, token_schedule="linear", noise="mask"))
+    config.process.update(noise="mask", told="sigma")
+    config.objective = ConfigDict(dict(name="sedd"))
     config.train.steps = 1_300_000
     config.sampling.sampler = ConfigDict(dict(name="sedd_analytic"))
     return config

@@ -51,9 +51,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="dit", size="B/2", num_times=2, remat="full"))
 
-    config.schedule = ConfigDict(dict(name="rectified_flow"))
-    config.prediction = ConfigDict(dict(name="velocity"))
-    config.time_input = ConfigDict(dict(name="t"))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="rectified_flow"),
+            prediction=dict(name="velocity"),
+            time_input=dict(name="t"),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform"))
     config.objective = ConfigDict(dict(name="shortcut", base_steps=128, bootstrap=0.125, decay=0.999))
 

@@ -52,9 +52,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="uvit", size="S/2"))
 
-    config.schedule = ConfigDict(dict(name="vp_sde"))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=999.0))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="vp_sde"),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="scaled_t", scale=999.0),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform", t_min=1e-5))
     config.objective = ConfigDict(dict(name="denoising", weighting="uniform"))
 

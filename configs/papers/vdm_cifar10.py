@@ -53,9 +53,14 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(dict(name="vdm", features=128, depth=32, dropout=0.1))
 
-    config.schedule = ConfigDict(dict(name="vdm_linear", gamma_min=-13.3, gamma_max=5.0))
-    config.prediction = ConfigDict(dict(name="epsilon"))
-    config.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
+    config.process = ConfigDict(
+        dict(
+            name="gaussian",
+            schedule=dict(name="vdm_linear", gamma_min=-13.3, gamma_max=5.0),
+            prediction=dict(name="epsilon"),
+            time_input=dict(name="scaled_t", scale=1000.0),
+        )
+    )
     config.time_sampler = ConfigDict(dict(name="uniform", t_min=0.0, uniforms="low_discrepancy"))
     config.objective = ConfigDict(dict(name="vdm", learned=False))
 

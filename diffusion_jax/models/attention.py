@@ -10,6 +10,7 @@ All four differentiate forward and backward (jvp and grad): the kernel has rules
 chunked form.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.activations import attention_by_example, for_cpu
@@ -30,6 +31,9 @@ _CHUNK = 2**20  # logits of a head in one chunk
 _SPLASH_BLOCK = 128
 _LOWEST = -1e30  # a logit below all others, and finite, so that its derivative is
 
+Segments = tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]]
+"""To which sequence each query belongs, and each key."""
+
 
 def attention(
     query: Float[Array, "batch queries heads dim"],
@@ -38,6 +42,7 @@ def attention(
     *,
     mask: Bool[Array, "batch keys"] | None = None,
     bias: Float[Array, "heads_or_1 queries keys"] | None = None,
+    segments: Int[Array, "batch tokens"] | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
     """softmax(Q K^T / sqrt(dim) + bias) V (Vaswani et al. 2017, eq. 1), with the softmax in float32.
@@ -46,6 +51,8 @@ def attention(
       query, key, value: as named.
       mask: which keys count, at least one of each example; the others have weight zero. The kernel takes none.
       bias: added to the logits of every example: relative positions, or `causal`. The kernel takes none.
+      segments: to which sequence a token belongs, where several are packed into one: tokens attend within their own.
+        Queries and keys are of the same tokens then. The kernel takes none.
       implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
         program is compiled for TPU and the lengths allow it, else chunks.
 
@@ -55,12 +62,13 @@ def attention(
     if implementation not in (None, *_IMPLEMENTATIONS):
         raise UserError(unknown_name("attention implementation", implementation, list(_IMPLEMENTATIONS)))
     short = query.shape[1] * key.shape[1] <= _WHOLE
-    if mask is not None or bias is not None:
+    told = {"mask": mask, "bias": bias, "segments": segments}
+    if any(value is not None for value in told.values()):
         if implementation in ("splash", "xla"):
-            what = "mask" if bias is None else "bias"
+            what = " and ".join(name for name, value in told.items() if value is not None)
             raise UserError(f"attention implementation {implementation!r} takes no {what}: use einsum or chunked")
         masked = {None: _einsum if short else _chunked, "einsum": _einsum, "chunked": _chunked}[implementation]
-        return attention_by_example(masked, query, key, value, mask, bias)
+        return attention_by_example(masked, query, key, value, **told)
     best = _einsum if short else _long
     chosen = best if implementation is None else _IMPLEMENTATIONS[implementation]
     return attention_by_example(chosen, query, key, value)
@@ -71,15 +79,22 @@ def causal(length: int) -> Float[np.ndarray, "1 length length"]:
     return np.triu(np.full((1, length, length), _LOWEST, np.float32), k=1)
 
 
-def _einsum(query: Array, key: Array, value: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
+def _einsum(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    segments: Segments | None = None,
+) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     if not for_cpu():
-        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask, bias)
+        logits = _masked(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide), mask, bias, segments)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))
-    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask, bias)
+    logits = _masked(jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide), mask, bias, segments)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     found = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide) / total
@@ -90,13 +105,24 @@ def _masked(
     logits: Float[Array, "batch heads queries keys"],
     mask: Bool[Array, "batch keys"] | None,
     bias: Float[Array, "heads_or_1 queries keys"] | None,
+    segments: Segments | None,
 ) -> Array:
     """The logits and their bias, those of keys that do not count so low that their weight is exactly zero."""
     logits = logits if bias is None else logits + bias
+    if segments is not None:
+        of_queries, of_keys = segments
+        logits = jnp.where(of_queries[:, None, :, None] == of_keys[:, None, None], logits, _LOWEST)
     return logits if mask is None else jnp.where(mask[:, None, None], logits, _LOWEST)
 
 
-def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
+def _chunked(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    segments: Segments | None = None,
+) -> Array:
     length = query.shape[1]
     size = max(1, min(length, _CHUNK // key.shape[1]))
     count = -(-length // size)
@@ -107,8 +133,13 @@ def _chunked(query: Array, key: Array, value: Array, mask: Array | None = None, 
         return padded.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
 
     # Backward, a chunk's logits are computed again: kept, they would be the whole matrix.
-    one = jax.checkpoint(lambda chunk: _einsum(chunk[0], key, value, mask, *chunk[1:]), prevent_cse=False)
-    found = jax.lax.map(one, (cut(query),) if bias is None else (cut(query), cut(bias)))
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(chunk: tuple[Array, Array | None, Array | None]) -> Array:
+        query, bias, of_queries = chunk
+        return _einsum(query, key, value, mask, bias, None if segments is None else (of_queries, segments[1]))
+
+    of_queries = None if segments is None else cut(segments[0])
+    found = jax.lax.map(one, (cut(query), None if bias is None else cut(bias), of_queries))
     return found.swapaxes(0, 1).reshape(query.shape[0], count * size, *query.shape[2:-1], value.shape[-1])[:, :length]
 
 

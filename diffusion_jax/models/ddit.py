@@ -29,6 +29,7 @@ from diffusion_jax.models.layers import (
 )
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.rotary import axial_turns, turn_halves
 from diffusion_jax.registry import unknown_name
 
 # MDLM's configs/model: name -> (depth, hidden size, heads); width of the conditioning is 128 in all.
@@ -41,15 +42,6 @@ DDIT_SIZES: dict[str, tuple[int, int, int]] = {
 _init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros
-
-
-def rotate_halves(x: Float[Array, "batch tokens heads dim"]) -> Float[Array, "batch tokens heads dim"]:
-    """Rotary embedding of positions 0, 1 ...: channel i turns with channel i + dim / 2 (GPT-NeoX's pairing)."""
-    half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
-    cos, sin = (jnp.asarray(f(angles), at_least_float32(x.dtype))[:, None] for f in (np.cos, np.sin))
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 class DDiTBlock(nn.Module, kw_only=True):
@@ -71,7 +63,9 @@ class DDiTBlock(nn.Module, kw_only=True):
 
         qkv = QKV(features=dim, use_bias=False, dtype=self.dtype, kernel_init=_init, name="qkv")
         query, key, value = split_heads(qkv(modulate(norm(name="norm_0")(x), shift_1, scale_1)), self.num_heads)
-        h = attention(rotate_halves(query), rotate_halves(key), value).reshape(x.shape)
+        positions = np.arange(x.shape[1])[:, None]
+        turns = axial_turns(positions, (dim // self.num_heads,), 10_000.0, at_least_float32(query.dtype))
+        h = attention(turn_halves(query, turns), turn_halves(key, turns), value).reshape(x.shape)
         h = dense(dim, use_bias=False, name="attention_out")(h)
         x += gate_1[:, None] * Dropout(rate=self.dropout, name="dropout_0")(h, dropout_keys, layer)
 

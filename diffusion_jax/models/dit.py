@@ -38,10 +38,10 @@ from diffusion_jax.models.dit_blocks import (
     ConditioningEmbedding,
     DiTBlock,
     FinalLayer,
-    JointBlock,
     Tokens,
     Vector,
 )
+from diffusion_jax.models.joint_blocks import JointBlock
 from diffusion_jax.models.layers import Dense, at_least_float32, depth_to_space, space_to_depth
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS

@@ -1,4 +1,4 @@
-"""Blocks of diffusion transformers: adaptive layer norms, blocks of one stream and of two, and the last layer."""
+"""Parts of diffusion transformers: adaptive layer norms, blocks of one kind of tokens, and the last layer."""
 
 import functools
 
@@ -34,25 +34,34 @@ def modulated_norm(x: Tokens, shift: Vector, scale: Vector, *, epsilon: float) -
 
 
 class ConditioningEmbedding(nn.Module, kw_only=True):
-    """Time and, where there are any, label and the pooled vector of a text as one vector."""
+    """Time and, where there are any, label, the pooled vector of a text and a guidance scale as one vector.
+
+    Attributes:
+      features: width of the vector.
+      num_classes, num_times: as of the network.
+      frequency_shift: as in `sinusoidal_embedding`.
+      pooled_channels: width of the pooled vector; 0: there is none.
+      has_guidance: whether conditions["guidance"] is embedded, as a time is.
+      time_scale: what times and guidance scales are multiplied by before their embedding.
+      dtype: of the label's table.
+    """
 
     features: int
     num_classes: int
     num_times: int = 1
     frequency_shift: int = 0
     pooled_channels: int = 0
+    has_guidance: bool = False
+    time_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, time: Float[Array, " batch"], conditions: Conditions) -> Vector:
-        waves = sinusoidal_embedding(time, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift)
-        vector = TimeMLP(features=self.features, kernel_init=_normal, name="time")(waves)
+        vector = self._embedded(time, "time")
         if self.num_times == 2:
-            interval = time - conditions["second_time"]
-            waves = sinusoidal_embedding(
-                interval, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
-            )
-            vector += TimeMLP(features=self.features, kernel_init=_normal, name="interval")(waves)
+            vector += self._embedded(time - conditions["second_time"], "interval")
+        if self.has_guidance:
+            vector += self._embedded(conditions["guidance"], "guidance")
         if self.num_classes:
             table = nn.Embed(
                 self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
@@ -62,6 +71,13 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
             mlp = TimeMLP(features=self.features, kernel_init=_normal, name="pooled")
             vector += mlp(conditions["pooled"].astype(vector.dtype))
         return vector
+
+    def _embedded(self, number: Float[Array, " batch"], name: str) -> Vector:
+        """A number of the example through waves and an MLP."""
+        waves = sinusoidal_embedding(
+            number * self.time_scale, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
+        )
+        return TimeMLP(features=self.features, kernel_init=_normal, name=name)(waves)
 
 
 class DiTBlock(nn.Module, kw_only=True):
@@ -92,66 +108,6 @@ class DiTBlock(nn.Module, kw_only=True):
         h = dense(round(self.mlp_ratio * dim), name="mlp_in")(normed(x, shift_2, scale_2))
         x += gate_2[:, None] * dense(dim, name="mlp_out")(gelu(h))
         return x, None
-
-
-class Stream(nn.Module, kw_only=True):
-    """The part of an adaLN-Zero block that belongs to one kind of tokens: all of it but the attention."""
-
-    dim: int
-    mlp_ratio: float
-    norm_eps: float
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
-        self.modulation = dense(6 * self.dim, kernel_init=_zeros)
-        self.qkv = QKV(features=self.dim, dtype=self.dtype, kernel_init=_xavier)
-        self.attention_out = dense(self.dim)
-        self.mlp_in = dense(round(self.mlp_ratio * self.dim))
-        self.mlp_out = dense(self.dim)
-        self.normed = recomputed(functools.partial(modulated_norm, epsilon=self.norm_eps))
-        self.gelu = recomputed(functools.partial(nn.gelu, approximate=True))
-
-    def modulations(self, vector: Vector) -> list[Vector]:
-        """Shift, scale and gate of the attention, and those of the MLP."""
-        return jnp.split(self.modulation(nn.silu(vector)), 6, axis=-1)
-
-    def projected(self, x: Tokens, modulations: list[Vector]) -> tuple[Tokens, ...]:
-        """Query, key and value."""
-        return self.qkv(self.normed(x, *modulations[:2]))
-
-    def finished(self, x: Tokens, attended: Tokens, modulations: list[Vector]) -> Tokens:
-        """The tokens after both branches."""
-        _, _, gate_1, shift_2, scale_2, gate_2 = modulations
-        x += gate_1[:, None] * self.attention_out(attended)
-        return x + gate_2[:, None] * self.mlp_out(self.gelu(self.mlp_in(self.normed(x, shift_2, scale_2))))
-
-
-class JointBlock(nn.Module, kw_only=True):
-    """Image tokens and a context, each a stream with parameters of its own, that attend to both (SD3, figure 2b).
-
-    In the form that scan wants. All blocks are alike, so the last one writes to the context too, which nothing reads.
-    """
-
-    num_heads: int
-    mlp_ratio: float
-    norm_eps: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(
-        self, streams: tuple[Tokens, Tokens], vector: Vector, mask: Mask
-    ) -> tuple[tuple[Tokens, Tokens], None]:
-        x, context = streams
-        fields = {"dim": x.shape[-1], "mlp_ratio": self.mlp_ratio, "norm_eps": self.norm_eps, "dtype": self.dtype}
-        image, text = Stream(**fields, name="image"), Stream(**fields, name="text")
-        of_image, of_text = image.modulations(vector), text.modulations(vector)
-        pairs = zip(text.projected(context, of_text), image.projected(x, of_image), strict=True)
-        counts = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], axis=1)
-        h = self_attention([jnp.concatenate(pair, axis=1) for pair in pairs], self.num_heads, mask=counts)
-        length = context.shape[1]
-        x = image.finished(x, h[:, length:], of_image)
-        return (x, text.finished(context, h[:, :length], of_text)), None
 
 
 class FinalLayer(nn.Module, kw_only=True):

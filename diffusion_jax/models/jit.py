@@ -32,6 +32,7 @@ from diffusion_jax.models.layers import (
 )
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.rotary import Turns, axial_turns, grid_positions, turn_pairs
 
 
 class JiTSize(NamedTuple):
@@ -57,26 +58,14 @@ _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros
 
 
-@functools.lru_cache
-def rotary_angles(grid: int, dim: int, prefix: int) -> Float[np.ndarray, "tokens dim"]:
-    """Angles for heads of `dim` channels: by the row in the first half, by the column in the second, in equal pairs.
+def rotary_turns(grid: int, dim: int, prefix: int, dtype: DTypeLike) -> Turns:
+    """For heads of `dim` channels: by the row in the first half, by the column in the second.
 
     The `prefix` tokens before the patches are not turned.
     """
-    frequencies = 10_000.0 ** (-np.arange(0, dim // 2, 2) / (dim // 2))
-    row, column = np.mgrid[:grid, :grid].reshape(2, -1, 1) * np.repeat(frequencies, 2)
-    patches = np.concatenate([row, column], axis=-1)
-    return np.concatenate([np.zeros((prefix, dim)), patches])
-
-
-def rotate_pairs(
-    x: Float[Array, "batch tokens heads dim"], angles: Float[np.ndarray, "tokens dim"]
-) -> Float[Array, "batch tokens heads dim"]:
-    """Turn each pair of neighbouring channels by its angle (Su et al. 2021, RoFormer, equation 34)."""
-    cos, sin = (jnp.asarray(f(angles), x.dtype)[:, None] for f in (np.cos, np.sin))
-    even, odd = x[..., ::2], x[..., 1::2]
-    turned = jnp.stack([-odd, even], axis=-1).reshape(x.shape)
-    return x * cos + turned * sin
+    patches = grid_positions(grid, grid)[:, 1:]
+    positions = np.concatenate([np.zeros((prefix, 2)), patches])
+    return axial_turns(positions, (dim // 2, dim // 2), 10_000.0, at_least_float32(dtype))
 
 
 class JiTBlock(nn.Module, kw_only=True):
@@ -110,9 +99,9 @@ class JiTBlock(nn.Module, kw_only=True):
 
         qkv = QKV(features=dim, dtype=self.dtype, kernel_init=_xavier, name="qkv")
         query, key, value = split_heads(qkv(modulate(norm(name="norm_0")(x), shift_1, scale_1)), self.num_heads)
-        angles = rotary_angles(round((tokens - self.prefix) ** 0.5), dim // self.num_heads, self.prefix)
-        query = rotate_pairs(norm(name="query_norm")(query), angles)
-        key = rotate_pairs(norm(name="key_norm")(key), angles)
+        turns = rotary_turns(round((tokens - self.prefix) ** 0.5), dim // self.num_heads, self.prefix, query.dtype)
+        query = turn_pairs(norm(name="query_norm")(query), turns)
+        key = turn_pairs(norm(name="key_norm")(key), turns)
         h = dense(dim, name="attention_out")(attention(query, key, value).reshape(x.shape))
         x += gate_1[:, None] * drop(h, "dropout_0")
 

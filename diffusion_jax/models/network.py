@@ -82,6 +82,12 @@ class Network(nn.Module, kw_only=True):
         return jnp.zeros((batch_size, *(image_shape or self.image_shape)), jnp.float32)
 
     @nn.nowrap
+    def slots_beside(self, x: Array, conditions: Conditions) -> dict[str, ConditionSpec]:
+        """`takes` as these inputs should fill it: a network of images of any size has slots that follow theirs."""
+        del x, conditions
+        return self.takes
+
+    @nn.nowrap
     def check_inputs(self, x: Array, time: Array, conditions: Conditions) -> None:
         """Raise UserError where the shapes or the slots are not what the network is built for."""
         name = type(self).__name__
@@ -89,7 +95,7 @@ class Network(nn.Module, kw_only=True):
             raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
         if time.shape != x.shape[:1]:
             raise UserError(f"{name} takes one time per example, [{x.shape[0]}], got {time.shape}")
-        takes = self.takes
+        takes = self.slots_beside(x, conditions)
         masks = {mask_name(slot): slot for slot, spec in takes.items() if spec.has_mask}
         if set(conditions) - set(masks) != set(takes):
             raise UserError(
@@ -97,6 +103,7 @@ class Network(nn.Module, kw_only=True):
                 f"{sorted(takes)}, got {sorted(conditions)}; set num_classes or num_times, or give what it takes"
             )
         for slot, spec in takes.items():
+            spec = spec.beside(x.shape[1:])
             shape = conditions[slot].shape
             if shape[:1] != x.shape[:1] or not spec.fits(shape[1:]):
                 raise UserError(f"{name} takes {slot} as [{x.shape[0]}, {str(list(spec.shape))[1:]}, got {list(shape)}")
@@ -121,7 +128,8 @@ def example_inputs(
         return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
     x = module.example_data(batch_size, image_shape)
     time = jnp.zeros((batch_size,), jnp.float32)
-    return x, time, {name: null_value(spec, batch_size) for name, spec in module.takes.items()}
+    takes = {name: spec.beside(x.shape[1:]) for name, spec in module.takes.items()}
+    return x, time, {name: null_value(spec, batch_size) for name, spec in takes.items()}
 
 
 def null_value(spec: ConditionSpec, batch_size: int) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.cross_attention import CrossAttention, Mask
+from diffusion_jax.models.dit import checkpointed
 from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, at_least_float32, resample
 from diffusion_jax.models.network import Network
 
@@ -115,10 +116,17 @@ class AttentionBlock(nn.Module, kw_only=True):
 
 
 class TransformerBlock(nn.Module, kw_only=True):
-    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm."""
+    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm.
+
+    Attributes:
+      num_heads: attention heads.
+      dtype: of the computation.
+      only_cross: whether the first attention is to the context too (the x4 upscaler of Stable Diffusion).
+    """
 
     num_heads: int
     dtype: DTypeLike
+    only_cross: bool = False
 
     @nn.compact
     def __call__(
@@ -129,7 +137,8 @@ class TransformerBlock(nn.Module, kw_only=True):
     ) -> Float[Array, "batch tokens dim"]:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_glorot)
-        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x))
+        first = (context, mask) if self.only_cross else ()
+        x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x), *first)
         cross = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")
         x += cross(norm(name="norm_1")(x), context, mask)
         h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
@@ -137,20 +146,44 @@ class TransformerBlock(nn.Module, kw_only=True):
 
 
 class SpatialTransformer(nn.Module, kw_only=True):
-    """Transformer blocks over all positions, between two linear maps, on a residual branch (latent diffusion)."""
+    """Transformer blocks over all positions, between two linear maps, on a residual branch (latent diffusion).
+
+    Attributes:
+      num_heads: attention heads.
+      depth: blocks.
+      norm: makes the group norm.
+      dtype: of the computation.
+      only_cross: of the blocks, see `TransformerBlock`.
+      scanned: whether the blocks are one scan over stacked parameters, "blocks", or "block_0", "block_1", ...
+      remat: what the backward pass keeps of a block of the scan, see `dit.checkpointed`.
+    """
 
     num_heads: int
     depth: int
     norm: functools.partial
     dtype: DTypeLike
+    only_cross: bool = False
+    scanned: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Image, context: Float[Array, "batch context width"], mask: Mask | None = None) -> Image:
         batch, height, width, channels = x.shape
         h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
         h = Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
-        for layer in range(self.depth):
-            h = TransformerBlock(num_heads=self.num_heads, dtype=self.dtype, name=f"block_{layer}")(h, context, mask)
+        fields = {"num_heads": self.num_heads, "dtype": self.dtype, "only_cross": self.only_cross}
+        if self.scanned:
+            block = checkpointed(TransformerBlock, self.remat)(**fields, name="blocks")
+            loop = nn.scan(
+                lambda block, h, _: (block(h, context, mask), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.depth,
+            )
+            h, _ = loop(block, h, None)
+        else:
+            for layer in range(self.depth):
+                h = TransformerBlock(**fields, name=f"block_{layer}")(h, context, mask)
         return x + Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 

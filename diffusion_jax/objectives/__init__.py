@@ -11,7 +11,7 @@ from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
     vlb,
 )
 from diffusion_jax.objectives.denoising import Denoising, data_of
-from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective
+from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective, of_process
 from diffusion_jax.objectives.reconstruction import RECONSTRUCTIONS, ReconstructionLoss
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 
@@ -26,4 +26,5 @@ __all__ = [
     "ReconstructionLoss",
     "Weighting",
     "data_of",
+    "of_process",
 ]

@@ -65,12 +65,14 @@ NO_CONTEXT = Context()
 class Objective:
     """A training loss.
 
+    `process_kind` is the kind of process that the loss is of, as the process says it itself.
     `discrete` says what the denoiser takes: numbers (a `Denoiser`), or tokens (a `TokenDenoiser`).
     `needs` names the fields of `Context` that must not be None: of "target", "teacher", "aligned".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
     `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
     """
 
+    process_kind: ClassVar[str] = "gaussian"
     discrete: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     num_times: ClassVar[int] = 1
@@ -78,12 +80,13 @@ class Objective:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The groups of a config, of schedule, prediction, time_input and time_sampler, that have a part in training.
+        """The groups of a config that only some objectives read: times are drawn by one that has a `time_sampler`."""
+        return frozenset({"time_sampler"} & {field.name for field in dataclasses.fields(self)})
 
-        The first three are what the network's output means; times are drawn by an objective that has such a field.
-        """
-        drawn = {"time_sampler"} & {field.name for field in dataclasses.fields(self)}
-        return frozenset({"schedule", "prediction", "time_input"} | drawn)
+    @property
+    def reads_lpips(self) -> bool:
+        """Whether the objective's state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
+        return False
 
     @property
     def bounds_likelihood(self) -> bool:
@@ -147,3 +150,8 @@ class Objective:
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
+
+
+def of_process(kind: str) -> list[str]:
+    """The names of the objectives of a kind of process."""
+    return [name for name in OBJECTIVES if OBJECTIVES.example(name).process_kind == kind]

@@ -41,13 +41,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.denoising import Spec
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.schedulers import built
 from diffusion_jax.schedulers.arrays import like_data
 from diffusion_jax.schedulers.token_chains import TokenChain
-from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenDenoiser, TokenProcess, TokenSchedule
+from diffusion_jax.schedulers.tokens import TokenDenoiser, TokenProcess
 from diffusion_jax.specs import DATA
 
 _LEAST_IN_BOUNDS = 1e-4
@@ -57,14 +55,10 @@ _LEAST_IN_BOUNDS = 1e-4
 class TokenObjective(Objective):
     """Base: a process, and tokens of a batch."""
 
+    process_kind: ClassVar[str] = "tokens"
     discrete: ClassVar[bool] = True
 
     process: TokenProcess | TokenChain
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """None: the process is the objective's own."""
-        return frozenset()
 
     @property
     def bounds_likelihood(self) -> bool:
@@ -101,9 +95,15 @@ def _mean(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
 
+@OBJECTIVES.register("d3pm", example={"process": TokenChain(num_tokens=4, num_steps=6)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3PM(TokenObjective):
-    """Eq. (2) or (3); `cross_entropy_weight` is lambda, `vb_weight` 0 leaves only the cross-entropy."""
+    """D3PM with the hybrid loss, eq. (2) or (3).
+
+    `cross_entropy_weight` is lambda; `vb_weight` 0 leaves only the cross-entropy.
+    """
+
+    process_kind: ClassVar[str] = "token_chain"
 
     process: TokenChain
     cross_entropy_weight: float = 1e-3
@@ -179,14 +179,17 @@ class ContinuousTime(TokenObjective):
         return self.least_time + (1.0 - self.least_time) * key.fold_in("time").low_discrepancy()
 
 
+@OBJECTIVES.register("mdlm", example={"process": TokenProcess(num_tokens=4)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLM(ContinuousTime):
-    """Eq. (4)."""
+    """Masked diffusion, eq. (4)."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.process.has_mask:
-            raise UserError("mdlm is written for masks: noise must be 'mask'; for uniform noise use sedd")
+            raise UserError(
+                "mdlm is written for masks: noise of its process must be 'mask'; for uniform noise use sedd"
+            )
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -212,9 +215,10 @@ class MDLM(ContinuousTime):
         return self.process.schedule.rate(t) * kept / (1.0 - kept)
 
 
+@OBJECTIVES.register("sedd", example={"process": TokenProcess(num_tokens=4)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDD(ContinuousTime):
-    """Eq. (5)."""
+    """Score entropy, eq. (5). The authors' network hears sigma = -log kept: its process has `told` "sigma"."""
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -268,9 +272,10 @@ def log_ratios(
     return logits + like_data(jnp.log(kept) - jnp.log1p(-kept), logits)
 
 
+@OBJECTIVES.register("discrete_flow", example={"process": TokenProcess(num_tokens=4)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteFlow(ContinuousTime):
-    """The cross-entropy of x0."""
+    """Discrete flow matching with the mixture path: the cross-entropy of x0."""
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -282,54 +287,3 @@ class DiscreteFlow(ContinuousTime):
         loss = jnp.mean(_mean(costs))
         over_replaced = jnp.sum(costs * replaced) / jnp.maximum(jnp.sum(replaced), 1)
         return loss, {"loss": loss, "cross_entropy": over_replaced}
-
-
-@OBJECTIVES.register("d3pm", example={"num_tokens": 4, "num_steps": 6})
-def d3pm(
-    num_tokens: int = 256,
-    num_steps: int = 1000,
-    kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian",
-    cross_entropy_weight: float = 1e-3,
-    vb_weight: float = 1.0,
-    normalization: Literal["paper", "code"] = "paper",
-) -> D3PM:
-    """D3PM with the hybrid loss."""
-    return D3PM(
-        process=TokenChain(num_tokens=num_tokens, num_steps=num_steps, kind=kind),
-        cross_entropy_weight=cross_entropy_weight,
-        vb_weight=vb_weight,
-        normalization=normalization,
-    )
-
-
-@OBJECTIVES.register("mdlm", example={"num_tokens": 4})
-def mdlm(num_tokens: int = 256, token_schedule: Spec | TokenSchedule = "linear", least_time: float = 1e-3) -> MDLM:
-    """Masked diffusion."""
-    process = TokenProcess(schedule=built(TOKEN_SCHEDULES, token_schedule), num_tokens=num_tokens)
-    return MDLM(process=process, least_time=least_time)
-
-
-@OBJECTIVES.register("sedd", example={"num_tokens": 4})
-def sedd(
-    num_tokens: int = 256,
-    token_schedule: Spec | TokenSchedule = "linear",
-    noise: Literal["mask", "uniform"] = "mask",
-    least_time: float = 1e-3,
-) -> SEDD:
-    """Score entropy; the network hears sigma = -log kept, as in the authors' code."""
-    schedule = built(TOKEN_SCHEDULES, token_schedule)
-    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise, told="sigma")
-    return SEDD(process=process, least_time=least_time)
-
-
-@OBJECTIVES.register("discrete_flow", example={"num_tokens": 4})
-def discrete_flow(
-    num_tokens: int = 256,
-    token_schedule: Spec | TokenSchedule = "linear",
-    noise: Literal["mask", "uniform"] = "mask",
-    least_time: float = 1e-3,
-) -> DiscreteFlow:
-    """Discrete flow matching with the mixture path."""
-    schedule = built(TOKEN_SCHEDULES, token_schedule)
-    process = TokenProcess(schedule=schedule, num_tokens=num_tokens, noise=noise)
-    return DiscreteFlow(process=process, least_time=least_time)

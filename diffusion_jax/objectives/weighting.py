@@ -43,7 +43,7 @@ class Weighting:
         return self.x0_weight(schedule.log_snr(t)) * (schedule.sigma(t) / kind.determinant(schedule, t)) ** 2
 
 
-WEIGHTINGS: Registry[Weighting] = Registry("loss weighting")
+WEIGHTINGS: Registry[Weighting] = Registry("loss weighting", Weighting)
 
 
 @WEIGHTINGS.register("uniform")

@@ -122,18 +122,23 @@ def attention_by_example(
     value: Array,
     mask: Array | None = None,
     bias: Array | None = None,
+    segments: Array | None = None,
 ) -> Array:
     """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
 
-    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument, and a bias
-    of the logits, [heads or 1, queries, keys], the fifth; both may be None. Where tokens
-    are divided, a device gathers the keys and values of all tokens for its own queries, and sends back their gradients
-    summed: memory grows with the length, and nothing else is sent. The operation is not seen by the compiler's
-    partitioner, which can not divide a kernel written by hand.
+    All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument, a bias of the
+    logits, [heads or 1, queries, keys], the fifth, and the segments of tokens, [batch, tokens], the sixth, where they
+    are a pair, of the queries and of the keys; each may be None. Where tokens are divided, a device gathers the keys
+    and values of all tokens for its own queries, and sends back their gradients summed: memory grows with the length,
+    and nothing else is sent. The operation is not seen by the compiler's partitioner, which can not divide a kernel
+    written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    given = {"mask": mask, "bias": bias, "segments": segments}
+    extra = {name: value for name, value in given.items() if value is not None}
     if mesh.empty or mesh.size == 1:
-        return operation(query, key, value, *(() if mask is None and bias is None else (mask, bias)))
+        pair = None if segments is None else (segments, segments)
+        return operation(query, key, value, *((mask, bias, pair) if extra else ()))
     context, tensor = (mesh.shape.get(axis, 1) for axis in (CONTEXT, TENSOR))
     divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
     tokens = CONTEXT if divides else None
@@ -143,15 +148,15 @@ def attention_by_example(
 
     def local(query: Array, key: Array, value: Array, extra: dict[str, Array]) -> Array:
         if tokens:
-            key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
-            if "mask" in extra:
-                extra = {**extra, "mask": jax.lax.all_gather(extra["mask"], tokens, axis=1, tiled=True)}
-        return operation(query, key, value, *((extra.get("mask"), extra.get("bias")) if extra else ()))
+            of_keys = {name: extra[name] for name in ("mask", "segments") if name in extra}
+            key, value, of_keys = jax.lax.all_gather((key, value, of_keys), tokens, axis=1, tiled=True)
+        else:
+            of_keys = extra
+        pair = (extra["segments"], of_keys["segments"]) if "segments" in extra else None
+        return operation(query, key, value, *((of_keys.get("mask"), extra.get("bias"), pair) if extra else ()))
 
     spec = PartitionSpec((*(batch_spec(mesh, query.shape[0]) or ()), *single), tokens, heads)
-    given = {"mask": mask, "bias": bias}
-    extra = {name: value for name, value in given.items() if value is not None}
     of_bias = PartitionSpec(heads if bias is not None and bias.shape[0] > 1 else None, tokens)
-    of_extra = {name: {"mask": PartitionSpec(*spec[:2]), "bias": of_bias}[name] for name in extra}
+    of_extra = {name: of_bias if name == "bias" else PartitionSpec(*spec[:2]) for name in extra}
     sharded = jax.shard_map(local, in_specs=(spec, spec, spec, of_extra), out_specs=spec, check_vma=False)
     return sharded(query, key, value, extra)

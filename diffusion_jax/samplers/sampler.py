@@ -75,6 +75,8 @@ class State:
 class Sampler:
     """An update rule t -> s. A member gives `step`, and what of the rest differs from these defaults.
 
+    `process_kind` is the kind of process that the sampler is of, as the process says it itself.
+
     `order` is the order of convergence to the exact solution of the probability-flow ODE, of a sampler that draws no
     noise with its default options; the conformance tests measure it.
 
@@ -82,6 +84,7 @@ class Sampler:
     where the probability-flow ODE ends; "flow_map", called with a second time (see `schedulers.Denoiser`).
     """
 
+    process_kind: ClassVar[str] = "gaussian"
     order: ClassVar[int | None] = None
     denoiser_kind: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
 

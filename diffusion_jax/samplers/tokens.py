@@ -45,13 +45,14 @@ class TokenSamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSampler:
-    """A rule for one step t -> s, given the logits at t."""
+    """A rule for one step t -> s, given the logits at t; `process_kind` is the kind of process that it is of."""
 
+    process_kind: ClassVar[str] = "tokens"
     caches: ClassVar[bool] = False
 
     def check(self, process: Any, num_steps: int) -> None:
         """Raise UserError where the sampler cannot run on this process in so many steps."""
-        if not isinstance(process, TokenProcess):
+        if process.process_kind != self.process_kind:
             raise UserError(
                 f"sampler {type(self).__name__} runs in continuous time; for a d3pm chain use d3pm_ancestral"
             )
@@ -125,6 +126,8 @@ class D3PMAncestral(TokenSampler):
     the likeliest value, as the authors' code does (google-research, d3pm/images/diffusion_categorical.py, `p_sample`).
     """
 
+    process_kind: ClassVar[str] = "token_chain"
+
     last_step: Literal["draw", "argmax"] = "draw"
 
     def __post_init__(self):
@@ -132,7 +135,7 @@ class D3PMAncestral(TokenSampler):
             raise UserError(f"last_step of sampler d3pm_ancestral is 'draw' or 'argmax', got {self.last_step!r}")
 
     def check(self, process: Any, num_steps: int) -> None:
-        if not isinstance(process, TokenChain):
+        if process.process_kind != self.process_kind:
             raise UserError("sampler d3pm_ancestral needs a chain (objective d3pm); in continuous time use mdlm")
         if num_steps != process.num_steps:
             raise UserError(

@@ -12,7 +12,7 @@ from diffusion_jax.schedulers.gaussian_chain import ReverseSteps
 from diffusion_jax.schedulers.learned import LearnedSchedule, MonotoneGamma
 from diffusion_jax.schedulers.parameterization import INPUT_SCALES, TIME_INPUTS, Parameterization, built
 from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, Prediction, PredictionKind, corrupt
-from diffusion_jax.schedulers.process import PROCESSES, Process
+from diffusion_jax.schedulers.process import PROCESSES, Process, with_process
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 from diffusion_jax.schedulers.tables import space_timesteps
 from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, TimeGrid
@@ -52,4 +52,5 @@ __all__ = [
     "corrupt",
     "on_schedule",
     "space_timesteps",
+    "with_process",
 ]

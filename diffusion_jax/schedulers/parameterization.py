@@ -45,7 +45,7 @@ class TimeInput:
         raise NotImplementedError
 
 
-TIME_INPUTS: Registry[TimeInput] = Registry("time input")
+TIME_INPUTS: Registry[TimeInput] = Registry("time input", TimeInput)
 
 
 @TIME_INPUTS.register("discrete_index")
@@ -106,7 +106,7 @@ class InputScale:
         raise NotImplementedError
 
 
-INPUT_SCALES: Registry[InputScale] = Registry("input scale")
+INPUT_SCALES: Registry[InputScale] = Registry("input scale", InputScale)
 
 
 @INPUT_SCALES.register("identity")
@@ -141,6 +141,8 @@ class Parameterization:
 
     discrete: ClassVar[bool] = False
     """Whether what is diffused is tokens."""
+    process_kind: ClassVar[str] = "gaussian"
+    """What objectives and samplers say that they are of."""
 
     schedule: NoiseSchedule
     prediction: PredictionKind

@@ -62,7 +62,7 @@ class PredictionKind:
         return schedule.alpha(t) * b - schedule.sigma(t) * a
 
 
-PREDICTIONS: Registry[PredictionKind] = Registry("prediction")
+PREDICTIONS: Registry[PredictionKind] = Registry("prediction", PredictionKind)
 
 
 @PREDICTIONS.register("epsilon")

@@ -4,8 +4,8 @@
     tokens        kept or replaced, at any time    (`tokens.py`)
     token_chain   by matrices, in T steps          (`token_chains.py`)
 
-Every process has `denoiser(network_fn)`, and says with `discrete` whether it is of tokens. Objectives and samplers say
-which of the two they are of.
+Every process has `denoiser(network_fn)`, says with `discrete` whether it is of tokens, and with `process_kind` which of
+the three it is. Objectives and samplers say the same of themselves: what differs does not fit.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from diffusion_jax.schedulers.parameterization import InputScale, Parameterizati
 from diffusion_jax.schedulers.prediction import PredictionKind
 from diffusion_jax.schedulers.schedule import NoiseSchedule
 from diffusion_jax.schedulers.token_chains import TokenChain
-from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, TokenProcess, TokenSchedule
+from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES, OfTokens, TokenProcess, TokenSchedule
 
 Process = Parameterization | TokenProcess | TokenChain
 Spec = str | Mapping[str, Any]
 
-PROCESSES: Registry[Process] = Registry("process")
+PROCESSES: Registry[Process] = Registry("process", Parameterization, OfTokens)
 
 
 @PROCESSES.register(
@@ -33,7 +33,14 @@ def gaussian(
     time_input: Spec | TimeInput,
     input_scale: Spec | InputScale | None = None,
 ) -> Parameterization:
-    """xt = alpha x0 + sigma noise; what is left out of `input_scale` is what the prediction was made for."""
+    """xt = alpha x0 + sigma noise.
+
+    Args:
+      schedule: noise schedule, which gives alpha and sigma.
+      prediction: what the network's output means.
+      time_input: form in which the network is told the time.
+      input_scale: factor on the network's input; None for that which the prediction is made for.
+    """
     return Parameterization.build(
         schedule=schedule, prediction=prediction, time_input=time_input, input_scale=input_scale
     )
@@ -42,15 +49,25 @@ def gaussian(
 @PROCESSES.register("tokens", example={"num_tokens": 4})
 def tokens(
     num_tokens: int = 256,
-    schedule: Spec | TokenSchedule = "linear",
+    token_schedule: Spec | TokenSchedule = "linear",
     noise: Literal["mask", "uniform"] = "mask",
     told: Literal["", "scaled_t", "sigma", "nothing"] = "",
-    sequences: bool = False,
 ) -> TokenProcess:
     """Tokens in continuous time, replaced by the mask or by one of the values."""
-    return TokenProcess(
-        num_tokens=num_tokens, schedule=built(TOKEN_SCHEDULES, schedule), noise=noise, told=told, sequences=sequences
-    )
+    return TokenProcess(num_tokens=num_tokens, schedule=built(TOKEN_SCHEDULES, token_schedule), noise=noise, told=told)
 
 
-PROCESSES.register("token_chain", example={"num_tokens": 4, "num_steps": 6})(TokenChain)
+@PROCESSES.register("token_chain", example={"num_tokens": 4, "num_steps": 6})
+def token_chain(
+    num_tokens: int = 256,
+    num_steps: int = 1000,
+    kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian",
+    told: Literal["", "scaled_t", "nothing"] = "",
+) -> TokenChain:
+    """Tokens in T steps, each by a matrix of transitions."""
+    return TokenChain(num_tokens=num_tokens, num_steps=num_steps, kind=kind, told=told)
+
+
+def with_process(kind: str) -> list[str]:
+    """The names of the processes of a `kind`."""
+    return [name for name in PROCESSES if PROCESSES.example(name).process_kind == kind]

@@ -70,7 +70,7 @@ class NoiseSchedule:
         return 1.0
 
 
-SCHEDULES: Registry[NoiseSchedule] = Registry("noise schedule")
+SCHEDULES: Registry[NoiseSchedule] = Registry("noise schedule", NoiseSchedule)
 
 
 def _derivative(curve: Callable[[Array], Array], t: Array) -> Array:

@@ -77,7 +77,7 @@ class TimeSampler:
         return state
 
 
-TIME_SAMPLERS: Registry[TimeSampler] = Registry("time sampler")
+TIME_SAMPLERS: Registry[TimeSampler] = Registry("time sampler", TimeSampler)
 
 
 @TIME_SAMPLERS.register("uniform")

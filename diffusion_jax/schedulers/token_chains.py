@@ -16,7 +16,7 @@ Step n = 1 ... T here is step n - 1 of a table of betas; it sits at t = n / T.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +30,8 @@ from diffusion_jax.schedulers.tokens import OfTokens
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenChain(OfTokens):
     """The table above. The absorbing state is one of the K values, as in the paper's images."""
+
+    process_kind: ClassVar[str] = "token_chain"
 
     num_steps: int = 1000
     kind: Literal["uniform", "absorbing", "gaussian"] = "gaussian"

@@ -51,7 +51,7 @@ class TokenSchedule:
         return -jax.jvp(lambda t: jnp.log(self.kept(t)), (t,), (jnp.ones_like(t),))[1]
 
 
-TOKEN_SCHEDULES: Registry[TokenSchedule] = Registry("token schedule")
+TOKEN_SCHEDULES: Registry[TokenSchedule] = Registry("token schedule", TokenSchedule)
 
 
 @TOKEN_SCHEDULES.register("linear")
@@ -100,7 +100,7 @@ class OfTokens:
     least K].
 
     Attributes:
-      num_tokens: K.
+      num_tokens: K, the values that a token can have, without the mask.
       told: what the network hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t); or "nothing", always 0, as in
         MDLM, where the number of masks says it already; "" for "nothing" where there is a mask, else "scaled_t".
       sequences: whether tokens are handed over as they are.
@@ -109,6 +109,8 @@ class OfTokens:
 
     discrete: ClassVar[bool] = True
     """Whether what is diffused is tokens."""
+    process_kind: ClassVar[str] = "tokens"
+    """What objectives and samplers say that they are of."""
 
     num_tokens: int
     told: Literal["", "scaled_t", "sigma", "nothing"] = ""

@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.adapters import Adapter
 from diffusion_jax.conditioning import Conditioner, Conditioning
 from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders import Codec
+from diffusion_jax.models.autoencoders import Codec, DeepLevel
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.schedulers import NoiseSchedule, Parameterization, PredictionKind
 from diffusion_jax.schedulers.parameterization import InputScale, TimeInput
@@ -28,8 +29,8 @@ from diffusion_jax.specs import ConditionSpec, DataSpec
 from diffusion_jax.systems.model import Model
 
 BASES: list[type] = [
-    *(nn.Module, Codec, Conditioner, PromptTokenizer, Conditioning, DataSpec, ConditionSpec),
-    Model,
+    *(nn.Module, Codec, Conditioner, PromptTokenizer, Conditioning, DataSpec, ConditionSpec, DeepLevel),
+    *(Model, Adapter),
     *(NoiseSchedule, PredictionKind, TimeInput, InputScale, Parameterization, TokenSchedule, OfTokens),
 ]
 _PART, _ITEMS, _DTYPE, _ARRAY, _NUMBER = "part", "items", "dtype", "array", "number"

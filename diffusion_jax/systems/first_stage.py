@@ -4,6 +4,9 @@
          first_stage.json          the codec, its pictures, its fingerprint and its measurements
 
 A run writes them into its workdir when it is finished, the .json last: while it is missing there is no first stage.
+
+A published first stage is a folder of diffusers, with config.json and a file of tensors; of a folder with a whole
+pipeline it is the part `vae` (or `vqvae`). Its config has shift and scale, and it does not say which pictures it is of.
 """
 
 import dataclasses
@@ -19,15 +22,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, UInt8
 
+from diffusion_jax import weights
 from diffusion_jax.data import DatasetInfo, to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json, replace_file
-from diffusion_jax.models.autoencoders import CODECS, LearnedCodec
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.models.autoencoders import CODECS, Autoencoder, LearnedCodec
 from diffusion_jax.systems.groups import fingerprint
 from diffusion_jax.weights import read_state, write_state
 
 WEIGHTS, ABOUT = "first_stage.safetensors", "first_stage.json"
+PIPELINE, CONFIG = "model_index.json", "config.json"
 _BATCH = 64  # pictures at once
 
 
@@ -38,21 +42,16 @@ class FirstStageFolder:
     Attributes:
       path: the folder.
       codec: the codec.
-      info: the pictures that it was trained on.
+      info: the pictures that it was trained on; None where its folder does not say.
       fingerprint: of its parameters; what is kept of its latents is only of use with these.
       about: all of first_stage.json.
     """
 
     path: Path
-    codec: LearnedCodec
-    info: DatasetInfo
+    codec: Autoencoder
+    info: DatasetInfo | None
     fingerprint: str
     about: Mapping[str, Any]
-
-    @property
-    def latents(self) -> DataSpec:
-        """The form of its latents, of pictures like those it was trained on."""
-        return self.codec.spec(self.info.spec)
 
     def read_params(self) -> PyTree:
         """The codec's parameters, on the host.
@@ -86,6 +85,17 @@ class FirstStageFolder:
         return to_uint8(np.concatenate(found))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedFirstStage(FirstStageFolder):
+    """A first stage that lies in a folder of diffusers."""
+
+    def read_params(self) -> PyTree:
+        _, params = weights.read_component(self.path)
+        if fingerprint(params) != self.fingerprint:
+            raise UserError(f"the first stage in {self.path} is another than it was when it was first read")
+        return params
+
+
 def save_first_stage(
     folder: Path | str, codec: LearnedCodec, spec: Mapping[str, Any], params: PyTree, info: DatasetInfo, **about: Any
 ) -> FirstStageFolder:
@@ -109,11 +119,33 @@ def save_first_stage(
     return load_first_stage(folder)
 
 
+def _published(path: Path, dtype: DTypeLike) -> PublishedFirstStage | None:
+    """The first stage that a folder of diffusers holds; None if it is no such folder.
+
+    Raises:
+      UserError: its class is no first stage, or not known.
+    """
+    if os.path.lexists(path / PIPELINE):
+        parts = [path / name for name in ("vae", "vqvae") if (path / name).is_dir()]
+        if not parts:
+            raise UserError(f"the pipeline in {path} has no first stage: neither vae nor vqvae")
+        path = parts[0]
+    if not os.path.lexists(path / CONFIG):
+        return None
+    config = read_json(path / CONFIG)
+    if not isinstance(config, dict) or not weights.class_name(config):
+        return None
+    codec, params = weights.read_component(path, dtype)
+    if not isinstance(codec, Autoencoder):
+        raise UserError(f"{path} holds {weights.class_name(config)}, which is no first stage")
+    return PublishedFirstStage(path=path, codec=codec, info=None, fingerprint=fingerprint(params), about=config)
+
+
 def load_first_stage(folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> FirstStageFolder:
     """What first_stage.json in a folder says; its parameters are read when asked for.
 
     Args:
-      folder: the workdir of a finished training of a first stage.
+      folder: the workdir of a finished training of a first stage, or a published one, a folder of diffusers.
       dtype: what its activations shall be computed in.
 
     Raises:
@@ -124,16 +156,17 @@ def load_first_stage(folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> F
     if not path.is_dir():
         raise UserError(f"there is no first stage in {path}: no such folder")
     if not os.path.lexists(about):
+        if published := _published(path, dtype):
+            return published
         trained = (path / "config.json").is_file()
         mend = "finish its training" if trained else "train one, --config=configs/digits_autoencoder.py"
         raise UserError(f"there is no first stage in {path}, it has no {ABOUT}: {mend}")
     found = read_json(about)
     try:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in found["data"].items()}
-        info = DatasetInfo(**fields)
-        codec = CODECS.build(dict(found["codec"]), data_channels=info.image_shape[-1], dtype=dtype)
+        info = DatasetInfo.from_json(found["data"])
+        codec = CODECS.build(dict(found["codec"]), data_channels=info.spec.shape[-1], dtype=dtype)
         made = FirstStageFolder(path=path, codec=codec, info=info, fingerprint=str(found["fingerprint"]), about=found)
-        same = codec.learned and list(made.latents.shape) == found["latents"]
+        same = codec.learned and list(codec.spec(info.spec).shape) == found["latents"]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{about} is damaged: {error}") from error
     if not same:

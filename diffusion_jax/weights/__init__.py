@@ -1,7 +1,7 @@
 """Published weights in and out: files read without running anything in them, and total maps of names."""
 
 from diffusion_jax.weights import published
-from diffusion_jax.weights.components import COMPONENTS, Component, read_component
+from diffusion_jax.weights.components import COMPONENTS, Component, class_name, read_component
 from diffusion_jax.weights.diffusers_config import describe, network_spec, unknown_fields
 from diffusion_jax.weights.diffusers_schedulers import ASSUMED, Sampling, describe_sampling, read_sampling
 from diffusion_jax.weights.encoders import CLIP_SOURCE, DINOV2_SOURCE, Clip, read_clip, read_dinov2
@@ -32,6 +32,7 @@ __all__ = [
     "Sampling",
     "WeightMap",
     "bert_map",
+    "class_name",
     "describe",
     "describe_sampling",
     "find_format",

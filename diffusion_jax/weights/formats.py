@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import (
+    ConditionalUNet,
     DDiT,
     DiT,
     EDM2UNet,
@@ -26,6 +27,7 @@ from diffusion_jax.models import (
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.weights import edm_maps, transformer_maps, unet_maps
 from diffusion_jax.weights.names import State, WeightMap, same
+from diffusion_jax.weights.published import unet as conditional_unet
 
 
 def own(network: nn.Module) -> WeightMap:
@@ -70,6 +72,8 @@ FORMATS: Mapping[str, tuple[type[nn.Module], Callable[..., WeightMap]]] = {
     "guided_diffusion_new_order": (UNet, functools.partial(unet_maps.openai_unet, qkv="3hc")),
     "latent_diffusion": (UNet, unet_maps.ldm_unet),
     "diffusers_unet": (UNet, unet_maps.diffusers_unet),
+    "diffusers_conditional_unet": (ConditionalUNet, conditional_unet.diffusers_map),
+    "stable_diffusion": (ConditionalUNet, conditional_unet.original_map),
     "score_sde_ddpm": (UNet, unet_maps.score_sde_ddpm),
     "score_sde": (SongUNet, unet_maps.score_sde_ncsnpp),
     "edm": (SongUNet, edm_maps.edm_song),

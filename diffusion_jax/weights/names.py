@@ -33,6 +33,27 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cut:
+    """A tensor that is several parameters here: entries read and write its parts along an axis by their own names."""
+
+    name: str
+    axis: int
+    sizes: tuple[int, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        return tuple(f"{self.name}[{i}]" for i in range(len(self.sizes)))
+
+    def part(self, tensor: np.ndarray, number: int) -> np.ndarray:
+        """A part of the tensor; ValueError where the sizes are not its."""
+        if tensor.ndim <= self.axis or tensor.shape[self.axis] != sum(self.sizes):
+            raise ValueError(f"{self.name} has shape {tensor.shape}")
+        start = sum(self.sizes[:number])
+        return tensor.take(range(start, start + self.sizes[number]), self.axis)
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightMap:
     """All parameters of a network.
 
@@ -43,16 +64,25 @@ class WeightMap:
         float32 where they are no whole numbers.
       ignored: patterns of names of tensors that say nothing about the network.
       unwritten: constants that older files have and today's have not: they are compared on reading, and not written.
+      cuts: tensors whose parts are named in the entries.
     """
 
     entries: Mapping[Path, Entry | tuple[Entry, ...]]
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     def names(self) -> list[str]:
         """Every tensor that is read."""
-        return [name for entry in self._flat() for name in entry.names]
+        parts = self._parts
+        names = [parts[name][0].name if name in parts else name for entry in self._flat() for name in entry.names]
+        return list(dict.fromkeys(names))
+
+    @property
+    def _parts(self) -> dict[str, tuple[Cut, int]]:
+        """Of which tensor a named part is, and which part."""
+        return {name: (cut, i) for cut in self.cuts for i, name in enumerate(cut.parts)}
 
     def _flat(self) -> Iterator[Entry]:
         for entry in self.entries.values():
@@ -88,6 +118,7 @@ class WeightMap:
                 )
             )
         self._require_constants(state)
+        state = _WithParts(state, self._parts)
         params, wrong = {}, []
         for path, entry in self.entries.items():
             parts = entry if isinstance(entry, tuple) else (entry,)
@@ -96,7 +127,7 @@ class WeightMap:
             for part in parts:
                 value = _read(part, state)
                 if value is None or value.shape != shape:
-                    there = ", ".join(f"{name} {tuple(state[name].shape)}" for name in part.names)
+                    there = ", ".join(f"{name} {tuple(state.whole(name).shape)}" for name in part.names)
                     wrong.append(f"{there} for {'/'.join(path)} {shape}")
                 elif value.dtype.kind == "c":
                     wrong.append(f"{', '.join(part.names)} holds complex numbers")
@@ -129,12 +160,37 @@ class WeightMap:
             for part, ours in pairs:
                 tensors = [np.array(tensor, order="C") for tensor in part.write(ours)]
                 found.update(zip(part.names, tensors, strict=True))
+        for cut in self.cuts:
+            found[cut.name] = np.concatenate([found.pop(name) for name in cut.parts], axis=cut.axis)
         written = {name: value for name, value in self.constants.items() if name not in self.unwritten}
         constants = {
             name: value if value.dtype.kind in "iu" else np.asarray(value, np.float32)
             for name, value in written.items()
         }
         return {**found, **constants}
+
+
+class _WithParts(Mapping):
+    """Tensors by name, and parts of tensors by theirs."""
+
+    def __init__(self, state: State, parts: Mapping[str, tuple[Cut, int]]):
+        self._state, self._parts = state, parts
+
+    def whole(self, name: str) -> np.ndarray:
+        """The tensor, or that which the part is of."""
+        return self._state[self._parts[name][0].name if name in self._parts else name]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._parts:
+            return self._state[name]
+        cut, number = self._parts[name]
+        return cut.part(np.asarray(self._state[cut.name]), number)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:

@@ -31,8 +31,7 @@ from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample, sample_tokens
 from diffusion_jax.schedulers import (
     GRIDS,
-    PREDICTIONS,
-    SCHEDULES,
+    PROCESSES,
     TIME_SAMPLERS,
     Parameterization,
 )
@@ -61,6 +60,7 @@ class Family:
     prediction: str = "edm"
     time_input: str | Mapping[str, Any] = "quarter_log_sigma"
     time_sampler: str | Mapping[str, Any] = "log_normal"
+    tokens: Mapping[str, Any] | None = None  # a process of tokens, in the place of schedule, prediction and time input
     sampler: str | Mapping[str, Any] = "heun"
     grid: str = "uniform"
     steps: int = 18
@@ -80,7 +80,7 @@ def families(total_steps: int) -> list[Family]:
     moved = {**FLOW, "time_sampler": {"name": "uniform", "uniforms": "low_discrepancy"}}
     ct = recipe("consistency_training", last=40, total_steps=total_steps)
     pd = recipe("progressive_distillation", num_steps=8, weighting={"name": "edm", "sigma_data": 0.5})
-    tokens = {"num_tokens": CELLS}
+    tokens = {"name": "tokens", "num_tokens": CELLS}
     ict = recipe("ict", last=160, total_steps=total_steps)
     ect = recipe("ect", doubling=max(1, total_steps // 6))
     scm, scd = (recipe(name, warmup=total_steps // 3) for name in ("scm", "scd"))
@@ -89,7 +89,7 @@ def families(total_steps: int) -> list[Family]:
     # Of MeanFlow's times t = 1 and s = 0, the one jump of its sampler, must be seen often enough in a short training;
     # p = 0 is the plain mean square, as the adaptive weight is made for many dimensions, where errors are of one size.
     mean_times = {"name": "uniform", "uniforms": "low_discrepancy"}
-    chain = recipe("d3pm", num_steps=64, cross_entropy_weight=0.1, **tokens)
+    chain = {"name": "token_chain", "num_tokens": CELLS, "num_steps": 64}
     vdm_times = {"name": "uniform", "t_min": 0.0, "uniforms": "low_discrepancy"}
     start = {"taught": True, "starts_from_teacher": True}
     return [
@@ -148,12 +148,19 @@ def families(total_steps: int) -> list[Family]:
             time_sampler=mean_times,
             **flow_map,
         ),
-        Family(title="D3PM", objective=chain, sampler="d3pm_ancestral", steps=64),
-        Family(title="MDLM", objective=recipe("mdlm", **tokens), sampler="mdlm", steps=64),
-        Family(title="SEDD", objective=recipe("sedd", **tokens), sampler="sedd_analytic", steps=64),
+        Family(
+            title="D3PM",
+            objective=recipe("d3pm", cross_entropy_weight=0.1),
+            tokens=chain,
+            sampler="d3pm_ancestral",
+            steps=64,
+        ),
+        Family(title="MDLM", objective="mdlm", tokens=tokens, sampler="mdlm", steps=64),
+        Family(title="SEDD", objective="sedd", tokens=tokens, sampler="sedd_analytic", steps=64),
         Family(
             title="discrete flow matching",
-            objective=recipe("discrete_flow", noise="uniform", **tokens),
+            objective="discrete_flow",
+            tokens={**tokens, "noise": "uniform"},
             sampler="discrete_flow_euler",
             steps=64,
         ),
@@ -169,26 +176,27 @@ def moons(size: int, seed: int) -> np.ndarray:
 
 def trainable_of(family: Family, teacher: training.Trainable | None) -> training.Trainable:
     """The network, the meaning of its output, and the loss."""
-    objective = OBJECTIVES.build(
-        family.objective,
-        schedule=SCHEDULES.build(family.schedule),
-        prediction=PREDICTIONS.build(family.prediction),
-        time_sampler=TIME_SAMPLERS.build(family.time_sampler),
-    )
-    channels, out = 2, 4 if "hybrid" in family.title else 2
-    if objective.discrete:
-        process = dataclasses.replace(objective.process, told="scaled_t", scale=100.0)
+    if family.tokens:
+        process = dataclasses.replace(PROCESSES.build(family.tokens), told="scaled_t", scale=100.0)
+        objective = OBJECTIVES.build(family.objective, process=process)
         channels, out = process.channels(2)
     else:
         process = Parameterization.build(
             schedule=family.schedule, prediction=family.prediction, time_input=family.time_input
         )
+        objective = OBJECTIVES.build(
+            family.objective,
+            schedule=process.schedule,
+            prediction=process.prediction,
+            time_sampler=TIME_SAMPLERS.build(family.time_sampler),
+        )
+        channels, out = 2, 4 if "hybrid" in family.title else 2
     network = models.MODELS.build(
         "mlp", image_size=1, image_channels=channels, out_channels=out, num_times=objective.num_times
     )
     model = Model(
         data=DataSpec(kind="pixels", shape=(1, 1, 2)),
-        codec=Values(num_values=objective.process.num_tokens) if objective.discrete else Identity(),
+        codec=Values(num_values=process.num_tokens) if process.discrete else Identity(),
         network=network,
         process=process,
     )

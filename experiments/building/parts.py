@@ -22,8 +22,16 @@ from diffusion_jax.models.encoders import TEXT_ENCODERS
 from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
-from diffusion_jax.schedulers import GRIDS, PREDICTIONS, SCHEDULES, TIME_INPUTS, TIME_SAMPLERS
-from diffusion_jax.schedulers.tokens import TOKEN_SCHEDULES
+from diffusion_jax.schedulers import (
+    GRIDS,
+    INPUT_SCALES,
+    PREDICTIONS,
+    PROCESSES,
+    SCHEDULES,
+    TIME_INPUTS,
+    TIME_SAMPLERS,
+    TOKEN_SCHEDULES,
+)
 from experiments.ground.fields import REQUIRED, Field
 
 
@@ -41,15 +49,17 @@ TEXTS.register("text")(CONDITIONERS["text"])
 
 KINDS = (
     Kind("model", models.MODELS, ("image_size", "image_channels", "num_classes", "dtype")),
-    Kind("schedule", SCHEDULES),
-    Kind("prediction", PREDICTIONS),
-    Kind("time_input", TIME_INPUTS),
+    Kind("process", PROCESSES),
+    Kind("process.schedule", SCHEDULES),
+    Kind("process.prediction", PREDICTIONS),
+    Kind("process.time_input", TIME_INPUTS),
+    Kind("process.input_scale", INPUT_SCALES),
+    Kind("process.token_schedule", TOKEN_SCHEDULES),
     Kind("time_sampler", TIME_SAMPLERS),
-    Kind("objective", OBJECTIVES, ("schedule", "time_sampler")),
+    Kind("objective", OBJECTIVES, ("process", "schedule", "time_sampler")),
     Kind("codec", CODECS, ("data_channels", "dtype")),
     Kind("objective", RECONSTRUCTIONS),
     Kind("objective.weighting", WEIGHTINGS),
-    Kind("objective.token_schedule", TOKEN_SCHEDULES),
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
     Kind("data.augmentation", augmentations),
     Kind("data.options", datasets, ("split", "data_dir")),

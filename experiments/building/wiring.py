@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -21,17 +22,17 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
+    PROCESSES,
     SCHEDULES,
-    Parameterization,
     Process,
     TimeGrid,
     built,
 )
 from diffusion_jax.specs import DATA, FEATURES
-from experiments.building import checks, conditions
+from experiments.building import checks, conditions, fitting
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.latents import pictures_of
 from experiments.building.sources import Source, read_groups
@@ -39,7 +40,6 @@ from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
 from experiments.ground.fields import CODEC, FIELDS
 
-SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -141,9 +141,10 @@ class Experiment:
         spec = dict(self.config.model)
         if self.process.discrete:
             channels, spec["out_channels"] = self.process.channels(channels)
-        if self.info.is_text:
-            if spec["name"] != SEQUENCES:
-                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {SEQUENCES}")
+        if self.info.spec.kind == "tokens":
+            if spec["name"] not in models.reading_tokens():
+                fitting = " or ".join(models.reading_tokens())
+                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
         return models.MODELS.build(
@@ -185,17 +186,18 @@ class Experiment:
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss.
+        """The loss, which is given the process and what it consists of.
 
         Raises:
-          UserError: a part that there is not, or a group that it reads and the config does not have.
+          UserError: a part that there is not or that is of another process, or a group that the objective reads and the
+            config does not have.
         """
-        config, groups = self.config, ("schedule", "prediction", "time_sampler")
-        parts = {group: built(READ_BY_OBJECTIVES[group], config[group]) for group in groups if group in config}
-        made = OBJECTIVES.build(config.objective, **parts)
+        config, process = self.config, self.stated_process
+        fitting.require_objective(config.objective, process)
+        given = {field.name: getattr(process, field.name) for field in dataclasses.fields(process)}
+        drawn = {g: built(READ_BY_OBJECTIVES[g], config[g]) for g in READ_BY_OBJECTIVES if g in config}
+        made = OBJECTIVES.build(config.objective, **{**given, **drawn, "process": process})
         missing = [group for group in READ_BY_OBJECTIVES if group in made.reads and group not in config]
-        if missing and self.info.is_text:
-            raise UserError(f"objective {config.objective.name} is of images; the data is text: use mdlm or sedd")
         if missing:
             raise UserError(
                 f"objective {config.objective.name} reads {' and '.join(missing)}, which the config does not have"
@@ -203,15 +205,16 @@ class Experiment:
         return made
 
     @cached_property
+    def stated_process(self) -> Process:
+        """The process as the config has it, whatever the data is."""
+        return PROCESSES.build(self.config.process)
+
+    @cached_property
     def process(self) -> Process:
         """What is diffused, and what the network's input and output mean."""
-        if self.objective.discrete:
-            return dataclasses.replace(self.objective.process, sequences=self.info.is_text)
-        if self.info.is_text:
-            raise UserError(f"objective {self.config.objective.name} is of images; the data is text: use mdlm or sedd")
-        return Parameterization.build(
-            schedule=self.config.schedule, prediction=self.config.prediction, time_input=self.config.time_input
-        )
+        process = self.stated_process
+        fitting.require_data(self.info.spec, process)
+        return dataclasses.replace(process, sequences=self.info.spec.kind == "tokens") if process.discrete else process
 
     @cached_property
     def codec(self) -> Codec:
@@ -310,13 +313,14 @@ class Experiment:
         """Placement on the devices."""
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
-        if name == "pmap":
-            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
-                raise UserError(
-                    "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
-                )
-            return parallel.LAYOUTS.build(name)
-        return parallel.LAYOUTS.build({"name": name, **spec}, devices=self.devices)
+        known = inspect.signature(parallel.LAYOUTS[name]).parameters
+        without = [axis for axis in ("fsdp", "tensor", "context") if axis not in known]
+        if any(spec[axis] != 1 for axis in without):
+            raise UserError(
+                f"parallel.strategy={name} knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
+            )
+        read = {axis: value for axis, value in spec.items() if axis in known}
+        return parallel.LAYOUTS.build({"name": name, **read}, devices=self.devices)
 
     @property
     def validation_size(self) -> int:
@@ -395,18 +399,13 @@ class Experiment:
             ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
             target = state.target and {**state.target, **_copies(started)}
             state = state.replace(params={**state.params, **started}, ema=ema, target=target)
-        if not self.needs_lpips:
+        if not self.objective.reads_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
         placed = jax.tree.map(
             lambda x, old: jax.device_put(jnp.asarray(x), old.sharding), params, state.objective_state
         )
         return state.replace(objective_state=placed)
-
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS, whose weights are in files."""
-        return getattr(self.objective, "distance", "") == "lpips"
 
     @property
     def augment_slot(self) -> int:
@@ -452,8 +451,7 @@ class Experiment:
 
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
-        dtype = np.int32 if self.info.is_text else np.float32
-        batch = {DATA: np.zeros((rows, *self.info.image_shape), dtype)}
+        batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:
@@ -470,16 +468,15 @@ class Experiment:
         Raises:
           UserError: no such sampler, or one that does not fit what the objective trains.
         """
-        registry = DISCRETE_SAMPLERS if self.process.discrete else SAMPLERS
-        sampler = registry.build(name or self.config.sampling.sampler)
+        sampler = fitting.built_sampler(name or self.config.sampling.sampler, self.process)
         if self.process.discrete:
             return sampler
         made, wanted = self.objective.makes, sampler.denoiser_kind
         if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
-            fitting = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
+            others = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
             raise UserError(
                 f"sampler {name or self.config.sampling.sampler.name} wants a {wanted}, and objective "
-                f"{self.config.objective.name} trains a {made}: use {', '.join(fitting)}"
+                f"{self.config.objective.name} trains a {made}: use {', '.join(others)}"
             )
         return sampler
 

@@ -20,7 +20,6 @@ A command states its flags before it imports anything heavy, so that `--help` an
 
 import contextlib
 import errno
-import importlib.util
 import inspect
 import logging
 import os
@@ -28,7 +27,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import RunError, UserError
+from experiments.ground import compilation
 from experiments.ground.config_files import (
     call_get_config,
     complete_config,
@@ -59,11 +58,13 @@ from experiments.ground.options import (
     host_and_port,
     number_text,
     path_of,
+    spoken,
     template,
     whole_number,
 )
 
 __all__ = [
+    "CACHE_MEANING",
     "MOST_COUNT",
     "MOST_SAMPLES",
     "MOST_SEED",
@@ -83,13 +84,16 @@ __all__ = [
     "number_text",
     "path_of",
     "run",
+    "spoken",
     "template",
     "whole_number",
     "writable_directory",
 ]
 
-_CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-_CONVOLUTION_FLAG_KNOWN = ("0.10.2",)  # jaxlib
+
+CACHE = "compilation_cache"
+CACHE_MEANING = compilation.MEANING
+"""Name and meaning of a flag that commands which compile have, a boolean that is true by default."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -116,12 +120,14 @@ def begin(options: Flags) -> None:
         options.read(sys.argv)
     except UserError as error:
         sys.exit(_fail(error, 2))
+    if CACHE in options:
+        compilation.keep_programs(options[CACHE])
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run `main(argv)` after `begin`, and exit by the contract above."""
     _quiet()
-    _quicken_cpu()
+    compilation.quicken_cpu()
     _on_signals(_stop)
     code = _guarded(main)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends
@@ -169,7 +175,7 @@ def _of_system(error: OSError) -> tuple[str, int]:
 
 def _fail(error: Exception | str, code: int) -> int:
     with contextlib.suppress(OSError):  # stderr may be closed too
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {spoken(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     _leave_stdout()
     return code
 
@@ -203,21 +209,6 @@ def _end_at_once(number: int, frame: Any) -> None:
 
 def _stop(number: int, frame: Any) -> None:
     raise Stopped(number)
-
-
-def _quicken_cpu() -> None:
-    """Let XLA run convolutions on all cores, where it is known how: on CPU, before JAX starts.
-
-    Measured with `benchmarks.models`: the train step of DDPM's U-Net is 1.5 times as fast. An XLA flag that a version
-    does not know ends the process, so it is given only to those that were tried; XLA_FLAGS that name it win.
-    """
-    accelerated = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"))
-    flags_there = os.environ.get("XLA_FLAGS", "")
-    only_cpu = os.environ.get("JAX_PLATFORMS", "") in ("cpu", "") and not accelerated
-    if only_cpu and metadata.version("jaxlib") in _CONVOLUTION_FLAG_KNOWN and _CONVOLUTION_FLAG not in flags_there:
-        os.environ["XLA_FLAGS"] = (
-            f"{flags_there} {_CONVOLUTION_FLAG}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION".strip()
-        )
 
 
 def _quiet() -> None:

@@ -5,6 +5,7 @@ stderr, so that a command's own output stays as it is.
 """
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -22,7 +23,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_bytes
 from experiments.ground import fields
+from experiments.ground.renamed import with_new_names
 
+HOME = Path(__file__).parents[2]
+"""Where `experiments` and `configs` lie: a clone, or a folder of that name in the installed package:"""
+INSTALLED = "_runner"
+CONFIGS = HOME / "configs"
 _LARGEST = 2**22  # bytes of a config file
 
 
@@ -53,17 +59,43 @@ def load_config(name: str) -> ConfigDict:
     return call_get_config(load_config_module(file), file, *arguments)
 
 
+def require_clone(what: str) -> None:
+    """Raise UserError where the runner is installed: `what` writes pages of the repository, which only a clone has."""
+    if HOME.name == INSTALLED:
+        raise UserError(f"{what} writes to docs/ of a clone, and this is an installation: run it in a clone")
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a config: the path of a file that there is, else of the config in configs/ of that name.
+
+    `digits_unet`, `digits_unet.py` and `configs/digits_unet.py` name the same one, from any directory.
+    """
+    path = Path(expanded(str(name)))
+    if os.path.isfile(path) or path.is_absolute() or ".." in path.parts:
+        return path
+    shipped = CONFIGS / f"{str(path).removeprefix('configs/').removesuffix('.py')}.py"
+    return shipped if os.path.isfile(shipped) else path
+
+
+def _near(path: Path) -> str:
+    """What to say of a config that there is not: the name in configs/ that is like it."""
+    known = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in sorted(CONFIGS.rglob("*.py"))]
+    asked = path.as_posix().removeprefix("configs/").removesuffix(".py")
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
+    return f", and no config of that name; did you mean {near[0]}?" if near else ""
+
+
 def load_config_module(path: str | Path) -> dict[str, Any]:
     """The names that a config file defines, when it is run.
 
     Raises:
       UserError: no file, no Python, or it fails or exits; the message names the file.
     """
-    path = Path(expanded(str(path)))
+    path = find_config(path)
     try:
         source = read_bytes(path, limit=_LARGEST)
     except UserError as error:
-        missing = "no such file" if not os.path.lexists(path) else one_line(error)
+        missing = f"no such file{_near(path)}" if not os.path.lexists(path) else one_line(error)
         raise UserError(f"can not read --config={path}: {missing}") from error
     name = f"config_{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
     module = types.ModuleType(name)
@@ -109,7 +141,7 @@ def complete_config(config: Any, path: str | Path) -> None:
             "not an ml_collections.ConfigDict"
         )
     flatten(config)  # which a config within itself has no end of
-    fields.complete(config)
+    fields.complete(with_new_names(config))
 
 
 @contextlib.contextmanager

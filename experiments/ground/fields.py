@@ -116,7 +116,9 @@ FIELDS: Mapping[str, Field] = {
     "evaluation.prompt": Field(str, "a photo of a {}", ANY, "text of a class for clip_score, with {} for its name"),
     "evaluation.likelihood_images": Field(int, 1_000, STEPS, "held-out examples for bits per dimension, at most"),
     "evaluation.bins": Field(int, 256, Bounds(low=2, high=2**16), "values of a pixel, for bits per dimension"),
-    "first_stage.path": Field(str, "", ANY, "folder of a trained first stage, whose latents are diffused; empty: none"),
+    "first_stage.path": Field(
+        str, "", ANY, "folder of a first stage, trained here or of diffusers, whose latents are diffused; empty: none"
+    ),
     "first_stage.online": Field(bool, False, ANY, "encode in every step; False: the data is prepared latents"),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
@@ -127,9 +129,12 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
     "model": (REQUIRED, "network"),
-    "schedule": (ABSENT, "noise schedule"),
-    "prediction": (ABSENT, "what the network's output means"),
-    "time_input": (ABSENT, "form in which the network is told the time"),
+    "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),
+    "process.schedule": (ABSENT, "noise schedule"),
+    "process.prediction": (ABSENT, "what the network's output means"),
+    "process.time_input": (ABSENT, "form in which the network is told the time"),
+    "process.input_scale": (ABSENT, "factor on the network's input; without it that which the prediction is made for"),
+    "process.token_schedule": (ABSENT, "share of the tokens that is kept at a time"),
     "time_sampler": (ABSENT, "distribution of the times in training"),
     "objective": (REQUIRED, "loss"),
     "optimizer": ({}, "optimizer, beside the runner's own fields of that group"),
@@ -143,7 +148,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "sampling.inversion": ({"name": "ddim"}, "way from pictures to noise, of its tasks edit and invert"),
 }
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
-OF_DENOISERS = frozenset({"model", "sampling.sampler", "sampling.steps"})
+OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.steps"})
 """What has no default and a config of a first stage leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""

@@ -21,9 +21,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError
-from experiments.ground.config_files import expanded, flatten, load_config, one_line
+from experiments.ground.config_files import HOME, INSTALLED, expanded, flatten, load_config, one_line
 from experiments.ground.described import described
 from experiments.ground.fields import PARTS
+from experiments.ground.renamed import new_flags
 
 MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
@@ -49,6 +50,12 @@ class Flags:
         self._described: dict[str, str] = {}
         self._argv: list[str] = []
         self._config: ConfigDict | None = None
+        self._about_arguments = ""
+        self.arguments: list[str] = []
+
+    def take_arguments(self, name: str, meaning: str) -> None:
+        """Let the command take words that are no flags: `arguments` holds them, `name` stands for them in the help."""
+        self._about_arguments = f"{name} ...\n{meaning}"
 
     def integer(
         self, name: str, default: int | None, meaning: str, *, lower: int = 0, upper: int = MOST_COUNT
@@ -132,7 +139,10 @@ class Flags:
 
     def config(self) -> flags.FlagHolder:
         """--config, a file with `get_config()`; any field is overridden by --config.a.b=value."""
-        meaning = "file of the config, for example configs/digits_unet.py; FILE:TEXT hands the text to its get_config"
+        meaning = (
+            "file of the config, or the name of one in configs/, for example digits_unet or papers/edm_cifar10; "
+            "FILE:TEXT hands the text to its get_config"
+        )
         self._describe("config", None, f"{meaning}; --config.group.field=VALUE sets a field", "a path")
         holder = config_flags.DEFINE_config_file("config", None, meaning, flag_values=self._values, sys_argv=self._argv)
         self._values["config"].parser = _Loaded(lambda: self._config)
@@ -154,14 +164,21 @@ class Flags:
             if "config" in self._values:
                 self._config = self._named_config(argv)
                 known = [] if self._config is None else list(flatten(self._config))
+                argv = self._argv[:] = new_flags(argv, self._objective())
             rest = self._values(argv)
         except UserError:
             raise
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
-            objective = "" if self._config is None else self._config.objective.get("name", "")
-            raise UserError(_explain(argv, known, error, objective)) from error
-        if len(rest) > 1:
+            raise UserError(_explain(argv, known, error, self._objective())) from error
+        self.arguments = list(rest[1:])
+        if self.arguments and not self._about_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
+
+    def _objective(self) -> str:
+        """The name of the config's objective; "" where there is none."""
+        spec = self._config.get("objective") if self._config is not None else ""
+        name = spec.get("name") if isinstance(spec, ConfigDict) else spec
+        return name if isinstance(name, str) else ""
 
     def assume_defaults(self) -> None:
         """Read no command line: the flags of a module that is imported have their default values."""
@@ -188,7 +205,8 @@ class Flags:
         """What the command does, its flags, and the fields of the config that the command line names."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         lines = [self.text, "", f"Flags of python -m {spec.name if spec else os.path.basename(argv[0])}:", ""]
-        for text in self._described.values():
+        lines = [spoken(line) for line in lines]
+        for text in filter(None, (self._about_arguments, *self._described.values())):
             head, _, meaning = text.partition("\n")
             lines += [f"  {head}", _indented(meaning)]
         try:
@@ -228,6 +246,13 @@ class Flags:
         shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
         said = "" if shown in (None, "") or "by default" in meaning else f"; by default {shown}"
         self._described[name] = f"--{name}=VALUE\n{meaning} ({allowed}){said}"
+
+
+def spoken(text: str) -> str:
+    """A text with the commands in it as this process was started: `python -m experiments.X` or `diffusion-jax X`."""
+    if HOME.name != INSTALLED and "diffusion_jax.console" not in sys.modules:
+        return text
+    return re.sub(r"python -m experiments\.(\w+)", lambda found: f"diffusion-jax {found[1].replace('_', '-')}", text)
 
 
 def _indented(text: str) -> str:

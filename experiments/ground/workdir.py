@@ -23,7 +23,8 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
 from experiments.ground.config_files import flatten, import_parts
 from experiments.ground.fields import complete, runner
-from experiments.ground.renamed import with_new_names
+from experiments.ground.options import spoken
+from experiments.ground.renamed import names_in_hashes, with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
 OWNER = "owner.json"  # beside the checkpoints: whose they are
@@ -89,15 +90,15 @@ def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
         for name, value in fields.items()
         if not name.startswith(tuple(without)) and (name not in by_default or by_default[name] != value)
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(names_in_hashes(kept), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config by dotted name, without where files and folders lie.
 
-    A field that the config of an earlier version does not have has its default.
+    A field that the config of an earlier version does not have has its default, and one of another name has today's.
     """
-    fields = {**defaults(), **flatten(ConfigDict(config))}
+    fields = {**defaults(), **flatten(with_new_names(ConfigDict(config)))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
     kind, colon, _ = str(fields["data.dataset"]).partition(":")
     if colon and kind in AT_A_PATH:
@@ -325,10 +326,9 @@ def read_info(workdir: Path | str) -> DatasetInfo:
     path = Path(workdir) / "data.json"
     fields = read_json(path)
     try:
-        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        known = DatasetInfo(**{**fields, **tuples})
-    except TypeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        known = DatasetInfo.from_json(fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     is_folder = str(known.name).startswith("folder:")  # runs of before have the path in the name
     return dataclasses.replace(known, name="folder") if is_folder else known
 
@@ -367,7 +367,7 @@ def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
         **versions,
         "commit": _commit(),
         "num_parameters": num_parameters,
-        "command": shlex.join(["python", "-m", "experiments.train", *_lasting(sys.argv[1:])]),
+        "command": spoken(shlex.join(["python", "-m", "experiments.train", *_lasting(sys.argv[1:])])),
     }
     replace_file(Path(workdir) / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
 

@@ -24,6 +24,7 @@ COLORS = 8  # of the style sheet; further curves begin again
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 48, 14, 10, 30
 _MARK = 6  # pixels that a marker needs around it
 _SMOOTH_FROM = 40  # points: shorter curves are drawn as they are
+_FEW, _MOST_MARKED = 15, 100  # points: curves of at most so many are marked, the second where each point counts
 _MOST_POINTS = 500
 _LOG_FROM = 12.0  # ratio of the largest value to the smallest
 
@@ -259,7 +260,7 @@ class _Curve:
             raw=thin(steps, values) if smoothed else None,
             line=thin(steps, line),
             range=[bulk, line, values - errors, values + errors] if errors.any() else [bulk, line],
-            dots=len(values) <= _SMOOTH_FROM,
+            dots=len(values) <= (_MOST_MARKED if one.sparse else _FEW),
             joined=one.joined,
             dashed=one.dashed,
         )
@@ -399,6 +400,8 @@ def _log_ticks(y: _Axis) -> list[float]:
         ticks = [m * 10.0**e for e in exponents for m in multiples if y.low <= m * 10.0**e <= y.high]
         if len(ticks) >= 4:
             break
+    if len(ticks) < 3:  # less than a decade
+        ticks = _ticks(y.low, y.high, 5)
     every = -(-len(ticks) // 7)
     return [float(f"{tick:.12g}") for tick in ticks[::every]]
 

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from experiments.reports.tables import Cell, Column, Table
 Group = dict[str, int | float]
 
 _MISSING = "–"
+_CLASS = re.compile(r"class_\d+")
 
 
 def _facts(metric: str) -> Facts:
@@ -58,8 +60,28 @@ def headline(groups: Mapping[str, Group]) -> list[tuple[str, str, str]]:
         facts = _facts(name)
         if facts.headline and facts.headline in group:
             value = _formatted(group[facts.headline], facts.number(facts.headline).kind)
-            cards.append((html.escape(facts.title), value, html.escape(_note(facts, group))))
+            cards.append((facts.title, value, _note(facts, group)))
     return cards
+
+
+def rows(groups: Mapping[str, Group]) -> dict[tuple[str, str], str]:
+    """Every number of some metrics for people, with its 95% interval where there is one, by (metric, what it is)."""
+    found = {}
+    for name, group in groups.items():
+        facts = _facts(name)
+        for key in _plain(group):
+            number, interval = facts.number(key), _interval(key, group)
+            text = _formatted(group[key], number.kind)
+            if interval:
+                text += f" ({_formatted(interval[0], number.kind)} to {_formatted(interval[1], number.kind)})"
+            found[facts.title, number.label] = text
+    return found
+
+
+def _plain(group: Group) -> list[str]:
+    """The numbers of a metric but for bounds of intervals, counts and those of single classes."""
+    bounds = {f"{key}_{end}" for key in group if _interval(key, group) for end in ("low", "high")}
+    return [key for key in group if key not in bounds and not key.startswith("num_") and not _CLASS.fullmatch(key)]
 
 
 def _note(facts: Facts, group: Group) -> str:
@@ -89,15 +111,14 @@ def evaluation_section(groups: Mapping[str, Group], settings: Mapping[str, Any])
 
 def _metric(name: str, group: Group) -> str:
     facts = _facts(name)
-    classes = {key.removeprefix("class_"): v for key, v in group.items() if key[:6] == "class_" and key[6:].isdecimal()}
-    bounds = {f"{key}_{end}" for key in group if _interval(key, group) for end in ("low", "high")}
+    classes = {key.removeprefix("class_"): value for key, value in group.items() if _CLASS.fullmatch(key)}
+    bounds = any(_interval(key, group) for key in group)
     counts = [key for key in group if key.startswith("num_")]
-    plain = [key for key in group if key not in bounds | set(counts) and key.removeprefix("class_") not in classes]
     columns = [Column("Measure", names_row=True), Column("Value", number=True)]
     if bounds:
         scale = "<span>0</span><span>100%</span>"
         columns += [Column("95% interval", number=True, kind="between"), Column("", kind="range", drawn=scale)]
-    rows = [_row(key, group, facts, with_interval=bool(bounds)) for key in plain]
+    rows = [_row(key, group, facts, with_interval=bounds) for key in _plain(group)]
     table = Table.of(columns, rows).html(kind="" if bounds else "narrow")
     paragraph = f'<p class="about">{html.escape(facts.about)}</p>' if facts.about else ""
     return (

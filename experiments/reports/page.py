@@ -13,7 +13,9 @@ from experiments.reports.style import STYLE
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], *, top: str = "") -> str:
+def page(
+    title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], *, top: str = "", refresh: int = 0
+) -> str:
     """A page that loads nothing from anywhere.
 
     Args:
@@ -22,7 +24,9 @@ def page(title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], 
       lead: one line below it, as HTML.
       sections: headings and their HTML; those without any are left out.
       top: HTML above the list of sections.
+      refresh: seconds after which the page loads itself again; 0: never.
     """
+    again = f' data-refresh="{refresh}"' if refresh else ""
     sections = [(heading, body) for heading, body in sections if body]
     links = "".join(f'<a href="#{_anchor(heading)}">{escape(heading)}</a>' for heading, _ in sections)
     body = "".join(
@@ -32,7 +36,7 @@ def page(title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], 
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · diffusion_jax</title><style>{STYLE}</style></head><body><main>"
+        f"<title>{escape(title)} · diffusion_jax</title><style>{STYLE}</style></head><body{again}><main>"
         f'<header><p class="over">{escape(over)}</p><h1>{escape(title)}</h1>'
         f'<p class="lead">{lead}</p></header>'
         f"{top}<nav>{links}</nav>{body}</main><script>{SCRIPT}</script></body></html>\n"

@@ -11,12 +11,11 @@ part is optional; what the workdir lacks is not shown, what cannot be read is na
                         interval of `<name>`, `class_<k>` belongs to a class; "settings": how the samples were drawn
     neighbours.png      pairs, a sample above its nearest training image
     environment.json    object; its `command` is the command to resume
+    status.json         what the run is doing (`reports/live.py`)
 """
 
 import json
-import math
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,16 @@ from typing import Any
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
 from experiments.ground.progress import format_seconds
+from experiments.ground.writers import METRICS_FILE
 from experiments.reports.charts import Chart, Series, format_number
-from experiments.reports.metrics import evaluation_section, headline
+from experiments.reports.metrics import evaluation_section
 from experiments.reports.page import escape, image_element, page
 from experiments.reports.run import Run, flatten
+from experiments.reports.summary import commands, numbers, throughput, training_seconds
 from experiments.reports.tables import Column, Table
 
 _AT_RANDOM = "Drawn at random; none was picked by hand."
+_REFRESH_SECONDS = 15
 _MOST_PICTURES = 24  # in the strip; evenly chosen, the last one always
 
 
@@ -44,12 +46,18 @@ def write_report(workdir: str | os.PathLike) -> Path:
     if not Path(workdir).is_dir():
         raise UserError(f"no such workdir: {workdir}")
     path = Path(workdir) / "report.html"
-    replace_file(path, _render(Run(workdir)).encode())
+    replace_file(path, render(workdir).encode(), make_folder=False)
     return path
 
 
-def _render(run: Run) -> str:
+def is_run(workdir: str | os.PathLike) -> bool:
+    """Whether a directory holds what a run leaves."""
+    return any((Path(workdir) / name).is_file() for name in ("config.json", METRICS_FILE))
+
+
+def render(workdir: str | os.PathLike) -> str:
     """The page."""
+    run = Run(workdir)
     sections = [
         ("Loss", _loss(run)),
         ("Reconstructions" if run.reconstructs else "Samples", _samples(run)),
@@ -63,7 +71,30 @@ def _render(run: Run) -> str:
     ]
     problems = "".join(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems)
     name = run.path.resolve().name
-    return page(name, "diffusion_jax run", _summary(run), sections, top=problems + _cards(run))
+    refresh = _REFRESH_SECONDS if run.is_under_way else 0
+    top = problems + _status(run) + _cards(run)
+    return page(name, "diffusion_jax run", _summary(run), sections, top=top, refresh=refresh)
+
+
+def _status(run: Run) -> str:
+    """What the run does now, or why it ended before its end; nothing of a finished one."""
+    state, step, steps = (run.status.get(name) for name in ("state", "step", "steps"))
+    if state not in ("training", "evaluating", "stopped", "failed"):
+        return ""
+    at = f" at step {step:,} of {steps:,}" if isinstance(step, int) and isinstance(steps, int) else ""
+    mend = "The command to resume it, below, goes on from the last checkpoint."
+    if state == "failed":
+        return f'<p class="problem"><b>Stopped by an error{at}.</b> {escape(run.status.get("error", ""))}</p>'
+    if state == "stopped":
+        return f'<p class="status"><b>Stopped{at}.</b> {mend}</p>'
+    if not run.is_under_way:
+        return f'<p class="problem"><b>Ended{at} without a word, as by a kill.</b> {mend}</p>'
+    what = "Training" if state == "training" else "Trained; the samples are being drawn and judged"
+    left, written = run.status.get("seconds_left"), run.status.get("written")
+    about = f", about {format_seconds(left)} left" if isinstance(left, int | float) else ""
+    at = at if state == "training" else ""
+    since = f' <time data-written="{written}" class="unit"></time>' if isinstance(written, int | float) else ""
+    return f'<p class="status"><b>{what}{at}</b>{about}. This page loads itself again as the run goes on.{since}</p>'
 
 
 def _summary(run: Run) -> str:
@@ -71,10 +102,11 @@ def _summary(run: Run) -> str:
     config = run.config
     model, data = _named(config.get("codec" if run.reconstructs else "model")), _named(config.get("data"))
     parts = [f"{model} on {data}" if model and data else model or data]
-    prediction, schedule = _named(config.get("prediction")), _named(config.get("schedule"))
-    objective = config.get("objective")
-    if isinstance(objective, dict) and "num_tokens" in objective:  # a process of its own, without those two
-        parts.append(f"{_named(objective)} objective")
+    process = config.get("process")
+    process = process if isinstance(process, dict) else {}
+    prediction, schedule = _named(process.get("prediction")), _named(process.get("schedule"))
+    if not prediction and not schedule:  # a process of tokens has neither
+        parts.append(f"{_named(config.get('objective'))} objective")
     else:
         parts.append(
             ", ".join(filter(None, [prediction and f"{prediction} prediction", schedule and f"{schedule} schedule"]))
@@ -96,41 +128,11 @@ def _named(spec: Any) -> str:
 
 def _cards(run: Run) -> str:
     """The numbers to see first: label, value, a note below it."""
-    cards = []
-    for name, label in (("loss", "Training loss"), ("validation_loss", "Validation loss")):
-        steps, values = run.column(name)
-        if values:
-            note = f"mean of the last {min(len(values), 10)} rows" if name == "loss" and len(values) > 1 else ""
-            value = sum(values[-10:]) / len(values[-10:]) if name == "loss" else values[-1]
-            finite = [i for i, one in enumerate(values) if math.isfinite(one)]
-            best = min(finite, key=values.__getitem__, default=None)
-            if not math.isfinite(value):
-                note = (
-                    f"not finite at step {steps[-1]:,}" if not math.isfinite(values[-1]) else "not finite in some rows"
-                )
-            elif name != "loss" and len(values) > 1:
-                note = (
-                    "the lowest so far" if best == len(values) - 1 else f"lowest {values[best]:.4g} at {steps[best]:,}"
-                )
-            cards.append((label, format_number(float(f"{value:.4g}")) if math.isfinite(value) else "–", note))
-    cards += headline(run.groups)
-    speed = _throughput(run)
-    if speed:
-        seconds = _training_seconds(run)
-        cards.append(
-            (
-                f"Speed, {run.unit}",
-                f"{format_number(round(speed))}<small>/s</small>",
-                f"{seconds} of training" if seconds else "",
-            )
-        )
-    parameters = run.environment.get("num_parameters")
-    if isinstance(parameters, int):
-        cards.append(("Parameters", f"{parameters / 1e6:.4g} <small>M</small>", ""))
     tiles = "".join(
-        f'<div class="card"><div class="label">{label}</div><div class="value">{value}</div>'
-        f'<div class="note">{note}</div></div>'
-        for label, value, note in cards
+        f'<div class="card"><div class="label">{escape(one.label)}</div><div class="value">{escape(one.value)}'
+        f"{f'<small>{escape(one.unit)}</small>' if one.unit else ''}</div>"
+        f'<div class="note">{escape(one.note)}</div></div>'
+        for one in numbers(run)
     )
     return f'<div class="cards">{tiles}</div>' if tiles else ""
 
@@ -219,32 +221,16 @@ def _neighbours(run: Run) -> str:
     return f'<p class="about">{about}</p><figure>{image}</figure>' if image else ""
 
 
-def _throughput(run: Run) -> float | None:
-    """Median of the logged images per second."""
-    _, values = run.column("images_per_second", run.timings)
-    return sorted(values)[len(values) // 2] if values else None
-
-
-def _training_seconds(run: Run) -> str:
-    """Time spent in training steps: batch size times steps over images per second, row by row."""
-    batch = run.train_field("batch_size")
-    steps, rates = run.column("images_per_second", run.timings)
-    if not batch or not steps:
-        return ""
-    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
-    return format_seconds(sum(batch * n / rate for n, rate in zip(lengths, rates, strict=True) if rate > 0))
-
-
 def _speed_and_environment(run: Run) -> str:
     rows: dict[str, Any] = {}
-    if _training_seconds(run):
-        rows["time in training steps"] = _training_seconds(run)
+    if training_seconds(run):
+        rows["time in training steps"] = training_seconds(run)
     _, compiling = run.column("compile_seconds", run.timings)
     if compiling:
         starts = "" if len(compiling) == 1 else f" in {len(compiling)} starts"
         rows["compilation"] = format_seconds(sum(compiling)) + starts
-    if _throughput(run):
-        rows[f"median {run.unit} per second"] = format_number(round(_throughput(run)))
+    if throughput(run):
+        rows[f"median {run.unit} per second"] = format_number(round(throughput(run)))
     known = {"step", "images_per_second", "compile_seconds"}
     for name in sorted({name for row in run.timings for name in row} - known):
         _, values = run.column(name, run.timings)
@@ -285,24 +271,9 @@ def _configuration(run: Run) -> str:
 
 
 def _commands(run: Run) -> str:
-    workdir = f"--workdir={shlex.quote(run.given)}"
-    resume = run.environment.get("command")
-    if not isinstance(resume, str):
-        resume = f"python -m experiments.train --config=<the config file> {workdir}"
-    metrics = ",".join(name for name in run.groups if name != "latents") or "class_accuracy,nearest_neighbours"
-    draw = ("Draw more samples", f"python -m experiments.sample {workdir} --num_samples=64")
-    if run.reconstructs:
-        stage = f"--first_stage={shlex.quote(run.given)}"
-        draw = ("Encode a data set", f"python -m experiments.prepare_latents {stage} --out=<a new folder>")
-    commands = {
-        draw[0]: draw[1],
-        "Evaluate again": f"python -m experiments.evaluate {workdir} --metrics={metrics}",
-        "Resume the run": resume,
-        "Browse the curves": f"tensorboard --logdir={shlex.quote(run.given)}",
-    }
     return "".join(
         f'<h3>{title}</h3><div class="command"><code>{escape(command)}</code><button type="button">Copy</button></div>'
-        for title, command in commands.items()
+        for title, command in commands(run).items()
     )
 
 

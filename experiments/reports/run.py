@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 from experiments.reports.charts import Series
 from experiments.reports.metrics import read_groups
 
+STATUS_FILE = "status.json"
 _HELD_OUT = re.compile(r"^(validation|valid|val|eval|test)[_/]")
 
 
@@ -25,6 +28,7 @@ class Run:
         self.problems: list[str] = []
         self.config = self._json("config.json")
         self.environment = self._json("environment.json")
+        self.status = self._json(STATUS_FILE)
         self.groups, self.settings = read_groups(self._json("evaluation.json"))
         self.metrics = self._rows(METRICS_FILE)
         self.timings = self._rows(TIMINGS_FILE)
@@ -64,14 +68,31 @@ class Run:
     @property
     def unit(self) -> str:
         """What an example is."""
-        group = self.config.get("data")
-        is_text = isinstance(group, dict) and group.get("dataset") == "text"
-        return "sequences" if is_text else "images"
+        try:
+            return DatasetInfo.from_json(self._json("data.json")).spec.unit
+        except (TypeError, KeyError, AttributeError):  # the file is missing or damaged
+            return "images"
 
     @property
     def reconstructs(self) -> bool:
         """Whether a first stage was trained, whose pictures are pairs."""
         return "codec" in self.config
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the process that wrote the status may still run; of one on another machine nobody can tell."""
+        process = self.status.get("process")
+        if self.status.get("state") not in ("training", "evaluating"):
+            return False
+        if self.status.get("host") != socket.gethostname() or not isinstance(process, int) or process <= 0:
+            return True
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # it is another user's
+            return True
+        return True
 
     @property
     def step(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The script of the pages of reports: charts that answer, pictures by step, columns that sort, commands to copy.
+"""The script of the pages of reports: charts, pictures by step, columns that sort, a page that loads itself.
 
 It is put into the page, which loads nothing from anywhere. A chart is there without it, drawn by reports/charts.py; the
 script draws it again from the numbers beside it, at the width that it has on the screen, so that its text keeps its
@@ -33,6 +33,7 @@ const logTicks = (low, high) => {
       for (const m of multiples) { const v = m * 10 ** e; if (v >= low && v <= high) found.push(+v.toPrecision(12)); }
     if (found.length >= 4) break;
   }
+  if (found.length < 3) found = roundTicks(low, high, 5);
   return found.filter((_, i) => i % Math.ceil(found.length / 7) === 0);
 };
 const scale = (low, high, start, end, log) => {
@@ -201,7 +202,19 @@ class Chart {
     this.tip.style.top = (this.svg.getBoundingClientRect().top - this.figure.getBoundingClientRect().top + 12) + 'px';
   }
 }
-document.querySelectorAll('figure.chart').forEach((figure, i) => new Chart(figure, i));
+const charts = [...document.querySelectorAll('figure.chart')].map((figure, i) => new Chart(figure, i));
+if (document.body.dataset.refresh) setInterval(() => {
+  if (!document.hidden && !charts.some(chart => chart.range)) location.reload();
+}, 1000 * document.body.dataset.refresh);
+for (const when of document.querySelectorAll('time[data-written]')) {
+  const say = () => {
+    const seconds = Math.max(0, Math.round(Date.now() / 1000 - when.dataset.written));
+    const ago = seconds < 90 ? seconds + ' s' : seconds < 5400 ? Math.round(seconds / 60) + ' min'
+      : Math.round(seconds / 3600) + ' h';
+    when.textContent = 'Written ' + ago + ' ago' + (seconds < 180 ? '.' : ': the run may have ended meanwhile.');
+  };
+  say(); setInterval(say, 1000);
+}
 for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.querySelectorAll('thead th')], body = table.tBodies[0], first = [...body.rows];
   const key = (row, k) => {

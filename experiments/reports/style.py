@@ -39,6 +39,8 @@ p { margin: 0 0 14px; max-width: 74ch; }
 p.about { color: var(--soft); font-size: 14px; }
 .problem { background: var(--warn-page); color: var(--warn); padding: 10px 14px; border-radius: 6px; margin: 20px 0 0;
   font-size: 14px; max-width: none; }
+.status { background: var(--panel); padding: 10px 14px; border-radius: 6px; margin: 20px 0 0; font-size: 14px;
+  max-width: none; }
 figure { margin: 16px 0 0; }
 figure.chart { position: relative; }
 figure.chart figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 16px; font-size: 13.5px;

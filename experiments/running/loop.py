@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Loop:
       record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
         --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; `frozen`,
         the fingerprints of the frozen groups.
+      watch: is told of every row that was logged, with the step and whether pictures were drawn.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Loop:
         writer: RunWriter,
         checkpointer: training.Checkpointer,
         record: dict[str, Any],
+        watch: Callable[..., None] = lambda step, *, drawn: None,
     ):
         self.experiment, self.config, self.layout = experiment, experiment.config, experiment.layout
         self.directory, self.writer, self.checkpointer = directory, writer, checkpointer
         self.place = workdir.Place.of(directory, checkpointer.directory) if parallel.is_primary() else workdir.Place()
         self.observer = Observer(experiment, directory, writer, self.place)
+        self.watch = watch
         self.branch: int | None = record["branch"]
         self.extended: list[int] = record.get("extended", [])
         self.frozen: dict[str, Any] = record.get("frozen", {})
@@ -92,7 +95,7 @@ class Loop:
         batches = self.experiment.pipeline.batches(
             start_step=start, process_index=layout.host_index, process_count=layout.host_count
         )
-        unit = "sequences" if self.experiment.info.is_text else "images"
+        unit = self.experiment.info.spec.unit
         progress = ProgressBar(total=config.train.steps, start=start, unit=unit, primary=primary)
         profiling = profile(self.directory, num_steps=profile_steps, first_step=start + 10, primary=primary)
         stop.arm()
@@ -115,6 +118,9 @@ class Loop:
                     measured |= self._look(step, running, last)
                     if saves or stops:
                         self._save(step, running, measured)
+                    drawn = due(step, config.log.sample_every)
+                    if logs or drawn:
+                        self.watch(step, drawn=drawn)
                 if logs:
                     self._clock = (time.perf_counter(), step)
                 if stops and not last:
@@ -300,8 +306,9 @@ class Observer:
         with contextlib.suppress(OSError):  # in the workdir as it is: one that was removed is not brought back
             (self.directory / "samples").mkdir(exist_ok=True)
         path = self.directory / "samples" / f"step_{step:07d}"
-        if self.experiment.info.is_text:
+        kind = self.experiment.shown.spec.kind
+        if kind == "tokens":
             save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"), make_folder=False)
-        if self.experiment.shown.is_image:
+        if kind == "pixels":
             evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"), make_folder=False)
             self.writer.write_images(step, {"samples": images[:64]})

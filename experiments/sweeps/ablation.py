@@ -29,8 +29,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
 from experiments.ground import workdir
-from experiments.ground.config_files import call_get_config, flatten, guarded, load_config_module
+from experiments.ground.config_files import call_get_config, find_config, flatten, guarded, load_config_module
 from experiments.ground.fields import PARTS
+from experiments.ground.renamed import new_field_names
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
@@ -110,7 +111,7 @@ class Ablation:
         Raises:
           UserError: no such file, or something in it is missing or does not fit; the message says what.
         """
-        path, module = Path(path), load_config_module(path)
+        path, module = find_config(path), load_config_module(path)
         sweeps = {name.removeprefix("sweep_"): function for name, function in module.items() if name[:6] == "sweep_"}
         if not callable(module.get("get_config")) or not sweeps:
             raise UserError(f"{path} is no ablation: it needs get_config() and at least one sweep_<axis>()")
@@ -205,7 +206,7 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
       UserError: the config has no such field, or one of another type.
     """
     config = config.copy_and_resolve_references()
-    for name, value in overrides.items():
+    for name, value in new_field_names(overrides).items():
         if name in PARTS and "." not in name and (value is None) == (name in config):
             with config.unlocked():
                 if value is None:

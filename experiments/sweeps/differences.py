@@ -60,14 +60,15 @@ def behaviour(config: ConfigDict) -> str:
     Raises:
       UserError: the config names an unknown objective, or an unknown part of one.
     """
-    objective = Experiment(config).objective
+    experiment = Experiment(config)
+    objective = experiment.objective
     tokens = objective.discrete
     read = workdir.to_json(config)
     for group, registry in READ_BY_OBJECTIVES.items():
         spec = read.pop(group, None)
         if group in objective.reads:
             read[group] = with_defaults(registry, spec)
-    read["objective"] = repr(objective)
+    read["process"], read["objective"] = repr(experiment.stated_process), repr(objective)
     read["model"] = with_defaults(MODELS, read["model"])
     sampling = read["sampling"]
     sampling["sampler"] = with_defaults(DISCRETE_SAMPLERS if tokens else SAMPLERS, sampling["sampler"])

@@ -244,9 +244,10 @@ def _require_text(launcher: str, name: str, value: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Of this process, with this code to be found from any directory."""
+    """Of this process, with this code to be found from any directory, also one that has an `experiments` of its own."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, paths)]))}
+    paths = dict.fromkeys([str(ROOT), *filter(None, paths)])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def _cause(error: Exception) -> str:

@@ -96,9 +96,9 @@ def sweep_axis():
 """
 _OTHERS = {
     "time_sampler": {"name": "uniform", "t_min": 0.3},
-    "schedule": {"name": "ddpm_linear"},
-    "prediction": {"name": "x0"},
-    "time_input": {"name": "t"},
+    "process.schedule": {"name": "ddpm_linear"},
+    "process.prediction": {"name": "x0"},
+    "process.time_input": {"name": "t"},
     "sampling.grid": {"name": "quadratic"},
 }
 
@@ -107,12 +107,21 @@ _OTHERS = {
     ("objective", "group"),
     [
         *itertools.product(("consistency_training", "ict", "progressive_distillation"), ("time_sampler",)),
-        *itertools.product(("d3pm", "mdlm", "sedd", "discrete_flow"), _OTHERS),
+        *itertools.product(("d3pm", "mdlm", "sedd", "discrete_flow"), ("time_sampler", "sampling.grid")),
     ],
 )
 def test_an_axis_over_what_the_objective_does_not_read_is_refused(file, objective, group):
     file.write_text(_UNREAD.format(objective=objective, group=group, value=_OTHERS[group]))
     with pytest.raises(UserError, match=rf"sets {group}, which objective .* does not read"):
+        Ablation.read(file)
+
+
+@pytest.mark.parametrize("group", ["process.schedule", "schedule", "prediction", "time_input"])
+def test_an_axis_over_what_another_process_has_is_refused(file, group):
+    """Also by the names of earlier versions."""
+    value = _OTHERS[group if group in _OTHERS else f"process.{group}"]
+    file.write_text(_UNREAD.format(objective="mdlm", group=group, value=value))
+    with pytest.raises(UserError, match=r"the config has no field 'process\.\w+'; known: .*process\.num_tokens"):
         Ablation.read(file)
 
 

@@ -13,6 +13,7 @@ from configs.digits_unet import get_config
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import UNet, init_params
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.weights import weight_map, write_state
 from experiments.ground import workdir
 from tests.processes import ROOT, TINY
@@ -60,8 +61,8 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
     assert "thresholding=True is not here" in out
     config = workdir.read_config(run)
     schedule = {"name": "scaled_linear", "num_steps": 500, "beta_start": 0.001, "beta_end": 0.02}
-    assert config.schedule.to_dict() == schedule
-    assert (config.prediction.name, config.time_input.num_steps) == ("v", 500)
+    assert config.process.schedule.to_dict() == schedule
+    assert (config.process.prediction.name, config.process.time_input.num_steps) == ("v", 500)
     assert (config.sampling.sampler.name, config.sampling.grid.name) == ("dpmpp_2m", "dpm_linspace")
     command.run("sample", f"--workdir={run}", "--num_samples=2", "--steps=4")
 
@@ -73,7 +74,7 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     out, _ = command.run("convert", f"--source={back}", f"--target={again}")
     assert "assumed" not in out
-    for group in ("model", "schedule", "prediction", "time_input"):
+    for group in ("model", "process"):
         assert workdir.read_config(again)[group].to_dict() == config[group].to_dict()
     error = command.fails("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
     assert "has a config.json already" in error
@@ -123,7 +124,7 @@ def test_weights_can_be_used_without_their_data(command, tmp_path):
 
 def test_the_number_of_examples_is_known_once_the_data_is_there(tmp_path):
     config = get_config()
-    info = DatasetInfo(name="cifar10", split="train", num_examples=0, image_shape=(32, 32, 3))
+    info = DatasetInfo(name="cifar10", split="train", num_examples=0, spec=DataSpec(kind="pixels", shape=(32, 32, 3)))
     workdir.claim(tmp_path, config, info)
     prepared = dataclasses.replace(info, num_examples=50_000)
     workdir.claim(tmp_path, config, prepared)

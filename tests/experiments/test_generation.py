@@ -101,7 +101,7 @@ def test_guided_by_itself_is_not_guided(drawn):
 @pytest.mark.slow
 def test_a_guide_on_another_schedule(drawn, data_dir):
     """The levels are matched: a network that returns its input's own estimate does so on any schedule."""
-    fields = {"schedule.sigma_max": 40.0}
+    fields = {"process.schedule.sigma_max": 40.0}
     worse = other_experiment(data_dir, **fields)
     same = other_experiment(data_dir)
     params = random_params(worse, seed=1)
@@ -121,9 +121,9 @@ def test_a_shortcut_model_is_sampled_at_the_lengths_that_it_is_trained_at(data_d
     experiment = other_experiment(
         data_dir,
         **{
-            "schedule": {"name": "rectified_flow"},
-            "prediction": {"name": "velocity"},
-            "time_input": {"name": "t"},
+            "process.schedule": {"name": "rectified_flow"},
+            "process.prediction": {"name": "velocity"},
+            "process.time_input": {"name": "t"},
             "time_sampler": {"name": "uniform"},
             "objective": {"name": "shortcut", "base_steps": 4},
             "model.num_times": 2,

@@ -29,9 +29,7 @@ BAD = (
 # What is built of each group, as `Experiment.check` builds it.
 BUILT = {
     "model": lambda e: e.network,
-    "schedule": lambda e: (e.objective, e.process),
-    "prediction": lambda e: (e.objective, e.process),
-    "time_input": lambda e: (e.objective, e.process),
+    "process": lambda e: (e.objective, e.process),
     "time_sampler": lambda e: e.objective,
     "objective": lambda e: e.objective,
     "optimizer": lambda e: e.optimizer,

@@ -85,7 +85,7 @@ def test_a_sampler_for_another_kind_of_network_is_refused(data_dir):
         Experiment(config).check()
     tokens = config_of("mdlm", data_dir)
     tokens.sampling.sampler = ConfigDict({"name": "heun"})
-    with pytest.raises(UserError, match="unknown sampler of tokens"):
+    with pytest.raises(UserError, match=r"heun is of process gaussian, and process\.name is tokens: use .*mdlm"):
         Experiment(tokens).check()
 
 

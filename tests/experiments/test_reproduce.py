@@ -54,12 +54,12 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
         config.data.features = str(smoke.write_features(config, tmp_path))
     experiment = Experiment(config)
     experiment.check()
-    for group in ("schedule", "prediction", "time_input"):
-        assert (group in config) == (group in paper.config)
-        assert group not in config or config[group] == paper.config[group]
+    assert set(config.process) == set(paper.config.process)
+    for field, value in config.process.items():
+        assert field in ("num_tokens", "num_steps") or value == paper.config.process[field]
     assert config.objective.name == paper.config.objective.name
     assert config.sampling.sampler == paper.config.sampling.sampler
-    assert math.prod(experiment.info.image_shape) == 64
+    assert math.prod(experiment.info.spec.shape) == 64
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_signal_long_after_a_validation(command, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert int(out.split("at step ")[1].split(",")[0]) >= 40
+    assert "Stopped at step" in (workdir / "report.html").read_text()
 
 
 def test_signal_before_the_first_step(command, tmp_path):
@@ -91,6 +92,7 @@ def test_one_trainer_in_a_workdir_and_readers_do_no_harm(command, tmp_path):
         for _ in range(3):
             command.run("sample", f"--workdir={workdir}", "--num_samples=2", f"--out={tmp_path}/x.npz")
         assert process.poll() is None, process.communicate()[1]
+        assert "<b>Training at step" in (workdir / "report.html").read_text(), "from the first pictures on"
     finally:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -202,3 +204,7 @@ def test_logged_rows_are_complete_and_in_order(finished):
         "denoising.png",
     }
     assert f"report:  {workdir}/report.html" in out
+    end = out[out.index("Training loss") :]
+    assert "Class accuracy" in end
+    assert f"python -m experiments.sample --workdir={workdir}" in end, "what to do next"
+    assert len(end.splitlines()) < 20

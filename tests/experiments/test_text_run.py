@@ -16,6 +16,10 @@ SMALL = (
     *("--config.sampling.steps=8", "--config.sampling.batch_size=16", "--config.evaluation.likelihood_images=48"),
     *("--config.log.validate_every=0", "--config.checkpoint.keep_best=0", "--config.log.sample_every=30"),
 )
+FLOW = {
+    "name": "gaussian",
+    **{"schedule": "rectified_flow", "prediction": "velocity", "time_input": "t"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,15 @@ def test_samples_and_evaluations_of_a_run(run, command):
     ("changes", "message"),
     [
         ({"model": {"name": "dit", "patch_size": 1}}, "model 'dit' is of images; the data is text: use model ddit"),
-        ({"objective": {"name": "mdlm", "num_tokens": 300}}, "objective.num_tokens is 300; the text has 256 tokens"),
-        ({"objective": {"name": "flow_matching"}}, "objective flow_matching is of images; the data is text"),
+        ({"process": {"name": "tokens", "num_tokens": 300}}, "process.num_tokens is 300; the text has 256 tokens"),
+        (
+            {"objective": {"name": "flow_matching"}},
+            "flow_matching is of process gaussian, and process.name is tokens, which fits objective discrete_flow",
+        ),
+        (
+            {"process": FLOW, "objective": {"name": "flow_matching"}, "time_sampler": {"name": "uniform"}},
+            "process.name is gaussian, which is of numbers; the data is text: use process tokens or token_chain",
+        ),
     ],
 )
 def test_what_does_not_fit_text_is_named(data_dir, changes, message):

@@ -14,6 +14,8 @@ from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Parameterization
 from tests.samplers.closed_form import Gaussian
 
+CHAIN = {"name": "token_chain", "num_tokens": 4, "num_steps": 6}
+UNIFORM = {"name": "tokens", "num_tokens": 4, "noise": "uniform"}
 RECIPES = {
     "v": {"name": "denoising", "schedule": "cosine", "time_sampler": "uniform", "prediction": "v"},
     "min_snr": {"name": "denoising", "prediction": "v", "weighting": {"name": "min_snr", "gamma": 5.0}},
@@ -26,10 +28,10 @@ RECIPES = {
     "sd3": {"name": "flow_matching", "time_sampler": {"name": "logit_normal", "uniforms": "low_discrepancy"}},
     "vdm_discrete": {"name": "vdm", "num_steps": 10, "bins": 16, "learned": True, "fixed_ends": True},
     "guided_meanflow": {"name": "meanflow", "omega": 0.5, "kappa": 0.25},
-    "d3pm_uniform": {"name": "d3pm", "kind": "uniform", "num_tokens": 4, "num_steps": 6},
-    "d3pm_absorbing": {"name": "d3pm", "kind": "absorbing", "num_tokens": 4, "num_steps": 6},
-    "sedd_uniform": {"name": "sedd", "noise": "uniform", "num_tokens": 4},
-    "discrete_flow_uniform": {"name": "discrete_flow", "noise": "uniform", "num_tokens": 4},
+    "d3pm_uniform": {"name": "d3pm", "process": {**CHAIN, "kind": "uniform"}},
+    "d3pm_absorbing": {"name": "d3pm", "process": {**CHAIN, "kind": "absorbing"}},
+    "sedd_uniform": {"name": "sedd", "process": UNIFORM},
+    "discrete_flow_uniform": {"name": "discrete_flow", "process": UNIFORM},
 }
 ALL = [*RECIPES, *OBJECTIVES]
 SHAPE = (4, 4, 1)

@@ -317,8 +317,13 @@ def test_reflow_pairs_make_straight_paths():
         ({"name": "progressive_distillation", "num_steps": 0}, "num_steps >= 1"),
         ({"name": "vdm", "schedule": "vp_sde"}, "use vdm_linear"),
         ({"name": "vlb", "schedule": "edm"}, "use ddpm_linear"),
-        ({"name": "mdlm", "num_tokens": 1}, "num_tokens must be a whole number of at least 2"),
-        ({"name": "d3pm", "kind": "mask"}, "'absorbing'"),
+        (
+            {"name": "mdlm", "process": {"name": "tokens", "num_tokens": 1}},
+            "num_tokens must be a whole number of at least 2",
+        ),
+        ({"name": "mdlm", "process": {"name": "tokens", "noise": "uniform"}}, "must be 'mask'"),
+        ({"name": "mdlm", "process": "token_chain"}, "process must be a TokenProcess, it is a TokenChain"),
+        ({"name": "d3pm", "process": {"name": "token_chain", "kind": "mask"}}, "'absorbing'"),
     ],
     ids=str,
 )

@@ -100,7 +100,7 @@ def test_d3pm_posterior_is_bayes_rule(kind):
 @pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
 def test_d3pm_perfect_model_has_no_kl_and_uniform_logits_cost_log2_k(kind):
     chain = TokenChain(num_tokens=4, num_steps=6, kind=kind)
-    objective = OBJECTIVES.build({"name": "d3pm", "kind": kind, "num_tokens": 4, "num_steps": 6})
+    objective = OBJECTIVES.build({"name": "d3pm", "process": chain})
     x0 = draws(12)
     step = jnp.asarray(np.tile(np.arange(1, 7), 2))
     xt = chain.corrupt(x0, step, keys(12))
@@ -115,7 +115,8 @@ def test_d3pm_perfect_model_has_no_kl_and_uniform_logits_cost_log2_k(kind):
 def test_the_hybrid_loss_by_paper_and_by_code(kind):
     """The paper's bound is a sum over T steps, the code's their mean; both terms are in bits in both."""
     x0, logits = draws(64), jax.random.normal(jax.random.key(4), (64, 8, 4))
-    spec = {"name": "d3pm", "kind": kind, "num_tokens": 4, "num_steps": 50, "cross_entropy_weight": 0.01}
+    chain = {"name": "token_chain", "kind": kind, "num_tokens": 4, "num_steps": 50}
+    spec = {"name": "d3pm", "process": chain, "cross_entropy_weight": 0.01}
     found = {}
     for normalization in ("paper", "code"):
         objective = OBJECTIVES.build({**spec, "normalization": normalization})
@@ -149,19 +150,19 @@ def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_doe
 @pytest.mark.parametrize("name", ["mdlm", "sedd", "discrete_flow"])
 def test_times_of_tokens_begin_at_a_thousandth(name):
     """t = 0.001 + 0.999 u, the authors' sampling_eps."""
-    objective = OBJECTIVES.build({"name": name, "num_tokens": 4})
+    objective = OBJECTIVES.build({"name": name, "process": process()})
     t = np.sort(objective.times(keys(1000)))
     np.testing.assert_allclose(np.diff(t), 0.999 / 1000, rtol=1e-2)
     assert 1e-3 <= t[0] < 2e-3 + 1e-6
     assert t[-1] < 1
-    other = OBJECTIVES.build({"name": name, "num_tokens": 4, "least_time": 0.25})
+    other = OBJECTIVES.build({"name": name, "process": process(), "least_time": 0.25})
     assert 0.25 <= np.min(other.times(keys(1000))) < 0.251
     with pytest.raises(UserError, match="least_time"):
-        OBJECTIVES.build({"name": name, "num_tokens": 4, "least_time": 0.0})
+        OBJECTIVES.build({"name": name, "process": process(), "least_time": 0.0})
 
 
 def test_mdlm_weight_is_one_over_t_and_a_uniform_guess_costs_log_v():
-    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 50257})
+    objective = OBJECTIVES.build({"name": "mdlm", "process": {"name": "tokens", "num_tokens": 50257}})
     t = jnp.linspace(0.05, 1.0, 20)
     np.testing.assert_allclose(objective.weight(t), 1 / t, rtol=1e-5)
     masked = 1 - objective.process.schedule.kept(t)
@@ -169,7 +170,7 @@ def test_mdlm_weight_is_one_over_t_and_a_uniform_guess_costs_log_v():
 
 
 def test_mdlm_known_tokens_cost_nothing_and_the_bound_is_the_entropy():
-    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
+    objective = OBJECTIVES.build({"name": "mdlm", "process": process()})
     batch = {"data": draws(20000)}
     seen = {}
 
@@ -188,7 +189,7 @@ def test_mdlm_known_tokens_cost_nothing_and_the_bound_is_the_entropy():
 @pytest.mark.parametrize("noise", ["mask", "uniform"])
 def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
     """Not negative, zero for the ratios given x0, and in the mean least for the marginal ratios."""
-    objective = OBJECTIVES.build({"name": "sedd", "num_tokens": 4, "noise": noise})
+    objective = OBJECTIVES.build({"name": "sedd", "process": process(noise)})
     x0, t = draws(64), jnp.full((64,), 0.5)
     xt, _ = objective.process.corrupt(x0, t, keys(64))
     if noise == "uniform":
@@ -208,7 +209,7 @@ def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
 
 def test_discrete_flow_is_least_at_the_posterior():
     for noise in ("mask", "uniform"):
-        objective = OBJECTIVES.build({"name": "discrete_flow", "num_tokens": 4, "noise": noise})
+        objective = OBJECTIVES.build({"name": "discrete_flow", "process": process(noise)})
         batch = {"data": draws(20000)}
         best = objective.loss(x0_posterior(noise), batch, keys(20000))[0]
         other = lambda xt, t, n=noise: x0_posterior(n)(xt, t) + 0.3 * jnp.arange(4.0)  # noqa: E731
@@ -329,8 +330,7 @@ ENTROPY = -np.sum(P * np.log(P))
 
 @pytest.mark.parametrize(("name", "noise"), [("mdlm", "mask"), ("sedd", "mask"), ("sedd", "uniform")])
 def test_the_bound_of_a_perfect_model_is_the_entropy(name, noise):
-    spec = {"name": name, "num_tokens": 4, **({"noise": noise} if name == "sedd" else {})}
-    objective = OBJECTIVES.build(spec)
+    objective = OBJECTIVES.build({"name": name, "process": process(noise)})
     exact = x0_posterior(noise) if name == "mdlm" else score_logits(noise)
     values = jax.jit(lambda x0, key: objective.bound(exact, x0, key))(draws(40000), keys(40000))
     assert values.shape == (40000,)
@@ -341,7 +341,7 @@ def test_the_bound_of_a_perfect_model_is_the_entropy(name, noise):
 
 @pytest.mark.parametrize("kind", ["uniform", "absorbing"])
 def test_the_bound_of_a_perfect_d3pm_is_the_entropy(kind):
-    objective = OBJECTIVES.build({"name": "d3pm", "num_tokens": 4, "num_steps": 20, "kind": kind})
+    objective = OBJECTIVES.build({"name": "d3pm", "process": TokenChain(num_tokens=4, num_steps=20, kind=kind)})
     arrival = jnp.swapaxes(jnp.asarray(objective.process.matrices[1][1]), 0, 1)  # q(x_1 | x0), by x_1
 
     def exact(xt, t):
@@ -354,13 +354,13 @@ def test_the_bound_of_a_perfect_d3pm_is_the_entropy(kind):
 
 
 def test_discrete_flow_bounds_nothing_and_says_so():
-    objective = OBJECTIVES.build({"name": "discrete_flow", "num_tokens": 4})
+    objective = OBJECTIVES.build({"name": "discrete_flow", "process": process()})
     with pytest.raises(UserError, match="bounds no likelihood"):
         objective.bound(x0_posterior("mask"), draws(4), keys(4))
 
 
 def test_only_integers_are_tokens():
-    objective = OBJECTIVES.build({"name": "mdlm", "num_tokens": 4})
+    objective = OBJECTIVES.build({"name": "mdlm", "process": process()})
     tokens = jnp.arange(4).reshape(1, 4)
     np.testing.assert_array_equal(objective.tokens({"data": tokens}), tokens)
     with pytest.raises(UserError, match="codec values"):

@@ -172,7 +172,7 @@ def repeated(x: Image, features: int) -> Image:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Level:
+class DeepLevel:
     """Blocks of one resolution.
 
     Attributes:
@@ -200,7 +200,7 @@ class _Coder(nn.Module, kw_only=True):
       dtype: what activations are computed in; the result is float32 at least.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[DeepLevel, ...]
     out_channels: int
     head_channels: int = 32
     strided: bool = False
@@ -292,8 +292,8 @@ class DeepCodec(Autoencoder):
     """
 
     latent_channels: int
-    encoder_levels: tuple[Level, ...]
-    decoder_levels: tuple[Level, ...]
+    encoder_levels: tuple[DeepLevel, ...]
+    decoder_levels: tuple[DeepLevel, ...]
     head_channels: int = 32
     encoder_strided: bool = False
     decoder_repeated: bool = False

@@ -65,9 +65,8 @@ def qwen3(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Qwen3:
 
 def qwen3_map(network: Qwen3, names: Collection[str]) -> WeightMap:
     """The names of `Qwen3Model`, or of the language part of a model with other parts."""
-    start = next(
-        (name.removesuffix("embed_tokens.weight") for name in names if name.endswith("embed_tokens.weight")), ""
-    )
+    table = "embed_tokens.weight"
+    start = next((name.removesuffix(table) for name in names if name.endswith(table)), "")
 
     def block(i: int) -> dict[Path, Entry]:
         there = f"{start}layers.{i}"

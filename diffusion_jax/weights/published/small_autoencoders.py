@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import SCALE, SHIFT
-from diffusion_jax.models.autoencoders.deep_compression import DeepCodec, DeepDecoder, DeepEncoder, Level
+from diffusion_jax.models.autoencoders.deep_compression import DeepCodec, DeepDecoder, DeepEncoder, DeepLevel
 from diffusion_jax.models.autoencoders.tiny import TinyCodec, TinyDecoder, TinyEncoder
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, conv, dense, prefixed, same, separate_qkv
@@ -157,7 +157,7 @@ def _repeats(config: Mapping[str, Any], name: str, value: str) -> tuple[list[str
     return (there,) if isinstance(there, list | tuple) and set(there) == {value} else ()
 
 
-def _levels(found: Mapping[str, Any], side: str) -> tuple[Level, ...]:
+def _levels(found: Mapping[str, Any], side: str) -> tuple[DeepLevel, ...]:
     channels, counts = found[f"{side}_block_out_channels"], found[f"{side}_layers_per_block"]
     kinds, scales = found[f"{side}_block_types"], found[f"{side}_qkv_multiscales"]
     kinds = [kinds] * len(channels) if isinstance(kinds, str) else kinds
@@ -170,7 +170,7 @@ def _levels(found: Mapping[str, Any], side: str) -> tuple[Level, ...]:
     if not all(counts[1:]):
         raise UserError(f"config.json says {side}_layers_per_block = {list(counts)}: only the first may be 0")
     return tuple(
-        Level(channels=width, blocks=count, kind=_KINDS[kind], scales=tuple(sides))
+        DeepLevel(channels=width, blocks=count, kind=_KINDS[kind], scales=tuple(sides))
         for width, count, kind, sides in zip(channels, counts, kinds, scales, strict=True)
     )
 
@@ -190,7 +190,7 @@ def _channel_norm(there: str) -> Entries:
     return {("norm", "scale"): same(f"{there}.weight"), ("bias",): same(f"{there}.bias")}
 
 
-def _deep_block(level: Level, there: str, name: str) -> Entries:
+def _deep_block(level: DeepLevel, there: str, name: str) -> Entries:
     if level.kind == "residual":
         block = {
             **prefixed("conv_0", conv(f"{there}.conv1")),

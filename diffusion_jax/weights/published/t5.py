@@ -95,7 +95,7 @@ def _equal(names: Sequence[str]) -> Entry:
 
     def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
         if any(not np.array_equal(tensors[0], other) for other in tensors[1:]):
-            raise UserError(f"{' and '.join(names)} are one table of tokens, and the file has two that differ")
+            raise ValueError(f"{' and '.join(names)} are one table of tokens, and the file has two that differ")
         return tensors[0]
 
     return Entry(tuple(names), read, lambda ours: [ours] * len(names))

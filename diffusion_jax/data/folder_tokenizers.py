@@ -1,0 +1,220 @@
+"""The tokenizer of a published folder, as the model in it was trained to read texts.
+
+    tokenizer.json             the tokenizer itself, of the `tokenizers` library
+    vocab.json, merges.txt     in its place, CLIP's: lower case, words, letters and their pairs, which end in </w>
+    tokenizer_config.json,     which tokens begin and end a text and stand behind it, how many a text may have, and
+    special_tokens_map.json,   tokens that were added later; of two that differ the map of special tokens is right
+    added_tokens.json
+
+A token that stands for padding is found in texts too: with "!" for padding, as in Stable Diffusion 2, the mark at the
+end of "a fox!" is that token, and not the one of a mark at the end of a word.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from diffusion_jax.data.prompts import PromptTokenizer, checked
+from diffusion_jax.data.tokenizing import FileTokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_json, read_text
+
+# Words of CLIP: what is cut off English words, letters, one digit, other marks.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_NO_LIMIT = 10**9  # configs say 10^30 where there is no limit
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderTokenizer(PromptTokenizer):
+    """A tokenizer from a folder's files.
+
+    Attributes:
+      folder: the folder.
+    """
+
+    folder: str
+
+    @property
+    def library(self) -> Any:
+        """The tokenizer of the `tokenizers` library; it neither cuts nor pads."""
+        return self._read["library"]
+
+    @property
+    def size(self) -> int:
+        return self.library.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def pad(self) -> int:
+        return self._read["pad"]
+
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self._read["frame"]
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a text with its frame; None where the folder does not say."""
+        return self._read["max_length"]
+
+    def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
+        found = self.library.encode_batch([checked(text) for text in texts], add_special_tokens=False)
+        return [np.asarray(one.ids, np.int32) for one in found]
+
+    def cut(self, texts: Sequence[str], length: int) -> list[str]:
+        """What `rows` of this length leaves out of each text, as it was written; "" where that is nothing."""
+        room, left = self.longest(length), []
+        for text in texts:
+            found = self.library.encode(checked(text), add_special_tokens=False)
+            left.append(text[found.offsets[room][0] :].strip() if len(found.ids) > room else "")
+        return left
+
+    @functools.cached_property
+    def _read(self) -> dict[str, Any]:
+        return _read_folder(expanded(self.folder))
+
+
+def read_tokenizer(folder: Path | str) -> FolderTokenizer:
+    """The tokenizer of a folder; its files are read now.
+
+    Raises:
+      UserError: a file is missing or damaged, or the library that reads them is missing.
+    """
+    found = FolderTokenizer(folder=str(folder))
+    _ = found.library
+    return found
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"there is no tokenizer in {folder}: no such folder")
+    try:
+        import tokenizers  # noqa: F401, what follows needs it
+    except ImportError:
+        raise UserError("reading prompts needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
+    config = _optional(folder / "tokenizer_config.json")
+    special = {**config, **_optional(folder / "special_tokens_map.json")}
+    named = {name: _word(special.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
+    file = folder / "tokenizer.json"
+    if os.path.lexists(file):
+        library = FileTokenizer(str(file)).library
+    elif os.path.lexists(folder / "vocab.json") and os.path.lexists(folder / "merges.txt"):
+        library = _of_merges(folder, named)
+    else:
+        raise UserError(
+            f"there is no tokenizer in {folder}: it needs tokenizer.json, or vocab.json and merges.txt, and a "
+            "spiece.model alone is not read: let transformers write tokenizer.json beside it"
+        )
+    _add(library, folder, config, [special.get(f"{name}_token") for name in named])
+    pad = library.token_to_id(named["pad"]) if named["pad"] else None
+    if named["pad"] and pad is None:
+        raise UserError(f"{folder}: the token of padding, {named['pad']!r}, is not in the vocabulary")
+    limit = config.get("model_max_length")
+    limited = isinstance(limit, int | float) and 0 < limit < _NO_LIMIT
+    return {
+        "library": library,
+        "pad": 0 if pad is None else pad,
+        "frame": _frame(library),
+        "max_length": int(limit) if limited else None,
+    }
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    if not os.path.lexists(file):
+        return {}
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it must be an object")
+    return found
+
+
+def _word(token: Any) -> str | None:
+    """A token as a text, from a text or a description."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+def _of_merges(folder: Path, named: Mapping[str, str | None]) -> Any:
+    """CLIP's tokenizer from its vocabulary and its merges."""
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    vocabulary = read_json(folder / "vocab.json")
+    begin, end = named["bos"] or _BEGIN, named["eos"] or _END
+    lines = read_text(folder / "merges.txt").split("\n")
+    pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    numbers = isinstance(vocabulary, dict) and all(isinstance(number, int) for number in vocabulary.values())
+    if not numbers or any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"vocab.json or merges.txt in {folder} is damaged")
+    for token in (begin, end):
+        if token not in vocabulary:
+            raise UserError(f"{folder / 'vocab.json'} has no token {token!r}, which begins or ends a text")
+    try:
+        model = models.BPE(
+            vocabulary, pairs, unk_token=named["unk"] or end, continuing_subword_prefix="", end_of_word_suffix="</w>"
+        )
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"vocab.json and merges.txt in {folder} do not fit: {' '.join(str(error).split())}") from error
+    library = tokenizers.Tokenizer(model)
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    library.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True)
+    library.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    library.post_processor = processors.RobertaProcessing(
+        (end, vocabulary[end]), (begin, vocabulary[begin]), trim_offsets=False, add_prefix_space=False
+    )
+    return library
+
+
+def _add(library: Any, folder: Path, config: Mapping[str, Any], special: Sequence[Any]) -> None:
+    """Tokens that are found in a text before it is cut into words: special ones, and those that were added later.
+
+    Raises:
+      UserError: one of them has another number than the folder says.
+    """
+    from tokenizers import AddedToken
+
+    numbered = dict(_optional(folder / "added_tokens.json"))
+    if not all(type(number) is int for number in numbered.values()):
+        raise UserError(f"{folder / 'added_tokens.json'} is damaged: it must give a number to each token")
+    described = config.get("added_tokens_decoder") or {}
+    flags: dict[str, dict[str, bool]] = {}
+    for number, token in described.items() if isinstance(described, Mapping) else ():
+        content = _word(token)
+        if content is None or not str(number).isdigit():
+            raise UserError(f"{folder / 'tokenizer_config.json'} is damaged: added_tokens_decoder")
+        numbered[content] = int(number)
+        flags[content] = _flags(token)
+    named = {_word(token): _flags(token) for token in special if _word(token)}  # of two descriptions the last
+    flags |= {word: given for word, given in named.items() if word not in numbered}
+    ordered = sorted(numbered, key=lambda content: numbered[content])
+    for content in (*ordered, *named):
+        token = AddedToken(content, special=content in named, **flags.get(content, _flags(content)))
+        (library.add_special_tokens if content in named else library.add_tokens)([token])
+        if content in numbered and library.token_to_id(content) != numbered[content]:
+            raise UserError(
+                f"{folder}: the added token {content!r} is number {library.token_to_id(content)}, and the folder says "
+                f"{numbered[content]}"
+            )
+
+
+def _flags(token: Any) -> dict[str, bool]:
+    """How a token is found in a text; one that is a text alone is found as it is written."""
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    described = token if isinstance(token, Mapping) else {}
+    return {"normalized": False, **{name: bool(described[name]) for name in names if name in described}}
+
+
+def _frame(library: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens before and after every text."""
+    framed = library.encode("a", add_special_tokens=True)
+    inner = len(library.encode("a", add_special_tokens=False).ids)
+    added = [i for i, special in enumerate(framed.special_tokens_mask) if special]
+    before = next((i for i in range(len(framed.ids)) if i not in added), len(framed.ids))
+    return tuple(framed.ids[:before]), tuple(framed.ids[before + inner :])

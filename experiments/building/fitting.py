@@ -1,0 +1,62 @@
+"""Whether an objective and a sampler are of the process that a config names; refusals say what would fit."""
+
+from typing import Any
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES, of_process
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, Sampler, TokenSampler
+from diffusion_jax.schedulers import Process, with_process
+from diffusion_jax.specs import DataSpec
+
+
+def name_of(spec: Any) -> Any:
+    """The name in the spec of a part: itself, or its field `name`."""
+    return spec.get("name") if hasattr(spec, "get") else spec
+
+
+def require_objective(spec: Any, process: Process) -> None:
+    """Raise UserError where an objective is of another kind of process; one that there is not passes."""
+    name = name_of(spec)
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        return
+    kind = OBJECTIVES.example(name).process_kind
+    if kind != process.process_kind:
+        raise UserError(
+            f"objective {name} is of process {_names(kind)}, and process.name is "
+            f"{_names(process.process_kind)}, which fits objective "
+            f"{', '.join(of_process(process.process_kind))}: change one of the two"
+        )
+
+
+def require_data(spec: DataSpec, process: Process) -> None:
+    """Raise UserError where the data is tokens and the process is of numbers."""
+    if spec.kind == "tokens" and not process.discrete:
+        fitting = [name for kind in ("tokens", "token_chain") for name in with_process(kind)]
+        raise UserError(
+            f"process.name is {_names(process.process_kind)}, which is of numbers; the data is "
+            f"text: use process {' or '.join(fitting)}, with objective mdlm or sedd"
+        )
+
+
+def built_sampler(spec: Any, process: Process) -> Sampler | TokenSampler:
+    """The sampler that a name or a group of a config names.
+
+    Raises:
+      UserError: there is none of that name, or it is of another kind of process.
+    """
+    name, registries = name_of(spec), (SAMPLERS, DISCRETE_SAMPLERS)
+    for registry in registries:
+        if not isinstance(name, str) or name not in registry:
+            continue
+        kind, wanted = registry.example(name).process_kind, process.process_kind
+        if kind != wanted:
+            fitting = [one for of in registries for one in of if of.example(one).process_kind == wanted]
+            raise UserError(
+                f"sampler {name} is of process {_names(kind)}, and process.name is {_names(wanted)}: use sampler "
+                f"{', '.join(fitting)}"
+            )
+    return (DISCRETE_SAMPLERS if process.discrete else SAMPLERS).build(spec)
+
+
+def _names(kind: str) -> str:
+    return " or ".join(with_process(kind))
