@@ -65,7 +65,7 @@ def made(command, tmp_path_factory):
             given += [f"--config.data.dataset=latents:{folder}/data/scenes_latents"]
             given += [f"--config.first_stage.path={folder}/runs/scenes_autoencoder"]
         (folder / "data").mkdir(exist_ok=True)
-        printed.append(command.run(module.removeprefix("experiments."), *given)[0])
+        printed.append(command.run(module.removeprefix("experiments."), *given, timeout=900)[0])
     return folder, printed
 
 
