@@ -94,6 +94,10 @@ def read_tokenizer(folder: Path | str) -> FolderTokenizer:
 def _read_folder(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no tokenizer in {folder}: no such folder")
+    try:
+        import tokenizers  # noqa: F401, what follows needs it
+    except ImportError:
+        raise UserError("reading prompts needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
     config = _optional(folder / "tokenizer_config.json")
     special = {**config, **_optional(folder / "special_tokens_map.json")}
     named = {name: _word(special.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
@@ -107,7 +111,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             f"there is no tokenizer in {folder}: it needs tokenizer.json, or vocab.json and merges.txt, and a "
             "spiece.model alone is not read: let transformers write tokenizer.json beside it"
         )
-    _add(library, folder, config, named)
+    _add(library, folder, config, [special.get(f"{name}_token") for name in named])
     pad = library.token_to_id(named["pad"]) if named["pad"] else None
     if named["pad"] and pad is None:
         raise UserError(f"{folder}: the token of padding, {named['pad']!r}, is not in the vocabulary")
@@ -168,7 +172,7 @@ def _of_merges(folder: Path, named: Mapping[str, str | None]) -> Any:
     return library
 
 
-def _add(library: Any, folder: Path, config: Mapping[str, Any], named: Mapping[str, str | None]) -> None:
+def _add(library: Any, folder: Path, config: Mapping[str, Any], special: Sequence[Any]) -> None:
     """Tokens that are found in a text before it is cut into words: special ones, and those that were added later.
 
     Raises:
@@ -177,27 +181,34 @@ def _add(library: Any, folder: Path, config: Mapping[str, Any], named: Mapping[s
     from tokenizers import AddedToken
 
     numbered = dict(_optional(folder / "added_tokens.json"))
+    if not all(type(number) is int for number in numbered.values()):
+        raise UserError(f"{folder / 'added_tokens.json'} is damaged: it must give a number to each token")
     described = config.get("added_tokens_decoder") or {}
-    flags = {}
+    flags: dict[str, dict[str, bool]] = {}
     for number, token in described.items() if isinstance(described, Mapping) else ():
         content = _word(token)
         if content is None or not str(number).isdigit():
             raise UserError(f"{folder / 'tokenizer_config.json'} is damaged: added_tokens_decoder")
         numbered[content] = int(number)
-        names = ("single_word", "lstrip", "rstrip", "normalized")
-        flags[content] = {name: bool(token[name]) for name in names if name in token}
+        flags[content] = _flags(token)
+    named = {_word(token): _flags(token) for token in special if _word(token)}  # of two descriptions the last
+    flags |= {word: given for word, given in named.items() if word not in numbered}
     ordered = sorted(numbered, key=lambda content: numbered[content])
-    for content in (*ordered, *(word for word in named.values() if word)):
-        given = flags.get(content, {"normalized": False})
-        if named["pad"] == content or content in named.values():
-            library.add_special_tokens([AddedToken(content, special=True, **given)])
-        else:
-            library.add_tokens([AddedToken(content, **given)])
+    for content in (*ordered, *named):
+        token = AddedToken(content, special=content in named, **flags.get(content, _flags(content)))
+        (library.add_special_tokens if content in named else library.add_tokens)([token])
         if content in numbered and library.token_to_id(content) != numbered[content]:
             raise UserError(
                 f"{folder}: the added token {content!r} is number {library.token_to_id(content)}, and the folder says "
                 f"{numbered[content]}"
             )
+
+
+def _flags(token: Any) -> dict[str, bool]:
+    """How a token is found in a text; one that is a text alone is found as it is written."""
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    described = token if isinstance(token, Mapping) else {}
+    return {"normalized": False, **{name: bool(described[name]) for name in names if name in described}}
 
 
 def _frame(library: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,7 +11,7 @@ from diffusion_jax.models.encoders.qwen3 import Qwen3
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, dense, norm, prefixed, same, stacked
 from diffusion_jax.weights.published.clip import token_shapes
-from diffusion_jax.weights.published.config_fields import GENERATION, counted, read_fields
+from diffusion_jax.weights.published.fields import GENERATION, counted, read_fields
 
 _COUNTS = {
     "vocab_size": 151_936,
@@ -65,9 +65,8 @@ def qwen3(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Qwen3:
 
 def qwen3_map(network: Qwen3, names: Collection[str]) -> WeightMap:
     """The names of `Qwen3Model`, or of the language part of a model with other parts."""
-    start = next(
-        (name.removesuffix("embed_tokens.weight") for name in names if name.endswith("embed_tokens.weight")), ""
-    )
+    table = "embed_tokens.weight"
+    start = next((name.removesuffix(table) for name in names if name.endswith(table)), "")
 
     def block(i: int) -> dict[Path, Entry]:
         there = f"{start}layers.{i}"

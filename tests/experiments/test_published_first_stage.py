@@ -1,0 +1,81 @@
+"""A published first stage in the place of a trained one: latents prepared once, and encoded in the step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import systems
+from diffusion_jax.data import open_dataset
+from diffusion_jax.errors import UserError
+from diffusion_jax.rng import BatchKey, stream_key
+from diffusion_jax.specs import DATA
+from experiments.building.kinds import open_experiment
+from experiments.ground.config_files import load_config
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STAGE = GOLDEN / "modules" / "autoencoder_kl"
+
+
+@pytest.fixture(scope="module")
+def latents(command, tmp_path_factory):
+    """The digits, as RGB, through the published first stage."""
+    folder = tmp_path_factory.mktemp("latents") / "z"
+    arguments = (f"--first_stage={STAGE}", "--dataset=digits", f"--out={folder}", f"--data_dir={command.data_dir}")
+    out, _ = command.run("prepare_latents", *arguments)
+    assert "are now in" in out
+    again, _ = command.run("prepare_latents", *arguments)
+    assert "are already in" in again
+    return folder
+
+
+def experiment_of(command, **fields):
+    config = load_config("configs/digits_unet.py")
+    config.data.data_dir, config.prediction.sigma_data = str(command.data_dir), 1.0
+    for name, value in fields.items():
+        group, field = name.split("__")
+        config[group][field] = value
+    return open_experiment(config)
+
+
+def test_latents_are_prepared_and_trained_on(command, latents):
+    """Mean and spread are stored; the same batch encoded in the step has the same draws."""
+    about = json.loads((latents / "info.json").read_text())
+    stage = systems.load_first_stage(STAGE)
+    assert about["first_stage"] == stage.fingerprint
+    kept = open_dataset(f"latents:{latents}").source[0]["image"]
+    assert kept.shape == (4, 4, 8)
+    assert (kept[..., 4:] > 0).all()
+
+    prepared = experiment_of(
+        command, data__dataset=f"latents:{latents}", data__image_size=4, first_stage__path=str(STAGE)
+    )
+    online = experiment_of(command, data__channels=3, first_stage__path=str(STAGE), first_stage__online=True)
+    for experiment in (prepared, online):
+        experiment.check()
+        assert experiment.network.image_shape == (4, 4, 4)
+    params, record = prepared.read_frozen()
+    assert record[systems.CODEC]["fingerprint"] == stage.fingerprint
+    key = BatchKey.create(stream_key(0, "train"), 128)
+    z = [jax.jit(one.model.encode)(params, next(one.pipeline.batches())[DATA], key) for one in (online, prepared)]
+    np.testing.assert_allclose(z[0], z[1], atol=1e-4)
+    assert prepared.model.decode(params, np.zeros((1, 4, 4, 4), np.float32)).shape == (1, 8, 8, 3)
+
+
+def test_a_folder_that_does_not_fit_is_one_line(command, tmp_path):
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(STAGE, pipeline / "vae")
+    (pipeline / "model_index.json").write_text("{}")
+    found = systems.load_first_stage(pipeline)
+    assert (found.path, found.info, found.codec.factor) == (pipeline / "vae", None, 2)
+    assert systems.fingerprint(found.read_params()) == found.fingerprint
+    shutil.rmtree(pipeline / "vae")
+    with pytest.raises(UserError, match="has no first stage: neither vae nor vqvae"):
+        systems.load_first_stage(pipeline)
+    with pytest.raises(UserError, match="holds CLIPTextModel, which is no first stage"):
+        systems.load_first_stage(GOLDEN / "modules" / "clip_text")
+    line = command.fails("prepare_latents", f"--first_stage={STAGE}", f"--out={tmp_path}/z")
+    assert "a published first stage is of no data by itself: give --dataset" in line

@@ -1,0 +1,237 @@
+"""Published first stages against the reference; in tiles; their names, old and new; what is refused."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.autoencoders import SCALE, SHIFT
+from diffusion_jax.models.layers import square_to_channels
+from diffusion_jax.systems import describe, rebuild
+from diffusion_jax.weights import read_component
+from diffusion_jax.weights.published.autoencoders import _DIFFUSERS, _OLDER, _ORIGINAL, _coder_entries, coder_map
+from tests.weights.published.parts import (
+    GOLDEN,
+    MODULES,
+    component_of,
+    config_of,
+    read,
+    require_close,
+    require_count,
+    require_written_back,
+)
+
+GAUSSIAN = ("autoencoder_kl", "autoencoder_kl_sd3", "autoencoder_kl_flux2", "eps_vae")
+ALL = (*GAUSSIAN, "vq_model", "autoencoder_tiny", "autoencoder_dc", "autoencoder_dc_sana", "eps_dc_ae")
+
+
+def last(x):
+    """Channels last."""
+    return x.transpose(0, 2, 3, 1)
+
+
+@functools.cache
+def run(name):
+    """What a first stage makes of the reference's picture and latents, before they are scaled."""
+    codec, params, arrays = read(MODULES / name)
+
+    @jax.jit
+    def both(params, x, h):
+        encoded = codec._moments(params, x) if name in GAUSSIAN else (codec._encoded(params, x, None),)
+        return encoded, codec._decoded(params, h)[0]
+
+    return both(params, last(arrays["in_image"]), last(arrays["in_latent"]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_encodes_and_decodes_as_the_reference(name):
+    codec, params, arrays = read(MODULES / name)
+    (mean, *log_variance), decoded = run(name)
+    given = dict.fromkeys(("mean", "latent", "encoded"), mean) | {"decoded": decoded}
+    if log_variance:
+        given |= {"logvar": log_variance[0], "std": jnp.exp(0.5 * log_variance[0])}
+    if name == "vq_model":
+        given["indices"] = codec.nearest(params, mean).reshape(-1)
+    if name == "autoencoder_kl_flux2":
+        given |= {"bn_mean": params["frozen_mean"], "bn_std": codec.deviation(params)}
+    wanted = {key: last(value) if value.ndim == 4 else value for key, value in arrays.items()}
+    require_close(name, given, wanted)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tensors_are_written_back_byte_for_byte(name):
+    require_written_back(MODULES / name, read(MODULES / name)[1])
+
+
+def test_latents_are_shifted_and_scaled_as_the_config_says():
+    codec, params, arrays = read(MODULES / "autoencoder_kl_sd3")
+    x, (mean, log_variance) = last(arrays["in_image"]), run("autoencoder_kl_sd3")[0]
+    scaled, spread = codec.posterior(params, x)
+    np.testing.assert_allclose(scaled, (mean - 0.0609) * 1.5305, atol=3e-5)
+    np.testing.assert_allclose(spread, jnp.exp(0.5 * log_variance) * 1.5305, atol=3e-5)
+    decoded = codec.decode(params, (last(arrays["in_latent"]) - 0.0609) * 1.5305)
+    np.testing.assert_allclose(decoded, run("autoencoder_kl_sd3")[1], atol=3e-5)
+
+
+def test_flux2_diffuses_squares_that_its_batch_norm_standardises():
+    codec, params, arrays = read(MODULES / "autoencoder_kl_flux2")
+    h = run("autoencoder_kl_flux2")[0][0]
+    z = codec.encode(params, last(arrays["in_image"]))
+    assert z.shape == (2, 4, 4, 32)
+    assert (codec.factor, codec.diffused_channels) == (8, 32)
+    squares = square_to_channels(h, 2)
+    np.testing.assert_array_equal(squares[0, 1, 2, 4:8], h[0, 2:4, 4:6, 1].reshape(4))
+    wanted = (squares - arrays["out_bn_mean"]) / arrays["out_bn_std"]
+    np.testing.assert_allclose(z, wanted, atol=3e-5)
+    np.testing.assert_allclose(codec._unscaled(params, z), h, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [
+        ("autoencoder_tiny", 16),
+        ("autoencoder_kl_sd3", 16),
+        ("autoencoder_dc_sana", 16),
+        ("vq_model", 8),
+    ],
+)
+def test_in_tiles_it_is_the_whole(name, tile):
+    """Everywhere, seams included, of a picture that tiles do not divide."""
+    codec, params, _ = read(MODULES / name)
+    z = jax.random.normal(jax.random.key(0), (2, 13, 7, codec.diffused_channels))
+    whole = jax.jit(codec.decode)(params, z)
+    tiles = jax.jit(lambda params, z: codec.decode_in_tiles(params, z, tile=tile))(params, z)
+    np.testing.assert_allclose(tiles, whole, atol=1e-5 * float(jnp.abs(whole).max()))
+
+
+def test_tiles_need_a_fraction_of_the_memory():
+    codec, params, _ = read(MODULES / "autoencoder_kl_sd3")
+    z = jax.ShapeDtypeStruct((1, 96, 96, codec.diffused_channels), jnp.float32)
+    shapes = jax.eval_shape(lambda: params)
+
+    def bytes_of(function):
+        return jax.jit(function).lower(shapes, z).compile().memory_analysis().temp_size_in_bytes
+
+    tiles = bytes_of(lambda params, z: codec.decode_in_tiles(params, z, tile=64))
+    assert tiles < 0.5 * bytes_of(codec.decode)
+
+
+def test_no_tile_of_no_size():
+    codec, params, _ = read(MODULES / "autoencoder_tiny")
+    with pytest.raises(UserError, match="a whole number of pixels above 0, not 0"):
+        codec.decode_in_tiles(params, jnp.zeros((1, 4, 4, 4)), tile=0)
+
+
+@pytest.mark.parametrize(("name", "computed"), [("sd_vae", 8), ("taesd", 8), ("dc_ae_f32c32_sana", 64)])
+def test_published_sizes_have_as_many_parameters(name, computed):
+    """Besides shift and scale of each channel."""
+    require_count(name, computed=computed)
+
+
+def test_older_and_original_names_are_known(tmp_path):
+    """SD1's folder has attention's older names, and a single file the authors' names beside those of other parts."""
+    folder = GOLDEN / "pipelines" / "sd15" / "vae"
+    codec, params, _ = read(folder)
+    require_written_back(folder, params)
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    assert any(".query.weight" in name for name in state)
+    newer = renamed(state, codec, _OLDER, _DIFFUSERS)
+    original = renamed(state, codec, _OLDER, _ORIGINAL)
+    single = {f"first_stage_model.{name}": value for name, value in original.items()}
+    others = {"model.diffusion_model.out.0.weight": np.ones(3, np.float32), "betas": np.ones(4, np.float32)}
+    for index, tensors in enumerate((newer, original, {**single, **others})):
+        target = tmp_path / str(index)
+        target.mkdir()
+        shutil.copy(folder / "config.json", target)
+        save_file(tensors, target / "diffusion_pytorch_model.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, read_component(target)[1], params)
+    assert single["first_stage_model.decoder.up.0.block.0.norm1.weight"].shape == (
+        state["decoder.up_blocks.2.resnets.0.norm1.weight"].shape
+    )
+
+
+def renamed(state, codec, before, after):
+    """The tensors under the names of another layout, whose attention may be convolutions."""
+    names = {}
+    for part in ("encoder", "decoder"):
+        there, here = (_coder_entries(codec, layout, part) for layout in (before, after))
+        names |= {old: new for path in there for old, new in zip(there[path].names, here[path].names, strict=True)}
+    found = {}
+    for name, value in state.items():
+        new = names.get(name, name)
+        wide = after.ndim == 4 and new.endswith(".weight") and ".mid.attn_1." in new and value.ndim == 2
+        found[new] = np.ascontiguousarray(value[..., None, None]) if wide else value
+    return found
+
+
+@pytest.mark.parametrize("name", ["autoencoder_kl_flux2", "vq_model", "autoencoder_tiny", "autoencoder_dc"])
+def test_a_file_can_describe_it(name):
+    codec = read(MODULES / name)[0]
+    assert rebuild(json.loads(json.dumps(describe(codec)))) == codec
+    assert {codec: 1}[codec] == 1
+
+
+def test_a_level_with_attention_is_read_and_run():
+    """As of LDM's f16: the config is that of the reference's tiny one with attention in its last level."""
+    config = config_of(MODULES / "eps_vae")
+    config["down_block_types"][-1], config["up_block_types"][0] = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
+    component = component_of(config)
+    codec = component.build(config, jnp.float32)
+    names = component.weight_map(codec, ()).names()
+    wanted = {"encoder.down_blocks.2.attentions.0.to_q.weight", "decoder.up_blocks.0.attentions.1.to_out.0.bias"}
+    assert wanted <= set(names)
+    shapes = component.shapes(codec)
+    drawn = {name: np.ones(shape, np.float32) for name, shape in _shapes_there(component, codec, shapes).items()}
+    params = component.weight_map(codec, drawn).params(drawn, shapes)
+    assert codec.decode(params, jnp.ones((1, 2, 2, 4))).shape == (1, 8, 8, 3)
+
+
+def _shapes_there(component, codec, shapes):
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    constants = codec._init_constants()
+    return {name: x.shape for name, x in component.weight_map(codec, ()).state({**zeros, **constants}).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (
+            "autoencoder_kl",
+            {"norm_num_groups": 7},
+            "channels, which norm_num_groups = 7 does not divide",
+        ),
+        ("autoencoder_kl", {"latents_mean": [0.0]}, "latents_mean = .0.0.: there is no such field here"),
+        ("autoencoder_kl", {"out_channels": 4}, "out_channels = 4, here it is always 3"),
+        ("autoencoder_kl", {"act_fn": "gelu"}, "act_fn = 'gelu', here it is always 'silu' or 'swish'"),
+        ("autoencoder_kl", {"down_block_types": ["Wave", "Wave"]}, "with 'Wave'; known are DownEncoderBlock2D"),
+        ("autoencoder_kl", {"up_block_types": ["UpDecoderBlock2D"]}, "must name 2 blocks"),
+        ("vq_model", {"lookup_from_codebook": True}, "lookup_from_codebook = True, here it is always False"),
+        ("vq_model", {"norm_type": "spatial"}, "norm_type = 'spatial', here it is always 'group'"),
+        ("autoencoder_kl_flux2", {"patch_size": [2, 1]}, "squares of latents are made"),
+        ("autoencoder_tiny", {"act_fn": "silu"}, "act_fn = 'silu', here it is always 'relu'"),
+        ("autoencoder_tiny", {"num_encoder_blocks": [1, 2]}, "all levels have the same channels"),
+        (
+            "autoencoder_dc",
+            {"encoder_block_types": ["ResBlock", "Wave", "ResBlock"]},
+            "with 'Wave'; known are ResBlock",
+        ),
+        ("autoencoder_dc", {"decoder_norm_types": "batch_norm"}, "here it is always 'rms_norm'"),
+        ("autoencoder_dc", {"downsample_block_type": "max"}, "downsample_block_type = 'max'; known are Conv"),
+    ],
+)
+def test_a_config_that_says_something_else_is_refused(name, fields, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**config_of(MODULES / name), **fields}))
+    with pytest.raises(UserError, match=message):
+        read_component(tmp_path)
+
+
+def test_parameters_that_no_config_says_are_not_written():
+    codec, params, _ = read(MODULES / "autoencoder_kl")
+    with pytest.raises(UserError, match=r"the config says 0\.18215 where the parameters have other numbers"):
+        coder_map(codec).state({**params, SCALE: params[SCALE] * 2, SHIFT: params[SHIFT]})
