@@ -419,6 +419,10 @@ class Call:
         params = self._replicated("vae", self.parts.models["vae"].params)
         if self.family.inpaints_unshifted and self.asked.mask_image is not None:
             z = z - params[SHIFT] * params[SCALE]
+        if self.family.pixels_first:
+            order = np.arange(z.shape[-1]).reshape(2, 2, -1).transpose(2, 0, 1).reshape(-1)
+            params = {**params, SHIFT: params[SHIFT][order], SCALE: params[SCALE][order]}
+            z = z[..., order]
         return np.asarray(_decode(self.facts.codec, params, z))
 
 
