@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
     pipeline = experiment.pipeline
     rows = loader_rows(pipeline, SECONDS.value, WORKERS.value)
     rows |= step_rows(pipeline, train_step(experiment), SECONDS.value)
-    shape = "x".join(str(side) for side in pipeline.info.image_shape)
+    shape = "x".join(str(side) for side in pipeline.info.spec.shape)
     print_table(f"{pipeline.dataset}, {shape}, batch {pipeline.batch_size}, {jax.device_count()} device(s)", rows)
 
 

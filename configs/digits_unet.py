@@ -21,12 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.update(
         data=dict(dataset="digits", image_size=8, validation_split="test"),
         model=dict(name="unet", base_channels=32, channel_multipliers=(1, 2), attention_resolutions=(4,), dropout=0.1),
-        process=dict(
-            name="gaussian",
-            schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0),
-            prediction=dict(name="edm", sigma_data=0.5),
-            time_input=dict(name="quarter_log_sigma"),
-        ),
+        process=dict(name="gaussian", schedule=dict(name="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)),
         time_sampler=dict(name="log_normal", uniforms="low_discrepancy"),
         objective=dict(name="denoising", weighting="uniform"),
         train=dict(steps=900, batch_size=128, class_conditional=True, conditioning_dropout=0.1),
@@ -38,6 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
         evaluation=dict(metrics=("class_accuracy", "nearest_neighbours"), num_samples=500, likelihood_images=360),
     )
     config.model.num_res_blocks = 1
+    config.process.update(prediction=dict(name="edm", sigma_data=0.5), time_input=dict(name="quarter_log_sigma"))
     config.optimizer.update(warmup_steps=100, decay="cosine")
     config.evaluation.bins = 17  # the digits have 17 levels, from 0 to 16
     return with_objective(config, argument)

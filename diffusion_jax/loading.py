@@ -20,7 +20,17 @@ from diffusion_jax.pipelines.model import read_model as read_published
 from diffusion_jax.pipelines.parts import INDEX
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
-from diffusion_jax.systems import CODEC, NETWORK, Model, Params, load_first_stage, read_description, read_model
+from diffusion_jax.systems import (
+    CODEC,
+    CONDITIONING,
+    NETWORK,
+    Model,
+    Params,
+    fingerprint,
+    load_first_stage,
+    read_description,
+    read_model,
+)
 from diffusion_jax.systems.folder import ABOUT, WEIGHTS
 from diffusion_jax.training import OBJECTIVE, Checkpointer
 
@@ -63,18 +73,24 @@ def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
     model, about = read_description(path)
     with _without_remarks():
         trained, record = _checkpointed(about.get("checkpoints") or path / "checkpoints", step, average, about)
-    frozen = {name: _frozen(path, name, known) for name, known in record.get("frozen", {}).items()}
+    frozen = {name: _frozen(path, name, known, model) for name, known in record.get("frozen", {}).items()}
     return model, {**{name: group for name, group in trained.items() if name != OBJECTIVE}, **frozen}
 
 
-def _frozen(path: Path, name: str, known: Mapping[str, str]) -> PyTree:
-    """A group that no checkpoint of the run in `path` holds, from its source."""
-    if name != CODEC:
-        raise UserError(f"{path}: {name} is frozen and lies elsewhere, which is not read here yet")
-    stage = load_first_stage(known["source"])
-    if stage.fingerprint != known["fingerprint"]:
-        raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
-    return stage.read_params()
+def _frozen(path: Path, name: str, known: Mapping[str, str], model: Model) -> PyTree:
+    """A group that no checkpoint of the run in `path` holds, from its source: a first stage, or an encoder of texts."""
+    if name == CODEC:
+        stage = load_first_stage(known["source"])
+        if stage.fingerprint != known["fingerprint"]:
+            raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
+        return stage.read_params()
+    parts = {f"{CONDITIONING}/{next(iter(part.gives))}": part for part in model.conditioning.parts}
+    if name not in parts or parts[name].encoder is None:
+        raise UserError(f"{path}: {name} is frozen, and there is no such group of the model")
+    params = weights.read_text_encoder(parts[name].encoder)
+    if fingerprint(params) != known["fingerprint"]:
+        raise UserError(f"{path} was trained with another {name} than that which is in {known['source']} now")
+    return params
 
 
 def _checkpointed(

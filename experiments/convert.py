@@ -40,6 +40,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import NETWORK
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
@@ -195,7 +196,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
 
 def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
     """Refuse a scheduler that takes the variances from a network which has none."""
-    channels, model = info.image_shape[-1], config.model
+    channels, model = info.spec.shape[-1], config.model
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
@@ -231,10 +232,9 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
         name=f"converted from {name}",
         split="none",
         num_examples=0,
-        image_shape=(size, size, channels),
+        spec=DataSpec(kind="pixels" if channels in (1, 3) else "latents", shape=(size, size, channels)),
         num_classes=classes,
         class_names=tuple(str(number) for number in range(classes)),
-        dtype="uint8" if channels in (1, 3) else "float32",
     )
     config = runner()
     config.update(

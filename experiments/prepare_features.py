@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     experiment = Experiment(CONFIG.value)
     if FEATURES not in experiment.network.sows:
         raise UserError("the config's network aligns nothing: set model.align_depth of a dit")
-    if not experiment.info.is_image:
+    if experiment.info.spec.kind != "pixels":
         raise UserError(f"DINOv2 wants images; {experiment.config.data.dataset} holds none")
     tokens, channels = experiment.network.sows[FEATURES]
     network, params, digest = weights.read_dinov2(str(expanded(DINOV2.value)))

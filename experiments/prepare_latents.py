@@ -119,7 +119,7 @@ def opened(pictures: dict[str, Any], split: str, data_dir: str | None) -> data.P
     pipeline = data.Pipeline.from_config(
         {**pictures, "split": split, "batch_size": BATCH_SIZE.value, "data_dir": data_dir, "memory_limit": 0}
     )
-    if not pipeline.info.is_image:
+    if pipeline.info.spec.kind != "pixels":
         raise UserError(f"a first stage encodes pictures; {pictures['dataset']} holds {pipeline.info.spec.kind}")
     return pipeline
 

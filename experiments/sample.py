@@ -1,12 +1,13 @@
 """Draw samples from a trained run, or do something with a picture.
 
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
+    python -m experiments.sample --workdir=runs/digits --num_samples=40 --animate --out=x.png
     python -m experiments.sample --workdir=runs/scenes --prompt="a red star" [--negative_prompt="a blue ring"]
 
 Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, or `prompts` [n], and
-x.png, the grid. A run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has
-`tokens` [n, length], and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size
-by rounding only.
+x.png, the grid; --out=x.png writes the grid alone. --animate also writes x.webp, the way from noise to the samples. A
+run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has `tokens` [n, length],
+and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size by rounding only.
 
     ... --task=inpaint   --image=a.png --mask=m.png --out=b.png     draw what the mask has white; the rest stays exactly
     ... --task=edit      --image=a.png --label=3 --out=b.png        make a 3 of it; --source_label says what it is
@@ -31,9 +32,7 @@ TASK = FLAGS.choice("task", "sample", tuple(READS), "what to do")
 NUM_SAMPLES = FLAGS.integer(
     "num_samples", None, "how many; by default 64, and 1 for a picture", lower=1, upper=cli.MOST_SAMPLES
 )
-OUT = FLAGS.path(
-    "out", None, "where to write, an .npz or for one picture a .png file; by default samples/ in the workdir"
-)
+OUT = FLAGS.path("out", None, "where to write, an .npz or a .png file; by default samples/ in the workdir")
 IMAGE = FLAGS.path("image", None, "the picture that a task begins with, of the size of the data")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
 LABEL = FLAGS.string("label", None, "the class that the result shall have, by number or name; by default none is asked")
@@ -41,6 +40,7 @@ SOURCE_LABEL = FLAGS.string("source_label", None, "the class that --image has; b
 STRENGTH = FLAGS.number("strength", None, "the time up to which noise replaces the picture; 1 is all", lower=0, upper=1)
 LATENTS = FLAGS.path("latents", None, "noise to begin with, as --task=invert wrote it")
 SAMPLING = SamplingFlags(FLAGS, with_tasks=True)
+ANIMATE = FLAGS.boolean("animate", False, "also write the way from noise to the samples, as an animated .webp file")
 SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
 PROMPTS = FLAGS.path(
@@ -120,6 +120,8 @@ def require_own_flags() -> None:
     for name in ("image", "mask"):
         if name in own and FLAGS[name] is None:
             raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")
+    if ANIMATE.value and (TASK.value != "sample" or LATENTS.value):
+        raise UserError("--animate shows samples that are drawn from noise; leave it out here")
     if STRENGTH.value == 0:
         raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
     if TASK.value == "sample" and LATENTS.value and LABELS.value:
@@ -135,7 +137,8 @@ def out_path() -> Path:
     named = {"sample": "samples.npz", "invert": "latents.npz"}
     default = f"{TASK.value}.{'npz' if several else 'png'}" if of_picture else named[TASK.value]
     out = Path(OUT.value or f"{WORKDIR.value}/samples/{default}")
-    endings = (".npz",) if several or not of_picture else (".png", ".npz")
+    grid_alone = TASK.value == "sample" and not LATENTS.value
+    endings = (".png", ".npz") if grid_alone or (of_picture and not several) else (".npz",)
     if out.suffix not in endings:
         raise UserError(f"--out must end in {' or '.join(endings)}, got {out}")
     return out
@@ -144,29 +147,43 @@ def out_path() -> Path:
 def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
     """Samples from noise."""
     place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
-    info, number = experiment.shown, NUM_SAMPLES.value or 64
+    number = NUM_SAMPLES.value or 64
+    if out.suffix == ".png" and experiment.shown.spec.kind != "pixels":
+        raise UserError(f"--out={out}: the samples of this run are no pictures; let --out end in .npz")
     asked, make = what_is_asked(experiment, number), generator(experiment, number)
+    if ANIMATE.value:
+        evaluation.require_path(make)
     images = evaluation.draw(make, params, asked, number, SEED.value)
+    if ANIMATE.value:  # every process has its part in it
+        evaluation.animate(make, params, asked, number, SEED.value, out.with_suffix(".webp"))
     if not parallel.is_primary():
         return
     place.require("while samples were drawn")
-    said = {} if asked.labels is None else {"labels": asked.labels}
-    said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
-    if info.is_text:
-        save_npz(out, tokens=images.reshape(len(images), -1), **said)
-    else:
-        save_npz(out, images=images, **said)
     print(
         f"{len(images)} samples of step {source['step']} ({source['parameters']}), "
         f"{make.network_evaluations} network evaluations each: {out}"
     )
-    if info.is_image:
+    save_samples(experiment, images, asked, out)
+
+
+def save_samples(experiment: Experiment, images: np.ndarray, asked: Asked, out: Path) -> None:
+    """The samples as arrays, unless `out` is a picture; the grid of pictures, or the texts."""
+    info = experiment.shown
+    if out.suffix != ".png":
+        said = {} if asked.labels is None else {"labels": asked.labels}
+        said |= {"prompts": np.array(asked.texts)} if asked.texts else {}
+        arrays = {"tokens": images.reshape(len(images), -1)} if info.spec.kind == "tokens" else {"images": images}
+        save_npz(out, **arrays, **said)
+    if info.spec.kind == "pixels":
         shown = min(len(images), evaluation.GRID_SIZE)
         evaluation.save_asked(images[:shown], asked.first(shown), experiment, out.with_suffix(".png"))
-        print(f"picture: {out.with_suffix('.png')}")
-    if info.is_text:
+        some = f", the first {shown}" if shown < len(images) else ""
+        print(f"picture: {out.with_suffix('.png')}{some}")
+    if info.spec.kind == "tokens":
         save_texts(images, experiment.pipeline.tokenizer, out.with_suffix(".txt"))
         print(f"texts: {out.with_suffix('.txt')}")
+    if ANIMATE.value:
+        print(f"animation: {out.with_suffix('.webp')}")
 
 
 def make_pictures(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:

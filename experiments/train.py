@@ -50,7 +50,7 @@ from experiments.evaluating import evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
-from experiments.reports.report import next_commands, summary_table
+from experiments.reports.summary import next_commands, summary_table
 from experiments.running import extension
 from experiments.running.loop import Loop, StopSignal
 
@@ -268,9 +268,9 @@ def finish(experiment: Experiment, params: Any, directory: Path, live: LivePage)
             summary_table(directory).print()
     parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
     if parallel.is_primary():
-        if experiment.shown.is_image:
+        if experiment.shown.spec.kind == "pixels":
             print(f"picture: {directory}/samples/final.png")
-        if experiment.info.is_text:
+        if experiment.shown.spec.kind == "tokens":
             print(f"texts:   {directory}/samples/final.txt")
         print(f"report:  {directory}/report.html", flush=True)
         for meaning, line in next_commands(directory).items():

@@ -29,6 +29,14 @@ def _forget_programs():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """Compile the programs of a file with few of XLA's optimisations: where each runs a few times on little data."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64, where the contract is mathematical."""
@@ -63,7 +71,7 @@ def write_idx(path, array):
 @pytest.fixture(scope="session")
 def command(data_dir):
     """The commands as child processes."""
-    return Command(data_dir)
+    return Command(data_dir, forks=True)
 
 
 @pytest.fixture(scope="session")

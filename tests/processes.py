@@ -4,6 +4,7 @@ Used by the tests of the runner, by those of faults, and by `benchmarks/faults.p
 """
 
 import concurrent.futures
+import functools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffusion_jax.training.checkpointing import record_digest
+from tests import forking
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -43,14 +45,25 @@ TINY = (
 def child_environment() -> dict[str, str]:
     """The environment of child processes: one device, unless a test says otherwise."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUM_CPU", "XLA_FLAGS"))}
-    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    mine = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, **mine}
 
 
 class Command:
-    """`python -m experiments.<module>` with arguments, as a child process; a name with a dot is a module of its own."""
+    """`python -m experiments.<module>` with arguments, as a child process; a name with a dot is a module of its own.
 
-    def __init__(self, data_dir):
+    With `forks`, what is only run to its end is forked from a server of imports (tests/forking.py).
+    """
+
+    def __init__(self, data_dir, *, forks=False):
         self.environment, self.data_dir = child_environment(), data_dir
+        self.forks = forks and forking.POSSIBLE
+
+    @functools.cached_property
+    def server(self):
+        """What runs are forked from, or None."""
+        server = forking.ForkServer(self.environment) if self.forks else None
+        return server if server is not None and server.works else None
 
     def train_arguments(self, workdir, *arguments, config="configs/digits_unet.py"):
         """A tiny training run in `workdir`."""
@@ -65,7 +78,7 @@ class Command:
     def start(self, module, *arguments, **env):
         """Start it and return at once."""
         return subprocess.Popen(
-            [sys.executable, "-m", module if "." in module else f"experiments.{module}", *map(str, arguments)],
+            [sys.executable, "-m", full_name(module), *map(str, arguments)],
             cwd=ROOT,
             env={**self.environment, **env},
             stdout=subprocess.PIPE,
@@ -75,6 +88,10 @@ class Command:
 
     def run(self, module, *arguments, code=0, timeout=300, **env):
         """Run it to its end; returns (stdout, stderr) after checking the exit code."""
+        if not env and self.server is not None:
+            found, out, err = self.server.run(full_name(module), [str(word) for word in arguments], timeout)
+            assert found == code, f"exit code {found}\n{out}\n{err}"
+            return out, err
         process = self.start(module, *arguments, **env)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -128,6 +145,11 @@ class Command:
             time.sleep(0.001)
         assert process.poll() is not None, "the condition never held"
         return False
+
+
+def full_name(module: str) -> str:
+    """The module of a command."""
+    return module if "." in module else f"experiments.{module}"
 
 
 def one_line(err: str) -> str:

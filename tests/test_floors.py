@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("domains", "errors", "files", "registry", "rng", "counter_prng", "ode", "specs", "terms"), 0),
     **dict.fromkeys(("schedulers", "models", "data", "metrics", "parallel"), 1),
     **dict.fromkeys(("likelihood", "conditioning"), 2),
-    **dict.fromkeys(("objectives", "samplers", "weights"), 3),
+    **dict.fromkeys(("objectives", "samplers", "weights", "adapters"), 3),
     "systems": 4,
     **dict.fromkeys(("training", "tasks", "pipelines"), 5),
     "loading": 6,
@@ -113,3 +113,11 @@ ROOMS = sorted(path for path in (ROOT / "experiments").rglob("") if path != ROOT
 def test_a_room_of_the_runner_has_at_most_12_files(path):
     if path.name != "__pycache__":
         assert len(set(path.glob("*.py")) - {path / "__init__.py"}) <= 12
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.name)
+def test_above_the_rooms_of_the_runner_there_are_commands_only(path):
+    if path.name != "__init__.py":
+        text = path.read_text()
+        assert "FLAGS = cli.Flags(__name__, __doc__)" in text
+        assert 'if __name__ == "__main__":\n    cli.run(main)\n' in text

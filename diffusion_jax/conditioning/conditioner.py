@@ -13,7 +13,7 @@ of an example decides, [0, p_1) for the first set, [p_1, p_1 + p_2) for the seco
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,9 @@ Form = tuple[tuple[int, ...], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-    """Raw fields of a batch to slots of a network."""
+    """Raw fields of a batch to slots of a network; `encoder` is the network that reads them, where there is one."""
+
+    encoder: ClassVar[Any] = None
 
     @property
     def fields(self) -> Mapping[str, Form]:

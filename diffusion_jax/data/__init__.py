@@ -18,7 +18,7 @@ from diffusion_jax.data.sources import (
     default_data_dir,
     open_dataset,
 )
-from diffusion_jax.data.transforms import crops, to_uint8, to_unit_range
+from diffusion_jax.data.transforms import as_stored, crops, to_uint8, to_unit_range
 
 __all__ = [
     "AT_A_PATH",
@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "SyntheticLatents",
     "Tokenizer",
+    "as_stored",
     "crops",
     "datasets",
     "default_data_dir",

@@ -25,6 +25,7 @@ from diffusion_jax.data.pictures import read_image
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, plain_name
+from diffusion_jax.specs import DataSpec
 
 _USUAL_SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
@@ -88,7 +89,7 @@ def open_folder(
         name="folder",
         split=split,
         num_examples=len(listing.files),
-        image_shape=(None, None, channels),
+        spec=DataSpec(kind="pixels", shape=(None, None, channels)),
         num_classes=len(class_names),
         class_names=class_names,
         fingerprint=content_hash(root, listing, labels),

@@ -26,6 +26,7 @@ from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, plain_name, read_json, read_npy, replace_file
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.specs import DataSpec
 
 INFO, BEGUN = "info.json", ".begun.json"
 FORMATS = ("float32", "float16")
@@ -109,10 +110,9 @@ def open_latents(*, path: str | None = None, split: str = "train", data_dir: str
         name="latents",
         split=split,
         num_examples=len(source),
-        image_shape=tuple(part["shape"]),
+        spec=DataSpec(kind="latents", shape=tuple(part["shape"])),
         num_classes=about["pictures"]["num_classes"],
         class_names=tuple(about["pictures"]["class_names"]),
-        dtype="float32",
         first_stage=about["first_stage"],
         fields=tuple(name for name in (*part["fields"], *part["texts"]) if name != "label"),
         fingerprint=hashlib.sha256(f"{part['sha256']} {about['first_stage']}".encode()).hexdigest(),
@@ -136,7 +136,7 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
         for name, kind in (("first_stage", str), ("shard_size", int), ("splits", dict), ("pictures", dict)):
             if not isinstance(about[name], kind):
                 raise TypeError(f"{name} is {about[name]!r}")
-        DatasetInfo(**about["pictures"])
+        DatasetInfo.from_json(about["pictures"])
         for part in about["splits"].values():
             counts, shape = part["counts"], part["shape"]
             whole = all(isinstance(n, int) and 0 < n <= about["shard_size"] for n in counts) and counts

@@ -19,6 +19,7 @@ while the accelerator computes, at a cost per batch rather than per example.
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import sys
 import weakref
@@ -192,8 +193,8 @@ class Pipeline:
         )
 
     def _transformed(self, info: DatasetInfo) -> DatasetInfo:
-        height, width, channels = info.image_shape
-        if info.dtype == "float32" and self.image_size not in (None, height):
+        height, width, channels = info.spec.shape
+        if info.spec.kind == "latents" and self.image_size not in (None, height):
             raise UserError(
                 f"data.image_size={self.image_size}, and the latents of {self.dataset} are {height}x{width}: set it to "
                 f"{height}"
@@ -205,7 +206,8 @@ class Pipeline:
                 f"the images of dataset {self.dataset!r} differ in size: "
                 "set data.image_size and data.crop ('adm' or 'edm')"
             )
-        return dataclasses.replace(info, image_shape=(height, width, self.channels or channels))
+        spec = dataclasses.replace(info.spec, shape=(height, width, self.channels or channels))
+        return dataclasses.replace(info, spec=spec)
 
     def batches(
         self, start_step: int = 0, *, process_index: int = 0, process_count: int = 1
@@ -245,7 +247,8 @@ class Pipeline:
         indices = _spread(total, max_examples)
         count = len(indices)
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
-        too_large = count * int(np.prod(self.info.image_shape)) * np.dtype(self.info.dtype).itemsize > self.memory_limit
+        spec = self.info.spec
+        too_large = count * math.prod(spec.shape) * spec.stored_dtype.itemsize > self.memory_limit
         file = spill / f"{self.split.translate(_NO_NAMES)}.npy" if spill and too_large else None
         batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
@@ -324,15 +327,14 @@ class Pipeline:
     @property
     def _cropped(self) -> TransformedSource:
         """Cropped examples, decoded when read."""
-        return TransformedSource(
-            self._opened.source, self._crop, self.info.image_shape, np.dtype(self.info.dtype), self.prepare
-        )
+        spec = self.info.spec
+        return TransformedSource(self._opened.source, self._crop, spec.shape, spec.stored_dtype, self.prepare)
 
     @functools.cached_property
     def _source(self) -> ArraySource | TransformedSource:
         """Cropped examples, from memory if they fit."""
         info, source = self.info, self._cropped
-        if info.num_examples * int(np.prod(info.image_shape)) * source.dtype.itemsize > self.memory_limit:
+        if info.num_examples * math.prod(info.spec.shape) * source.dtype.itemsize > self.memory_limit:
             return source
         batch = read_all(source, np.arange(info.num_examples))
         fields = {name: values for name, values in batch.items() if name not in ("image", "label")}

@@ -74,11 +74,9 @@ class DatasetInfo:
       name: name of the data set.
       split: the split, as asked for.
       num_examples: number of examples in the split.
-      image_shape: (height, width, channels); None where it differs from image to image.
+      spec: the form of an example: what it is of, and its shape.
       num_classes: number of classes, 0 if the data has none.
       class_names: their names, () if the data has no classes.
-      dtype: "uint8" for images, "float32" for latents, "int32" for text.
-      vocabulary: of text, how many tokens there are; 0 where the data is not text.
       first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
       fields: raw fields of an example besides image and label, such as "text", a caption.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
@@ -88,30 +86,27 @@ class DatasetInfo:
     name: str
     split: str
     num_examples: int
-    image_shape: tuple[int | None, int | None, int]
+    spec: DataSpec
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
-    dtype: str = "uint8"
-    vocabulary: int = 0
     first_stage: str = ""
     fingerprint: str = ""
     fields: tuple[str, ...] = ()
 
-    @property
-    def spec(self) -> DataSpec:
-        """The form of an example."""
-        kind = {"uint8": "pixels", "float32": "latents", "int32": "tokens"}[self.dtype]
-        return DataSpec(kind=kind, shape=self.image_shape, num_values=self.vocabulary)
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "DatasetInfo":
+        """From the JSON of `dataclasses.asdict`, also as earlier versions wrote it.
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the examples are pictures (latents are not)."""
-        return self.dtype == "uint8"
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the examples are sequences of tokens, [length, 1, 1]."""
-        return self.dtype == "int32"
+        Raises:
+          TypeError, KeyError or AttributeError: the fields are others, or of other types.
+        """
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        if "spec" not in given:  # the form of an example was three fields
+            kind = {"uint8": "pixels", "float32": "latents", "int32": "tokens"}[given.pop("dtype", "uint8")]
+            shape, values = given.pop("image_shape"), given.pop("vocabulary", 0)
+            given["spec"] = {"kind": kind, "shape": shape, "num_values": values}
+        spec = dict(given.pop("spec").items())
+        return cls(**given, spec=DataSpec(**{**spec, "shape": tuple(spec["shape"])}))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,10 +260,9 @@ def open_synthetic_latents(
         name="synthetic_latents",
         split=split,
         num_examples=num_examples,
-        image_shape=(size, size, channels),
+        spec=DataSpec(kind="latents", shape=(size, size, channels)),
         num_classes=num_classes,
         class_names=tuple(str(i) for i in range(num_classes)),
-        dtype="float32",
         fingerprint=hashlib.sha256(repr(source).encode()).hexdigest(),
     )
     return Dataset(info=info, source=source)

@@ -15,6 +15,7 @@ from diffusion_jax.data.text_preparation import PreparedText, prepare_python_doc
 from diffusion_jax.data.text_store import PYTHON_DOCS, SPLITS, is_there, read_store, store_directory
 from diffusion_jax.data.tokenizing import ByteTokenizer, FileTokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.specs import DataSpec
 
 __all__ = ["ByteTokenizer", "FileTokenizer", "PreparedText", "TextSource", "describe_text", "open_text", "prepare_text"]
 
@@ -114,9 +115,7 @@ def open_text(
         name=f"text/{corpus}",
         split=split,
         num_examples=len(source),
-        image_shape=(length, 1, 1),
-        dtype="int32",
-        vocabulary=store.vocabulary,
+        spec=DataSpec(kind="tokens", shape=(length, 1, 1), num_values=store.vocabulary),
         fingerprint=store.fingerprint(split),
     )
     return Dataset(info=info, source=source, tokenizer=tokenizer)
@@ -126,4 +125,5 @@ def describe_text(*, split: str, data_dir: str | None, corpus: str = PYTHON_DOCS
     """As `open_text`; of a text that is not prepared only the shape is known."""
     if is_there(store_directory(corpus, data_dir or default_data_dir())):
         return open_text(split=split, data_dir=data_dir, corpus=corpus, length=length).info
-    return DatasetInfo(name=f"text/{corpus}", split=split, num_examples=0, image_shape=(length, 1, 1), dtype="int32")
+    spec = DataSpec(kind="tokens", shape=(length, 1, 1))
+    return DatasetInfo(name=f"text/{corpus}", split=split, num_examples=0, spec=spec)

@@ -24,6 +24,7 @@ from tensorflow_datasets.core import read_only_builder
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, regular_file, sampled_digest
+from diffusion_jax.specs import DataSpec
 
 
 def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
@@ -166,7 +167,7 @@ def _describe(
         name=name,
         split=split,
         num_examples=0,
-        image_shape=image.shape,
+        spec=DataSpec(kind="pixels", shape=image.shape),
         num_classes=label.num_classes if label else 0,
         class_names=tuple(label.names) if label else (),
     )

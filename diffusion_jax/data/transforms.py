@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped, UInt8, UInt64
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
+from diffusion_jax.specs import DataSpec
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -144,3 +145,8 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """[-1, 1] -> uint8: round((x + 1) * 127.5), clipped; the exact inverse of `to_unit_range`."""
     scaled = (np.asarray(images, np.float32) + np.float32(1)) * np.float32(127.5)
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def as_stored(spec: DataSpec, examples: np.ndarray) -> np.ndarray:
+    """Examples of a batch in the form in which they are stored and shown: pixels as uint8, others as they are."""
+    return to_uint8(examples) if spec.kind == "pixels" else examples

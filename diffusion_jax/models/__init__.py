@@ -21,7 +21,7 @@ from diffusion_jax.models.network import (
     parameter_shapes,
 )
 from diffusion_jax.models.packed_transformer import PackedTransformer
-from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.registry import MODELS, reading_tokens
 from diffusion_jax.models.song_unet import SongUNet
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.unet_sizes import ADM_MULTIPLIERS, LDM_SIZES
@@ -63,6 +63,7 @@ __all__ = [
     "init_params",
     "is_frozen",
     "parameter_shapes",
+    "reading_tokens",
     "scaled_control",
     "sinusoidal_embedding",
     "summed_controls",

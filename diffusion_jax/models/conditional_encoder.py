@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.cross_attention import Mask
 from diffusion_jax.models.dit import checkpointed
-from diffusion_jax.models.layers import Conv, GroupNorm, LabelEmbedding, TimeMLP, sinusoidal_embedding
+from diffusion_jax.models.layers import Conv, GroupNorm, LabelEmbedding, TimeMLP, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.unet_blocks import Image, ResBlock, SpatialTransformer
 from diffusion_jax.specs import ConditionSpec
@@ -291,7 +291,8 @@ class ConditionalEncoder(Network, kw_only=True):
             table = nn.Embed(self.num_noise_levels, 4 * first, name="noise_level")
             embedding += table(conditions["noise_level"])
         if self.num_classes:
-            label = LabelEmbedding(num_classes=self.num_classes, features=4 * first, name="label")
+            wide = at_least_float32(self.dtype)
+            label = LabelEmbedding(num_classes=self.num_classes, features=4 * first, dtype=wide, name="label")
             embedding += label(conditions["label"])
         return embedding
 

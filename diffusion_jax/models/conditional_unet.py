@@ -99,16 +99,8 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
         if self.guidance_channels:
             slots["guidance"] = ConditionSpec(role="told")
         if self.extra_channels:
-            shape = (self.image_size, self.image_size, self.extra_channels)
-            slots["image"] = ConditionSpec(shape=shape, role=self.image_role)
-        return slots
-
-    @nn.nowrap
-    def slots_beside(self, x: Image, conditions: Conditions) -> dict[str, ConditionSpec]:
-        """`takes` with the image as large as x."""
-        slots = super().slots_beside(x, conditions)
-        if self.extra_channels:
-            slots["image"] = ConditionSpec(shape=(*x.shape[1:3], self.extra_channels), role=self.image_role)
+            shape = (None, None, self.extra_channels)
+            slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
         return slots
 
     @nn.nowrap

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.adapted import AdaptedKernel, side_by_side
 from diffusion_jax.parallel.activations import batch_sharded, by_example, divides_tensor, for_cpu, token_spec
 
 
@@ -25,13 +26,19 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
 
 
 def dot_rows(
-    x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"], dimension_numbers: Any, **options: Any
+    x: Float[Array, "... inputs"],
+    kernel: Float[Array, "inputs outputs"] | AdaptedKernel,
+    dimension_numbers: Any,
+    **options: Any,
 ) -> Float[Array, "... outputs"]:
     """`lax.dot_general` of a dense layer; on CPU with all positions of all examples as the rows of one matrix.
 
     With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
     transposes both factors in memory. Tokens that are divided among devices stay an axis of their own.
     """
+    if isinstance(kernel, AdaptedKernel):
+        own = dot_rows(x, kernel.kernel, dimension_numbers, **options)
+        return own + _low_rank(x, kernel, dimension_numbers, **options)
     if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     if not for_cpu() or token_spec(jax.sharding.get_abstract_mesh(), x.shape):
@@ -44,12 +51,31 @@ def dot_rows(
     return by_example(dot, x, kernel)
 
 
+def _low_rank(x: Array, kernel: AdaptedKernel, dimension_numbers: Any, **options: Any) -> Array:
+    """(x A) B, the columns of all parts side by side."""
+    parts, _, rank = kernel.down.shape
+    narrow = dot_rows(x, side_by_side(kernel.down), dimension_numbers, **options)
+    columns = [
+        dot_rows(narrow[..., i * rank : (i + 1) * rank], kernel.up[i], dimension_numbers, **options)
+        for i in range(parts)
+    ]
+    return jnp.concatenate(columns, axis=-1)
+
+
+def promoted(x: Array, kernel: Array | AdaptedKernel, bias: Array | None, *, dtype: DTypeLike | None = None) -> list:
+    """`flax.linen.dtypes.promote_dtype`, which leaves an adapted kernel in its parts."""
+    if not isinstance(kernel, AdaptedKernel):
+        return nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
+    x, bias, own, down, up = nn.dtypes.promote_dtype(x, bias, kernel.kernel, kernel.down, kernel.up, dtype=dtype)
+    return [x, AdaptedKernel(kernel=own, down=down, up=up), bias]
+
+
 def convolve(x: Float[Array, "batch height width channels"], kernel: Array, *arguments: Any, **options: Any) -> Array:
     """`lax.conv_general_dilated` of a convolution layer."""
     return by_example(lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, *arguments, **options), x, kernel)
 
 
-Dense = functools.partial(nn.Dense, dot_general=dot_rows)
+Dense = functools.partial(nn.Dense, dot_general=dot_rows, promote_dtype=promoted)
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 
@@ -73,9 +99,9 @@ class QKV(nn.Module, kw_only=True):
     def __call__(self, x: Float[Array, "batch tokens inputs"]) -> tuple[Float[Array, "batch tokens features"], ...]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], 3 * self.features))
         bias = self.param("bias", nn.initializers.zeros, (3 * self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promoted(x, kernel, bias, dtype=self.dtype)
         if divided := divides_tensor(self.features):
-            kernel = kernel.reshape(-1, 3, self.features)
+            kernel = jnp.asarray(kernel).reshape(-1, 3, self.features)
             kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, None, divided))
             bias = None if bias is None else bias.reshape(3, self.features)
             free = PartitionSpec.UNCONSTRAINED

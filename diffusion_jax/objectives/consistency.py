@@ -84,9 +84,13 @@ class Consistency(Objective):
                 f"{type(self.schedule).__name__}: use edm, or objective scm on trigflow"
             )
 
+    @property
+    def reads_lpips(self) -> bool:
+        return self.distance == "lpips"
+
     def init_state(self) -> Any:
         """LPIPS's parameters, with random values; None with another distance."""
-        return init_lpips(jax.random.key(0)) if self.distance == "lpips" else None
+        return init_lpips(jax.random.key(0)) if self.reads_lpips else None
 
     def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
         return state  # trained long ago

@@ -84,6 +84,11 @@ class Objective:
         return frozenset({"time_sampler"} & {field.name for field in dataclasses.fields(self)})
 
     @property
+    def reads_lpips(self) -> bool:
+        """Whether the objective's state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
+        return False
+
+    @property
     def bounds_likelihood(self) -> bool:
         """Whether what is trained has a likelihood, or a bound on one: a network that only jumps to the end of the flow
         has none."""

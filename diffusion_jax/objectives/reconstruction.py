@@ -72,9 +72,9 @@ class ReconstructionLoss:
         return Discriminator(base_channels=self.discriminator_channels, depth=self.discriminator_depth)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Networks whose weights come from files: "lpips" or none."""
-        return frozenset({"lpips"} if self.perceptual else ())
+    def reads_lpips(self) -> bool:
+        """Whether its state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
+        return bool(self.perceptual)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise UserError where pictures of this shape are too small for the networks of the loss."""

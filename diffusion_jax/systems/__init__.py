@@ -4,9 +4,10 @@ from diffusion_jax.systems.description import describe, rebuild
 from diffusion_jax.systems.first_stage import FirstStageFolder, load_first_stage, save_first_stage
 from diffusion_jax.systems.folder import read_description, read_model, save_model, write_description
 from diffusion_jax.systems.groups import Params, fingerprint, split_groups, under, within
-from diffusion_jax.systems.model import CODEC, CONDITIONING, NETWORK, Model
+from diffusion_jax.systems.model import ADAPTERS, CODEC, CONDITIONING, NETWORK, Model
 
 __all__ = [
+    "ADAPTERS",
     "CODEC",
     "CONDITIONING",
     "NETWORK",

@@ -163,9 +163,8 @@ def load_first_stage(folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> F
         raise UserError(f"there is no first stage in {path}, it has no {ABOUT}: {mend}")
     found = read_json(about)
     try:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in found["data"].items()}
-        info = DatasetInfo(**fields)
-        codec = CODECS.build(dict(found["codec"]), data_channels=info.image_shape[-1], dtype=dtype)
+        info = DatasetInfo.from_json(found["data"])
+        codec = CODECS.build(dict(found["codec"]), data_channels=info.spec.shape[-1], dtype=dtype)
         made = FirstStageFolder(path=path, codec=codec, info=info, fingerprint=str(found["fingerprint"]), about=found)
         same = codec.learned and list(codec.spec(info.spec).shape) == found["latents"]
     except (KeyError, TypeError, AttributeError) as error:

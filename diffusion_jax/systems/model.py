@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxtyping import Array, Key, PyTree
 
+from diffusion_jax.adapters import Adapter, apply
 from diffusion_jax.conditioning import Conditioning, Conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
@@ -23,7 +24,7 @@ from diffusion_jax.schedulers import Denoiser, Process
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems.groups import Params, under, within
 
-NETWORK, CONDITIONING, CODEC = "network", "conditioning", "codec"
+NETWORK, CONDITIONING, CODEC, ADAPTERS = "network", "conditioning", "codec", "adapters"
 SECOND_TIME = "second_time"
 
 
@@ -37,6 +38,7 @@ class Model:
       process: what is diffused, and what the network's input and output mean.
       conditioning: fills the network's slots from raw fields of a batch.
       codec: the first stage.
+      adapters: what changes the parameters of the other parts, each with a group of its own, "adapters/<name>".
 
     Raises:
       UserError: two parts do not fit; the message names both.
@@ -47,8 +49,13 @@ class Model:
     process: Process
     conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
     codec: Codec = dataclasses.field(default_factory=Identity)
+    adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self):
+        names = [adapter.name for adapter in self.adapters]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"two adapters are called {', '.join(twice)}: give one of them another name")
         z, process = self.codec.spec(self.data), type(self.process).__name__
         if (z.kind == "tokens") != self.process.discrete:
             wanted = "tokens" if self.process.discrete else "pixels or latents"
@@ -72,7 +79,20 @@ class Model:
             CODEC: self.codec.init_params(fold_name(key, CODEC)),
             **under(CONDITIONING, self.conditioning.init_params(fold_name(key, CONDITIONING))),
         }
-        return {name: group for name, group in groups.items() if group}
+        groups = {name: group for name, group in groups.items() if group}
+        return {**groups, **self.init_adapters(key, groups)}
+
+    def init_adapters(self, key: Key[Array, ""], base: Params) -> Params:
+        """The groups of the adapters, with which the base is as it was."""
+        return under(ADAPTERS, {a.name: a.init(fold_name(key, f"{ADAPTERS}/{a.name}"), base) for a in self.adapters})
+
+    def adapted(self, params: Params, kind: str = "") -> Params:
+        """The groups, of one kind, as the adapters change them."""
+        if not self.adapters:
+            return params
+        own, groups = within(ADAPTERS, params), {n: tree for n, tree in params.items() if _is_of(n, kind)}
+        owns = (own[adapter.name] for adapter in self.adapters)
+        return apply(groups, ({path: leaves for path, leaves in one.items() if _is_of(path, kind)} for one in owns))
 
     def constrain(self, params: Params) -> Params:
         """The parameters after an update, as the network allows them."""
@@ -89,15 +109,19 @@ class Model:
 
     def conditions(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
         """What the network is told of `size` examples, from the raw fields of their batch."""
-        return self.conditioning(within(CONDITIONING, params), batch, size)
+        return self.conditioning(self._of_conditioning(params), batch, size)
 
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
         """The same where nothing is asked; what is told of the input stays."""
-        return self.conditioning.without(within(CONDITIONING, params), conditions, size)
+        return self.conditioning.without(self._of_conditioning(params), conditions, size)
+
+    def null(self, params: Params, size: int) -> Conditions:
+        """What the network is told where nothing is asked or known."""
+        return self.conditioning.null(self._of_conditioning(params), size)
 
     def dropped(self, params: Params, conditions: Conditions, key: BatchKey) -> Conditions:
         """The same with conditioning dropout, as in training."""
-        return self.conditioning.drop(within(CONDITIONING, params), conditions, key)
+        return self.conditioning.drop(self._of_conditioning(params), conditions, key)
 
     def denoiser(
         self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
@@ -120,16 +144,26 @@ class Model:
 
         return denoise
 
+    def _of_conditioning(self, params: Params) -> dict[str, PyTree]:
+        return within(CONDITIONING, self.adapted(params, CONDITIONING))
+
     def _network_fn(self, params, conditions, dropout_keys, keep=None) -> Callable[..., Array]:
         """The network as a function of (x, time, second time); `keep` is given what it sows."""
+        network = self.adapted(params, NETWORK)[NETWORK]
 
         def network_fn(x, time, second_time=None):
             second = {SECOND_TIME: time if second_time is None else second_time} if self.is_flow_map else {}
             inputs = (x, time, {**conditions, **second}, dropout_keys)
             if keep is None:
-                return self.network.apply({"params": params[NETWORK]}, *inputs)
-            output, variables = self.network.apply({"params": params[NETWORK]}, *inputs, mutable=["sown"])
+                return self.network.apply({"params": network}, *inputs)
+            output, variables = self.network.apply({"params": network}, *inputs, mutable=["sown"])
             keep(variables["sown"])
             return output
 
         return network_fn
+
+
+def _is_of(name: str, kind: str) -> bool:
+    """Whether a group, or a path in it, is of a kind; adapters are of none."""
+    own = name.partition("/")[0]
+    return own != ADAPTERS and kind in ("", own)

@@ -28,7 +28,7 @@ from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_me
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
 from diffusion_jax.schedulers import Denoiser, TimeGrid
-from diffusion_jax.systems import CONDITIONING, Model, Params, within
+from diffusion_jax.systems import Model, Params
 
 Raw = Mapping[str, Array]
 """Raw fields of a batch, as the data names them."""
@@ -97,7 +97,7 @@ class Setting:
     def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
         """What the network is told of `size` examples; of nothing, where there are no raw fields."""
         if raw is None:
-            return self.model.conditioning.null(within(CONDITIONING, params), size)
+            return self.model.null(params, size)
         return self.model.conditions(params, raw, size)
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from diffusion_jax.data import to_uint8
+from diffusion_jax.data import as_stored
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
@@ -87,7 +87,7 @@ def generate(
     bad = np.flatnonzero(~np.isfinite(found.reshape(count, -1)).all(axis=1))
     if len(bad):
         raise RunError(f"{len(bad)} of {count} samples are not finite, the first is {bad[0]}")
-    return to_uint8(found) if model.data.kind == "pixels" else found
+    return as_stored(model.data, found)
 
 
 def _draw(setting: Setting, size: int, params: Params, given: Mapping[str, Array], key: Array, index: Array) -> Array:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ml_collections import ConfigDict
+
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
@@ -21,6 +23,8 @@ READ_BY_OBJECTIVES: Mapping[str, Registry] = {
     "time_sampler": TIME_SAMPLERS,
 }
 """Groups of a config that only some objectives read, as `Objective.reads` says."""
+_SIDES = re.compile(r"\b(left|right|(counter)?clockwise)\b", re.IGNORECASE)
+_CAPTIONS_LOOKED_AT = 1_000  # of the split, for words that a mirrored picture makes wrong
 
 
 def check_metric(name: str) -> None:
@@ -52,7 +56,7 @@ def check(experiment: "Experiment") -> None:
     sampler, grid = experiment.sampler(), experiment.grid()
     if experiment.process.discrete:
         sampler.check(experiment.process, grid.num_steps)
-        values, known = experiment.process.num_tokens, experiment.info.vocabulary
+        values, known = experiment.process.num_tokens, experiment.info.spec.num_values
         if known not in (0, values):
             raise UserError(f"process.num_tokens is {values}; the text has {known} tokens: set it to that")
     else:
@@ -70,7 +74,7 @@ def check(experiment: "Experiment") -> None:
             f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
         )
     check_features(experiment)
-    if experiment.needs_lpips:
+    if experiment.objective.reads_lpips:
         require_lpips(experiment, "objective.distance=squared")
     told, labels = experiment.augment_slot, experiment.pipeline.augment_labels
     if labels and told not in (0, labels):  # without labels it hears that nothing was done
@@ -88,8 +92,8 @@ def check_read(experiment: "Experiment") -> None:
     """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
     config, reads = experiment.config, experiment.objective.reads
     unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
-    if experiment.objective.discrete and config.sampling.grid.to_dict() != PARTS["sampling.grid"][0]:
-        unread.append("sampling.grid")
+    if experiment.objective.discrete:
+        unread += _unread_by_tokens(config)
     if unread:
         raise UserError(
             f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
@@ -105,13 +109,30 @@ def require_lpips(experiment: "Experiment", instead: str) -> None:
         raise UserError(f"{error}; name the files as objective.vgg and objective.lpips, or set {instead}") from None
 
 
+def _unread_by_tokens(config: ConfigDict) -> list[str]:
+    """Fields of sampling that no sampler of tokens reads, and that the config states otherwise than by default."""
+    sampling = config.sampling
+    stated = {name: sampling[name] for name in ("grid", "projection", "inversion")}
+    specs = {name: {"name": spec} if isinstance(spec, str) else spec.to_dict() for name, spec in stated.items()}
+    groups = [name for name, spec in specs.items() if spec != PARTS[f"sampling.{name}"][0]]
+    return [f"sampling.{name}" for name in [*groups, *(["clip_x0"] if sampling.clip_x0 else [])]]
+
+
 def check_captions(experiment: "Experiment") -> None:
-    """Raise UserError where captions are shuffled that nothing is told."""
+    """Raise UserError where captions are shuffled that nothing is told, or say left and right of mirrored pictures."""
     if experiment.config.data.shuffle_captions and experiment.told_text is None:
         raise UserError(
             "data.shuffle_captions is of captions, and what is trained is told none: set it to False, or "
             "conditioning.text"
         )
+    if experiment.config.data.flip and experiment.told_text is not None:
+        captions = experiment.pipeline.texts(max_examples=_CAPTIONS_LOOKED_AT)
+        sided = next((caption for caption in captions if _SIDES.search(caption)), None)
+        if sided is not None:
+            raise UserError(
+                f"data.flip mirrors half of the pictures and leaves their captions as they are, and {sided!r} would be "
+                "wrong of its mirror image: set data.flip=False"
+            )
 
 
 def check_groups(experiment: "Experiment") -> None:

@@ -78,13 +78,13 @@ def with_text(model: systems.Model, text: Text | None) -> systems.Model:
     """The model whose conditioner of texts has its word list, so that it can read words without the run."""
     if text is None:
         return model
-    parts = tuple(text if isinstance(part, Text) else part for part in model.conditioning.parts)
+    parts = tuple(text if set(part.gives) == set(text.gives) else part for part in model.conditioning.parts)
     return dataclasses.replace(model, conditioning=dataclasses.replace(model.conditioning, parts=parts))
 
 
 def kept(text: Text | None) -> dict[str, bytes]:
     """Files of the workdir that hold what was made of the data: name and content."""
-    words = getattr(text.tokenizer, "words", ()) if text else ()
+    words = text.tokenizer.words if text and text.tokenizer.learns else ()
     return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
 
 

@@ -43,7 +43,7 @@ class FirstStageExperiment(Experiment):
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
-        codec = CODECS.build(self.config.codec, data_channels=self.info.image_shape[-1], dtype=DTYPES[dtype])
+        codec = CODECS.build(self.config.codec, data_channels=self.info.spec.shape[-1], dtype=DTYPES[dtype])
         if not codec.learned:
             fitting = [name for name in CODECS if CODECS[name].learned]
             raise UserError(f"codec {self.config.codec.name} has nothing to learn: use {' or '.join(fitting)}")
@@ -63,11 +63,6 @@ class FirstStageExperiment(Experiment):
     def shown(self) -> data.DatasetInfo:
         """Pictures, as the data has them."""
         return self.info
-
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS."""
-        return "lpips" in self.objective.needs
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
         """The state before the first step, by default of the seed; there is neither a target nor a teacher."""
@@ -92,7 +87,7 @@ class FirstStageExperiment(Experiment):
         for name in config.evaluation.metrics:
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
-        if not self.info.is_image:
+        if self.info.spec.kind != "pixels":
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)
@@ -102,7 +97,7 @@ class FirstStageExperiment(Experiment):
                 "the discriminator's weight is of the whole batch: set train.accumulation=1 and parallel.strategy=jit, "
                 "or objective.adversarial=0"
             )
-        if self.needs_lpips:
+        if self.objective.reads_lpips:
             require_lpips(self, "objective.perceptual=0")
         if self.pipeline.augment_labels:
             raise UserError("a first stage is told nothing of augmentations: set data.augmentation to none")

@@ -6,6 +6,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES, of_process
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, Sampler, TokenSampler
 from diffusion_jax.schedulers import Process, with_process
+from diffusion_jax.specs import DataSpec
 
 
 def name_of(spec: Any) -> Any:
@@ -27,9 +28,9 @@ def require_objective(spec: Any, process: Process) -> None:
         )
 
 
-def require_numbers_or_text(is_text: bool, process: Process) -> None:
-    """Raise UserError where the data is text and the process is not of tokens."""
-    if is_text and not process.discrete:
+def require_data(spec: DataSpec, process: Process) -> None:
+    """Raise UserError where the data is tokens and the process is of numbers."""
+    if spec.kind == "tokens" and not process.discrete:
         fitting = [name for kind in ("tokens", "token_chain") for name in with_process(kind)]
         raise UserError(
             f"process.name is {_names(process.process_kind)}, which is of numbers; the data is "

@@ -7,14 +7,15 @@ from ml_collections import ConfigDict
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import LearnedCodec
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import FirstStageFolder
 
 
 def pictures_of(latents: DatasetInfo, codec: LearnedCodec) -> DatasetInfo:
     """What prepared latents are when they are decoded; the classes are the same."""
-    height, width, _ = latents.image_shape
+    height, width, _ = latents.spec.shape
     shape = (height * codec.factor, width * codec.factor, codec.data_channels)
-    return dataclasses.replace(latents, image_shape=shape, dtype="uint8")
+    return dataclasses.replace(latents, spec=DataSpec(kind="pixels", shape=shape))
 
 
 def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFolder | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -39,7 +40,6 @@ from experiments.ground import workdir
 from experiments.ground.config_files import import_parts
 from experiments.ground.fields import CODEC, FIELDS
 
-SEQUENCES = "ddit"  # the network of text
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -141,9 +141,10 @@ class Experiment:
         spec = dict(self.config.model)
         if self.process.discrete:
             channels, spec["out_channels"] = self.process.channels(channels)
-        if self.info.is_text:
-            if spec["name"] != SEQUENCES:
-                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {SEQUENCES}")
+        if self.info.spec.kind == "tokens":
+            if spec["name"] not in models.reading_tokens():
+                fitting = " or ".join(models.reading_tokens())
+                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
         return models.MODELS.build(
@@ -212,8 +213,8 @@ class Experiment:
     def process(self) -> Process:
         """What is diffused, and what the network's input and output mean."""
         process = self.stated_process
-        fitting.require_numbers_or_text(self.info.is_text, process)
-        return dataclasses.replace(process, sequences=self.info.is_text) if process.discrete else process
+        fitting.require_data(self.info.spec, process)
+        return dataclasses.replace(process, sequences=self.info.spec.kind == "tokens") if process.discrete else process
 
     @cached_property
     def codec(self) -> Codec:
@@ -312,13 +313,14 @@ class Experiment:
         """Placement on the devices."""
         spec = dict(self.config.parallel)
         name = spec.pop("strategy")
-        if name == "pmap":
-            if any(spec[axis] != 1 for axis in ("fsdp", "tensor", "context")):
-                raise UserError(
-                    "parallel.strategy=pmap knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
-                )
-            return parallel.LAYOUTS.build(name)
-        return parallel.LAYOUTS.build({"name": name, **spec}, devices=self.devices)
+        known = inspect.signature(parallel.LAYOUTS[name]).parameters
+        without = [axis for axis in ("fsdp", "tensor", "context") if axis not in known]
+        if any(spec[axis] != 1 for axis in without):
+            raise UserError(
+                f"parallel.strategy={name} knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
+            )
+        read = {axis: value for axis, value in spec.items() if axis in known}
+        return parallel.LAYOUTS.build({"name": name, **read}, devices=self.devices)
 
     @property
     def validation_size(self) -> int:
@@ -397,18 +399,13 @@ class Experiment:
             ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
             target = state.target and {**state.target, **_copies(started)}
             state = state.replace(params={**state.params, **started}, ema=ema, target=target)
-        if not self.needs_lpips:
+        if not self.objective.reads_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
         placed = jax.tree.map(
             lambda x, old: jax.device_put(jnp.asarray(x), old.sharding), params, state.objective_state
         )
         return state.replace(objective_state=placed)
-
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS, whose weights are in files."""
-        return getattr(self.objective, "distance", "") == "lpips"
 
     @property
     def augment_slot(self) -> int:
@@ -454,8 +451,7 @@ class Experiment:
 
     def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
         """Zeros in the form of `rows` rows of a batch."""
-        dtype = np.int32 if self.info.is_text else np.float32
-        batch = {DATA: np.zeros((rows, *self.info.image_shape), dtype)}
+        batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:

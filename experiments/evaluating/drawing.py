@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax import parallel
-from diffusion_jax.data import to_uint8
+from diffusion_jax.data import as_stored
 from diffusion_jax.errors import RunError
 from diffusion_jax.files import replace_file
 from experiments.evaluating.asked import Asked
@@ -94,11 +94,11 @@ class Drawing:
             first = done - done % make.batch_size
             for part in make.batches(params, asked, self.num_samples, seed, start=first):
                 if primary:
-                    self._keep(first, to_uint8(part) if make.experiment.shown.is_image else part)
+                    self._keep(first, as_stored(make.experiment.shown.spec, part))
                 first += len(part)
                 progress.update(first)
         if not primary:
-            return np.zeros((0, *make.experiment.shown.image_shape), np.uint8)
+            return np.zeros((0, *make.experiment.shown.spec.shape), np.uint8)
         return np.load(self.directory / _FILE, mmap_mode="r")
 
     def forget(self) -> None:

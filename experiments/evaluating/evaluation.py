@@ -24,7 +24,7 @@ from experiments.evaluating import judging, reconstruction
 from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
 from experiments.evaluating.generation import Classifier, Generator, Given, Guide
-from experiments.evaluating.pictures import save_captioned, save_grid, save_neighbours
+from experiments.evaluating.pictures import save_animation, save_captioned, save_grid, save_neighbours
 from experiments.evaluating.requests import asked_rows
 from experiments.evaluating.texts import MOST_SHOWN, save_texts
 from experiments.ground.progress import ProgressBar
@@ -32,6 +32,7 @@ from experiments.ground.progress import ProgressBar
 GRID_SIZE = 100  # samples in final.png
 PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row of it
 NEIGHBOURS = 20  # pairs in neighbours.png
+ANIMATED, MOMENTS = 40, 36  # samples and frames of an animation, at most
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
 MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
 
@@ -115,7 +116,7 @@ def require_guide(experiment: Experiment) -> None:
 
 def _classifier(experiment: Experiment) -> Classifier:
     """The proxy metrics' classifier of real images, as log p of a class; it is trained here if it was not before."""
-    if not (experiment.info.is_image and experiment.num_classes):
+    if not (experiment.info.spec.kind == "pixels" and experiment.num_classes):
         raise UserError(
             "guidance classifier needs pictures of classes and a network that is told the class; use classifier_free"
         )
@@ -211,15 +212,16 @@ def _evaluate(
     make = make or generator(experiment)
     seed = config.seed if seed is None else seed
     wanted = num_samples or config.evaluation.num_samples
-    if not (experiment.shown.is_image or experiment.info.is_text):
-        return {}  # latents have neither pictures nor metrics here
-    count = max(wanted, MOST_SHOWN if experiment.info.is_text else GRID_SIZE)
+    kind = experiment.shown.spec.kind
+    if kind == "latents":
+        return {}  # which have neither pictures nor metrics here
+    count = max(wanted, MOST_SHOWN if kind == "tokens" else GRID_SIZE)
     asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)
     labels = asked.labels
     drawing = Drawing.of(directory, make, count, seed, source, asked.digest)
     images = drawing.draw(make, params, asked, seed)
     of_model = {n: judging.judge_model(experiment, params, n, seed) for n in names if judging.of_model(n)}
-    if experiment.info.is_text:
+    if kind == "tokens":
         if parallel.is_primary():
             drawing.place.require("while it was evaluated")
             if out is None:
@@ -305,6 +307,31 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
     columns = np.tile(np.arange(PATH_POINTS), len(images))
     captions = [f"{time:.2f}" for time in times]
     save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
+
+
+def require_path(make: Generator) -> None:
+    """Raise UserError where the way from noise to a sample cannot be shown."""
+    if not make.experiment.shown.is_image:
+        raise UserError("--animate shows pictures, and this run draws none")
+    if make.path_bytes > MOST_PATH_BYTES:
+        raise UserError(
+            f"--animate keeps all {make.grid.num_steps} steps of a sample, {make.path_bytes / 2**20:.0f} MiB, and "
+            f"{MOST_PATH_BYTES / 2**20:.0f} MiB are the most: take fewer --steps"
+        )
+
+
+def animate(make: Generator, params: Any, asked: Asked, num_samples: int, seed: int, path: Path) -> None:
+    """An animation of the first samples on their way from noise to data, in the layout of their grid.
+
+    Noise and signal together keep their strength on the way (see `Generator.path_points`). The last frame shows the
+    samples themselves. Every process calls it; the first one writes.
+    """
+    shown, moments = min(num_samples, ANIMATED), min(MOMENTS, make.grid.num_steps + 1)
+    follow = dataclasses.replace(make, path_points=moments, batch_size=min(shown, make.batch_size))
+    paths = follow.generate(params, asked.first(shown), shown, seed)
+    if parallel.is_primary():
+        labels = None if asked.texts else asked.first(shown).labels
+        save_animation(np.moveaxis(paths, 1, 0), path, labels=labels, **class_names(make.experiment))
 
 
 def save_asked(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.data import to_uint8
+from diffusion_jax.data import as_stored
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import NoGuidance, Rule, Sampler, TokenSampler, sample, sample_tokens
@@ -92,10 +92,10 @@ class Generator:
         stages = [one.first_stage and one.first_stage.fingerprint for one in (own, other)]
         if stages[0] != stages[1]:
             raise UserError("the guide's first stage is another than this network's: they must be of the same latents")
-        if other.info.image_shape != own.info.image_shape or other.num_classes not in (0, own.num_classes):
+        if other.info.spec.shape != own.info.spec.shape or other.num_classes not in (0, own.num_classes):
             raise UserError(
-                f"the guide makes {list(other.info.image_shape)} images of {other.num_classes} classes, this network "
-                f"{list(own.info.image_shape)} of {own.num_classes}: they must be of the same data"
+                f"the guide makes {list(other.info.spec.shape)} images of {other.num_classes} classes, this network "
+                f"{list(own.info.spec.shape)} of {own.num_classes}: they must be of the same data"
             )
         reads = [one.text and (one.text.tokenizer, one.text.length) for one in (own, other)]
         if other.told_text is not None and reads[0] != reads[1]:
@@ -170,7 +170,7 @@ class Generator:
 
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
         """The same for tokens, decoded."""
-        process, shape = self.experiment.process, self.experiment.info.image_shape
+        process, shape = self.experiment.process, self.experiment.info.spec.shape
         follow = self.path_points > 0
         result = sample_tokens(
             self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow
@@ -236,7 +236,7 @@ class Generator:
             x = self._run((params, self._guide_params), layout.global_batch(batch), key, placed["index"])
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
-            x = np.asarray(x, np.int32 if self.experiment.info.is_text else np.float32)[: num_samples - first]
+            x = np.asarray(x, self.experiment.shown.spec.dtype)[: num_samples - first]
             require_finite(x, first)
             yield x
 
@@ -257,7 +257,7 @@ class Generator:
                 progress(sum(map(len, parts)))
         x = np.concatenate(parts)
         gives_data = self.task is None or self.task.gives == "data"
-        return to_uint8(x) if self.experiment.shown.is_image and gives_data else x
+        return as_stored(self.experiment.shown.spec, x) if gives_data else x
 
 
 def _request(given: Mapping[str, jax.Array]) -> Request:

@@ -41,6 +41,7 @@ from experiments.building.wiring import Experiment
 from experiments.evaluating.asked import Asked, asked_for
 
 LIKELIHOOD_DRAWS = 128
+HELD = {"pixels": "images", "latents": "latents", "tokens": "text"}  # what metrics say that they are of, by data
 Spaces = dict[str, FeatureSpace]
 # By the field of config.evaluation that names them: the weights of a space, and where they are published.
 WEIGHTS = {
@@ -85,7 +86,7 @@ def by_prompts(names: tuple[str, ...]) -> bool:
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
     """Why this config or this machine does not allow a metric; "" where both do."""
     info, config = experiment.shown, experiment.config
-    held = "text" if info.is_text else "images" if info.is_image else "latents"
+    held = HELD[info.spec.kind]
     if "held_out" in facts.reads and not config.data.validation_split:
         return "it is of held-out data: set data.validation_split"
     if facts.of != held:
@@ -94,8 +95,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"it is of {facts.of}{instead}"
     if RECONSTRUCTIONS in facts.reads and not experiment.reconstructs:
         return "it is of a first stage's reconstructions, and samples are none"
-    if min(info.image_shape[:2]) < facts.least_side:
-        least, (height, width, _) = facts.least_side, info.image_shape
+    if min(info.spec.shape[:2]) < facts.least_side:
+        least, (height, width, _) = facts.least_side, info.spec.shape
         return f"it is of pictures of {least}x{least} pixels or more, the data's are {height}x{width}"
     if "model" in facts.reads and experiment.reconstructs:
         return "a first stage alone gives pictures no probability"
@@ -256,7 +257,7 @@ class ModelOnHeldOut:
         experiment, bins = self.experiment, self.bins
 
         def of_tokens(denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
-            if not experiment.info.is_text:
+            if experiment.info.spec.kind == "pixels":
                 x0 = to_tokens(x0.astype(np.float32) / 127.5 - 1.0, bins)
             return _token_bound(experiment, denoiser, x0, keys)
 

@@ -89,6 +89,33 @@ def save_grid(images: Images, path: str | os.PathLike, *, make_folder: bool = Tr
     _save(make_grid(images, **layout), path, make_folder=make_folder)
 
 
+def save_animation(
+    frames: Sequence[Images], path: str | os.PathLike, *, seconds: float = 2.5, hold: float = 1.5, **layout
+) -> None:
+    """Grids one after the other as an animated WebP file, without loss, again and again.
+
+    Args:
+      frames: images of each moment, as many as `make_grid` takes; `layout` is its own.
+      path: of the file, which is written whole or not at all.
+      seconds: all frames together.
+      hold: how much longer the last frame stays.
+
+    Raises:
+      UserError: no frames, or images that are no grid (see `make_grid`).
+      RunError: the file could not be written.
+    """
+    if not len(frames):
+        raise UserError("an animation needs at least one frame")
+    first, *others = (Image.fromarray(make_grid(images, **layout)) for images in frames)
+    each = max(20, round(1000 * seconds / len(frames)))
+    lasts = [each] * len(others) + [each + round(1000 * hold)]
+    buffer = io.BytesIO()
+    first.save(
+        buffer, format="WEBP", save_all=True, append_images=others, duration=lasts, loop=0, lossless=True, method=4
+    )
+    replace_file(path, buffer.getvalue())
+
+
 def save_captioned(
     images: Images, captions: Sequence[str], path: str | os.PathLike, *, columns: int = 8, make_folder: bool = True
 ) -> None:

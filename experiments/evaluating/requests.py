@@ -15,6 +15,7 @@ from diffusion_jax.data.transforms import to_unit_range
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import parse_json, read_npz, regular_file, replace_file
 from experiments.building.wiring import Experiment
+from experiments.evaluating.judging import HELD
 
 LATENTS = "latents"  # of an .npz file: the noise, beside how it was made
 _HOW = "made"
@@ -35,10 +36,9 @@ def asked_rows(conditioning: Conditioning, value: str) -> dict[str, np.ndarray]:
 
 def require_pictures(experiment: Experiment, task: str) -> None:
     """Raise UserError where a run is of no pictures, or its pictures are diffused as tokens."""
-    info = experiment.info
-    if not info.is_image:
-        what = "text" if info.is_text else "latents"
-        raise UserError(f"--task={task} is of pictures, and the data of this run is {what}")
+    kind = experiment.info.spec.kind
+    if kind != "pixels":
+        raise UserError(f"--task={task} is of pictures, and the data of this run is {HELD[kind]}")
     if experiment.process.discrete:
         raise UserError(f"--task={task} is of continuous pictures, and this run diffuses them as tokens")
 
@@ -49,7 +49,7 @@ def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w 
     Raises:
       UserError: no such file, no picture, or one of another size.
     """
-    shape = experiment.info.image_shape
+    shape = experiment.info.spec.shape
     found = read_image(regular(path, "image"), channels=shape[-1])
     if found.shape != tuple(shape):
         raise UserError(
@@ -65,7 +65,7 @@ def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]
     Raises:
       UserError: no such file, no picture, one of another size or with grey in it, or one that covers nothing.
     """
-    height, width, _ = experiment.info.image_shape
+    height, width, _ = experiment.info.spec.shape
     found = read_image(regular(path, "mask"), channels=1)
     if found.shape[:2] != (height, width):
         raise UserError(

@@ -116,7 +116,9 @@ FIELDS: Mapping[str, Field] = {
     "evaluation.prompt": Field(str, "a photo of a {}", ANY, "text of a class for clip_score, with {} for its name"),
     "evaluation.likelihood_images": Field(int, 1_000, STEPS, "held-out examples for bits per dimension, at most"),
     "evaluation.bins": Field(int, 256, Bounds(low=2, high=2**16), "values of a pixel, for bits per dimension"),
-    "first_stage.path": Field(str, "", ANY, "folder of a trained first stage, whose latents are diffused; empty: none"),
+    "first_stage.path": Field(
+        str, "", ANY, "folder of a first stage, trained here or of diffusers, whose latents are diffused; empty: none"
+    ),
     "first_stage.online": Field(bool, False, ANY, "encode in every step; False: the data is prepared latents"),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),

@@ -50,13 +50,12 @@ class Flags:
         self._described: dict[str, str] = {}
         self._argv: list[str] = []
         self._config: ConfigDict | None = None
-        self._takes_arguments = False
+        self._about_arguments = ""
         self.arguments: list[str] = []
 
     def take_arguments(self, name: str, meaning: str) -> None:
         """Let the command take words that are no flags: `arguments` holds them, `name` stands for them in the help."""
-        self._takes_arguments = True
-        self._described[name] = f"{name} ...\n{meaning}"
+        self._about_arguments = f"{name} ...\n{meaning}"
 
     def integer(
         self, name: str, default: int | None, meaning: str, *, lower: int = 0, upper: int = MOST_COUNT
@@ -172,7 +171,7 @@ class Flags:
         except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
             raise UserError(_explain(argv, known, error, self._objective())) from error
         self.arguments = list(rest[1:])
-        if self.arguments and not self._takes_arguments:
+        if self.arguments and not self._about_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
 
     def _objective(self) -> str:
@@ -207,7 +206,7 @@ class Flags:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         lines = [self.text, "", f"Flags of python -m {spec.name if spec else os.path.basename(argv[0])}:", ""]
         lines = [spoken(line) for line in lines]
-        for text in self._described.values():
+        for text in filter(None, (self._about_arguments, *self._described.values())):
             head, _, meaning = text.partition("\n")
             lines += [f"  {head}", _indented(meaning)]
         try:

@@ -326,10 +326,9 @@ def read_info(workdir: Path | str) -> DatasetInfo:
     path = Path(workdir) / "data.json"
     fields = read_json(path)
     try:
-        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        known = DatasetInfo(**{**fields, **tuples})
-    except TypeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        known = DatasetInfo.from_json(fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     is_folder = str(known.name).startswith("folder:")  # runs of before have the path in the name
     return dataclasses.replace(known, name="folder") if is_folder else known
 

@@ -37,7 +37,7 @@ from diffusion_jax.likelihood import METRICS
 from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, sample
 from diffusion_jax.schedulers import Prediction
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
@@ -406,12 +406,15 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
 
 def _guided_as(settings: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
     """Whether samples were guided as a claim says, by a linear rule; one that names no rule does not count."""
-    rule = settings.get("guidance")
-    return rule is not None and (
-        rule["name"] in ("none", "autoguidance" if claim.get("guide", False) else "classifier_free")
-        and rule["scale"] == claim.get("guidance_scale", 1.0)
-        and tuple(rule["interval"]) == tuple(claim.get("guidance_interval", ()))
-        and rule["rescale"] == 0.0
+    if settings.get("guidance") is None:
+        return False
+    rule = GUIDANCE.build(settings["guidance"])
+    others = ("worse",) if claim.get("guide", False) else ()
+    return (
+        rule.scale == claim.get("guidance_scale", 1.0)
+        and rule.interval == tuple(claim.get("guidance_interval", ()))
+        and rule.linear
+        and (rule.neutral or (rule.others == others and not rule.negative))
     )
 
 

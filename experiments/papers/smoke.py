@@ -105,7 +105,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
                 small.objective[field] = value
         if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
             small.objective.last = 5 if small.objective.name == "consistency_training" else 160
-        if Experiment(config).needs_lpips:
+        if Experiment(config).objective.reads_lpips:
             small.objective.distance = "squared"
         if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
             small.objective.decay = min(small.objective.decay, 1 - 10 / steps)
@@ -119,7 +119,7 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         elif "num_tokens" in small.process:  # the digits have 17 levels; a shorter chain would not reach pure noise
             small.process.update(num_tokens=17, num_steps=128)
             small.sampling.steps = 128
-        small.sampling.batch_size, small.sampling.clip_x0 = 250, True
+        small.sampling.batch_size, small.sampling.clip_x0 = 250, not Experiment(config).objective.discrete
         small.log.update(every=10, validate_every=0, sample_every=0, num_samples=50)
         small.checkpoint.update(directory="", every=steps, keep_best=0)
         small.evaluation.metrics = ()
@@ -142,7 +142,7 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
     experiment = Experiment(config, directory=directory)
     experiment.check()
     workdir.claim(directory, experiment.config, experiment.info)
-    judge = (_Text if experiment.info.is_text else _Digits)(experiment)
+    judge = (_Text if experiment.info.spec.kind == "tokens" else _Digits)(experiment)
     state = experiment.layout.init(experiment.init_state)
     before = judge(state.params)
     stop = StopSignal()
@@ -208,7 +208,7 @@ class _Text:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         train, held_out = (experiment.pipeline.arrays(split)[0].ravel() for split in ("train", "test"))
-        size = experiment.info.vocabulary
+        size = experiment.info.spec.num_values
         often = np.bincount(train, minlength=size) + 1.0
         self.by_frequency = float(np.exp(-np.mean(np.log(often / often.sum())[held_out])))
 

@@ -400,6 +400,8 @@ def _log_ticks(y: _Axis) -> list[float]:
         ticks = [m * 10.0**e for e in exponents for m in multiples if y.low <= m * 10.0**e <= y.high]
         if len(ticks) >= 4:
             break
+    if len(ticks) < 3:  # less than a decade
+        ticks = _ticks(y.low, y.high, 5)
     every = -(-len(ticks) // 7)
     return [float(f"{tick:.12g}") for tick in ticks[::every]]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 from experiments.reports.charts import Series
@@ -67,9 +68,10 @@ class Run:
     @property
     def unit(self) -> str:
         """What an example is."""
-        group = self.config.get("data")
-        is_text = isinstance(group, dict) and group.get("dataset") == "text"
-        return "sequences" if is_text else "images"
+        try:
+            return DatasetInfo.from_json(self._json("data.json")).spec.unit
+        except (TypeError, KeyError, AttributeError):  # the file is missing or damaged
+            return "images"
 
     @property
     def reconstructs(self) -> bool:

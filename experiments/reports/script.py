@@ -33,6 +33,7 @@ const logTicks = (low, high) => {
       for (const m of multiples) { const v = m * 10 ** e; if (v >= low && v <= high) found.push(+v.toPrecision(12)); }
     if (found.length >= 4) break;
   }
+  if (found.length < 3) found = roundTicks(low, high, 5);
   return found.filter((_, i) => i % Math.ceil(found.length / 7) === 0);
 };
 const scale = (low, high, start, end, log) => {

@@ -95,7 +95,7 @@ class Loop:
         batches = self.experiment.pipeline.batches(
             start_step=start, process_index=layout.host_index, process_count=layout.host_count
         )
-        unit = "sequences" if self.experiment.info.is_text else "images"
+        unit = self.experiment.info.spec.unit
         progress = ProgressBar(total=config.train.steps, start=start, unit=unit, primary=primary)
         profiling = profile(self.directory, num_steps=profile_steps, first_step=start + 10, primary=primary)
         stop.arm()
@@ -306,8 +306,9 @@ class Observer:
         with contextlib.suppress(OSError):  # in the workdir as it is: one that was removed is not brought back
             (self.directory / "samples").mkdir(exist_ok=True)
         path = self.directory / "samples" / f"step_{step:07d}"
-        if self.experiment.info.is_text:
+        kind = self.experiment.shown.spec.kind
+        if kind == "tokens":
             save_texts(images, self.experiment.pipeline.tokenizer, path.with_suffix(".txt"), make_folder=False)
-        if self.experiment.shown.is_image:
+        if kind == "pixels":
             evaluation.save_asked(images, asked, self.experiment, path.with_suffix(".png"), make_folder=False)
             self.writer.write_images(step, {"samples": images[:64]})

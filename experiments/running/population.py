@@ -93,7 +93,7 @@ class Population:
             raise UserError("a training with a teacher can not be a member of a population")
         if self.base.frozen_groups:
             raise UserError("a training with frozen parameters can not be a member of a population: train.trained")
-        if self.base.needs_lpips:
+        if self.base.objective.reads_lpips:
             raise UserError("a training by the distance lpips can not be a member of a population")
         if self.config.checkpoint.keep_last < 2:
             raise UserError(

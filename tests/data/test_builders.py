@@ -114,7 +114,7 @@ def test_idx_files_are_read_back_by_stock_tfds(name, idx_dir, tmp_path):
             assert example["label"] == index % 10
     assert builders.prepare(name, str(tmp_path), progress=False).was_there
     info = data.open_dataset(name, data_dir=str(tmp_path)).info
-    assert (info.image_shape, info.num_classes, info.num_examples) == ((28, 28, 1), 10, 12)
+    assert (info.spec.shape, info.num_classes, info.num_examples) == ((28, 28, 1), 10, 12)
 
 
 def test_fashion_mnist_keeps_its_class_names(idx_dir, tmp_path):

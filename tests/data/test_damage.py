@@ -48,7 +48,7 @@ def read_text(store):
 @pytest.mark.parametrize("how", EVERY)
 @pytest.mark.parametrize("name", ["info.json", "train.bin", "tokenizer.json"])
 def test_a_prepared_text(name, how, store):
-    assert read_text(store).info.vocabulary <= 270
+    assert read_text(store).info.spec.num_values <= 270
     spoil(store / name, how)
     if (name, how) == ("info.json", "cut_end"):
         read_text(store)  # the newline at the end

@@ -1,5 +1,6 @@
 """Prepared latents: written shard by shard, whole or not at all, read back as a data set, damage in one line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from diffusion_jax.data import DatasetInfo, Pipeline, open_dataset
 from diffusion_jax.data.latents import LatentWriter
 from diffusion_jax.errors import UserError
+from diffusion_jax.specs import DataSpec
 
 COUNT, SHARD = 23, 10
-PICTURES = DatasetInfo(name="digits", split="train", num_examples=COUNT, image_shape=(8, 8, 1), num_classes=3)
+EIGHTS = DataSpec(kind="pixels", shape=(8, 8, 1))
+PICTURES = DatasetInfo(name="digits", split="train", num_examples=COUNT, spec=EIGHTS, num_classes=3)
 LATENTS = np.random.default_rng(0).normal(size=(COUNT, 4, 4, 8)).astype(np.float32)
 LABELS = np.arange(COUNT) % 3
 TEXTS = [f"a scene with {i} \u00fcmlauts" for i in range(COUNT)]
@@ -49,7 +52,7 @@ def folder(tmp_path):
 def test_what_was_written_is_read(folder):
     opened = open_dataset(f"latents:{folder}")
     info = opened.info
-    assert (info.num_examples, info.image_shape, info.dtype, info.num_classes) == (COUNT, (4, 4, 8), "float32", 3)
+    assert (info.num_examples, info.spec, info.num_classes) == (COUNT, DataSpec(kind="latents", shape=(4, 4, 8)), 3)
     assert (info.first_stage, info.spec.kind) == ("abc", "latents")
     for i in (0, 9, 10, 22):
         example = opened.source[i]
@@ -133,3 +136,19 @@ def test_a_damaged_description_is_named(folder, change):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=r"info.json is damaged: .*prepare the latents again"):
         open_dataset(f"latents:{folder}")
+
+
+def test_what_is_known_of_data_is_read_as_earlier_versions_wrote_it():
+    now = dataclasses.asdict(PICTURES)
+    assert DatasetInfo.from_json(json.loads(json.dumps(now))) == PICTURES
+    before = {name: value for name, value in now.items() if name != "spec"}
+    for spec, form in (
+        (EIGHTS, {"image_shape": [8, 8, 1], "dtype": "uint8"}),
+        (EIGHTS, {"image_shape": [8, 8, 1]}),
+        (DataSpec(kind="latents", shape=(4, 4, 8)), {"image_shape": [4, 4, 8], "dtype": "float32", "vocabulary": 0}),
+        (
+            DataSpec(kind="tokens", shape=(9, 1, 1), num_values=7),
+            {"image_shape": [9, 1, 1], "dtype": "int32", "vocabulary": 7},
+        ),
+    ):
+        assert DatasetInfo.from_json({**before, **form}) == dataclasses.replace(PICTURES, spec=spec)

@@ -43,7 +43,7 @@ def test_batch_format(pipeline):
     assert batch["data"].dtype == np.float32
     assert batch["label"].dtype == np.int32
     assert (batch["data"].min(), batch["data"].max()) == (-1, 1)
-    assert pipeline.info.image_shape == (8, 8, 1)
+    assert pipeline.info.spec.shape == (8, 8, 1)
     assert (pipeline.info.num_examples, pipeline.info.num_classes) == (1437, 10)
 
 
@@ -159,7 +159,7 @@ def test_synthetic_latents():
     batch = next(pipeline.batches())
     assert batch["data"].shape == (500, 8, 8, 4)
     assert batch["data"].dtype == np.float32
-    assert not pipeline.info.is_image
+    assert pipeline.info.spec.kind == "latents"
     assert abs(batch["data"].mean()) < 0.15
     assert abs(batch["data"].std() - 1) < 0.1
     first = batch["data"][batch["label"] == 0]
@@ -174,7 +174,7 @@ def test_synthetic_latents():
 
 def test_tfds_data_through_the_pipeline(mock_tfds):
     pipeline = data.Pipeline(dataset="cifar10", batch_size=4, image_size=32, flip=True)
-    assert (pipeline.info.num_classes, pipeline.info.is_image) == (10, True)
+    assert (pipeline.info.num_classes, pipeline.info.spec.kind) == (10, "pixels")
     assert_same(take(pipeline.batches(2), 1), [pipeline.reader()[2]])
     assert next(pipeline.batches())["data"].shape == (4, 32, 32, 3)
 
@@ -182,7 +182,7 @@ def test_tfds_data_through_the_pipeline(mock_tfds):
 @pytest.mark.parametrize("crop", ["adm", "edm"])
 def test_images_of_different_sizes_are_cropped(mock_tfds, crop):
     pipeline = data.Pipeline(dataset="imagenet2012", batch_size=4, image_size=16, crop=crop)
-    assert (pipeline.info.image_shape, pipeline.info.num_classes) == ((16, 16, 3), 1000)
+    assert (pipeline.info.spec.shape, pipeline.info.num_classes) == ((16, 16, 3), 1000)
     assert next(pipeline.batches())["data"].shape == (4, 16, 16, 3)
     with pytest.raises(UserError, match=r"differ in size: set data\.image_size"):
         _ = dataclasses.replace(pipeline, image_size=None, crop="none").info
@@ -197,7 +197,7 @@ def test_data_without_classes_has_no_label(mock_tfds):
 
 def test_grey_as_colour(pipeline):
     colour = dataclasses.replace(pipeline, channels=3)
-    assert colour.info.image_shape == (8, 8, 3)
+    assert colour.info.spec.shape == (8, 8, 3)
     np.testing.assert_array_equal(colour.reader()[0]["data"][..., 1:2], pipeline.reader()[0]["data"])
 
 

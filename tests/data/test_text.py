@@ -10,6 +10,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.data.text import ByteTokenizer, FileTokenizer, prepare_text
 from diffusion_jax.errors import UserError
+from diffusion_jax.specs import DataSpec
 
 STORIES = ["The mask was lifted.\n", "Noise is a beginning, naïve as it looks.\n", "And the end."]
 END = "<|endoftext|>"
@@ -42,8 +43,7 @@ def test_bytes_come_back_in_their_order(files, tmp_path):
     prepared = prepare_text("stories", files, str(tmp_path), held_out=1, progress=False)
     assert not prepared.was_there
     opened = sequences("train", tmp_path, length=8)
-    assert opened.info.image_shape == (8, 1, 1)
-    assert (opened.info.vocabulary, opened.info.is_text, opened.info.is_image) == (256, True, False)
+    assert opened.info.spec == DataSpec(kind="tokens", shape=(8, 1, 1), num_values=256)
     read = np.concatenate([opened.source[i]["image"].ravel() for i in range(len(opened.source))])
     whole = "\0".join(STORIES[:2]).encode() + b"\0"
     assert opened.tokenizer.decode(read) == whole[: len(read)].decode(errors="replace")
@@ -60,7 +60,7 @@ def test_sequences_are_framed_and_documents_end(files, tokenizer_file, tmp_path)
     )
     opened = sequences("train", tmp_path, length=10)
     end = opened.tokenizer.end
-    assert 256 < opened.info.vocabulary == opened.tokenizer.size <= 300
+    assert 256 < opened.info.spec.num_values == opened.tokenizer.size <= 300
     bodies = []
     for example in opened.source:
         tokens = example["image"].ravel()
@@ -77,7 +77,7 @@ def test_a_pipeline_reads_text_in_workers_and_in_order(files, tmp_path):
     prepare_text("stories", files, str(tmp_path), held_out=1, progress=False)
     fields = dict(dataset="text", data_dir=str(tmp_path), options={"corpus": "stories", "length": 4}, batch_size=6)
     expected = data.Pipeline.from_config({**fields, "memory_limit": 0})
-    assert expected.info.vocabulary == 256
+    assert expected.info.spec.num_values == 256
     for other in (fields, {**fields, "num_workers": 2, "memory_limit": 0}):
         found = data.Pipeline.from_config(other).batches(start_step=3)
         for step in (3, 4, 5):
@@ -106,7 +106,7 @@ def test_a_text_that_is_not_there_can_be_planned_for(tmp_path):
     pipeline = data.Pipeline.from_config(
         dict(dataset="text", data_dir=str(tmp_path), options={"corpus": "owt", "length": 32}, batch_size=1)
     )
-    assert pipeline.described().image_shape == (32, 1, 1)
+    assert pipeline.described().spec.shape == (32, 1, 1)
     with pytest.raises(UserError, match="prepare_data --dataset=text --corpus=owt"):
         _ = pipeline.info
 

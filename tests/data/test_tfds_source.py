@@ -107,7 +107,7 @@ def test_environment_names_the_directory(digits_dir, monkeypatch):
 def test_described_without_being_prepared(tmp_path):
     """Shape and classes come from the code of the data set; nothing is written."""
     info = describe_dataset("cifar10", data_dir=str(tmp_path))
-    assert (info.image_shape, info.num_classes) == ((32, 32, 3), 10)
+    assert (info.spec.shape, info.num_classes) == ((32, 32, 3), 10)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="image_key"):
         describe_dataset("cifar10", data_dir=str(tmp_path), image_kee="image")

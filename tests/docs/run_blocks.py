@@ -1,10 +1,10 @@
 """Run the Python blocks of a page, each as a module of its own, in a process of their own: what they register, and what
 they set in JAX, reaches no other test.
 
-    python tests/docs/run_blocks.py docs/extending.md --names=NAME,NAME [--rooms=tests/schedulers,...]
+    python tests/docs/run_blocks.py docs/extending.md --names=NAME,NAME
     python tests/docs/run_blocks.py README.md --block=0
 
-With names, prints which conformance tests pick them up, and runs those of the given rooms.
+With names, prints which conformance tests pick them up, and runs those.
 """
 
 import argparse
@@ -41,14 +41,13 @@ class Collected:
             print("collected", item.nodeid)
 
 
-def conformance(names: list[str], rooms: list[str]) -> int:
-    """Collect the tests that name one of `names`, run those below `rooms`; returns pytest's exit code."""
+def conformance(names: list[str]) -> int:
+    """Run the tests that name one of `names`; returns pytest's exit code."""
     import pytest
 
     os.chdir(ROOT)
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k", " or ".join(names)]
-    code = pytest.main([*options, "--collect-only", *ROOMS], plugins=[Collected()])
-    return int(code or (pytest.main([*options, *rooms]) if rooms else 0))
+    return int(pytest.main([*options, *ROOMS], plugins=[Collected()]))
 
 
 if __name__ == "__main__":
@@ -56,9 +55,8 @@ if __name__ == "__main__":
     parser.add_argument("page", type=Path)
     parser.add_argument("--block", type=int)
     parser.add_argument("--names", type=lambda text: text.split(","))
-    parser.add_argument("--rooms", type=lambda text: text.split(","), default=[])
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # as tests/conftest.py does, which comes too late here
     sys.path.insert(0, str(ROOT))
     run(arguments.page, arguments.block)
-    sys.exit(conformance(arguments.names, arguments.rooms) if arguments.names else 0)
+    sys.exit(conformance(arguments.names) if arguments.names else 0)

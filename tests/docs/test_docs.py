@@ -15,7 +15,7 @@ from diffusion_jax.data import datasets
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.samplers import SAMPLERS
 from experiments.ground.cli import flatten
-from tests.docs.run_blocks import ROOMS, python_blocks
+from tests.docs.run_blocks import python_blocks
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -73,8 +73,7 @@ RUN_BLOCKS = ROOT / "tests" / "docs" / "run_blocks.py"
 
 
 def test_examples_of_extending_are_picked_up_and_pass_all_conformance_tests(tmp_path):
-    rooms = f"--rooms={','.join(ROOMS)}"
-    arguments = (RUN_BLOCKS, ROOT / "docs" / "extending.md", f"--names={','.join(EXAMPLES)}", rooms)
+    arguments = (RUN_BLOCKS, ROOT / "docs" / "extending.md", f"--names={','.join(EXAMPLES)}")
     out = output(start(*arguments, cwd=tmp_path, devices=8))
     for name, path in EXAMPLES.items():
         assert re.search(rf"^collected {re.escape(path)}::.*\[(.*-)?{name}(-.*)?\]", out, re.M), (

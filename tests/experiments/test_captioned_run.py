@@ -5,13 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from diffusion_jax import load_model
 from diffusion_jax.errors import UserError
 from experiments.building import conditions
+from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.evaluating.asked import asked_for, asked_in_words
 from experiments.ground.config_files import load_config
+from tests.bert import bert_folder, tensors
 from tests.captions import make_folder, write_config
 
 SHORT = ("--config.train.steps=20", "--config.checkpoint.every=10", "--config.log.sample_every=10")
@@ -171,3 +175,35 @@ def test_what_does_not_fit_is_named(config_file, data_dir, fields, message):
             part[field] = type(config)(value) if isinstance(value, dict) else value
     with pytest.raises(UserError, match=message):
         Experiment(config).check()
+
+
+def test_pictures_are_not_mirrored_away_from_their_captions(config_file):
+    experiment = Experiment(small(config_file, **{"data.flip": True}))
+    with pytest.raises(
+        UserError, match=r"data\.flip mirrors .* 'a .* (left|right)' would be wrong of its mirror image"
+    ):
+        experiment.check()
+
+
+def test_a_run_with_a_frozen_encoder_of_texts_is_loaded(command, config_file, tmp_path):
+    """Its checkpoints do not hold the encoder, and its source is looked at again."""
+    encoder, workdir = bert_folder(tmp_path), tmp_path / "run"
+    config = config_file.with_name("frozen.py")
+    config.write_text(
+        config_file.read_text()
+        + "\n\n_told = get_config\n\n\ndef get_config():\n    config = _told()\n"
+        + '    config.conditioning.text.update(length=12, tokenizer={"name": "words", "most": 8})\n'
+        + f'    config.conditioning.text.encoder = {{"name": "bert", "folder": {str(encoder)!r}}}\n    return config\n'
+    )
+    arguments = ("--config.train.steps=2", "--config.log.sample_every=0", "--config.evaluation.metrics=()")
+    command.run("train", *command.train_arguments(workdir, *arguments, config=config))
+    model, params = load_model(workdir)
+    experiment, restored, _ = restore_params(workdir)
+    assert set(experiment.abstract_state.frozen) == {"conditioning/context"}
+    jax.tree.map(np.testing.assert_array_equal, params, {name: restored[name] for name in params})
+    raw = model.conditioning.parts[-1].prepare({"text": ["a red square on the left", ""]})
+    found, own = (one.conditions(params, raw, 2)["context"] for one in (model, experiment.model))
+    np.testing.assert_array_equal(found, own)
+    save_file({name: value + 1 for name, value in tensors().items()}, encoder / "model.safetensors")
+    with pytest.raises(UserError, match="trained with another conditioning/context than that which is in"):
+        load_model(workdir)

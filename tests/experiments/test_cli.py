@@ -6,7 +6,11 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiments import sample
+from experiments.evaluating.asked import Asked
+from experiments.evaluating.pictures import make_grid
 from experiments.ground import cli
 
 
@@ -167,13 +171,20 @@ def test_evaluate_judges_by_what_it_has_and_records_what_it_lacks(command, finis
 
 def test_sample_writes_balanced_classes_and_a_picture(command, finished, tmp_path):
     out = tmp_path / "d.npz"
-    command.run("sample", f"--workdir={finished[0]}", "--num_samples=50", f"--out={out}")
+    command.run("sample", f"--workdir={finished[0]}", "--num_samples=50", "--animate", f"--out={out}")
     with np.load(out) as stored:
         images, labels = stored["images"], stored["labels"]
     assert images.dtype == np.uint8
     assert images.shape == (50, 8, 8, 1)
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 5))
     assert out.with_suffix(".png").stat().st_size > 0
+    film = Image.open(out.with_suffix(".webp"))
+    assert film.n_frames == 4, "three steps, and the noise before them"
+    film.seek(3)
+    grid = make_grid(images[:40], labels=labels[:40])
+    opaque = grid[..., 3] == 255
+    end = np.asarray(film.convert("RGBA")).astype(int)
+    assert np.abs(end - grid)[opaque].max() <= 1, "it ends with the samples; rounding at most"
     # neither the batch size nor the number of samples changes a sample
     again = tmp_path / "again.npz"
     command.run("sample", f"--workdir={finished[0]}", "--num_samples=20", "--batch_size=7", f"--out={again}")
@@ -185,6 +196,15 @@ def test_sample_writes_balanced_classes_and_a_picture(command, finished, tmp_pat
     assert "10 network evaluations" in text
     with np.load(guided) as stored:
         assert set(stored["labels"]) == {3}
+
+
+def test_a_picture_alone_is_written_where_one_is_asked_for(tmp_path):
+    info = types.SimpleNamespace(spec=types.SimpleNamespace(kind="pixels"), class_names=())
+    experiment = types.SimpleNamespace(shown=info, info=info)
+    sample.save_samples(experiment, np.zeros((6, 8, 8, 1), np.uint8), Asked.of(None), tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    sample.save_samples(experiment, np.zeros((6, 8, 8, 1), np.uint8), Asked.of(None), tmp_path / "y.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "y.npz", "y.png"]
 
 
 def test_evaluate_writes_what_it_measured_and_how(command, finished, tmp_path):

@@ -13,6 +13,7 @@ from configs.digits_unet import get_config
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import UNet, init_params
+from diffusion_jax.specs import DataSpec
 from diffusion_jax.weights import weight_map, write_state
 from experiments.ground import workdir
 from tests.processes import ROOT, TINY
@@ -123,7 +124,7 @@ def test_weights_can_be_used_without_their_data(command, tmp_path):
 
 def test_the_number_of_examples_is_known_once_the_data_is_there(tmp_path):
     config = get_config()
-    info = DatasetInfo(name="cifar10", split="train", num_examples=0, image_shape=(32, 32, 3))
+    info = DatasetInfo(name="cifar10", split="train", num_examples=0, spec=DataSpec(kind="pixels", shape=(32, 32, 3)))
     workdir.claim(tmp_path, config, info)
     prepared = dataclasses.replace(info, num_examples=50_000)
     workdir.claim(tmp_path, config, prepared)

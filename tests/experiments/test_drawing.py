@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.samplers import NoGuidance
+from diffusion_jax.specs import DataSpec
 from experiments.evaluating.drawing import Drawing
 
 
@@ -20,7 +21,7 @@ class Counting:
     grid = types.SimpleNamespace(times=np.array([1.0, 0.0]))
     experiment = types.SimpleNamespace(
         config=types.SimpleNamespace(sampling=types.SimpleNamespace(clip_x0=False)),
-        shown=types.SimpleNamespace(is_image=True, image_shape=(2, 2, 1)),
+        shown=types.SimpleNamespace(spec=DataSpec(kind="pixels", shape=(2, 2, 1))),
     )
 
     def __init__(self, stop_at=None):

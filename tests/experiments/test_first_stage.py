@@ -173,8 +173,8 @@ def test_encoded_in_the_step_it_is_the_same_as_prepared(command, stage, latents)
     prepared = open_experiment(latent_config(command, stage, latents, prediction__sigma_data=1.0))
     for experiment in (online, prepared):
         experiment.check()
-        assert experiment.shown.is_image
-        assert experiment.shown.image_shape == (8, 8, 1)
+        assert experiment.shown.spec.kind == "pixels"
+        assert experiment.shown.spec.shape == (8, 8, 1)
         assert experiment.network.image_shape == (4, 4, 4)
     params, _ = online.read_frozen()
     key = BatchKey.create(stream_key(0, "train"), 128)

@@ -10,6 +10,7 @@ import pytest
 from configs.digits_unet import get_config
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.specs import DataSpec
 from experiments.evaluating import evaluation, generation
 from experiments.ground import workdir
 
@@ -104,7 +105,9 @@ def test_where_files_lie_is_no_part_of_a_run_and_what_they_hold_is(tmp_path):
         whole.evaluation.update(inception=f"{place}/i.pkl", **fields)
         return whole
 
-    info = DatasetInfo(name="folder", split="train", num_examples=1, image_shape=(8, 8, 3), fingerprint="a")
+    info = DatasetInfo(
+        name="folder", split="train", num_examples=1, spec=DataSpec(kind="pixels", shape=(8, 8, 3)), fingerprint="a"
+    )
     for place in "ab":
         (tmp_path / place).mkdir()
         np.save(tmp_path / place / "f.npy", np.arange(4))

@@ -51,6 +51,24 @@ def test_many_classes_go_into_blocks():
     assert grid.shape[1] == 10 * 16 + 9 * 4
 
 
+def test_an_animation_keeps_every_pixel_and_holds_its_end(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 4, 48, 48, 3)).astype(np.uint8)
+    pictures.save_animation(frames, tmp_path / "x.webp", seconds=1.0, hold=2.0)
+    film = Image.open(tmp_path / "x.webp")
+    assert (film.n_frames, film.info["loop"]) == (5, 0)
+    shown = []
+    for i, images in enumerate(frames):
+        film.seek(i)
+        film.load()
+        shown.append(film.info["duration"])
+        grid = pictures.make_grid(images)
+        opaque = grid[..., 3] > 0
+        np.testing.assert_array_equal(np.asarray(film.convert("RGBA"))[opaque], grid[opaque])
+    assert shown == [200, 200, 200, 200, 2200]
+    with pytest.raises(UserError, match="at least one frame"):
+        pictures.save_animation([], tmp_path / "none.webp")
+
+
 def test_balanced_labels():
     np.testing.assert_array_equal(pictures.balanced_labels(5, 3), [0, 1, 2, 0, 1])
 

@@ -266,6 +266,11 @@ def test_a_log_axis_is_refused_by_values_that_are_not_positive():
     assert "log scale" not in Chart(title="a", series=[one], log_y=True).html()
 
 
+def test_a_log_axis_of_less_than_a_decade_has_ticks():
+    chart = Chart(title="a", series=[Series(name="a", steps=[1, 2, 3], values=[0.52, 0.61, 0.74])], log_y=True).html()
+    assert len(re.findall('class="grid"', chart)) >= 3
+
+
 def test_curves_of_one_name_share_a_legend_and_a_colour():
     series = [Series(name=name, steps=[1, 2], values=[1.0, i], color=i // 2) for i, name in enumerate("aabb")]
     chart = Chart(title="t", series=series).html()

@@ -59,7 +59,7 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
         assert field in ("num_tokens", "num_steps") or value == paper.config.process[field]
     assert config.objective.name == paper.config.objective.name
     assert config.sampling.sampler == paper.config.sampling.sampler
-    assert math.prod(experiment.info.image_shape) == 64
+    assert math.prod(experiment.info.spec.shape) == 64
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,7 @@ def test_logged_rows_are_complete_and_in_order(finished):
         "denoising.png",
     }
     assert f"report:  {workdir}/report.html" in out
+    end = out[out.index("Training loss") :]
+    assert "Class accuracy" in end
+    assert f"python -m experiments.sample --workdir={workdir}" in end, "what to do next"
+    assert len(end.splitlines()) < 20

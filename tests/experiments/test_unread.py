@@ -15,7 +15,9 @@ from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from diffusion_jax.schedulers import PROCESSES
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.fitting import built_sampler
+from experiments.building.kinds import open_experiment
 from experiments.building.wiring import Experiment
+from experiments.ground.config_files import load_config
 from experiments.ground.fields import complete
 from experiments.sweeps.ablation import overridden
 
@@ -111,6 +113,18 @@ def test_tokens_are_sampled_at_no_grid(name, data_dir):
         Experiment(config).check()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("clip_x0", True), ("projection", {"name": "repaint"}), ("inversion", {"name": "rk45"})]
+)
+def test_tokens_are_sampled_without_what_is_of_numbers(field, value, data_dir):
+    config = get_config("objective=mdlm")
+    complete(config)
+    config.data.data_dir = str(data_dir)
+    config.sampling[field] = value if value is True else ConfigDict(value)
+    with pytest.raises(UserError, match=rf"objective mdlm does not read sampling\.{field}"):
+        Experiment(config).check()
+
+
 def test_a_group_that_is_read_and_missing_is_named():
     config = get_config()
     complete(config)
@@ -163,3 +177,12 @@ def test_by_flag(command, tmp_path, flags, said):
     line = command.fails("train", f"--config=configs/digits_unet.py{argument}", *others, *where)
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["digits_unet", "digits_autoencoder"])
+def test_captions_are_not_shuffled_where_nobody_is_told_them(name, data_dir):
+    config = load_config(f"configs/{name}.py")
+    config.data.update(data_dir=str(data_dir), shuffle_captions=True)
+    experiment = open_experiment(config)
+    with pytest.raises(UserError, match=r"shuffle_captions is of (captions, and what is trained|data)"):
+        experiment.check()

@@ -76,3 +76,23 @@ def test_wrong_requests_are_named():
         attention(*inputs(), implementation="flash")
     with pytest.raises(UserError, match="divide by 128, got 100 queries"):
         attention(*inputs(queries=100), implementation="splash")
+
+
+def test_tokens_attend_within_their_segment(small_chunks):
+    """Two sequences packed into one give what each gives alone, by both ways that take segments, and backward."""
+    q, k, v = inputs(queries=200, keys=200)
+    segments = jnp.array([[0] * 120 + [1] * 80] * 2)
+
+    def whole(name):
+        def f(*qkv):
+            return jnp.sum(jnp.sin(attention(*qkv, segments=segments, implementation=name)))
+
+        return attention(q, k, v, segments=segments, implementation=name), jax.grad(f, argnums=(0, 1, 2))(q, k, v)
+
+    parts = [attention(*(x[:, a:b] for x in (q, k, v))) for a, b in ((0, 120), (120, 200))]
+    found, gradient = whole("einsum")
+    np.testing.assert_allclose(found, jnp.concatenate(parts, axis=1), atol=3e-6)
+    for ours, expected in zip(jax.tree.leaves(whole("chunked")), jax.tree.leaves((found, gradient)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=3e-6)
+    with pytest.raises(UserError, match="'splash' takes no segments"):
+        attention(q, k, v, segments=segments, implementation="splash")

@@ -14,9 +14,12 @@ from diffusion_jax.models.attention import attention
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.parallel.activations import in_force
 from diffusion_jax.parallel.hlo import Program
+from diffusion_jax.specs import DataSpec
 from experiments.building.wiring import Experiment
 
-DIGITS = data.DatasetInfo(name="digits", split="train", num_examples=1437, image_shape=(8, 8, 1), num_classes=10)
+DIGITS = data.DatasetInfo(
+    name="digits", split="train", num_examples=1437, spec=DataSpec(kind="pixels", shape=(8, 8, 1)), num_classes=10
+)
 
 
 def compiled(

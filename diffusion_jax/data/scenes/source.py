@@ -22,6 +22,7 @@ from diffusion_jax.data.scenes.painting import paint
 from diffusion_jax.data.scenes.prompts import PromptSuite
 from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, Colour, Density, Shape
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.specs import DataSpec
 
 VERSION = 1
 """Of the generator: another version, other bytes; part of the fingerprint."""
@@ -124,7 +125,7 @@ def open_scenes(
         name="scenes",
         split=split,
         num_examples=len(source),
-        image_shape=(size, size, 3),
+        spec=DataSpec(kind="pixels", shape=(size, size, 3)),
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
         fields=("text",),
     )

@@ -1,0 +1,27 @@
+"""Adapters: small trees of parameters that change a frozen network, without a touch to its code."""
+
+from diffusion_jax.adapters.adapter import ADAPTERS, Adapter, Own, Weights, apply, count, merge, unmerge, weighted
+from diffusion_jax.adapters.forms import SCALE
+from diffusion_jax.adapters.merging import MERGINGS, Merging, merge_models
+from diffusion_jax.adapters.rows import TextualInversion
+from diffusion_jax.adapters.weights import Loha, Lokr, Lora
+
+__all__ = [
+    "ADAPTERS",
+    "MERGINGS",
+    "SCALE",
+    "Adapter",
+    "Loha",
+    "Lokr",
+    "Lora",
+    "Merging",
+    "Own",
+    "TextualInversion",
+    "Weights",
+    "apply",
+    "count",
+    "merge",
+    "merge_models",
+    "unmerge",
+    "weighted",
+]

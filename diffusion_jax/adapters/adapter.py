@@ -1,0 +1,180 @@
+"""Adapters: a small tree of parameters of its own that changes what a frozen network computes.
+
+    parameters of the network = apply(base, own)
+
+`own` has, by the path of a parameter, the leaves of one form (`forms.py`). It is an argument of the program: another
+adapter of the same shapes, or the same at another weight, compiles nothing. A path begins with the name of a group
+("network/blocks/qkv/kernel", "conditioning/context/..."), so that one adapter may change several networks.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key, PyTree
+
+from diffusion_jax.adapters.forms import SCALE, Leaves, apply_form
+from diffusion_jax.domains import NOT_NEGATIVE
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import Registry
+from diffusion_jax.rng import fold_name
+
+Own = Mapping[str, Leaves]
+"""An adapter's parameters, by the path of what they change."""
+Weights = float | Mapping[str, float | Sequence[float]]
+"""How strongly an adapter counts: a number, or by pattern of paths a number, or one for each layer of a scan."""
+ATTENTION = (r".*/(qkv|query|key|value|attention_out|out)/kernel",)
+"""The kernels of attention, which adapters change by default."""
+PARTS = {"qkv": 3}
+"""Layers that are several side by side, by their names in networks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """How an adapter begins; what it does its parameters say.
+
+    Attributes:
+      name: of its group of parameters, "adapters/<name>".
+      targets: patterns of paths that it changes, each of the whole path.
+      weight: how strongly it counts.
+    """
+
+    name: str = "adapter"
+    targets: tuple[str, ...] = ATTENTION
+    weight: Annotated[float, NOT_NEGATIVE] = 1.0
+
+    def init(self, key: Key[Array, ""], base: Mapping[str, PyTree]) -> dict[str, dict[str, Array]]:
+        """Parameters with which the network is as it was; `base` is groups of parameters.
+
+        Raises:
+          UserError: a pattern that finds nothing, or a parameter that this adapter can not change.
+        """
+        found = {}
+        for path, leaf in targeted(base, self.targets).items():
+            own = self.init_leaf(fold_name(key, path), path, leaf)
+            scale = jnp.full(own.pop(SCALE), self.scale * self.weight, jnp.float32)
+            found[path] = {**own, SCALE: scale}
+        return found
+
+    @property
+    def scale(self) -> float:
+        """s at weight 1."""
+        return 1.0
+
+    def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
+        """The leaves for one parameter, and under the name of the scale its shape, [*layers, parts]."""
+        raise NotImplementedError
+
+
+ADAPTERS: Registry[Adapter] = Registry("adapter")
+
+
+def apply(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
+    """Groups of parameters as adapters change them, one after the other; pure.
+
+    Kernels of dense layers with low-rank terms come in parts (`models/adapted.py`).
+
+    Raises:
+      UserError: a path that the base does not have.
+    """
+    flat = _flat(base)
+    for own in owns:
+        unknown = sorted(set(own) - set(flat))
+        if unknown:
+            raise UserError(f"the adapter changes {', '.join(unknown[:4])}, and there is no such parameter")
+        for path, leaves in own.items():
+            flat[path] = apply_form(leaves, flat[path])
+    return _nested(flat, base)
+
+
+def merge(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
+    """The same as plain arrays, of the base's types: a network without adapters."""
+    changed = apply(base, owns)
+    return jax.tree.map(lambda old, new: jnp.asarray(new).astype(old.dtype), dict(base), changed)
+
+
+def unmerge(merged: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
+    """The base again, to rounding.
+
+    Raises:
+      UserError: an adapter that forgets what it replaced: keep the base instead.
+    """
+    flat = _flat(merged)
+    for own in reversed(list(owns)):
+        for path, leaves in own.items():
+            if "magnitude" in leaves or "rows" in leaves:
+                raise UserError(
+                    f"{path}: merged, this adapter forgets what it replaced (a length, or rows): keep the base"
+                )
+            flat[path] = jnp.asarray(apply_form({**leaves, SCALE: -leaves[SCALE]}, flat[path]))
+    return _nested(flat, merged)
+
+
+def weighted(own: Own, weight: Weights) -> dict[str, dict[str, Array]]:
+    """The adapter at another weight; patterns of paths that find nothing are errors.
+
+    A mapping gives a weight to the paths that a pattern finds, the first that does; the others keep theirs.
+
+    Raises:
+      UserError: such a pattern, or as many numbers as there are not layers.
+    """
+    if not isinstance(weight, Mapping):
+        return {path: {**leaves, SCALE: leaves[SCALE] * weight} for path, leaves in own.items()}
+    unused, found = set(weight), {}
+    for path, leaves in own.items():
+        pattern = next((p for p in weight if re.search(p, path)), None)
+        factor = 1.0 if pattern is None else weight[pattern]
+        unused.discard(pattern)
+        found[path] = {**leaves, SCALE: leaves[SCALE] * _by_layer(factor, leaves[SCALE], path)}
+    if unused:
+        raise UserError(f"weights of an adapter: no parameter that it changes is {', '.join(sorted(unused))}")
+    return found
+
+
+def _by_layer(factor: float | Sequence[float], scale: Array, path: str) -> Any:
+    if isinstance(factor, int | float):
+        return factor
+    if scale.ndim != 2 or len(factor) != scale.shape[0]:
+        layers = scale.shape[0] if scale.ndim == 2 else "no"
+        raise UserError(f"{len(factor)} weights for {path}, which has {layers} layers")
+    return np.asarray(factor, np.float32)[:, None]
+
+
+def count(own: Own) -> int:
+    """Parameters that are trained."""
+    return sum(leaf.size for leaves in own.values() for name, leaf in leaves.items() if not name.startswith("frozen_"))
+
+
+def targeted(base: Mapping[str, PyTree], patterns: Sequence[str]) -> dict[str, Any]:
+    """The parameters whose whole path matches one of the patterns.
+
+    Raises:
+      UserError: a pattern that is none, or that finds nothing.
+    """
+    flat, found = _flat(base), {}
+    for pattern in patterns:
+        try:
+            matched = {path: leaf for path, leaf in flat.items() if re.fullmatch(pattern, path)}
+        except re.error as error:
+            raise UserError(f"{pattern!r} is no pattern of parameters: {error}") from None
+        if not matched:
+            raise UserError(
+                f"no parameter is {pattern!r}, which an adapter shall change; there are: "
+                f"{', '.join([path for path in flat if path.endswith('/kernel')][:4] or list(flat)[:4])} ..."
+            )
+        found |= matched
+    return found
+
+
+def _flat(groups: Mapping[str, PyTree]) -> dict[str, Any]:
+    return {"/".join(path): leaf for path, leaf in flatten_dict(dict(groups)).items()}
+
+
+def _nested(flat: Mapping[str, Any], like: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The tree again: names of groups have strokes of their own."""
+    return unflatten_dict({path: flat["/".join(path)] for path in flatten_dict(dict(like))})
