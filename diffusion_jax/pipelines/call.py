@@ -421,7 +421,8 @@ class Call:
             z = z - params[SHIFT] * params[SCALE]
         if self.family.pixels_first:
             order = np.arange(z.shape[-1]).reshape(2, 2, -1).transpose(2, 0, 1).reshape(-1)
-            params = {**params, SHIFT: params[SHIFT][order], SCALE: params[SCALE][order]}
+            ordered = {n: v[order] for n, v in params.items() if n.startswith("frozen_") and v.shape == order.shape}
+            params = {**params, **ordered}
             z = z[..., order]
         return np.asarray(_decode(self.facts.codec, params, z))
 
