@@ -419,6 +419,8 @@ class Call:
         params = self._replicated("vae", self.parts.models["vae"].params)
         if self.family.inpaints_unshifted and self.asked.mask_image is not None:
             z = z - params[SHIFT] * params[SCALE]
+        if self.family.latent_scale:
+            params = {**params, SCALE: jnp.full_like(params[SCALE], self.family.latent_scale)}
         if self.family.pixels_first:
             order = np.arange(z.shape[-1]).reshape(2, 2, -1).transpose(2, 0, 1).reshape(-1)
             ordered = {n: v[order] for n, v in params.items() if n.startswith("frozen_") and v.shape == order.shape}

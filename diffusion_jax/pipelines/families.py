@@ -29,6 +29,7 @@ class Family:
       gives_zero_negative: whether zeros stand for a negative prompt that is not given.
       pixels_first: whether the channels of 2 x 2 latents as one are (row, column, channel), and those of the
         autoencoder (channel, row, column).
+      latent_scale: the factor of latents, where it is not the one that the autoencoder's config says; 0: it is.
       inpaints_unshifted: whether what was inpainted is decoded without the shift of the latents, as the reference does.
     """
 
@@ -48,6 +49,7 @@ class Family:
     gives_zero_negative: bool = False
     inpaints_unshifted: bool = False
     pixels_first: bool = False
+    latent_scale: float = 0.0
 
 
 _SD = Family(encode=prompts.of_sd, reading="sd")
@@ -78,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionInpaintPipeline": _SD,
     "StableDiffusionControlNetPipeline": _SD,
     "StableDiffusionInstructPix2PixPipeline": _but(_SD, steps=100),
-    "StableDiffusionUpscalePipeline": _but(_SD, steps=75, guidance=9.0),
+    "StableDiffusionUpscalePipeline": _but(_SD, steps=75, guidance=9.0, latent_scale=0.08333),
     "LatentConsistencyModelPipeline": _but(_SD, steps=4, guidance=8.5),
     "LatentConsistencyModelImg2ImgPipeline": _but(_SD, steps=4, guidance=8.5),
     "StableDiffusionXLPipeline": _XL,
