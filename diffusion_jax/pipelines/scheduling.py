@@ -174,11 +174,6 @@ class Scheduler:
         """Whether the process is a flow."""
         return FIELDS[self.kind] is FLOW or bool(self.fields.get("use_flow_sigmas"))
 
-    @property
-    def draws(self) -> bool:
-        """Whether the published pipeline's own default is to draw noise in every step."""
-        return "Ancestral" in self.kind or self.kind in ("DDPMScheduler", "LCMScheduler", "TCDScheduler")
-
     def _check(self, origin: object) -> None:
         """Raise UserError where the table of betas, the prediction or the solver is not here."""
         if FIELDS[self.kind] is FLOW:
