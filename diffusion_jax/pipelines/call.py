@@ -85,11 +85,9 @@ class Call:
     def _gives_latents(self) -> bool:
         """Whether `image` is latents of another model."""
         image = self.asked.image
-        return (
-            not isinstance(image, Image.Image | list | tuple | None)
-            and np.ndim(image) == 4
-            and (np.shape(image)[-1] == self.facts.channels)
-        )
+        if isinstance(image, Image.Image | list | tuple | None) or np.asarray(image).dtype.kind != "f":
+            return False
+        return np.ndim(image) == 4 and np.shape(image)[-1] == self.facts.channels
 
     def _images(self, name: str) -> list[Image.Image]:
         found = getattr(self.asked, name)
