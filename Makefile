@@ -37,7 +37,7 @@ lint: install-dev  ## style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 docs: install  ## the pages that are made from the code: all fields of a config, what has changed since the results
-	$(RUN) experiments.params --fields && $(RUN) experiments.sweeps.results
+	$(RUN) experiments.params --fields && $(RUN) experiments.results
 
 install: $(VENV)/installed  ## the virtual environment, in $(VENV)
 install-dev: $(VENV)/installed-dev

@@ -85,11 +85,9 @@ class Call:
     def _gives_latents(self) -> bool:
         """Whether `image` is latents of another model."""
         image = self.asked.image
-        return (
-            not isinstance(image, Image.Image | list | tuple | None)
-            and np.ndim(image) == 4
-            and (np.shape(image)[-1] == self.facts.channels)
-        )
+        if isinstance(image, Image.Image | list | tuple | None) or np.asarray(image).dtype.kind != "f":
+            return False
+        return np.ndim(image) == 4 and np.shape(image)[-1] == self.facts.channels
 
     def _images(self, name: str) -> list[Image.Image]:
         found = getattr(self.asked, name)
@@ -419,6 +417,13 @@ class Call:
         params = self._replicated("vae", self.parts.models["vae"].params)
         if self.family.inpaints_unshifted and self.asked.mask_image is not None:
             z = z - params[SHIFT] * params[SCALE]
+        if self.family.latent_scale:
+            params = {**params, SCALE: jnp.full_like(params[SCALE], self.family.latent_scale)}
+        if self.family.pixels_first:
+            order = np.arange(z.shape[-1]).reshape(2, 2, -1).transpose(2, 0, 1).reshape(-1)
+            ordered = {n: v[order] for n, v in params.items() if n.startswith("frozen_") and v.shape == order.shape}
+            params = {**params, **ordered}
+            z = z[..., order]
         return np.asarray(_decode(self.facts.codec, params, z))
 
 

@@ -73,7 +73,7 @@ class Plan:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rows", "numbers", "mask", "source", "source_noise", "pictures", "told"],
+    data_fields=["rows", "numbers", "mask", "source", "source_noise", "pictures"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,6 @@ class Given:
       mask: 1 where the picture is drawn, [batch, h, w, 1].
       source, source_noise: latents that stay elsewhere, and the noise under which they do.
       pictures: the picture of each ControlNet, [batch, height, width, 3].
-      told: conditions of the ControlNets that the network has not.
     """
 
     rows: Rows
@@ -95,7 +94,6 @@ class Given:
     source: Array | None = None
     source_noise: Array | None = None
     pictures: tuple[Array, ...] = ()
-    told: Rows = ()
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "index", "noise"], meta_fields=["size"])

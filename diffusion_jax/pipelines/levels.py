@@ -86,11 +86,7 @@ def sigma_levels(num: int, fields: Fields, table: np.ndarray) -> Levels:
     else:
         told = np.round(np.arange(total, 0, -total / num))[:num] - 1
     steps = np.arange(total)
-    if fields.get("interpolation_type", "linear") == "log_linear":
-        # diffusers takes the logarithms of all levels at equal distances here, whatever the steps
-        sigmas = np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), num + 1))[:num]
-    else:
-        sigmas = np.interp(told, steps, table)
+    sigmas = np.interp(told, steps, table)
     ruled = spaced(sigmas, num, fields)
     if ruled is not None:
         sigmas, told = ruled, timed(ruled, table)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from diffusion_jax.conditioning.published import as_flux, as_sd, as_sd3, as_xl
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.parts import Parts
 
@@ -38,12 +39,12 @@ class Asked:
 
     Attributes:
       texts: one list of prompts for each text encoder.
-      clip_skip: how many layers before the usual one are read; None is the usual one.
+      skip: how many layers before the usual one are read; None is the usual one.
       length: tokens of T5 or Qwen3.
     """
 
     texts: tuple[tuple[str, ...], ...]
-    clip_skip: int | None = None
+    skip: int | None = None
     length: int = 256
 
 
@@ -79,6 +80,11 @@ class Reader:
         norm = nn.LayerNorm(epsilon=part.module.norm_eps, use_fast_variance=False)
         return norm.apply({"params": part.params["norm"]}, hidden)
 
+    @property
+    def width(self) -> int:
+        """Channels of the network's context."""
+        return self.parts.models[self.parts.network].module.context_channels
+
     def has(self, number: int) -> bool:
         """Whether there is a text encoder with this number."""
         return f"text_encoder{f'_{number}' if number > 1 else ''}" in self.parts.models
@@ -87,40 +93,28 @@ class Reader:
 def of_sd(reader: Reader, asked: Asked) -> Told:
     """Stable Diffusion 1 and 2."""
     states = reader.states(1, asked.texts[0])
-    if asked.clip_skip is None:
-        return {"context": states.last}
-    return {"context": reader.final_norm(1, _before(states.hidden, asked.clip_skip + 1))}
+    norm = functools.partial(reader.final_norm, 1)
+    return as_sd([states], reader.width, asked.skip or 0, norm)
 
 
 def of_xl(reader: Reader, asked: Asked) -> Told:
     """SDXL base, and its refiner, which has the second encoder only."""
-    behind = 2 if asked.clip_skip is None else asked.clip_skip + 2
-    found = {number: reader.states(number, asked.texts[number - 1]) for number in (1, 2) if reader.has(number)}
-    context = [_before(states.hidden, behind) for states in found.values()]
-    return {"context": jnp.concatenate(context, axis=-1), "pooled": found[2].projected}
+    states = [reader.states(number, asked.texts[number - 1]) for number in (1, 2) if reader.has(number)]
+    return as_xl(states, reader.width, asked.skip or 0)
 
 
 def of_sd3(reader: Reader, asked: Asked) -> Told:
     """Stable Diffusion 3 and 3.5; without T5, zeros stand in its place."""
-    behind = 2 if asked.clip_skip is None else asked.clip_skip + 2
-    clips = [reader.states(number, asked.texts[number - 1]) for number in (1, 2)]
-    clip = jnp.concatenate([_before(states.hidden, behind) for states in clips], axis=-1)
-    pooled = jnp.concatenate([states.projected for states in clips], axis=-1)
-    width = reader.parts.models[reader.parts.network].module.context_channels
-    if reader.has(3):
-        long = reader.states(3, asked.texts[2], asked.length)
-    else:
-        long = jnp.zeros((len(clip), asked.length, width), clip.dtype)
-    clip = jnp.pad(clip, ((0, 0), (0, 0), (0, long.shape[-1] - clip.shape[-1])))
-    return {"context": jnp.concatenate([clip, long], axis=1), "pooled": pooled}
+    states = [reader.states(number, asked.texts[number - 1]) for number in (1, 2)]
+    nothing = jnp.zeros((len(asked.texts[0]), asked.length, reader.width))
+    states.append(reader.states(3, asked.texts[2], asked.length) if reader.has(3) else nothing)
+    return as_sd3(states, reader.width, asked.skip or 0)
 
 
 def of_flux(reader: Reader, asked: Asked) -> Told:
     """FLUX.1."""
-    return {
-        "context": reader.states(2, asked.texts[1], asked.length),
-        "pooled": reader.states(1, asked.texts[0]).pooled,
-    }
+    states = [reader.states(1, asked.texts[0]), reader.states(2, asked.texts[1], asked.length)]
+    return as_flux(states, reader.width)
 
 
 def of_ideogram(reader: Reader, asked: Asked) -> Told:
@@ -144,10 +138,3 @@ def of_ideogram(reader: Reader, asked: Asked) -> Told:
     mask = places >= 0
     moved = jnp.take_along_axis(features, jnp.asarray(np.maximum(places, 0))[..., None], axis=1)
     return {"context": jnp.where(mask[..., None], moved, 0.0), "context_mask": jnp.asarray(mask)}
-
-
-def _before(hidden: Array, behind: int) -> Array:
-    """The states `behind` from the end."""
-    if behind > len(hidden):
-        raise UserError(f"clip_skip leaves out more layers than the text encoder has, {len(hidden) - 1}")
-    return hidden[-behind]

@@ -174,11 +174,6 @@ class Scheduler:
         """Whether the process is a flow."""
         return FIELDS[self.kind] is FLOW or bool(self.fields.get("use_flow_sigmas"))
 
-    @property
-    def draws(self) -> bool:
-        """Whether the published pipeline's own default is to draw noise in every step."""
-        return "Ancestral" in self.kind or self.kind in ("DDPMScheduler", "LCMScheduler", "TCDScheduler")
-
     def _check(self, origin: object) -> None:
         """Raise UserError where the table of betas, the prediction or the solver is not here."""
         if FIELDS[self.kind] is FLOW:
@@ -200,6 +195,27 @@ class Scheduler:
         names = (*CHAIN, "rescale_betas_zero_snr")
         plain = {name: self.fields[name] for name in names if name in self.fields}
         return read_sampling({"_class_name": "DDPMScheduler", "clip_sample": False, **plain}, origin=origin)
+
+    def process(self, time_unit: float = 1.0) -> dict[str, Any]:
+        """Schedule, prediction and time input as training understands them, as specs.
+
+        Args:
+          time_unit: the network is told times divided by it.
+
+        Raises:
+          UserError: a chain whose steps are not told as they are.
+        """
+        if self.is_flow:
+            scale = self.fields["num_train_timesteps"] / time_unit
+            return {
+                "schedule": {"name": "rectified_flow"},
+                "prediction": {"name": "velocity"},
+                "time_input": {"name": "scaled_t", "scale": scale},
+            }
+        if time_unit != 1.0:
+            raise UserError("a network that is told times from 0 to 1 is of a flow, and its scheduler is of a chain")
+        found = self._sampling()
+        return {"schedule": found.schedule, "prediction": found.prediction, "time_input": found.time_input}
 
     def _solver(self, origin: object = "scheduler_config.json") -> dict[str, Any]:
         """The spec of the sampler of classes that are samplers here."""

@@ -7,6 +7,7 @@ and files of weights. A class is registered once, beside its map of names:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def read_part(
         weight_map = component.weight_map(module, dtypes)
         params = weight_map.params(
             state,
-            component.shapes(module),
+            _shapes(name, module),
             place=place,
             held_in=lambda path: np.float32 if is_frozen_path(path) else np.dtype(held_in),
         )
@@ -126,6 +127,12 @@ def read_component(folder: Path | str, dtype: DTypeLike = jnp.float32) -> tuple[
     """The module of a folder, and its parameters, float32, as `read_part` reads them."""
     part = read_part(folder, dtype)
     return part.module, part.params
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(name: str, module: nn.Module) -> PyTree:
+    """The tree of parameters of a module; tracing a large one takes seconds."""
+    return COMPONENTS.build(name).shapes(module)
 
 
 def is_frozen_path(path: tuple[str, ...]) -> bool:

@@ -28,7 +28,7 @@ def test_a_page_says_where_its_numbers_come_from_and_whether_the_config_is_still
     assert f"Made at commit {made['commit']} with jax {made['jax']} on {made['devices']}." in text
     assert "\n".join(PROMISE) in text
     ablation = Ablation.read(ROOT / results["config"])
-    assert config_state(made, ablation) in text, "run `python -m experiments.sweeps.results`"
+    assert config_state(made, ablation) in text, "run `python -m experiments.results`"
     assert "Up to commit " in text
     assert results["metric"] == deciding_number(ablation)
 

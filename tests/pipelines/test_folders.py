@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +158,16 @@ def test_a_call_that_does_not_fit_is_refused_in_one_line(sdxl, call, named):
     with pytest.raises(UserError, match=named) as caught:
         sdxl(**{"prompt": "a", **call})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_loading_needs_little_more_than_the_weights(tmp_path):
+    """A text encoder of some 200 MB, in a process of its own: at the peak less than 1.3 times its weights."""
+    script = Path(__file__).parent / "fat_folder.py"
+    said = subprocess.run(
+        [sys.executable, script, tmp_path], check=True, capture_output=True, text=True, cwd=GOLDEN.parents[2]
+    ).stdout
+    for line in said.splitlines():
+        weights, peak = line.split()[1:]
+        assert float(peak) <= 1.3 * float(weights), line
+    assert len(said.splitlines()) == 2

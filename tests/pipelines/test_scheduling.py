@@ -9,6 +9,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.scheduling import Scheduler
 from diffusion_jax.samplers import sample
 from tests.pipelines.cases import INDEX, NAMES, StoredKey, arrays, draws, last
+from tests.samplers.test_golden_trajectories import GOLDEN as SAMPLERS_GOLDEN
+from tests.samplers.test_golden_trajectories import mixture_denoiser, reference_states
 
 NOT_PLAIN = ("inpaint4", "sd3_inpaint", "sd3_skip", "ideogram4")  # the state is changed between steps, or guidance is
 PLAIN = [name for name in NAMES if not any(part in name for part in NOT_PLAIN)]
@@ -83,7 +85,18 @@ def test_what_the_network_is_told(name):
     np.testing.assert_allclose(walk.told, told, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if "s0_latents" in arrays(name)])
+FAST = ("sd15_dpmpp2m_karras", "sd15_euler_a", "sd15_unipc", "sd15_img2img_pndm", "sd15_lcm_w", "sd2_euler_v",
+        "sd2_zsnr_trailing", "sdxl_refiner_last40", "flux_schnell")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in PLAIN
+        if "s0_latents" in arrays(name)
+    ],
+)
 def test_every_state(name):
     """From the stored outputs of the network, and the stored draws, within the tolerance of the latents."""
     found, walk, made = arrays(name), walk_of(name), outputs(name)
@@ -107,6 +120,45 @@ def test_every_state(name):
     for i, (ours, theirs) in enumerate(zip(visited, states, strict=True)):
         error = np.abs(ours - theirs).max()
         assert error <= INDEX["cases"][name]["tolerance"]["latents"], f"state {i}: {error}"
+
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "linspace"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+# Trajectories of diffusers' classes on a mixture in the plane, of tests/golden/samplers.
+OTHERS = {
+    "ddim_linear": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
+    "euler_karras": {"_class_name": "EulerDiscreteScheduler", **SD, "use_karras_sigmas": True},
+    "heun_karras": {"_class_name": "HeunDiscreteScheduler", **SD, "use_karras_sigmas": True},
+    "dpmpp_3m": {"_class_name": "DPMSolverMultistepScheduler", **SD, "solver_order": 3},
+    "dpm_2m_eps": {"_class_name": "DPMSolverMultistepScheduler", **SD, "algorithm_type": "dpmsolver",
+                   "final_sigmas_type": "sigma_min"},
+    "dpmpp_2s": {"_class_name": "DPMSolverSinglestepScheduler", **SD},
+    "deis": {"_class_name": "DEISMultistepScheduler", **SD},
+    "lms": {"_class_name": "LMSDiscreteScheduler", **SD},
+    "flow_euler_shift3": {**FLOW, "shift": 3.0},
+    "flow_heun": {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+@pytest.mark.usefixtures("x64")
+def test_other_classes_on_a_mixture(name):
+    golden, walk = np.load(SAMPLERS_GOLDEN / f"{name}.npz"), Scheduler.read(OTHERS[name]).walk(10)
+    reference = reference_states(name, golden)
+    scale = walk.grid.alphas[:, None, None] if walk.unscaled else np.ones((1, 1, 1))
+    start = jnp.asarray(reference[0] * scale[0])
+    denoiser = mixture_denoiser(golden, walk.process.schedule)
+    found = sample(walk.sampler, denoiser, walk.grid, start, return_trajectory=True).trajectory
+    found = np.asarray(found) / scale
+    np.testing.assert_allclose(found, reference[: len(found)], rtol=0, atol=2e-4)
+    assert len(reference) - len(found) in (0, 1)  # diffusers' last step may stand still
+
+
+def test_a_student_of_trajectories_takes_the_steps_that_it_was_taught():
+    walk = Scheduler.read({"_class_name": "TCDScheduler"}).walk(4, eta=0.0)
+    np.testing.assert_array_equal(walk.told, [999, 759, 499, 259])
+    assert not walk.sampler.stochastic
+    assert Scheduler.read({"_class_name": "TCDScheduler"}).walk(4).sampler.stochastic
 
 
 @pytest.mark.parametrize(

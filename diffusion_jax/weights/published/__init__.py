@@ -1,4 +1,5 @@
-"""Classes of published models: for each its config.json, and its tensors' names. Importing fills COMPONENTS."""
+"""Classes of published models: their networks, the fields of their configs, and the names of their tensors. Importing
+fills COMPONENTS."""
 
 from diffusion_jax.weights.published import (
     autoencoders,
