@@ -60,6 +60,11 @@ class FirstStageExperiment(Experiment):
         return training.FirstStage(data=self.info.spec, codec=self.codec, objective=self.objective)
 
     @property
+    def title(self) -> str:
+        """The codec's name."""
+        return str(self.config.codec.name)
+
+    @property
     def shown(self) -> data.DatasetInfo:
         """Pictures, as the data has them."""
         return self.info
