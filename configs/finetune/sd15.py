@@ -10,7 +10,7 @@ Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "te
 squares of 512 pixels.
 
 Slice: TPU v5e 4x4 (16 chips), batch 4 a chip, activations in bfloat16. Parameters, two moments and the average are
-float32, 13.8 GB, 0.9 GB a chip with parallel.fsdp=16; the frozen parts are 0.8 GB.  What activations take was not measured.
+float32, 13.8 GB, which 16 chips share; the frozen parts are 0.8 GB. What activations take was not measured.
 
     python -m experiments.train --config=configs/finetune/sd15.py --workdir=runs/sd15 \\
         --config.init.folder=models/sd15 --config.data.dataset=folder:data/pictures

@@ -27,9 +27,8 @@ from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
-from experiments.ground.fields import INIT
+from experiments.ground.fields import ADAPTER, INIT
 
-ADAPTER = "adapter"
 _BROUGHT = ("model", "process", "conditioning")  # groups that the model is in the place of
 _UNREAD = ("first_stage.path", "teacher.workdir")
 
@@ -63,6 +62,10 @@ class BaseExperiment(Experiment):
     """Everything that a config names which starts from a model; for the same loop as any other training."""
 
     has_base: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.base  # read now, and not while a program is traced
 
     @cached_property
     def base(self) -> Base:
@@ -193,8 +196,8 @@ class BaseExperiment(Experiment):
         beyond = sorted(path for path in own if path.startswith(f"{systems.CODEC}/"))
         if beyond:
             raise UserError(
-                f"adapter.targets find {beyond[0]} and {len(beyond) - 1} more of the first stage, which is not adapted: "
-                f"let the patterns begin with {systems.NETWORK}/"
+                f"adapter.targets find {beyond[0]} and {len(beyond) - 1} more of the first stage, which is not "
+                f"adapted: let the patterns begin with {systems.NETWORK}/"
             )
 
     def _init_adapters(self, base: Mapping[str, Any], seed: int | jax.Array | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from experiments.ground.config_files import flatten
 from experiments.ground.fields import CODEC, check_fields
 
 _UNREAD = (
-    *("model", "process", "time_sampler"),
+    *("model", "process", "time_sampler", "init", "adapter"),
     *("teacher", "first_stage", "sampling", "train"),
 )
 _READ = ("sampling.ema", "sampling.batch_size")  # fields of these groups that a first stage has a use for

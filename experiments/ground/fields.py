@@ -33,6 +33,8 @@ class _NoDefault:
 
 CODEC: Final = "codec"
 """The group that a config has which trains a first stage, and no other."""
+ADAPTER: Final = "adapter"
+"""The group of what is trained in the place of a model."""
 INIT: Final = "init.folder"
 """The field that a config states which starts from a model."""
 REQUIRED: Final = _NoDefault("required")
