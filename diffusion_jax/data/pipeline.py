@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import Int, UInt64
+from jaxtyping import Int
 
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
+from diffusion_jax.data.order import AUGMENT, permutation, random_bits
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
@@ -50,9 +51,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_npy, sampled_digest
 from diffusion_jax.registry import unknown_name
 
-_ORDER, _FLIP, _AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
 _NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
-_WORDS_PER_BLOCK = 4  # of the counter-based generator, Philox 4x64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -397,7 +396,7 @@ class BatchReader:
         if labels := self.augmentation.num_labels:
             batch["augment"] = np.zeros((stop - start, labels), np.float32)
             if self.augment:
-                words = random_bits(self.seed, start, stop, stream=_AUGMENT, words=WORDS)
+                words = random_bits(self.seed, start, stop, stream=AUGMENT, words=WORDS)
                 image, batch["augment"] = self.augmentation(image, words)
         batch["data"] = np.ascontiguousarray(image)
         if self.features:
@@ -434,18 +433,3 @@ def _open_features(path: str) -> np.ndarray:
             f"data.features={path} is {found.dtype} of shape {found.shape}, not floats [examples, tokens, channels]"
         )
     return found
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
-    """The order of one epoch, a permutation of 0..size-1."""
-    words = np.random.Philox(key=seed + (_ORDER << 64), counter=epoch << 128).random_raw(size)
-    return np.argsort(words, kind="stable")
-
-
-def random_bits(
-    seed: int, start: int, stop: int, *, stream: int = _FLIP, words: int = _WORDS_PER_BLOCK
-) -> UInt64[np.ndarray, "positions words"]:
-    """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
-    generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
-    return generator.random_raw(words * (stop - start)).reshape(-1, words)

@@ -15,7 +15,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -32,7 +32,9 @@ MOST_CHARACTERS = 2**16  # of one text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptTokenizer:
-    """Texts to tokens, with a frame around each text and padding behind it."""
+    """Texts to tokens, with a frame around each text and padding behind it; `words` is a list made of captions."""
+
+    words: ClassVar[tuple[str, ...]] = ()
 
     @property
     def size(self) -> int:

@@ -6,17 +6,11 @@ a file that lost a chunk, which the array store would read back as zeros, is fou
 """
 
 import contextlib
-import errno
-import gc
 import hashlib
-import io
 import json
-import logging
 import math
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.parallel import any_process, is_primary, wait_for_all
 from diffusion_jax.parallel.rules import path_name
+from diffusion_jax.training.storage import one_line, quiet_threads, storage_errors
 
 _COMPLETE = "commit_success.txt"  # Orbax's last file of a checkpoint in a bucket
 _LOOKS = 20  # at a directory from which another process deletes
@@ -64,69 +59,6 @@ def fingerprints(state: Any) -> dict[str, jax.Array]:
         return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
 
     return {path_name(path): fingerprint(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def _one_line(error: BaseException) -> str:
-    """The first line of an error's message, not longer than a terminal's line or two."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it, and so on."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-@contextlib.contextmanager
-def _storage_errors(directory: epath.Path) -> Iterator[None]:
-    """Turn the many ways in which storage says "full" or "not yours" into one line each."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RunError):
-            raise
-        for cause in _chain(error):
-            number = getattr(cause, "errno", None)
-            if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
-                raise RunError(
-                    f"no space left for checkpoints in {directory}; the last complete checkpoint is intact: free some "
-                    "space and run the same command again"
-                ) from error
-            if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not directory.is_dir():
-                raise RunError(
-                    f"{directory} was removed or replaced while a checkpoint was written there: bring it back, and the "
-                    "same command goes on from the newest checkpoint in it"
-                ) from error
-            if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise UserError(f"can not write to {directory}: {_one_line(cause)}") from error
-        raise
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Swallow what Orbax's own threads print while it fails: a traceback for every array of a damaged checkpoint.
-
-    The error itself still reaches the caller.
-    """
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    level = logger.level
-    sys.unraisablehook = lambda _: None
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            try:
-                yield
-            except BaseException:
-                time.sleep(0.5)  # the other reads under way fail in their own threads, and print there
-                gc.collect()  # abandoned coroutines complain when they are collected: let it be now
-                level = logging.CRITICAL  # abandoned tasks do so whenever they are, also at exit: asyncio stays quiet
-                raise
-    finally:
-        sys.unraisablehook = hook
-        logger.setLevel(level)
 
 
 def _while_deleted(look: Callable[[], Any]) -> Any:
@@ -174,7 +106,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
     try:
         fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as error:
-        raise UserError(f"checkpoints can not be kept in {directory}: {_one_line(error)}") from error
+        raise UserError(f"checkpoints can not be kept in {directory}: {one_line(error)}") from error
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     if write and is_primary():
         try:
@@ -183,7 +115,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
             probe.unlink()
         except Exception as error:  # of the store's own type
             raise UserError(
-                f"can not write to {directory}: {_one_line(error)}; does the bucket exist, and may this machine write "
+                f"can not write to {directory}: {one_line(error)}; does the bucket exist, and may this machine write "
                 "there?"
             ) from error
 
@@ -270,7 +202,7 @@ class Checkpointer:
         )
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
-        with _storage_errors(self.directory):
+        with storage_errors(self.directory):
             self._manager = _while_deleted(lambda: _Manager(self.directory, options=options))
 
     def steps(self) -> list[int]:
@@ -291,13 +223,13 @@ class Checkpointer:
         Raises:
           RunError: this or the previous write failed, for example because the disk is full.
         """
-        with _storage_errors(self.directory):
+        with storage_errors(self.directory):
             self._require_space(step, state)
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
         # A copy: Orbax writes it later, when the caller may have added to its lists.
         frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints, "layout": LAYOUT}))
         frozen["digest"] = record_digest(frozen)
-        with _storage_errors(self.directory):
+        with storage_errors(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -324,7 +256,7 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the write under way; raises RunError if it failed."""
-        with _storage_errors(self.directory):
+        with storage_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -343,11 +275,11 @@ class Checkpointer:
     def read_record(self, step: int) -> dict[str, Any]:
         """The record alone; errors as of `restore`."""
         try:
-            with _quiet_threads():
+            with quiet_threads():
                 record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
         except Exception as error:  # as in `restore`
             raise CorruptCheckpointError(
-                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+                f"checkpoint {step} in {self.directory} is corrupt: {one_line(error)}"
             ) from error
         self._check_record(step, record)
         return record
@@ -381,7 +313,7 @@ class Checkpointer:
         """
         self.read_record(step)  # so that a checkpoint of another layout is named as one, not as corrupt
         try:
-            with _quiet_threads():
+            with quiet_threads():
                 read = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -390,7 +322,7 @@ class Checkpointer:
                 )
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file; all mean the same here
             raise CorruptCheckpointError(
-                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+                f"checkpoint {step} in {self.directory} is corrupt: {one_line(error)}"
             ) from error
         record = read.record
         self._check_fingerprints(step, read.state, record)
@@ -413,7 +345,7 @@ class Checkpointer:
         record = self.read_record(step)
         path = self.directory / str(step) / "state"
         try:
-            with _quiet_threads():
+            with quiet_threads():
                 tree = ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree
                 averages = tree.get("ema") or {}
                 name = average or next(iter(averages), "params")
@@ -431,7 +363,7 @@ class Checkpointer:
             raise
         except Exception as error:  # as in `restore`
             raise CorruptCheckpointError(
-                f"checkpoint {step} in {self.directory} is corrupt: {_one_line(error)}"
+                f"checkpoint {step} in {self.directory} is corrupt: {one_line(error)}"
             ) from error
         self._check_fingerprints(step, read, record)
         return name, read["params"] if name == "params" else read["ema"][name], record
@@ -461,5 +393,5 @@ class Checkpointer:
 
     def close(self) -> None:
         """Wait for what is under way and let go of the directory."""
-        with _storage_errors(self.directory):
+        with storage_errors(self.directory):
             self._manager.close()

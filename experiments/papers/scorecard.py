@@ -37,12 +37,13 @@ from diffusion_jax.likelihood import METRICS
 from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, sample
+from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import Prediction
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.ground import workdir
 from experiments.ground.config_files import call_get_config, load_config_module
+from experiments.papers.perfect import gaussian_variance
 from experiments.running import planning
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,6 @@ the config claims nothing."""
 TOLERANCE = 0.05
 """How far a measured result may be from the published one, as a share, on the worse side."""
 _NOT_OF_TRAINING = ("seed", "sampling.", "evaluation.", "log.", "checkpoint.")
-_SIGMA_DATA = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,46 +200,6 @@ def sampler(paper: Paper, experiment: Experiment) -> Iterator[Check]:
         found = gaussian_variance(make.sampler, make.grid)
         same = math.isclose(found, claim["variance"], rel_tol=1e-6)
         yield _compared("variance for N(0, 0.5^2)", {**claim, "value": claim["variance"]}, found, same)
-
-
-class _GivenNoise:
-    """In the place of a key of one example: the noise of step i is a given number."""
-
-    def __init__(self, numbers: jax.Array, index: Any = None):
-        self.numbers, self.index = numbers, index
-
-    def fold_in(self, name: str) -> "_GivenNoise":
-        return self
-
-    def counter_based(self) -> "_GivenNoise":
-        return self
-
-    def at_step(self, index: Any) -> "_GivenNoise":
-        return _GivenNoise(self.numbers, index)
-
-    def normal(self, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
-        return jnp.full((1, *shape), self.numbers[self.index], dtype)
-
-
-def gaussian_variance(one: Any, grid: Any) -> float:
-    """The variance of a sampler's output from the prior with a perfect denoiser of N(0, 0.5^2), without sampling.
-
-    For such data every sampler that draws one number a step is linear in its noise, and so the variance is the sum of
-    the squared derivatives.
-    """
-
-    def denoise(xt: jax.Array, t: jax.Array) -> Prediction:
-        alpha, sigma = grid.schedule.alpha(t), grid.schedule.sigma(t)
-        x0 = alpha * _SIGMA_DATA**2 / ((alpha * _SIGMA_DATA) ** 2 + sigma**2) * xt
-        return Prediction.from_x0(grid.schedule, x0, xt, t)
-
-    def run(noise: jax.Array, numbers: jax.Array) -> jax.Array:
-        return sample(one, denoise, grid, noise[None], _GivenNoise(numbers)).x0[0]
-
-    with jax.enable_x64(True):
-        zeros = jnp.zeros((), jnp.float64), jnp.zeros((grid.num_steps,), jnp.float64)
-        parts = jax.jit(jax.grad(run, argnums=(0, 1)))(*zeros)
-        return float(sum(jnp.sum(part**2) for part in parts))
 
 
 def readable(paper: Paper, experiment: Experiment) -> Iterator[Check]:

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.data import reading, transforms
-from diffusion_jax.data.pipeline import permutation, random_bits
+from diffusion_jax.data.order import permutation, random_bits
 from diffusion_jax.data.sources import storage_failed
 from diffusion_jax.errors import RunError, UserError
 

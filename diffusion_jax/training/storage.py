@@ -1,0 +1,77 @@
+"""How storage fails, in one line each: full, removed, not ours; and silence while what is damaged is read."""
+
+import contextlib
+import errno
+import gc
+import io
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from diffusion_jax.errors import RunError, UserError
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, not longer than a terminal's line or two."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+@contextlib.contextmanager
+def storage_errors(directory: epath.Path) -> Iterator[None]:
+    """Turn the many ways in which storage says "full" or "not yours" into one line each."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
+        for cause in _chain(error):
+            number = getattr(cause, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
+                raise RunError(
+                    f"no space left for checkpoints in {directory}; the last complete checkpoint is intact: free some "
+                    "space and run the same command again"
+                ) from error
+            if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not directory.is_dir():
+                raise RunError(
+                    f"{directory} was removed or replaced while a checkpoint was written there: bring it back, and the "
+                    "same command goes on from the newest checkpoint in it"
+                ) from error
+            if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise UserError(f"can not write to {directory}: {one_line(cause)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Swallow what Orbax's own threads print while it fails: a traceback for every array of a damaged checkpoint.
+
+    The error itself still reaches the caller.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+    sys.unraisablehook = lambda _: None
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                yield
+            except BaseException:
+                time.sleep(0.5)  # the other reads under way fail in their own threads, and print there
+                gc.collect()  # abandoned coroutines complain when they are collected: let it be now
+                level = logging.CRITICAL  # abandoned tasks do so whenever they are, also at exit: asyncio stays quiet
+                raise
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)

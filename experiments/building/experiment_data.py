@@ -1,0 +1,128 @@
+"""From a config to its data: the pipelines, their captions, and the types in which a network computes on them."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffusion_jax import conditioning, data
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import unknown_name
+from experiments.building import conditions
+from experiments.ground.config_files import import_parts
+from experiments.ground.fields import CODEC
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentData:
+    """The data that a config names, and what is said of it to the network; the base of an experiment."""
+
+    reconstructs: ClassVar[bool] = False
+
+    config: ConfigDict
+    devices: tuple[jax.Device, ...] | None = None
+    stored_info: data.DatasetInfo | None = None
+    directory: Path | None = None
+
+    def __post_init__(self):
+        import_parts(self.config.imports)
+        if CODEC in self.config and not self.reconstructs:
+            raise UserError(
+                f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
+                "experiments.train, evaluate or prepare_latents"
+            )
+
+    @classmethod
+    def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
+        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there."""
+        info = cls(config)._pipeline(config.data.split).described()
+        return cls(config, devices=devices, stored_info=info)
+
+    @property
+    def info(self) -> data.DatasetInfo:
+        """Shape and classes of the data."""
+        return self.stored_info or self.pipeline.info
+
+    @cached_property
+    def pipeline(self) -> data.Pipeline:
+        """The training data."""
+        plain = self._pipeline(self.config.data.split)
+        if self.told_text is None:
+            return plain
+        self._check_captions(plain.info)
+        text = conditions.with_words(self.told_text, plain, self.directory)
+        return plain.prepared_by(conditions.Preparation(parts=(text,)))
+
+    @cached_property
+    def text(self) -> conditioning.Text | None:
+        """The conditioner of texts with all that it needs to read words; None where the network is told no text."""
+        if self.told_text is None:
+            return None
+        try:  # of a run that is there the word list is too; the data may not be
+            return conditions.with_words(self.told_text, None, self.directory)
+        except UserError:
+            return self.pipeline.prepare.parts[0]
+
+    @cached_property
+    def told_text(self) -> conditioning.Text | None:
+        """The same without a word list: all that shapes and compiled programs depend on."""
+        return conditions.text_of(self.config, self._dtype)
+
+    def _check_captions(self, info: data.DatasetInfo) -> None:
+        if "text" not in info.fields:
+            raise UserError(
+                f"conditioning.text tells the network captions, and data set {self.config.data.dataset} has none: use "
+                'one with captions, such as a folder whose metadata.jsonl gives {"file_name": ..., "text": ...}'
+            )
+
+    @cached_property
+    def validation_pipeline(self) -> data.Pipeline | None:
+        """Held-out data in the form of the training data, not augmented; None when the config names none."""
+        split = self.config.data.validation_split
+        if not split:
+            return None
+        held_out = dataclasses.replace(self._pipeline(split, features=""), augment=False)
+        return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
+
+    def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
+        fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
+        fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
+        return data.Pipeline.from_config(
+            {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network is conditioned on; 0 for an unconditional one."""
+        return self.info.num_classes if self.config.train.class_conditional else 0
+
+    @property
+    def _dtype(self) -> Any:
+        """What activations are computed in."""
+        dtype = self.config.train.dtype
+        if dtype not in DTYPES:
+            raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
+        return DTYPES[dtype]
+
+    @property
+    def validation_size(self) -> int:
+        """Examples that the validation loss is taken over: whole batches.
+
+        Raises:
+          UserError: there is not one batch.
+        """
+        log, batch_size = self.config.log, self.config.train.batch_size
+        examples = self.validation_pipeline.info.num_examples
+        size = min(examples, log.validation_examples) // batch_size * batch_size
+        if not size:
+            raise UserError(
+                f"validation needs one batch of {batch_size} examples; the split has {examples} and "
+                f"log.validation_examples is {log.validation_examples}"
+            )
+        return size
