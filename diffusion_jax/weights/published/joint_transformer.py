@@ -29,7 +29,7 @@ from diffusion_jax.weights.names import (
     separate_qkv,
     stacked,
 )
-from diffusion_jax.weights.published.fields import counted, read_fields
+from diffusion_jax.weights.published.config_fields import counted, read_fields
 
 Entries = dict[Path, Entry]
 AUTHORS_PREFIX = "model.diffusion_model."
