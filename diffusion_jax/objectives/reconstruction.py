@@ -48,7 +48,7 @@ class ReconstructionLoss:
       discriminator_depth: how often the discriminator halves the resolution.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # as of other objectives: no network beside it
+    needs: ClassVar[frozenset[str]] = frozenset()  # neither targets, a teacher, nor another network's features
 
     l1: Annotated[float, NOT_NEGATIVE] = 1.0
     l2: Annotated[float, NOT_NEGATIVE] = 0.0
