@@ -31,6 +31,10 @@ CONTROL = FLAGS.repeated(
 LORA = FLAGS.repeated(
     "lora", "a file of LoRA or its kin, and its weight", check=cli.path_and_scale, allowed="FILE[:WEIGHT]"
 )
+WORDS = FLAGS.repeated(
+    "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
+    allowed="FILE[:WORD]",
+)  # fmt: skip
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
                       upper=cli.MOST_STEPS)  # fmt: skip
@@ -42,6 +46,7 @@ WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trai
 DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
 OUT = FLAGS.path("out", "pictures", "folder to write into")
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import io
@@ -64,7 +69,7 @@ from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("image", "mask", "strength", "control", "lora", "height", "width", "dtype")
+_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
 _GRID = 64  # pictures that the grid shows
 
 
@@ -112,6 +117,8 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
     pipe = Pipeline.from_pretrained(
         MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
     )
+    for file, word in WORDS.value:
+        print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
         pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
     steps = STEPS.value or pipe.family.steps

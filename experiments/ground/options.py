@@ -362,6 +362,14 @@ def path_and_scale(text: str) -> tuple[str, float]:
     return path_of(text), 1.0
 
 
+def path_and_word(text: str) -> tuple[str, str]:
+    """A text PATH or PATH:WORD; raises ValueError for others."""
+    head, _, tail = text.rpartition(":")
+    if head and tail and "/" not in tail:
+        return path_of(head), tail
+    return path_of(text), ""
+
+
 def folder_and_picture(text: str) -> tuple[str, str, float]:
     """A text FOLDER:PICTURE or FOLDER:PICTURE:NUMBER; raises ValueError for others."""
     paths, scale = path_and_scale(text)

@@ -23,6 +23,20 @@ def file_of(name):
     return FILES / name.rpartition("/")[2].removeprefix("lora_")
 
 
+def test_new_words_give_the_references_pictures():
+    """One vector, three, and A1111's file; the second's word stands for its three tokens."""
+    name = "sd15_textual_inversion"
+    pipe = pipeline(name)
+    for file, word in INDEX["cases"][name]["components"]["textual_inversion"]:
+        assert pipe.load_textual_inversion(file_of(file), token="" if word.startswith("<") else word) == word
+    made = pipe(**arguments(name)).images
+    np.testing.assert_allclose(made, arrays(name)["image"], atol=INDEX["cases"][name]["tolerance"]["image"])
+    with pytest.raises(UserError, match="has a token '<style>' already"):
+        pipe.load_textual_inversion(FILES / "learned_embeds_3.safetensors")
+    with pytest.raises(UserError, match="is no file of textual inversion"):
+        pipe.load_textual_inversion(FILES / "kohya.safetensors")
+
+
 @pytest.fixture
 def sd15():
     pipe = pipeline("sd15_lora_two")
@@ -101,7 +115,7 @@ def test_what_is_of_another_model_is_named(sd15):
         sd15.load_lora_weights(FILES / "sdxl.safetensors")
     with pytest.raises(UserError, match="unknown adapter 'style'"):
         sd15.set_adapters("style")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no file or folder"):
         sd15.load_lora_weights(FILES / "nothing.safetensors")
     assert not sd15.adapted.loaded
     with pytest.raises(UserError, match="of a LoRA adapter, which changes a model and is none"):
