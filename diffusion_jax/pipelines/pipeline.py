@@ -21,9 +21,11 @@ from PIL import Image
 
 from diffusion_jax.adapters import Weights
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import expanded
 from diffusion_jax.pipelines import pictures
 from diffusion_jax.pipelines.adapting import Adapted, lora_file
 from diffusion_jax.pipelines.call import Call, Draws
+from diffusion_jax.pipelines.embeddings import with_word
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
@@ -139,6 +141,20 @@ class Pipeline:
         if not adapter_name and len(names) != 1:
             raise UserError(f"adapter_name must say which adapter is written; loaded are: {', '.join(names) or 'none'}")
         self.adapted.write(path, adapter_name or names[0], kohya=kohya)
+
+    def load_textual_inversion(self, path: Source, *, token: str = "") -> str:
+        """Teach the text encoders a word from a file of textual inversion; returns the word.
+
+        Args:
+          path: of the file, as diffusers, A1111 or SDXL's trainers write it.
+          token: the word; by default what the file calls it, or the file's own name.
+
+        Raises:
+          UserError: a damaged file, vectors that no text encoder here has, or a word that there is already.
+        """
+        base, word = with_word(self.adapted.base, expanded(path), token)
+        self._adapt(dataclasses.replace(self.adapted, base=base))
+        return word
 
     def _adapt(self, adapted: Adapted) -> None:
         if self._fused is not None:
