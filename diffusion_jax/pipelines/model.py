@@ -1,5 +1,6 @@
 """A published folder as a `Model`: what the runner trains, and what everything else here takes."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params
 
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
 
 
@@ -28,12 +30,23 @@ def read_model(folder: Source, dtype: DTypeLike = jnp.float32) -> tuple[Model, P
     return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32))
 
 
+def save_as(folder: Source, params: Params, target: Source) -> None:
+    """Write a copy of a published folder that has other parameters, those of its model."""
+    parts = read_parts(folder)
+    names = [name for name in _ENCODERS if name in parts.models]
+    text = params[f"{CONDITIONING}/context"]
+    own = {parts.network: params[NETWORK], "vae": params[CODEC]}
+    own |= {name: text[f"encoder_{i}"] for i, name in enumerate(names)}
+    models = {**parts.models, **{n: dataclasses.replace(parts.models[n], params=tree) for n, tree in own.items()}}
+    dataclasses.replace(parts, models=models).save(target)
+
+
 def model_of(parts: Parts) -> tuple[Model, Params]:
     """The same, of parts that are read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
-    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts.models]
+    names = [name for name in _ENCODERS if name in parts.models]
     takes = facts.takes
     filled = {"context", "pooled", "sizes"}
     rest = sorted(set(takes) - filled)
