@@ -21,7 +21,7 @@ NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in wor
 IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
-CONTROL = FLAGS.repeated("control", "a ControlNet and its picture", check=cli.assignment, allowed="FOLDER=PICTURE")
+CONTROL = FLAGS.repeated("control", "a ControlNet and its picture", check=cli.pair_of_paths, allowed="FOLDER=PICTURE")
 CONTROL_SCALE = FLAGS.number("control_scale", 1.0, "of every ControlNet", lower=0, upper=10)
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,

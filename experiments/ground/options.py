@@ -354,6 +354,14 @@ def assignment(text: str) -> str:
     return text
 
 
+def pair_of_paths(text: str) -> str:
+    """A text FIRST=SECOND of two paths; raises ValueError for others."""
+    first, sign, second = text.partition("=")
+    if not sign:
+        raise ValueError
+    return f"{path_of(first)}={path_of(second)}"
+
+
 def template(text: str) -> str:
     """A text with {} in it, once or more often, and no other braces; raises ValueError for others."""
     if "{}" not in text or {"{", "}"} & set(text.replace("{}", "")):
