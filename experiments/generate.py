@@ -3,7 +3,8 @@
     python -m experiments.generate --model=FOLDER --prompt="a red square" --num_images=4 --out=pictures
     python -m experiments.generate --model=FOLDER --prompts=prompts.txt [--sampler=dpmpp_2m --steps=20 --seed=7]
     python -m experiments.generate --model=FOLDER --prompt="snow" --image=a.png [--mask=m.png] --strength=0.6
-    python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER=edges.png
+    python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
+    python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
 
 FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
@@ -21,8 +22,19 @@ NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in wor
 IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
-CONTROL = FLAGS.repeated("control", "a ControlNet and its picture", check=cli.pair_of_paths, allowed="FOLDER=PICTURE")
-CONTROL_SCALE = FLAGS.number("control_scale", 1.0, "of every ControlNet", lower=0, upper=10)
+CONTROL = FLAGS.repeated(
+    "control",
+    "a ControlNet, its picture, and its scale",
+    check=cli.folder_and_picture,
+    allowed="FOLDER:PICTURE[:SCALE]",
+)
+LORA = FLAGS.repeated(
+    "lora", "a file of LoRA or its kin, and its weight", check=cli.path_and_scale, allowed="FILE[:WEIGHT]"
+)
+WORDS = FLAGS.repeated(
+    "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
+    allowed="FILE[:WORD]",
+)  # fmt: skip
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
                       upper=cli.MOST_STEPS)  # fmt: skip
@@ -34,6 +46,7 @@ WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trai
 DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
 OUT = FLAGS.path("out", "pictures", "folder to write into")
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import io
@@ -56,7 +69,7 @@ from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("image", "mask", "strength", "control", "height", "width", "dtype")
+_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
 _GRID = 64  # pictures that the grid shows
 
 
@@ -92,17 +105,22 @@ def main(argv: Sequence[str]) -> None:
 
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a published model, and what they were made with."""
-    controls = [control.partition("=")[::2] for control in CONTROL.value]
+    controls = list(CONTROL.value)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else jnp.float32
     given = {"image": opened(IMAGE.value, "image"), "mask_image": opened(MASK.value, "mask")}
     given |= {"strength": STRENGTH.value, "height": HEIGHT.value, "width": WIDTH.value}
     if controls:
-        shown = [opened(picture, "control") for _, picture in controls]
+        shown = [opened(picture, "control") for _, picture, _ in controls]
         given["control_image"] = shown if len(shown) > 1 else shown[0]
-        given["controlnet_conditioning_scale"] = CONTROL_SCALE.value
+        scales = [scale for _, _, scale in controls]
+        given["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
     pipe = Pipeline.from_pretrained(
-        MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _ in controls] or None
+        MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
     )
+    for file, word in WORDS.value:
+        print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
+    for number, (file, weight) in enumerate(LORA.value):
+        pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
     steps = STEPS.value or pipe.family.steps
     scale = pipe.family.guidance if SCALE.value is None else SCALE.value
     images: list[Image.Image] = []
@@ -205,6 +223,8 @@ def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]
         "Size": f"{image.width}x{image.height}",
         "Model": about["name"],
     }
+    if LORA.value:
+        facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
     if STRENGTH.value is not None:
         facts["Denoising strength"] = f"{STRENGTH.value:g}"
     if NUM_IMAGES.value > 1:

@@ -19,9 +19,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 from PIL import Image
 
+from diffusion_jax.adapters import Weights
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import expanded
 from diffusion_jax.pipelines import pictures
+from diffusion_jax.pipelines.adapting import Adapted, lora_file
 from diffusion_jax.pipelines.call import Call, Draws
+from diffusion_jax.pipelines.embeddings import with_word
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
@@ -46,12 +50,12 @@ class Pipeline:
     """A published text-to-image model.
 
     Attributes:
-      parts: networks, text encoders, tokenizers, first stage and scheduler.
+      adapted: networks, text encoders, tokenizers, first stage and scheduler, and adapters.
       family: what the network is told, and what a call leaves out.
     """
 
     def __init__(self, parts: Parts, *, pipeline_class: str | None = None):
-        self.parts = parts
+        self.adapted, self._fused = Adapted(base=parts), None
         self.family: Family = family_of(pipeline_class or str(parts.index.get("_class_name")))
         self._check()
 
@@ -88,13 +92,86 @@ class Pipeline:
         """Write the model as a folder that the reference library reads."""
         self.parts.save(folder)
 
+    @property
+    def parts(self) -> Parts:
+        """The parts as a call uses them, with the adapters that are in force."""
+        return self._fused or self.adapted.parts()
+
+    def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
+        """Put the adapter of a file in force, beside those that are.
+
+        Files of LoRA and its kin are read as diffusers, PEFT, kohya's programs and LyCORIS write them.
+
+        Args:
+          path: the file, or a folder with pytorch_lora_weights.safetensors.
+          adapter_name: by default the name of the file.
+          weight: how strongly it counts: a number, or one for each pattern of paths.
+
+        Raises:
+          UserError: a file that is damaged, or of another model; the message names what finds no place.
+        """
+        file = lora_file(path)
+        self._adapt(self.adapted.with_file(file, adapter_name or file.stem, weight))
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights: Weights | Sequence[Weights] = 1.0) -> None:
+        """Put these of the loaded adapters in force, and no other."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        each = list(weights) if isinstance(weights, list | tuple) else [weights] * len(names)
+        self._adapt(self.adapted.weighted(names, each))
+
+    def unload_lora_weights(self) -> None:
+        """Without adapters, as the model was."""
+        self._adapt(self.adapted.without())
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Without these adapters."""
+        self._adapt(self.adapted.without([adapter_names] if isinstance(adapter_names, str) else adapter_names))
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Add the adapters in force, times `lora_scale`, to the parameters: as fast as without. The base is kept."""
+        self._fused = self.adapted.parts(scale=lora_scale, fused=True)
+
+    def unfuse_lora(self) -> None:
+        """Take them out again, bit for bit."""
+        self._fused = None
+
+    def save_lora_weights(self, path: Source, *, adapter_name: str = "", kohya: bool = False) -> None:
+        """Write a loaded adapter, by default the only one, under PEFT's names or kohya's."""
+        names = list(self.adapted.loaded)
+        if not adapter_name and len(names) != 1:
+            raise UserError(f"adapter_name must say which adapter is written; loaded are: {', '.join(names) or 'none'}")
+        self.adapted.write(path, adapter_name or names[0], kohya=kohya)
+
+    def load_textual_inversion(self, path: Source, *, token: str = "") -> str:
+        """Teach the text encoders a word from a file of textual inversion; returns the word.
+
+        Args:
+          path: of the file, as diffusers, A1111 or SDXL's trainers write it.
+          token: the word; by default what the file calls it, or the file's own name.
+
+        Raises:
+          UserError: a damaged file, vectors that no text encoder here has, or a word that there is already.
+        """
+        base, word = with_word(self.adapted.base, expanded(path), token)
+        self._adapt(dataclasses.replace(self.adapted, base=base))
+        return word
+
+    def _adapt(self, adapted: Adapted) -> None:
+        if self._fused is not None:
+            raise UserError("adapters are fused into the parameters: call unfuse_lora first")
+        self.adapted = adapted
+
     def with_scheduler(self, scheduler: str | Mapping[str, Any]) -> "Pipeline":
         """The same model with another sampler, by name, or by a scheduler's config."""
         found = (
-            Scheduler.read(scheduler) if isinstance(scheduler, Mapping) else self.parts.scheduler.replaced(scheduler)
+            Scheduler.read(scheduler)
+            if isinstance(scheduler, Mapping)
+            else self.adapted.base.scheduler.replaced(scheduler)
         )
         other = Pipeline.__new__(Pipeline)
-        other.parts, other.family = dataclasses.replace(self.parts, scheduler=found), self.family
+        other.family = self.family
+        other.adapted = dataclasses.replace(self.adapted, base=dataclasses.replace(self.adapted.base, scheduler=found))
+        other._fused = self._fused and dataclasses.replace(self._fused, scheduler=found)
         return other
 
     def _check(self) -> None:
@@ -159,6 +236,7 @@ class Pipeline:
         noise_level: int = 20,
         mu: float = 0.0,
         std: float = 1.5,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         output_type: str = "pil",
         seed: int = 0,
         draws: Mapping[str, Array] | None = None,
@@ -178,6 +256,7 @@ class Pipeline:
           seed: of all random numbers.
           draws: Gaussian draws in the place of the seed: "latents", and of the autoencoder "encode" and "masked", each
             [n, h, w, c]; "low", the small picture's; "steps", [steps, n, h, w, c].
+          cross_attention_kwargs: {"scale": s}, what the weights of adapters are multiplied by in this call.
           output_type: "pil", "np" or "latent".
           on_step: called with the number of each step that is done.
 
@@ -212,8 +291,18 @@ class Pipeline:
     def _called(self, asked: Mapping[str, Any], draws: Draws) -> Call:
         if asked["output_type"] not in ("pil", "np", "latent"):
             raise UserError(f"output_type is 'pil', 'np' or 'latent', got {asked['output_type']!r}")
+        parts = self._scaled(asked.pop("cross_attention_kwargs"))
         defaults = {name: about.default for name, about in inspect.signature(self.__call__).parameters.items()}
-        return Call(self.parts, self.family, asked, draws, defaults)
+        return Call(parts, self.family, asked, draws, defaults)
+
+    def _scaled(self, options: Mapping[str, float] | None) -> Parts:
+        if not options:
+            return self.parts
+        if set(options) != {"scale"} or not isinstance(options["scale"], int | float):
+            raise UserError(f"cross_attention_kwargs may say {{'scale': s}}, a number, it is {dict(options)}")
+        if self._fused is not None or not self.adapted.weights:
+            raise UserError("cross_attention_kwargs scales adapters, and none is in force unfused")
+        return self.adapted.parts(scale=float(options["scale"]))
 
     def _composed(self, call: Call, images: list[Image.Image]) -> list[Image.Image]:
         """The pictures, put back into the original where a part of it was cut out."""

@@ -36,11 +36,18 @@ class Component:
       weight_map: the map of the module's parameters, given the names that a file has: files of one class differ in
         prefixes and in older names.
       shapes: the module's tree of parameters as ShapeDtypeStruct.
+      authors_map: the map of the authors' own names, in which adapters may speak of modules; None: there are none.
     """
 
     build: Callable[[Mapping[str, Any], DTypeLike], nn.Module]
     weight_map: Callable[[nn.Module, Collection[str]], WeightMap]
     shapes: Callable[[nn.Module], PyTree]
+    authors_map: Callable[[nn.Module], WeightMap] | None = None
+
+    def layouts(self, module: nn.Module) -> tuple[WeightMap, ...]:
+        """The maps of a module's parameters in all layouts, the published one first."""
+        own = self.weight_map(module, ())
+        return (own,) if self.authors_map is None else (own, self.authors_map(module))
 
 
 COMPONENTS: Registry[Component] = Registry("class of published models")

@@ -354,12 +354,29 @@ def assignment(text: str) -> str:
     return text
 
 
-def pair_of_paths(text: str) -> str:
-    """A text FIRST=SECOND of two paths; raises ValueError for others."""
-    first, sign, second = text.partition("=")
-    if not sign:
+def path_and_scale(text: str) -> tuple[str, float]:
+    """A text PATH or PATH:NUMBER; raises ValueError for others. The number is 1 where there is none."""
+    head, _, tail = text.rpartition(":")
+    if head and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", tail):
+        return path_of(head), float(tail)
+    return path_of(text), 1.0
+
+
+def path_and_word(text: str) -> tuple[str, str]:
+    """A text PATH or PATH:WORD; raises ValueError for others."""
+    head, _, tail = text.rpartition(":")
+    if head and tail and "/" not in tail:
+        return path_of(head), tail
+    return path_of(text), ""
+
+
+def folder_and_picture(text: str) -> tuple[str, str, float]:
+    """A text FOLDER:PICTURE or FOLDER:PICTURE:NUMBER; raises ValueError for others."""
+    paths, scale = path_and_scale(text)
+    folder, _, picture = paths.rpartition(":")
+    if not folder or not picture:
         raise ValueError
-    return f"{path_of(first)}={path_of(second)}"
+    return path_of(folder), path_of(picture), scale
 
 
 def template(text: str) -> str:

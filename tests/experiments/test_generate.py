@@ -45,7 +45,7 @@ def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_pa
 
 def test_a_controlnet_and_its_picture(command, tmp_path):
     net = "tests/golden/pipelines/adapters/controlnet_a"
-    flags = [f"--control={net}=tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
+    flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
     command.run("generate", "--model=tests/golden/pipelines/sd15", "--prompt=a", *flags, f"--out={tmp_path}")
     assert (tmp_path / "00000.png").is_file()
 
