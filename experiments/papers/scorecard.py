@@ -54,6 +54,9 @@ RESULTS = ROOT / "docs" / "results"
 MET, DIFFERS, NOT_MET, NOT_RUN, NOT_STATED = "met", "differs", "not met", "not run", "not stated"
 """Shown here; not what the paper has, for a reason that the config states; measured and wrong; nobody measured it yet;
 the config claims nothing."""
+SMOKE_PARTS = ("model", "keeps", "objective", "sampling", "times_the_steps")
+"""Of the block `SMOKE`: the fields of the network, which of the recipe's own stay (all but its size), other fields of
+two groups, and how many times the steps it needs."""
 TOLERANCE = 0.05
 """How far a measured result may be from the published one, as a share, on the worse side."""
 _NOT_OF_TRAINING = ("seed", "sampling.", "evaluation.", "log.", "checkpoint.")
@@ -78,6 +81,7 @@ class Paper:
     path: Path
     config: ConfigDict
     claims: Mapping[str, Any]
+    smoke: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -99,7 +103,18 @@ class Paper:
         for kind in claims:
             if kind not in ("paper", *CHECKS):
                 raise UserError(f"{path}: {unknown_name('kind of claim', kind, list(CHECKS))}")
-        return cls(path=path, config=call_get_config(module, path), claims=claims)
+        return cls(path=path, config=call_get_config(module, path), claims=claims, smoke=_smoke(module, path))
+
+
+def _smoke(module: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The block `SMOKE` of a paper; raises UserError where there is none, or it has a part that is not known."""
+    smoke = module.get("SMOKE")
+    if not isinstance(smoke, Mapping) or not isinstance(smoke.get("model"), Mapping):
+        raise UserError(f'{path} has no SMOKE = {{"model": ...}}; experiments/papers/smoke.py says what it is')
+    for part in smoke:
+        if part not in SMOKE_PARTS:
+            raise UserError(f"{path}: {unknown_name('part of SMOKE', part, list(SMOKE_PARTS))}")
+    return smoke
 
 
 def read_papers(words: str = "") -> list[Paper]:
