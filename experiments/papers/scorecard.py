@@ -34,7 +34,6 @@ from diffusion_jax import models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.likelihood import METRICS
-from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
@@ -187,18 +186,18 @@ def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> float:
     """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty; of L_hybrid the first part."""
-    objective = experiment.objective
-    if not isinstance(objective, Denoising):
-        raise UserError(f"a `loss` can be claimed of denoising objectives, not of {type(objective).__name__}")
-    objective, noise_schedule = dataclasses.replace(objective, uncertainty=None), objective.schedule
+    objective = experiment.objective.squared_error
+    if objective is None:
+        raise UserError(
+            f"a `loss` can be claimed of denoising objectives, not of {type(experiment.objective).__name__}"
+        )
+    noise_schedule = objective.schedule
     with jax.enable_x64(True):
         log_snr = -2 * math.log(claim.get("noise_to_signal", 1.0))
         t = claim["t"] if "t" in claim else float(noise_schedule.time_of_log_snr(np.float64(log_snr)))
         x0 = jnp.zeros((1, 2, 2, 1), jnp.float64)
         times = jnp.full((1,), t, jnp.float64)
-        terms, _ = Denoising.terms(
-            objective, lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, times
-        )
+        terms, _ = objective.terms(lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, times)
         return float(terms[0])
 
 
