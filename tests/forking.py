@@ -65,7 +65,11 @@ class ForkServer:
 
 def _end(ours: socket.socket, process: subprocess.Popen) -> None:
     ours.close()
-    process.wait()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def serve(asking: socket.socket) -> None:

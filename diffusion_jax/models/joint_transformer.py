@@ -77,7 +77,7 @@ class JointTransformer(Network, kw_only=True):
       has_guidance: whether conditions["guidance"], one scale for each example, is embedded beside the time.
       time_scale: what the time, and the guidance scale, are multiplied by before their embedding: 1000 in FLUX.1, whose
         time is in [0, 1].
-      told_channels: channels of conditions["image"], [batch, height, width, channels], behind those of x; 0: none.
+      extra_channels: channels of conditions["image"], [batch, height, width, channels], behind those of x; 0: none.
       has_reference: whether conditions["reference"], [batch, height, width, image_channels] of any size, gives tokens
         behind those of x; the output has none for them.
       table_size: side, in patches, of the table of positions; 0: there is none.
@@ -103,7 +103,7 @@ class JointTransformer(Network, kw_only=True):
     pooled_channels: int = 0
     has_guidance: bool = False
     time_scale: float = 1.0
-    told_channels: int = 0
+    extra_channels: int = 0
     has_reference: bool = False
     table_size: int = 0
     table_span: int = 64
@@ -153,8 +153,8 @@ class JointTransformer(Network, kw_only=True):
             slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
         if self.has_guidance:
             slots["guidance"] = ConditionSpec(role="told")
-        if self.told_channels:
-            slots["image"] = ConditionSpec(shape=(None, None, self.told_channels), is_aligned=True)
+        if self.extra_channels:
+            slots["image"] = ConditionSpec(shape=(None, None, self.extra_channels), is_aligned=True)
         if self.has_reference:
             slots["reference"] = ConditionSpec(shape=(None, None, self.image_channels))
         return slots
@@ -231,7 +231,7 @@ class JointTransformer(Network, kw_only=True):
     def _image_tokens(self, x: Array, conditions: Conditions) -> Tokens:
         """Of x with what is told of each of its pixels, and of the reference behind it."""
         embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
-        if self.told_channels:
+        if self.extra_channels:
             x = jnp.concatenate([x, conditions["image"]], axis=-1)
         h = embed(patchify(x, self.patch_size))
         if self.table_size:
@@ -239,8 +239,8 @@ class JointTransformer(Network, kw_only=True):
             h += self._table(rows, columns).reshape(rows * columns, -1).astype(h.dtype)
         if self.has_reference:
             reference = conditions["reference"]
-            if self.told_channels:
-                reference = jnp.pad(reference, ((0, 0),) * 3 + ((0, self.told_channels),))
+            if self.extra_channels:
+                reference = jnp.pad(reference, ((0, 0),) * 3 + ((0, self.extra_channels),))
             h = jnp.concatenate([h, embed(patchify(reference, self.patch_size))], axis=1)
         return h
 

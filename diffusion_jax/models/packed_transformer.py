@@ -45,7 +45,6 @@ from diffusion_jax.specs import ConditionSpec
 IMAGE_POSITIONS = 65_536
 """The position, on every axis, of the first token of an image."""
 TEXT, IMAGE = 0, 1  # rows of the embedding of roles
-_TIME_SCALE = 10_000.0
 _HEAD_EPS = 1e-5  # of the norms of queries and keys
 _FINAL_EPS = _TEXT_EPS = 1e-6
 
@@ -124,6 +123,7 @@ class PackedTransformer(Network, kw_only=True):
       mlp_size: hidden units of the SwiGLU.
       modulation_size: width of the conditioning vector.
       context_channels: width of a token of the text.
+      time_scale: what the time is multiplied by before its embedding.
       rotary_sections: pairs of channels that are turned by time, row and column; what of a head they leave, time turns.
       rotary_theta: the base of the frequencies.
       norm_eps: added to the mean square of the blocks' norms.
@@ -137,6 +137,7 @@ class PackedTransformer(Network, kw_only=True):
     mlp_size: int = 12_288
     modulation_size: int = 512
     context_channels: int = 53_248
+    time_scale: float = 10_000.0
     rotary_sections: tuple[int, ...] = (24, 20, 20)
     rotary_theta: float = 5_000_000.0
     norm_eps: float = 1e-5
@@ -167,7 +168,10 @@ class PackedTransformer(Network, kw_only=True):
         if self.num_times == 2:
             self.interval = TimeMLP(features=self.hidden_size, kernel_init=_normal)
         if self.num_classes:
-            self.label = LabelEmbedding(num_classes=self.num_classes, features=self.hidden_size, init=_normal)
+            wide = at_least_float32(self.dtype)
+            self.label = LabelEmbedding(
+                num_classes=self.num_classes, features=self.hidden_size, init=_normal, dtype=wide
+            )
         self.vector = Dense(self.modulation_size, kernel_init=_xavier)
         self.patch_embedding = dense(self.hidden_size)
         self.context_norm = nn.RMSNorm(epsilon=_TEXT_EPS, dtype=self.dtype)
@@ -248,7 +252,7 @@ class PackedTransformer(Network, kw_only=True):
         return nn.silu(self.vector(vectors))
 
     def _waves(self, time: Float[Array, "batch one_or_tokens"]) -> Vectors:
-        waves = sinusoidal_embedding(_TIME_SCALE * time.reshape(-1), self.hidden_size)
+        waves = sinusoidal_embedding(self.time_scale * time.reshape(-1), self.hidden_size)
         return waves.reshape(*time.shape, -1)
 
     def _turns(self, positions: Int[Array, "batch tokens 3"], dtype: DTypeLike) -> Turns:
@@ -290,6 +294,7 @@ MODELS.register(
         "mlp_size": 12,
         "modulation_size": 8,
         "context_channels": 6,
+        "time_scale": 1.0,
         "rotary_sections": (2, 1, 1),
     },
 )(PackedTransformer)

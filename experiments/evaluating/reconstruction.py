@@ -1,6 +1,7 @@
 """Reconstructions of a trained first stage: shown, judged, and its latents measured."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,20 @@ def measured(experiment: FirstStageExperiment, params: Any, images: Pictures) ->
     variance = np.maximum(second - first**2, 0.0)
     share = np.sqrt(noise / np.maximum(variance, 1e-30))
     return {"mean": first.tolist(), "std": np.sqrt(variance).tolist(), "noise": share.tolist()}
+
+
+def covariance(experiment: FirstStageExperiment, params: Any, images: Pictures) -> Float[np.ndarray, "latent latent"]:
+    """The covariance of the channels of the latents of pictures, of draws as in `measured`."""
+    codec = experiment.codec
+
+    def moments(params: Any, x: jax.Array) -> jax.Array:
+        mean, std = codec.posterior(params, x)
+        products = jnp.einsum("nijc,nijd->ncd", mean, mean) / math.prod(mean.shape[1:3])
+        noise = jax.vmap(jnp.diag)(jnp.square(std).mean((1, 2)))
+        return jnp.concatenate([mean.mean((1, 2))[:, None], products + noise], axis=1)
+
+    first, second = np.split(_over(experiment, moments, params, images).astype(np.float64).mean(0), [1])
+    return second - first.T @ first
 
 
 def _over(
@@ -110,12 +125,13 @@ def publish(experiment: FirstStageExperiment, params: Any, directory: Path, sour
     images, _ = experiment.pipeline.arrays(max_examples=experiment.config.evaluation.max_real)
     found = measured(experiment, params, images)
     codec = experiment.codec
+    more = {"covariance": covariance(experiment, params, images)} if codec.whiten else {}
     if parallel.is_primary():
         save_first_stage(
             directory,
             codec,
             experiment.config.codec.to_dict(),
-            codec.standardised(params[CODEC], np.array(found["mean"]), np.array(found["std"])),
+            codec.standardised(params[CODEC], np.array(found["mean"]), np.array(found["std"]), **more),
             experiment.info,
             **source,
             measured=found,

@@ -1,5 +1,6 @@
 """A first stage from its training to samples of its latents, by the commands; killed on the way; what is refused."""
 
+import functools
 import json
 import shutil
 
@@ -66,8 +67,8 @@ def config_of(command, **fields):
     config = load_config("configs/digits_unet.py")
     config.data.data_dir = str(command.data_dir)
     for name, value in fields.items():
-        group, field = name.split("__")
-        config[group][field] = value
+        *groups, field = name.split("__")
+        functools.reduce(lambda group, inner: group[inner], groups, config)[field] = value
     return config
 
 
@@ -168,9 +169,9 @@ def test_a_run_on_latents_draws_pictures(command, stage, latents, tmp_path):
 def test_encoded_in_the_step_it_is_the_same_as_prepared(command, stage, latents):
     """One batch of pictures and one of their latents: the same draws for the same keys."""
     online = open_experiment(
-        config_of(command, first_stage__path=str(stage), first_stage__online=True, prediction__sigma_data=1.0)
+        config_of(command, first_stage__path=str(stage), first_stage__online=True, process__prediction__sigma_data=1.0)
     )
-    prepared = open_experiment(latent_config(command, stage, latents, prediction__sigma_data=1.0))
+    prepared = open_experiment(latent_config(command, stage, latents, process__prediction__sigma_data=1.0))
     for experiment in (online, prepared):
         experiment.check()
         assert experiment.shown.spec.kind == "pixels"

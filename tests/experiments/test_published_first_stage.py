@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from diffusion_jax import systems
@@ -21,10 +22,22 @@ STAGE = GOLDEN / "modules" / "autoencoder_kl"
 
 
 @pytest.fixture(scope="module")
-def latents(command, tmp_path_factory):
-    """The digits, as RGB, through the published first stage."""
+def pictures(tmp_path_factory):
+    """RGB pictures of two classes, 16 to train with and 8 held out, as a folder."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 8)):
+        for index in range(count):
+            file = root / split / "ab"[index % 2] / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+    return root
+
+
+@pytest.fixture(scope="module")
+def latents(command, pictures, tmp_path_factory):
+    """The pictures through the published first stage."""
     folder = tmp_path_factory.mktemp("latents") / "z"
-    arguments = (f"--first_stage={STAGE}", "--dataset=digits", f"--out={folder}", f"--data_dir={command.data_dir}")
+    arguments = (f"--first_stage={STAGE}", f"--dataset=folder:{pictures}", "--image_size=8", f"--out={folder}")
     out, _ = command.run("prepare_latents", *arguments)
     assert "are now in" in out
     again, _ = command.run("prepare_latents", *arguments)
@@ -34,14 +47,15 @@ def latents(command, tmp_path_factory):
 
 def experiment_of(command, **fields):
     config = load_config("configs/digits_unet.py")
-    config.data.data_dir, config.prediction.sigma_data = str(command.data_dir), 1.0
+    config.data.data_dir, config.process.prediction.sigma_data = str(command.data_dir), 1.0
+    config.train.batch_size = config.sampling.batch_size = 8
     for name, value in fields.items():
         group, field = name.split("__")
         config[group][field] = value
     return open_experiment(config)
 
 
-def test_latents_are_prepared_and_trained_on(command, latents):
+def test_latents_are_prepared_and_trained_on(command, pictures, latents):
     """Mean and spread are stored; the same batch encoded in the step has the same draws."""
     about = json.loads((latents / "info.json").read_text())
     stage = systems.load_first_stage(STAGE)
@@ -53,13 +67,15 @@ def test_latents_are_prepared_and_trained_on(command, latents):
     prepared = experiment_of(
         command, data__dataset=f"latents:{latents}", data__image_size=4, first_stage__path=str(STAGE)
     )
-    online = experiment_of(command, data__channels=3, first_stage__path=str(STAGE), first_stage__online=True)
+    online = experiment_of(
+        command, data__dataset=f"folder:{pictures}", first_stage__path=str(STAGE), first_stage__online=True
+    )
     for experiment in (prepared, online):
         experiment.check()
         assert experiment.network.image_shape == (4, 4, 4)
     params, record = prepared.read_frozen()
     assert record[systems.CODEC]["fingerprint"] == stage.fingerprint
-    key = BatchKey.create(stream_key(0, "train"), 128)
+    key = BatchKey.create(stream_key(0, "train"), 8)
     z = [jax.jit(one.model.encode)(params, next(one.pipeline.batches())[DATA], key) for one in (online, prepared)]
     np.testing.assert_allclose(z[0], z[1], atol=1e-4)
     assert prepared.model.decode(params, np.zeros((1, 4, 4, 4), np.float32)).shape == (1, 8, 8, 3)

@@ -10,11 +10,12 @@ from tests.processes import ROOT
 TINY = {
     "scenes_autoencoder.py:small": (
         "--config.codec.channels=(8,)",
-        "--config.data.options.num_test=24",
+        "--config.data.options.num_test=32",
         "--config.train.steps=4",
+        "--config.train.batch_size=16",
         "--config.log.every=2",
         "--config.log.validate_every=4",
-        "--config.log.validation_examples=24",
+        "--config.log.validation_examples=16",
         "--config.log.sample_every=0",
         "--config.checkpoint.every=4",
         "--config.evaluation.num_samples=24",
@@ -27,9 +28,10 @@ TINY = {
         "--config.conditioning.text.encoder.width=8",
         "--config.conditioning.text.encoder.depth=1",
         "--config.train.steps=4",
+        "--config.train.batch_size=16",
         "--config.log.every=2",
         "--config.log.validate_every=4",
-        "--config.log.validation_examples=24",
+        "--config.log.validation_examples=16",
         "--config.log.sample_every=0",
         "--config.checkpoint.every=4",
         "--config.sampling.steps=2",
@@ -63,7 +65,7 @@ def made(command, tmp_path_factory):
             given += [f"--config.data.dataset=latents:{folder}/data/scenes_latents"]
             given += [f"--config.first_stage.path={folder}/runs/scenes_autoencoder"]
         (folder / "data").mkdir(exist_ok=True)
-        printed.append(command.run(module.removeprefix("experiments."), *given)[0])
+        printed.append(command.run(module.removeprefix("experiments."), *given, timeout=900)[0])
     return folder, printed
 
 

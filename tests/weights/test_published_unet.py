@@ -225,24 +225,20 @@ def test_the_original_layout_of_a_controlnet():
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
-PUBLISHED = [
-    {},
-    {"transformer_layers_per_block": [1, 2, 3, 4], "layers_per_block": [1, 2, 1, 2]},
+OPTIONS = [
+    {"transformer_layers_per_block": [2, 3], "layers_per_block": [1, 2]},
     {"downsample_padding": 0, "mid_block_type": None, "resnet_time_scale_shift": "scale_shift"},
-    {"mid_block_type": "UNetMidBlock2D", "only_cross_attention": [True, True, True, False], "dropout": 0.1},
-    {"attention_head_dim": [5, 10, 20, 20], "upcast_attention": True, "out_channels": 8, "sample_size": 96},
-    {
-        "transformer_layers_per_block": [1, [1, 2], [3, 4], 1],
-        "reverse_transformer_layers_per_block": [1, [1, 1, 2], [3, 3, 4], 1],
-    },
+    {"mid_block_type": "UNetMidBlock2D", "only_cross_attention": [True, False], "dropout": 0.1},
+    {"attention_head_dim": [2, 4], "upcast_attention": True, "out_channels": 8, "sample_size": 96},
+    {"transformer_layers_per_block": [[2], 1], "reverse_transformer_layers_per_block": [1, [1, 2]]},
 ]
 
 
-@pytest.mark.parametrize("fields", PUBLISHED, ids=str)
+@pytest.mark.parametrize("fields", OPTIONS, ids=str)
 def test_options_survive(fields):
-    config = {**json.loads((PIPELINES / "counts.json").read_text())["models"]["sd15_unet"]["config"], **fields}
+    config = {**json.loads((PIPELINES / "sd15" / "unet" / "config.json").read_text()), **fields}
     network = build_unet(config)
-    assert describe_unet(network) == {"_class_name": "UNet2DConditionModel", **config}
+    assert describe_unet(network) == {key: value for key, value in config.items() if key != "_diffusers_version"}
     assert len(unet.diffusers_map(network).entries) == len(jax.tree.leaves(parameter_shapes(network)))
 
 
@@ -310,11 +306,11 @@ def test_fields_of_a_controlnet_are_used_or_refused():
     network, params = read(CONTROLNETS[0])
     turned = build_controlnet({**config, "controlnet_conditioning_channel_order": "bgr"})
     draw = np.random.default_rng(0)
-    x, picture = (np.float32(draw.standard_normal(shape)) for shape in ((1, 2, 2, 4), (1, 8, 8, 3)))
-    context, time = np.float32(draw.standard_normal((1, 3, 32))), np.float32([7])
+    x, picture = (np.float32(draw.standard_normal(shape)) for shape in ((1, 8, 8, 4), (1, 32, 32, 3)))
+    context, time = np.float32(draw.standard_normal((1, 77, 32))), np.float32([7])
 
     def middle(network, picture):
-        return network.apply({"params": params}, x, time, {"context": context, "control_image": picture})["mid"]
+        return run(network, params, x, time, {"context": context, "control_image": picture})["mid"]
 
-    np.testing.assert_array_equal(middle(network, picture[..., ::-1]), middle(turned, picture))
-    assert np.abs(middle(network, picture) - middle(turned, picture)).max() > 1e-4
+    np.testing.assert_allclose(middle(network, picture[..., ::-1]), middle(turned, picture), atol=1e-5)
+    assert np.abs(middle(network, picture) - middle(turned, picture)).max() > 1e-3

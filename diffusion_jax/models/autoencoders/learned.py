@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from diffusion_jax.domains import SIZE
@@ -23,7 +24,7 @@ from diffusion_jax.models.layers import Conv, depth_to_space, space_to_depth
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import fold_name
 
-SHORTCUT = "shortcut"
+SHORTCUT, BASIS = "shortcut", "frozen_basis"
 # Channels of the levels, residual blocks of a level, channels of the latents. f8 is Stable Diffusion's (83,653,863
 # parameters with one of Gaussians); f4 and f2 are the same with fewer levels; small ones train on a CPU in minutes.
 SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
@@ -68,6 +69,9 @@ class LearnedCodec(Autoencoder):
       shortcut: whether linear maps run beside the networks, from the square of pixels that a latent stands for to the
         latent, and back: a network then learns what they leave out (residual autoencoding, Chen et al. 2024,
         arXiv:2410.10733, where the maps are averages and copies).
+      whiten: whether the latents are turned to their principal directions before they are scaled, so that what is
+        diffused has unit covariance, z = (h - shift) basis * scale: details whose variance is small beside that of the
+        rest are then not drowned by noise before the rest is.
 
     Raises:
       UserError: there is no such size.
@@ -79,6 +83,7 @@ class LearnedCodec(Autoencoder):
     latent_channels: int | None = None
     patch_size: Annotated[int, SIZE] = 1
     shortcut: bool = False
+    whiten: bool = False
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -128,7 +133,11 @@ class LearnedCodec(Autoencoder):
 
     def init_params(self, key: Key[Array, ""]) -> dict[str, Any]:
         params = super().init_params(key)
-        return {**params, SHORTCUT: self._init_shortcut(key)} if self.shortcut else params
+        if self.shortcut:
+            params[SHORTCUT] = self._init_shortcut(key)
+        if self.whiten:
+            params[BASIS] = jnp.eye(self.latent_channels)
+        return params
 
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
         if self.patch_size > 1 or self.shortcut:
@@ -156,12 +165,13 @@ class LearnedCodec(Autoencoder):
             for stage in range(1, levels)
         )
 
-    def standardised(self, params: PyTree, mean: Array, std: Array) -> dict[str, Any]:
+    def standardised(self, params: PyTree, mean: Array, std: Array, covariance: Array | None = None) -> dict[str, Any]:
         """Parameters of which the latents that had mean and standard deviation `mean` and `std` have 0 and 1.
 
         Args:
           params: their shift and scale are replaced, not composed with.
           mean, std: of each channel (or of all), with shift 0 and scale 1.
+          covariance: of the channels likewise; needed where they are whitened, and not used elsewhere.
 
         Raises:
           UserError: a standard deviation is zero or not finite: that channel says nothing.
@@ -171,7 +181,15 @@ class LearnedCodec(Autoencoder):
         bad = [i for i in range(self.latent_channels) if not (0 < float(std[i]) < float("inf"))]
         if bad:
             raise UserError(f"channels {', '.join(map(str, bad))} of the latents are constant or not finite")
-        return {**params, SHIFT: mean, SCALE: 1.0 / std}
+        if not self.whiten:
+            return {**params, SHIFT: mean, SCALE: 1.0 / std}
+        if covariance is None:
+            raise UserError("latents that are whitened need the covariance of their channels")
+        variances, basis = np.linalg.eigh(np.asarray(covariance, np.float64))
+        if not variances[0] > 0:
+            raise UserError("a direction of the latents is constant: give the first stage fewer channels")
+        scale = jnp.asarray(1.0 / np.sqrt(variances), jnp.float32)
+        return {**params, SHIFT: mean, SCALE: scale, BASIS: jnp.asarray(basis, jnp.float32)}
 
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
         """The way there and back, as it is trained; without keys no noise is drawn."""
@@ -188,6 +206,19 @@ class LearnedCodec(Autoencoder):
 
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
         return self._made(params, self._quantised(params, h))
+
+    def _scaled(self, params: PyTree, h: Latents) -> Latents:
+        turned = (h - params[SHIFT]) @ params[BASIS] if self.whiten else h - params[SHIFT]
+        return turned * params[SCALE]
+
+    def _spread(self, params: PyTree, std: Latents) -> Latents:
+        if self.whiten:  # of each direction alone: noise of two directions is a little correlated, which is not kept
+            std = jnp.sqrt(jnp.square(std) @ jnp.square(params[BASIS]))
+        return std * params[SCALE]
+
+    def _unscaled(self, params: PyTree, z: Latents) -> Latents:
+        h = z / params[SCALE]
+        return (h @ params[BASIS].T if self.whiten else h) + params[SHIFT]
 
     def _features(self, params: PyTree, x: Array) -> Latents:
         """What latents are made of."""

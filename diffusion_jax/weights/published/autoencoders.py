@@ -25,7 +25,7 @@ from diffusion_jax.models.autoencoders.published import (
 from diffusion_jax.models.autoencoders.vq import TABLE
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, conv, dense, norm, prefixed, same, separate_qkv
-from diffusion_jax.weights.published.fields import REQUIRED, counted, read_fields
+from diffusion_jax.weights.published.config_fields import REQUIRED, counted, read_fields
 
 Entries = dict[Path, Entry]
 

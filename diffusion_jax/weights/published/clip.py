@@ -27,7 +27,7 @@ from diffusion_jax.weights.names import (
     separate_qkv,
     stacked,
 )
-from diffusion_jax.weights.published.fields import GENERATION, counted, read_fields
+from diffusion_jax.weights.published.config_fields import GENERATION, counted, read_fields
 
 Entries = dict[Path, Entry]
 

@@ -29,7 +29,7 @@ from diffusion_jax.weights.names import (
     separate_qkv,
     stacked,
 )
-from diffusion_jax.weights.published.fields import counted, read_fields
+from diffusion_jax.weights.published.config_fields import counted, read_fields
 
 Entries = dict[Path, Entry]
 AUTHORS_PREFIX = "model.diffusion_model."
@@ -126,7 +126,7 @@ def build_flux(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
     return JointTransformer(
         image_size=_FLUX_SIZE,
         image_channels=channels,
-        told_channels=packed // _FLUX_PATCH**2 - channels,
+        extra_channels=packed // _FLUX_PATCH**2 - channels,
         patch_size=_FLUX_PATCH,
         hidden_size=fields["num_attention_heads"] * fields["attention_head_dim"],
         depth=fields["num_layers"],
@@ -206,7 +206,7 @@ def _scale(name: str) -> Entries:
 
 def _packed_ends(network: JointTransformer, first: str, last: str) -> Entries:
     """The first and the last layer on patches: (channel, row, column) there, (row, column, channel) here."""
-    patch, channels = network.patch_size, network.image_channels + network.told_channels
+    patch, channels = network.patch_size, network.image_channels + network.extra_channels
     out_order = _patch_order(network.out_channels or network.image_channels, patch)
     in_order = _patch_order(channels, patch)
     back = np.argsort(in_order)

@@ -10,7 +10,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models import PackedTransformer, parameter_shapes
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, dense, norm, prefixed, same, separate_qkv, stacked
-from diffusion_jax.weights.published.fields import counted, read_fields
+from diffusion_jax.weights.published.config_fields import counted, read_fields
 
 _IDEOGRAM4 = {
     "in_channels": 128,

@@ -11,7 +11,7 @@ from diffusion_jax.models.encoders.qwen3 import Qwen3
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, dense, norm, prefixed, same, stacked
 from diffusion_jax.weights.published.clip import token_shapes
-from diffusion_jax.weights.published.fields import GENERATION, counted, read_fields
+from diffusion_jax.weights.published.config_fields import GENERATION, counted, read_fields
 
 _COUNTS = {
     "vocab_size": 151_936,

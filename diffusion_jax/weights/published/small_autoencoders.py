@@ -13,7 +13,7 @@ from diffusion_jax.models.autoencoders.tiny import TinyCodec, TinyDecoder, TinyE
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, conv, dense, prefixed, same, separate_qkv
 from diffusion_jax.weights.published.autoencoders import codec_shapes, constant
-from diffusion_jax.weights.published.fields import REQUIRED, counted, read_fields
+from diffusion_jax.weights.published.config_fields import REQUIRED, counted, read_fields
 
 Entries = dict[Path, Entry]
 _KINDS = {"ResBlock": "residual", "EfficientViTBlock": "attention"}

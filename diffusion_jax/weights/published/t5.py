@@ -12,7 +12,7 @@ from diffusion_jax.models.encoders.t5 import T5Encoder
 from diffusion_jax.weights.components import COMPONENTS, Component
 from diffusion_jax.weights.names import Entry, Path, WeightMap, dense, norm, prefixed, same, separate_qkv, stacked
 from diffusion_jax.weights.published.clip import ACTIVATION_NAMES, token_shapes
-from diffusion_jax.weights.published.fields import GENERATION, counted, read_fields
+from diffusion_jax.weights.published.config_fields import GENERATION, counted, read_fields
 
 _TRAINING = ("dropout_rate", "classifier_dropout")
 _DECODER = ("num_decoder_layers", "eos_token_id", "pad_token_id", "scale_decoder_outputs")

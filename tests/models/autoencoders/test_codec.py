@@ -214,6 +214,28 @@ def test_a_shortcut_adds_a_linear_map_and_its_transpose_at_first():
     np.testing.assert_allclose(back, depth_to_space(z @ maps["decoder"], 2), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [KL, VQ])
+def test_whitened_latents_have_unit_covariance_and_decode_to_the_same(kind):
+    plain = kind(size="small_f2", channels=(8,), num_res_blocks=1, data_channels=2)
+    whitened = dataclasses.replace(plain, whiten=True)
+    params, x = plain.init_params(KEY), images(64)
+    raw = np.asarray(plain.encode(params, x), np.float64).reshape(-1, 4)
+    rest = whitened.init_params(KEY)
+    assert jax.tree.map(jnp.shape, rest.pop("frozen_basis")) == (4, 4)
+    given = {**rest, "frozen_basis": jnp.eye(4)}
+    done = whitened.standardised(given, raw.mean(0), raw.std(0), np.cov(raw.T, bias=True))
+    z = np.asarray(whitened.encode(done, x)).reshape(-1, 4)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(
+        whitened.decode(done, whitened.encode(done, x)), plain.decode(params, plain.encode(params, x)), atol=1e-4
+    )
+    with pytest.raises(UserError, match="need the covariance"):
+        whitened.standardised(given, raw.mean(0), raw.std(0))
+    with pytest.raises(UserError, match="a direction of the latents is constant"):
+        whitened.standardised(given, raw.mean(0), raw.std(0), np.ones((4, 4)))
+
+
 def test_stored_latents_are_those_of_the_first_stage(learned):
     params, x, keys = drawn_params(learned), images(), jax.random.split(KEY, 3)
     codec = StoredLatents(first_stage=learned)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_parameters, parameter_shapes
 from diffusion_jax.models.packed_transformer import Packing
-from diffusion_jax.parallel import FSDP_RULES
+from diffusion_jax.parallel import FSDP_RULES, TENSOR_RULES
 from diffusion_jax.parallel.activations import in_force
 from diffusion_jax.parallel.rules import shardings
 from diffusion_jax.weights import read_state
@@ -109,13 +110,16 @@ def test_gradients_flow_to_every_tensor():
     assert without == {"pos_embed.pos_embed", *WITHOUT_EFFECT}  # the table is a constant
 
 
-def test_eight_devices_give_the_output_of_one():
+@pytest.mark.parametrize(
+    ("lengths", "rules"), [({"data": 2, "fsdp": 4}, FSDP_RULES), ({"data": 2, "fsdp": 2, "tensor": 2}, TENSOR_RULES)]
+)
+def test_eight_devices_give_the_output_of_one(lengths, rules):
     golden = Golden("flux")
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf * (1 + i) for i in range(4)]), golden.conditions)
     inputs = (np.concatenate([golden.x] * 4), np.linspace(0.1, 0.9, 8, dtype=np.float32), repeated)
     alone = run(golden.network, golden.params, *inputs)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
-    params = jax.device_put(golden.params, shardings(golden.params, mesh, FSDP_RULES))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(*lengths.values()), tuple(lengths))
+    params = jax.device_put(golden.params, shardings(golden.params, mesh, rules))
     divided = jax.device_put(inputs, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     with in_force(mesh):
         together = run(golden.network, params, *divided)
@@ -346,7 +350,7 @@ def test_sizes_that_do_not_fit_are_named():
         sd3.network.clone(has_reference=True)
     with pytest.raises(UserError, match="skipped_blocks"):
         sd3.network.clone(skipped_blocks=(2,))
-    filling = flux.network.clone(told_channels=3)
+    filling = flux.network.clone(extra_channels=3)
     conditions = {**flux.conditions, "image": np.zeros((2, 4, 8, 3))}
     with pytest.raises(UserError, match=r"takes image as \[2, 8, 8, 3\], got \[2, 4, 8, 3\]"):
         filling.apply({"params": flux.params}, flux.x, flux.time, conditions)
