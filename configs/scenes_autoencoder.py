@@ -11,7 +11,6 @@ shapes; the learning rate falls to nothing within the budget, and an average of 
 what is trained on the latents. `:small` is that of `make text-to-image`: one or two objects on plain grounds at 24x24.
 Its networks see patches of 4x4 pixels as one, so that a step costs a tenth, and its latents are 6x6 with 16 channels.
 Linear maps beside the networks leave these less to learn: 16 principal components alone keep 92% of pictures readable.
-The latents are whitened: details of shapes lie in directions whose variance is a thousandth of that of the ground.
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +62,7 @@ def _small(config: ConfigDict) -> ConfigDict:
     config.data.options.update(size=24, max_objects=2)
     config.data.options = ConfigDict({**config.data.options, "textured": False, "density": "sentence"})
     with config.unlocked():
-        config.codec.update(shortcut=True, whiten=True)
+        config.codec.update(shortcut=True)
     config.objective.penalty_weight = 2e-3
     config.train.steps = 2_500
     config.optimizer.warmup_steps = 100

@@ -5,9 +5,9 @@ diffusion does (Rombach et al. 2022, arXiv:2112.10752), trained together with a 
 matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024, arXiv:2403.03206), sampled
 with classifier-free guidance. The scenes, of 24x24 pixels, are made as they are read. No download.
 
-`:latents` after the file is the last step of `make text-to-image`: one or two objects told by a sentence, in latents
-of `configs/scenes_autoencoder.py:small`, 6x6 with 16 channels; 9,000 steps of 32, which on two cores that do nothing
-else take about 20 minutes. `:small` is a first trial in pixels, with one object and patches of 3x3.
+`:latents` after the file is the last step of `make text-to-image`: one or two objects told by a sentence, in the
+latents of `configs/scenes_autoencoder.py:small`, 6x6 with 16 channels; 9,000 steps of 32, about 2,400 seconds of one
+core. `:small` is a first trial in pixels, with one object and patches of 3x3.
 
 The judge, `prompt_adherence`, reads the samples of the data's own prompts by rules. Expected: not measured yet for the
 whole recipe, nor for the whole of `:latents`; `:small`, 1,800 steps, drew 14% of 240 prompts right, where chance is 3%.

@@ -8,9 +8,15 @@ model, params = dj.load_model("runs/digits")
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "generate", "load_model", "save_model"]
+__all__ = ["Model", "Pipeline", "__version__", "generate", "load_model", "save_model"]
 
-_FROM = {"load_model": "loading", "save_model": "systems", "Model": "systems", "generate": "tasks"}
+_FROM = {
+    "load_model": "loading",
+    "save_model": "systems",
+    "Model": "systems",
+    "generate": "tasks",
+    "Pipeline": "pipelines",
+}
 
 
 def __getattr__(name: str) -> Any:

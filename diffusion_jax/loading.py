@@ -15,6 +15,9 @@ from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json
 from diffusion_jax.models import MODELS
+from diffusion_jax.pipelines.families import FAMILIES
+from diffusion_jax.pipelines.model import read_model as read_published
+from diffusion_jax.pipelines.parts import INDEX
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import (
@@ -124,6 +127,9 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _published(path: Path, dtype: DTypeLike) -> tuple[Model, Params]:
+    index = path / INDEX
+    if index.is_file() and read_json(index).get("_class_name") in FAMILIES:
+        return read_published(path, dtype)
     located = weights.locate(path) if path.is_dir() else None
     if located is None or located.config is None:
         raise UserError(

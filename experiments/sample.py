@@ -75,13 +75,13 @@ from PIL import Image
 
 from diffusion_jax import parallel, tasks
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import read_json_rows, read_text, replace_file
+from diffusion_jax.files import replace_file
 from diffusion_jax.samplers import INVERSIONS, PROJECTIONS
 from experiments.building.checks import check_sampler
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation, requests
-from experiments.evaluating.asked import Asked, asked_for, asked_in_words
+from experiments.evaluating.asked import Asked, asked_for, asked_in_words, read_prompts
 from experiments.evaluating.generation import ASKED, SOURCE, Generator
 from experiments.evaluating.pictures import balanced_labels, save_grid
 from experiments.evaluating.texts import save_texts
@@ -298,29 +298,6 @@ def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
         for remark in experiment.text.remarks([*prompts, NEGATIVE.value or ""], "prompts"):
             print(f"note: {remark}", file=sys.stderr, flush=True)
     return asked
-
-
-def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
-    """The prompts that are given; None where none are.
-
-    Raises:
-      UserError: both flags, no prompt in the file, or a line of it that is none.
-    """
-    if prompt is not None and file is not None:
-        raise UserError("--prompt and --prompts are two answers to one question: give one of them")
-    if file is None:
-        return None if prompt is None else [prompt]
-    if file.endswith(".jsonl"):
-        rows = [(number, row.get("text")) for number, row in read_json_rows(file)]
-        for number, found in rows:
-            if not isinstance(found, str):
-                raise UserError(f'line {number} of {file} has no "text" that is a string')
-        prompts = [found for _, found in rows]
-    else:
-        prompts = read_text(file).splitlines()
-    if not prompts:
-        raise UserError(f"{file} holds no prompt")
-    return prompts
 
 
 def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -> np.ndarray | None:

@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(("likelihood", "conditioning"), 2),
     **dict.fromkeys(("objectives", "samplers", "weights", "adapters"), 3),
     "systems": 4,
-    **dict.fromkeys(("training", "tasks"), 5),
+    **dict.fromkeys(("training", "tasks", "pipelines"), 5),
     "loading": 6,
     **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none
     "ground": 6,

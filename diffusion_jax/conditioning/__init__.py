@@ -3,6 +3,17 @@
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
 from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
+from diffusion_jax.conditioning.published import PublishedText
 from diffusion_jax.conditioning.text import Text
 
-__all__ = ["CONDITIONERS", "Conditioner", "Conditioning", "Conditions", "Label", "Numbers", "Text", "with_masks"]
+__all__ = [
+    "CONDITIONERS",
+    "Conditioner",
+    "Conditioning",
+    "Conditions",
+    "Label",
+    "Numbers",
+    "PublishedText",
+    "Text",
+    "with_masks",
+]

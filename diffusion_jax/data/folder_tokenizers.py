@@ -13,6 +13,7 @@ end of "a fox!" is that token, and not the one of a mark at the end of a word.
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,22 @@ class FolderTokenizer(PromptTokenizer):
 
     Attributes:
       folder: the folder.
+      words: words that were added, each with its number of tokens; in a text a word stands for all of them.
     """
 
     folder: str
+    words: tuple[tuple[str, int], ...] = ()
+
+    def with_word(self, word: str, count: int) -> "FolderTokenizer":
+        """With a word more, of `count` tokens, whose numbers follow those of all others.
+
+        Raises:
+          UserError: one of the tokens is there already.
+        """
+        for token in _tokens_of(word, count):
+            if self.library.token_to_id(token) is not None:
+                raise UserError(f"the tokenizer in {self.folder} has a token {token!r} already: give another word")
+        return dataclasses.replace(self, words=(*self.words, (word, count)))
 
     @property
     def library(self) -> Any:
@@ -64,20 +78,34 @@ class FolderTokenizer(PromptTokenizer):
         return self._read["max_length"]
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
-        found = self.library.encode_batch([checked(text) for text in texts], add_special_tokens=False)
+        spelled = [self._spelled(checked(text)) for text in texts]
+        found = self.library.encode_batch(spelled, add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) for one in found]
 
     def cut(self, texts: Sequence[str], length: int) -> list[str]:
         """What `rows` of this length leaves out of each text, as it was written; "" where that is nothing."""
         room, left = self.longest(length), []
-        for text in texts:
+        for text in map(self._spelled, texts):
             found = self.library.encode(checked(text), add_special_tokens=False)
             left.append(text[found.offsets[room][0] :].strip() if len(found.ids) > room else "")
         return left
 
     @functools.cached_property
     def _read(self) -> dict[str, Any]:
-        return _read_folder(expanded(self.folder))
+        found = _read_folder(expanded(self.folder))
+        for word, count in self.words:
+            found["library"].add_tokens(_tokens_of(word, count))
+        return found
+
+    def _spelled(self, text: str) -> str:
+        """A text with all tokens of its added words."""
+        for word, count in self.words:
+            text = re.sub(rf"{re.escape(word)}(?!_\d)", " ".join(_tokens_of(word, count)), text) if count > 1 else text
+        return text
+
+
+def _tokens_of(word: str, count: int) -> list[str]:
+    return [word, *(f"{word}_{number}" for number in range(1, count))]
 
 
 def read_tokenizer(folder: Path | str) -> FolderTokenizer:

@@ -13,7 +13,7 @@ fixed and (3) the codec's, so that one gradient of their sum serves both.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class ReconstructionLoss:
       discriminator_channels: channels of the discriminator's first convolution.
       discriminator_depth: how often the discriminator halves the resolution.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # neither targets, a teacher, nor another network's features
 
     l1: Annotated[float, NOT_NEGATIVE] = 1.0
     l2: Annotated[float, NOT_NEGATIVE] = 0.0

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_CHAIN = {
+CHAIN = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,
@@ -14,7 +14,7 @@ _CHAIN = {
     "prediction_type": "epsilon",
     "steps_offset": 0,
 }
-_CLIPPED = {
+CLIPPED = {
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
@@ -23,7 +23,7 @@ _CLIPPED = {
     "rescale_betas_zero_snr": False,
 }
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_CHAIN_IN_SIGMA = {**_CHAIN, **SIGMAS, "timestep_spacing": "linspace"}
+_CHAIN_IN_SIGMA = {**CHAIN, **SIGMAS, "timestep_spacing": "linspace"}
 _LATE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _SOLVER = {
     **_CHAIN_IN_SIGMA,
@@ -160,7 +160,7 @@ def _deis(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     return {"name": "deis", "solver_order": min(order, 3), "lower_order_final": fields["lower_order_final"]}
 
 
-_DDPM_FIELDS = {**_CHAIN, **_CLIPPED, "timestep_spacing": "leading"}
+_DDPM_FIELDS = {**CHAIN, **CLIPPED, "timestep_spacing": "leading"}
 _DDIM_KIND = Kind(fields={**_DDPM_FIELDS, "set_alpha_to_one": True}, sampler=_ddim, spacing="ddpm")
 _DDPM_KIND = Kind(fields={**_DDPM_FIELDS, "variance_type": "fixed_small"}, sampler=_ddpm, spacing="ddpm", steps=1000)
 KINDS: Mapping[str, Kind] = {
@@ -169,7 +169,7 @@ KINDS: Mapping[str, Kind] = {
     "DDIMScheduler": _DDIM_KIND,
     "DDIMParallelScheduler": _DDIM_KIND,
     "PNDMScheduler": Kind(
-        fields={**_CHAIN, "timestep_spacing": "leading", "skip_prk_steps": False, "set_alpha_to_one": False},
+        fields={**CHAIN, "timestep_spacing": "leading", "skip_prk_steps": False, "set_alpha_to_one": False},
         sampler=_plain("pndm"),
         spacing="ddpm",
     ),
@@ -188,7 +188,7 @@ KINDS: Mapping[str, Kind] = {
         spacing="euler",
     ),
     "EulerAncestralDiscreteScheduler": Kind(
-        fields={**_CHAIN, "timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
+        fields={**CHAIN, "timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
         sampler=_plain("euler_ancestral"),
         spacing="euler",
     ),

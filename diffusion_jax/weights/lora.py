@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.weights.lora_names import Named, Strengths, parse, spellings, strengths
-from diffusion_jax.weights.names import Entry, State, WeightMap
+from diffusion_jax.weights.names import Cut, Entry, State, WeightMap
 from diffusion_jax.weights.reading import read_state
 
 SCALE = "frozen_scale"
@@ -43,6 +43,24 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """The names of one layout.
+
+    Attributes:
+      places: of tensors, and of the parts of tensors that are cut.
+      cuts: the tensors that are cut, by name.
+    """
+
+    places: Mapping[str, Place]
+    cuts: Mapping[str, Cut]
+
+    @property
+    def modules(self) -> set[str]:
+        """Modules that have a weight or a bias."""
+        return {name.rpartition(".")[0] for name in (*self.places, *self.cuts) if not name.endswith("]")}
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A network that an adapter may change.
 
@@ -56,8 +74,8 @@ class Target:
     maps: tuple[WeightMap, ...]
     shapes: Mapping[tuple[str, ...], Any]
 
-    def places(self) -> Iterator[dict[str, Place]]:
-        """Of every layout, the tensors by name."""
+    def layouts(self) -> Iterator[Layout]:
+        """The places of tensors, in every layout."""
         for layout in self.maps:
             found = {}
             for path, entries in layout.entries.items():
@@ -66,7 +84,7 @@ class Target:
                 for layer, entry in enumerate(entries if stacked else (entries,)):
                     for position, name in enumerate(entry.names):
                         found[name] = Place(path, entry, position, layer if stacked else None, shape)
-            yield found
+            yield Layout(found, {cut.name: cut for cut in layout.cuts})
 
 
 def read_lora(path: Path | str, targets: Mapping[str, Target]) -> dict[str, Leaves]:
@@ -83,15 +101,15 @@ def read_lora(path: Path | str, targets: Mapping[str, Target]) -> dict[str, Leav
     state, told = read_state(path), strengths(_metadata(path), str(path))
     modules = _by_module(path, state)
     parts: dict[str, list[tuple[Place, Leaves]]] = {}
-    homeless, tables = [], {key: list(target.places()) for key, target in targets.items()}
+    homeless, layouts = [], {key: list(target.layouts()) for key, target in targets.items()}
     for (component, module, strokes), factors in modules.items():
-        table = _find(tables.get(component, []), module, strokes)
-        if table is None:
+        home = _find(layouts.get(component, []), module, strokes)
+        if home is None:
             homeless.append(f"{component}: {module}")
             continue
-        places, name = table
+        layout, name = home
         scale = np.full(1, _scale(factors, told, component, name), np.float32)
-        for place, leaves in _leaves(path, name, factors, scale, places):
+        for place, leaves in _leaves(path, name, factors, scale, layout):
             key = "/".join((targets[component].group, *place.path))
             parts.setdefault(key, []).append((place, leaves))
     if homeless:
@@ -140,15 +158,15 @@ def _by_module(path: Path, state: State) -> dict[tuple[str, str, bool], dict[str
     return found
 
 
-def _find(tables: Sequence[Mapping[str, Place]], module: str, strokes: bool) -> tuple[Mapping[str, Place], str] | None:
+def _find(layouts: Sequence[Layout], module: str, strokes: bool) -> tuple[Layout, str] | None:
     """The layout that knows a module, and the module's name there."""
-    for places in tables:
-        names = {name.rpartition(".")[0] for name in places}
+    for layout in layouts:
+        names = layout.modules
         starts = {"", *(f"{start}." for start in ("model.diffusion_model", "diffusion_model"))}
         known = {n.removeprefix(s): n for n in names for s in starts if n.startswith(s)}
         spelled = spellings(known, strokes=strokes)
         if module in spelled:
-            return places, known[spelled[module]]
+            return layout, known[spelled[module]]
     return None
 
 
@@ -172,26 +190,48 @@ def _rank(factors: Mapping[str, np.ndarray]) -> int:
 
 
 def _leaves(
-    path: Path, module: str, factors: Mapping[str, np.ndarray], scale: np.ndarray, places: Mapping[str, Place]
+    path: Path, module: str, factors: Mapping[str, np.ndarray], scale: np.ndarray, layout: Layout
 ) -> Iterator[tuple[Place, Leaves]]:
     """The leaves for a module's parameters, each in this package's layout."""
     whole = np.ones(1, np.float32)
     if "difference_of_bias" in factors:
-        place = places.get(f"{module}.bias")
+        place = layout.places.get(f"{module}.bias")
         if place is None:
             raise UserError(f"{path}: {module} has no bias here, and the file changes it")
         yield place, {"difference": _read(path, place, factors["difference_of_bias"]), SCALE: whole}
         if len(set(factors) - {"difference_of_bias", "alpha"}) == 0:
             return
-    place = places[f"{module}.weight"]
+    cut = layout.cuts.get(f"{module}.weight")
+    parts = [(f"{module}.weight", factors)] if cut is None else _cut(path, cut, factors)
+    for name, part in parts:
+        if name not in layout.places:
+            raise UserError(f"{path}: {module} has no weight here, and the file changes it")
+        yield layout.places[name], _of_weight(path, module, layout.places[name], part, scale)
+
+
+def _of_weight(path: Path, module: str, place: Place, factors: Mapping[str, np.ndarray], scale: np.ndarray) -> Leaves:
     if "difference" in factors:
-        yield place, {"difference": _read(path, place, factors["difference"]), SCALE: whole}
-    elif "down" in factors and "up" in factors:
-        yield place, {**_low_rank(path, place, module, factors), SCALE: scale}
-    elif any(name.startswith(("hada", "lokr")) for name in factors):
-        yield place, {"difference": _read(path, place, _product(path, place, factors)), SCALE: scale}
-    else:
-        raise UserError(f"{path}: {module} has {', '.join(sorted(factors))} and not the rest of an adapter")
+        return {"difference": _read(path, place, factors["difference"]), SCALE: np.ones(1, np.float32)}
+    if "down" in factors and "up" in factors:
+        return {**_low_rank(path, place, module, factors), SCALE: scale}
+    if any(name.startswith(("hada", "lokr")) for name in factors):
+        return {"difference": _read(path, place, _product(path, place, factors)), SCALE: scale}
+    raise UserError(f"{path}: {module} has {', '.join(sorted(factors))} and not the rest of an adapter")
+
+
+def _cut(path: Path, cut: Cut, factors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
+    """The factors of the parts of a tensor that is several parameters here: rows of B, or columns of A, are theirs."""
+    of = {"difference": "difference", 0: "up", 1: "down"}
+    name = of["difference"] if "difference" in factors else of[cut.axis]
+    if name not in factors or "magnitude" in factors:
+        raise UserError(
+            f"{path}: {cut.name} is several parameters here, which only low-rank terms without magnitudes fit"
+        )
+    for number, part in enumerate(cut.parts):
+        try:
+            yield part, {**factors, name: cut.part(factors[name], number)}
+        except ValueError as error:
+            raise UserError(f"{path}: {error}, which is of another base") from None
 
 
 def _there(place: Place, tensor: np.ndarray) -> np.ndarray:

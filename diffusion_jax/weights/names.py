@@ -7,15 +7,18 @@ is missing, one that nothing asks for, and one of the wrong shape are errors, li
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 
 Path = tuple[str, ...]
 State = Mapping[str, np.ndarray]
+Place = Callable[[Path, np.ndarray], Any]
 _LISTED = 12  # names that an error shows
 
 
@@ -88,12 +91,21 @@ class WeightMap:
         for entry in self.entries.values():
             yield from entry if isinstance(entry, tuple) else (entry,)
 
-    def params(self, state: State, shapes: PyTree) -> PyTree:
+    def params(
+        self,
+        state: State,
+        shapes: PyTree,
+        *,
+        place: Place | None = None,
+        held_in: Callable[[Path], DTypeLike] | None = None,
+    ) -> PyTree:
         """The parameters, float32, from tensors by name.
 
         Args:
-          state: the tensors.
+          state: the tensors; each is asked for when its parameter is made, so that they may lie in files until then.
           shapes: the network's tree of parameters as arrays or ShapeDtypeStruct.
+          held_in: path -> the type of the parameter, where that is not float32.
+          place: (path, parameter) -> what stands for it in the tree, for example on its devices; by default itself.
 
         Raises:
           UserError: tensors that are missing, unexpected, of the wrong shape or not finite.
@@ -121,25 +133,42 @@ class WeightMap:
         state = _WithParts(state, self._parts)
         params, wrong = {}, []
         for path, entry in self.entries.items():
-            parts = entry if isinstance(entry, tuple) else (entry,)
-            shape = wanted[path][1:] if isinstance(entry, tuple) else wanted[path]
-            values = []
-            for part in parts:
-                value = _read(part, state)
-                if value is None or value.shape != shape:
-                    there = ", ".join(f"{name} {tuple(state.whole(name).shape)}" for name in part.names)
-                    wrong.append(f"{there} for {'/'.join(path)} {shape}")
-                elif value.dtype.kind == "c":
-                    wrong.append(f"{', '.join(part.names)} holds complex numbers")
-                elif not np.isfinite(value).all():
-                    wrong.append(f"{', '.join(part.names)} is not finite")
-                else:
-                    values.append(value)
-            if len(values) == len(parts):
-                params[path] = np.stack(values) if isinstance(entry, tuple) else values[0]
+            found = self._leaf(
+                path, entry, wanted[path], state, wrong, np.float32 if held_in is None else held_in(path)
+            )
+            if found is not None and not wrong:
+                params[path] = found if place is None else place(path, found)
         if wrong:
             raise UserError(f"{len(wrong)} tensors do not fit the network: {_some(wrong, '; ')}")
-        return unflatten_dict({path: np.array(value, np.float32, order="C") for path, value in params.items()})
+        return unflatten_dict(params)
+
+    def _leaf(
+        self,
+        path: Path,
+        entry: Entry | tuple[Entry, ...],
+        shape: tuple[int, ...],
+        state: State,
+        wrong: list[str],
+        dtype: DTypeLike,
+    ) -> np.ndarray | None:
+        """One parameter; None where a tensor does not fit, which is added to `wrong`."""
+        parts, inner = (entry, shape[1:]) if isinstance(entry, tuple) else ((entry,), shape)
+        found = aligned((len(parts), *inner), dtype)
+        before = len(wrong)
+        for number, part in enumerate(parts):
+            value = _read(part, state)
+            if value is None or value.shape != inner:
+                there = ", ".join(f"{name} {tuple(state.whole(name).shape)}" for name in part.names)
+                wrong.append(f"{there} for {'/'.join(path)} {inner}")
+            elif value.dtype.kind == "c":
+                wrong.append(f"{', '.join(part.names)} holds complex numbers")
+            elif not np.isfinite(value).all():
+                wrong.append(f"{', '.join(part.names)} is not finite")
+            else:
+                found[number] = value
+        if len(wrong) > before:
+            return None
+        return found if isinstance(entry, tuple) else found[0]
 
     def _require_constants(self, state: State) -> None:
         for name, value in self.constants.items():
@@ -191,6 +220,14 @@ class _WithParts(Mapping):
 
     def __len__(self) -> int:
         return len(self._state)
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An empty array at an address that XLA's CPU takes as it is, without a copy."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import read_json_rows, read_text
 from experiments.building.wiring import Experiment
 from experiments.evaluating.pictures import balanced_labels
 
@@ -87,3 +88,26 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
     texts = experiment.pipeline.texts(split, max_examples=num_samples)
     labels = experiment.pipeline.arrays(split, max_examples=num_samples)[1] if classes else None
     return asked_in_words(experiment, texts, labels)
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
+    """The prompts that are given; None where none are.
+
+    Raises:
+      UserError: both flags, no prompt in the file, or a line of it that is none.
+    """
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompts are two answers to one question: give one of them")
+    if file is None:
+        return None if prompt is None else [prompt]
+    if file.endswith(".jsonl"):
+        rows = [(number, row.get("text")) for number, row in read_json_rows(file)]
+        for number, found in rows:
+            if not isinstance(found, str):
+                raise UserError(f'line {number} of {file} has no "text" that is a string')
+        prompts = [found for _, found in rows]
+    else:
+        prompts = read_text(file).splitlines()
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return prompts

@@ -354,6 +354,31 @@ def assignment(text: str) -> str:
     return text
 
 
+def path_and_scale(text: str) -> tuple[str, float]:
+    """A text PATH or PATH:NUMBER; raises ValueError for others. The number is 1 where there is none."""
+    head, _, tail = text.rpartition(":")
+    if head and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", tail):
+        return path_of(head), float(tail)
+    return path_of(text), 1.0
+
+
+def path_and_word(text: str) -> tuple[str, str]:
+    """A text PATH or PATH:WORD; raises ValueError for others."""
+    head, _, tail = text.rpartition(":")
+    if head and tail and "/" not in tail:
+        return path_of(head), tail
+    return path_of(text), ""
+
+
+def folder_and_picture(text: str) -> tuple[str, str, float]:
+    """A text FOLDER:PICTURE or FOLDER:PICTURE:NUMBER; raises ValueError for others."""
+    paths, scale = path_and_scale(text)
+    folder, _, picture = paths.rpartition(":")
+    if not folder or not picture:
+        raise ValueError
+    return path_of(folder), path_of(picture), scale
+
+
 def template(text: str) -> str:
     """A text with {} in it, once or more often, and no other braces; raises ValueError for others."""
     if "{}" not in text or {"{", "}"} & set(text.replace("{}", "")):

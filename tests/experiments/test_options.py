@@ -28,10 +28,13 @@ NUMBERS = {
     *("steps", "num_samples", "seed", "batch_size", "checkpoint", "resume_from", "profile_steps", "num_processes"),
     *("process_id", "jobs", "population", "held_out", "depth", "batch", "kills", "workers", "members", "rounds"),
     *("saves", "guidance_scale", "seconds", "limit", "labels", "seeds", "shape", "serve"),
+    *("num_images", "height", "width"),
 }
 NO_NUMBERS = ("10**22", str(10**22), str(2**63), "-1", "-9" * 30, "9" * 5000, "nan", "inf", "-inf", "1e400", "seven",
               "0x10", "²", "1,,2", "None", "True")  # fmt: skip
-EMPTY = {("experiments.sample", "prompt"), ("experiments.sample", "negative_prompt")}  # what is said may be nothing
+EMPTY = {
+    (f"experiments.{name}", flag) for name in ("sample", "generate") for flag in ("prompt", "negative_prompt")
+}  # what is said may be nothing
 NEVER = ("", " ", "x" * 5000, "a\nb", "a\0b", "\udcff")
 
 

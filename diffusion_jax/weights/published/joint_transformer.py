@@ -424,8 +424,18 @@ def _authors_single(there: str) -> Entries:
 
 
 COMPONENTS.register("SD3Transformer2DModel")(
-    lambda: Component(build=build_sd3, weight_map=sd3_map, shapes=parameter_shapes)
+    lambda: Component(
+        build=build_sd3,
+        weight_map=sd3_map,
+        shapes=parameter_shapes,
+        authors_map=lambda module: _authors_sd3(module, ()),
+    )
 )
 COMPONENTS.register("FluxTransformer2DModel")(
-    lambda: Component(build=build_flux, weight_map=flux_map, shapes=parameter_shapes)
+    lambda: Component(
+        build=build_flux,
+        weight_map=flux_map,
+        shapes=parameter_shapes,
+        authors_map=lambda module: _authors_flux(module, ()),
+    )
 )

@@ -164,5 +164,10 @@ def weight_map(network: ConditionalUNet, names: Collection[str]) -> WeightMap:
 
 
 COMPONENTS.register("UNet2DConditionModel")(
-    lambda: Component(build=build_unet, weight_map=weight_map, shapes=parameter_shapes)
+    lambda: Component(
+        build=build_unet,
+        weight_map=weight_map,
+        shapes=parameter_shapes,
+        authors_map=lambda module: original_map(module, ""),
+    )
 )

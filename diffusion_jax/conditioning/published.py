@@ -1,0 +1,131 @@
+"""Texts as published image generators are told of them: by one to three encoders, whose states are put together.
+
+    sd      CLIP's last states after the final norm
+    xl      the last but one of two CLIPs side by side, and the second's projection
+    sd3     the same of two CLIPs, padded with zeros to T5's width, and T5's states behind them; both projections
+    flux    T5's states; the pooled state of CLIP
+
+Padding is attended to, as in the reference.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from diffusion_jax.conditioning.conditioner import Batch, Conditioner, Conditions, Form
+from diffusion_jax.counter_prng import counter_key
+from diffusion_jax.data.folder_tokenizers import FolderTokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.specs import ConditionSpec
+
+States = Sequence[Any]
+"""What each encoder gives."""
+
+
+def before(hidden: Array, behind: int) -> Array:
+    """The states `behind` from the end of [depth + 1, batch, length, width].
+
+    Raises:
+      UserError: there are not so many.
+    """
+    if behind > len(hidden):
+        raise UserError(f"clip_skip leaves out more layers than the text encoder has, {len(hidden) - 1}")
+    return hidden[-behind]
+
+
+def as_sd(states: States, width: int, skip: int = 0, norm: Callable[[Array], Array] = lambda x: x) -> Conditions:
+    """`skip` layers before the last, through the final norm, which is `norm`."""
+    return {"context": norm(before(states[0].hidden, skip + 1)) if skip else states[0].last}
+
+
+def as_xl(states: States, width: int, skip: int = 0) -> Conditions:
+    """Of two encoders, or of the second alone."""
+    context = [before(one.hidden, skip + 2) for one in states]
+    return {"context": jnp.concatenate(context, axis=-1), "pooled": states[-1].projected}
+
+
+def as_sd3(states: States, width: int, skip: int = 0) -> Conditions:
+    """Of two CLIPs and of T5, or of what stands in its place."""
+    first, second, long = states
+    clip = jnp.concatenate([before(one.hidden, skip + 2) for one in (first, second)], axis=-1)
+    clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
+    pooled = jnp.concatenate([first.projected, second.projected], axis=-1)
+    return {"context": jnp.concatenate([clip, long], axis=1), "pooled": pooled}
+
+
+def as_flux(states: States, width: int, skip: int = 0) -> Conditions:
+    """Of CLIP and of T5."""
+    return {"context": states[1], "pooled": states[0].pooled}
+
+
+READINGS: Mapping[str, Callable[..., Conditions]] = {"sd": as_sd, "xl": as_xl, "sd3": as_sd3, "flux": as_flux}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedText(Conditioner):
+    """A caption or prompt of each example, read by published encoders.
+
+    Attributes:
+      reading: how their states are put together, of `READINGS`.
+      encoders: the networks.
+      tokenizers: of each.
+      lengths: tokens of a text, for each.
+      width: channels of the slot "context".
+      pooled: channels of the slot "pooled"; 0: there is none.
+      zero_null: whether nothing is said by zeros, and not by an empty text.
+      without_long: tokens of zeros in the place of T5's, where a model of "sd3" has none; 0: it has T5.
+    """
+
+    reading: str
+    encoders: tuple[nn.Module, ...]
+    tokenizers: tuple[FolderTokenizer, ...]
+    lengths: tuple[int, ...]
+    width: int
+    pooled: int = 0
+    zero_null: bool = False
+    without_long: int = 0
+
+    @property
+    def fields(self) -> Mapping[str, Form]:
+        return {f"text_tokens_{i}": ((length,), "int32") for i, length in enumerate(self.lengths)}
+
+    @property
+    def prepares(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def gives(self) -> Mapping[str, ConditionSpec]:
+        pooled = {"pooled": ConditionSpec(shape=(self.pooled,))} if self.pooled else {}
+        return {"context": ConditionSpec(shape=(None, self.width)), **pooled}
+
+    def init_params(self, key: Key[Array, ""]) -> PyTree:
+        keys = jax.random.split(key, len(self.encoders))
+        return {
+            f"encoder_{i}": encoder.init({"params": counter_key(one)}, jnp.zeros((1, 2), jnp.int32))["params"]
+            for i, (encoder, one) in enumerate(zip(self.encoders, keys, strict=True))
+        }
+
+    def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        """Tokens of each text for each encoder."""
+        parts = zip(self.tokenizers, self.lengths, strict=True)
+        return {f"text_tokens_{i}": tokenizer.rows(raw["text"], n)[0] for i, (tokenizer, n) in enumerate(parts)}
+
+    def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
+        states = [
+            encoder.apply({"params": params[f"encoder_{i}"]}, self.field(batch, f"text_tokens_{i}"))
+            for i, encoder in enumerate(self.encoders)
+        ]
+        if self.without_long:
+            states.append(jnp.zeros((size, self.without_long, self.width)))
+        return READINGS[self.reading](states, self.width)
+
+    def null(self, params: PyTree, size: int) -> Conditions:
+        found = self(params, self.prepare({"text": [""]}), 1)
+        found = jax.tree.map(jnp.zeros_like, found) if self.zero_null else found
+        return {name: jnp.broadcast_to(value, (size, *value.shape[1:])) for name, value in found.items()}

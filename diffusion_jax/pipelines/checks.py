@@ -1,0 +1,113 @@
+"""What a call asks for, held against the model: nothing that is given is passed over in silence."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.families import Family
+
+# What a call may give only where something else is there: the arguments, whether it is, and what that is.
+Need = tuple[tuple[str, ...], bool, str]
+
+
+def unread(asked: SimpleNamespace, defaults: Mapping[str, Any], needs: list[Need]) -> None:
+    """Refuse arguments that the model has no use for.
+
+    Raises:
+      UserError: an argument was given that nothing reads.
+    """
+    for names, there, what in needs:
+        if there:
+            continue
+        for name in names:
+            if getattr(asked, name) != defaults[name] and getattr(asked, name) is not None:
+                raise UserError(f"{name} is {what}: leave it out")
+
+
+def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
+    """The needs of every argument.
+
+    Args:
+      asked: the call.
+      family: of the model.
+      model: `call.Facts`.
+    """
+    steered = bool(model.controls)
+    return [
+        (("prompt_2", "negative_prompt_2"), family.encoders > 1, "of models with two text encoders"),
+        (("prompt_3", "negative_prompt_3"), family.encoders > 2, "of models with three text encoders"),
+        (
+            ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "guess_mode",
+             "control_image"),
+            steered,
+            "of a pipeline with a ControlNet (from_pretrained(..., controlnet=...))",
+        ),
+        (("strength",), asked.image is not None and not model.edits, "of a picture to begin with (image=...)"),
+        (("mask_image", "denoising_start"), asked.image is not None, "of a call with image=..."),
+        (("padding_mask_crop",), asked.mask_image is not None, "of inpainting (mask_image=...)"),
+        (("image_guidance_scale",), model.is_edit, "of InstructPix2Pix"),
+        (("noise_level",), "noise_level" in model.takes, "of the upscaler"),
+        (
+            ("original_size", "crops_coords_top_left", "target_size", "negative_original_size",
+             "negative_crops_coords_top_left", "negative_target_size", "denoising_end"),
+            family.has_sizes,
+            "of SDXL",
+        ),
+        (("aesthetic_score", "negative_aesthetic_score"), model.scores_beauty, "of SDXL's refiner"),
+        (("true_cfg_scale",), family.embeds_guidance, "of Flux"),
+        (
+            ("skip_guidance_layers",),
+            hasattr(model.network, "skipped_blocks") and not family.embeds_guidance,
+            "of Stable Diffusion 3.5",
+        ),
+        (
+            ("skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"),
+            bool(asked.skip_guidance_layers),
+            "of skip-layer guidance (skip_guidance_layers=...)",
+        ),
+        (("guidance_schedule", "mu", "std"), model.has_unconditional, "of Ideogram 4"),
+        (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "of models that read CLIP"),
+        (("max_sequence_length",), family.length > 77, "of models with a long text encoder"),
+        (("max_area",), family.edits == "reference", "of Kontext"),
+        (("guidance_rescale",), not family.embeds_guidance and not model.has_unconditional, "of no use to this model"),
+        (
+            ("negative_prompt", "negative_prompt_2", "negative_prompt_3"),
+            not model.has_unconditional and (not family.embeds_guidance or asked.true_cfg_scale > 1),
+            "of guidance away from a prompt (with Flux true_cfg_scale > 1)",
+        ),
+    ]  # fmt: skip
+
+
+def shares(asked: SimpleNamespace) -> None:
+    """Refuse numbers out of their bounds.
+
+    Raises:
+      UserError: one is; the message names it.
+    """
+    for name in ("strength", "denoising_start", "denoising_end", "guidance_rescale"):
+        value = getattr(asked, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name}={value} must lie between 0 and 1")
+    both = asked.denoising_start is not None and asked.denoising_end is not None
+    if both and asked.denoising_start >= asked.denoising_end:
+        raise UserError(f"denoising_start={asked.denoising_start} must lie below denoising_end={asked.denoising_end}")
+    if asked.num_images_per_prompt < 1:
+        raise UserError(f"num_images_per_prompt={asked.num_images_per_prompt} must be at least 1")
+    for name in ("original_size", "target_size", "negative_original_size", "negative_target_size"):
+        value = getattr(asked, name)
+        if value is not None and len(value) != 2:
+            raise UserError(f"{name}={value} must be two numbers, height and width")
+
+
+def size_of(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Height and width.
+
+    Raises:
+      UserError: they do not divide by what the network and the autoencoder take together.
+    """
+    for name, side in (("height", height), ("width", width)):
+        if side < multiple or side % multiple:
+            near = max(multiple, round(side / multiple) * multiple)
+            raise UserError(f"{name}={side} must divide by {multiple}: {near} is the nearest")
+    return height, width

@@ -1,0 +1,235 @@
+"""From noise and conditions to latents: one compiled program for a network, a walk, a form of guidance and a shape.
+
+Nothing here knows of prompts or files. Every row of a batch is computed by itself, whatever the others are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.models.controlnet import scaled_control, summed_controls
+from diffusion_jax.pipelines.scheduling import Walk
+from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import Transition, sample
+from diffusion_jax.schedulers import Prediction
+from diffusion_jax.schedulers.arrays import as_compute, compute_dtype
+
+Params = Mapping[str, Any]
+Rows = tuple[Mapping[str, Array], ...]
+"""What the network is told in each of its evaluations; the first is what is asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Control:
+    """A ControlNet beside the network.
+
+    Attributes:
+      network: the ControlNet; its parameters are the group "controlnet", in the same place.
+      evaluations: whether each evaluation of the network is steered.
+      guess_mode: whether residuals are scaled by depth.
+    """
+
+    network: nn.Module
+    evaluations: tuple[bool, ...]
+    guess_mode: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compiled.
+
+    Attributes:
+      network: the denoiser.
+      walk: sampler and noise levels.
+      rule: how the outputs of the evaluations become one: "plain", "classifier_free", "two_scales".
+      unconditional: another network for the last evaluation, with the group "unconditional"; None: the same one.
+      skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
+      controls: the ControlNets.
+      fills: whether what a mask leaves is put back after every step.
+      time_unit: the network is told the walk's time divided by it.
+      reversed_flow: whether the network is told 1 - t, and its output is the velocity from noise to data.
+      trajectory: whether all states are kept.
+      on_step: called on the host with the number of every step that is done; None: nothing is.
+    """
+
+    network: nn.Module
+    walk: Walk
+    rule: str = "plain"
+    unconditional: nn.Module | None = None
+    skipping: nn.Module | None = None
+    controls: tuple[Control, ...] = ()
+    fills: bool = False
+    time_unit: float = 1.0
+    reversed_flow: bool = False
+    trajectory: bool = False
+    on_step: Callable[[int], None] | None = None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "numbers", "mask", "source", "source_noise", "pictures"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is computed with.
+
+    Attributes:
+      rows: what the network is told, for each evaluation.
+      numbers: by step [N]: "scale" and "rescale" of guidance, "image_scale", "skip_scale", and "control_<i>".
+      mask: 1 where the picture is drawn, [batch, h, w, 1].
+      source, source_noise: latents that stay elsewhere, and the noise under which they do.
+      pictures: the picture of each ControlNet, [batch, height, width, 3].
+    """
+
+    rows: Rows
+    numbers: Mapping[str, Float[Array, " steps"]]
+    mask: Array | None = None
+    source: Array | None = None
+    source_noise: Array | None = None
+    pictures: tuple[Array, ...] = ()
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "index", "noise"], meta_fields=["size"])
+@dataclasses.dataclass(frozen=True)
+class GivenNoise(BatchKey):
+    """A key of sampler steps whose draws are given, [steps, batch, ...]."""
+
+    noise: Array | None = None
+
+    def fold_in(self, name: str) -> "GivenNoise":
+        return self
+
+    def counter_based(self) -> "GivenNoise":
+        return self
+
+    def at_step(self, step: int | Array) -> "GivenNoise":
+        return dataclasses.replace(self, noise=self.noise[step])
+
+    def normal(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        return self.noise
+
+
+def unit_noise(key: Key[Array, ""], index: Array, name: str, shape: tuple[int, ...]) -> Array:
+    """Unit Gaussian of rows `index` of the use `name`, [batch, *shape]."""
+    return BatchKey(key, index, len(index)).fold_in(name).normal(shape, compute_dtype())
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def draw(
+    plan: Plan, params: Params, given: Given, start: Float[Array, "batch h w c"], key: BatchKey
+) -> tuple[Array, Array | None]:
+    """The latents at the end of a walk, from the state at its start; and all states, where the plan keeps them."""
+    walk = plan.walk
+
+    def denoise(xt: Array, t: Array) -> Prediction:
+        step = jnp.minimum(jnp.sum(as_compute(walk.grid.times) > t), walk.grid.num_steps - 1)
+        x, time = walk.process.network_inputs(xt, t)
+        time = time / plan.time_unit
+        if plan.reversed_flow:
+            time = 1.0 - time
+        output = _guided(plan, params, given, x, time, step)
+        return walk.process.prediction_of(-output if plan.reversed_flow else output, xt, t)
+
+    def project(x: Array, transition: Transition, _: BatchKey | None) -> Array:
+        if plan.on_step is not None:
+            jax.debug.callback(plan.on_step, transition.index, ordered=False)
+        if not plan.fills:
+            return x
+        noised = transition.alpha_s * given.source + transition.sigma_s * given.source_noise
+        known = jnp.where(transition.is_last, given.source, noised)
+        return (1.0 - given.mask) * known + given.mask * x
+
+    watches = plan.fills or plan.on_step is not None
+    found = sample(
+        walk.sampler,
+        denoise,
+        walk.grid,
+        start / walk.process.schedule.prior_std,
+        key,
+        x0_transform=(lambda x0: jnp.clip(x0, -1.0, 1.0)) if walk.clip_x0 else None,
+        project=project if watches else None,
+        return_trajectory=plan.trajectory,
+    )
+    z = found.x0 / walk.grid.alphas[-1] if walk.unscaled else found.x0
+    return z, found.trajectory
+
+
+def _guided(plan: Plan, params: Params, given: Given, x: Array, time: Array, step: Array) -> Array:
+    """The output of the network, or what guidance makes of several."""
+    rows = given.rows
+    numbers = {name: values[step] for name, values in given.numbers.items()}
+    if plan.unconditional is not None:
+        own = plan.network.apply({"params": params["network"]}, x, time, rows[0])
+        other = plan.unconditional.apply({"params": params["unconditional"]}, x, time, rows[1])
+        outputs = [own, other]
+    else:
+        outputs = _evaluated(plan, params, given, x, time, numbers)
+    found = _combined(plan.rule, outputs, numbers)
+    if plan.skipping is None:
+        return found
+
+    def leaned() -> Array:
+        skipped = plan.skipping.apply({"params": params["network"]}, x, time, rows[0])
+        return found + numbers["skip_scale"] * (outputs[0] - skipped)
+
+    return jax.lax.cond(numbers["skip_scale"] != 0.0, leaned, lambda: found)
+
+
+def _evaluated(
+    plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]
+) -> list[Array]:
+    """The outputs of all evaluations, whose rows take turns in one call of the network."""
+    count = len(given.rows)
+    stacked, x, time = _interleaved(given.rows), _interleaved([x] * count), _interleaved([time] * count)
+    if plan.controls:
+        stacked = {**stacked, "control": _control(plan, params, given, stacked, x, time, numbers)}
+    output = plan.network.apply({"params": params["network"]}, x, time, stacked)
+    apart = output.reshape(-1, count, *output.shape[1:])
+    return [apart[:, i] for i in range(count)]
+
+
+def _control(
+    plan: Plan, params: Params, given: Given, stacked: Mapping[str, Array], x: Array, time: Array,
+    numbers: Mapping[str, Array],
+) -> Mapping[str, Any]:  # fmt: skip
+    """What the ControlNets add, all of them together."""
+    count, found = len(given.rows), []
+    for number, control in enumerate(plan.controls):
+        told = {name: value for name, value in stacked.items() if name in control.network.takes}
+        told["control_image"] = _interleaved([given.pictures[number]] * count)
+        residuals = control.network.apply({"params": params["controlnet"][number]}, x, time, told)
+        residuals = scaled_control(residuals, numbers[f"control_{number}"], guess_mode=control.guess_mode)
+        if not all(control.evaluations):
+            on = jnp.tile(jnp.array(control.evaluations, jnp.float32), x.shape[0] // count)
+            residuals = jax.tree.map(lambda r, on=on: r * on.reshape(-1, *(1,) * (r.ndim - 1)), residuals)
+        found.append(residuals)
+    return summed_controls(found)
+
+
+def _combined(rule: str, outputs: list[Array], numbers: Mapping[str, Array]) -> Array:
+    if rule == "plain":
+        return outputs[0]
+    if rule == "two_scales":
+        both, image, nothing = outputs
+        return nothing + numbers["scale"] * (both - image) + numbers["image_scale"] * (image - nothing)
+    asked, nothing = outputs
+    found = nothing + numbers["scale"] * (asked - nothing)
+    if "rescale" not in numbers:
+        return found
+    axes = tuple(range(1, found.ndim))
+    ratio = jnp.std(asked, axis=axes, keepdims=True) / jnp.std(found, axis=axes, keepdims=True)
+    return found * (numbers["rescale"] * ratio + 1.0 - numbers["rescale"])
+
+
+def _interleaved(rows: Any) -> Any:
+    """Rows a_0, b_0, ..., a_1, b_1, ... of trees: all rows of an example stay on its device."""
+    if len(rows) == 1:
+        return rows[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *rows)

@@ -1,0 +1,119 @@
+"""Families of published text-to-image models: which class of pipelines is which, and what a call leaves out."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines import prompts
+from diffusion_jax.pipelines.prompts import Asked, Reader, Told
+from diffusion_jax.registry import unknown_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+      encode: prompts to what the network is told.
+      reading: the same of tokens, of `conditioning.published.READINGS`; None where prompts are packed with the picture.
+      encoders: how many text encoders there are.
+      steps, guidance, strength: what a call leaves out; `strength` of image-to-image and of inpainting.
+      side: of a picture in pixels.
+      length: tokens of the long text encoder.
+      patch: latents along a side that the network takes together.
+      rounds_kept: whether the number of steps that image-to-image takes is rounded down, and not that of those it
+        leaves out.
+      embeds_guidance: whether guidance_scale is told to the network and not leant on (Flux); `true_cfg_scale` is.
+      edits: what `image` is for, "start" or "reference" (Kontext).
+      has_sizes: whether the network is told sizes and crops.
+      gives_zero_negative: whether zeros stand for a negative prompt that is not given.
+      pixels_first: whether the channels of 2 x 2 latents as one are (row, column, channel), and those of the
+        autoencoder (channel, row, column).
+      latent_scale: the factor of latents, where it is not the one that the autoencoder's config says; 0: it is.
+      inpaints_unshifted: whether what was inpainted is decoded without the shift of the latents, as the reference does.
+    """
+
+    encode: Callable[[Reader, Asked], Told]
+    reading: str | None = None
+    encoders: int = 1
+    steps: int = 50
+    guidance: float = 7.5
+    strength: tuple[float, float] = (0.8, 1.0)
+    side: int = 512
+    length: int = 77
+    patch: int = 1
+    rounds_kept: bool = True
+    embeds_guidance: bool = False
+    edits: str = "start"
+    has_sizes: bool = False
+    gives_zero_negative: bool = False
+    inpaints_unshifted: bool = False
+    pixels_first: bool = False
+    latent_scale: float = 0.0
+
+
+_SD = Family(encode=prompts.of_sd, reading="sd")
+_XL = Family(
+    encode=prompts.of_xl,
+    reading="xl", encoders=2, guidance=5.0, strength=(0.3, 0.9999), side=1024, has_sizes=True,
+    gives_zero_negative=True,
+)  # fmt: skip
+_SD3 = Family(
+    encode=prompts.of_sd3,
+    reading="sd3", encoders=3, steps=28, guidance=7.0, strength=(0.6, 0.6), side=1024, length=256, patch=2,
+    rounds_kept=False, inpaints_unshifted=True,
+)  # fmt: skip
+_FLUX = Family(
+    encode=prompts.of_flux,
+    reading="flux", encoders=2, steps=28, guidance=3.5, strength=(0.6, 0.6), side=1024, length=512, patch=2,
+    rounds_kept=False, embeds_guidance=True,
+)  # fmt: skip
+
+
+def _but(family: Family, **fields) -> Family:
+    return dataclasses.replace(family, **fields)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionInstructPix2PixPipeline": _but(_SD, steps=100),
+    "StableDiffusionUpscalePipeline": _but(_SD, steps=75, guidance=9.0, latent_scale=0.08333),
+    "LatentConsistencyModelPipeline": _but(_SD, steps=4, guidance=8.5),
+    "LatentConsistencyModelImg2ImgPipeline": _but(_SD, steps=4, guidance=8.5),
+    "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLImg2ImgPipeline": _XL,
+    "StableDiffusionXLInpaintPipeline": _but(_XL, guidance=7.5),
+    "StableDiffusionXLControlNetPipeline": _XL,
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _but(_SD3, steps=50),
+    "StableDiffusion3InpaintPipeline": _but(_SD3, steps=50),
+    "FluxPipeline": _FLUX,
+    "FluxImg2ImgPipeline": _but(_FLUX, guidance=7.0),
+    "FluxInpaintPipeline": _but(_FLUX, guidance=7.0),
+    "FluxKontextPipeline": _but(_FLUX, edits="reference"),
+    "FluxFillPipeline": _but(_FLUX, steps=50, guidance=30.0, strength=(1.0, 1.0)),
+    "Ideogram4Pipeline": Family(
+        encode=prompts.of_ideogram,
+        steps=48,
+        guidance=7.0,
+        side=2048,
+        length=2048,
+        patch=1,
+        rounds_kept=False,
+        pixels_first=True,
+    ),
+}
+
+
+def family_of(name: str) -> Family:
+    """The family of diffusers' class of pipelines.
+
+    Raises:
+      UserError: it is not here.
+    """
+    if name not in FAMILIES:
+        raise UserError(unknown_name("class of pipelines", name, list(FAMILIES)))
+    return FAMILIES[name]

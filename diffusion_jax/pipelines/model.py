@@ -1,0 +1,74 @@
+"""A published folder as a `Model`: what the runner trains, and what everything else here takes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from diffusion_jax.conditioning import Conditioning
+from diffusion_jax.conditioning.numbers import Numbers
+from diffusion_jax.conditioning.published import PublishedText
+from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.facts import Facts
+from diffusion_jax.pipelines.families import Family, family_of
+from diffusion_jax.pipelines.parts import Parts, Source, read_parts
+from diffusion_jax.schedulers import Parameterization
+from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params
+
+_LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
+
+
+def read_model(folder: Source, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
+    """The model of a published pipeline, and its parameters by group.
+
+    Raises:
+      UserError: a part that is not here, or a network that is told what no data has.
+    """
+    return model_of(read_parts(folder, dtype=dtype))
+
+
+def model_of(parts: Parts) -> tuple[Model, Params]:
+    """The same, of parts that are read."""
+    name = str(parts.index.get("_class_name"))
+    family = family_of(name)
+    facts = Facts(parts, family)
+    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts.models]
+    takes = facts.takes
+    filled = {"context", "pooled", "sizes"}
+    rest = sorted(set(takes) - filled)
+    if family.reading is None or rest:
+        what = f"its network is told {', '.join(rest)}" if rest else "its prompts are packed with the picture"
+        raise UserError(f"{name} as a Model is not here: {what}; draw with it by diffusion_jax.Pipeline")
+    conditioners: list[Any] = [_text(parts, family, names, takes)]
+    if "sizes" in takes:
+        conditioners.append(Numbers(slot="sizes", count=takes["sizes"].shape[0], role=takes["sizes"].role))
+    groups: dict[str, Any] = {
+        NETWORK: parts.models[parts.network].params,
+        CODEC: parts.models["vae"].params,
+        f"{CONDITIONING}/context": {f"encoder_{i}": parts.models[name].params for i, name in enumerate(names)},
+    }
+    model = Model(
+        data=DataSpec(kind="pixels", shape=(facts.side, facts.side, 3)),
+        network=facts.network,
+        process=Parameterization.build(**parts.scheduler.process(facts.time_unit)),
+        conditioning=Conditioning(parts=tuple(conditioners)),
+        codec=facts.codec,
+    )
+    return model, groups
+
+
+def _text(parts: Parts, family: Family, names: list[str], takes: Any) -> PublishedText:
+    lengths = [parts.tokenizers[name.replace("text_encoder", "tokenizer")].max_length or _LENGTH for name in names]
+    if family.length > _LENGTH and len(names) == family.encoders:
+        lengths[-1] = min(lengths[-1], family.length) if lengths[-1] > _LENGTH else family.length
+    return PublishedText(
+        reading=family.reading,
+        encoders=tuple(parts.models[name].module for name in names),
+        tokenizers=tuple(parts.tokenizers[name.replace("text_encoder", "tokenizer")] for name in names),
+        lengths=tuple(lengths),
+        width=takes["context"].shape[-1],
+        pooled=takes["pooled"].shape[0] if "pooled" in takes else 0,
+        zero_null=family.gives_zero_negative and bool(parts.index.get("force_zeros_for_empty_prompt", True)),
+        without_long=family.length if family.reading == "sd3" and len(names) < family.encoders else 0,
+    )

@@ -1,0 +1,193 @@
+"""A published folder read and written: model_index.json above the folders of its parts.
+
+    unet | transformer [unconditional_transformer]   the network
+    vae                                              the first stage
+    text_encoder[_2, _3], tokenizer[_2, _3]          what prompts become
+    scheduler                                        noise levels and sampler
+    controlnet                                       beside the network, one or several, given by the caller
+
+Parts that no picture depends on (safety_checker, feature_extractor) are not read.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+import diffusion_jax.weights.published  # noqa: F401  (fills COMPONENTS)
+from diffusion_jax.data.folder_tokenizers import FolderTokenizer, read_tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_json, whole_directory
+from diffusion_jax.pipelines.scheduling import Scheduler
+from diffusion_jax.weights.components import Part, read_part
+from diffusion_jax.weights.folders import STEMS
+from diffusion_jax.weights.reading import write_state
+
+INDEX = "model_index.json"
+NETWORKS = ("unet", "transformer")
+_WRITTEN = (".json", ".txt", ".model", ".jinja")
+_UNREAD = ("safety_checker", "feature_extractor", "image_encoder", "prompt_enhancer_head")
+Source = Path | str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a pipeline is made of.
+
+    Attributes:
+      index: what model_index.json holds.
+      folders: where each part was read from.
+      models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
+      tokenizers: by name.
+      scheduler: of the noise.
+    """
+
+    index: Mapping[str, Any]
+    folders: Mapping[str, Path]
+    models: Mapping[str, Part]
+    tokenizers: Mapping[str, FolderTokenizer]
+    scheduler: Scheduler
+    low_scheduler: Scheduler | None = None
+    placed: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def low_alpha(self, level: int) -> float:
+        """How much of a small picture the upscaler keeps under noise of a level."""
+        if self.low_scheduler is None:
+            raise UserError("the model lacks low_res_scheduler, which an upscaler needs")
+        squares = self.low_scheduler.table()
+        if not 0 <= level < len(squares):
+            raise UserError(f"noise_level={level} must be from 0 to {len(squares) - 1}")
+        return float(np.sqrt(squares[level]))
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return next(name for name in NETWORKS if name in self.models)
+
+    @property
+    def controlnets(self) -> list[str]:
+        """The names of the ControlNets."""
+        return [name for name in self.models if name.startswith("controlnet_")]
+
+    def save(self, target: Source) -> None:
+        """Write a folder that the reference library and this one read, whole or not at all."""
+        with whole_directory(expanded(target)) as folder:
+            for name, origin in self.folders.items():
+                inner = folder / ("controlnet" if self.controlnets == [name] else name)
+                inner.mkdir()
+                for file in sorted(origin.iterdir()):
+                    if file.suffix in _WRITTEN and not file.name.endswith(".index.json"):
+                        shutil.copyfile(file, inner / file.name)
+                if name in self.models:
+                    stem = STEMS[1] if name.startswith("text_encoder") else STEMS[0]
+                    write_state(inner / f"{stem}.safetensors", self.models[name].state(), {"format": "pt"})
+            (folder / INDEX).write_bytes((json.dumps(dict(self.index), indent=2) + "\n").encode())
+
+
+def read_parts(
+    folder: Source,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    controlnet: Source | Sequence[Source] | None = None,
+    scheduler: Scheduler | Mapping[str, Any] | str | None = None,
+    place: Any = None,
+    **others: Source | None,
+) -> Parts:
+    """The parts of a folder; nothing is returned before all are there.
+
+    Args:
+      folder: with model_index.json.
+      dtype: of activations, and in which parameters are held.
+      controlnet: folders of ControlNets.
+      scheduler: in the place of the folder's own: a config, or the name of a sampler.
+      place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
+      others: of any part, another folder in its place; None leaves it out. Any other name is a field of
+        model_index.json.
+
+    Raises:
+      UserError: no such folder, a missing part, or one that is damaged or not known here.
+    """
+    folder = expanded(folder)
+    index = dict(_read_index(folder))
+    listed = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    places: dict[str, Path] = {}
+    for name, value in listed.items():
+        given = others.pop(name, name if value[1] is not None else None)
+        if name in _UNREAD or given is None:
+            index[name] = value if name in _UNREAD else [None, None]
+            continue
+        places[name] = folder / name if given == name else expanded(given)
+        if not places[name].is_dir():
+            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), and there is no folder {places[name]}")
+    low = others.pop("low_res_scheduler", None) or places.pop("low_res_scheduler", None)
+    index |= others
+    nets = [controlnet] if isinstance(controlnet, str | Path) else list(controlnet or ())
+    nets += [places.pop("controlnet")] if "controlnet" in places and not nets else []
+    places |= {f"controlnet_{number}": expanded(net) for number, net in enumerate(nets)}
+    if "scheduler" not in places and scheduler is None:
+        raise UserError(f"{folder} has no scheduler: give one")
+    if not any(name in places for name in NETWORKS) or "vae" not in places:
+        there = ", ".join(places) or "nothing"
+        raise UserError(f"{folder} lacks a part: a pipeline needs a unet or a transformer, and a vae; it has {there}")
+
+    found = _scheduler(places, scheduler)
+    lower = None if low is None else _scheduler({"scheduler": low}, low if isinstance(low, Mapping) else None)
+    tokenizers = {name: read_tokenizer(path) for name, path in places.items() if name.startswith("tokenizer")}
+    models = {}
+    for name, path in places.items():
+        if name.startswith(("tokenizer", "scheduler")):
+            continue
+        models[name] = read_part(path, dtype, held_in=dtype, place=_placing(name, place))
+    return Parts(
+        index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower
+    )
+
+
+def _placing(name: str, place: Any) -> Any:
+    """(path, parameter) -> it, where it shall be; the next one is not read before it is there."""
+
+    def placed(path: tuple[str, ...], leaf: np.ndarray) -> Any:
+        return jax.block_until_ready(jax.device_put(leaf) if place is None else place(name, path, leaf))
+
+    return placed
+
+
+def _scheduler(places: Mapping[str, Any], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
+    if isinstance(given, Scheduler):
+        return given
+    if isinstance(given, Mapping):
+        return Scheduler.read(given, origin="the given scheduler")
+    file = places["scheduler"] / "scheduler_config.json"
+    own = Scheduler.read(read_json(file), origin=file)
+    return own if given is None else own.replaced(given)
+
+
+def _read_index(folder: Path) -> Mapping[str, Any]:
+    if not folder.exists():
+        raise UserError(f"there is no model in {folder}: no such file or folder")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file{_of_adapter(folder)}: give the folder that holds {INDEX}")
+    if not (folder / INDEX).is_file():
+        adapter = next((file for file in sorted(folder.glob("*lora*.safetensors"))), None)
+        hint = f"; {adapter.name} there is an adapter, not a model" if adapter else ""
+        raise UserError(f"{folder} has no {INDEX}: it is no folder of a text-to-image pipeline{hint}")
+    return read_json(folder / INDEX)
+
+
+def _of_adapter(file: Path) -> str:
+    """What the names in a file say that it is."""
+    from diffusion_jax.weights.streaming import Streamed
+
+    try:
+        names = list(Streamed([file])) if file.suffix == ".safetensors" else []
+    except UserError:
+        return ""
+    adapter = any("lora" in name or "dora" in name for name in names)
+    return " of a LoRA adapter, which changes a model and is none" if adapter else " of single weights"

@@ -1,0 +1,312 @@
+"""Prompt to picture with a published model, by the names that users of diffusers bring.
+
+    pipe = Pipeline.from_pretrained("stable-diffusion-xl-base-1.0", dtype=jnp.bfloat16)
+    pipe(prompt="a red square", num_inference_steps=30, seed=0).images[0].save("square.png")
+
+Latents are [n, height, width, channels] everywhere. Picture k of a prompt depends on the seed and on k, not on the
+other prompts of a call or on the number of devices.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+from PIL import Image
+
+from diffusion_jax.adapters import Weights
+from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.files import expanded
+from diffusion_jax.pipelines import pictures
+from diffusion_jax.pipelines.adapting import Adapted, lora_file
+from diffusion_jax.pipelines.call import Call, Draws
+from diffusion_jax.pipelines.embeddings import with_word
+from diffusion_jax.pipelines.families import Family, family_of
+from diffusion_jax.pipelines.parts import Parts, Source, read_parts
+from diffusion_jax.pipelines.scheduling import Scheduler
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What a call made.
+
+    Attributes:
+      images: PIL images, an array [n, height, width, 3] in [0, 1], or latents, as `output_type` says.
+      notes: what is to be said of the call: prompts that were cut.
+      trajectory: all states of the latents [steps + 1, n, h, w, c], where they were asked for.
+    """
+
+    images: Any
+    notes: tuple[str, ...] = ()
+    trajectory: np.ndarray | None = None
+
+
+class Pipeline:
+    """A published text-to-image model.
+
+    Attributes:
+      adapted: networks, text encoders, tokenizers, first stage and scheduler, and adapters.
+      family: what the network is told, and what a call leaves out.
+    """
+
+    def __init__(self, parts: Parts, *, pipeline_class: str | None = None):
+        self.adapted, self._fused = Adapted(base=parts), None
+        self.family: Family = family_of(pipeline_class or str(parts.index.get("_class_name")))
+        self._check()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Source,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        controlnet: Source | Sequence[Source] | None = None,
+        scheduler: Scheduler | Mapping[str, Any] | str | None = None,
+        pipeline_class: str | None = None,
+        place: Callable[[str, tuple[str, ...], np.ndarray], Any] | None = None,
+        **parts: Any,
+    ) -> "Pipeline":
+        """The pipeline of a folder, read one tensor at a time.
+
+        Args:
+          folder: with model_index.json.
+          dtype: of activations, and in which parameters are held.
+          controlnet: folders of ControlNets.
+          scheduler: a sampler by name, such as "dpmpp_2m", or a scheduler's config, in the place of the folder's own.
+          pipeline_class: what the model is used as, where that is not what model_index.json says.
+          place: (part, path, parameter) -> the parameter on its devices; by default on the first one.
+          parts: of any part, another folder in its place, as `unet=...`; None leaves it out.
+
+        Raises:
+          UserError: a part that is missing, damaged or not known here; nothing is loaded then.
+        """
+        found = read_parts(folder, dtype=dtype, controlnet=controlnet, scheduler=scheduler, place=place, **parts)
+        return cls(found, pipeline_class=pipeline_class)
+
+    def save_pretrained(self, folder: Source) -> None:
+        """Write the model as a folder that the reference library reads."""
+        self.parts.save(folder)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts as a call uses them, with the adapters that are in force."""
+        return self._fused or self.adapted.parts()
+
+    def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
+        """Put the adapter of a file in force, beside those that are.
+
+        Files of LoRA and its kin are read as diffusers, PEFT, kohya's programs and LyCORIS write them.
+
+        Args:
+          path: the file, or a folder with pytorch_lora_weights.safetensors.
+          adapter_name: by default the name of the file.
+          weight: how strongly it counts: a number, or one for each pattern of paths.
+
+        Raises:
+          UserError: a file that is damaged, or of another model; the message names what finds no place.
+        """
+        file = lora_file(path)
+        self._adapt(self.adapted.with_file(file, adapter_name or file.stem, weight))
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights: Weights | Sequence[Weights] = 1.0) -> None:
+        """Put these of the loaded adapters in force, and no other."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        each = list(weights) if isinstance(weights, list | tuple) else [weights] * len(names)
+        self._adapt(self.adapted.weighted(names, each))
+
+    def unload_lora_weights(self) -> None:
+        """Without adapters, as the model was."""
+        self._adapt(self.adapted.without())
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Without these adapters."""
+        self._adapt(self.adapted.without([adapter_names] if isinstance(adapter_names, str) else adapter_names))
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Add the adapters in force, times `lora_scale`, to the parameters: as fast as without. The base is kept."""
+        self._fused = self.adapted.parts(scale=lora_scale, fused=True)
+
+    def unfuse_lora(self) -> None:
+        """Take them out again, bit for bit."""
+        self._fused = None
+
+    def save_lora_weights(self, path: Source, *, adapter_name: str = "", kohya: bool = False) -> None:
+        """Write a loaded adapter, by default the only one, under PEFT's names or kohya's."""
+        names = list(self.adapted.loaded)
+        if not adapter_name and len(names) != 1:
+            raise UserError(f"adapter_name must say which adapter is written; loaded are: {', '.join(names) or 'none'}")
+        self.adapted.write(path, adapter_name or names[0], kohya=kohya)
+
+    def load_textual_inversion(self, path: Source, *, token: str = "") -> str:
+        """Teach the text encoders a word from a file of textual inversion; returns the word.
+
+        Args:
+          path: of the file, as diffusers, A1111 or SDXL's trainers write it.
+          token: the word; by default what the file calls it, or the file's own name.
+
+        Raises:
+          UserError: a damaged file, vectors that no text encoder here has, or a word that there is already.
+        """
+        base, word = with_word(self.adapted.base, expanded(path), token)
+        self._adapt(dataclasses.replace(self.adapted, base=base))
+        return word
+
+    def _adapt(self, adapted: Adapted) -> None:
+        if self._fused is not None:
+            raise UserError("adapters are fused into the parameters: call unfuse_lora first")
+        self.adapted = adapted
+
+    def with_scheduler(self, scheduler: str | Mapping[str, Any]) -> "Pipeline":
+        """The same model with another sampler, by name, or by a scheduler's config."""
+        found = (
+            Scheduler.read(scheduler)
+            if isinstance(scheduler, Mapping)
+            else self.adapted.base.scheduler.replaced(scheduler)
+        )
+        other = Pipeline.__new__(Pipeline)
+        other.family = self.family
+        other.adapted = dataclasses.replace(self.adapted, base=dataclasses.replace(self.adapted.base, scheduler=found))
+        other._fused = self._fused and dataclasses.replace(self._fused, scheduler=found)
+        return other
+
+    def _check(self) -> None:
+        """Raise UserError where the family needs a part that is not there."""
+        models = self.parts.models
+        names = [f"text_encoder{f'_{number}' if number > 1 else ''}" for number in range(1, self.family.encoders + 1)]
+        optional = set(names[:1]) if self.family.has_sizes else set(names[2:])
+        for name in names:
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            if name in models and tokenizer not in self.parts.tokenizers:
+                raise UserError(f"the model has {name} and no {tokenizer}, which reads prompts for it")
+            if name not in models and name not in optional:
+                raise UserError(f"the model lacks {name}, which {self.parts.index.get('_class_name')} needs")
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_3: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_schedule: Sequence[float] | None = None,
+        true_cfg_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        image_guidance_scale: float = 1.5,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        first_image: int = 0,
+        latents: Array | None = None,
+        eta: float | None = None,
+        clip_skip: int | None = None,
+        max_sequence_length: int | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        padding_mask_crop: int | None = None,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        skip_guidance_layers: Sequence[int] = (),
+        skip_layer_guidance_scale: float = 2.8,
+        skip_layer_guidance_start: float = 0.01,
+        skip_layer_guidance_stop: float = 0.2,
+        max_area: int = 1024**2,
+        noise_level: int = 20,
+        mu: float = 0.0,
+        std: float = 1.5,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
+        output_type: str = "pil",
+        seed: int = 0,
+        draws: Mapping[str, Array] | None = None,
+        return_trajectory: bool = False,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Pictures:
+        """Pictures of prompts; prompt i has the pictures i * num_images_per_prompt and on.
+
+        Names mean what they mean in diffusers. What is left out has the default of the model's family.
+
+        Args:
+          prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
+          first_image: the number of the first picture of each prompt, for calls that go on where another ended.
+          latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
+          image: a picture to begin with, to edit, or of which a mask is drawn anew.
+          control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
+          seed: of all random numbers.
+          draws: Gaussian draws in the place of the seed: "latents", and of the autoencoder "encode" and "masked", each
+            [n, h, w, c]; "low", the small picture's; "steps", [steps, n, h, w, c].
+          cross_attention_kwargs: {"scale": s}, what the weights of adapters are multiplied by in this call.
+          output_type: "pil", "np" or "latent".
+          on_step: called with the number of each step that is done.
+
+        Raises:
+          UserError: an argument that the model has no use for, or that does not fit it.
+          RunError: pictures that are not finite.
+        """
+        asked = {name: value for name, value in locals().items() if name not in ("self", "draws", "seed")}
+        call = self._called(asked, Draws(seed, dict(draws or {})))
+        found, trajectory = call.latents()
+        notes = tuple(call.reader.remarks)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        states = None if trajectory is None else np.asarray(trajectory)[:, : call.rows]
+        if output_type == "latent":
+            return Pictures(images=np.asarray(found)[: call.rows], notes=notes, trajectory=states)
+        made = call.decoded(found)[: call.rows]
+        if not np.isfinite(made).all():
+            raise RunError("a picture is not finite: try another seed, or dtype=float32")
+        if output_type == "np":
+            return Pictures(images=made, notes=notes, trajectory=states)
+        return Pictures(images=self._composed(call, pictures.as_images(made)), notes=notes, trajectory=states)
+
+    def prepared(self, *arguments: Any, **named: Any) -> Call:
+        """What a call with these arguments would compute, checked, before any of it."""
+        bound = inspect.signature(self.__call__).bind(*arguments, **named)
+        bound.apply_defaults()
+        asked = dict(bound.arguments)
+        seed, draws = asked.pop("seed"), asked.pop("draws")
+        return self._called(asked, Draws(seed, dict(draws or {})))
+
+    def _called(self, asked: Mapping[str, Any], draws: Draws) -> Call:
+        if asked["output_type"] not in ("pil", "np", "latent"):
+            raise UserError(f"output_type is 'pil', 'np' or 'latent', got {asked['output_type']!r}")
+        parts = self._scaled(asked.pop("cross_attention_kwargs"))
+        defaults = {name: about.default for name, about in inspect.signature(self.__call__).parameters.items()}
+        return Call(parts, self.family, asked, draws, defaults)
+
+    def _scaled(self, options: Mapping[str, float] | None) -> Parts:
+        if not options:
+            return self.parts
+        if set(options) != {"scale"} or not isinstance(options["scale"], int | float):
+            raise UserError(f"cross_attention_kwargs may say {{'scale': s}}, a number, it is {dict(options)}")
+        if self._fused is not None or not self.adapted.weights:
+            raise UserError("cross_attention_kwargs scales adapters, and none is in force unfused")
+        return self.adapted.parts(scale=float(options["scale"]))
+
+    def _composed(self, call: Call, images: list[Image.Image]) -> list[Image.Image]:
+        """The pictures, put back into the original where a part of it was cut out."""
+        if call.box is None:
+            return images
+        original, mask = call.originals
+        return [pictures.overlaid(image, original, mask, call.box) for image in images]

@@ -1,0 +1,244 @@
+"""Draw pictures of prompts with a published text-to-image model, or with a run of one's own.
+
+    python -m experiments.generate --model=FOLDER --prompt="a red square" --num_images=4 --out=pictures
+    python -m experiments.generate --model=FOLDER --prompts=prompts.txt [--sampler=dpmpp_2m --steps=20 --seed=7]
+    python -m experiments.generate --model=FOLDER --prompt="snow" --image=a.png [--mask=m.png] --strength=0.6
+    python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
+    python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
+    python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
+
+FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
+from in its text "parameters", and grid.png. Picture k of a prompt depends on the seed and k, and on no other prompt.
+"""
+
+from experiments.ground import cli
+
+FLAGS = cli.Flags(__name__, __doc__)
+MODEL = FLAGS.path("model", None, "folder of a published pipeline")
+WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
+PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
+PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
+NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
+IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
+MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
+STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
+CONTROL = FLAGS.repeated(
+    "control",
+    "a ControlNet, its picture, and its scale",
+    check=cli.folder_and_picture,
+    allowed="FOLDER:PICTURE[:SCALE]",
+)
+LORA = FLAGS.repeated(
+    "lora", "a file of LoRA or its kin, and its weight", check=cli.path_and_scale, allowed="FILE[:WEIGHT]"
+)
+WORDS = FLAGS.repeated(
+    "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
+    allowed="FILE[:WORD]",
+)  # fmt: skip
+NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
+STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
+                      upper=cli.MOST_STEPS)  # fmt: skip
+SCALE = FLAGS.number("guidance_scale", None, "how far to lean towards the prompt", lower=0, upper=1000)
+SAMPLER = FLAGS.string("sampler", None, "such as euler, dpmpp_2m or unipc; by default the model's own")
+SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
+HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
+WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
+DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
+BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
+OUT = FLAGS.path("out", "pictures", "folder to write into")
+COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
+cli.begin(FLAGS)
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from diffusion_jax import loading, parallel, tasks
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, replace_file
+from diffusion_jax.pipelines import Pipeline
+from experiments.evaluating.asked import read_prompts
+from experiments.evaluating.pictures import save_grid
+from experiments.ground import workdir
+from experiments.ground.progress import ProgressBar
+
+_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
+_GRID = 64  # pictures that the grid shows
+
+
+class Steps:
+    """Steps that are done, for the progress bar: those of the batches before, and those of this one."""
+
+    def __init__(self, bar: ProgressBar):
+        self.bar, self.before = bar, 0
+
+    def __call__(self, index: Any) -> None:
+        self.bar.update(self.before + int(index) + 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    if (MODEL.value is None) == (WORKDIR.value is None):
+        raise UserError("give --model=FOLDER of a published pipeline, or --workdir=RUN of a run of your own")
+    prompts = read_prompts(PROMPT.value, PROMPTS.value)
+    if prompts is None:
+        raise UserError('give --prompt="..." or --prompts=FILE')
+    out = cli.writable_directory(OUT.value)
+    images, about = (of_model if MODEL.value else of_run)(prompts)
+    if not parallel.is_primary():
+        return
+    each = NUM_IMAGES.value
+    for number, image in enumerate(images):
+        prompt = prompts[number // each]
+        save_png(image, out / f"{number:05d}.png", settings(prompt, number % each, image, about))
+    shown = np.stack([np.asarray(image) for image in images[:_GRID]])
+    save_grid(shown, out / "grid.png", columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
+    print(f"{len(images)} pictures in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
+    print(f"picture: {out / 'grid.png'}")
+
+
+def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Pictures of a published model, and what they were made with."""
+    controls = list(CONTROL.value)
+    dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else jnp.float32
+    given = {"image": opened(IMAGE.value, "image"), "mask_image": opened(MASK.value, "mask")}
+    given |= {"strength": STRENGTH.value, "height": HEIGHT.value, "width": WIDTH.value}
+    if controls:
+        shown = [opened(picture, "control") for _, picture, _ in controls]
+        given["control_image"] = shown if len(shown) > 1 else shown[0]
+        scales = [scale for _, _, scale in controls]
+        given["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
+    pipe = Pipeline.from_pretrained(
+        MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
+    )
+    for file, word in WORDS.value:
+        print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
+    for number, (file, weight) in enumerate(LORA.value):
+        pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
+    steps = STEPS.value or pipe.family.steps
+    scale = pipe.family.guidance if SCALE.value is None else SCALE.value
+    images: list[Image.Image] = []
+    batches = list(divided(len(prompts), NUM_IMAGES.value, BATCH_SIZE.value))
+    with ProgressBar(total=steps * len(batches), description="draw", primary=parallel.is_primary()) as bar:
+        on_step = Steps(bar)
+        for rows, first, count in batches:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are the notes
+                made = pipe(
+                    [prompts[row] for row in rows],
+                    negative_prompt=NEGATIVE.value,
+                    num_inference_steps=steps,
+                    guidance_scale=SCALE.value,
+                    num_images_per_prompt=count,
+                    first_image=first,
+                    seed=SEED.value,
+                    on_step=on_step if len(jax.local_devices()) == 1 else None,
+                    **given,
+                )
+            for note in dict.fromkeys(made.notes):
+                bar.message(f"note: {note}")
+            images += made.images
+            on_step.before += steps
+            bar.update(on_step.before)
+    return images, {"steps": steps, "sampler": SAMPLER.value or pipe.parts.scheduler.kind, "scale": scale,
+                    "name": Path(expanded(MODEL.value)).name}  # fmt: skip
+
+
+def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:
+    """Batches: which prompts, the first picture of each, and how many."""
+    if each >= most:
+        starts = range(0, each, most)
+        return [([row], first, min(most, each - first)) for row in range(prompts) for first in starts]
+    together = most // each
+    return [(list(range(row, min(row + together, prompts))), 0, each) for row in range(0, prompts, together)]
+
+
+def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Pictures of a run that is told texts."""
+    for name in _OF_MODELS:
+        if FLAGS[name]:
+            raise UserError(f"--{name} is of published models (--model); for a run see experiments.sample")
+    sampling = workdir.read_config(WORKDIR.value).sampling
+    model, params = loading.load_model(WORKDIR.value)
+    if "text" not in {name for part in model.conditioning.parts for name in part.prepares}:
+        raise UserError(f"{WORKDIR.value} is told no text: draw its samples with experiments.sample")
+    guidance = sampling.guidance.to_dict()
+    if SCALE.value is not None:
+        guidance = {**guidance, "scale": SCALE.value}
+        guidance["name"] = "classifier_free" if guidance["name"] == "none" else guidance["name"]
+    steps, sampler = STEPS.value or sampling.steps, SAMPLER.value or sampling.sampler.to_dict()
+    made = tasks.generate(
+        model,
+        params,
+        {"text": [prompt for prompt in prompts for _ in range(NUM_IMAGES.value)]},
+        key=jax.random.key(SEED.value),
+        sampler=sampler,
+        steps=steps,
+        grid=sampling.grid.to_dict(),
+        guidance=guidance,
+        negative=None if NEGATIVE.value is None else {"text": NEGATIVE.value},
+        clip_x0=sampling.clip_x0,
+        batch_size=BATCH_SIZE.value,
+    )
+    if made.dtype != np.uint8:
+        raise UserError(f"{WORKDIR.value} draws no pictures: use experiments.sample")
+    images = [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in made]
+    name = sampler if isinstance(sampler, str) else sampler["name"]
+    return images, {"steps": steps, "sampler": name, "scale": guidance["scale"],
+                    "name": Path(expanded(WORKDIR.value)).name}  # fmt: skip
+
+
+def opened(path: str | None, flag: str) -> Image.Image | None:
+    """A picture from a file.
+
+    Raises:
+      UserError: no such file, or no picture.
+    """
+    if path is None:
+        return None
+    try:
+        with Image.open(expanded(path)) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"--{flag}={path} is no picture that can be read: {error}") from error
+
+
+def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]) -> str:
+    """What a picture was made from, as image viewers read it from PNG files of Stable Diffusion."""
+    lines = [prompt]
+    if NEGATIVE.value:
+        lines.append(f"Negative prompt: {NEGATIVE.value}")
+    facts = {
+        "Steps": about["steps"],
+        "Sampler": about["sampler"],
+        "CFG scale": f"{about['scale']:g}",
+        "Seed": SEED.value,
+        "Size": f"{image.width}x{image.height}",
+        "Model": about["name"],
+    }
+    if LORA.value:
+        facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
+    if STRENGTH.value is not None:
+        facts["Denoising strength"] = f"{STRENGTH.value:g}"
+    if NUM_IMAGES.value > 1:
+        facts["Picture"] = number
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def save_png(image: Image.Image, path: Path, parameters: str) -> None:
+    """Write a picture with its settings, whole or not at all."""
+    text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text("parameters", parameters)
+    image.save(buffer, format="PNG", pnginfo=text)
+    replace_file(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,51 @@
+"""experiments.generate: prompts to PNG files that say what they were made from, and a grid."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import generate
+
+MODEL = "tests/golden/pipelines/sdxl"
+
+
+def test_pictures_a_grid_and_their_settings(command, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\n" + "a very old city " * 30 + "\n")
+    flags = ["--steps=2", "--height=16", "--width=16", "--seed=3", "--negative_prompt=blurry"]
+    out, err = command.run(
+        "generate", f"--model={MODEL}", f"--prompts={prompts}", "--num_images=2", *flags, f"--out={tmp_path / 'out'}"
+    )
+    assert "4 pictures in 2 steps" in out
+    assert "is cut" in err
+    with Image.open(tmp_path / "out" / "00001.png") as image:
+        assert image.size == (16, 16)
+        said = image.text["parameters"].split("\n")
+    assert said[:2] == ["a red square", "Negative prompt: blurry"]
+    assert "Steps: 2, Sampler: EulerDiscreteScheduler, CFG scale: 5, Seed: 3, Size: 16x16, Model: sdxl" in said[2]
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.size == (36, 36)
+    first, second = (np.asarray(Image.open(tmp_path / "out" / f"0000{i}.png")) for i in (0, 1))
+    assert np.abs(first.astype(int) - second).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "give --model"),
+        ((f"--model={MODEL}",), "give --prompt"),
+        ((f"--model={MODEL}", "--prompt=a", "--sampler=dpmpp_9z"), "dpmpp_9z"),
+        (("--model=tests/golden", "--prompt=a"), "model_index.json"),
+        ((f"--model={MODEL}", "--prompt=a", "--image=README.md"), "--image=README.md"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_path):
+    assert message in command.fails("generate", *flags, f"--out={tmp_path}")
+
+
+def test_batches_hold_every_picture_once():
+    for prompts, each, most in ((3, 2, 4), (1, 9, 4), (5, 1, 2), (2, 4, 4)):
+        found = generate.divided(prompts, each, most)
+        drawn = [(row, first + k) for rows, first, count in found for row in rows for k in range(count)]
+        assert drawn == [(row, k) for row in range(prompts) for k in range(each)]
+        assert all(len(rows) * count <= most for rows, _, count in found)
