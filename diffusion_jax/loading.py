@@ -1,6 +1,7 @@
 """Models from wherever they are: a run, a folder that `save_model` wrote, or published weights."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from diffusion_jax import weights
+from diffusion_jax.adapters import merge
 from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json
@@ -21,6 +23,7 @@ from diffusion_jax.pipelines.parts import INDEX
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import (
+    ADAPTERS,
     CODEC,
     CONDITIONING,
     NETWORK,
@@ -30,6 +33,7 @@ from diffusion_jax.systems import (
     load_first_stage,
     read_description,
     read_model,
+    within,
 )
 from diffusion_jax.systems.folder import ABOUT, WEIGHTS
 from diffusion_jax.training import OBJECTIVE, Checkpointer
@@ -73,8 +77,34 @@ def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
     model, about = read_description(path)
     with _without_remarks():
         trained, record = _checkpointed(about.get("checkpoints") or path / "checkpoints", step, average, about)
-    frozen = {name: _frozen(path, name, known, model) for name, known in record.get("frozen", {}).items()}
+    frozen = _of_models(path, record.get("frozen", {}))
+    for name, known in record.get("frozen", {}).items():
+        if name not in frozen:
+            frozen[name] = _frozen(path, name, known, model)
     return model, {**{name: group for name, group in trained.items() if name != OBJECTIVE}, **frozen}
+
+
+def load_base(path: Path | str, *, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
+    """A model to start from, as `load_model` reads it; adapters that it has are added to its parameters."""
+    model, params = load_model(path, dtype=dtype)
+    if not model.adapters:
+        return model, params
+    owns = within(ADAPTERS, params)
+    base = {name: group for name, group in params.items() if not name.startswith(f"{ADAPTERS}/")}
+    return dataclasses.replace(model, adapters=()), merge(base, [owns[one.name] for one in model.adapters])
+
+
+def _of_models(path: Path, frozen: Mapping[str, Mapping[str, Any]]) -> Params:
+    """The frozen groups of the run in `path` that are those of another model, which it started from."""
+    found: Params = {}
+    for source in sorted({known["source"] for known in frozen.values() if known.get("of_model")}):
+        _, params = load_base(source)
+        for name, known in frozen.items():
+            if known.get("of_model") and known["source"] == source:
+                if name not in params or fingerprint(params[name]) != known["fingerprint"]:
+                    raise UserError(f"{path} was trained with another {name} than that which is in {source} now")
+                found[name] = params[name]
+    return found
 
 
 def _frozen(path: Path, name: str, known: Mapping[str, str], model: Model) -> PyTree:

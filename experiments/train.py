@@ -133,8 +133,7 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     replace_file(f"{directory}/parameters.txt", (overview + "\n").encode())
     workdir.write_environment(directory, num_parameters=count)
     writer.write_hparams(cli.flatten(experiment.config))
-    name = experiment.config.codec.name if experiment.reconstructs else experiment.config.model.name
-    print(f"{name}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
+    print(f"{experiment.title}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
     if experiment.text is not None:
         captions = [part for part in (experiment.pipeline, experiment.validation_pipeline) if part is not None]
         for remark in conditions.remarks(experiment.text, captions):

@@ -58,6 +58,20 @@ class Conditioner:
         """Slots that it fills."""
         raise NotImplementedError
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The word list that was made of captions; empty where there is none."""
+        return ()
+
+    def remarks(self, texts: Iterable[str], what: str) -> list[str]:
+        """What is to be said of texts that are not read as they stand.
+
+        Args:
+          texts: captions or prompts.
+          what: what they are called, in the plural.
+        """
+        return []
+
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         """Parameters of its own; None where it has none."""
         return None

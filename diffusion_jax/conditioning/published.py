@@ -9,7 +9,7 @@ Padding is attended to, as in the reference.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -115,6 +115,18 @@ class PublishedText(Conditioner):
         """Tokens of each text for each encoder."""
         parts = zip(self.tokenizers, self.lengths, strict=True)
         return {f"text_tokens_{i}": tokenizer.rows(raw["text"], n)[0] for i, (tokenizer, n) in enumerate(parts)}
+
+    def remarks(self, texts: Iterable[str], what: str) -> list[str]:
+        """Texts that are cut."""
+        texts, said = list(texts), []
+        for i, (tokenizer, length) in enumerate(zip(self.tokenizers, self.lengths, strict=True)):
+            cut = sum(map(bool, tokenizer.cut(texts, length)))
+            if cut:
+                said.append(
+                    f"{cut:,} of {len(texts):,} {what} are longer than the {length} tokens that text encoder {i + 1} "
+                    "reads, and are cut"
+                )
+        return said
 
     def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
         states = [

@@ -61,6 +61,10 @@ class Text(Conditioner):
         pooled = {"pooled": ConditionSpec(shape=(width,))} if self.pooled else {}
         return {"context": ConditionSpec(shape=(None, width)), **pooled}
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        return self.tokenizer.words
+
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         return init_encoder(self.encoder, key)
 

@@ -20,12 +20,12 @@ _LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
 
 
 def read_model(folder: Source, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
-    """The model of a published pipeline, and its parameters by group.
+    """The model of a published pipeline, and its parameters by group, float32; `dtype` is that of activations.
 
     Raises:
       UserError: a part that is not here, or a network that is told what no data has.
     """
-    return model_of(read_parts(folder, dtype=dtype))
+    return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32))
 
 
 def model_of(parts: Parts) -> tuple[Model, Params]:

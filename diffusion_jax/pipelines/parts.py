@@ -95,6 +95,7 @@ def read_parts(
     folder: Source,
     *,
     dtype: DTypeLike = jnp.float32,
+    held_in: DTypeLike | None = None,
     controlnet: Source | Sequence[Source] | None = None,
     scheduler: Scheduler | Mapping[str, Any] | str | None = None,
     place: Any = None,
@@ -104,7 +105,8 @@ def read_parts(
 
     Args:
       folder: with model_index.json.
-      dtype: of activations, and in which parameters are held.
+      dtype: of activations.
+      held_in: in which type parameters are held; by default that of activations.
       controlnet: folders of ControlNets.
       scheduler: in the place of the folder's own: a config, or the name of a sampler.
       place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
@@ -144,7 +146,7 @@ def read_parts(
     for name, path in places.items():
         if name.startswith(("tokenizer", "scheduler")):
             continue
-        models[name] = read_part(path, dtype, held_in=dtype, place=_placing(name, place))
+        models[name] = read_part(path, dtype, held_in=held_in or dtype, place=_placing(name, place))
     return Parts(
         index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower
     )

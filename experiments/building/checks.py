@@ -14,7 +14,7 @@ from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from diffusion_jax.schedulers import TIME_SAMPLERS
 from diffusion_jax.specs import FEATURES
 from experiments.building.latents import check_first_stage
-from experiments.ground.fields import PARTS, check_fields
+from experiments.ground.fields import ADAPTER, INIT, PARTS, check_fields
 
 if TYPE_CHECKING:
     from experiments.building.wiring import Experiment
@@ -47,6 +47,8 @@ def check(experiment: "Experiment") -> None:
     """
     config = experiment.config
     check_fields(config)
+    if ADAPTER in config and not experiment.has_base:
+        raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)

@@ -84,7 +84,7 @@ def with_text(model: systems.Model, text: Text | None) -> systems.Model:
 
 def kept(text: Text | None) -> dict[str, bytes]:
     """Files of the workdir that hold what was made of the data: name and content."""
-    words = text.tokenizer.words if text else ()
+    words = text.words if text else ()
     return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
 
 

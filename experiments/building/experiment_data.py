@@ -14,7 +14,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 from experiments.building import conditions
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import CODEC
+from experiments.ground.fields import CODEC, INIT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -24,6 +24,7 @@ class ExperimentData:
     """The data that a config names, and what is said of it to the network; the base of an experiment."""
 
     reconstructs: ClassVar[bool] = False
+    has_base: ClassVar[bool] = False
 
     config: ConfigDict
     devices: tuple[jax.Device, ...] | None = None
@@ -36,6 +37,11 @@ class ExperimentData:
             raise UserError(
                 f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
                 "experiments.train, evaluate or prepare_latents"
+            )
+        if self.config.init.folder and not self.has_base:
+            raise UserError(
+                f"a config with {INIT} starts from a model, and this command or group is not of such: use "
+                "experiments.train, sample or evaluate"
             )
 
     @classmethod
@@ -56,8 +62,11 @@ class ExperimentData:
         if self.told_text is None:
             return plain
         self._check_captions(plain.info)
-        text = conditions.with_words(self.told_text, plain, self.directory)
-        return plain.prepared_by(conditions.Preparation(parts=(text,)))
+        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain),)))
+
+    def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
+        """What reads the captions, with the word list of the workdir, or else of this data."""
+        return conditions.with_words(self.told_text, pipeline, self.directory)
 
     @cached_property
     def text(self) -> conditioning.Text | None:
@@ -65,7 +74,7 @@ class ExperimentData:
         if self.told_text is None:
             return None
         try:  # of a run that is there the word list is too; the data may not be
-            return conditions.with_words(self.told_text, None, self.directory)
+            return self._with_words(None)
         except UserError:
             return self.pipeline.prepare.parts[0]
 

@@ -19,7 +19,7 @@ from experiments.ground.config_files import flatten
 from experiments.ground.fields import CODEC, check_fields
 
 _UNREAD = (
-    *("model", "process", "time_sampler"),
+    *("model", "process", "time_sampler", "init", "adapter"),
     *("teacher", "first_stage", "sampling", "train"),
 )
 _READ = ("sampling.ema", "sampling.batch_size")  # fields of these groups that a first stage has a use for
@@ -58,6 +58,11 @@ class FirstStageExperiment(Experiment):
     def trainable(self) -> training.FirstStage:
         """Codec and loss together."""
         return training.FirstStage(data=self.info.spec, codec=self.codec, objective=self.objective)
+
+    @property
+    def title(self) -> str:
+        """The codec's name."""
+        return str(self.config.codec.name)
 
     @property
     def shown(self) -> data.DatasetInfo:

@@ -1,9 +1,10 @@
-"""Which kind of training a config describes: of a denoiser, or of a first stage."""
+"""Which kind of training a config describes: of a denoiser, of a model that is there, or of a first stage."""
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.building.base_model import BaseExperiment
 from experiments.building.first_stage import FirstStageExperiment
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import CODEC
@@ -11,4 +12,6 @@ from experiments.ground.fields import CODEC
 
 def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:
     """What the config names, as the kind of experiment that it is; `fields` as of `Experiment`."""
-    return (FirstStageExperiment if CODEC in config else Experiment)(config, **fields)
+    if CODEC in config:
+        return FirstStageExperiment(config, **fields)
+    return (BaseExperiment if config.init.folder else Experiment)(config, **fields)

@@ -22,10 +22,12 @@ class Source:
     Attributes:
       where: a path or a name, for people.
       read: reads the tree of arrays.
+      of_model: whether `where` is a whole model, of which this is the group of the same name.
     """
 
     where: str
     read: Callable[[], Any]
+    of_model: bool = False
 
 
 def read_groups(sources: Mapping[str, Source], like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,6 +57,8 @@ def read_groups(sources: Mapping[str, Source], like: Mapping[str, Any]) -> tuple
                 f"{needed.get(first, 'not used')} here, and {len(different) - 1} more differ"
             )
         known[name] = {"source": sources[name].where, "fingerprint": fingerprint(tree)}
+        if sources[name].of_model:
+            known[name]["of_model"] = True
         params[name] = jax.tree.map(
             lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), tree, wanted
         )

@@ -50,6 +50,7 @@ class Experiment(ExperimentData):
       stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
       directory: the workdir, where there is one already.
       reconstructs: whether what is trained is a first stage, which has reconstructions in the place of samples.
+      has_base: whether the config starts from a model.
     """
 
     @cached_property
@@ -292,6 +293,10 @@ class Experiment(ExperimentData):
             ema = {name: {**average, **_copies(started)} for name, average in state.ema.items()}
             target = state.target and {**state.target, **_copies(started)}
             state = state.replace(params={**state.params, **started}, ema=ema, target=target)
+        return self._with_lpips(state)
+
+    def _with_lpips(self, state: training.TrainState) -> training.TrainState:
+        """With the networks of LPIPS, where the objective reads them."""
         if not self.objective.reads_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
@@ -299,6 +304,11 @@ class Experiment(ExperimentData):
             lambda x, old: jax.device_put(jnp.asarray(x), old.sharding), params, state.objective_state
         )
         return state.replace(objective_state=placed)
+
+    @property
+    def title(self) -> str:
+        """What is trained, in a word or two."""
+        return str(self.config.model.name)
 
     @property
     def augment_slot(self) -> int:

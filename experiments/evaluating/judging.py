@@ -100,7 +100,7 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return f"it is of pictures of {least}x{least} pixels or more, the data's are {height}x{width}"
     if "model" in facts.reads and experiment.reconstructs:
         return "a first stage alone gives pictures no probability"
-    if "model" in facts.reads and experiment.first_stage is not None:
+    if "model" in facts.reads and experiment.codec.learned:
         return "the model gives a probability to latents, which says nothing of that of pixels"
     if "model" in facts.reads and not experiment.objective.bounds_likelihood:
         if experiment.objective.makes == "consistency":

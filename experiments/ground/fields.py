@@ -33,6 +33,10 @@ class _NoDefault:
 
 CODEC: Final = "codec"
 """The group that a config has which trains a first stage, and no other."""
+ADAPTER: Final = "adapter"
+"""The group of what is trained in the place of a model."""
+INIT: Final = "init.folder"
+"""The field that a config states which starts from a model."""
 REQUIRED: Final = _NoDefault("required")
 """In the place of a default that nobody can guess: every config states such a field."""
 ABSENT: Final = _NoDefault("absent")
@@ -120,6 +124,13 @@ FIELDS: Mapping[str, Field] = {
         str, "", ANY, "folder of a first stage, trained here or of diffusers, whose latents are diffused; empty: none"
     ),
     "first_stage.online": Field(bool, False, ANY, "encode in every step; False: the data is prepared latents"),
+    "init.folder": Field(
+        str,
+        "",
+        ANY,
+        "model to start from, in the place of model and process: a run, a folder of save_model or of a published "
+        "pipeline; empty: none",
+    ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
 }
@@ -128,6 +139,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
+    "adapter": (ABSENT, "adapter that is trained in the place of the model of init.folder, which stays as it is"),
     "model": (REQUIRED, "network"),
     "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),
     "process.schedule": (ABSENT, "noise schedule"),
@@ -150,6 +162,8 @@ PARTS: Mapping[str, tuple[Any, str]] = {
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
 OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.steps"})
 """What has no default and a config of a first stage leaves out."""
+OF_MODELS = frozenset({"model", "process"})
+"""What has no default and a config that starts from a model leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""
 
@@ -175,7 +189,7 @@ def complete(config: ConfigDict, *, whole: bool = True) -> None:
         for name, default in _defaults().items():
             _set_default(config, name, default)
     for name, (default, meaning) in _described().items():
-        if CODEC in config and name in OF_DENOISERS:
+        if name in _left_out(config):
             continue
         if whole and default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
             raise UserError(f"the config lacks {name}, which has no default: {meaning}")
@@ -190,11 +204,18 @@ def check_fields(config: ConfigDict) -> None:
     _check_names(config)
     for name, field in FIELDS.items():
         value = _value(config, name)
-        if value is ABSENT and CODEC in config and name in OF_DENOISERS:
+        if value is ABSENT and name in _left_out(config):
             continue
         if value is ABSENT:
             raise UserError(f"the config lacks {name}: {field.meaning}")
         check(name, value, field.kind, field.bounds)
+
+
+def _left_out(config: ConfigDict) -> frozenset[str]:
+    """What this config needs not state, though it has no default."""
+    if CODEC in config:
+        return OF_DENOISERS
+    return OF_MODELS if _value(config, INIT) not in ("", ABSENT) else frozenset()
 
 
 def _check_names(config: ConfigDict) -> None:

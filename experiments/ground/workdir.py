@@ -54,6 +54,7 @@ PATH_FIELDS = (
     *(f"evaluation.{name}" for name in ("inception", "reference", "dinov2", "dinov2_reference", "clip")),
     "teacher.workdir",
     "first_stage.path",
+    "init.folder",
     "sampling.guidance.guide",
     "conditioning.text.encoder.folder",
 )

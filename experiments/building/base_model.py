@@ -1,0 +1,261 @@
+"""Training from a model that is there: a run, a folder of `save_model`, or a published pipeline.
+
+    init.folder = "models/sd15"
+    adapter = {"name": "lora", "rank": 4, "targets": (...)}        without it the model itself is trained
+
+Network, process, first stage and conditioners are those of the model. Every group of its parameters has it as its
+source: what is trained begins there, what is frozen stays so, and no checkpoint holds it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import conditioning, data, systems, training
+from diffusion_jax.adapters import ADAPTERS, Adapter
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded
+from diffusion_jax.loading import load_base
+from diffusion_jax.models.autoencoders import Codec
+from diffusion_jax.rng import fold_name, stream_key
+from diffusion_jax.schedulers import Process
+from experiments.building.sources import Source, read_groups
+from experiments.building.wiring import Experiment
+from experiments.ground.fields import ADAPTER, INIT
+
+_BROUGHT = ("model", "process", "conditioning")  # groups that the model is in the place of
+_UNREAD = ("first_stage.path", "teacher.workdir")
+
+
+class Base:
+    """A model on disk; its parameters are read when they are asked for, and let go of by `release`."""
+
+    def __init__(self, folder: str, dtype: Any):
+        self.where = str(expanded(folder).absolute())
+        self._dtype, self._params = dtype, None
+        self.model = self._read()
+        self.shapes = {name: jax.tree.map(_shape, group) for name, group in self._params.items()}
+
+    def group(self, name: str) -> Any:
+        """One group of its parameters."""
+        if self._params is None:
+            self._read()
+        return self._params[name]
+
+    def release(self) -> None:
+        """Forget the parameters, which are on the devices now."""
+        self._params = None
+
+    def _read(self) -> systems.Model:
+        model, self._params = load_base(self.where, dtype=self._dtype)
+        return _computing_in(model, self._dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseExperiment(Experiment):
+    """Everything that a config names which starts from a model; for the same loop as any other training."""
+
+    has_base: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.base  # read now, and not while a program is traced
+
+    @cached_property
+    def base(self) -> Base:
+        """The model that `init.folder` names."""
+        return Base(self.config.init.folder, self._dtype)
+
+    @property
+    def title(self) -> str:
+        """The adapter, if there is one, and the model."""
+        where = self.config.init.folder
+        return where if self.adapter is None else f"{self.adapter.name} on {where}"
+
+    @property
+    def network(self) -> Any:
+        """The network of the model."""
+        return self.base.model.network
+
+    @property
+    def codec(self) -> Codec:
+        """Its first stage."""
+        return self.base.model.codec
+
+    @property
+    def stated_process(self) -> Process:
+        """Its process."""
+        return self.base.model.process
+
+    @property
+    def process(self) -> Process:
+        """Its process."""
+        return self.base.model.process
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network is told; 0 for none."""
+        return sum(part.num_classes for part in self.base.model.conditioning.parts if "label" in part.gives)
+
+    @cached_property
+    def told_text(self) -> Any:
+        """The conditioner of texts; None where the network is told none."""
+        return next((part for part in self.base.model.conditioning.parts if "text" in part.prepares), None)
+
+    @property
+    def text(self) -> Any:
+        """The same: its word list it brings along."""
+        return self.told_text
+
+    def _with_words(self, pipeline: data.Pipeline | None) -> Any:
+        return self.told_text
+
+    @cached_property
+    def conditioning(self) -> conditioning.Conditioning:
+        """The conditioners of the model, all that is asked of which falls with `train.conditioning_dropout`."""
+        found = dataclasses.replace(self.base.model.conditioning, dropout={})
+        dropout = {found.asked: self.config.train.conditioning_dropout} if found.asked else {}
+        return dataclasses.replace(found, dropout=dropout)
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """What is trained in the place of the model."""
+        return ADAPTERS.build(self.config.adapter) if ADAPTER in self.config else None
+
+    @cached_property
+    def model(self) -> systems.Model:
+        """The model, with the adapter."""
+        own = () if self.adapter is None else (self.adapter,)
+        return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own)
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Every group of the model's parameters comes from it."""
+        return {
+            name: Source(where=self.base.where, read=lambda name=name: self.base.group(name), of_model=True)
+            for name in self.base.shapes
+        }
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the groups that are trained; by default the adapter, or else the network."""
+        default = systems.NETWORK if self.adapter is None else re.escape(f"{systems.ADAPTERS}/{self.adapter.name}")
+        return tuple(self.config.train.trained) or (default, training.OBJECTIVE)
+
+    def check(self) -> None:
+        """Build everything that the config names, so that a wrong name is an error before training starts.
+
+        Raises:
+          UserError: the first thing that is wrong, or that is stated beside the model and would be ignored.
+        """
+        self._check_unread()
+        self._check_data()
+        super().check()
+
+    def _check_unread(self) -> None:
+        stated = [group for group in _BROUGHT if self.config.get(group)]
+        for name in _UNREAD:
+            group, _, field = name.partition(".")
+            stated += [name] if self.config[group][field] else []
+        if stated:
+            raise UserError(
+                f"{', '.join(stated)}: {INIT} starts from the model in {self.config.init.folder}, which has its own; "
+                "leave them out"
+            )
+
+    def _check_data(self) -> None:
+        """Raise UserError where the data is not of the form, or of the classes, that the model is of."""
+        model, info, config = self.base.model, self.info, self.config
+        if info.first_stage:
+            raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+        there, here = model.data, info.spec
+        if (there.kind, there.shape) != (here.kind, here.shape):
+            raise UserError(
+                f"the model in {config.init.folder} is of {there.kind} {list(there.shape)}, the data of {here.kind} "
+                f"{list(here.shape)}: set data.image_size={there.shape[0]}, or give other data"
+            )
+        if self.num_classes not in (0, info.num_classes) or (config.train.class_conditional and not self.num_classes):
+            raise UserError(
+                f"the model in {config.init.folder} is told {self.num_classes or 'no'} classes, and "
+                f"{config.data.dataset} has {info.num_classes}"
+            )
+        if config.sampling.clip_x0 and model.codec.learned:
+            raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
+        if self.adapter is not None:
+            self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Raise UserError where the adapter changes what no loss reads through it."""
+        own = jax.eval_shape(self._init_adapters, self.base.shapes)[f"{systems.ADAPTERS}/{self.adapter.name}"]
+        beyond = sorted(path for path in own if path.startswith(f"{systems.CODEC}/"))
+        if beyond:
+            raise UserError(
+                f"adapter.targets find {beyond[0]} and {len(beyond) - 1} more of the first stage, which is not "
+                f"adapted: let the patterns begin with {systems.NETWORK}/"
+            )
+
+    def _init_adapters(self, base: Mapping[str, Any], seed: int | jax.Array | None = None) -> dict[str, Any]:
+        return self.model.init_adapters(stream_key(self.config.seed if seed is None else seed, "init"), base)
+
+    def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
+        """The form of the state before the first step: with zeros in the place of the model (`first_state`)."""
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), self.base.shapes)
+        return self._started(zeros, seed)
+
+    def _started(self, base: Mapping[str, Any], seed: int | jax.Array | None = None) -> training.TrainState:
+        """The state before the first step, of the model's parameters."""
+        key = stream_key(self.config.seed if seed is None else seed, "init")
+
+        def params() -> dict[str, Any]:
+            own = self.objective.init_params(fold_name(key, training.OBJECTIVE))
+            groups = {**jax.tree.map(jnp.copy, dict(base)), **self._init_adapters(base, seed)}
+            return groups if own is None else {**groups, training.OBJECTIVE: own}
+
+        return training.create_state(
+            params,
+            self.optimizer,
+            self.ema,
+            with_target="target" in self.objective.needs,
+            objective_state=self.objective.init_state(),
+            trained=self.trained,
+        )
+
+    def first_state(self) -> training.TrainState:
+        """The state before the first step, on the devices, but for the frozen groups."""
+        like = {**self.abstract_state.params, **self.frozen_groups}
+        base, _ = read_groups(self.sources, like)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.saved)
+        state = jax.jit(lambda base: self._started(base).saved, out_shardings=shardings)(base)
+        return self._with_lpips(training.TrainState(**state))
+
+    def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The frozen groups on the devices, and by what they are known."""
+        try:
+            return super().read_frozen()
+        finally:
+            self.base.release()
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The form of a parameter as it is trained: numbers as float32."""
+    dtype = jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+
+def _computing_in(part: Any, dtype: Any) -> Any:
+    """The part, and those within it, with activations of another type."""
+    if isinstance(part, tuple):
+        return tuple(_computing_in(one, dtype) for one in part)
+    if not dataclasses.is_dataclass(part):
+        return part
+    names = [field.name for field in dataclasses.fields(part) if field.init and field.name not in ("parent", "name")]
+    changed = {name: _computing_in(getattr(part, name), dtype) for name in names}
+    if "dtype" in changed and not isinstance(changed["dtype"], str):
+        changed["dtype"] = dtype
+    return part.clone(**changed) if isinstance(part, nn.Module) else dataclasses.replace(part, **changed)
