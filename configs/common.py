@@ -7,6 +7,10 @@ from ml_collections import ConfigDict
 
 from configs.base import runner
 
+CONVOLUTIONS = dict(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
+TRANSFORMER = dict(patch_size=2, hidden_size=64, num_heads=4)
+"""Small networks, which take the place of a recipe's own where it is tried on two CPU cores (`SMOKE` of a paper)."""
+
 
 def cifar10() -> ConfigDict:
     """CIFAR-10 (50,000 images of 32x32, 10 classes), flipped at random; 10,000 are held out."""

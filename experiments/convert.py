@@ -284,7 +284,7 @@ def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -
         log=dict(num_samples=16),
         checkpoint=dict(every=1_000),
     )
-    config.train.conditioning_dropout = 0.1 if classes and spec["name"] == "dit" else 0.0
+    config.train.conditioning_dropout = 0.1 if classes and models.MODELS.build(spec).published_without_class else 0.0
     config.sampling.sampler, config.sampling.grid = ConfigDict(sampling.sampler), ConfigDict(sampling.grid)
     return config, info
 

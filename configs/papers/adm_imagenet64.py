@@ -14,7 +14,7 @@ Topology: TPU v5e 8x8 (64 chips); the train step needs 15.9 GB per chip (compile
 
 from ml_collections import ConfigDict
 
-from configs.common import imagenet64
+from configs.common import CONVOLUTIONS, imagenet64
 
 CLAIMS = {
     "paper": "Dhariwal & Nichol 2021, arXiv:2105.05233",
@@ -42,6 +42,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "head_channels": 8},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

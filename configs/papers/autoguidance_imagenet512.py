@@ -23,6 +23,7 @@ The plan's sampler is guided by the null condition of the same network: there is
 
 from ml_collections import ConfigDict
 
+from configs.common import CONVOLUTIONS
 from configs.papers.edm2_s_imagenet512 import CLAIMS as EDM2
 from configs.papers.edm2_s_imagenet512 import get_config as edm2_s
 
@@ -48,6 +49,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "base_channels": 32, "head_channels": 16},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 3.2 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {
     "sampler": "d3pm_ancestral",
@@ -39,6 +39,12 @@ CLAIMS = {
         {"metric": "bits_per_dim", "value": 3.975, **_JUDGED, "num_samples": 10_000, "reference": "CIFAR-10, test"},
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+    "times_the_steps": 2,  # a bound on tokens learns slowly
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -14,6 +14,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 1.8 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
+from configs.common import CONVOLUTIONS
 from configs.papers import ddpm_cifar10
 
 _JUDGED = {"metric": "fid", "sampler": "ddim", "num_samples": 50_000, "reference": "CIFAR-10, training images"}
@@ -26,6 +27,11 @@ CLAIMS = {
         for steps, value in ((10, 13.36), (20, 6.84), (50, 4.67), (100, 4.16))
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 1.8 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _CHAIN = {"source": "closed form of the paper's betas", "tolerance": 1e-10}
 _JUDGED = {"sampler": "ddpm", "nfe": 1000, "num_samples": 50_000, "reference": "CIFAR-10, training images"}
@@ -35,6 +35,11 @@ CLAIMS = {
         {"metric": "inception_score", "value": 9.46, **_JUDGED, "source": "Table 1"},
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

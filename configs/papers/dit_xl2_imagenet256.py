@@ -16,7 +16,7 @@ optimizer and EMA sharded over all of them.
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import TRANSFORMER, latents
 
 _JUDGED = {
     "sampler": "ddpm",
@@ -47,6 +47,11 @@ CLAIMS = {
         {"metric": "inception_score", "value": 278.24, **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 2},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

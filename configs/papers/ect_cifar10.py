@@ -16,7 +16,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 3.7 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {
     "metric": "fid",
@@ -36,6 +36,11 @@ CLAIMS = {
     "weights": "edm",
     "results": [{**_JUDGED, "nfe": 1, "value": 3.60}, {**_JUDGED, "nfe": 2, "value": 2.11}],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -17,7 +17,7 @@ Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compile
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import CONVOLUTIONS, latents
 
 _JUDGED = {
     "sampler": "heun",
@@ -41,6 +41,11 @@ CLAIMS = {
         {"metric": "fd_dinov2", "value": 68.64, "source": "the authors' generate_images.py, width 0.19", **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "base_channels": 32, "head_channels": 16},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -18,7 +18,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 5.2 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _LEVELS = {"tolerance": 1e-8, "source": "eq. 5"}
 _JUDGED = {
@@ -50,6 +50,11 @@ CLAIMS = {
         {**_JUDGED, "value": 1.79, "source": "Table 2, configuration F, VP"},
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -17,7 +17,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 4.5 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 CLAIMS = {
     "paper": "Lipman et al. 2022, arXiv:2210.02747",
@@ -47,6 +47,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "head_channels": 8},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -19,6 +19,7 @@ Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compile
 
 from ml_collections import ConfigDict
 
+from configs.common import CONVOLUTIONS
 from configs.papers.edm2_s_imagenet512 import CLAIMS as EDM2
 from configs.papers.edm2_s_imagenet512 import get_config as edm2_s
 
@@ -45,6 +46,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "base_channels": 32, "head_channels": 16},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

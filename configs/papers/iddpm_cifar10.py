@@ -14,7 +14,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 2.7 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {"sampler": "ddpm", "nfe": 4000, "source": "Table 2, L_hybrid", "checked": False}
 CLAIMS = {
@@ -36,6 +36,11 @@ CLAIMS = {
         {"metric": "bits_per_dim", "value": 3.17, "num_samples": 10_000, "reference": "CIFAR-10, test", **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "head_channels": 8},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

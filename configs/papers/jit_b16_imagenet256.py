@@ -14,7 +14,7 @@ Topology: TPU v5e 4x4 (16 chips); the train step needs 5.4 GB per chip (compiled
 
 from ml_collections import ConfigDict
 
-from configs.common import imagenet256
+from configs.common import TRANSFORMER, imagenet256
 
 CLAIMS = {
     "paper": "Li & He 2025, arXiv:2511.13720",
@@ -48,6 +48,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 4, "bottleneck": 16, "context_tokens": 4, "context_start": 1},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

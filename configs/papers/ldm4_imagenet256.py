@@ -16,7 +16,7 @@ Topology: TPU v5p 2x2x4 (16 chips); the train step needs 37.9 GB per chip (compi
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import CONVOLUTIONS, latents
 
 # 55,322,782 parameters; the table has 24,576 of them.
 FIRST_STAGE = {"name": "vq", "size": "f4", "latent_channels": 3, "num_codes": 8192}
@@ -50,6 +50,20 @@ CLAIMS = {
         {"metric": "inception_score", "value": 247.67, **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "keeps": ("dropout",),  # the size has a name, and what it stands for is below
+    "model": {
+        **CONVOLUTIONS,
+        "name": "unet",
+        "context_channels": 32,
+        "label_context": True,
+        "norm_eps": 1e-5,
+        "flip_sin_to_cos": True,
+        "frequency_shift": 0,
+    },
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

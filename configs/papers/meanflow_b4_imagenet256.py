@@ -15,7 +15,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 6.3 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import TRANSFORMER, latents
 
 CLAIMS = {
     "paper": "Geng et al. 2025, arXiv:2505.13447",
@@ -43,6 +43,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 2},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

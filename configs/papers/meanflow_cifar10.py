@@ -15,7 +15,7 @@ Topology: TPU v5e 4x4 (16 chips); the train step needs 5.8 GB per chip (compiled
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 CLAIMS = {
     "paper": "Geng et al. 2025, arXiv:2505.13447",
@@ -43,6 +43,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

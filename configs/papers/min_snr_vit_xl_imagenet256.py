@@ -16,7 +16,7 @@ Topology: TPU v5e 4x4 (16 chips); the train step needs 1.8 GB per chip (compiled
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import TRANSFORMER, latents
 
 CLAIMS = {
     "paper": "Hang et al. 2023, arXiv:2303.09556",
@@ -48,6 +48,12 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 4},
+    "times_the_steps": 4,  # a momentum of 0.99 looks back on 100
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

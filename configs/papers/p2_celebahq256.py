@@ -17,7 +17,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 3.8 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import celeba_hq256
+from configs.common import CONVOLUTIONS, celeba_hq256
 
 CLAIMS = {
     "paper": "Choi et al. 2022, arXiv:2204.00227",
@@ -50,6 +50,11 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "head_channels": 8},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

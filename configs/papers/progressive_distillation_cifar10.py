@@ -24,7 +24,7 @@ and so on, down to one step.
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {
     "metric": "fid",
@@ -56,6 +56,11 @@ CLAIMS = {
         {**_JUDGED, "nfe": 2, "value": 4.51, "source": "Table 2"},
     ],
 }
+
+SMOKE = {
+    "model": {**CONVOLUTIONS, "head_channels": 8},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config(argument: str = "") -> ConfigDict:

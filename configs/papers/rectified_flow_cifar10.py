@@ -16,7 +16,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 3.0 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {"metric": "fid", "num_samples": 50_000, "reference": "CIFAR-10, training images", "source": "Table 1"}
 CLAIMS = {
@@ -42,6 +42,11 @@ CLAIMS = {
         {**_JUDGED, "value": 378.0, "sampler": "flow_euler", "nfe": 1},
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -18,6 +18,7 @@ Topology: TPU v5e 4x4 (16 chips); the train step needs 2.2 GB per chip (compiled
 
 from ml_collections import ConfigDict
 
+from configs.common import TRANSFORMER
 from configs.papers import sit_xl2_imagenet256
 
 _JUDGED = {
@@ -47,6 +48,11 @@ CLAIMS = {
         },
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 2, "align_depth": 1, "align_channels": 32},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -24,7 +24,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 6.0 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _MIDDLE = 1.1 / 1.5707963267948966  # the angle where two steps meet, as a time
 _JUDGED = {
@@ -47,6 +47,11 @@ CLAIMS = {
     "weights": "edm",
     "results": [{**_JUDGED, "nfe": 1, "value": 2.97}, {**_JUDGED, "nfe": 2, "value": 2.06}],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -17,7 +17,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 4.5 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import CONVOLUTIONS, cifar10
 
 _JUDGED = {
     "sampler": "predictor_corrector",
@@ -44,6 +44,12 @@ CLAIMS = {
         {"metric": "inception_score", "value": 9.89, **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "model": CONVOLUTIONS,
+    "sampling": {"steps": 64},  # a corrector leaves noise with fewer
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ Topology: TPU v5e 2x4 (8 chips); the train step needs 4.7 GB per chip (compiled 
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import TRANSFORMER, latents
 
 _JUDGED = {
     "metric": "fid",
@@ -43,6 +43,11 @@ CLAIMS = {
     "sampler": {"nfe": 4, "source": "four steps"},
     "results": [{**_JUDGED, "nfe": n, "value": value} for n, value in ((128, 15.5), (4, 28.3), (1, 40.3))],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 2},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

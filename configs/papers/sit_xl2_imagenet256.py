@@ -17,7 +17,7 @@ dit_xl2_imagenet256.py.
 
 from ml_collections import ConfigDict
 
-from configs.common import latents
+from configs.common import TRANSFORMER, latents
 
 _JUDGED = {
     "sampler": "sit_sde",
@@ -48,6 +48,11 @@ CLAIMS = {
         {"metric": "inception_score", "value": 270.27, **_JUDGED},
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 2},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ Topology: TPU v5e 2x2 (4 chips); the train step needs 11.8 GB per chip (compiled
 
 from ml_collections import ConfigDict
 
-from configs.common import cifar10
+from configs.common import TRANSFORMER, cifar10
 
 CLAIMS = {
     "paper": "Bao et al. 2023, arXiv:2209.12152",
@@ -44,6 +44,12 @@ CLAIMS = {
         }
     ],
 }
+
+SMOKE = {
+    "model": {**TRANSFORMER, "depth": 4},
+    "times_the_steps": 4,  # a momentum of 0.99 looks back on 100
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
 
 
 def get_config() -> ConfigDict:

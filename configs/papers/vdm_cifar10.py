@@ -45,6 +45,11 @@ CLAIMS = {
     ],
 }
 
+SMOKE = {
+    "model": {"features": 32, "depth": 2},
+}
+"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+
 
 def get_config() -> ConfigDict:
     """The recipe."""

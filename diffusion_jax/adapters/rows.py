@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.adapters.adapter import ADAPTERS, Adapter
 from diffusion_jax.adapters.forms import SCALE
-from diffusion_jax.domains import SIZE
+from diffusion_jax.domains import SIZE, Bounds
 from diffusion_jax.errors import UserError
 
 
@@ -24,7 +24,7 @@ class TextualInversion(Adapter):
 
     name: str = "textual_inversion"
     targets: tuple[str, ...] = (r".*/embedding",)
-    first: int = -1
+    first: Annotated[int, Bounds(low=-1, high=2**24)] = -1
     rows: Annotated[int, SIZE] = 1
 
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:

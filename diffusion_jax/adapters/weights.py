@@ -19,7 +19,7 @@ class OfKernels(Adapter):
     """What adapters of kernels share.
 
     Attributes:
-      rank: of the factors.
+      rank: columns of A and rows of B.
       alpha: s = alpha / rank; 0 stands for the rank, so that s = 1.
       rank_stabilized: s = alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
       convolutions: whether the patterns may find kernels of convolutions too.

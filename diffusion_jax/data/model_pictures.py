@@ -56,21 +56,21 @@ class EncoderPictures:
         return cls.of_config(read_json(Path(folder).expanduser() / "preprocessor_config.json"))
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> "EncoderPictures":
+    def of_config(cls, said: Mapping[str, Any]) -> "EncoderPictures":
         """What the fields of preprocessor_config.json say."""
         read = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
-        for name, value in config.items():
+        for name, value in said.items():
             if name not in read and name not in _UNREAD and value is not None:
                 raise UserError(f"preprocessor_config.json says {name} = {shown(value)}: there is no such field here")
-        normalised = config.get("do_normalize", True)
-        factor = config.get("rescale_factor", 1 / 255)
+        normalised = said.get("do_normalize", True)
+        factor = said.get("rescale_factor", 1 / 255)
         return cls(
-            size=_side(config.get("size", 224)) if config.get("do_resize", True) else None,
-            crop=_box(config.get("crop_size", 224)) if config.get("do_center_crop", True) else None,
-            resample=int(config.get("resample", 3)),
-            factor=float(factor) if config.get("do_rescale", True) else None,
-            mean=tuple(config.get("image_mean") or _CLIP_MEAN) if normalised else None,
-            deviation=tuple(config.get("image_std") or _CLIP_STD) if normalised else None,
+            size=_side(said.get("size", 224)) if said.get("do_resize", True) else None,
+            crop=_box(said.get("crop_size", 224)) if said.get("do_center_crop", True) else None,
+            resample=int(said.get("resample", 3)),
+            factor=float(factor) if said.get("do_rescale", True) else None,
+            mean=tuple(said.get("image_mean") or _CLIP_MEAN) if normalised else None,
+            deviation=tuple(said.get("image_std") or _CLIP_STD) if normalised else None,
         )
 
     def __call__(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "n height width 3"]:

@@ -65,7 +65,7 @@ class ConditionalEncoder(Network, kw_only=True):
     Takes images of any height and width. Parameters are as in `UNet`, but the blocks of a transformer are one scan.
 
     Attributes:
-      channels: of each level.
+      channels: channels of each level.
       attends: which levels have transformers.
       num_res_blocks: residual blocks of each level on the way down; on the way up a level has one more.
       num_heads: attention heads of each level.

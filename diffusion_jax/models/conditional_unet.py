@@ -63,7 +63,8 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
     way down, and cut to the kept results on the way up.
 
     Attributes:
-      extra_channels: of conditions["image"], [batch, height, width, channels], concatenated behind the input; 0: none.
+      extra_channels: channels of conditions["image"], [batch, height, width, channels], which stands behind the input;
+        0: none.
       image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       guidance_channels: waves of conditions["guidance"], LCM's w, which is the guidance scale less 1; 0: none. Their
         layer starts at zero.

@@ -24,7 +24,7 @@ them.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import flax.linen as nn
 import jax
@@ -152,6 +152,8 @@ class DiT(Network, kw_only=True):
       pooled_channels: width of conditions["pooled"], one vector for the whole text; 0: there is none.
       context_by: how image tokens see the context: by "cross" attention, or by "joint" attention.
     """
+
+    published_without_class: ClassVar[bool] = True
 
     patch_size: int = 2
     hidden_size: int = 384

@@ -39,11 +39,13 @@ class Network(nn.Module, kw_only=True):
         enters as the embedding of the interval time - second_time.
       dtype: what activations are computed in; parameters are float32 always.
       zero_at_init: whether the class promises that a fresh network outputs zero.
+      published_without_class: whether published weights of such networks were trained without the class, too.
       is_convolutional: whether it convolves, which in a loop XLA for CPU is slow at.
     """
 
     zero_at_init: ClassVar[bool] = True
     is_convolutional: ClassVar[bool] = False
+    published_without_class: ClassVar[bool] = False
 
     image_size: int
     image_channels: int

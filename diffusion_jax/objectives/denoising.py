@@ -69,6 +69,11 @@ class Denoising(Objective):
     weighting: Weighting
     uncertainty: LearnedUncertainty | None = None
 
+    @property
+    def squared_error(self) -> "Denoising":
+        own = ("schedule", "time_sampler", "prediction", "weighting")
+        return Denoising(**{name: getattr(self, name) for name in own})
+
     def init_params(self, key: Key[Array, ""]) -> Any:
         return self.uncertainty and self.uncertainty.init(key)
 

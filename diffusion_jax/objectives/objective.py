@@ -84,6 +84,11 @@ class Objective:
         return frozenset({"time_sampler"} & {field.name for field in dataclasses.fields(self)})
 
     @property
+    def squared_error(self) -> "Objective | None":
+        """The part of the loss that is a weighted squared error, a `Denoising` of its own; None where there is none."""
+        return None
+
+    @property
     def reads_lpips(self) -> bool:
         """Whether the objective's state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
         return False

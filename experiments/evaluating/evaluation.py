@@ -311,7 +311,7 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
 
 def require_path(make: Generator) -> None:
     """Raise UserError where the way from noise to a sample cannot be shown."""
-    if not make.experiment.shown.is_image:
+    if make.experiment.shown.spec.kind != "pixels":
         raise UserError("--animate shows pictures, and this run draws none")
     if make.path_bytes > MOST_PATH_BYTES:
         raise UserError(

@@ -34,7 +34,6 @@ from diffusion_jax import models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.likelihood import METRICS
-from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
@@ -54,6 +53,9 @@ RESULTS = ROOT / "docs" / "results"
 MET, DIFFERS, NOT_MET, NOT_RUN, NOT_STATED = "met", "differs", "not met", "not run", "not stated"
 """Shown here; not what the paper has, for a reason that the config states; measured and wrong; nobody measured it yet;
 the config claims nothing."""
+SMOKE_PARTS = ("model", "keeps", "objective", "sampling", "times_the_steps")
+"""Of the block `SMOKE`: the fields of the network, which of the recipe's own stay (all but its size), other fields of
+two groups, and how many times the steps it needs."""
 TOLERANCE = 0.05
 """How far a measured result may be from the published one, as a share, on the worse side."""
 _NOT_OF_TRAINING = ("seed", "sampling.", "evaluation.", "log.", "checkpoint.")
@@ -78,6 +80,7 @@ class Paper:
     path: Path
     config: ConfigDict
     claims: Mapping[str, Any]
+    smoke: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -99,7 +102,18 @@ class Paper:
         for kind in claims:
             if kind not in ("paper", *CHECKS):
                 raise UserError(f"{path}: {unknown_name('kind of claim', kind, list(CHECKS))}")
-        return cls(path=path, config=call_get_config(module, path), claims=claims)
+        return cls(path=path, config=call_get_config(module, path), claims=claims, smoke=_smoke(module, path))
+
+
+def _smoke(module: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The block `SMOKE` of a paper; raises UserError where there is none, or it has a part that is not known."""
+    smoke = module.get("SMOKE")
+    if not isinstance(smoke, Mapping) or not isinstance(smoke.get("model"), Mapping):
+        raise UserError(f'{path} has no SMOKE = {{"model": ...}}; experiments/papers/smoke.py says what it is')
+    for part in smoke:
+        if part not in SMOKE_PARTS:
+            raise UserError(f"{path}: {unknown_name('part of SMOKE', part, list(SMOKE_PARTS))}")
+    return smoke
 
 
 def read_papers(words: str = "") -> list[Paper]:
@@ -172,18 +186,18 @@ def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> float:
     """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty; of L_hybrid the first part."""
-    objective = experiment.objective
-    if not isinstance(objective, Denoising):
-        raise UserError(f"a `loss` can be claimed of denoising objectives, not of {type(objective).__name__}")
-    objective, noise_schedule = dataclasses.replace(objective, uncertainty=None), objective.schedule
+    objective = experiment.objective.squared_error
+    if objective is None:
+        raise UserError(
+            f"a `loss` can be claimed of denoising objectives, not of {type(experiment.objective).__name__}"
+        )
+    noise_schedule = objective.schedule
     with jax.enable_x64(True):
         log_snr = -2 * math.log(claim.get("noise_to_signal", 1.0))
         t = claim["t"] if "t" in claim else float(noise_schedule.time_of_log_snr(np.float64(log_snr)))
         x0 = jnp.zeros((1, 2, 2, 1), jnp.float64)
         times = jnp.full((1,), t, jnp.float64)
-        terms, _ = Denoising.terms(
-            objective, lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, times
-        )
+        terms, _ = objective.terms(lambda xt, t: Prediction.from_x0(noise_schedule, x0 + 1.0, xt, t), x0, x0, times)
         return float(terms[0])
 
 

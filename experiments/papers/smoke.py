@@ -43,41 +43,11 @@ from experiments.running.loop import Loop, StopSignal
 
 NUM_SAMPLES = 500
 RESULT = "smoke.json"
-_CONVOLUTIONS = dict(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
-_TOKENS = dict(patch_size=2, hidden_size=64, num_heads=4)
-NETWORKS: dict[str, dict[str, Any]] = {
-    "unet": _CONVOLUTIONS,
-    "adm": _CONVOLUTIONS | dict(head_channels=8),
-    "ddpmpp": _CONVOLUTIONS,
-    "ncsnpp": _CONVOLUTIONS,
-    "edm2": _CONVOLUTIONS | dict(base_channels=32, head_channels=16),
-    "vdm": dict(features=32, depth=2),
-    "dit": _TOKENS | dict(depth=2),
-    "uvit": _TOKENS | dict(depth=4),
-    "vit": _TOKENS | dict(depth=4),
-    "jit": _TOKENS | dict(depth=4, bottleneck=16, context_tokens=4, context_start=1),
-    "ddit": dict(hidden_size=64, depth=2, num_heads=2, conditioning_size=32),
-    # Latent diffusion's networks have names and no sizes: this is what the name stands for, with a few channels.
-    "ldm_unet": _CONVOLUTIONS
-    | dict(
-        name="unet", context_channels=32, label_context=True, norm_eps=1e-5, flip_sin_to_cos=True, frequency_shift=0
-    ),
-}
-"""What takes the place of a network's own fields, by the name of its model."""
-# Recipes that need more steps than others: a momentum of 0.99 looks back on 100; a bound on tokens learns slowly; in
-# 200 steps a consistency model draws the mean of all digits.
-TIMES_THE_STEPS = {
-    "uvit_s2_cifar10": 4,
-    "min_snr_vit_xl_imagenet256": 4,
-    "d3pm_cifar10": 2,
-    "consistency_cifar10": 4,
-    "mdlm_openwebtext": 2,
-    "sedd_openwebtext": 2,
-}
 
 
-def reduced(config: ConfigDict, steps: int) -> ConfigDict:
-    """The recipe for the digits, or for the text that comes with Python."""
+def reduced(paper: Paper, steps: int) -> ConfigDict:
+    """The recipe for the digits, or for the text that comes with Python, with what its `SMOKE` says."""
+    config, smoke = paper.config, paper.smoke
     small = config.copy_and_resolve_references()
     is_text = config.data.dataset == "text"
     with small.unlocked():
@@ -88,12 +58,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
                 dataset="text", image_size=None, options=ConfigDict(dict(corpus="python_docs", length=64))
             )
         small.data.update(split="train", validation_split="test", num_workers=0)
-        model = {name: value for name, value in config.model.items() if name not in ("size", "remat")}
-        if config.model.name == "ldm_unet":
-            model = {name: value for name, value in model.items() if name == "dropout"}
-        small.model = ConfigDict({**model, **NETWORKS[config.model.name]})
-        if "align_depth" in small.model:
-            small.model.update(align_depth=1, align_channels=32)
+        kept = set(config.model) & set(smoke.get("keeps", set(config.model) - {"size", "remat"}))
+        small.model = ConfigDict({**{name: config.model[name] for name in kept}, **smoke["model"]})
         small.train.update(steps=steps, batch_size=64)
         small.optimizer.update(
             learning_rate=max(config.optimizer.learning_rate, 2e-3), warmup_steps=max(1, steps // 10)
@@ -103,16 +69,13 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         for field, value in {"total_steps": steps, "doubling": max(1, steps // 4), "warmup": steps // 2}.items():
             if field in small.objective:
                 small.objective[field] = value
-        if "last" in small.objective:  # from level to level the data spreads as slowly as an averaged target follows
-            small.objective.last = 5 if small.objective.name == "consistency_training" else 160
         if Experiment(config).objective.reads_lpips:
             small.objective.distance = "squared"
         if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
             small.objective.decay = min(small.objective.decay, 1 - 10 / steps)
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
-        most = 64 if config.sampling.sampler.name == "predictor_corrector" else 16  # which leaves noise with fewer
-        small.sampling.steps = min(config.sampling.steps, most)
+        small.sampling.steps = min(config.sampling.steps, 16)
         if is_text:
             small.process.num_tokens = 256
             small.evaluation.likelihood_images = 100
@@ -123,6 +86,8 @@ def reduced(config: ConfigDict, steps: int) -> ConfigDict:
         small.log.update(every=10, validate_every=0, sample_every=0, num_samples=50)
         small.checkpoint.update(directory="", every=steps, keep_best=0)
         small.evaluation.metrics = ()
+        for group in ("objective", "sampling"):
+            small[group].update(smoke.get(group, {}))
     return small
 
 
@@ -135,7 +100,7 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
       RunError: the loss is not finite.
     """
     began = time.perf_counter()
-    config = reduced(paper.config, steps)
+    config = reduced(paper, steps)
     if "align_depth" in config.model:
         with config.unlocked():
             config.data.features = str(write_features(config, directory))
@@ -231,11 +196,9 @@ def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) 
     Raises:
       RunError: some did not learn.
     """
-    lengths = {paper.name: steps * TIMES_THE_STEPS.get(paper.name, 1) for paper in papers}
+    lengths = {paper.name: steps * paper.smoke.get("times_the_steps", 1) for paper in papers}
     homes = {
-        paper.name: directory
-        / "smoke"
-        / f"{paper.name}-{workdir.digest(reduced(paper.config, lengths[paper.name]))[:8]}"
+        paper.name: directory / "smoke" / f"{paper.name}-{workdir.digest(reduced(paper, lengths[paper.name]))[:8]}"
         for paper in papers
     }
     found: dict[str, Any] = {}

@@ -43,6 +43,13 @@ def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_pa
     assert message in command.fails("generate", *flags, f"--out={tmp_path}")
 
 
+def test_a_controlnet_and_its_picture(command, tmp_path):
+    net = "tests/golden/pipelines/adapters/controlnet_a"
+    flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
+    command.run("generate", "--model=tests/golden/pipelines/sd15", "--prompt=a", *flags, f"--out={tmp_path}")
+    assert (tmp_path / "00000.png").is_file()
+
+
 def test_batches_hold_every_picture_once():
     for prompts, each, most in ((3, 2, 4), (1, 9, 4), (5, 1, 2), (2, 4, 4)):
         found = generate.divided(prompts, each, most)

@@ -48,7 +48,7 @@ def test_scorecard_is_true_today(path):
 def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
     """What `--scale=smoke` trains: the paper's objective and sampler, on a network of the same kind."""
     paper = Paper.read(path)
-    config = smoke.reduced(paper.config, 100)
+    config = smoke.reduced(paper, 100)
     config.data.data_dir = str(data_dir)
     if "align_depth" in config.model:
         config.data.features = str(smoke.write_features(config, tmp_path))
