@@ -22,6 +22,7 @@ from diffusion_jax.weights.lora import read_lora
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.sources import require_same_sources
+from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.config_files import load_config
 from tests.processes import assert_same_run, complete, final_state
@@ -243,6 +244,11 @@ def test_an_adapter_without_a_model_is_refused():
         config.adapter = {"name": "lora"}
     with pytest.raises(UserError, match=r"adapter changes a model that is there: name it, init\.folder"):
         open_experiment(config).check()
+
+
+def test_commands_that_build_models_by_their_config_say_so(pictures):
+    with pytest.raises(UserError, match=r"a config with init\.folder starts from a model, and this command is not of"):
+        Experiment.planned(opened(pictures).config)
 
 
 @pytest.mark.slow  # the same in one process is above
