@@ -7,6 +7,8 @@
         --config=configs/papers/edm_cifar10.py
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
     python -m experiments.convert --source=runs/dit --target=folder --format=diffusers_dit       # a folder of diffusers
+    python -m experiments.convert --source=runs/style --target=style.safetensors       # an adapter's run
+    python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
 
 A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. Where it holds averages of
 the parameters and raw weights, the average is taken; --entry names another set, and a wrong one lists all. The names of
@@ -40,8 +42,12 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
+from diffusion_jax.pipelines.adapting import targets_of_model
+from diffusion_jax.pipelines.model import save_as
+from diffusion_jax.pipelines.parts import INDEX
 from diffusion_jax.specs import DataSpec
-from diffusion_jax.systems import NETWORK
+from diffusion_jax.systems import ADAPTERS, NETWORK, within
+from diffusion_jax.weights.lora_writing import write_lora
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
@@ -76,6 +82,8 @@ def export(source: Path, target: Path) -> None:
     """A run's parameters as tensors under the names of `--format`; in those of diffusers with what it needs to build
     the network, beside them."""
     experiment, params, origin = restore_params(source, ema=EMA.value)
+    if experiment.has_base:
+        return export_from_base(experiment, jax.device_get(params), origin, target)
     form = FORMAT.value or "diffusion_jax"
     of_diffusers = form.startswith("diffusers_")
     if target.suffix != ".safetensors" and not of_diffusers:
@@ -94,6 +102,27 @@ def export(source: Path, target: Path) -> None:
         describe(experiment, described, file.parent)
         if file.stem != weights.FOLDER_STEM:
             print(f"diffusers looks for {weights.FOLDER_STEM}.safetensors: rename it")
+
+
+def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], target: Path) -> None:
+    """Of a run that started from a published folder its adapter, as a file of LoRA under PEFT's names, or the whole
+    model as such a folder."""
+    _unused("what comes from a published folder is written, under its own names", format=FORMAT.value)
+    base, adapters = Path(experiment.config.init.folder).expanduser(), experiment.model.adapters
+    if not (base / INDEX).is_file():
+        raise UserError(f"{base} is no published folder, so what was trained on it has no names of other programs")
+    step = f"step {origin['step']} ({origin['parameters']})"
+    if (target.suffix == ".safetensors") != bool(adapters):
+        raise UserError(
+            f"--target={target}: an adapter is written as a .safetensors file, a model that was trained as a new folder"
+        )
+    cli.writable_directory(target.parent)
+    for adapter in adapters:
+        write_lora(target, within(ADAPTERS, params)[adapter.name], targets_of_model(base))
+        print(f"adapter {adapter.name} of {step}: {target}")
+    if not adapters:
+        save_as(base, params, target)
+        print(f"model of {step}: {target}")
 
 
 def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -> None:

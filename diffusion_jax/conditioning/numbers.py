@@ -16,17 +16,23 @@ from diffusion_jax.specs import ConditionSpec
 @CONDITIONERS.register("numbers", example={"slot": "augment", "count": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers(Conditioner):
-    """A vector of each example, float32 [batch, count], under the name of its slot; zeros are null.
+    """A vector of each example, float32 [batch, count], under the name of its slot.
 
     Attributes:
       slot: the name, of the raw field and of the slot.
       count: length of the vector.
       role: see `ConditionSpec`.
+      unsaid: the numbers where nothing is said; () for zeros.
     """
 
     slot: str
     count: int
     role: Literal["asked", "told"] = "told"
+    unsaid: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if len(self.unsaid) not in (0, self.count):
+            raise UserError(f"{self.slot} is {self.count} numbers, and unsaid has {len(self.unsaid)}")
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -47,4 +53,5 @@ class Numbers(Conditioner):
         return {self.slot: batch[self.slot]} if self.slot in batch else self.null(params, size)
 
     def null(self, params: PyTree, size: int) -> Conditions:
-        return {self.slot: jnp.zeros((size, self.count), jnp.float32)}
+        row = jnp.asarray(self.unsaid or (0.0,) * self.count, jnp.float32)
+        return {self.slot: jnp.broadcast_to(row, (size, self.count))}

@@ -15,8 +15,9 @@ from diffusion_jax import adapters
 from diffusion_jax.adapters import Own, Weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
-from diffusion_jax.pipelines.parts import Parts
+from diffusion_jax.pipelines.parts import Parts, read_parts
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.systems import CONDITIONING, NETWORK
 from diffusion_jax.weights.components import COMPONENTS, class_name
 from diffusion_jax.weights.lora import Target, read_lora
 from diffusion_jax.weights.lora_names import DENOISER
@@ -128,7 +129,18 @@ def lora_file(path: Path | str) -> Path:
     return found[0]
 
 
-def _target(parts: Parts, name: str) -> Target:
+def targets_of_model(folder: Path | str) -> dict[str, Target]:
+    """The networks of a published folder, as the groups of its `Model` (`read_model`), with their names in files."""
+    parts = read_parts(folder)
+    encoders = [name for name in _ENCODERS if name in parts.models]
+    groups = {name: f"{CONDITIONING}/context/encoder_{i}" for i, name in enumerate(encoders)}
+    found = {DENOISER: _target(parts, parts.network, NETWORK)}
+    return {**found, **{name: _target(parts, name, group) for name, group in groups.items()}}
+
+
+def _target(parts: Parts, name: str, group: str = "") -> Target:
     part = parts.models[name]
     component = COMPONENTS.build(class_name(part.config))
-    return Target(group=name, maps=component.layouts(part.module), shapes=flatten_dict(component.shapes(part.module)))
+    return Target(
+        group=group or name, maps=component.layouts(part.module), shapes=flatten_dict(component.shapes(part.module))
+    )

@@ -1,5 +1,6 @@
 """A published folder as a `Model`: what the runner trains, and what everything else here takes."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from diffusion_jax.pipelines.facts import Facts
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.schedulers import Parameterization
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.specs import ConditionSpec, DataSpec
 from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params
 
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_BEAUTY = 6.0
 _LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
 
 
@@ -28,12 +31,23 @@ def read_model(folder: Source, dtype: DTypeLike = jnp.float32) -> tuple[Model, P
     return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32))
 
 
+def save_as(folder: Source, params: Params, target: Source) -> None:
+    """Write a copy of a published folder that has other parameters, those of its model."""
+    parts = read_parts(folder)
+    names = [name for name in _ENCODERS if name in parts.models]
+    text = params[f"{CONDITIONING}/context"]
+    own = {parts.network: params[NETWORK], "vae": params[CODEC]}
+    own |= {name: text[f"encoder_{i}"] for i, name in enumerate(names)}
+    models = {**parts.models, **{n: dataclasses.replace(parts.models[n], params=tree) for n, tree in own.items()}}
+    dataclasses.replace(parts, models=models).save(target)
+
+
 def model_of(parts: Parts) -> tuple[Model, Params]:
     """The same, of parts that are read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
-    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in parts.models]
+    names = [name for name in _ENCODERS if name in parts.models]
     takes = facts.takes
     filled = {"context", "pooled", "sizes"}
     rest = sorted(set(takes) - filled)
@@ -42,7 +56,7 @@ def model_of(parts: Parts) -> tuple[Model, Params]:
         raise UserError(f"{name} as a Model is not here: {what}; draw with it by diffusion_jax.Pipeline")
     conditioners: list[Any] = [_text(parts, family, names, takes)]
     if "sizes" in takes:
-        conditioners.append(Numbers(slot="sizes", count=takes["sizes"].shape[0], role=takes["sizes"].role))
+        conditioners.append(_sizes(takes["sizes"], float(facts.side)))
     groups: dict[str, Any] = {
         NETWORK: parts.models[parts.network].params,
         CODEC: parts.models["vae"].params,
@@ -56,6 +70,13 @@ def model_of(parts: Parts) -> tuple[Model, Params]:
         codec=facts.codec,
     )
     return model, groups
+
+
+def _sizes(spec: ConditionSpec, side: float) -> Numbers:
+    """What SDXL is told of a picture: its size, what was cut off, and its size now, or with the refiner's five numbers
+    how beautiful it is. Where a batch does not say, the picture is whole, and as beautiful as the pipeline asks for."""
+    now = (side, side) if spec.shape[0] == 6 else (_BEAUTY,)
+    return Numbers(slot="sizes", count=spec.shape[0], role=spec.role, unsaid=(side, side, 0.0, 0.0, *now))
 
 
 def _text(parts: Parts, family: Family, names: list[str], takes: Any) -> PublishedText:

@@ -40,8 +40,8 @@ class ExperimentData:
             )
         if self.config.init.folder and not self.has_base:
             raise UserError(
-                f"a config with {INIT} starts from a model, and this command or group is not of such: use "
-                "experiments.train, sample or evaluate"
+                f"a config with {INIT} starts from a model, and this command is not of such configs: use "
+                "experiments.train, sample, evaluate or convert"
             )
 
     @classmethod

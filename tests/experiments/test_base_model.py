@@ -14,11 +14,15 @@ from flax.traverse_util import flatten_dict
 
 import diffusion_jax as dj
 from diffusion_jax import systems, training
-from diffusion_jax.adapters import forms
+from diffusion_jax.adapters import forms, merge
 from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.adapting import targets_of_model
+from diffusion_jax.pipelines.model import save_as
+from diffusion_jax.weights.lora import read_lora
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.sources import require_same_sources
+from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.config_files import load_config
 from tests.processes import assert_same_run, complete, final_state
@@ -164,6 +168,27 @@ def test_another_model_in_its_place_is_refused(trained, tmp_path):
         restore_params(run)
 
 
+def test_the_adapter_as_a_file_gives_the_same_model(trained, command, tmp_path):
+    directory, _, last, _ = trained
+    file, own = tmp_path / "style.safetensors", last.params["adapters/lora"]
+    command.run("convert", f"--source={directory}", f"--target={file}", "--ema=params")
+    _, base = dj.load_model(SD15)
+    read = read_lora(file, targets_of_model(SD15))
+    assert set(read) == set(own)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merge(base, [read]), merge(base, [dict(own)])
+    )
+    line = command.fails("convert", f"--source={directory}", f"--target={tmp_path / 'folder'}")
+    assert "an adapter is written as a .safetensors file" in line
+
+
+def test_a_trained_model_as_a_published_folder(tmp_path):
+    _, params = dj.load_model(SD15)
+    params["network"]["conv_in"]["bias"] = params["network"]["conv_in"]["bias"] + 1
+    save_as(SD15, params, tmp_path / "folder")
+    assert systems.fingerprint(dj.load_model(tmp_path / "folder")[1]) == systems.fingerprint(params)
+
+
 def test_all_of_a_model_can_be_trained(pictures):
     """The network begins as it is in the folder and is trained; the text encoder and the first stage are frozen."""
     experiment = opened(pictures, "finetune/sd15")
@@ -221,6 +246,12 @@ def test_an_adapter_without_a_model_is_refused():
         open_experiment(config).check()
 
 
+def test_commands_that_build_models_by_their_config_say_so(pictures):
+    with pytest.raises(UserError, match=r"a config with init\.folder starts from a model, and this command is not of"):
+        Experiment.planned(opened(pictures).config)
+
+
+@pytest.mark.slow  # the same in one process is above
 def test_an_adapter_of_a_run_killed_and_resumed(finished, command, tmp_path):
     """By the commands, on the digits: the same bits as without the kill; another model is refused; samples."""
     config = tmp_path / "config.py"

@@ -25,6 +25,9 @@ def test_the_network_is_told_what_the_pipeline_tells_it(name):
     null = text.null(params["conditioning/context"], 1)["context"][0]
     expected = np.zeros_like(found["context"][1]) if name == "sdxl" else found["context"][1]
     np.testing.assert_allclose(null, expected, atol=1e-4)
+    if "sizes" in told:
+        sizes = model.conditioning.parts[1].null(None, 2)["sizes"]
+        np.testing.assert_array_equal(sizes, told["sizes"])
     assert model.data.shape == (32, 32, 3)
     assert model.diffused.shape[:2] == (8, 8)
 
