@@ -14,12 +14,16 @@ MODELS = FLAGS.strings("models", None, "workdirs or folders of the models", allo
 METHOD = FLAGS.string("method", "linear", "how they become one: linear, slerp, ties, dare, add_difference")
 BASE = FLAGS.path("base", None, "model that the others were trained from, for ties and dare; by default the first")
 WEIGHTS = FLAGS.strings(
-    "weights", None, "of the models, for linear and dare", check=float, allowed="numbers with commas between them"
+    "weights",
+    None,
+    "of the models, for linear and dare",
+    check=cli.weight,
+    allowed="numbers with commas between them",
 )
 SHARE = FLAGS.number("share", None, "of the second model, for slerp", lower=0, upper=1)
 DENSITY = FLAGS.number("density", None, "share of the changes that ties keeps", lower=0, upper=1)
 DROP = FLAGS.number("drop", None, "share of the changes that dare drops", lower=0, upper=1)
-SCALE = FLAGS.number("scale", None, "of the change, for ties and add_difference", lower=-1e6, upper=1e6)
+SCALE = FLAGS.number("scale", None, "of the change, for ties and add_difference", lower=0, upper=1e6)
 SEED = FLAGS.integer("seed", None, "of what dare drops", upper=cli.MOST_SEED)
 OUT = FLAGS.path("out", None, "folder to write")
 cli.begin(FLAGS)

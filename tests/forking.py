@@ -30,6 +30,7 @@ class ForkServer:
     """Runs commands; ends with the process that made it."""
 
     def __init__(self, environment: dict[str, str]):
+        self.environment = dict(environment)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = [sys.executable, "-m", "tests.forking", str(theirs.fileno())]
         process = subprocess.Popen(program, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])

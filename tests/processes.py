@@ -65,6 +65,10 @@ class Command:
         server = forking.ForkServer(self.environment) if self.forks else None
         return server if server is not None and server.works else None
 
+    def _may_fork(self):
+        """Whether a fork would run in the same place, and with the same environment, as a process of its own."""
+        return ROOT == forking.ROOT and self.server is not None and self.server.environment == self.environment
+
     def train_arguments(self, workdir, *arguments, config="configs/digits_unet.py"):
         """A tiny training run in `workdir`."""
         return (
@@ -88,7 +92,7 @@ class Command:
 
     def run(self, module, *arguments, code=0, timeout=300, **env):
         """Run it to its end; returns (stdout, stderr) after checking the exit code."""
-        if not env and self.server is not None:
+        if not env and self._may_fork():
             found, out, err = self.server.run(full_name(module), [str(word) for word in arguments], timeout)
             assert found == code, f"exit code {found}\n{out}\n{err}"
             return out, err

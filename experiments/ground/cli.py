@@ -63,6 +63,7 @@ from experiments.ground.options import (
     path_of,
     spoken,
     template,
+    weight,
     whole_number,
 )
 
@@ -92,6 +93,7 @@ __all__ = [
     "run",
     "spoken",
     "template",
+    "weight",
     "whole_number",
     "writable_directory",
 ]

@@ -354,12 +354,27 @@ def assignment(text: str) -> str:
     return text
 
 
+def finite_number(text: str) -> float:
+    """A number in digits, from -1e6 to 1e6; raises ValueError for others."""
+    if not re.fullmatch(r"[-+]?(\d{1,9}\.?\d{0,9}|\.\d{1,9})", text) or abs(float(text)) > 1e6:
+        raise ValueError
+    return float(text)
+
+
+def weight(text: str) -> float:
+    """A number in digits, from 0 to 1e6; raises ValueError for others."""
+    if finite_number(text) < 0:
+        raise ValueError
+    return finite_number(text)
+
+
 def path_and_scale(text: str) -> tuple[str, float]:
     """A text PATH or PATH:NUMBER; raises ValueError for others. The number is 1 where there is none."""
     head, _, tail = text.rpartition(":")
-    if head and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", tail):
-        return path_of(head), float(tail)
-    return path_of(text), 1.0
+    try:
+        return (path_of(head), finite_number(tail)) if head else (path_of(text), 1.0)
+    except ValueError:
+        return path_of(text), 1.0
 
 
 def path_and_word(text: str) -> tuple[str, str]:

@@ -106,7 +106,8 @@ def _summary(run: Run) -> str:
     process = process if isinstance(process, dict) else {}
     prediction, schedule = _named(process.get("prediction")), _named(process.get("schedule"))
     if not prediction and not schedule:  # a process of tokens has neither
-        parts.append(f"{_named(config.get('objective'))} objective")
+        objective = _named(config.get("objective"))
+        parts.append(f"{objective} objective" if objective else "")
     else:
         parts.append(
             ", ".join(filter(None, [prediction and f"{prediction} prediction", schedule and f"{schedule} schedule"]))
