@@ -7,6 +7,7 @@
         --config=configs/papers/edm_cifar10.py
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
     python -m experiments.convert --source=runs/dit --target=folder --format=diffusers_dit       # a folder of diffusers
+    python -m experiments.convert --source=stable-diffusion-v1-5 --target=models/sd15   # a text-to-image pipeline
     python -m experiments.convert --source=runs/style --target=style.safetensors       # an adapter's run
     python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
 
@@ -15,6 +16,9 @@ the parameters and raw weights, the average is taken; --entry names another set,
 the tensors are recognised; --format says them where two formats share all names. A folder's scheduler becomes the run's
 schedule, prediction and sampler. Nothing is written unless every tensor fits. To convert and to sample, a data set of
 TFDS need not be prepared.
+
+A text-to-image pipeline, with its text encoders and its first stage, becomes such a folder again once all of it has
+been read here: draw with it by experiments.generate, train from it with --config.init.folder.
 """
 
 from experiments.ground import cli
@@ -44,9 +48,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.pipelines.adapting import targets_of_model
 from diffusion_jax.pipelines.model import save_as
-from diffusion_jax.pipelines.parts import INDEX
+from diffusion_jax.pipelines.parts import INDEX, NETWORKS, read_parts
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import ADAPTERS, NETWORK, within
+from diffusion_jax.weights.components import COMPONENTS
 from diffusion_jax.weights.lora_writing import write_lora
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params
 from experiments.building.wiring import Experiment
@@ -67,6 +72,10 @@ def main(argv: Sequence[str]) -> None:
         export(source, target)
     elif target.suffix == ".safetensors":
         raise UserError(f"--source: {source} is no workdir of a run, and a file is written of a run alone")
+    elif is_text_to_image(source):
+        given = {"config": CONFIG.value, "format": FORMAT.value, "entry": ENTRY.value, "ema": EMA.value}
+        _unused("a text-to-image pipeline is read", **given)
+        convert_pipeline(source, target)
     else:
         _unused("weights of others are read", ema=EMA.value)
         convert(source, target)
@@ -76,6 +85,28 @@ def _unused(doing: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(f"--{name} has no meaning where {doing}: leave it out")
+
+
+def is_text_to_image(source: Path) -> bool:
+    """Whether a folder is a pipeline whose network is told texts."""
+    if not (source / INDEX).is_file():
+        return False
+    index = read_json(source / INDEX)
+    named = [value for name, value in index.items() if name in NETWORKS and isinstance(value, list) and len(value) == 2]
+    return any(value[1] in COMPONENTS for value in named if isinstance(value[1], str))
+
+
+def convert_pipeline(source: Path, target: Path) -> None:
+    """A pipeline as a folder of its own, every tensor of which has been read and held against its network."""
+    if target.exists():
+        raise UserError(f"--target={target} is there already: give a new folder")
+    cli.writable_directory(target.parent)
+    parts = read_parts(source)
+    parts.save(target)
+    count = sum(sum(leaf.size for leaf in jax.tree.leaves(part.params)) for part in parts.models.values())
+    print(f"{len(parts.models)} networks of {count:,} parameters: {target}")
+    print(cli.spoken(f'draw with it:    python -m experiments.generate --model={target} --prompt="..."'))
+    print(f"train from it:   --config=configs/finetune/sd15.py --config.init.folder={target}")
 
 
 def export(source: Path, target: Path) -> None:

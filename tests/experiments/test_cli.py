@@ -135,7 +135,7 @@ def test_sample_of_nothing(command, tmp_path):
         ("--labels=3,11", "'11' is no class; classes are 0 to 9"),
         ("--ema=decay_0.1", "unknown average of the parameters"),
         ("--checkpoint=7", "no checkpoint 7"),
-        ("--out=/tmp/x.png", "--out must end in .npz"),
+        ("--out=/tmp/x.jpg", "--out must end in .png or .npz"),
     ],
 )
 def test_bad_sample_requests(command, finished, argument, message):

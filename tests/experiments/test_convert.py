@@ -21,6 +21,18 @@ from tests.processes import ROOT, TINY
 GOLDEN = ROOT / "tests" / "golden" / "dit"
 
 
+def test_a_pipeline_becomes_a_folder_of_its_own(command, tmp_path):
+    source, target = ROOT / "tests" / "golden" / "pipelines" / "sd15", tmp_path / "model"
+    out, _ = command.run("convert", f"--source={source}", f"--target={target}")
+    assert "3 networks of 161,099 parameters" in out
+    for file in source.rglob("*.safetensors"):
+        theirs, ours = load_file(file), load_file(target / file.relative_to(source))
+        assert theirs.keys() == ours.keys()
+        assert all(value.tobytes() == ours[name].tobytes() for name, value in theirs.items())
+    assert "is there already: give a new folder" in command.fails("convert", f"--source={source}", f"--target={target}")
+    assert "--ema has no meaning" in command.fails("convert", f"--source={source}", "--target=x", "--ema=params")
+
+
 def test_a_folder_becomes_a_run_and_a_file_again(command, tmp_path):
     run, back = tmp_path / "run", tmp_path / "back.safetensors"
     out, _ = command.run("convert", f"--source={GOLDEN}", f"--target={run}")
