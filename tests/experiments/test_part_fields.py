@@ -3,6 +3,7 @@
 What `test_fields.py` is for the runner's fields this is for numbers, texts, tuples and nested parts of a part.
 """
 
+import functools
 import json
 import math
 import numbers
@@ -105,12 +106,18 @@ def test_nonsense_in_any_field_of_a_part(shipped, group, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "value"),
-    [("objective", {"name": "denoising", "weighting": 3}), ("schedule", {"name": ["edm"]}), ("prediction", 7)],
+    [
+        ("objective", {"name": "denoising", "weighting": 3}),
+        ("process.schedule", {"name": ["edm"]}),
+        ("process.prediction", 7),
+    ],
 )
 def test_by_json_through_the_command(command, tmp_path, group, value):
     config = json.loads(runpy.run_path(str(ROOT / "configs/digits_unet.py"))["get_config"]().to_json_best_effort())
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**config, group: value}))
+    *outer, last = group.split(".")
+    functools.reduce(dict.__getitem__, outer, config)[last] = value
+    path.write_text(json.dumps(config))
     line = command.fails("train", f"--config=configs/from_json.py:{path}", f"--workdir={tmp_path}/run")
     assert "must be" in line
     assert not (tmp_path / "run").exists()
