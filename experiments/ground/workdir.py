@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from experiments.ground.options import spoken
 from experiments.ground.renamed import names_in_hashes, with_new_names
 
 SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
+_REMOVAL_SECONDS = 0.5
 OWNER = "owner.json"  # beside the checkpoints: whose they are
 _OWNER_FORMAT = 3  # the hash of before was another; whose such checkpoints are, the records in them say
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
@@ -283,6 +285,9 @@ class Place:
 
     def require(self, doing: str) -> None:
         """Raise RunError where a directory has been removed or replaced; `doing` says during what."""
+        if all(sign.exists() for sign in self.signs):
+            return
+        time.sleep(_REMOVAL_SECONDS)  # what is being removed loses its inner directories first: the outermost is named
         for sign, mend in zip(self.signs, self.mends, strict=True):
             if not sign.exists():
                 raise RunError(
