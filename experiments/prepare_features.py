@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"DINOv2 wants images; {experiment.config.data.dataset} holds none")
     tokens, channels = experiment.network.sows[FEATURES]
     network, params, digest = weights.read_dinov2(str(expanded(DINOV2.value)))
-    if network.hidden_size != channels:
+    if network.width != channels:
         raise UserError(
-            f"{DINOV2.value} has {network.hidden_size} channels, the network aligns {channels}: "
-            f"set --config.model.align_channels={network.hidden_size}"
+            f"{DINOV2.value} has {network.width} channels, the network aligns {channels}: "
+            f"set --config.model.align_channels={network.width}"
         )
     encode = dinov2_patches(network, params, fingerprint=digest, grid=round(tokens**0.5), batch_size=BATCH_SIZE.value)
     count = write_features(experiment, encode, out, (tokens, channels), BATCH_SIZE.value)
