@@ -46,7 +46,10 @@ def _met(seen: Sequence[Scene], requirements: Sequence[Requirement]) -> Bool[np.
     return np.array([required.holds(scene) for scene, required in zip(seen, requirements, strict=True)], bool)
 
 
-@METRICS.register("prompt_adherence", example={"prompts": PromptSuite(SceneOptions(size=24, max_objects=2), 60)})
+@METRICS.register(
+    "prompt_adherence",
+    example={"prompts": PromptSuite(SceneOptions(size=24, max_objects=2), 60), "round_trip": np.asarray},
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptAdherence:
     """Share of samples that are what their prompt asks for: no less and no more, in shape, colour, number and place.
