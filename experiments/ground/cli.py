@@ -47,13 +47,8 @@ from experiments.ground.config_files import (
     load_config_module,
     one_line,
 )
-from experiments.ground.options import (
-    HELP,
-    MOST_COUNT,
-    MOST_SAMPLES,
-    MOST_SEED,
-    MOST_STEPS,
-    Flags,
+from experiments.ground.options import HELP, MOST_COUNT, MOST_SAMPLES, MOST_SEED, MOST_STEPS, Flags, spoken
+from experiments.ground.readers import (
     assignment,
     folder_and_picture,
     host_and_port,
@@ -61,7 +56,6 @@ from experiments.ground.options import (
     path_and_scale,
     path_and_word,
     path_of,
-    spoken,
     template,
     weight,
     whole_number,

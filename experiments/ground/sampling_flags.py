@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
-from experiments.ground.options import MOST_STEPS, Flags, assignment
+from experiments.ground.options import MOST_STEPS, Flags
+from experiments.ground.readers import assignment
 
 _GROUPS = ("guidance", "projection", "inversion")
 

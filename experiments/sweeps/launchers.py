@@ -21,7 +21,7 @@ from typing import Any
 
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import Registry
-from experiments.ground import child
+from experiments.sweeps import child
 
 ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 1.0

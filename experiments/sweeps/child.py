@@ -1,6 +1,6 @@
 """Become another program that ends with the process that started it, and keeps to some CPUs.
 
-    python experiments/ground/child.py PARENT CPUS PROGRAM ARGUMENTS ...
+    python experiments/sweeps/child.py PARENT CPUS PROGRAM ARGUMENTS ...
 
 PARENT is the process number of the starter, CPUS a list with commas, or "" for all. A program of its own and not a
 function between fork and exec, because the starter has threads, whose locks a forked copy would inherit.
