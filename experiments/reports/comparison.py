@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.files import replace_file
+from experiments.ground.workdir import defaults
 from experiments.reports.charts import Chart, Series
 from experiments.reports.metrics import rows
 from experiments.reports.page import escape, image_element, page
@@ -58,7 +59,7 @@ def _together(found: Sequence[dict[Any, Any]]) -> list[Any]:
 
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> str:
-    configs = [flatten(run.config) for run in runs]
+    configs = [{**defaults(), **flatten(run.config)} if run.config else {} for run in runs]
     lines = []
     for field in sorted(_together(configs)):
         values = [_shown(config[field]) if field in config else _ABSENT for config in configs]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
+from experiments.ground.renamed import with_new_names
 from experiments.ground.writers import METRICS_FILE, TIMINGS_FILE, read_metrics
 from experiments.reports.charts import Series
 from experiments.reports.metrics import read_groups
@@ -26,7 +28,7 @@ class Run:
     def __init__(self, workdir: str | os.PathLike):
         self.given, self.path = os.fspath(workdir), Path(workdir)
         self.problems: list[str] = []
-        self.config = self._json("config.json")
+        self.config = with_new_names(ConfigDict(self._json("config.json"))).to_dict()
         self.environment = self._json("environment.json")
         self.status = self._json(STATUS_FILE)
         self.groups, self.settings = read_groups(self._json("evaluation.json"))

@@ -202,6 +202,18 @@ def test_two_runs_on_one_page(made, tmp_path):
     assert sum((tag, name) == ("img", "src") for tag, name, _ in page.attributes) == 2
 
 
+def test_a_run_with_fields_of_former_names_differs_in_nothing(made, tmp_path):
+    today, former = (shutil.copytree(made[0], tmp_path / name) for name in ("today", "former"))
+    config = json.loads((today / "config.json").read_text())
+    parts = {"schedule": {"name": "edm"}, "prediction": {"name": "edm"}, "time_input": {"name": "t"}}
+    (former / "config.json").write_text(json.dumps({**config, **parts}))
+    process = {"process": {"name": "gaussian", **parts}, "init": {"folder": ""}}
+    (today / "config.json").write_text(json.dumps({**config, **process}))
+    page = read(write_comparison([today, former], tmp_path / "both.html"))
+    assert "The configs are the same" in page.text
+    assert "edm prediction, edm schedule" in read(write_report(former)).text
+
+
 def test_samples_of_another_seed_are_not_of_the_same_noise(made, tmp_path):
     other = make_run(tmp_path / "b" / "slow", seed=7)
     runs = [Run(made[0]), Run(other)]
