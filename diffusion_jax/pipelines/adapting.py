@@ -5,6 +5,7 @@ shapes, or another weight, compiles nothing.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ class Adapted:
         names = {DENOISER: self.base.network}
         names |= {name: name for name in _ENCODERS if name in self.base.models}
         return {component: _target(self.base, name) for component, name in names.items()}
+
+    @functools.cached_property
+    def in_force(self) -> Parts:
+        """The parts as a call uses them: made once, so that what is put on devices stays there."""
+        return self.parts()
 
     def parts(self, *, scale: float = 1.0, fused: bool = False) -> Parts:
         """The parts as the adapters in force change them, all of them times `scale`; with `fused`, plain arrays."""

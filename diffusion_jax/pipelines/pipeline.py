@@ -95,7 +95,7 @@ class Pipeline:
     @property
     def parts(self) -> Parts:
         """The parts as a call uses them, with the adapters that are in force."""
-        return self._fused or self.adapted.parts()
+        return self._fused or self.adapted.in_force
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
         """Put the adapter of a file in force, beside those that are.
