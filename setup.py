@@ -63,14 +63,14 @@ setup(
         "safetensors>=0.6",
         "ml_dtypes",
         "tensorboardX>=2.6.5",
+        "tokenizers>=0.22",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10.2"],
-        "text": ["tokenizers>=0.22"],  # texts: the tokenizers of language models, and CLIP's
         "ray": ["ray>=2.50"],
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "tokenizers>=0.22", "gcsfs", "gcp-storage-emulator"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "gcsfs", "gcp-storage-emulator"],
     },
 )

@@ -112,7 +112,7 @@ def read_tokenizer(folder: Path | str) -> FolderTokenizer:
     """The tokenizer of a folder; its files are read now.
 
     Raises:
-      UserError: a file is missing or damaged, or the library that reads them is missing.
+      UserError: a file is missing or damaged.
     """
     found = FolderTokenizer(folder=str(folder))
     _ = found.library
@@ -122,10 +122,6 @@ def read_tokenizer(folder: Path | str) -> FolderTokenizer:
 def _read_folder(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no tokenizer in {folder}: no such folder")
-    try:
-        import tokenizers  # noqa: F401, what follows needs it
-    except ImportError:
-        raise UserError("reading prompts needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
     config = _optional(folder / "tokenizer_config.json")
     special = {**config, **_optional(folder / "special_tokens_map.json")}
     named = {name: _word(special.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}

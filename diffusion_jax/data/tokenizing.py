@@ -69,10 +69,8 @@ class FileTokenizer:
 
 
 def _read_library(path: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError("this needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
+    import tokenizers
+
     content = read_text(path)
     parse_json(content, path)  # its errors are clearer than the library's
     try:

@@ -62,12 +62,10 @@ class Clip:
         """Embeddings of texts, of length 1; what is longer than the encoder takes is cut off.
 
         Raises:
-          UserError: the folder has no tokenizer, or the library that reads it is missing.
+          UserError: the folder has no tokenizer.
         """
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("reading texts needs the tokenizers library: pip install 'diffusion_jax[text]'") from None
+        import tokenizers
+
         file = self.folder / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"{self.folder} has no tokenizer.json; it is published beside the weights: {CLIP_SOURCE}")
