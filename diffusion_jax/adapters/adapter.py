@@ -28,10 +28,10 @@ Own = Mapping[str, Leaves]
 """An adapter's parameters, by the path of what they change."""
 Weights = float | Mapping[str, float | Sequence[float]]
 """How strongly an adapter counts: a number, or by pattern of paths a number, or one for each layer of a scan."""
-ATTENTION = (r"network/.*/(qkv|query|key|value|attention_out|out)/kernel",)
+ATTENTION = (r"network/.*/(\w*qkv|query|key|value|\w*attention_out|out)/kernel",)
 """The kernels of attention, which adapters change by default."""
 PARTS = {"qkv": 3}
-"""Layers that are several side by side, by their names in networks."""
+"""Layers that are several side by side, by the ends of their names in networks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

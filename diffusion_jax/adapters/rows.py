@@ -12,23 +12,25 @@ from diffusion_jax.domains import SIZE, Bounds
 from diffusion_jax.errors import UserError
 
 
-@ADAPTERS.register("textual_inversion")
+@ADAPTERS.register("textual_inversion", example={"first": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextualInversion(Adapter):
     """Rows `first` to `first + rows - 1` of a table; they begin as what is there.
 
+    The word is one that the tokenizer knows and that captions do not need otherwise, such as a rare one.
+
     Attributes:
-      first: the first row, the token that the tokenizer gives the new word; -1: the last rows.
+      first: the first row, the number of the word's token.
       rows: vectors of the word.
     """
 
     name: str = "textual_inversion"
-    targets: tuple[str, ...] = (r".*/embedding",)
-    first: Annotated[int, Bounds(low=-1, high=2**24)] = -1
+    targets: tuple[str, ...] = (r"conditioning/.*/(embedding|token)",)
+    first: Annotated[int, Bounds(low=0, high=2**24)]
     rows: Annotated[int, SIZE] = 1
 
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
-        first = self.first if self.first >= 0 else leaf.shape[0] - self.rows
-        if leaf.ndim != 2 or first < 0 or first + self.rows > leaf.shape[0]:
-            raise UserError(f"{path}, {list(leaf.shape)}, has no rows {first} to {first + self.rows - 1}")
-        return {"rows": leaf[first : first + self.rows], "frozen_first": jnp.int32(first), SCALE: ()}
+        end = self.first + self.rows
+        if leaf.ndim != 2 or end > leaf.shape[0]:
+            raise UserError(f"{path}, {list(leaf.shape)}, has no rows {self.first} to {end - 1}")
+        return {"rows": leaf[self.first : end], "frozen_first": jnp.int32(self.first), SCALE: ()}

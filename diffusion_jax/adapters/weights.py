@@ -42,7 +42,8 @@ class OfKernels(Adapter):
         if axes - layers == 4 and not self.convolutions:
             raise UserError(f"{path} is a convolution: set convolutions=True, or leave it out of the targets")
         shape = as_matrices(leaf).shape
-        parts = PARTS.get(path.split("/")[-2], 1)
+        layer = path.split("/")[-2]
+        parts = next((count for end, count in PARTS.items() if layer.endswith(end)), 1)
         own = self.factors(key, (*shape[:layers], parts), shape[-2], shape[-1] // parts, leaf)
         return {**own, SCALE: (*shape[:layers], parts)}
 
