@@ -12,7 +12,7 @@ import pytest
 from diffusion_jax.adapters import ADAPTERS, SCALE, Lora, apply, count, merge, unmerge, weighted
 from diffusion_jax.conditioning import Conditioning, Label
 from diffusion_jax.errors import UserError
-from diffusion_jax.models import MODELS, init_params
+from diffusion_jax.models import MODELS, init_params, parameter_shapes
 from diffusion_jax.models.layers import QKV, Conv, Dense, LabelEmbedding
 from diffusion_jax.models.network import example_inputs
 from diffusion_jax.schedulers import Parameterization
@@ -106,6 +106,22 @@ def output(module, params):
 
 every = pytest.mark.parametrize(("name", "network"), [("lora", "dit"), *((name, "small") for name in ADAPTERS)])
 of_kernels = pytest.mark.parametrize(("name", "network"), [("lora", "dit"), *((name, "small") for name in OF_KERNELS)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_takes_adapters_of_all_its_kernels(name):
+    """By shapes alone."""
+    module = MODELS.example(name)
+    base = {"network": parameter_shapes(module)}
+    adapter = Lora(rank=2, targets=("network/(.*/)?kernel",), convolutions=True)
+    own = jax.eval_shape(lambda base: adapter.init(jax.random.key(0), base), base)
+    inputs = jax.eval_shape(lambda: example_inputs(module, 1))
+
+    def plain(base, inputs):
+        return module.apply({"params": base["network"]}, *inputs)
+
+    found = jax.eval_shape(lambda base, own, inputs: plain(apply(base, [own]), inputs), base, own, inputs)
+    assert found == jax.eval_shape(plain, base, inputs)
 
 
 def test_the_bases_are_wholly_covered():
