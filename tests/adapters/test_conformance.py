@@ -108,7 +108,7 @@ every = pytest.mark.parametrize(("name", "network"), [("lora", "dit"), *((name, 
 of_kernels = pytest.mark.parametrize(("name", "network"), [("lora", "dit"), *((name, "small") for name in OF_KERNELS)])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list(MODELS))
 def test_every_network_takes_adapters_of_all_its_kernels(name):
     """By shapes alone."""
     module = MODELS.example(name)
