@@ -49,6 +49,10 @@ def check(experiment: "Experiment") -> None:
     check_fields(config)
     if ADAPTER in config and not experiment.has_base:
         raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
+    if config.train.guidance_embedding is not None and "guidance" not in experiment.conditioning.gives:
+        raise UserError(
+            "train.guidance_embedding is told to a network that embeds a guidance scale, and this one does not"
+        )
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
