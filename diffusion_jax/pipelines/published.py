@@ -6,7 +6,6 @@ defaults of their classes here. Sizes follow from them: `parts_of` gives shapes 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -300,7 +299,7 @@ def parts_of(name: str, dtype: DTypeLike = jnp.float32) -> Parts:
         models[part] = Part(module=module, params=component.shapes(module), config=config, dtypes={})
     return Parts(
         index={"_class_name": model.pipeline, **model.index},
-        folders={part: Path(part) for part in models},
+        folders={},
         models=models,
         tokenizers={part: UnreadTokenizer(max_length=length) for part, length in model.lengths.items()},
         scheduler=Scheduler.read(model.scheduler, origin=f"the scheduler of {name}"),

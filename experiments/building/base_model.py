@@ -74,9 +74,7 @@ class Base:
         if self._remat == "none":
             return model
         if not hasattr(model.network, "remat"):
-            raise UserError(
-                f"init.remat={self._remat}: the network of {self.where} recomputes nothing; leave it at none"
-            )
+            raise UserError(f"init.remat={self._remat}: the network of {self.where} recomputes nothing: set none")
         return dataclasses.replace(model, network=model.network.clone(remat=self._remat))
 
 

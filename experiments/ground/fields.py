@@ -141,7 +141,7 @@ FIELDS: Mapping[str, Field] = {
         Literal["none", "full", "dots"],
         "none",
         ANY,
-        "what the backward pass computes again in the blocks of that model",
+        "what the backward pass computes again in its blocks",
     ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
