@@ -123,7 +123,7 @@ def convert_pipeline(source: Path, target: Path) -> None:
     parts.save(target)
     print(f"{what}: {target}")
     print(cli.spoken(f'draw with it:    python -m experiments.generate --model={target} --prompt="..."'))
-    print(f"train from it:   --config=configs/finetune/sd15.py --config.init.folder={target}")
+    print(f"train from it:   a config of configs/finetune/, such as sd15.py, with --config.init.folder={target}")
 
 
 def export(source: Path, target: Path) -> None:
