@@ -108,8 +108,9 @@ class Reference:
     def __init__(self, python: str):
         command = [python, "-c", REFERENCE, str(len(os.sched_getaffinity(0)))]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, a pipe that nobody reads would fill up
         self._process = subprocess.Popen(
-            command, env=clean, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, env=clean, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
 
     def seconds(self, folder: Path, arguments: Mapping[str, Any]) -> float:
@@ -125,7 +126,9 @@ class Reference:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            said = self._process.stderr.read().strip().splitlines()
+            self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
             raise RunError(f"--python={PYTHON.value} stopped: {said[-1] if said else 'it said nothing'}")
         return json.loads(answer)["seconds"]
 
@@ -133,6 +136,7 @@ class Reference:
         """End the process."""
         self._process.stdin.close()
         self._process.wait()
+        self._said.close()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ squares of 1024 pixels; another data.image_size is trained at that size. T5 read
 
 Slice: TPU v5p 4x4x4 (64 chips), batch 1 a chip, activations in bfloat16, blocks recomputed in the backward pass.
 Parameters, two moments and the average are float32, 190.4 GB, and the frozen parts 19.9 GB, of which T5 is 19.0, which
-the chips share; docs/tpu_plans.md says what the compiler makes of it.
+the chips share; what activations take was not measured.
 
     python -m experiments.train --config=configs/finetune/flux.py --workdir=runs/flux \\
         --config.init.folder=models/flux --config.data.dataset=folder:data/pictures

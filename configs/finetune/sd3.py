@@ -12,7 +12,7 @@ squares of 1024 pixels. T5 reads 256 tokens of a caption, CLIP 77.
 
 Slice: TPU v5p 2x2x4 (16 chips), batch 4 a chip, activations in bfloat16, blocks recomputed in the backward pass.
 Parameters, two moments and the average are float32, 32.5 GB, and the frozen parts 22.7 GB, of which T5 is 19.0, which
-the chips share; docs/tpu_plans.md says what the compiler makes of it.
+the chips share; what activations take was not measured.
 
     python -m experiments.train --config=configs/finetune/sd3.py --workdir=runs/sd3 \\
         --config.init.folder=models/sd3 --config.data.dataset=folder:data/pictures

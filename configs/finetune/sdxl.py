@@ -12,7 +12,7 @@ Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "te
 
 Slice: TPU v5p 2x2x4 (16 chips), batch 4 a chip, activations in bfloat16, blocks recomputed in the backward pass.
 Parameters, two moments and the average are float32, 41.1 GB, and the frozen parts 3.6 GB, which the chips share;
-docs/tpu_plans.md says what the compiler makes of it.
+what activations take was not measured.
 
     python -m experiments.train --config=configs/finetune/sdxl.py --workdir=runs/sdxl \\
         --config.init.folder=models/sdxl --config.data.dataset=folder:data/pictures

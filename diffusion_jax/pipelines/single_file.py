@@ -115,7 +115,7 @@ def layout_of(names: Collection[str]) -> str | None:
     return None
 
 
-def model_in(file: Path, names: Mapping[str, np.ndarray], layout: str) -> tuple[str, str]:
+def model_in(names: Mapping[str, np.ndarray], layout: str) -> tuple[str, str]:
     """The published model whose names and sizes a file's tensors have, and a remark on what no name says."""
     if layout == "sd15":
         inputs = names[f"{_NETWORK}input_blocks.0.0.weight"].shape[1]
@@ -150,7 +150,7 @@ class _Named(Mapping[str, np.ndarray]):
 def is_single_file(file: Source) -> bool:
     """Whether a file is a whole model, or the network of one, in a layout that is read here."""
     file = expanded(file)
-    if not file.is_file() or file.suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
+    if not file.is_file() or file.suffix not in (".safetensors", ".ckpt"):
         return False
     return layout_of(list(_opened(file)[0])) is not None
 
@@ -191,6 +191,39 @@ def read_single_file(
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     state, dtypes = _opened(file)
+    layout, origin, notes = _known(file, state, config)
+    if isinstance(origin, _FromPublished) and not isinstance(scheduler, Scheduler | Mapping):
+        notes.append(f"scheduler of {file.name}: the published one, {origin.scheduler.kind}")
+    unknown = [part for part in others if part not in origin.parts and not part.startswith("tokenizer")]
+    if unknown:
+        raise UserError(f"a model in the layout of {layout} has no part {unknown[0]}")
+    divided = _divided(file, state, layout)
+    notes += [f"{part} of {file.name} is left out: the folder has none" for part in divided if part not in origin.parts]
+    sections = {part: found for part, found in divided.items() if part in origin.parts and part not in others}
+    absent = [part for part in (*origin.parts, *origin.tokenizers) if part not in sections]
+    places = {**origin.places, **{part: _elsewhere(part, file, others, origin) for part in absent}}
+    found = _chosen(origin.scheduler, scheduler)
+    tokenizers = {part: read_tokenizer(places[part]) for part in origin.tokenizers}
+    models = {}
+    for part, config_of_part in origin.parts.items():
+        at = placing(part, place)
+        if part not in sections:
+            models[part] = read_part(places[part], dtype, held_in=held_in or dtype, place=at)
+            continue
+        section, start, names = sections[part]
+        kept = {name.removeprefix(start): dtypes[name] for name in names}
+        view = _Named(state, start, names)
+        models[part] = _part(file, section, config_of_part, view, kept, dtype, held_in or dtype, at)
+    parts = Parts(index=origin.index, folders=places, models=models, tokenizers=tokenizers, scheduler=found)
+    return parts, tuple(notes)
+
+
+def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -> tuple[str, Any, list[str]]:
+    """The layout of a file, where its sizes come from, and lines on what is assumed of it.
+
+    Raises:
+      UserError: another layout, or no such folder.
+    """
     layout = layout_of(list(state))
     if layout is None:
         raise UserError(
@@ -198,48 +231,26 @@ def read_single_file(
             + ("; it is an adapter (LoRA)" if any("lora" in name for name in state) else "")
         )
     folder = expanded(config) if config is not None else file.parent if (file.parent / INDEX).is_file() else None
-    if folder is not None and not (folder / INDEX).is_file():
-        raise UserError(f"{folder} has no {INDEX}: config= wants a folder of the same model as diffusers writes it")
-    name, remark = model_in(file, state, layout)
-    origin = _FromFolder(folder) if folder is not None else _FromPublished(published(name))
-    notes = []
     if folder is None:
-        notes.append(f"sizes of {file.name}: those of the published model {name}{remark}")
-        if not isinstance(scheduler, Scheduler | Mapping):
-            notes.append(f"scheduler of {file.name}: the published one, {origin.scheduler.kind}")
-    elif config is None:
-        notes.append(f"sizes, scheduler and tokenizers of {file.name}: those of {folder}, where it lies")
-    unknown = [part for part in others if part not in origin.parts and not part.startswith("tokenizer")]
-    if unknown:
-        raise UserError(f"a model in the layout of {layout} has no part {unknown[0]}")
-    models, places = {}, dict(origin.places)
-    for part, (section, start, names) in _divided(file, state, layout).items():
-        if part not in others and part in origin.parts:
-            view = _Named(state, start, names)
-            kept = {name.removeprefix(start): dtypes[name] for name in names}
-            at = placing(part, place)
-            models[part] = _part(file, section, origin.parts[part], view, kept, dtype, held_in or dtype, at)
-    for part in origin.parts:
-        if part not in models:
-            models[part] = read_part(_elsewhere(part, file, others, origin), dtype, held_in=held_in or dtype,
-                                     place=placing(part, place))  # fmt: skip
-            places[part] = _elsewhere(part, file, others, origin)
-    tokenizers = {part: _elsewhere(part, file, others, origin) for part in origin.tokenizers}
-    found = scheduler if isinstance(scheduler, Scheduler) else origin.scheduler
-    if isinstance(scheduler, Mapping):
-        found = Scheduler.read(scheduler, origin="the given scheduler")
-    elif isinstance(scheduler, str):
-        found = found.replaced(scheduler)
-    return (
-        Parts(
-            index=origin.index,
-            folders={**places, **tokenizers},
-            models=models,
-            tokenizers={part: read_tokenizer(path) for part, path in tokenizers.items()},
-            scheduler=found,
-        ),
-        tuple(notes),
-    )
+        name, remark = model_in(state, layout)
+        return (
+            layout,
+            _FromPublished(published(name)),
+            [f"sizes of {file.name}: those of the published model {name}{remark}"],
+        )
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} has no {INDEX}: config= wants a folder of the same model as diffusers writes it")
+    beside = f"sizes, scheduler and tokenizers of {file.name}: those of {folder}, where it lies"
+    return layout, _FromFolder(folder), [beside] if config is None else []
+
+
+def _chosen(own: Scheduler, given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
+    """The scheduler of a model, or what is given in its place."""
+    if isinstance(given, Scheduler):
+        return given
+    if isinstance(given, Mapping):
+        return Scheduler.read(given, origin="the given scheduler")
+    return own if given is None else own.replaced(given)
 
 
 class _FromFolder:
@@ -289,8 +300,8 @@ def _elsewhere(part: str, file: Path, others: Mapping[str, Source], origin: Any)
     if part in origin.places:
         return origin.places[part]
     raise UserError(
-        f"{file.name} holds no {part}: give config=FOLDER, a folder of the same model as diffusers writes it, or "
-        f"{part}=FOLDER"
+        f"{file.name} holds no {part}: give a folder of the same model as diffusers writes it, config=FOLDER "
+        f"(--model_config), or {part}=FOLDER"
     )
 
 
