@@ -37,7 +37,8 @@ from diffusion_jax.weights.published.t5 import t5_map
 from diffusion_jax.weights.reading import read_weights, write_state
 from diffusion_jax.weights.streaming import Streamed
 
-Names = Callable[[Component, nn.Module], WeightMap]
+Names = Callable[[Component, nn.Module, Collection[str]], WeightMap]
+"""The map of a module, given the names that a file has; () of a file that is to be written."""
 _NETWORK, _STAGE, _CLIP_L = "model.diffusion_model.", "first_stage_model.", "text_encoders.clip_l.transformer."
 # Of training, of the schedule, and of what no part here has: they say nothing of a picture.
 _UNREAD = re.compile(
@@ -47,24 +48,24 @@ _UNREAD = re.compile(
 )
 
 
-def _network(component: Component, module: nn.Module) -> WeightMap:
+def _network(component: Component, module: nn.Module, names: Collection[str]) -> WeightMap:
     return dataclasses.replace(component.authors_map(module), ignored=())
 
 
-def _coder(component: Component, module: nn.Module) -> WeightMap:
-    return coder_map(module, ("encoder.mid.block_1.norm1.weight",))
+def _coder(component: Component, module: nn.Module, names: Collection[str]) -> WeightMap:
+    return coder_map(module, names or ("encoder.mid.block_1.norm1.weight",))
 
 
-def _clip(component: Component, module: nn.Module) -> WeightMap:
-    return clip_text_map(module, ("text_model.embeddings.position_ids",))
+def _clip(component: Component, module: nn.Module, names: Collection[str]) -> WeightMap:
+    return clip_text_map(module, names or ("text_model.embeddings.position_ids",))
 
 
-def _open_clip(component: Component, module: nn.Module) -> WeightMap:
-    return openclip_map(module)
+def _open_clip(component: Component, module: nn.Module, names: Collection[str]) -> WeightMap:
+    return openclip_map(module, names)
 
 
-def _t5(component: Component, module: nn.Module) -> WeightMap:
-    return t5_map(module, ("shared.weight",))
+def _t5(component: Component, module: nn.Module, names: Collection[str]) -> WeightMap:
+    return t5_map(module, names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +338,9 @@ def _part(
     component = component_of(config, section.part)
     try:
         module = component.build(config, dtype)
-        params = read_params(config, module, section.names(component, module), state, held_in=held_in, place=place)
+        params = read_params(
+            config, module, section.names(component, module, list(state)), state, held_in=held_in, place=place
+        )
     except UserError as error:
         raise UserError(f"{section.part} of {file}: {error}") from error
     found = Part(module=module, params=params, config=config, dtypes=dtypes)
@@ -358,7 +361,7 @@ def write_single_file(parts: Parts, target: Source) -> str:
             continue
         part = parts.models[section.part]
         component = component_of(part.config, section.part)
-        tensors = part.renamed(section.names(component, part.module))
+        tensors = part.renamed(section.names(component, part.module, ()))
         start = section.starts[0]
         found |= {f"{start}{name}": value for name, value in tensors.items()}
     write_state(expanded(target), found, {"format": "pt"})
