@@ -42,7 +42,7 @@ def config_of(name, pictures):
 
 
 @pytest.mark.parametrize(
-    "name", ["sdxl", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("flux", marks=pytest.mark.slow)]
+    "name", ["flux", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("sdxl", marks=pytest.mark.slow)]
 )
 def test_a_tiny_folder_takes_steps(name, pictures):
     experiment = open_experiment(config_of(name, pictures), devices=(jax.devices()[0],))
