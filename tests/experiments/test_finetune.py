@@ -106,6 +106,7 @@ def test_flux_is_told_the_guidance_of_the_config(pictures):
     assert part.scale == 3.5
 
 
+@pytest.mark.slow  # a network of full size is traced
 def test_a_model_that_is_not_there_is_planned_by_its_published_size(tmp_path):
     config = load_config("configs/finetune/sd15.py")
     config.init.folder, config.data.dataset = str(tmp_path / "models"), f"folder:{tmp_path / 'none'}"

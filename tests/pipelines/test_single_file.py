@@ -38,9 +38,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["sd2", "sdxl", "flux", pytest.param("sd15", marks=SLOW), pytest.param("sd3", marks=SLOW)]
-)
+@pytest.mark.parametrize("name", ["sd2", *(pytest.param(name, marks=SLOW) for name in ("sd15", "sdxl", "sd3", "flux"))])
 def test_from_a_folder_to_a_file_and_back_no_number_changes(name, tmp_path):
     folder, file = GOLDEN / name, tmp_path / "model.safetensors"
     before = read_parts(folder)
