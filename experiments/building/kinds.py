@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments.building.base_model import BaseExperiment
 from experiments.building.first_stage import FirstStageExperiment
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import CODEC
+
+
+def plan_experiment(config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Experiment:
+    """What the config names, to look at and not to run: `Experiment.planned`, of the kind that it is."""
+    return (BaseExperiment if config.init.folder else Experiment).planned(config, devices)
 
 
 def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:
