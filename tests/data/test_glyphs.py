@@ -179,3 +179,29 @@ def test_fonts_are_prepared_once_from_a_folder(tmp_path, monkeypatch):
         fonts.load(fonts.path_of(made[0], data_dir), 12)
     with pytest.raises(UserError, match="no font that can be read"):
         fonts.characters(fonts.path_of(made[0], data_dir))
+
+
+def test_a_canvas_is_what_a_prompt_asks_for_where_the_data_has_it():
+    """In the middle and as large as fits, in the font that the prompt names."""
+    source = opened("held_out", place="middle", size=48, most_length=4).source
+    plans = [
+        (written, image["image"]) for (written, _), image in zip(source.described(range(20)), source, strict=False)
+    ]
+    prompts = [f'the word "{written.text}" set in {written.family}' for written, _ in plans]
+    drawn = glyphs.canvases(prompts, 48)
+    assert drawn.shape == (20, 48, 48, 1)
+    assert drawn.dtype == np.uint8
+    for (written, image), canvas in zip(plans, drawn, strict=True):
+        np.testing.assert_array_equal(rendering.paint(canvas[..., 0], written.colour, written.ground), image)
+    plain, other = glyphs.canvases(['the word "ab7"', 'the word "ab7" in STIX General'], 48)
+    assert (plain != other).any()
+    assert not glyphs.canvases(["", "a red star"], 48).any()
+
+
+def test_a_canvas_refuses_what_it_cannot_draw():
+    with pytest.raises(UserError, match="the font DejaVu Sans has no character '日'"):
+        glyphs.canvases(['the word "日"'], 32)
+    with pytest.raises(UserError, match="is too long for a canvas of 32 pixels"):
+        glyphs.canvases([f'"{"w" * 40}"'], 32)
+    with pytest.raises(UserError, match=r"the font Lato is not in .*prepare_data --dataset=glyphs"):
+        glyphs.canvases(['"ab" in Lato'], 32, "/nowhere")

@@ -6,6 +6,7 @@
 `source` makes a data set of them, "glyphs"; `prompts` asks for strings and fonts that the training never shows.
 """
 
+from diffusion_jax.data.glyphs.canvas import canvases
 from diffusion_jax.data.glyphs.fonts import BUNDLED, FETCHED, PreparedFonts, prepare_fonts
 from diffusion_jax.data.glyphs.prompts import WordPrompt, WordSuite
 from diffusion_jax.data.glyphs.rendering import Lettering
@@ -24,6 +25,7 @@ __all__ = [
     "PreparedFonts",
     "WordPrompt",
     "WordSuite",
+    "canvases",
     "prepare_fonts",
     "quoted",
 ]

@@ -19,6 +19,7 @@ from diffusion_jax.errors import UserError
 
 FINE = 4  # points across a pixel
 MARGIN = 0.05  # of the side, free on every side
+LARGEST = 0.6  # of a font's em, as a share of the picture's side
 LEAST_HEIGHT = 7.0  # pixels of the font's em: smaller letters cannot be read
 _REFERENCE = 128  # size at which a text is measured
 Box = tuple[int, int, int, int]

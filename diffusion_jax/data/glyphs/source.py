@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -21,9 +21,9 @@ VERSION = 1
 """The generator's: another version, other bytes; part of the fingerprint."""
 SPLITS = ("train", "validation", "test", "held_out")
 MOST_WORDS = 3  # of a line
-LARGEST = 0.6  # of a font's em, as a share of the picture's side
 _ATTEMPTS = 1000  # at a string that belongs to a split
 
+PlaceOfLetters = Literal["anywhere", "middle"]
 PictureSize = Annotated[int, Bounds(low=16, high=512)]
 Length = Annotated[int, Bounds(low=1, high=32)]
 HeldOutShare = Annotated[float, Bounds(low=0, high=0.5)]
@@ -40,6 +40,8 @@ class GlyphOptions:
       least_length, most_length: characters of a word.
       alphabet: characters that words are made of.
       fonts: "fetched", by experiments.prepare_data, or "bundled", those of matplotlib.
+      place: "anywhere", at 85 to 100% of the largest size that fits; or in the "middle" at that size, where a glyph
+        canvas has them.
       held_out: the share of strings of three characters or more that only the split "held_out" shows.
       num_examples: examples in the split "train".
       num_test: examples in every other split.
@@ -56,6 +58,7 @@ class GlyphOptions:
     most_length: Length = 8
     alphabet: str = strings.CLEAR
     fonts: FontSet = "fetched"
+    place: PlaceOfLetters = "anywhere"
     held_out: HeldOutShare = 0.1
     num_examples: Count = 50_000
     num_test: Count = 2_000
@@ -133,7 +136,7 @@ class Plan:
     def draw(self, size: int, data_dir: str) -> tuple[Lettering, UInt8[np.ndarray, "size size"]]:
         """What is written in a picture of this side, with its boxes, and the coverage of the pixels."""
         path = fonts.path_of(self.family, data_dir)
-        em = self.share * min(rendering.largest_em(self.text, path, size), LARGEST * size)
+        em = self.share * min(rendering.largest_em(self.text, path, size), rendering.LARGEST * size)
         covered = rendering.coverage(self.text, path, size, em, self.place)
         box, words = rendering.boxes(covered, self.text, path, em)
         return Lettering(**self.facts, em=em, box=box, words=words), covered
@@ -148,7 +151,9 @@ def plans(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[Plan]:
     choices = fonts.families(options.fonts, held_out=held_out)
     texts = _texts(options, draws, held_out=held_out)
     family, pair = draws.below(len(choices)), draws.below(len(strings.PAIRS))
-    share, place = draws.uniform(), draws.uniform(2)
+    share, place = 0.85 + 0.15 * draws.uniform(), draws.uniform(2)
+    if options.place == "middle":
+        share, place = np.ones_like(share), np.full_like(place, 0.5)
     return [
         Plan(
             text=text,
@@ -156,7 +161,7 @@ def plans(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[Plan]:
             family=choices[family[row]],
             colour=strings.PAIRS[pair[row]][0],
             ground=strings.PAIRS[pair[row]][1],
-            share=float(0.85 + 0.15 * share[row]),
+            share=float(share[row]),
             place=tuple(place[row].tolist()),
         )
         for row, text in enumerate(texts)
@@ -267,6 +272,7 @@ def open_glyphs(
     most_length: Length = 8,
     alphabet: str = strings.CLEAR,
     fonts: FontSet = "fetched",
+    place: PlaceOfLetters = "anywhere",
     held_out: HeldOutShare = 0.1,
     num_examples: Count = 50_000,
     num_test: Count = 2_000,
@@ -284,6 +290,7 @@ def open_glyphs(
       least_length, most_length: characters of a word.
       alphabet: characters that words are made of.
       fonts: "fetched", or "bundled".
+      place: "anywhere", or in the "middle" and as large as fits.
       held_out: share of strings that only the split "held_out" shows.
       num_examples: examples of the split "train".
       num_test: examples of every other split.
@@ -298,6 +305,7 @@ def open_glyphs(
         most_length=most_length,
         alphabet=alphabet,
         fonts=fonts,
+        place=place,
         held_out=held_out,
         num_examples=num_examples,
         num_test=num_test,
