@@ -182,7 +182,8 @@ class Facts:
       reference_field: the field of config.evaluation that names a published file of statistics for its field
         `reference`, or "".
       requires: where it reads prompts, what these say that a picture must show: a "scene" or a "word".
-      modules: Python modules that it needs besides those of every installation.
+      modules: Python modules of the engines that it judges by, besides those of every installation; such a metric says
+        in `judges`, a tuple of texts, which engines and versions these are.
       extra: the extra of this package that brings them.
     """
 

@@ -93,7 +93,7 @@ def calibrate(
             )
             for condition, images in pictures.items()
         }
-    judges = {name: list(metric.judges) for name, metric in metrics.items() if hasattr(metric, "judges")}
+    judges = {name: list(metric.judges) for name, metric in metrics.items() if METRICS.facts(name).modules}
     return {"cards": cards, "num_prompts": count, **({"judges": judges} if judges else {})}
 
 

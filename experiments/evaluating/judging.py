@@ -217,7 +217,7 @@ def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:
 
 def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
     """What the numbers depend on besides the samples, for the record."""
-    found, judges = {}, {name: metric.judges for name, metric in metrics.items() if hasattr(metric, "judges")}
+    found, judges = {}, {name: metric.judges for name, metric in metrics.items() if METRICS.facts(name).modules}
     for name, metric in metrics.items():
         facts = METRICS.facts(name)
         if facts.needs is None:
