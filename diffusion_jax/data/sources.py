@@ -113,7 +113,8 @@ class DatasetInfo:
 class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
-    `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
+    `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
+    is a "scene" or a "word"; () where the data knows none.
     """
 
     info: DatasetInfo
