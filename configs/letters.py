@@ -50,7 +50,7 @@ def get_config(condition: str = "both") -> ConfigDict:
         checkpoint=dict(every=500),
         evaluation=dict(metrics=("word_accuracy", "edit_distance"), num_samples=200, max_real=2_000),
     )
-    config.data.options = ConfigDict(dict(size=32, least_length=1, most_length=4, place="middle"))
+    config.data.options = ConfigDict(dict(size=32, least_length=1, most_length=4, place="middle", fonts="fetched"))
     config.data.options.update(num_examples=20_000, num_test=1_000)
     config.conditioning = ConfigDict()
     config.conditioning.text = ConfigDict(dict(length=72, pooled=True, dropout=0.0, canvas=32))
