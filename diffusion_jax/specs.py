@@ -7,6 +7,10 @@ import numpy as np
 
 DATA = "data"
 """The field of a batch that is diffused; what else a batch has is under the data's own names."""
+MASK = "mask"
+"""The field of a batch that says where a picture has a hole."""
+SOURCE = "source"
+"""The field of a batch that is the picture to be edited."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 

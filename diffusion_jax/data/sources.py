@@ -3,7 +3,7 @@
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
 tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
-`synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
+`scene_edits`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -114,12 +114,14 @@ class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
     `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
+    `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
     """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
     prompts: Sequence[Any] = ()
+    edits: Any = None
 
 
 AT_A_PATH = ("folder", "latents")

@@ -85,6 +85,9 @@ class UNet(Network, kw_only=True):
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
         upsampled image of a super-resolution model); 0 for none.
+      extra_channels: channels of conditions["image"], which stands behind the input, pixel on pixel: a picture to be
+        edited, or a mask and what is left of a picture with a hole; 0 for none.
+      image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
@@ -116,6 +119,8 @@ class UNet(Network, kw_only=True):
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
+    extra_channels: int = 0
+    image_role: Literal["asked", "told"] = "told"
     augment_channels: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
@@ -145,6 +150,7 @@ class UNet(Network, kw_only=True):
             ("up_attention", ("every", "last")),
             ("resampling", ("conv", "residual", "pool")),
             ("null_label", ("row", "zero")),
+            ("image_role", ("asked", "told")),
         ):
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
@@ -159,6 +165,9 @@ class UNet(Network, kw_only=True):
         if self.low_resolution_channels:
             shape = (self.image_size, self.image_size, self.low_resolution_channels)
             slots["low_resolution"] = ConditionSpec(shape=shape)
+        if self.extra_channels:
+            shape = (None, None, self.extra_channels)
+            slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
         if self.augment_channels:
             slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
         return slots
@@ -193,6 +202,8 @@ class UNet(Network, kw_only=True):
             context = self._label_context(conditions) if self.label_context else conditions["context"]
         if self.low_resolution_channels:
             x = jnp.concatenate([x, conditions["low_resolution"].astype(x.dtype)], axis=-1)
+        if self.extra_channels:
+            x = jnp.concatenate([x, conditions["image"].astype(x.dtype)], axis=-1)
 
         def stage(x, level, name, attend=True, direction=None):
             features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])

@@ -113,6 +113,11 @@ class BaseExperiment(Experiment):
         """The same: its word list it brings along."""
         return self.told_text
 
+    @property
+    def told_picture(self) -> None:
+        """None: a model that is there is told of no picture."""
+        return None
+
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
 

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, systems
-from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
+from diffusion_jax.conditioning import CONDITIONERS, PICTURES, BesidePicture, Conditioner, Text
 from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json
@@ -35,6 +35,21 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
         return None
     fields = dict(config.conditioning.text)
     return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
+
+
+def picture_of(config: ConfigDict, shape: tuple[int, ...]) -> BesidePicture | None:
+    """The conditioner of a picture beside the input that the config names, for pictures of this shape; None for none.
+
+    Raises:
+      UserError: no such conditioner, or what is diffused are latents.
+    """
+    if "conditioning" not in config or "picture" not in config.conditioning:
+        return None
+    if config.first_stage.path:
+        raise UserError(
+            "conditioning.picture is of pixels, and what is diffused are latents: leave first_stage.path out"
+        )
+    return PICTURES.build(_plain(dict(config.conditioning.picture)), shape=tuple(shape))
 
 
 def _plain(value: Any) -> Any:
