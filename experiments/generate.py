@@ -8,6 +8,7 @@
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --mask=m.png --out=b.png
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --expand=0,0,12,0
+    python -m experiments.generate --workdir=runs/edits --image=a.png --instruction="make the star green"
 
 FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
 from in its text "parameters", and grid.png; --out=b.png writes one picture alone. Picture k of a prompt depends on the
@@ -22,9 +23,10 @@ MODEL = FLAGS.path("model", None, "folder of a published pipeline")
 WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
 PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
+INSTRUCTION = FLAGS.words("instruction", None, "in place of a prompt, what to do with --image, in words")
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
 IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
-MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays; of a run grey blends")
+MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
 EXPAND = FLAGS.strings(
     "expand", None, "of a run, pixels to draw around the picture: left,top,right,bottom",
     check=cli.number_text(0, 2**12), allowed="four numbers of pixels with commas between them",
@@ -71,6 +73,7 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from diffusion_jax import parallel
+from diffusion_jax.data.canvas import blended, resized
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, replace_file
 from diffusion_jax.pipelines import Pipeline
@@ -99,9 +102,7 @@ class Steps:
 def main(argv: Sequence[str]) -> None:
     if (MODEL.value is None) == (WORKDIR.value is None):
         raise UserError("give --model=FOLDER of a published pipeline, or --workdir=RUN of a run of your own")
-    prompts = read_prompts(PROMPT.value, PROMPTS.value)
-    if prompts is None:
-        raise UserError('give --prompt="..." or --prompts=FILE')
+    prompts = what_is_said()
     out = Path(OUT.value)
     alone = out.suffix.lower() == ".png"
     if alone and len(prompts) * NUM_IMAGES.value > 1:
@@ -126,13 +127,37 @@ def main(argv: Sequence[str]) -> None:
     print(f"picture: {out / 'grid.png'}")
 
 
+def what_is_said() -> list[str]:
+    """The prompts, or the instruction.
+
+    Raises:
+      UserError: there are none, or an instruction without a picture, or beside what it is in the place of.
+    """
+    prompts, instruction = read_prompts(PROMPT.value, PROMPTS.value), INSTRUCTION.value
+    if instruction is None:
+        if prompts is None:
+            raise UserError('give --prompt="..." or --prompts=FILE')
+        return prompts
+    if prompts is not None:
+        raise UserError("--instruction says what to do with a picture and --prompt what to draw: give one of them")
+    if IMAGE.value is None:
+        raise UserError("--instruction is of a picture: give --image=... too")
+    for name in ("mask", "strength", "expand"):
+        if FLAGS[name] is not None:
+            raise UserError(f"--{name} and --instruction are two ways to change a picture: leave one of them out")
+    return [instruction]
+
+
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a published model, and what they were made with."""
     if EXPAND.value:
         raise UserError("--expand is of a run (--workdir): give a published model a larger --image and its --mask")
+    if MASK.value is not None and IMAGE.value is None:
+        raise UserError("--mask is of a picture: give --image=... too")
     controls = list(CONTROL.value)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else jnp.float32
     given = {"image": opened(IMAGE.value, "image"), "mask_image": opened(MASK.value, "mask")}
+    hole = None if MASK.value is None else prompted.read_hole(MASK.value, as_rgb(given["image"]))
     given |= {"strength": STRENGTH.value, "height": HEIGHT.value, "width": WIDTH.value}
     if controls:
         shown = [opened(picture, "control") for _, picture, _ in controls]
@@ -142,6 +167,10 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
     pipe = Pipeline.from_pretrained(
         MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
     )
+    if INSTRUCTION.value is not None and not pipe.follows_instructions:
+        raise UserError(
+            f"{MODEL.value} does not edit by instruction: give --prompt with --image, and --strength or --mask"
+        )
     for file, word in WORDS.value:
         print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
@@ -171,6 +200,8 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
             images += made.images
             on_step.before += steps
             bar.update(on_step.before)
+    if hole is not None:
+        images = [put_back(made, given["image"], hole) for made in images]
     return images, {"steps": steps, "sampler": SAMPLER.value or pipe.parts.scheduler.kind, "scale": scale,
                     "name": Path(expanded(MODEL.value)).name}  # fmt: skip
 
@@ -195,7 +226,7 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     if SAMPLER.value:
         check_sampler(SAMPLER.value)
     experiment, params, _ = restore_params(WORKDIR.value)
-    prompted.require_pictures(experiment)
+    (prompted.require_pictures if INSTRUCTION.value is None else prompted.require_editor)(experiment)
     begun = prompted.Begun.read(
         experiment.shown.spec.shape[-1],
         IMAGE.value,
@@ -227,6 +258,20 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     images = [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in drawn]
     return images, {"steps": make.grid.num_steps, "sampler": SAMPLER.value or experiment.config.sampling.sampler.name,
                     "scale": make.guidance.scale, "name": Path(WORKDIR.value).name}  # fmt: skip
+
+
+def put_back(made: Image.Image, image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """What was drawn, in the hole of the picture, which keeps its size unless --height or --width ask for another."""
+    drawn, picture = as_rgb(made), as_rgb(image)
+    if HEIGHT.value is not None or WIDTH.value is not None:
+        height, width = drawn.shape[:2]
+        picture, mask = resized(picture, height, width), resized(mask[..., None], height, width)[..., 0]
+    return Image.fromarray(blended(picture, resized(drawn, *picture.shape[:2]), mask))
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """The bytes of a picture, [height, width, 3]."""
+    return np.asarray(image.convert("RGB"))
 
 
 def opened(path: str | None, flag: str) -> Image.Image | None:

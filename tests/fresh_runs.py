@@ -37,7 +37,7 @@ def called(module, *flags):
         module.FLAGS.assume_defaults()
 
 
-def random_params(experiment, scale=0.1):
+def random_params(experiment, scale=0.3):
     """Parameters of a run, those that are trained at random."""
     rng = np.random.default_rng(0)
     trained = jax.tree.map(
@@ -47,7 +47,7 @@ def random_params(experiment, scale=0.1):
     return {**trained, **(frozen or {})}
 
 
-def fresh_run(directory, config, scale=0.1):
+def fresh_run(directory, config, scale=0.3):
     """Write a run whose network is random; returns its workdir."""
     experiment = open_experiment(config)
     kept = conditions.kept(experiment.text)
