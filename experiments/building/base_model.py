@@ -25,6 +25,7 @@ from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
+from diffusion_jax.specs import MASK, SOURCE
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -115,7 +116,7 @@ class BaseExperiment(Experiment):
 
     @property
     def told_picture(self) -> None:
-        """None: a model that is there is told of no picture."""
+        """None: one that sees a picture is no model to start from, see `check`."""
         return None
 
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
@@ -179,6 +180,11 @@ class BaseExperiment(Experiment):
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
             raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+        if {SOURCE, MASK} & {name for part in model.conditioning.parts for name in part.reads}:
+            raise UserError(
+                f"the model in {config.init.folder} sees a picture beside its input, which nothing gives it here: "
+                "train it by its own config, such as configs/edits.py, or start from another model"
+            )
         there, here = model.data, info.spec
         if (there.kind, there.shape) != (here.kind, here.shape):
             raise UserError(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,12 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
     return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
 
 
-def picture_of(config: ConfigDict, shape: tuple[int, ...]) -> BesidePicture | None:
-    """The conditioner of a picture beside the input that the config names, for pictures of this shape; None for none.
+def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> BesidePicture | None:
+    """The conditioner of a picture beside the input that the config names; None for none.
+
+    Args:
+      config: of a run.
+      shape: gives the shape of its pictures; it is asked where there is such a conditioner alone, as it may open data.
 
     Raises:
       UserError: no such conditioner, or what is diffused are latents.
@@ -49,7 +53,7 @@ def picture_of(config: ConfigDict, shape: tuple[int, ...]) -> BesidePicture | No
         raise UserError(
             "conditioning.picture is of pixels, and what is diffused are latents: leave first_stage.path out"
         )
-    return PICTURES.build(_plain(dict(config.conditioning.picture)), shape=tuple(shape))
+    return PICTURES.build(_plain(dict(config.conditioning.picture)), shape=tuple(shape()))
 
 
 def _plain(value: Any) -> Any:

@@ -62,7 +62,7 @@ class ExperimentData:
         if self.told_text is not None:
             self._check_captions(plain.info)
             parts.append(self._with_words(plain))
-        picture = conditions.picture_of(self.config, plain.info.spec.shape)
+        picture = conditions.picture_of(self.config, lambda: plain.info.spec.shape)
         if picture is not None and not picture.needs_holes:
             self._check_sources(plain.info, picture)
             parts.append(picture)
@@ -90,7 +90,7 @@ class ExperimentData:
     @cached_property
     def told_picture(self) -> conditioning.BesidePicture | None:
         """The conditioner of a picture beside the input; None where the network is told none."""
-        return conditions.picture_of(self.config, self.info.spec.shape)
+        return conditions.picture_of(self.config, lambda: self.info.spec.shape)
 
     def _check_sources(self, info: data.DatasetInfo, picture: conditioning.BesidePicture) -> None:
         missing = sorted(set(picture.prepares) - set(info.fields))
