@@ -77,7 +77,10 @@ class Session:
           UserError: the folder holds something else, or the session is damaged.
         """
         if not (folder / HISTORY).is_file():
-            if folder.is_dir() and any(one.suffix == ".png" for one in folder.iterdir()):
+            others = {one.name for one in folder.glob("*.png")} - {
+                _name(0)
+            }  # which may be all that a killed call wrote
+            if others:
                 raise UserError(f"{folder} holds pictures and no {HISTORY}: give another --out")
             return cls(folder=folder)
         rows = tuple(row for _, row in read_json_rows(str(folder / HISTORY)))
