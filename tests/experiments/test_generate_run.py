@@ -63,6 +63,7 @@ def test_holes_in_latents(projection, tmp_path):
     assert Image.open(tmp_path / "larger.png").size == (40, 32)
 
 
+@pytest.mark.slow
 def test_pictures_of_prompts_a_grid_and_their_settings(run, tmp_path, capsys):
     flags = [f"--workdir={run}", "--steps=2", "--seed=3", "--negative_prompt=a star", "--guidance_scale=3"]
     prompts = tmp_path / "prompts.txt"

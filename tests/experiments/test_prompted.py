@@ -49,7 +49,10 @@ def hole(height, width, soft=0):
     return mask
 
 
-@pytest.mark.parametrize("kind", ["pixels", pytest.param("latents", marks=pytest.mark.slow), "fill"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["pixels", pytest.param("latents", marks=SLOW), pytest.param("fill", marks=SLOW)])
 def test_outside_the_mask_the_bytes_are_those_of_the_picture(run, kind):
     """Of the network's size and larger, with hard and soft masks; another prompt draws something else."""
     drawn = {}
@@ -63,6 +66,7 @@ def test_outside_the_mask_the_bytes_are_those_of_the_picture(run, kind):
     assert (drawn[(24, 24), "a star"] != drawn[(24, 24), "a ring and a heart"]).any()
 
 
+@pytest.mark.slow
 def test_a_network_with_channels_for_it_sees_what_is_left(run):
     """What is around the hole changes what is drawn in it, and what was in the hole does not."""
     given, mask = picture(24, 24), hole(24, 24)
@@ -87,6 +91,7 @@ def test_a_picture_is_expanded(run, tmp_path):
     assert (found != begun.image).any()
 
 
+@pytest.mark.slow
 def test_strength_says_how_much_stays(run):
     given = np.repeat(np.repeat(picture(6, 6), 4, 0), 4, 1)
     alike = []
@@ -97,6 +102,7 @@ def test_strength_says_how_much_stays(run):
     assert alike[0] > alike[1]
 
 
+@pytest.mark.slow
 def test_other_sizes_where_the_network_takes_them(run):
     (found,), _ = prompted.draw(*run("pixels"), ["a star"], height=32, width=40)
     assert found.shape == (32, 40, 3)
@@ -107,13 +113,20 @@ def test_other_sizes_where_the_network_takes_them(run):
         prompted.draw(*run("edits"), ["a star"], height=25)
 
 
-def test_an_instruction_depends_on_the_picture_and_is_judged(run):
+def test_an_instruction_depends_on_the_picture(run):
     experiment, params = run("edits")
     made = []
     for seed_of_picture in (0, 1):
         given = np.random.default_rng(seed_of_picture).integers(0, 256, (24, 24, 3), np.uint8)
         made.append(prompted.draw(experiment, params, ["make the star green"], begun=Begun(image=given))[0][0])
     assert (made[0] != made[1]).any()
+    with pytest.raises(UserError, match="does not edit by instruction"):
+        prompted.require_editor(run("pixels")[0])
+
+
+@pytest.mark.slow
+def test_edits_are_judged_beside_true_edits_and_shuffles(run):
+    experiment, params = run("edits")
     found, pictures = editing.judge(experiment, params, 6, turns=2)
     assert pictures.shape == (18, 24, 24, 3)
     assert found["controls"]["true"]["done"] == 1.0
@@ -122,8 +135,6 @@ def test_an_instruction_depends_on_the_picture_and_is_judged(run):
     assert {"turn 1", "turn 2", "unchanged", "shuffled"} <= {
         line[:12].strip() for line in editing.in_words(found).split("\n")
     }
-    with pytest.raises(UserError, match="does not edit by instruction"):
-        prompted.require_editor(run("pixels")[0])
 
 
 def test_judging_needs_pairs(run):
@@ -175,7 +186,7 @@ def test_configs_that_do_not_fit_are_refused(config, fields, message):
         open_experiment(made).check()
 
 
-@pytest.mark.parametrize("config", ["fill", "edits"])
+@pytest.mark.parametrize("config", [pytest.param("fill", marks=SLOW), "edits"])
 def test_the_train_step_of_the_recipe_fits_together(config):
     experiment = open_experiment(scenes_config(config=CONFIGS[config]))
     experiment.check()
