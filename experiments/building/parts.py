@@ -23,7 +23,7 @@ from diffusion_jax.models.autoencoders import CODECS
 from diffusion_jax.models.encoders import TEXT_ENCODERS
 from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
+from diffusion_jax.samplers import GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
 from diffusion_jax.schedulers import (
     GRIDS,
     INPUT_SCALES,
@@ -72,7 +72,6 @@ KINDS = (
     Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
     Kind("conditioning.picture", PICTURES, ("shape",)),
     Kind("sampling.sampler", SAMPLERS),
-    Kind("sampling.sampler", DISCRETE_SAMPLERS),
     Kind("sampling.grid", GRIDS),
     Kind("sampling.guidance", GUIDANCE),
     Kind("sampling.projection", PROJECTIONS),
