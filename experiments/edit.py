@@ -15,18 +15,22 @@ from experiments.ground import cli
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of a run that edits by instruction (configs/edits.py)")
 IMAGE = FLAGS.path("image", None, "the picture that a new session begins with")
-INSTRUCTION = FLAGS.words("instruction", None, "what to do with the last picture of the session, in words")
+INSTRUCTION = FLAGS.string(
+    "instruction", None, "what to do with the last picture of the session, in words", allowed="a text"
+)
 OUT = FLAGS.path("out", "session", "folder of the session; one that is there is gone on with")
 UNDO = FLAGS.boolean("undo", False, "take the last turn back, and draw nothing")
 JUDGE = FLAGS.integer(
     "judge", None, "held-out pairs to edit and judge, in the place of a session", lower=1, upper=10**5
 )
-TURNS = FLAGS.integer("turns", 5, "of --judge, edits of each picture one after the other", lower=1, upper=20)
-STEPS = FLAGS.integer("steps", None, "of the sampler; by default those of the config", lower=1, upper=cli.MOST_STEPS)
+TURNS = FLAGS.integer("turns", 5, "edits of each picture, one after the other, in --judge", lower=1, upper=20)
+STEPS = FLAGS.integer(
+    "steps", None, "steps of the sampler; by default those of the config", lower=1, upper=cli.MOST_STEPS
+)
 SCALE = FLAGS.number("guidance_scale", None, "how far to lean towards the instruction", lower=0, upper=1000)
 IMAGE_SCALE = FLAGS.number("image_scale", None, "how far to lean towards the picture before", lower=0, upper=1000)
 SAMPLER = FLAGS.string("sampler", None, "such as flow_heun; by default that of the config")
-SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
+SEED = FLAGS.integer("seed", 0, "seed of the pictures", upper=cli.MOST_SEED)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 

@@ -23,12 +23,14 @@ MODEL = FLAGS.path("model", None, "folder of a published pipeline")
 WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
 PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
-INSTRUCTION = FLAGS.words("instruction", None, "in place of a prompt, what to do with --image, in words")
+INSTRUCTION = FLAGS.string(
+    "instruction", None, "in place of a prompt, what to do with --image, in words", allowed="a text"
+)
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
 IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
 EXPAND = FLAGS.strings(
-    "expand", None, "of a run, pixels to draw around the picture: left,top,right,bottom",
+    "expand", None, "pixels to draw around the picture, by a run: left,top,right,bottom",
     check=cli.number_text(0, 2**12), allowed="four numbers of pixels with commas between them",
 )  # fmt: skip
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
