@@ -10,6 +10,10 @@ DATA = "data"
 FRAME = "frame"
 """The raw field of a picture that says how it was cut: height and width as it was, and pixels that were cut off at the
 top and at the left of it, once it was resized."""
+MASK = "mask"
+"""The field of a batch that says where a picture has a hole."""
+SOURCE = "source"
+"""The field of a batch that is the picture to be edited."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 

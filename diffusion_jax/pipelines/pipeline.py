@@ -26,6 +26,7 @@ from diffusion_jax.pipelines import pictures
 from diffusion_jax.pipelines.adapting import Adapted, lora_file
 from diffusion_jax.pipelines.call import Call, Draws
 from diffusion_jax.pipelines.embeddings import with_word
+from diffusion_jax.pipelines.facts import Facts
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
@@ -131,6 +132,11 @@ class Pipeline:
     def parts(self) -> Parts:
         """The parts as a call uses them, with the adapters that are in force."""
         return self._fused or self.adapted.in_force
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it edits a picture as it is told (InstructPix2Pix, Kontext)."""
+        return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
         """Put the adapter of a file in force, beside those that are.

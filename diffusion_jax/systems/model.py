@@ -111,6 +111,10 @@ class Model:
         """What the network is told of `size` examples, from the raw fields of their batch."""
         return self.conditioning(self._of_conditioning(params), batch, size)
 
+    def beside(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
+        """The part of it that these raw fields suffice for."""
+        return self.conditioning.beside(self._of_conditioning(params), batch, size)
+
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
         """The same where nothing is asked; what is told of the input stays."""
         return self.conditioning.without(self._of_conditioning(params), conditions, size)

@@ -29,7 +29,7 @@ from diffusion_jax.pipelines.model import model_of
 from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
-from diffusion_jax.specs import FRAME
+from diffusion_jax.specs import FRAME, MASK, SOURCE
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -169,6 +169,11 @@ class BaseExperiment(Experiment):
         """The same: its word list it brings along."""
         return self.told_text
 
+    @property
+    def told_picture(self) -> None:
+        """None: one that sees a picture is no model to start from, see `check`."""
+        return None
+
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
 
@@ -233,6 +238,11 @@ class BaseExperiment(Experiment):
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
             raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+        if {SOURCE, MASK} & {name for part in model.conditioning.parts for name in part.reads}:
+            raise UserError(
+                f"the model in {config.init.folder} sees a picture beside its input, which nothing gives it here: "
+                "train it by its own config, such as configs/edits.py, or start from another model"
+            )
         there, here = model.data, info.spec
         if (there.kind, there.shape) != (here.kind, here.shape):
             raise UserError(
