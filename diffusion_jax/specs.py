@@ -7,6 +7,8 @@ import numpy as np
 
 DATA = "data"
 """The field of a batch that is diffused; what else a batch has is under the data's own names."""
+GUIDANCE = "guidance"
+"""The slot of a network that is told the scale of guidance, in the place of two evaluations."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 

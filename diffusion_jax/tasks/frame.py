@@ -25,6 +25,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers.guidance import name_of as rule_name
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
 from diffusion_jax.schedulers import Denoiser, TimeGrid
@@ -85,9 +86,15 @@ class Setting:
     def check(self) -> None:
         """Raise UserError where the guidance rule does not fit the model or the sampler."""
         asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
-        self.guidance.check(asked, self.model.diffused, is_flow_map=is_map)
-        if self.guidance.remembers:
+        require_tellable(self.guidance, self.model)
+        self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
+        if self.rule.remembers:
             require_memory(self.sampler)
+
+    @property
+    def rule(self) -> Rule:
+        """What is made of several predictions: nothing, where the network is told the scale of guidance."""
+        return NoGuidance() if self.model.embeds_guidance else self.guidance
 
     @property
     def sampler_kind(self) -> str:
@@ -96,9 +103,9 @@ class Setting:
 
     def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
         """What the network is told of `size` examples; of nothing, where there are no raw fields."""
-        if raw is None:
-            return self.model.null(params, size)
-        return self.model.conditions(params, raw, size)
+        model = self.model
+        found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
+        return model.with_guidance(found, self.guidance.scale) if model.embeds_guidance else found
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
         """The conditional denoiser, not guided."""
@@ -112,7 +119,7 @@ class Setting:
         """The denoiser that samplers are given."""
         conditions, bound = self.conditions(params, raw, size), self.denoise(params)
         plain = bound(conditions)
-        if self.guidance.neutral:
+        if self.rule.neutral:
             return plain
         if raw is None and self.model.conditioning.asked and not self.guidance.others:
             raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
@@ -140,7 +147,7 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         """Of `sample`."""
-        found: dict[str, Any] = {"memory": self.guidance.first_memory} if self.guidance.remembers else {}
+        found: dict[str, Any] = {"memory": self.rule.first_memory} if self.rule.remembers else {}
         return {**found, "x0_transform": clipped} if self.clip_x0 else found
 
     def encode(self, params: Params, request: Request) -> Float[Array, "batch ..."]:
@@ -155,7 +162,7 @@ class Setting:
     def evaluations(self, of_denoiser: int) -> int:
         """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""
         return network_evaluations(
-            self.guidance,
+            self.rule,
             self.model.conditioning.asked,
             of_denoiser,
             schedule=self.grid.schedule,
@@ -165,6 +172,15 @@ class Setting:
     @property
     def _walk(self) -> tuple[Sampler, TimeGrid]:
         return self.sampler, self.grid
+
+
+def require_tellable(rule: Rule, model: Model) -> None:
+    """Raise UserError where a network is told the scale of guidance, and the rule is more than a scale."""
+    if model.embeds_guidance and not rule.can_be_told:
+        raise UserError(
+            f"the network is told the scale of guidance, and {rule_name(rule)} is more than a scale: use "
+            "classifier_free without interval, rescale or a negative prompt"
+        )
 
 
 def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:

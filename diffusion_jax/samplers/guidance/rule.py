@@ -76,6 +76,11 @@ class Rule:
         return self.scale == 1.0
 
     @property
+    def can_be_told(self) -> bool:
+        """Whether the scale alone says all, so that a network with guidance embedded can be told it (`Model`)."""
+        return self.neutral
+
+    @property
     def linear(self) -> bool:
         """Whether the rule is a sum of predictions with weights that add up to 1."""
         return self.rescale == 0.0
