@@ -1,4 +1,4 @@
-"""The scale of guidance that a network is told, instead of being evaluated twice (Meng et al. 2022, arXiv:2210.03142)."""
+"""The scale of guidance that a network is told, instead of being evaluated twice (Meng et al. 2022, 2210.03142)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

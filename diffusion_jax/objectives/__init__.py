@@ -3,9 +3,11 @@
 from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
     consistency,
     flow_map,
+    imitation,
     progressive,
     reflow,
     scm,
+    skipping,
     tokens,
     vdm,
     vlb,

@@ -99,6 +99,11 @@ class Objective:
         has none."""
         return self.makes != "consistency"
 
+    @property
+    def most_steps(self) -> int | None:
+        """The most steps that the loss trains to sample in; None where there is no end."""
+        return None
+
     def init_params(self, key: Key[Array, ""]) -> Any:
         """The objective's own trainable parameters; None where it has none."""
         return None

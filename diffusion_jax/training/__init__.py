@@ -6,11 +6,13 @@ from diffusion_jax.training.first_stage import DISCRIMINATOR, FirstStage
 from diffusion_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
 from diffusion_jax.training.state import TrainState, create_state
 from diffusion_jax.training.step import OBJECTIVE, Trainable, make_train_step, make_validation_step
+from diffusion_jax.training.teaching import UNGUIDED
 
 __all__ = [
     "DISCRIMINATOR",
     "OBJECTIVE",
     "OPTIMIZERS",
+    "UNGUIDED",
     "Checkpointer",
     "CorruptCheckpointError",
     "EmaConfig",

@@ -71,7 +71,7 @@ class Trainable:
         return self.objective.for_sampling(self.model.denoiser(params, conditions, dropout_keys))
 
     def teacher_params(self, state: TrainState) -> Params | None:
-        """The parameters of the teacher: the state's own, or, of an adapter's, the frozen groups, which are its model's."""
+        """The parameters of the teacher; an adapter's is its own model, whose groups are frozen."""
         return state.frozen if state.teacher is None and self.model.adapters else state.teacher
 
     def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:

@@ -134,6 +134,11 @@ class BaseExperiment(Experiment):
         own = () if self.adapter is None else (self.adapter,)
         return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own)
 
+    @property
+    def teacher_model(self) -> systems.Model | None:
+        """The model as it is in its folder, where the objective learns from a teacher."""
+        return self.base.model if "teacher" in self.objective.needs else None
+
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Every group of the model's parameters comes from it."""
@@ -222,9 +227,15 @@ class BaseExperiment(Experiment):
             self.optimizer,
             self.ema,
             with_target="target" in self.objective.needs,
+            teacher=self._kept(base),
             objective_state=self.objective.init_state(),
             trained=self.trained,
         )
+
+    def _kept(self, base: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A teacher's parameters beside those that are trained; of an adapter they are the frozen groups."""
+        is_needed = self.teacher_model is not None and self.adapter is None
+        return jax.tree.map(jnp.copy, dict(base)) if is_needed else None
 
     def first_state(self) -> training.TrainState:
         """The state before the first step, on the devices, but for the frozen groups."""
