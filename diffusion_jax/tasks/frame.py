@@ -90,6 +90,12 @@ class Setting:
         self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
         if self.rule.remembers:
             require_memory(self.sampler)
+        steps = self.grid.num_steps
+        if self.rule.reuse > 1 and self.sampler.nfe(steps, ends_clean=self.grid.ends_clean) != steps:
+            raise UserError(
+                f"guidance with reuse {self.rule.reuse} counts steps of one evaluation, and sampler "
+                f"{type(self.sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
+            )
 
     @property
     def rule(self) -> Rule:

@@ -103,6 +103,16 @@ def teacher_guidance(config: ConfigDict) -> tuple[float, float]:
     return (scales[0], scales[-1]) if scales else (1.0, 1.0)
 
 
+def check_told_scale(experiment: "Experiment", scale: float) -> None:
+    """Raise UserError where a student that is told the scale of guidance is asked for one that it was not taught."""
+    low, high = teacher_guidance(experiment.config)
+    if experiment.config.teacher.guidance_scale and experiment.model.embeds_guidance and not low <= scale <= high:
+        raise UserError(
+            f"guidance scale {scale:g} is not among those that the network was taught, {low:g} to {high:g}: ask for "
+            "one of these"
+        )
+
+
 def check_teacher(experiment: "Experiment") -> None:
     """Raise UserError where student and teacher do not fit: other data, conditions, or a scale that nobody is told."""
     model, theirs = experiment.model, experiment.teacher_model
@@ -139,6 +149,8 @@ def check_same_conditions(experiment: "Experiment") -> None:
         )
     if teacher is None:
         return  # it is the model itself
+    for scale in teacher_guidance(experiment.config):
+        check_told_scale(teacher, scale)
     stages = [one.first_stage and one.first_stage.fingerprint for one in (experiment, teacher)]
     if stages[0] != stages[1]:
         raise UserError("the teacher's first stage is another than the student's: they must be of the same latents")

@@ -402,6 +402,7 @@ class Experiment(ExperimentData):
         rule = RULES.build(self.config.sampling.guidance)
         require_tellable(rule, self.model)
         if self.model.embeds_guidance:
+            checks.check_told_scale(self, rule.scale)
             return rule
         is_flow_map = not self.process.discrete and self.sampler().denoiser_kind == "flow_map"
         rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)

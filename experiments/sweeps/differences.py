@@ -76,7 +76,7 @@ def behaviour(config: ConfigDict) -> str:
     if not tokens:
         sampling["grid"] = with_defaults(GRIDS, grid)
     rule = GUIDANCE.build(sampling["guidance"])
-    sampling["guidance"] = "none" if rule.neutral else repr(rule)  # told or leant on, a scale counts
+    sampling["guidance"] = "none" if rule.neutral else repr(rule)
     del sampling["projection"], sampling["inversion"]  # which tasks read, and no evaluation does
     fields = flatten(ConfigDict(read))
     kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}

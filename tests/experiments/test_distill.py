@@ -107,6 +107,7 @@ def test_what_a_student_states_counts(teacher):
             {"objective": {"name": "flow_matching"}, "time_sampler": {"name": "uniform"}},
             "learns from none: leave it out",
         ),
+        ({"sampling__guidance__scale": 7.0}, "scale 7 is not among those that the network was taught, 2 to 5"),
         ({"sampling__steps": 51}, "51 steps are more than objective lcm trains for, which are 50"),
         ({"sampling__guidance__rescale": 0.7}, "classifier_free is more than a scale"),
     ],

@@ -39,7 +39,7 @@ class ClassifierFree(Rule):
 
     @property
     def can_be_told(self) -> bool:
-        return not self.interval and self.rescale == 0.0 and self.negative == ""
+        return not self.interval and self.rescale == 0.0 and self.reuse == 1 and self.negative == ""
 
     def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
         both = super().asks(asked)
