@@ -179,6 +179,13 @@ RECIPES["guidance_distillation"] = {
 }
 RECIPES["meanflow_distillation"] = {**RECIPES["meanflow"], "objective": dict(name="meanflow_distillation")}
 RECIPES["shortcut_distillation"] = {**RECIPES["shortcut"], "objective": dict(name="shortcut_distillation")}
+RECIPES["dmd"] = {
+    **NO_TIMES,
+    "objective": dict(name="dmd", num_steps=2, prediction=dict(name="edm", sigma_data=0.5)),
+    "sampling.sampler": dict(name="lcm"),
+    "sampling.grid": dict(name="uniform"),
+    "sampling.steps": 2,
+}
 # These learn from the quickstart's network on another schedule, from which they can not start.
 for _name in ("reflow", "scd", "meanflow_distillation", "shortcut_distillation"):
     RECIPES[_name]["teacher.initialize"] = False

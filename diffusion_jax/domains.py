@@ -103,7 +103,7 @@ _NAMES = (
     (Bounds(low=1, high=2), "num_times"),
     (Bounds(low=1, high=4), "solver_order"),
     (Bounds(low=0, high=4), "predictor_order corrector_order"),
-    (STEPS, "num_train_steps total_steps steps max_steps inner_steps doubling base_steps solver_steps history"),
+    (STEPS, "num_train_steps total_steps steps max_steps inner_steps doubling base_steps solver_steps every history"),
     (Bounds(low=0, high=10**6), "num_steps"),
     (Bounds(low=2, high=2**24), "first last levels bins num_tokens num_values num_codes"),
     (STEPS, "neighbours num_subsets subset_size splits max_real max_train max_test max_held_out num_examples"),

@@ -41,6 +41,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
+from diffusion_jax.objectives import with_copies
+from diffusion_jax.systems import NETWORK
 from experiments.building import conditions
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
@@ -236,7 +238,9 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
             path: jax.device_put(jnp.array(old if path in fresh else theirs[path], copy=True), old.sharding)
             for path, old in flat.items()
         }
-        return {**tree, **unflatten_dict(found)}
+        found = {**tree, **unflatten_dict(found)}
+        loss = with_copies(experiment.objective, tree.get(training.OBJECTIVE), found.get(NETWORK))
+        return found if loss is None else {**found, training.OBJECTIVE: loss}
 
     ema = {name: started(average) for name, average in state.ema.items()}
     return state.replace(params=started(state.params), ema=ema, target=started(state.target))

@@ -56,7 +56,7 @@ class Skipping(Objective):
 
     Attributes:
       solver_steps: N, the teacher's steps of DDIM from noise to data.
-      huber: c of (4).
+      huber: error at which the pseudo-Huber distance turns from a square into an absolute value.
       decay: that of the average which answers at x_r.
     """
 

@@ -20,12 +20,12 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.conditioning import Conditions
-from diffusion_jax.objectives import Context, Objective
+from diffusion_jax.objectives import Context, Objective, with_copies
 from diffusion_jax.parallel.activations import for_cpu
 from diffusion_jax.rng import BatchKey, fold_name, stream_key
 from diffusion_jax.schedulers import Denoiser
 from diffusion_jax.specs import DATA, FEATURES
-from diffusion_jax.systems import Model, Params
+from diffusion_jax.systems import NETWORK, Model, Params
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.teaching import UNGUIDED, drawn_scale, taught_by, told
@@ -57,6 +57,7 @@ class Trainable:
         """Parameters of the model, its network's by `init_network(network, key)`, and of the objective."""
         params = self.model.init_params(key, init_network)
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
+        own = with_copies(self.objective, own, params[NETWORK])
         return params if own is None else {**params, OBJECTIVE: own}
 
     def constrain(self, params: Params) -> Params:
@@ -73,6 +74,10 @@ class Trainable:
     def teacher_params(self, state: TrainState) -> Params | None:
         """The parameters of the teacher; an adapter's is its own model, whose groups are frozen."""
         return state.frozen if state.teacher is None and self.model.adapters else state.teacher
+
+    def _with_network(self, params: Params, conditions: Conditions) -> Callable[[Any], Denoiser]:
+        """Parameters of another network like this one -> its denoiser."""
+        return lambda network: self.model.denoiser({**params, NETWORK: network}, conditions)
 
     def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
         """The training loss, with dropout of units and of conditions, and (metrics, values for `update_state`).
@@ -120,6 +125,7 @@ class Trainable:
             teacher=teacher,
             unconditional=model.denoiser(params, null, dropout_keys) if null else None,
             aligned=aligned,
+            with_network=self._with_network(params, jax.lax.stop_gradient(conditions)),
             params=params.get(OBJECTIVE),
             state=state.objective_state,
         )

@@ -23,6 +23,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
 from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
+from diffusion_jax.objectives import with_copies
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
 from experiments.building.sources import Source, read_groups
@@ -194,6 +195,11 @@ class BaseExperiment(Experiment):
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
         if self.adapter is not None:
             self._check_reach()
+            if self.objective.copies:
+                raise UserError(
+                    f"objective {config.objective.name} trains a copy of the whole network beside it, and adapter "
+                    "trains none: leave the adapter out"
+                )
 
     def _check_reach(self) -> None:
         """Raise UserError where the adapter changes what no loss reads through it."""
@@ -219,6 +225,7 @@ class BaseExperiment(Experiment):
 
         def params() -> dict[str, Any]:
             own = self.objective.init_params(fold_name(key, training.OBJECTIVE))
+            own = with_copies(self.objective, own, base[systems.NETWORK])
             groups = {**jax.tree.map(jnp.copy, dict(base)), **self._init_adapters(base, seed)}
             return groups if own is None else {**groups, training.OBJECTIVE: own}
 

@@ -211,12 +211,18 @@ class Experiment(ExperimentData):
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
         spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
-        return training.make_optimizer(
+        made = training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
             clip_norm=self.config.optimizer.clip_norm,
             is_frozen=models.is_frozen,
         )
+        return made if self._network_every == 1 else training.in_turns(made, self._network_every, training.OBJECTIVE)
+
+    @property
+    def _network_every(self) -> int:
+        """The steps of which one updates the network."""
+        return self.objective.network_every
 
     @cached_property
     def ema(self) -> training.EmaConfig:

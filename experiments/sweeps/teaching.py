@@ -56,5 +56,5 @@ def described(cell: "Cell") -> Path:
     folder = Path(tempfile.mkdtemp(prefix="teacher_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.json").write_text(json.dumps(workdir.to_json(config)))
-    (folder / "data.json").write_text(json.dumps(Experiment(config).info.to_json()))
+    (folder / "data.json").write_text(json.dumps(dataclasses.asdict(Experiment(config).info)))
     return folder

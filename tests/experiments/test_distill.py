@@ -1,5 +1,6 @@
 """configs/distill/: students that take what they need from a run, are held against it, and are drawn in few steps."""
 
+import dataclasses
 import json
 import runpy
 
@@ -44,7 +45,7 @@ def teacher(told, tmp_path_factory):
     """What describes a run that was trained with it; there are no weights."""
     folder, config = tmp_path_factory.mktemp("teacher"), load_config(str(told))
     (folder / "config.json").write_text(json.dumps(workdir.to_json(config)))
-    (folder / "data.json").write_text(json.dumps(Experiment(config).info.to_json()))
+    (folder / "data.json").write_text(json.dumps(dataclasses.asdict(Experiment(config).info)))
     return folder
 
 

@@ -13,7 +13,7 @@ from diffusion_jax import training
 from diffusion_jax.conditioning import Conditioning, GuidanceScale, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import Network, init_params
-from diffusion_jax.objectives import Objective
+from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Parameterization
@@ -130,3 +130,33 @@ def test_the_scale_of_sampling_is_told_and_costs_one_evaluation():
 def test_a_rule_that_is_more_than_a_scale_can_not_be_told(more):
     with pytest.raises(UserError, match="told the scale of guidance, and classifier_free is more than a scale"):
         setting(scale=4.0, **more).check()
+
+
+def test_networks_that_alternate_in_one_step():
+    """The fake score in every step, the network in one of three; a step is a function of the state, and goes on."""
+    student = model()
+    objective = OBJECTIVES.build({"name": "dmd", "num_steps": 2, "every": 3, "prediction": "x0"})
+    trainable = training.Trainable(model=student, objective=objective, teacher=model(), guidance=(2.0, 2.0))
+    plain = training.make_optimizer({"name": "adam"}, learning_rate=lambda _: 1e-2, clip_norm=1.0)
+    optimizer = training.in_turns(plain, objective.network_every, training.OBJECTIVE)
+    ema = training.EmaConfig()
+    step = jax.jit(
+        training.make_train_step(trainable, optimizer, ema=ema, learning_rate=lambda _: 1e-2, batch_size=SIZE, seed=0)
+    )
+    state = training.create_state(
+        lambda: trainable.init_params(jax.random.key(0), init_params),
+        optimizer,
+        ema,
+        teacher=model().init_params(jax.random.key(1), init_params),
+    )
+    tables = [state.params["network"]["table"]]
+    np.testing.assert_array_equal(state.params["objective"]["fake"]["table"], tables[0])
+    for index in range(4):
+        fake, kept = state.params["objective"]["fake"]["table"], jax.device_get(state)
+        state, metrics = step(state, {"data": X, "label": LABEL})
+        tables.append(state.params["network"]["table"])
+        assert np.any(tables[-1] != tables[-2]) == (index % 3 == 0)
+        assert np.any(state.params["objective"]["fake"]["table"] != fake)
+        assert (metrics["matching"] > 0) == (index % 3 == 0)
+        again, _ = step(kept, {"data": X, "label": LABEL})
+        jax.tree.map(np.testing.assert_array_equal, again, state)

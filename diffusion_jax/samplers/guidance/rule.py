@@ -44,9 +44,8 @@ class Rule:
         et al. 2024, arXiv:2404.07724). Outside only the conditional prediction is evaluated.
       rescale: the share by which the deviation of x0 is brought back to that of the conditional x0 (Lin et al. 2023,
         arXiv:2305.08891, who take 0.7); 0 is not at all.
-      reuse: in how many steps the same difference to the conditional prediction stands: it is evaluated in the first of
-        them and kept, as a velocity, for the others, which ask the network once (a cache of guidance without training,
-        as in FasterCache, Lv et al. 2024, arXiv:2410.19355, but for its weights); 1: every step evaluates its own.
+      reuse: steps for which the difference to the conditional prediction is kept, as a velocity, once it is evaluated;
+        the others ask the network once (as in FasterCache, Lv et al. 2024, arXiv:2410.19355, but for its weights).
 
     `others` names the predictions beside the network's own that the rule needs, in the order in which it is given them.
 
