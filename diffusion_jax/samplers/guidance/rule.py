@@ -231,10 +231,7 @@ def guided(
     for other in rule.others:
         if other not in others:
             raise UserError(f"guidance {name_of(rule)} needs {other!r}, and it is not given")
-    if schedule is None and (rule.interval or rule.reuse > 1 or not rule.linear):
-        raise UserError(
-            f"guidance {name_of(rule)} with an interval or a reuse, or with a rule that states x0: give the schedule"
-        )
+    _require_schedule(rule, schedule)
     stacked = jax.tree.map(lambda *rows: _interleave(rows), *map(dict, told))
 
     def predictions(xt: Array, t: Array, *s: Array) -> list[Any]:
@@ -255,6 +252,13 @@ def guided(
         return _reusing(rule, predictions, plain, schedule)
     whole = inside_remembering if rule.remembers else inside
     return _within(rule.interval, whole, plain, schedule) if rule.interval else whole
+
+
+def _require_schedule(rule: Rule, schedule: NoiseSchedule | None) -> None:
+    if schedule is None and (rule.interval or rule.reuse > 1 or not rule.linear):
+        raise UserError(
+            f"guidance {name_of(rule)} with an interval or a reuse, or with a rule that states x0: give the schedule"
+        )
 
 
 def _told(
