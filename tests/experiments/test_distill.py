@@ -102,7 +102,10 @@ def test_what_a_student_states_counts(teacher):
         ({"teacher__guidance_scale": (5.0, 2.0)}, r"one scale, or \(low, high\)"),
         ({"teacher__guidance_scale": ()}, "is told the scale of guidance, and its teacher has none"),
         ({"model__guidance_channels": 0}, "is not told which: give one scale"),
-        ({"data__image_size": 16}, r"the teacher is of pixels \[8, 8, 3\], the student of pixels \[16, 16, 3\]"),
+        (
+            {"data__image_size": 16, "model__attention_resolutions": (16,)},
+            r"the teacher is of pixels \[8, 8, 3\], the student of pixels \[16, 16, 3\]",
+        ),
         ({"conditioning": {"text": {"length": 5}}}, "reads captions by another tokenizer, word list or length"),
         (
             {"objective": {"name": "flow_matching"}, "time_sampler": {"name": "uniform"}},
