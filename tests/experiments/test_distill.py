@@ -19,7 +19,12 @@ from tests.captions import make_folder, write_config
 from tests.processes import ROOT
 
 CONFIGS = sorted((ROOT / "configs" / "distill").glob("*.py"))
-OF_RUNS = [path for path in CONFIGS if path.stem != "lcm_lora"]
+FAST = ("lcm", "dmd")  # the others differ in objective and sampler
+OF_RUNS = [
+    path if path.stem in FAST else pytest.param(path, marks=pytest.mark.slow)
+    for path in CONFIGS
+    if path.stem != "lcm_lora"
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,11 @@ def test_what_a_student_states_counts(teacher):
         ),
         ({"conditioning": {"text": {"length": 5}}}, "reads captions by another tokenizer, word list or length"),
         (
-            {"objective": {"name": "flow_matching"}, "time_sampler": {"name": "uniform"}},
+            {
+                "objective": {"name": "flow_matching"},
+                "time_sampler": {"name": "uniform"},
+                "sampling__sampler": {"name": "ddim"},
+            },
             "learns from none: leave it out",
         ),
         ({"sampling__guidance__scale": 7.0}, "scale 7 is not among those that the network was taught, 2 to 5"),
