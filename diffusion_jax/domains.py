@@ -82,7 +82,7 @@ _NAMES = (
         POSITIVE,
         "sigma_data sigma_min sigma_max rho std shift tau a b c snr atol rtol beta_max s_restart_min s_restart_max",
     ),
-    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q time_scale rotary_theta"),
+    (POSITIVE, "final_norm_eps norm_eps mlp_ratio q time_scale rotary_theta huber scaling"),
     (
         NOT_NEGATIVE,
         "eps eta gamma weight_decay huber_scale k p omega kappa beta_min s_churn s_min s_noise offset penalty",
@@ -103,7 +103,7 @@ _NAMES = (
     (Bounds(low=1, high=2), "num_times"),
     (Bounds(low=1, high=4), "solver_order"),
     (Bounds(low=0, high=4), "predictor_order corrector_order"),
-    (STEPS, "num_train_steps total_steps steps max_steps inner_steps doubling base_steps history"),
+    (STEPS, "num_train_steps total_steps steps max_steps inner_steps doubling base_steps solver_steps every history"),
     (Bounds(low=0, high=10**6), "num_steps"),
     (Bounds(low=2, high=2**24), "first last levels bins num_tokens num_values num_codes"),
     (STEPS, "neighbours num_subsets subset_size splits max_real max_train max_test max_held_out num_examples"),

@@ -14,6 +14,8 @@ MASK = "mask"
 """The field of a batch that says where a picture has a hole."""
 SOURCE = "source"
 """The field of a batch that is the picture to be edited."""
+GUIDANCE = "guidance"
+"""The slot of a network that is told the scale of guidance, in the place of two evaluations."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 

@@ -105,9 +105,12 @@ def main(argv: Sequence[str]) -> int:
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
         groups = populations({name: cells[0].training_config for name, cells in open_.items()}, POPULATION.value)
-        jobs = [job(directory, {name: open_[name][0] for name in names}) for names in groups]
-        for _ in launcher(directory).run(jobs):
-            write_reports(ablation, directory)
+        teachers = {cell.taught_by for cell in ablation.cells}
+        for first in (True, False):  # whoever teaches comes before its students
+            wave = [names for names in groups if (names[0] in teachers) == first]
+            jobs = [job(directory, {name: open_[name][0] for name in names}) for names in wave]
+            for _ in launcher(directory).run(jobs):
+                write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
         if PAGE.value:
             print(f"page: {write_page(ablation, directory, Path(PAGE.value))}", flush=True)
@@ -153,7 +156,10 @@ def job(directory: Path, group: dict[str, Cell]) -> Job:
         home = directory / "trainings" / training
         home.mkdir(parents=True, exist_ok=True)
         file = home.with_suffix(".json")
-        replace_file(file, json.dumps(workdir.to_json(cell.training_config), indent=2).encode())
+        config = cell.training_config
+        if cell.taught_by:
+            config.teacher.workdir = str((directory / "trainings" / cell.taught_by).absolute())
+        replace_file(file, json.dumps(workdir.to_json(config), indent=2).encode())
         if not (home / workdir.FINISHED).exists():
             members.append(f"--member={file}={home}")
             trained.append(("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}"))

@@ -1,6 +1,7 @@
 """From the raw fields of a batch to what a network is told: labels, numbers, texts, and what more is registered."""
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
+from diffusion_jax.conditioning.guidance import GuidanceScale
 from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
 from diffusion_jax.conditioning.pictures import PICTURES, BesidePicture, Hole, Source
@@ -14,6 +15,7 @@ __all__ = [
     "Conditioner",
     "Conditioning",
     "Conditions",
+    "GuidanceScale",
     "Hole",
     "Label",
     "Numbers",

@@ -28,6 +28,7 @@ from diffusion_jax.models.layers import (
     TimeMLP,
     at_least_float32,
     depth_to_space,
+    guidance_waves,
     resample,
     sinusoidal_embedding,
     space_to_depth,
@@ -35,7 +36,7 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, SpatialTransformer, require_halvings
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, of what is not zero
 _zeros = nn.initializers.zeros
@@ -91,6 +92,8 @@ class UNet(Network, kw_only=True):
         edited, or a mask and what is left of a picture with a hole; 0 for none.
       image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
+      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
+        et al. 2022, arXiv:2210.03142); 0 for none. Their layer starts at zero.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
@@ -125,6 +128,7 @@ class UNet(Network, kw_only=True):
     extra_channels: int = 0
     image_role: Literal["asked", "told"] = "told"
     augment_channels: int = 0
+    guidance_channels: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
     norm_groups: int = 32
@@ -175,6 +179,8 @@ class UNet(Network, kw_only=True):
             slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
         if self.augment_channels:
             slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
+        if self.guidance_channels:
+            slots[GUIDANCE] = ConditionSpec(role="told")
         return slots
 
     @nn.compact
@@ -286,6 +292,8 @@ class UNet(Network, kw_only=True):
         if self.augment_channels:
             dense = Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
             waves += dense(conditions["augment"].astype(waves.dtype))
+        if self.guidance_channels:
+            waves += guidance_waves(conditions[GUIDANCE], self.guidance_channels, self.base_channels, waves.dtype)
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_times == 2:
             interval = sinusoidal_embedding(

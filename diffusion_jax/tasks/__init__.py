@@ -9,7 +9,7 @@ from_latents    the picture that given noise gives
 """
 
 from diffusion_jax.tasks.edit import Edit, Instruct, Variation
-from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of
+from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of, require_tellable
 from diffusion_jax.tasks.generate import generate
 from diffusion_jax.tasks.inpaint import Inpaint
 from diffusion_jax.tasks.invert import FromLatents, Invert
@@ -27,4 +27,5 @@ __all__ = [
     "Variation",
     "generate",
     "name_of",
+    "require_tellable",
 ]

@@ -25,6 +25,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers.guidance import name_of as rule_name
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
 from diffusion_jax.schedulers import Denoiser, TimeGrid
@@ -85,9 +86,21 @@ class Setting:
     def check(self) -> None:
         """Raise UserError where the guidance rule does not fit the model or the sampler."""
         asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
-        self.guidance.check(asked, self.model.diffused, is_flow_map=is_map)
-        if self.guidance.remembers:
+        require_tellable(self.guidance, self.model)
+        self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
+        if self.rule.remembers:
             require_memory(self.sampler)
+        steps = self.grid.num_steps
+        if self.rule.reuse > 1 and self.sampler.nfe(steps, ends_clean=self.grid.ends_clean) != steps:
+            raise UserError(
+                f"guidance with reuse {self.rule.reuse} counts steps of one evaluation, and sampler "
+                f"{type(self.sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """What is made of several predictions: nothing, where the network is told the scale of guidance."""
+        return NoGuidance() if self.model.embeds_guidance else self.guidance
 
     @property
     def sampler_kind(self) -> str:
@@ -99,8 +112,10 @@ class Setting:
 
         `beside` are raw fields of the task's own, such as a picture, which count for the parts that they suffice for.
         """
-        found = self.model.null(params, size) if raw is None else self.model.conditions(params, raw, size)
-        return {**found, **self.model.beside(params, beside or {}, size)}
+        model = self.model
+        found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
+        found = {**found, **model.beside(params, beside or {}, size)}
+        return model.with_guidance(found, self.guidance.scale) if model.embeds_guidance else found
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
         """The conditional denoiser, not guided."""
@@ -114,7 +129,7 @@ class Setting:
         """The denoiser that samplers are given."""
         conditions, bound = self.conditions(params, raw, size, beside), self.denoise(params)
         plain = bound(conditions)
-        if self.guidance.neutral:
+        if self.rule.neutral:
             return plain
         if raw is None and self.model.conditioning.asked and not self.guidance.others:
             raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
@@ -142,7 +157,7 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         """Of `sample`."""
-        found: dict[str, Any] = {"memory": self.guidance.first_memory} if self.guidance.remembers else {}
+        found: dict[str, Any] = {"memory": self.rule.first_memory} if self.rule.remembers else {}
         return {**found, "x0_transform": clipped} if self.clip_x0 else found
 
     def encode(self, params: Params, request: Request) -> Float[Array, "batch ..."]:
@@ -158,7 +173,7 @@ class Setting:
     def evaluations(self, of_denoiser: int) -> int:
         """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""
         return network_evaluations(
-            self.guidance,
+            self.rule,
             self.model.conditioning.asked,
             of_denoiser,
             schedule=self.grid.schedule,
@@ -168,6 +183,15 @@ class Setting:
     @property
     def _walk(self) -> tuple[Sampler, TimeGrid]:
         return self.sampler, self.grid
+
+
+def require_tellable(rule: Rule, model: Model) -> None:
+    """Raise UserError where a network is told the scale of guidance, and the rule is more than a scale."""
+    if model.embeds_guidance and not rule.can_be_told:
+        raise UserError(
+            f"the network is told the scale of guidance, and {rule_name(rule)} is more than a scale: use "
+            "classifier_free without interval, rescale or a negative prompt"
+        )
 
 
 def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:

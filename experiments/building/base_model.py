@@ -25,6 +25,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
 from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
+from diffusion_jax.objectives import with_copies
 from diffusion_jax.pipelines.model import model_of
 from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
@@ -198,6 +199,11 @@ class BaseExperiment(Experiment):
         own = () if self.adapter is None else (self.adapter,)
         return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own)
 
+    @property
+    def teacher_model(self) -> systems.Model | None:
+        """The model as it is in its folder, where the objective learns from a teacher."""
+        return self.base.model if "teacher" in self.objective.needs else None
+
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Every group of the model's parameters comes from it."""
@@ -258,6 +264,11 @@ class BaseExperiment(Experiment):
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
         if self.adapter is not None:
             self._check_reach()
+            if self.objective.copies:
+                raise UserError(
+                    f"objective {config.objective.name} trains a copy of the whole network beside it, and adapter "
+                    "trains none: leave the adapter out"
+                )
 
     def _check_reach(self) -> None:
         """Raise UserError where the adapter changes what no loss reads through it."""
@@ -283,6 +294,7 @@ class BaseExperiment(Experiment):
 
         def params() -> dict[str, Any]:
             own = self.objective.init_params(fold_name(key, training.OBJECTIVE))
+            own = with_copies(self.objective, own, base[systems.NETWORK])
             groups = {**jax.tree.map(jnp.copy, dict(base)), **self._init_adapters(base, seed)}
             return groups if own is None else {**groups, training.OBJECTIVE: own}
 
@@ -291,9 +303,15 @@ class BaseExperiment(Experiment):
             self.optimizer,
             self.ema,
             with_target="target" in self.objective.needs,
+            teacher=self._kept(base),
             objective_state=self.objective.init_state(),
             trained=self.trained,
         )
+
+    def _kept(self, base: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A teacher's parameters beside those that are trained; of an adapter they are the frozen groups."""
+        is_needed = self.teacher_model is not None and self.adapter is None
+        return jax.tree.map(jnp.copy, dict(base)) if is_needed else None
 
     def first_state(self) -> training.TrainState:
         """The state before the first step, on the devices, but for the frozen groups."""

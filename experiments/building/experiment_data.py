@@ -15,7 +15,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 from experiments.building import conditions
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import CODEC, INIT
+from experiments.ground.fields import CODEC, INHERIT, INIT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -38,6 +38,11 @@ class ExperimentData:
             raise UserError(
                 f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
                 "experiments.train, evaluate or prepare_latents"
+            )
+        if self.config.teacher.inherit:
+            raise UserError(
+                f"a config with {INHERIT} takes data and network from its teacher: name a run with "
+                "--config.teacher.workdir=RUN, of experiments.train"
             )
         if self.config.init.folder and not self.has_base:
             raise UserError(

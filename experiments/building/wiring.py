@@ -21,7 +21,8 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
+from diffusion_jax.samplers import GUIDANCE as RULES
+from diffusion_jax.samplers import SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import (
     GRIDS,
     PROCESSES,
@@ -30,7 +31,8 @@ from diffusion_jax.schedulers import (
     TimeGrid,
     built,
 )
-from diffusion_jax.specs import DATA, FEATURES
+from diffusion_jax.specs import DATA, FEATURES, GUIDANCE
+from diffusion_jax.tasks import require_tellable
 from experiments.building import checks, fitting
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.experiment_data import DTYPES, ExperimentData
@@ -88,6 +90,8 @@ class Experiment(ExperimentData):
             parts.append(conditioning.Label(num_classes=self.num_classes, class_names=self.info.class_names))
         if "augment" in takes:
             parts.append(conditioning.Numbers(slot="augment", count=takes["augment"].shape[0]))
+        if GUIDANCE in takes:
+            parts.append(conditioning.GuidanceScale(origin=self.network.guidance_origin))
         if self.told_text is not None:
             parts.append(self.told_text)
         if self.told_picture is not None:
@@ -190,8 +194,14 @@ class Experiment(ExperimentData):
         return training.Trainable(
             model=self.model,
             objective=self.objective,
-            teacher=self.teacher.model if self.teacher and "teacher" in self.objective.needs else None,
+            teacher=self.teacher_model,
+            guidance=checks.teacher_guidance(self.config),
         )
+
+    @property
+    def teacher_model(self) -> systems.Model | None:
+        """The model to learn from, where the objective does and there is one."""
+        return self.teacher.model if self.teacher and "teacher" in self.objective.needs else None
 
     @cached_property
     def teacher(self) -> "Experiment | None":
@@ -221,12 +231,18 @@ class Experiment(ExperimentData):
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
         spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
-        return training.make_optimizer(
+        made = training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
             clip_norm=self.config.optimizer.clip_norm,
             is_frozen=models.is_frozen,
         )
+        return made if self._network_every == 1 else training.in_turns(made, self._network_every, training.OBJECTIVE)
+
+    @property
+    def _network_every(self) -> int:
+        """The steps of which one updates the network."""
+        return self.objective.network_every
 
     @cached_property
     def ema(self) -> training.EmaConfig:
@@ -412,14 +428,23 @@ class Experiment(ExperimentData):
         Raises:
           UserError: no such rule, an option that it does not have, or one that does not fit the network.
         """
-        rule = GUIDANCE.build(self.config.sampling.guidance)
+        rule = RULES.build(self.config.sampling.guidance)
+        require_tellable(rule, self.model)
+        if self.model.embeds_guidance:
+            checks.check_told_scale(self, rule.scale)
+            return rule
         is_flow_map = not self.process.discrete and self.sampler().denoiser_kind == "flow_map"
         rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)
         return rule
 
     def grid(self, steps: int | None = None) -> TimeGrid:
         """The config's sampling-time grid, with as many steps as asked."""
-        sampling = self.config.sampling
+        sampling, most = self.config.sampling, self.objective.most_steps
+        if most is not None and (steps or sampling.steps) > most:
+            raise UserError(
+                f"{steps or sampling.steps} steps are more than objective {self.config.objective.name} trains for, "
+                f"which are {most}: sample in {most} or fewer"
+            )
         if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
         return GRIDS.build(sampling.grid)(self.process.schedule, steps or sampling.steps)

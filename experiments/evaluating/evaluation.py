@@ -19,6 +19,7 @@ from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from diffusion_jax.samplers.guidance import ClassifierFree, Negative, Rule, name_of
 from diffusion_jax.systems import Model
 from diffusion_jax.tasks import Task
+from experiments.building.checks import check_told_scale
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import judging, reconstruction
@@ -90,7 +91,9 @@ def generator(
 def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> Rule:
     """The config's guidance rule, with another scale or a negative prompt."""
     rule = experiment.guidance()
-    rule = rule if scale is None else dataclasses.replace(rule, scale=scale)
+    if scale is not None:
+        check_told_scale(experiment, scale)
+        rule = dataclasses.replace(rule, scale=scale)
     if negative is None:
         return rule
     _negative(experiment, negative)  # its error

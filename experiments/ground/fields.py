@@ -145,6 +145,19 @@ FIELDS: Mapping[str, Field] = {
     ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
+    "teacher.inherit": Field(
+        bool,
+        False,
+        ANY,
+        "take data, first stage, network, conditions, process and judges from that run, but for what the config states "
+        "otherwise than by default",
+    ),
+    "teacher.guidance_scale": Field(
+        tuple[float, ...],
+        (),
+        Bounds(low=-1000, high=1000),
+        "classifier-free guidance of the teacher: one scale, or the bounds of a uniform draw; empty: none",
+    ),
 }
 PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
@@ -178,6 +191,10 @@ OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.step
 """What has no default and a config of a first stage leaves out."""
 OF_MODELS = frozenset({"model", "process"})
 """What has no default and a config that starts from a model leaves out."""
+INHERIT: Final = "teacher.inherit"
+"""The field of a config that takes from its teacher what it does not state."""
+OF_TEACHERS = frozenset({"data.dataset", "model", "process"})
+"""What has no default and such a config leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""
 
@@ -229,6 +246,8 @@ def _left_out(config: ConfigDict) -> frozenset[str]:
     """What this config needs not state, though it has no default."""
     if CODEC in config:
         return OF_DENOISERS
+    if _value(config, INHERIT) is True:
+        return OF_TEACHERS
     return OF_MODELS if _value(config, INIT) not in ("", ABSENT) else frozenset()
 
 

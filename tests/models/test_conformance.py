@@ -19,9 +19,9 @@ TRANSFORMER = {"name": "dit", **TEXT, "patch_size": 2, "hidden_size": 16, "depth
 TOLD_A_TEXT = {
     "unet, text": {
         "name": "unet", **TEXT, "base_channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1,
-        "attention_resolutions": (2,),
+        "attention_resolutions": (2,), "guidance_channels": 4,
     },
-    "dit, text": TRANSFORMER,
+    "dit, text": {**TRANSFORMER, "guidance_channels": 4},
     "dit, joint text": {**TRANSFORMER, "context_by": "joint"},
 }  # fmt: skip
 
