@@ -9,6 +9,8 @@ DATA = "data"
 """The field of a batch that is diffused; what else a batch has is under the data's own names."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
+CONTROL = "control"
+"""The raw field of an example that is another picture of the same size, by which it is steered: edges, masks, depth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

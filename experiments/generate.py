@@ -5,6 +5,7 @@
     python -m experiments.generate --model=FOLDER --prompt="snow" --image=a.png [--mask=m.png] --strength=0.6
     python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
+    python -m experiments.generate --model=FOLDER --prompt="a house" --ip_adapter=FILE --reference=a.png[:0.6]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
 
 FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
@@ -35,6 +36,14 @@ WORDS = FLAGS.repeated(
     "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
     allowed="FILE[:WORD]",
 )  # fmt: skip
+IP_ADAPTER = FLAGS.repeated(
+    "ip_adapter", "a file of an IP-Adapter, which lets a picture be a prompt", check=cli.path_of, allowed="FILE"
+)
+REFERENCE = FLAGS.repeated(
+    "reference", "the picture of each --ip_adapter, and how much it counts", check=cli.path_and_scale,
+    allowed="PICTURE[:SCALE]",
+)  # fmt: skip
+IMAGE_ENCODER = FLAGS.path("image_encoder", None, "its image encoder; by default the model's own, or beside the file")
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
                       upper=cli.MOST_STEPS)  # fmt: skip
@@ -69,7 +78,10 @@ from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
+_OF_MODELS = (
+    *("image", "mask", "strength", "control", "lora", "textual_inversion", "ip_adapter", "reference", "image_encoder"),
+    *("height", "width", "dtype"),
+)
 _GRID = 64  # pictures that the grid shows
 
 
@@ -121,6 +133,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
         print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
         pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
+    given |= referred(pipe)
     steps = STEPS.value or pipe.family.steps
     scale = pipe.family.guidance if SCALE.value is None else SCALE.value
     images: list[Image.Image] = []
@@ -150,6 +163,27 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
                     "name": Path(expanded(MODEL.value)).name}  # fmt: skip
 
 
+def referred(pipe: Pipeline) -> dict[str, Any]:
+    """The IP-Adapters put in force, and the arguments of a call that their pictures are.
+
+    Raises:
+      UserError: another number of pictures than of adapters, or a file that does not fit.
+    """
+    files, references = list(IP_ADAPTER.value), list(REFERENCE.value)
+    if len(files) != len(references):
+        raise UserError(
+            f"--ip_adapter is given {len(files)} times and --reference {len(references)} times: each IP-Adapter has "
+            "one picture"
+        )
+    if not files:
+        if IMAGE_ENCODER.value:
+            raise UserError("--image_encoder is of --ip_adapter=FILE: give both, or neither")
+        return {}
+    shown = [opened(picture, "reference") for picture, _ in references]
+    pipe.load_ip_adapter(files, image_encoder_folder=IMAGE_ENCODER.value, scale=[scale for _, scale in references])
+    return {"ip_adapter_image": shown}
+
+
 def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:
     """Batches: which prompts, the first picture of each, and how many."""
     if each >= most:
@@ -166,6 +200,11 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
             raise UserError(f"--{name} is of published models (--model); for a run see experiments.sample")
     sampling = workdir.read_config(WORKDIR.value).sampling
     model, params = loading.load_model(WORKDIR.value)
+    if model.steering:
+        raise UserError(
+            f"{WORKDIR.value} trained {model.steering[0].name}, which is told a picture: write it by "
+            "experiments.convert, and draw with --model and --control or --ip_adapter"
+        )
     if "text" not in {name for part in model.conditioning.parts for name in part.prepares}:
         raise UserError(f"{WORKDIR.value} is told no text: draw its samples with experiments.sample")
     guidance = sampling.guidance.to_dict()
@@ -225,6 +264,8 @@ def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]
     }
     if LORA.value:
         facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
+    if REFERENCE.value:
+        facts["IP-Adapter"] = " ".join(f"{Path(picture).name}:{scale:g}" for picture, scale in REFERENCE.value)
     if STRENGTH.value is not None:
         facts["Denoising strength"] = f"{STRENGTH.value:g}"
     if NUM_IMAGES.value > 1:

@@ -3,6 +3,7 @@
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
 from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
+from diffusion_jax.conditioning.pictures import ControlPicture, ReferencePicture
 from diffusion_jax.conditioning.published import PublishedText
 from diffusion_jax.conditioning.text import Text
 
@@ -11,9 +12,11 @@ __all__ = [
     "Conditioner",
     "Conditioning",
     "Conditions",
+    "ControlPicture",
     "Label",
     "Numbers",
     "PublishedText",
+    "ReferencePicture",
     "Text",
     "with_masks",
 ]

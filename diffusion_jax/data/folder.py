@@ -25,7 +25,7 @@ from diffusion_jax.data.pictures import read_image
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, plain_name
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.specs import CONTROL, DataSpec
 
 _USUAL_SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
@@ -41,6 +41,7 @@ class FolderSource:
     labels: tuple[int, ...] | None
     channels: int
     captions: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,6 +51,8 @@ class FolderSource:
         example: Example = {"image": read_image(path, self.channels)}
         if self.captions:
             example["text"] = self.captions[index]
+        if self.controls:
+            example[CONTROL] = read_image(os.path.join(self.root, self.controls[index]), self.channels)
         return example if self.labels is None else {**example, "label": self.labels[index]}
 
     def texts(self, indices: Sequence[int]) -> list[str]:
@@ -93,9 +96,10 @@ def open_folder(
         num_classes=len(class_names),
         class_names=class_names,
         fingerprint=content_hash(root, listing, labels),
-        fields=("text",) if listing.texts else (),
+        fields=tuple(n for n, column in (("text", listing.texts), (CONTROL, listing.controls)) if column),
     )
-    return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels, listing.texts))
+    source = FolderSource(str(root), listing.files, labels, channels, listing.texts, listing.controls)
+    return Dataset(info=info, source=source)
 
 
 def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:

@@ -58,11 +58,11 @@ class ExperimentData:
     @cached_property
     def pipeline(self) -> data.Pipeline:
         """The training data."""
-        plain = self._pipeline(self.config.data.split)
-        if self.told_text is None:
-            return plain
-        self._check_captions(plain.info)
-        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain),)))
+        plain, parts = self._pipeline(self.config.data.split), self.told_pictures
+        if self.told_text is not None:
+            self._check_captions(plain.info)
+            parts = (self._with_words(plain), *parts)
+        return plain.prepared_by(conditions.Preparation(parts=parts)) if parts else plain
 
     def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
         """What reads the captions, with the word list of the workdir, or else of this data."""
@@ -83,6 +83,11 @@ class ExperimentData:
         """The same without a word list: all that shapes and compiled programs depend on."""
         return conditions.text_of(self.config, self._dtype)
 
+    @cached_property
+    def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
+        """The conditioners of pictures that the network is told beside the data."""
+        return ()
+
     def _check_captions(self, info: data.DatasetInfo) -> None:
         if "text" not in info.fields:
             raise UserError(
@@ -97,7 +102,7 @@ class ExperimentData:
         if not split:
             return None
         held_out = dataclasses.replace(self._pipeline(split, features=""), augment=False)
-        return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
+        return held_out if self.pipeline.prepare is None else held_out.prepared_by(self.pipeline.prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
