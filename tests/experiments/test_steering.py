@@ -146,12 +146,19 @@ def test_the_run_is_a_model_and_a_published_controlnet(controlled, tmp_path):
     part = read_part(tmp_path / "edges")
     jax.tree.map(np.testing.assert_array_equal, part.params, own)
     assert count(own) == sum(leaf.size for leaf in jax.tree.leaves(part.params))
+    with pytest.raises(UserError, match="steers by pictures and is no part of a network's parameters"):
+        opened("controlnet", init__folder=str(directory))
+
+
+@pytest.mark.slow
+def test_the_published_controlnet_steers(controlled, tmp_path):
+    _, experiment, states = controlled
+    own = states[-1].params["adapters/controlnet"]
+    save_steering(experiment.adapter, own, experiment.network, tmp_path / "edges")
     pipe = Pipeline.from_pretrained(SD15, controlnet=tmp_path / "edges", scheduler="euler")
     white, black = (PIL.Image.new("RGB", (32, 32), colour) for colour in ("white", "black"))
     drawn = [pipe("a red star", control_image=picture, **CALL).images for picture in (white, black)]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-4
-    with pytest.raises(UserError, match="steers by pictures and is no part of a network's parameters"):
-        opened("controlnet", init__folder=str(directory))
 
 
 def test_samples_are_told_the_pictures_of_held_out_examples(controlled):
