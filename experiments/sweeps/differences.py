@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.wiring import Experiment
@@ -71,7 +71,7 @@ def behaviour(config: ConfigDict) -> str:
     read["process"], read["objective"] = repr(experiment.stated_process), repr(objective)
     read["model"] = with_defaults(MODELS, read["model"])
     sampling = read["sampling"]
-    sampling["sampler"] = with_defaults(DISCRETE_SAMPLERS if tokens else SAMPLERS, sampling["sampler"])
+    sampling["sampler"] = with_defaults(SAMPLERS, sampling["sampler"])
     grid = sampling.pop("grid", None)
     if not tokens:
         sampling["grid"] = with_defaults(GRIDS, grid)
