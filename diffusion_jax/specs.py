@@ -18,6 +18,8 @@ GUIDANCE = "guidance"
 """The slot of a network that is told the scale of guidance, in the place of two evaluations."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
+CONTROL = "control"
+"""The raw field of an example that is another picture of the same size, by which it is steered: edges, masks, depth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

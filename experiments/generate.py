@@ -5,6 +5,7 @@
     python -m experiments.generate --model=FOLDER --prompt="snow" --image=a.png [--mask=m.png] --strength=0.6
     python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
+    python -m experiments.generate --model=FOLDER --prompt="a house" --ip_adapter=FILE --reference=a.png[:0.6]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --mask=m.png --out=b.png
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --expand=0,0,12,0
@@ -50,6 +51,14 @@ WORDS = FLAGS.repeated(
     "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
     allowed="FILE[:WORD]",
 )  # fmt: skip
+IP_ADAPTER = FLAGS.repeated(
+    "ip_adapter", "a file of an IP-Adapter, which lets a picture be a prompt", check=cli.path_of, allowed="FILE"
+)
+REFERENCE = FLAGS.repeated(
+    "reference", "the picture of each --ip_adapter, and how much it counts", check=cli.path_and_scale,
+    allowed="PICTURE[:SCALE]",
+)  # fmt: skip
+IMAGE_ENCODER = FLAGS.path("image_encoder", None, "its image encoder; by default the model's own, or beside the file")
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
                       upper=cli.MOST_STEPS)  # fmt: skip
@@ -91,7 +100,9 @@ from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("control", "lora", "textual_inversion", "dtype", "model_config")
+_OF_MODELS = (
+    *("control", "lora", "textual_inversion", "ip_adapter", "reference", "image_encoder", "dtype", "model_config"),
+)
 _GRID = 64  # pictures that the grid shows
 
 
@@ -179,6 +190,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
         print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
         pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
+    given |= referred(pipe)
     steps = STEPS.value or pipe.family.steps
     scale = pipe.family.guidance if SCALE.value is None else SCALE.value
     images: list[Image.Image] = []
@@ -230,6 +242,27 @@ def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
     return Pipeline(parts)
 
 
+def referred(pipe: Pipeline) -> dict[str, Any]:
+    """The IP-Adapters put in force, and the arguments of a call that their pictures are.
+
+    Raises:
+      UserError: another number of pictures than of adapters, or a file that does not fit.
+    """
+    files, references = list(IP_ADAPTER.value), list(REFERENCE.value)
+    if len(files) != len(references):
+        raise UserError(
+            f"--ip_adapter is given {len(files)} times and --reference {len(references)} times: each IP-Adapter has "
+            "one picture"
+        )
+    if not files:
+        if IMAGE_ENCODER.value:
+            raise UserError("--image_encoder is of --ip_adapter=FILE: give both, or neither")
+        return {}
+    shown = [opened(picture, "reference") for picture, _ in references]
+    pipe.load_ip_adapter(files, image_encoder_folder=IMAGE_ENCODER.value, scale=[scale for _, scale in references])
+    return {"ip_adapter_image": shown}
+
+
 def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:
     """Batches: which prompts, the first picture of each, and how many."""
     if each >= most:
@@ -250,6 +283,11 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     if SAMPLER.value:
         check_sampler(SAMPLER.value)
     experiment, params, _ = restore_params(WORKDIR.value)
+    if experiment.told_pictures:
+        raise UserError(
+            f"{WORKDIR.value} trained {experiment.config.adapter.name}, which is told a picture: write it by "
+            "experiments.convert, and draw with --model and --control or --ip_adapter"
+        )
     (prompted.require_pictures if INSTRUCTION.value is None else prompted.require_editor)(experiment)
     begun = prompted.Begun.read(
         experiment.shown.spec.shape[-1],
@@ -331,6 +369,8 @@ def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]
         facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
     if EXPAND.value:
         facts["Expand"] = " ".join(EXPAND.value)
+    if REFERENCE.value:
+        facts["IP-Adapter"] = " ".join(f"{Path(picture).name}:{scale:g}" for picture, scale in REFERENCE.value)
     if STRENGTH.value is not None:
         facts["Denoising strength"] = f"{STRENGTH.value:g}"
     if NUM_IMAGES.value > 1:

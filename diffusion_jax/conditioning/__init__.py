@@ -6,6 +6,7 @@ from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
 from diffusion_jax.conditioning.pictures import PICTURES, BesidePicture, Hole, Source
 from diffusion_jax.conditioning.published import PublishedText
+from diffusion_jax.conditioning.steering import ControlPicture, ReferencePicture
 from diffusion_jax.conditioning.text import Text
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Conditioner",
     "Conditioning",
     "Conditions",
+    "ControlPicture",
     "GuidanceScale",
     "Hole",
     "Label",
     "Numbers",
     "PublishedText",
+    "ReferencePicture",
     "Source",
     "Text",
     "with_masks",

@@ -34,9 +34,11 @@ Form = tuple[tuple[int, ...], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-    """Raw fields of a batch to slots of a network; `encoder` is the network that reads them, where there is one."""
+    """Raw fields of a batch to slots of a network; `encoder` is the network that reads texts, where there is one, and
+    `pictures` that which reads pictures."""
 
     encoder: ClassVar[Any] = None
+    pictures: ClassVar[Any] = None
 
     @property
     def fields(self) -> Mapping[str, Form]:

@@ -349,7 +349,10 @@ class Pipeline:
     def _source(self) -> ArraySource | TransformedSource:
         """Cropped examples, from memory if they fit."""
         info, source = self.info, self._cropped
-        if info.num_examples * math.prod(info.spec.shape) * source.dtype.itemsize > self.memory_limit:
+        size = math.prod(info.spec.shape) * source.dtype.itemsize
+        if self.prepare is not None and info.num_examples * size <= self.memory_limit:  # pictures are prepared, too
+            size = sum(values.nbytes for values in source.read([0]).values())
+        if info.num_examples * size > self.memory_limit:
             return source
         batch = read_all(source, np.arange(info.num_examples))
         fields = {name: values for name, values in batch.items() if name not in ("image", "label")}

@@ -73,10 +73,10 @@ class ExperimentData:
     def pipeline(self) -> data.Pipeline:
         """The training data."""
         plain = self._pipeline(self.config.data.split)
-        parts: list[conditioning.Conditioner] = []
+        parts = list(self.told_pictures)
         if self.told_text is not None:
             self._check_captions(plain.info)
-            parts += (self._with_words(plain), *self.told_beside)
+            parts = [self._with_words(plain), *self.told_beside, *parts]
         picture = conditions.picture_of(self.config, lambda: plain.info.spec.shape)
         if picture is not None and not picture.needs_holes:
             self._check_sources(plain.info, picture)
@@ -111,6 +111,11 @@ class ExperimentData:
     def told_picture(self) -> conditioning.BesidePicture | None:
         """The conditioner of a picture beside the input; None where the network is told none."""
         return conditions.picture_of(self.config, lambda: self.info.spec.shape)
+
+    @cached_property
+    def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
+        """The conditioners of pictures that an adapter tells the network."""
+        return ()
 
     def _check_sources(self, info: data.DatasetInfo, picture: conditioning.BesidePicture) -> None:
         missing = sorted(set(picture.prepares) - set(info.fields))

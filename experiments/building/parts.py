@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from diffusion_jax import models, terms, training
-from diffusion_jax.adapters import ADAPTERS
+from diffusion_jax.adapters import ADAPTERS, STEERINGS
 from diffusion_jax.conditioning import CONDITIONERS, PICTURES
 from diffusion_jax.data.augmentation import augmentations
 from diffusion_jax.data.holes import holes
@@ -51,6 +51,7 @@ TEXTS.register("text")(CONDITIONERS["text"])
 
 KINDS = (
     Kind("adapter", ADAPTERS),
+    Kind("adapter", STEERINGS, ("features", "rows")),
     Kind("model", models.MODELS, ("image_size", "image_channels", "num_classes", "dtype")),
     Kind("process", PROCESSES),
     Kind("process.schedule", SCHEDULES),

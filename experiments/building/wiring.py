@@ -395,11 +395,9 @@ class Experiment(ExperimentData):
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
-        if self.told_text is not None:
-            for part in (self.told_text, *self.told_beside):
-                batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
-        if self.told_picture is not None:
-            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in self.told_picture.fields.items()}
+        told = () if self.told_text is None else (self.told_text, *self.told_beside)
+        for part in (*told, *self.told_pictures, *(() if self.told_picture is None else (self.told_picture,))):
+            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
