@@ -9,6 +9,8 @@ DATA = "data"
 """The field of a batch that is diffused; what else a batch has is under the data's own names."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
+PRIOR = "prior"
+"""The field of a batch that says which examples are of a subject's class, 1, and which of the subject, 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

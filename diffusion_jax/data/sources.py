@@ -3,7 +3,7 @@
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
 tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
-`synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
+`subject`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -79,6 +79,8 @@ class DatasetInfo:
       class_names: their names, () if the data has no classes.
       first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
       fields: raw fields of an example besides image and label, such as "text", a caption.
+      num_prior: how many of the examples, the last ones, are of the class of a subject and not of the subject; they
+        take turns with the others, so that they are every second example of a batch.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
         not prepared and in what earlier versions wrote.
     """
@@ -92,6 +94,7 @@ class DatasetInfo:
     first_stage: str = ""
     fingerprint: str = ""
     fields: tuple[str, ...] = ()
+    num_prior: int = 0
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "DatasetInfo":
@@ -114,12 +117,14 @@ class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
     `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
+    `remarks` are what is to be said of the data before a training.
     """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
     prompts: Sequence[Any] = ()
+    remarks: tuple[str, ...] = ()
 
 
 AT_A_PATH = ("folder", "latents")
@@ -163,6 +168,11 @@ def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = 
 
         check_arguments(f"dataset {name!r}", text.describe_text, options)
         return text.describe_text(split=split, data_dir=data_dir, **options)
+    if name == "subject":
+        from diffusion_jax.data import subject  # it imports this module
+
+        check_arguments(f"dataset {name!r}", subject.open_subject, options)
+        return subject.describe_subject(**options)
     if name in datasets:
         return open_dataset(name, split=split, data_dir=data_dir, **options).info
     from diffusion_jax.data import tfds_source  # imports TFDS

@@ -77,10 +77,10 @@ class Trainable:
           key: their keys.
         """
         params = state.whole(params)
-        conditions = self.model.conditions(params, batch, key.index.shape[0])
+        dropout_keys = key.fold_in("dropout").per_example()
+        conditions = self.model.conditions(params, batch, key.index.shape[0], dropout_keys)
         conditions = self.model.dropped(params, conditions, key)
         batch = {**batch, DATA: self.model.encode(params, batch[DATA], key)}
-        dropout_keys = key.fold_in("dropout").per_example()
         return self._loss(params, state, batch, conditions, dropout_keys, key.fold_in("objective"))
 
     def validation_loss(

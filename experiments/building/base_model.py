@@ -30,6 +30,8 @@ from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
 
 _BROUGHT = ("model", "process", "conditioning")  # groups that the model is in the place of
+TEXT_ENCODERS = (rf"{systems.CONDITIONING}/.*/(\w*qkv|query|key|value|attention_out|out)/kernel",)
+"""The attention of text encoders, which an adapter changes too where `train.text_encoder` says so."""
 _UNREAD = ("first_stage.path", "teacher.workdir")
 
 
@@ -59,9 +61,15 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class BaseExperiment(Experiment):
-    """Everything that a config names which starts from a model; for the same loop as any other training."""
+    """Everything that a config names which starts from a model; for the same loop as any other training.
+
+    Attributes:
+      shared: the model, where another experiment has read it already.
+    """
 
     has_base: ClassVar[bool] = True
+
+    shared: Base | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,7 +78,7 @@ class BaseExperiment(Experiment):
     @cached_property
     def base(self) -> Base:
         """The model that `init.folder` names."""
-        return Base(self.config.init.folder, self._dtype)
+        return self.shared or Base(self.config.init.folder, self._dtype)
 
     @property
     def title(self) -> str:
@@ -116,6 +124,19 @@ class BaseExperiment(Experiment):
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
 
+    def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
+        return super()._pipeline(split, **{"image_size": self.config.data.image_size or self._side, **changes})
+
+    @property
+    def _side(self) -> int:
+        return self.base.model.data.shape[0]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the data before a training, and the size of the pictures where the model decides it."""
+        guessed = [] if self.config.data.image_size else [f"pictures of {self._side} pixels, as the model makes them"]
+        return [*guessed, *super().remarks]
+
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
         """The conditioners of the model, all that is asked of which falls with `train.conditioning_dropout`."""
@@ -126,7 +147,11 @@ class BaseExperiment(Experiment):
     @cached_property
     def adapter(self) -> Adapter | None:
         """What is trained in the place of the model."""
-        return ADAPTERS.build(self.config.adapter) if ADAPTER in self.config else None
+        if ADAPTER not in self.config:
+            return None
+        adapter = ADAPTERS.build(self.config.adapter)
+        own = TEXT_ENCODERS if self.config.train.text_encoder else ()
+        return dataclasses.replace(adapter, targets=(*adapter.targets, *own))
 
     @cached_property
     def model(self) -> systems.Model:
@@ -145,8 +170,12 @@ class BaseExperiment(Experiment):
     @property
     def trained(self) -> tuple[str, ...]:
         """Patterns of the groups that are trained; by default the adapter, or else the network."""
-        default = systems.NETWORK if self.adapter is None else re.escape(f"{systems.ADAPTERS}/{self.adapter.name}")
-        return tuple(self.config.train.trained) or (default, training.OBJECTIVE)
+        if self.config.train.trained:
+            return tuple(self.config.train.trained)
+        if self.adapter is not None:
+            return (re.escape(f"{systems.ADAPTERS}/{self.adapter.name}"), training.OBJECTIVE)
+        own = (f"{systems.CONDITIONING}/.*",) if self.config.train.text_encoder else ()
+        return (systems.NETWORK, *own, training.OBJECTIVE)
 
     def check(self) -> None:
         """Build everything that the config names, so that a wrong name is an error before training starts.
@@ -185,10 +214,19 @@ class BaseExperiment(Experiment):
                 f"the model in {config.init.folder} is told {self.num_classes or 'no'} classes, and "
                 f"{config.data.dataset} has {info.num_classes}"
             )
+        if config.train.text_encoder:
+            self._check_text_encoder()
         if config.sampling.clip_x0 and model.codec.learned:
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
         if self.adapter is not None:
             self._check_reach()
+
+    def _check_text_encoder(self) -> None:
+        """Raise UserError where there is no text encoder to train, or where the config says itself what is trained."""
+        if not any(name.startswith(f"{systems.CONDITIONING}/") for name in self.base.shapes):
+            raise UserError(f"train.text_encoder: the model in {self.config.init.folder} has none that is trained")
+        if self.config.train.trained:
+            raise UserError("train.trained says which groups are trained: leave out train.text_encoder, or that")
 
     def _check_reach(self) -> None:
         """Raise UserError where the adapter changes what no loss reads through it."""

@@ -49,6 +49,8 @@ def check(experiment: "Experiment") -> None:
     check_fields(config)
     if ADAPTER in config and not experiment.has_base:
         raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
+    if config.train.text_encoder and not experiment.has_base:
+        raise UserError(f"train.text_encoder is of a model that is there: name it, {INIT}, or leave it out")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
@@ -76,6 +78,7 @@ def check(experiment: "Experiment") -> None:
             f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
         )
     check_features(experiment)
+    check_subject(experiment)
     if experiment.objective.reads_lpips:
         require_lpips(experiment, "objective.distance=squared")
     told, labels = experiment.augment_slot, experiment.pipeline.augment_labels
@@ -135,6 +138,34 @@ def check_captions(experiment: "Experiment") -> None:
                 f"data.flip mirrors half of the pictures and leaves their captions as they are, and {sided!r} would be "
                 "wrong of its mirror image: set data.flip=False"
             )
+
+
+def check_subject(experiment: "Experiment") -> None:
+    """Whether the words for what is learned are read, and whether pictures of a subject's class are weighed."""
+    config, wanted, text = experiment.config, experiment.config.data, experiment.text
+    words = {"data.trigger": (wanted.trigger, "")} if wanted.trigger else {}
+    if wanted.instance:
+        words["data.instance_prompt"] = (wanted.instance_prompt, wanted.class_prompt)
+    for field, (said, instead) in words.items():
+        if text is None:
+            raise UserError(f"{field} is told to nothing: what is trained is told no text")
+        if all((rows[0] == rows[1]).all() for rows in text.prepare({"text": [said, instead]}).values()):
+            against = f"just as it reads {instead!r}" if instead else "as nothing"
+            raise UserError(f"{field}: the tokenizer reads {said!r} {against}; take another word")
+    if wanted.num_class_images and config.train.batch_size % 2:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"
+        )
+    objective = experiment.objective
+    if wanted.num_class_images and not objective.reads_prior:
+        raise UserError(
+            f"objective {config.objective.name} does not weigh pictures of a class: use denoising or flow_matching, or "
+            "set data.num_class_images=0"
+        )
+    if not wanted.num_class_images and config.objective.get("prior_loss_weight", 1.0) != 1.0:
+        raise UserError(
+            "objective.prior_loss_weight weighs pictures of a class, and there are none: set data.num_class_images"
+        )
 
 
 def check_groups(experiment: "Experiment") -> None:
