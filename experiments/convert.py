@@ -47,6 +47,7 @@ from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.pipelines.adapting import targets_of_model
+from diffusion_jax.pipelines.embeddings import write_word
 from diffusion_jax.pipelines.model import save_as
 from diffusion_jax.pipelines.parts import INDEX, NETWORKS, read_parts
 from diffusion_jax.specs import DataSpec
@@ -149,7 +150,13 @@ def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], ta
         )
     cli.writable_directory(target.parent)
     for adapter in adapters:
-        write_lora(target, within(ADAPTERS, params)[adapter.name], targets_of_model(base))
+        own = within(ADAPTERS, params)[adapter.name]
+        if all("rows" in leaves for leaves in own.values()):
+            word = f"<{experiment.config.data.trigger or target.stem}>"
+            write_word(target, word, own)
+            print(f"the word {word} of {step}: {target}")
+            continue
+        write_lora(target, own, targets_of_model(base))
         print(f"adapter {adapter.name} of {step}: {target}")
     if not adapters:
         save_as(base, params, target)

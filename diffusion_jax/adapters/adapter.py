@@ -68,6 +68,14 @@ class Adapter:
         """s at weight 1."""
         return 1.0
 
+    def of_word(self, word: str, tokens: Sequence[int]) -> "Adapter":
+        """The adapter of a word that stands for what is learned, which the tokenizer reads as these tokens.
+
+        Raises:
+          UserError: it can not be that word's.
+        """
+        return self
+
     @property
     def share_dropped(self) -> float:
         """Share of the inputs of its low-rank terms that is left out in training."""

@@ -278,12 +278,42 @@ def open_synthetic_latents(
     return Dataset(info=info, source=source)
 
 
+@dataclasses.dataclass(frozen=True)
+class Inverted:
+    """A source whose pictures are light where they were dark."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Many at once."""
+        read_many = getattr(self.source, "__getitems__", None)
+        examples = read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+        return [{**example, "image": 255 - example["image"]} for example in examples]
+
+
 @datasets.register("digits")
-def open_digits(*, split: str = "train", data_dir: str | None = None) -> Dataset:
-    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network)."""
+def open_digits(*, split: str = "train", data_dir: str | None = None, inverted: bool = False) -> Dataset:
+    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network).
+
+    Args:
+      split: "train", "test", or a slice of one in TFDS notation.
+      data_dir: where they are prepared.
+      inverted: dark on a light ground, and not light on a dark one: another set of the same subjects.
+    """
     from diffusion_jax.data import builders, tfds_source  # imports TFDS; registers "digits" there
 
     data_dir = str(expanded(data_dir or default_data_dir()))
     if not tfds_source.is_prepared(tfds_source.get_builder("digits", data_dir)):
         builders.prepare("digits", data_dir, progress=False)
-    return tfds_source.open_tfds("digits", split=split, data_dir=data_dir)
+    opened = tfds_source.open_tfds("digits", split=split, data_dir=data_dir)
+    if not inverted:
+        return opened
+    of = f"{opened.info.fingerprint} inverted"
+    info = dataclasses.replace(opened.info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
+    return dataclasses.replace(opened, info=info, source=Inverted(opened.source))

@@ -25,6 +25,7 @@ from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
+from experiments.building import conditions
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -151,7 +152,9 @@ class BaseExperiment(Experiment):
             return None
         adapter = ADAPTERS.build(self.config.adapter)
         own = TEXT_ENCODERS if self.config.train.text_encoder else ()
-        return dataclasses.replace(adapter, targets=(*adapter.targets, *own))
+        adapter = dataclasses.replace(adapter, targets=(*adapter.targets, *own))
+        word = self.config.data.trigger
+        return adapter.of_word(word, conditions.tokens_of(self.told_text, word)) if word and self.told_text else adapter
 
     @cached_property
     def model(self) -> systems.Model:

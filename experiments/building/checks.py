@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
+from diffusion_jax.objectives import Objective
 from diffusion_jax.registry import Registry, unknown_name
 from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
 from diffusion_jax.schedulers import TIME_SAMPLERS
@@ -152,19 +153,24 @@ def check_subject(experiment: "Experiment") -> None:
         if all((rows[0] == rows[1]).all() for rows in text.prepare({"text": [said, instead]}).values()):
             against = f"just as it reads {instead!r}" if instead else "as nothing"
             raise UserError(f"{field}: the tokenizer reads {said!r} {against}; take another word")
-    if wanted.num_class_images and config.train.batch_size % 2:
+    if wanted.num_class_images:
+        check_class(config, experiment.objective)
+    elif config.objective.get("prior_loss_weight", 1.0) != 1.0:
+        raise UserError(
+            "objective.prior_loss_weight weighs pictures of a class, and there are none: set data.num_class_images"
+        )
+
+
+def check_class(config: ConfigDict, objective: Objective) -> None:
+    """Raise UserError where a batch has no halves, or the loss weighs no pictures of a class."""
+    if config.train.batch_size % 2:
         raise UserError(
             f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"
         )
-    objective = experiment.objective
-    if wanted.num_class_images and not objective.reads_prior:
+    if not objective.reads_prior:
         raise UserError(
             f"objective {config.objective.name} does not weigh pictures of a class: use denoising or flow_matching, or "
             "set data.num_class_images=0"
-        )
-    if not wanted.num_class_images and config.objective.get("prior_loss_weight", 1.0) != 1.0:
-        raise UserError(
-            "objective.prior_loss_weight weighs pictures of a class, and there are none: set data.num_class_images"
         )
 
 

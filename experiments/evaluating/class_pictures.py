@@ -17,6 +17,7 @@ from diffusion_jax import parallel
 from diffusion_jax.data import to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
+from experiments.building.checks import check_class
 from experiments.building.experiment_data import CLASS_PICTURES
 from experiments.building.kinds import open_experiment
 from experiments.building.sources import read_groups
@@ -34,17 +35,14 @@ def without_class(experiment: Experiment) -> Experiment:
     """The same training without prior preservation, which can be checked before the pictures are there.
 
     Raises:
-      UserError: nothing to draw from, or a half of a batch that can not be.
+      UserError: nothing to draw from, or a batch or a loss that is not of a subject and its class.
     """
     config = experiment.config.copy_and_resolve_references()
     if not experiment.has_base:
         raise UserError(f"pictures of the class are drawn from a model: name it, {INIT}, or set data.class_pictures")
     if not config.data.class_prompt.strip():
         raise UserError('data.class_prompt is empty: it is what to draw, such as "a photo of a dog"')
-    if config.train.batch_size % 2:
-        raise UserError(
-            f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"
-        )
+    check_class(config, experiment.objective)
     with config.unlocked():
         config.data.num_class_images = 0
         if "prior_loss_weight" in config.objective:

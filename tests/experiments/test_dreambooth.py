@@ -10,6 +10,9 @@ import pytest
 
 from diffusion_jax import systems
 from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.embeddings import with_word, write_word
+from diffusion_jax.pipelines.parts import read_parts
+from experiments.building import conditions
 from experiments.building.kinds import open_experiment
 from experiments.evaluating import class_pictures
 from experiments.ground.config_files import load_config
@@ -83,7 +86,7 @@ def test_a_drawing_that_was_stopped_goes_on_with_the_same_pictures(drawn, subjec
     last.unlink()
     with pytest.raises(UserError, match="were drawn from another sampling: remove that folder, or give another"):
         class_pictures.ensure(opened(subject, directory=directory, sampling__steps=3), directory)
-    class_pictures.ensure(opened(subject, directory=directory), directory)
+    last.write_bytes(before)
 
 
 def test_the_loss_has_both_terms_and_reaches_the_adapter_alone(drawn):
@@ -110,6 +113,33 @@ def test_the_text_encoder_is_trained_where_it_shall_be(subject, what):
     plain = opened(subject, data__num_class_images=0).abstract_state.params["adapters/lora"]
     assert set(own) - set(plain) == beside
     assert systems.NETWORK in experiment.frozen_groups
+
+
+def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
+    """The vector begins as that of the word's token, and its file is one that pipelines read."""
+    fields = {"data__num_class_images": 0, "data__trigger": "red", "data__instance_prompt": "a photo of a red"}
+    experiment = opened(subject, "adapt/textual_inversion.py", **fields)
+    experiment.check()
+    (token,) = conditions.tokens_of(experiment.told_text, "red")
+    own = experiment.abstract_state.params
+    assert {path: leaves["rows"].shape for path, leaves in own.pop("adapters/textual_inversion").items()} == {
+        "conditioning/context/encoder_0/token": (1, 32)
+    }
+    assert own == {}
+    assert set(experiment.frozen_groups) == {"network", "codec", "conditioning/context"}
+    params = experiment.first_state().params["adapters/textual_inversion"]
+    table = experiment.base.group("conditioning/context")["encoder_0"]["token"]
+    np.testing.assert_array_equal(params["conditioning/context/encoder_0/token"]["rows"], table[token][None])
+    write_word(tmp_path / "word.safetensors", "<red>", params)
+    parts, word = with_word(read_parts(SD15), tmp_path / "word.safetensors")
+    assert word == "<red>"
+    np.testing.assert_array_equal(parts.models["text_encoder"].params["token"][-1], table[token])
+    fields["data__trigger"] = fields["data__instance_prompt"] = "sks"
+    with pytest.raises(UserError, match=r"data\.trigger='sks' must be one token.* the tokenizer splits it into 2"):
+        _ = opened(subject, "adapt/textual_inversion.py", **fields).trained
+    fields["data__trigger"] = ""
+    with pytest.raises(UserError, match=r"which word is learned\? Give data\.trigger, or adapter\.first"):
+        _ = opened(subject, "adapt/textual_inversion.py", **fields).abstract_state
 
 
 @pytest.mark.parametrize(
