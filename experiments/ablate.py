@@ -163,8 +163,11 @@ def claim(directory: Path, ablation: Ablation) -> None:
     Cells may be added to an ablation, and left out; what a cell is may not change under its name.
 
     Raises:
-      UserError: a cell that is there has another config now.
+      UserError: a cell that is there has another config now, or the model that all cells start from.
     """
+    home = directory / BASE_MODEL
+    if ablation.base is not None and (home / "config.json").is_file():
+        workdir.require_same_config(workdir.to_json(workdir.read_config(home, whole=False)), ablation.base, home)
     for cell in ablation.cells:
         there = stored(directory, cell) if is_done(directory, cell) else None
         if there is not None:
