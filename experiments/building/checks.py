@@ -162,7 +162,12 @@ def check_subject(experiment: "Experiment") -> None:
 
 
 def check_class(config: ConfigDict, objective: Objective) -> None:
-    """Raise UserError where a batch has no halves, or the loss weighs no pictures of a class."""
+    """Raise UserError where a batch has no halves or all its captions share a word, or the loss weighs no class."""
+    if config.data.trigger:
+        raise UserError(
+            f"data.trigger={config.data.trigger!r} would be put before captions of the class too: write it into "
+            "data.instance_prompt"
+        )
     if config.train.batch_size % 2:
         raise UserError(
             f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"

@@ -155,6 +155,7 @@ def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
         ({"data__instance_prompt": " \t"}, "data.instance_prompt is empty"),
         ({"data__class_prompt": ""}, "data.class_prompt is empty: it is what to draw"),
         ({"train__batch_size": 3}, "train.batch_size=3 is odd"),
+        ({"data__trigger": "sks"}, "would be put before captions of the class too: write it into data.instance_prompt"),
         (
             {"data__num_class_images": 0, "objective__prior_loss_weight": 0.5},
             "weighs pictures of a class",
