@@ -41,8 +41,9 @@ from rich.progress import track
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import replace_file
+from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import SAMPLERS, sample
+from diffusion_jax.samplers import SAMPLERS, sample, samplers_of
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
 from experiments.reports.tables import Table
 
@@ -148,9 +149,10 @@ def main(_: list[str]) -> None:
         raise UserError(f"--shape wants {MOST_NUMBERS:,} numbers at most, got {'x'.join(SHAPE.value)}")
     if JSON.value:
         cli.writable_directory(Path(JSON.value).parent)
-    names = SAMPLERS_FLAG.value or list(SAMPLERS)
+    names = SAMPLERS_FLAG.value or samplers_of("gaussian")
     for name in names:
-        SAMPLERS[name]
+        if name not in SAMPLERS or SAMPLERS.example(name).process_kind != "gaussian":
+            raise UserError(unknown_name("sampler of numbers", name, samplers_of("gaussian")))
     costs = [measure(name, shape, ROUNDS.value) for name in track(names, "measuring", console=Console(stderr=True))]
 
     slow = [cost for cost in costs if cost.passes > LIMIT.value]

@@ -18,6 +18,7 @@ from pathlib import Path
 from diffusion_jax import __version__
 
 _HELP = ("--help", "-h", "help")
+running = False  # whether this process runs a command for `main`, so that texts name commands in its way
 
 
 def home() -> Path:
@@ -60,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.path.insert(0, str(home()))
     sys.argv = [f"diffusion-jax {name}", *rest]
-    runpy.run_module(f"experiments.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
+    global running
+    running = True
+    try:
+        runpy.run_module(f"experiments.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
+    finally:
+        running = False
     return 0
 
 

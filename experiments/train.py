@@ -12,6 +12,10 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
+DATA = FLAGS.path("data", None, "folder of pictures to train on; stands for --config.data.dataset=folder:PATH")
+RESOLUTION = FLAGS.integer(
+    "resolution", None, "pixels of a side; a config such as folder suits its network to it", lower=1, upper=2**14
+)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same one resumes")
 RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
 RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
@@ -138,6 +142,9 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     workdir.write_environment(directory, num_parameters=count)
     writer.write_hparams(cli.flatten(experiment.config))
     print(f"{experiment.title}: {count:,} parameters (listed in {directory}/parameters.txt)", flush=True)
+    if experiment.validation_pipeline is not None and experiment.validation_batch < experiment.config.train.batch_size:
+        few = f"{experiment.validation_pipeline.info.num_examples} held-out examples"
+        print(f"note: validation takes batches of {experiment.validation_batch}, there are {few}", flush=True)
     for remark in experiment.remarks:
         print(f"note: {remark}", flush=True)
     if experiment.text is not None:

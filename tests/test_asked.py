@@ -14,7 +14,7 @@ from tests.processes import ROOT
 
 REGISTRIES = (
     *(models.MODELS, CODECS, TEXT_ENCODERS, TOKENIZERS, conditioning.CONDITIONERS, parallel.LAYOUTS),
-    *(objectives.OBJECTIVES, objectives.WEIGHTINGS, samplers.SAMPLERS, samplers.DISCRETE_SAMPLERS, samplers.GUIDANCE),
+    *(objectives.OBJECTIVES, objectives.WEIGHTINGS, samplers.SAMPLERS, samplers.GUIDANCE),
     *(samplers.PROJECTIONS, samplers.INVERSIONS, schedulers.SCHEDULES, schedulers.PREDICTIONS, schedulers.GRIDS),
     *(schedulers.TIME_INPUTS, schedulers.TIME_SAMPLERS, schedulers.TOKEN_SCHEDULES, training.OPTIMIZERS),
 )

@@ -21,7 +21,6 @@ REGISTRIES = {
     "objective": objectives.OBJECTIVES,
     "weighting": objectives.WEIGHTINGS,
     "sampler": samplers.SAMPLERS,
-    "token_sampler": samplers.DISCRETE_SAMPLERS,
     "model": MODELS,
     "codec": CODECS,
     "conditioner": conditioning.CONDITIONERS,

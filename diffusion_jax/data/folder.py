@@ -3,16 +3,21 @@
 Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, which may
 give each image a caption too (`"text": "a cat on a mat"`), else from the names of the sub-directories, else there are
 none. A class has one number in all splits of the folder: they are numbered over the split "train", and another may have
-no class that it has not. `listing` says which files count, `pictures` what becomes of one."""
+no class that it has not. A folder without splits may hold out a share of its pictures. `listing` says which files
+count, `pictures` what becomes of one."""
 
 import dataclasses
+import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from diffusion_jax.data.listing import (
     EXTENSIONS,
     METADATA,
+    Listing,
     alike,
     classes_below,
     content_hash,
@@ -23,10 +28,12 @@ from diffusion_jax.data.listing import (
 )
 from diffusion_jax.data.pictures import read_image
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.domains import Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, plain_name
 from diffusion_jax.specs import DataSpec
 
+HELD_OUT = "held_out"
 _USUAL_SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
 )
@@ -58,7 +65,12 @@ class FolderSource:
 
 @datasets.register("folder")
 def open_folder(
-    *, path: str | None = None, split: str = "train", data_dir: str | None = None, channels: int = 3
+    *,
+    path: str | None = None,
+    split: str = "train",
+    data_dir: str | None = None,
+    channels: int = 3,
+    held_out: Annotated[float, Bounds(low=0.0, high=0.9)] = 0.0,
 ) -> Dataset:
     """Open a folder of images, recursively, in the order of their names.
 
@@ -68,10 +80,12 @@ def open_folder(
       split: see `path`.
       data_dir: not used.
       channels: 3 (RGB) or 1 (grey).
+      held_out: share of the pictures of every class that are in the split "held_out" and in no other, chosen by their
+        names.
 
     Raises:
-      UserError: no such folder, no image in it, an image that is empty or listed twice, wrong metadata, or sub-
-        directories that may be splits or classes.
+      UserError: no such folder, no image in it, an image that is empty or listed twice, wrong metadata, sub-
+        directories that may be splits or classes, or too few pictures to hold one out.
     """
     if not path or not isinstance(path, str):
         raise UserError("dataset 'folder' needs a path: dataset='folder:/path/to/images'")
@@ -80,11 +94,19 @@ def open_folder(
     whole = expanded(path)
     if not os.path.isdir(whole):
         raise UserError(f"image folder {whole} does not exist")
-    root, splits = _find_split(whole, split)
+    root, splits = _find_split(whole, "train" if held_out and split == HELD_OUT else split)
     listing = list_pictures(root)
     if not listing.files:
         raise UserError(f"no image in folder {root} (looked for {', '.join(sorted(EXTENSIONS))})")
     class_names, labels = _numbered(root, listing.classes, splits)
+    if held_out:
+        kept = _kept(listing, held_out, split == HELD_OUT)
+        if not kept:
+            raise UserError(
+                f"image folder {root} has too few pictures, {len(listing.files)}, to hold out {held_out:g} of a class: "
+                "add some, or set data.options.held_out=0 and data.validation_split=''"
+            )
+        listing, labels = _part(listing, kept), labels and tuple(labels[i] for i in kept)
     info = DatasetInfo(
         name="folder",
         split=split,
@@ -96,6 +118,27 @@ def open_folder(
         fields=("text",) if listing.texts else (),
     )
     return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels, listing.texts))
+
+
+def _kept(listing: Listing, share: float, held_out: bool) -> list[int]:
+    """The positions of the pictures that are held out, or of the others: of each class by the hashes of their names.
+
+    A class of two pictures or more gives one at least, and keeps one.
+    """
+    keys = [
+        (str(name), hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest(), i)
+        for i, (file, name) in enumerate(zip(listing.files, listing.classes, strict=True))
+    ]
+    away: set[int] = set()
+    for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
+        members = [i for _, _, i in group]
+        away.update(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    return [i for i in range(len(listing.files)) if (i in away) == held_out] if away else []
+
+
+def _part(listing: Listing, kept: Sequence[int]) -> Listing:
+    fields = {field.name: getattr(listing, field.name) for field in dataclasses.fields(listing)}
+    return Listing(**{name: tuple(values[i] for i in kept) if values else () for name, values in fields.items()})
 
 
 def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:

@@ -31,12 +31,12 @@ from diffusion_jax.samplers.sampler import (
     evaluation_times,
     require_memory,
     sample,
+    samplers_of,
     transitions,
 )
-from diffusion_jax.samplers.tokens import DISCRETE_SAMPLERS, TokenSampler, TokenSamples, sample_tokens
+from diffusion_jax.samplers.tokens import TokenSampler, TokenSamples, sample_tokens
 
 __all__ = [
-    "DISCRETE_SAMPLERS",
     "GUIDANCE",
     "INVERSIONS",
     "PROJECTIONS",
@@ -61,6 +61,7 @@ __all__ = [
     "sample",
     "sample_given",
     "sample_tokens",
+    "samplers_of",
     "sdedit",
     "transitions",
     "up_to",

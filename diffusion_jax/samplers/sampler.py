@@ -132,7 +132,14 @@ class Sampler:
         return self.nfe(num_steps, ends_clean=ends_clean)
 
 
-SAMPLERS: Registry[Sampler] = Registry("sampler")
+SAMPLERS: Registry[Any] = Registry("sampler")
+"""All samplers; those of numbers are `Sampler`, those of tokens `TokenSampler`."""
+
+
+def samplers_of(process_kind: str) -> list[str]:
+    """The names of the samplers that are of one kind of process ("gaussian", "tokens", "token_chain")."""
+    return [name for name in SAMPLERS if SAMPLERS.example(name).process_kind == process_kind]
+
 
 Correction = Callable[[Float[Array, "batch ..."], Transition, BatchKey | None], Float[Array, "batch ..."]]
 """(x_s, transition t -> s, key) -> x_s: a correction of the state at time s; key is None where `sample` got none."""

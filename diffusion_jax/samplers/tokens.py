@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers.sampler import SAMPLERS
 from diffusion_jax.schedulers.token_chains import TokenChain, draw_categorical
 from diffusion_jax.schedulers.tokens import TokenDenoiser, TokenProcess
 
@@ -68,9 +68,6 @@ class TokenSampler:
     ) -> Int[Array, "batch ..."]:
         """The tokens at s."""
         raise NotImplementedError
-
-
-DISCRETE_SAMPLERS: Registry[TokenSampler] = Registry("sampler of tokens")
 
 
 def sample_tokens(
@@ -117,7 +114,7 @@ def sample_tokens(
     )
 
 
-@DISCRETE_SAMPLERS.register("d3pm_ancestral")
+@SAMPLERS.register("d3pm_ancestral")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3PMAncestral(TokenSampler):
     """The chain itself, step by step.
@@ -151,7 +148,7 @@ class D3PMAncestral(TokenSampler):
         return jnp.where(n == 1, jnp.argmax(p, axis=-1), drawn) if self.last_step == "argmax" else drawn
 
 
-@DISCRETE_SAMPLERS.register("mdlm")
+@SAMPLERS.register("mdlm")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLMSampler(TokenSampler):
     """Lift masks."""
@@ -168,7 +165,7 @@ class MDLMSampler(TokenSampler):
         return jnp.where((x == process.mask) & (lifted | (s <= 0)), drawn, x)
 
 
-@DISCRETE_SAMPLERS.register("mdlm_cached")
+@SAMPLERS.register("mdlm_cached")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLMCached(MDLMSampler):
     """Lift masks, and ask the network only after a change."""
@@ -196,7 +193,7 @@ class ScoreSampler(TokenSampler):
         return forward / process.num_tokens * ratios * (1.0 - jax.nn.one_hot(x, process.num_tokens))
 
 
-@DISCRETE_SAMPLERS.register("sedd_euler")
+@SAMPLERS.register("sedd_euler")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDDEuler(ScoreSampler):
     """Jump with the probabilities that are linear in h."""
@@ -212,7 +209,7 @@ class SEDDEuler(ScoreSampler):
         return jnp.minimum(total, 1.0)
 
 
-@DISCRETE_SAMPLERS.register("sedd_tau_leaping")
+@SAMPLERS.register("sedd_tau_leaping")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDDTauLeaping(SEDDEuler):
     """Jump with the probability that a Poisson process has jumped."""
@@ -221,7 +218,7 @@ class SEDDTauLeaping(SEDDEuler):
         return -jnp.expm1(-total)
 
 
-@DISCRETE_SAMPLERS.register("sedd_analytic")
+@SAMPLERS.register("sedd_analytic")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDDAnalytic(ScoreSampler):
     """q(x_s | x_t) = (ratios of p_s to p_t(x_t)) times q(x_t | x_s)."""
@@ -245,7 +242,7 @@ class SEDDAnalytic(ScoreSampler):
         return draw_categorical(jnp.maximum(earlier, 0.0) * forward, key)
 
 
-@DISCRETE_SAMPLERS.register("discrete_flow_euler")
+@SAMPLERS.register("discrete_flow_euler")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteFlowEuler(TokenSampler):
     """Redraw from p at the rate of the mixture path."""

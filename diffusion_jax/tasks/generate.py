@@ -12,7 +12,7 @@ from diffusion_jax.data import as_stored
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS, sample, sample_tokens
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS, sample, sample_tokens, samplers_of
 from diffusion_jax.schedulers import GRIDS, SCHEDULES
 from diffusion_jax.systems import Model, Params
 from diffusion_jax.tasks.frame import Setting
@@ -46,7 +46,7 @@ def generate(
         {"text": ["a red star"]}; sample i is asked for row i, modulo their number. None asks for nothing.
       key: of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
       num_samples: by default one for each row of what is asked, else one.
-      sampler: name or {"name": ..., **options}, of `SAMPLERS`, or of `DISCRETE_SAMPLERS` for tokens.
+      sampler: name or {"name": ..., **options}, of those in `SAMPLERS` that fit the process.
       steps: of the sampler.
       grid: name or options, of `GRIDS`.
       guidance: a scale of classifier-free guidance, or name and options, of `GUIDANCE`.
@@ -68,9 +68,15 @@ def generate(
     rule = {"name": "classifier_free", "scale": float(guidance)} if isinstance(guidance, int | float) else guidance
     discrete = model.process.discrete
     schedule = SCHEDULES.build("rectified_flow") if discrete else model.process.schedule
+    way, wanted = SAMPLERS.build(sampler), model.process.process_kind
+    if way.process_kind != wanted:
+        raise UserError(
+            f"sampler {type(way).__name__} is of the process {way.process_kind}, the model of {wanted}: use "
+            f"{', '.join(samplers_of(wanted))}"
+        )
     setting = Setting(
         model=model,
-        sampler=(DISCRETE_SAMPLERS if discrete else SAMPLERS).build(sampler),
+        sampler=way,
         grid=GRIDS.build("uniform" if discrete else grid)(schedule, steps),
         guidance=GUIDANCE.build(rule),
         clip_x0=clip_x0,

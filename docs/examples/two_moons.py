@@ -28,7 +28,7 @@ from diffusion_jax import models, training
 from diffusion_jax.models.autoencoders import Identity, Values
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.rng import BatchKey, stream_key
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, sample, sample_tokens
+from diffusion_jax.samplers import SAMPLERS, sample, sample_tokens
 from diffusion_jax.schedulers import (
     GRIDS,
     PROCESSES,
@@ -247,7 +247,7 @@ def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np
     def run(params: Any) -> tuple[jax.Array, jax.Array]:
         denoiser, objective = trainable.denoiser(params, {}), trainable.objective
         if objective.discrete:
-            sampler = DISCRETE_SAMPLERS.build(family.sampler)
+            sampler = SAMPLERS.build(family.sampler)
             found = sample_tokens(
                 sampler, denoiser, objective.process, family.steps, shape, key, return_trajectory=True
             )

@@ -1,6 +1,7 @@
 """From a config to its data: the pipelines, their captions, and the types in which a network computes on them."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -101,16 +102,16 @@ class ExperimentData:
         split = self.config.data.validation_split
         if not split:
             return None
-        held_out = dataclasses.replace(self._pipeline(split, features=""), augment=False)
+        held_out = self._pipeline(split, features="", batch_size=self.validation_batch)
+        held_out = dataclasses.replace(held_out, augment=False)
         return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {n: value for n, value in self.config.data.items() if n not in ("validation_split", *OF_SUBJECTS)}
+        fields.update(batch_size=self.config.train.batch_size, seed=self.config.seed)
         fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
         fields["options"] = self._options(fields["options"])
-        return data.Pipeline.from_config(
-            {**fields, "batch_size": self.config.train.batch_size, "seed": self.config.seed}
-        )
+        return data.Pipeline.from_config(fields)
 
     def _options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments of the data set; those of a subject, whose class may be drawn into the workdir, beside them."""
@@ -151,19 +152,30 @@ class ExperimentData:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
         return DTYPES[dtype]
 
+    @functools.cached_property
+    def validation_batch(self) -> int:
+        """Examples of a batch of held-out data: those of a training batch, or where there are fewer, a divisor of it.
+
+        Raises:
+          UserError: there is not one for every device.
+        """
+        log, batch_size, shards = self.config.log, self.config.train.batch_size, self.layout.num_batch_shards
+        examples = self._pipeline(self.config.data.validation_split, features="").info.num_examples
+        most = min(examples, log.validation_examples, batch_size)
+        fitting = [size for size in range(shards, most + 1, shards) if batch_size % size == 0]
+        if not fitting:
+            raise UserError(
+                f"validation needs an example for each of {shards} device{'s' * (shards > 1)}; the split has "
+                f"{examples} and log.validation_examples is {log.validation_examples}"
+            )
+        return fitting[-1]
+
     @property
     def validation_size(self) -> int:
         """Examples that the validation loss is taken over: whole batches.
 
         Raises:
-          UserError: there is not one batch.
+          UserError: there is not one.
         """
-        log, batch_size = self.config.log, self.config.train.batch_size
-        examples = self.validation_pipeline.info.num_examples
-        size = min(examples, log.validation_examples) // batch_size * batch_size
-        if not size:
-            raise UserError(
-                f"validation needs one batch of {batch_size} examples; the split has {examples} and "
-                f"log.validation_examples is {log.validation_examples}"
-            )
-        return size
+        examples = min(self.validation_pipeline.info.num_examples, self.config.log.validation_examples)
+        return examples // self.validation_batch * self.validation_batch

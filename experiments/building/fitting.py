@@ -4,7 +4,7 @@ from typing import Any
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES, of_process
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS, Sampler, TokenSampler
+from diffusion_jax.samplers import SAMPLERS, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import Process, with_process
 from diffusion_jax.specs import DataSpec
 
@@ -44,18 +44,13 @@ def built_sampler(spec: Any, process: Process) -> Sampler | TokenSampler:
     Raises:
       UserError: there is none of that name, or it is of another kind of process.
     """
-    name, registries = name_of(spec), (SAMPLERS, DISCRETE_SAMPLERS)
-    for registry in registries:
-        if not isinstance(name, str) or name not in registry:
-            continue
-        kind, wanted = registry.example(name).process_kind, process.process_kind
-        if kind != wanted:
-            fitting = [one for of in registries for one in of if of.example(one).process_kind == wanted]
-            raise UserError(
-                f"sampler {name} is of process {_names(kind)}, and process.name is {_names(wanted)}: use sampler "
-                f"{', '.join(fitting)}"
-            )
-    return (DISCRETE_SAMPLERS if process.discrete else SAMPLERS).build(spec)
+    sampler, wanted = SAMPLERS.build(spec), process.process_kind
+    if sampler.process_kind != wanted:
+        raise UserError(
+            f"sampler {name_of(spec)} is of process {_names(sampler.process_kind)}, and process.name is "
+            f"{_names(wanted)}: use sampler {', '.join(samplers_of(wanted))}"
+        )
+    return sampler
 
 
 def _names(kind: str) -> str:

@@ -22,7 +22,7 @@ from diffusion_jax.models.autoencoders import CODECS
 from diffusion_jax.models.encoders import TEXT_ENCODERS
 from diffusion_jax.objectives import OBJECTIVES, RECONSTRUCTIONS, WEIGHTINGS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
+from diffusion_jax.samplers import GUIDANCE, INVERSIONS, PROJECTIONS, SAMPLERS
 from diffusion_jax.schedulers import (
     GRIDS,
     INPUT_SCALES,
@@ -69,7 +69,6 @@ KINDS = (
     Kind("conditioning.text.tokenizer", TOKENIZERS),
     Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
     Kind("sampling.sampler", SAMPLERS),
-    Kind("sampling.sampler", DISCRETE_SAMPLERS),
     Kind("sampling.grid", GRIDS),
     Kind("sampling.guidance", GUIDANCE),
     Kind("sampling.projection", PROJECTIONS),

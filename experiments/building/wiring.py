@@ -21,7 +21,7 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import (
     GRIDS,
     PROCESSES,
@@ -378,7 +378,7 @@ class Experiment(ExperimentData):
             return sampler
         made, wanted = self.objective.makes, sampler.denoiser_kind
         if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
-            others = [n for n in SAMPLERS if SAMPLERS.example(n).denoiser_kind == made]
+            others = [n for n in samplers_of("gaussian") if SAMPLERS.example(n).denoiser_kind == made]
             raise UserError(
                 f"sampler {name or self.config.sampling.sampler.name} wants a {wanted}, and objective "
                 f"{self.config.objective.name} trains a {made}: use {', '.join(others)}"

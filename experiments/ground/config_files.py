@@ -59,6 +59,17 @@ def load_config(name: str) -> ConfigDict:
     return call_get_config(load_config_module(file), file, *arguments)
 
 
+def takes_resolution(name: str) -> bool:
+    """Whether `get_config` of a config file takes a text, `resolution`, and NAME, FILE or FILE:TEXT, gives it none.
+
+    Raises:
+      UserError: the file is none, or fails.
+    """
+    file, colon, _ = name.partition(":")
+    function = None if colon else load_config_module(file).get("get_config")
+    return callable(function) and "resolution" in inspect.signature(function).parameters
+
+
 def require_clone(what: str) -> None:
     """Raise UserError where the runner is installed: `what` writes pages of the repository, which only a clone has."""
     if HOME.name == INSTALLED:

@@ -7,6 +7,7 @@ The flags belong to their command, not to the process, so that any number of com
 the standard library, absl and ml_collections are imported here: `--help` and wrong flags need no JAX.
 """
 
+import contextlib
 import csv
 import difflib
 import inspect
@@ -21,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError
-from experiments.ground.config_files import HOME, INSTALLED, flatten, load_config, one_line
+from experiments.ground.config_files import HOME, INSTALLED, flatten, load_config, one_line, takes_resolution
 from experiments.ground.described import described
 from experiments.ground.fields import PARTS
 from experiments.ground.readers import Because, path_of, plain_text, whole_number
@@ -163,6 +164,7 @@ class Flags:
         known: list[str] = []
         try:
             if "config" in self._values:
+                argv = self._argv[:] = self._written_out(argv)
                 self._config = self._named_config(argv)
                 known = [] if self._config is None else list(flatten(self._config))
                 argv = self._argv[:] = new_flags(argv, self._objective())
@@ -211,7 +213,7 @@ class Flags:
             head, _, meaning = text.partition("\n")
             lines += [f"  {head}", _indented(meaning)]
         try:
-            config = self._named_config(argv) if "config" in self._values else None
+            config = self._named_config(self._written_out(argv)) if "config" in self._values else None
         except UserError as error:
             return "\n".join([*lines, "", one_line(error)])
         if config is not None:
@@ -222,16 +224,33 @@ class Flags:
 
     def _named_config(self, argv: Sequence[str]) -> ConfigDict | None:
         """The config that the command line names last, if it names one."""
-        following = [*argv[1:], ""]
-        named = [arg.partition("=")[2] if "=" in arg else after for arg, after in zip(argv, following, strict=True)
-                 if arg.partition("=")[0] in ("--config", "-config")]  # fmt: skip
-        if not named:
+        named = _given(argv, "config")
+        if named is None:
             return None
         try:
-            path = _Parser("config", path_of, "the path of a file").parse(named[-1])
+            path = _Parser("config", path_of, "the path of a file").parse(named)
         except _Refused as error:
             raise UserError(str(error)) from error
         return load_config(path)
+
+    def _written_out(self, argv: Sequence[str]) -> list[str]:
+        """A command line with the fields that --data and --resolution stand for, of a command that has these flags.
+
+        A config whose `get_config` takes a resolution is given it; of another one it is `data.image_size`. What the two
+        flags themselves refuse is left to them.
+        """
+        words, named = list(argv), _given(argv, "config")
+        if "resolution" not in self._values or named is None:
+            return words
+        with contextlib.suppress(ValueError):
+            if data := _given(argv, "data"):
+                words.append(f"--config.data.dataset=folder:{path_of(data)}")
+        if (side := _given(argv, "resolution")) and side.isdecimal():
+            if takes_resolution(named):
+                words = _with_config(words, f"{named}:{side}")
+            else:
+                words.append(f"--config.data.image_size={side}")
+        return words
 
     def _define(self, name: str, default: Any, meaning: str, check: Check, allowed: str) -> flags.FlagHolder:
         parser = _Parser(name, check, allowed)
@@ -249,9 +268,31 @@ class Flags:
         self._described[name] = f"--{name}=VALUE\n{meaning} ({allowed}){said}"
 
 
+def _given(argv: Sequence[str], name: str) -> str | None:
+    """The value that a command line gives a flag last; None where it gives none."""
+    following = [*argv[1:], ""]
+    values = [
+        arg.partition("=")[2] if "=" in arg else after
+        for arg, after in zip(argv, following, strict=True)
+        if arg.partition("=")[0] in (f"--{name}", f"-{name}")
+    ]
+    return values[-1] if values else None
+
+
+def _with_config(argv: Sequence[str], name: str) -> list[str]:
+    """A command line that names another config."""
+    before, flags_of_it = ["", *argv], ("--config", "-config")
+    return [
+        f"--config={name}" if word.partition("=")[0] in flags_of_it else word
+        for last, word in zip(before, argv, strict=False)
+        if last not in flags_of_it
+    ]
+
+
 def spoken(text: str) -> str:
     """A text with the commands in it as this process was started: `python -m experiments.X` or `diffusion-jax X`."""
-    if HOME.name != INSTALLED and "diffusion_jax.console" not in sys.modules:
+    console = sys.modules.get("diffusion_jax.console")
+    if HOME.name != INSTALLED and (console is None or not console.running):
         return text
     return re.sub(r"python -m experiments\.(\w+)", lambda found: f"diffusion-jax {found[1].replace('_', '-')}", text)
 

@@ -36,7 +36,7 @@ from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.parallel.topology import CHIPS
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import Prediction
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
@@ -365,7 +365,7 @@ def _quantity(noise_schedule: Any, name: str, t: float) -> float:
 
 def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, claim: Mapping[str, Any]) -> bool:
     settings = found["settings"]
-    if claim["sampler"] not in (*SAMPLERS, *DISCRETE_SAMPLERS):
+    if claim["sampler"] not in SAMPLERS:
         return False
     return (
         found["training"] == paper.digest

@@ -273,7 +273,7 @@ class Observer:
 
     def validate(self, step: int, state: training.TrainState) -> dict[str, float]:
         """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""
-        config, layout = self.experiment.config, self.experiment.layout
+        layout = self.experiment.layout
         params = state.evaluation_params(self._ema)
         context = state.replace(params={}, opt_state=(), ema={}, frozen=None)  # the loss needs the rest
         size = self.experiment.validation_size
@@ -281,7 +281,7 @@ class Observer:
             start_step=0, process_index=layout.host_index, process_count=layout.host_count
         )
         losses = []
-        for first in range(0, size, config.train.batch_size):
+        for first in range(0, size, self.experiment.validation_batch):
             metrics = self._validate(params, context, layout.global_batch(next(batches)), np.int32(first), size)
             losses.append(metrics["loss"])
         result = {"validation_loss": float(np.mean(jax.device_get(losses)))}

@@ -281,7 +281,7 @@ class Population:
             context = states.replace(params={}, opt_state=(), ema={})
             losses = []
             batches: list[Iterator[Any]] = [m.validation_pipeline.batches(start_step=0) for m in self.members]
-            for first in range(0, size, config.train.batch_size):
+            for first in range(0, size, base.validation_batch):
                 batch = self._placed(self._stack([next(member) for member in batches]))
                 firsts = self._placed(np.full(len(self.members), first, np.int32))
                 losses.append(run(params, context, batch, self.seeds, self.numbers, firsts))

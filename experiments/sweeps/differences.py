@@ -17,7 +17,7 @@ from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, GUIDANCE, SAMPLERS
+from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.kinds import open_experiment
@@ -107,7 +107,7 @@ def behaviour(config: ConfigDict, base: ConfigDict | None = None, models: dict[A
     if "model" in read:
         read["model"] = with_defaults(MODELS, read["model"])
     sampling = read["sampling"]
-    sampling["sampler"] = with_defaults(DISCRETE_SAMPLERS if tokens else SAMPLERS, sampling["sampler"])
+    sampling["sampler"] = with_defaults(SAMPLERS, sampling["sampler"])
     grid = sampling.pop("grid", None)
     if not tokens:
         sampling["grid"] = with_defaults(GRIDS, grid)

@@ -417,3 +417,33 @@ def test_a_data_set_without_captions_says_so(tmp_path):
     save(tmp_path / "a.png", (1, 1, 1))
     with pytest.raises(UserError, match="has no captions"):
         data.Pipeline(dataset=f"folder:{tmp_path}", batch_size=1, image_size=4, crop="edm").texts()
+
+
+def names(split, path, share=0.25):
+    return set(opened(path, split=split, held_out=share).source.files)
+
+
+def test_a_share_of_every_class_is_held_out(tmp_path):
+    """By the names of the files: another picture moves at most one of its class; no picture is in both splits."""
+    for i in range(12):
+        save(tmp_path / "cat" / f"{i}.png", (i, 0, 0))
+    for i in range(4):
+        save(tmp_path / "dog" / f"{i}.png", (0, i, 0))
+    save(tmp_path / "owl" / "alone.png", (0, 0, 1))
+    train, held_out = names("train", tmp_path), names("held_out", tmp_path)
+    assert not train & held_out
+    assert train | held_out == set(opened(tmp_path).source.files)
+    assert sorted(name[:3] for name in held_out) == ["cat"] * 3 + ["dog"]
+    labels = {opened(tmp_path, split=split, held_out=0.25).info.class_names for split in ("train", "held_out")}
+    assert labels == {("cat", "dog", "owl")}
+    save(tmp_path / "cat" / "new.png", (99, 0, 0))
+    assert len(names("held_out", tmp_path) ^ held_out) <= 2
+
+
+def test_too_few_pictures_to_hold_one_out(tmp_path):
+    save(tmp_path / "a.png", (1, 2, 3))
+    for split in ("train", "held_out"):
+        with pytest.raises(UserError, match=r"too few pictures, 1, .*set data\.options\.held_out=0"):
+            opened(tmp_path, split=split, held_out=0.1)
+    with pytest.raises(UserError, match="no split 'held_out'"):
+        opened(tmp_path, split="held_out")

@@ -33,7 +33,6 @@ from experiments.ground import cli
         ("--config.train.dtype=float16", "unknown compute dtype 'float16'"),
         ("--config.train.accumulation=0", "train.accumulation must be a whole number of at least 1"),
         ("--config.train.conditioning_dropout=3", "dropout must be a number of at least 0 and of at most 1"),
-        ("--config.train.batch_size=512", "validation needs one batch of 512 examples"),
         ("--config.data.validation_split=tset", "tset"),
         ("--config.checkpoint.best_metric=fid", "checkpoint.best_metric must be 'loss' or 'validation_loss'"),
         ("--config.log.every=0", "log.every must be a whole number of at least 1"),

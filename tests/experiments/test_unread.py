@@ -11,7 +11,7 @@ from configs.digits_unet import get_config
 from configs.objectives import RECIPES
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, SAMPLERS
+from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.schedulers import PROCESSES
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.fitting import built_sampler
@@ -90,12 +90,11 @@ def test_an_objective_of_another_process_is_refused_with_what_fits(name, process
     assert set(fitting.split(", ")) == {one for one in OBJECTIVES if OBJECTIVES.example(one).process_kind == kind}
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, *DISCRETE_SAMPLERS])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("process", list(PROCESSES))
 def test_a_sampler_of_another_process_is_refused_with_what_fits(sampler, process):
     made = PROCESSES.example(process)
-    registries = (SAMPLERS, DISCRETE_SAMPLERS)
-    kinds = {name: registry.example(name).process_kind for registry in registries for name in registry}
+    kinds = {name: SAMPLERS.example(name).process_kind for name in SAMPLERS}
     if kinds[sampler] == made.process_kind:
         assert type(built_sampler(sampler, made)) is type(built_sampler({"name": sampler}, made))
         return

@@ -10,7 +10,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, example_inputs, init_params
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import DISCRETE_SAMPLERS, sample_tokens
+from diffusion_jax.samplers import SAMPLERS, sample_tokens, samplers_of
 from diffusion_jax.schedulers import (
     TOKEN_SCHEDULES,
     TokenChain,
@@ -136,7 +136,7 @@ def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_doe
     logits = lambda xt, t: jnp.broadcast_to(0.1 * jnp.arange(4.0), (*xt.shape, 4))  # noqa: E731
 
     def states(last_step):
-        sampler = DISCRETE_SAMPLERS.build({"name": "d3pm_ancestral", "last_step": last_step})
+        sampler = SAMPLERS.build({"name": "d3pm_ancestral", "last_step": last_step})
         return sample_tokens(sampler, logits, chain, 6, (8,), keys(64), return_trajectory=True).trajectory
 
     likeliest, drawn = states("argmax"), states("draw")
@@ -144,7 +144,7 @@ def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_doe
     np.testing.assert_array_equal(likeliest[:-1], drawn[:-1])
     assert len(np.unique(drawn[-1])) == 4
     with pytest.raises(UserError, match="'argmax'"):
-        DISCRETE_SAMPLERS.build({"name": "d3pm_ancestral", "last_step": "mode"})
+        SAMPLERS.build({"name": "d3pm_ancestral", "last_step": "mode"})
 
 
 @pytest.mark.parametrize("name", ["mdlm", "sedd", "discrete_flow"])
@@ -232,7 +232,7 @@ SAMPLERS_AND_NOISE = [
 
 @pytest.mark.parametrize(("name", "noise", "exact"), SAMPLERS_AND_NOISE)
 def test_samplers_give_the_distribution_of_the_data(name, noise, exact):
-    run = jax.jit(lambda key: sample_tokens(DISCRETE_SAMPLERS.build(name), exact(noise), process(noise), 64, (8,), key))
+    run = jax.jit(lambda key: sample_tokens(SAMPLERS.build(name), exact(noise), process(noise), 64, (8,), key))
     tokens = np.asarray(run(keys(4096)).tokens)
     shares = np.bincount(tokens.ravel(), minlength=4) / tokens.size
     assert len(shares) == 4
@@ -240,7 +240,7 @@ def test_samplers_give_the_distribution_of_the_data(name, noise, exact):
 
 
 def test_one_step_of_mdlm_is_a_draw_from_the_model():
-    tokens = sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), x0_posterior("mask"), process(), 1, (8,), keys(4096)).tokens
+    tokens = sample_tokens(SAMPLERS.build("mdlm"), x0_posterior("mask"), process(), 1, (8,), keys(4096)).tokens
     np.testing.assert_allclose(np.bincount(np.asarray(tokens).ravel()) / tokens.size, P, atol=0.01)
 
 
@@ -255,7 +255,7 @@ def test_d3pm_ancestral_gives_the_distribution_of_the_data(kind):
         last = jnp.log(jnp.maximum(likelihood * jnp.asarray(P, jnp.float32), 1e-30))
         return jnp.where(t < 1.5 / 20, last, TRUE_LOGITS)
 
-    sampler = DISCRETE_SAMPLERS.build("d3pm_ancestral")
+    sampler = SAMPLERS.build("d3pm_ancestral")
     tokens = np.asarray(jax.jit(lambda key: sample_tokens(sampler, denoise, chain, 20, (8,), key).tokens)(keys(4096)))
     mixed = P @ np.asarray(cumulative[-1])  # the gaussian chain is far from uniform after 20 steps
     tolerance = 0.02 if np.abs(mixed - chain.prior_probabilities()).max() < 0.01 else 0.2
@@ -265,7 +265,7 @@ def test_d3pm_ancestral_gives_the_distribution_of_the_data(kind):
 def test_cached_logits_are_the_same_logits():
     """A network that does not see the time is asked only after a change: same tokens, fewer evaluations."""
     args = (x0_posterior("mask"), process(), 200, (2,), keys(4))
-    plain, cached = (sample_tokens(DISCRETE_SAMPLERS.build(n), *args) for n in ("mdlm", "mdlm_cached"))
+    plain, cached = (sample_tokens(SAMPLERS.build(n), *args) for n in ("mdlm", "mdlm_cached"))
     np.testing.assert_array_equal(plain.tokens, cached.tokens)
     assert plain.nfe == 200
     assert 1 <= int(cached.nfe) <= 9  # at most one for every token that changes, and the first
@@ -274,7 +274,7 @@ def test_cached_logits_are_the_same_logits():
 def test_the_mixture_path_follows_the_matrix_exponential():
     """One token, uniform noise, posterior known: the chain's marginals are those of the continuous-time process."""
     kind, p = process("uniform"), jnp.asarray(P)
-    sampler = DISCRETE_SAMPLERS.build("discrete_flow_euler")
+    sampler = SAMPLERS.build("discrete_flow_euler")
     result = sample_tokens(sampler, x0_posterior("uniform"), kind, 100, (4,), keys(8192), return_trajectory=True)
     for index in (25, 50, 75):
         kept = float(kind.schedule.kept(1 - index / 100))
@@ -285,14 +285,14 @@ def test_the_mixture_path_follows_the_matrix_exponential():
         np.testing.assert_allclose(shares, expected, atol=0.015)
 
 
-@pytest.mark.parametrize("name", list(DISCRETE_SAMPLERS))
+@pytest.mark.parametrize("name", [*samplers_of("tokens"), *samplers_of("token_chain")])
 def test_samples_depend_neither_on_the_split_nor_on_jit(name):
     kind = TokenChain(num_tokens=4, num_steps=5, kind="uniform") if name == "d3pm_ancestral" else process()
     logits = lambda xt, t: jnp.sin(jnp.arange(4.0) + xt[..., None])  # noqa: E731
 
     def run(index):
         key = BatchKey(jax.random.key(0), index, 4)
-        return sample_tokens(DISCRETE_SAMPLERS.build(name), logits, kind, 5, (3, 2), key).tokens
+        return sample_tokens(SAMPLERS.build(name), logits, kind, 5, (3, 2), key).tokens
 
     whole = jax.jit(run)(jnp.arange(4))
     assert whole.shape == (4, 3, 2)
@@ -315,14 +315,14 @@ def test_token_schedules():
 def test_impossible_samplers_are_refused():
     logits = x0_posterior("uniform")
     with pytest.raises(UserError, match="use sedd_analytic"):
-        sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), logits, process("uniform"), 4, (2,), keys(2))
+        sample_tokens(SAMPLERS.build("mdlm"), logits, process("uniform"), 4, (2,), keys(2))
     with pytest.raises(UserError, match="use mdlm"):
-        sample_tokens(DISCRETE_SAMPLERS.build("d3pm_ancestral"), logits, process(), 4, (2,), keys(2))
+        sample_tokens(SAMPLERS.build("d3pm_ancestral"), logits, process(), 4, (2,), keys(2))
     chain = TokenChain(num_tokens=4, num_steps=6)
     with pytest.raises(UserError, match="every step of its chain"):
-        sample_tokens(DISCRETE_SAMPLERS.build("d3pm_ancestral"), logits, chain, 4, (2,), keys(2))
+        sample_tokens(SAMPLERS.build("d3pm_ancestral"), logits, chain, 4, (2,), keys(2))
     with pytest.raises(UserError, match="at least 1 step"):
-        sample_tokens(DISCRETE_SAMPLERS.build("mdlm"), logits, process(), 0, (2,), keys(2))
+        sample_tokens(SAMPLERS.build("mdlm"), logits, process(), 0, (2,), keys(2))
 
 
 ENTROPY = -np.sum(P * np.log(P))

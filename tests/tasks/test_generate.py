@@ -93,6 +93,11 @@ def test_texts():
     ("asked", "options", "message"),
     [
         ({"lable": [1]}, {}, "did you mean 'label'"),
+        (
+            {"label": [1]},
+            {"sampler": "mdlm"},
+            "is of the process tokens, the model of gaussian: use .*ddim",
+        ),
         ({"label": [3]}, {}, "there is no class 3"),
         ({"label": [1]}, {"sampler": "huen"}, "did you mean 'heun'"),
         ({"label": [1]}, {"guidance": {"name": "apgg"}}, "did you mean 'apg'"),

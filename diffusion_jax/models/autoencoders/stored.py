@@ -1,6 +1,7 @@
 """Latents that a first stage has made before: mean and standard deviation of each, side by side as channels."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ class StoredLatents(Codec):
     Attributes:
       first_stage: made what is stored, and its parameters are those that `decode` takes.
     """
+
+    learned: ClassVar[bool] = True
 
     first_stage: Autoencoder
 
