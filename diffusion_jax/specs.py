@@ -20,6 +20,8 @@ FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 CONTROL = "control"
 """The raw field of an example that is another picture of the same size, by which it is steered: edges, masks, depth."""
+PRIOR = "prior"
+"""The field of a batch that says which examples are of a subject's class, 1, and which of the subject, 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

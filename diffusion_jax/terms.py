@@ -55,6 +55,7 @@ TERMS: Mapping[str, str] = {
     "weighting": "weight of the squared error by noise level",
     "bins": "values of a pixel, for the likelihood of the data",
     "uncertainty": "learn the weight of each noise level beside the network (EDM2)",
+    "prior_loss_weight": "weight of the pictures of a subject's class beside those of the subject (DreamBooth)",
     "weight": "weight of the alignment beside the loss",
     "total_steps": "steps over which the number of levels grows: those of the training",
     "levels": "noise levels between which the network learns to be consistent",

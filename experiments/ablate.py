@@ -58,18 +58,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
+from experiments.building.kinds import open_experiment
 from experiments.building.restoring import restore_params
-from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.evaluating.judging import SPACE_FIELDS, Spaces, available
 from experiments.ground import workdir
 from experiments.running.population import populations
 from experiments.sweeps.ablation import Ablation, Cell, assigned
 from experiments.sweeps.cells import damage, identity, is_done, result_file, stored
+from experiments.sweeps.differences import standing_in
 from experiments.sweeps.page import write_page
 from experiments.sweeps.report import write_reports
+
+BASE_MODEL = "base"  # in the workdir: the run of the model that all cells start from
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         for cell in ablation.cells:
             print(f"{'done' if is_done(directory, cell) else 'open'}  {cell.label}, seed {cell.seed}")
         return 0
-    available(Experiment(ablation.cells[0].config), (ablation.metric,))
+    available(open_experiment(standing_in(ablation.cells[0].config, ablation.base)), (ablation.metric,))
     with workdir.lock(directory):
         claim(directory, ablation)
         open_ = {
@@ -104,17 +109,41 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
+        if open_ and ablation.base is not None:
+            train_base(directory, ablation.base)
         groups = populations({name: cells[0].training_config for name, cells in open_.items()}, POPULATION.value)
-        teachers = {cell.taught_by for cell in ablation.cells}
+        teachers, has_base = {cell.taught_by for cell in ablation.cells}, ablation.base is not None
         for first in (True, False):  # whoever teaches comes before its students
             wave = [names for names in groups if (names[0] in teachers) == first]
-            jobs = [job(directory, {name: open_[name][0] for name in names}) for names in wave]
+            jobs = [job(directory, {name: open_[name][0] for name in names}, has_base) for names in wave]
             for _ in launcher(directory).run(jobs):
                 write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
         if PAGE.value:
             print(f"page: {write_page(ablation, directory, Path(PAGE.value))}", flush=True)
     return 0
+
+
+def train_base(directory: Path, config: ConfigDict) -> None:
+    """Train the model that all cells start from, unless that is done."""
+    home = directory / BASE_MODEL
+    if (home / workdir.FINISHED).exists():
+        return
+    print(f"first the model that the cells start from: {home}", flush=True)
+    home.mkdir(parents=True, exist_ok=True)
+    file = home.with_suffix(".json")
+    replace_file(file, json.dumps(workdir.to_json(config), indent=2).encode())
+    command = ("train", f"--config={ROOT}/configs/from_json.py:{file}", f"--workdir={home}")
+    for _ in launcher(directory).run([Job(name=BASE_MODEL, commands=(command,), directory=os.getcwd())]):
+        pass
+    if not (home / workdir.FINISHED).exists():
+        raise RunError(f"the training in {home} has not come to its end; the same command goes on")
+
+
+def started(directory: Path, config: ConfigDict) -> ConfigDict:
+    """The config of a cell or training with the folder of the model that it starts from."""
+    config.init.folder = str((directory / BASE_MODEL).absolute())
+    return config
 
 
 def chosen_seeds(ablation: Ablation) -> set[int]:
@@ -136,8 +165,11 @@ def claim(directory: Path, ablation: Ablation) -> None:
     Cells may be added to an ablation, and left out; what a cell is may not change under its name.
 
     Raises:
-      UserError: a cell that is there has another config now.
+      UserError: a cell that is there has another config now, or the model that all cells start from.
     """
+    home = directory / BASE_MODEL
+    if ablation.base is not None and (home / "config.json").is_file():
+        workdir.require_same_config(workdir.to_json(workdir.read_config(home, whole=False)), ablation.base, home)
     for cell in ablation.cells:
         there = stored(directory, cell) if is_done(directory, cell) else None
         if there is not None:
@@ -149,14 +181,14 @@ def claim(directory: Path, ablation: Ablation) -> None:
                 )
 
 
-def job(directory: Path, group: dict[str, Cell]) -> Job:
+def job(directory: Path, group: dict[str, Cell], has_base: bool) -> Job:
     """Train with the config of one cell of each training, together where they are several, and evaluate all cells."""
     members, trained, evaluated = [], [], []
     for training, cell in group.items():
         home = directory / "trainings" / training
         home.mkdir(parents=True, exist_ok=True)
-        file = home.with_suffix(".json")
-        config = cell.training_config
+        file, config = home.with_suffix(".json"), cell.training_config
+        config = started(directory, config) if has_base else config
         if cell.taught_by:
             config.teacher.workdir = str((directory / "trainings" / cell.taught_by).absolute())
         replace_file(file, json.dumps(workdir.to_json(config), indent=2).encode())
@@ -201,6 +233,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
         config = cell.config
         trained, params, source = restored(config.sampling.ema or None)
         config.data, config.parallel = trained.config.data, trained.config.parallel
+        config.init = trained.config.init
         experiment = dataclasses.replace(trained, config=config)
         path.parent.mkdir(exist_ok=True)
         shared = spaces.setdefault(tuple(config.evaluation[name] for name in SPACE_FIELDS), {})

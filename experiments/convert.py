@@ -51,6 +51,7 @@ from diffusion_jax import data, models, weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.pipelines.adapting import targets_of_model
+from diffusion_jax.pipelines.embeddings import write_word
 from diffusion_jax.pipelines.model import save_as
 from diffusion_jax.pipelines.parts import INDEX, NETWORKS, read_parts
 from diffusion_jax.pipelines.single_file import is_single_file, read_single_file, write_single_file
@@ -172,10 +173,15 @@ def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], ta
     cli.writable_directory(target.parent)
     for adapter in adapters:
         own = within(ADAPTERS, params)[adapter.name]
-        if adapter.changes_parameters:
-            write_lora(target, own, targets_of_model(base))
-        else:
+        if not adapter.changes_parameters:
             save_steering(adapter, own, experiment.network, target)
+        elif all("rows" in leaves for leaves in own.values()):
+            word = f"<{experiment.config.data.trigger or target.stem}>"
+            write_word(target, word, own)
+            print(f"the word {word} of {step}: {target}")
+            continue
+        else:
+            write_lora(target, own, targets_of_model(base))
         print(f"adapter {adapter.name} of {step}: {target}")
     if not adapters:
         save_as(base, params, target)

@@ -4,6 +4,7 @@
     python -m experiments.plan --config=configs/imagenet256_dit_xl2.py --topology=v5p:4x4x4
     --compare=data,fsdp,fsdp+remat
     python -m experiments.plan --config=configs/digits_dit.py --topology='v5e:2x2*2'     # two slices
+    python -m experiments.plan --config=configs/finetune/sd15.py --topology=v5e:2x2 --adapter=lora
 
 The train step and the sampler are compiled as they would run. Printed are memory, operations, traffic, communication
 and a roofline estimate: what the chip's published peaks allow at most, not a measurement. Exit code 2 if it does not
@@ -58,6 +59,9 @@ MESH = FLAGS.strings(
     allowed="AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, with commas between them",
 )
 BATCH = FLAGS.integer("batch", None, "images of a step, instead of train.batch_size", lower=1, upper=2**24)
+ADAPTER = FLAGS.string(
+    "adapter", None, "train an adapter of this name, such as lora, in the place of the model of init.folder"
+)
 COMPARE = FLAGS.strings(
     "compare",
     None,
@@ -76,9 +80,11 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
 from experiments.building.kinds import plan_experiment
+from experiments.ground import fields
 from experiments.reports.tables import Column, Table
 from experiments.running import planning
 from experiments.running.planning import AS_CONFIGURED, Plan
@@ -129,8 +135,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def with_flags(config: ConfigDict) -> ConfigDict:
-    """The config with --mesh and --batch."""
+    """The config with --mesh, --batch and --adapter."""
     config = config.copy_and_resolve_references()
+    if ADAPTER.value:
+        if not config.init.folder:
+            raise UserError(f"--adapter={ADAPTER.value} is of a model that there is: a config with {fields.INIT}")
+        _ = ADAPTERS[ADAPTER.value]
+        own = config.get(fields.ADAPTER, ConfigDict())
+        with config.unlocked():
+            config[fields.ADAPTER] = own if own.get("name") == ADAPTER.value else ConfigDict({"name": ADAPTER.value})
     if BATCH.value:
         config.train.batch_size = BATCH.value
     if MESH.value and (COMPARE.value or STRATEGY.value):

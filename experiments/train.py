@@ -52,7 +52,7 @@ from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
 from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
-from experiments.evaluating import evaluation, judging, reconstruction
+from experiments.evaluating import class_pictures, evaluation, judging, reconstruction
 from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
@@ -71,16 +71,20 @@ def main(argv: Sequence[str]) -> int:
         parallel.initialize_hosts(*joining)
     stop = StopSignal()
     experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
-    experiment.check()
+    checked = class_pictures.without_class(experiment) if experiment.draws_class else experiment
+    checked.check()
     if not experiment.reconstructs:
-        evaluation.require_guide(experiment)
-    judging.available(experiment, tuple(experiment.config.evaluation.metrics))
+        evaluation.require_guide(checked)
+    judging.available(checked, tuple(experiment.config.evaluation.metrics))
     directory = cli.writable_directory(WORKDIR.value)
     try:
         with contextlib.ExitStack() as held:
             if parallel.is_primary():
                 held.enter_context(workdir.lock(directory))
                 held.enter_context(workdir.lock_checkpoints(experiment.config))
+            if experiment.draws_class:
+                class_pictures.ensure(experiment, directory)
+                experiment.check()
             return train(experiment, directory, stop)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
@@ -143,6 +147,8 @@ def announce(experiment: Experiment, state: training.TrainState, directory: Path
     if experiment.validation_pipeline is not None and experiment.validation_batch < experiment.config.train.batch_size:
         few = f"{experiment.validation_pipeline.info.num_examples} held-out examples"
         print(f"note: validation takes batches of {experiment.validation_batch}, there are {few}", flush=True)
+    for remark in experiment.remarks:
+        print(f"note: {remark}", flush=True)
     if experiment.text is not None:
         captions = [part for part in (experiment.pipeline, experiment.validation_pipeline) if part is not None]
         for remark in conditions.remarks(experiment.text, captions):

@@ -1,6 +1,17 @@
 """Adapters: small trees of parameters that change a frozen network, or what it is told, without a touch to its code."""
 
-from diffusion_jax.adapters.adapter import ADAPTERS, Adapter, Own, Weights, apply, count, merge, unmerge, weighted
+from diffusion_jax.adapters.adapter import (
+    ADAPTERS,
+    Adapter,
+    Own,
+    Weights,
+    apply,
+    count,
+    merge,
+    unmerge,
+    weighted,
+    with_dropout,
+)
 from diffusion_jax.adapters.forms import SCALE
 from diffusion_jax.adapters.merging import MERGINGS, Merging, merge_models
 from diffusion_jax.adapters.rows import TextualInversion
@@ -29,4 +40,5 @@ __all__ = [
     "merge_models",
     "unmerge",
     "weighted",
+    "with_dropout",
 ]

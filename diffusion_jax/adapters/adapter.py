@@ -18,10 +18,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key, PyTree
 
-from diffusion_jax.adapters.forms import SCALE, Leaves, apply_form
+from diffusion_jax.adapters.forms import SCALE, Leaves, apply_form, num_layers_axes
+from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.domains import NOT_NEGATIVE
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import is_frozen
+from diffusion_jax.models.adapted import AdaptedKernel
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import fold_name
 
@@ -72,6 +74,19 @@ class Adapter:
         """s at weight 1."""
         return 1.0
 
+    def of_word(self, word: str, tokens: Sequence[int]) -> "Adapter":
+        """The adapter of a word that stands for what is learned, which the tokenizer reads as these tokens.
+
+        Raises:
+          UserError: it can not be that word's.
+        """
+        return self
+
+    @property
+    def share_dropped(self) -> float:
+        """Share of the inputs of its low-rank terms that is left out in training."""
+        return 0.0
+
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
         """The leaves for one parameter, and under the name of the scale its shape, [*layers, parts]."""
         raise NotImplementedError
@@ -96,6 +111,32 @@ def apply(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
         for path, leaves in own.items():
             flat[path] = apply_form(leaves, flat[path])
     return _nested(flat, base)
+
+
+def with_dropout(
+    changed: Mapping[str, PyTree], share: float, keys: Key[Array, " batch"], before: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
+    """Groups that `apply` made of `before`, whose new low-rank terms leave out a share of their inputs.
+
+    The mask of an example is drawn from its own key, folded with the path of the kernel and the number of the layer.
+
+    Raises:
+      UserError: a kernel that another adapter has changed in the same way.
+    """
+    flat, old = _flat(changed), _flat(before)
+    keys = counter_key(keys)
+    for path, leaf in flat.items():
+        if not isinstance(leaf, AdaptedKernel) or leaf is old[path]:
+            continue
+        if isinstance(old[path], AdaptedKernel):
+            raise UserError(f"{path} has two adapters, of which one has dropout: set its dropout to 0")
+        layers = leaf.kernel.shape[: num_layers_axes(leaf.kernel.shape)]
+        own = jax.vmap(fold_name, in_axes=(0, None))(keys, path)
+        if layers:
+            by_layer = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(None, 0))
+            own = by_layer(own, jnp.arange(layers[0]))
+        flat[path] = leaf.replace(keys=own, dropout=share)
+    return _nested(flat, changed)
 
 
 def merge(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:

@@ -1,6 +1,7 @@
 """Textual inversion (Gal et al. 2022, arXiv:2208.01618): new rows of a table of embeddings, and nothing else."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -20,16 +21,29 @@ class TextualInversion(Adapter):
     The word is one that the tokenizer knows and that captions do not need otherwise, such as a rare one.
 
     Attributes:
-      first: the first row, the number of the word's token.
+      first: the first row, the number of the word's token; -1: the token of data.trigger.
       rows: vectors of the word.
     """
 
     name: str = "textual_inversion"
     targets: tuple[str, ...] = (r"conditioning/.*/(embedding|token)",)
-    first: Annotated[int, Bounds(low=0, high=2**24)]
+    first: Annotated[int, Bounds(low=-1, high=2**24)] = -1
     rows: Annotated[int, SIZE] = 1
 
+    def of_word(self, word: str, tokens: Sequence[int]) -> "TextualInversion":
+        if self.first >= 0:
+            return self
+        if len(tokens) != 1 or self.rows != 1:
+            why = f"adapter.rows={self.rows}" if len(tokens) == 1 else f"the tokenizer splits it into {len(tokens)}"
+            raise UserError(
+                f"data.trigger={word!r} must be one token, of one vector, and {why}: take another word, or name the "
+                "first token's number as adapter.first"
+            )
+        return dataclasses.replace(self, first=int(tokens[0]))
+
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
+        if self.first < 0:
+            raise UserError("textual_inversion: which word is learned? Give data.trigger, or adapter.first")
         end = self.first + self.rows
         if leaf.ndim != 2 or end > leaf.shape[0]:
             raise UserError(f"{path}, {list(leaf.shape)}, has no rows {self.first} to {end - 1}")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.adapters.adapter import ADAPTERS, PARTS, Adapter
 from diffusion_jax.adapters.forms import SCALE, as_matrices, lengths, num_layers_axes
-from diffusion_jax.domains import NOT_NEGATIVE, SIZE
+from diffusion_jax.domains import NOT_NEGATIVE, SHARE_BELOW_1, SIZE
 from diffusion_jax.errors import UserError
 
 
@@ -61,10 +61,21 @@ class Lora(OfKernels):
 
     Attributes:
       magnitude: whether the norm of every output is learned besides.
+      dropout: share of a layer's inputs that A is not given in training.
     """
 
     name: str = "lora"
     magnitude: bool = False
+    dropout: Annotated[float, SHARE_BELOW_1] = 0.0
+
+    def __post_init__(self):
+        if self.dropout and (self.magnitude or self.convolutions):
+            stated = "magnitude" if self.magnitude else "convolutions"
+            raise UserError(f"lora: dropout is of dense layers without a magnitude: set dropout=0 or {stated}=False")
+
+    @property
+    def share_dropped(self) -> float:
+        return self.dropout
 
     def factors(self, key, leading, inputs, outputs, leaf):
         own = {

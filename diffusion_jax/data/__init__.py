@@ -3,6 +3,7 @@ resumable pipeline."""
 
 from diffusion_jax.data import folder as _folder  # noqa: F401  registers "folder"
 from diffusion_jax.data import latents as _latents  # noqa: F401  registers "latents"
+from diffusion_jax.data import subject as _subject  # noqa: F401  registers "subject"
 from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
 from diffusion_jax.data.glyphs import source as _glyphs  # noqa: F401  registers "glyphs"
 from diffusion_jax.data.pipeline import BatchReader, Pipeline

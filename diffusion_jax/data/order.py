@@ -4,6 +4,7 @@ Both come from a counter-based generator, which numpy keeps the same in all vers
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -17,6 +18,29 @@ def permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
     """The order of one epoch, a permutation of 0..size-1."""
     words = np.random.Philox(key=seed + (ORDER << 64), counter=epoch << 128).random_raw(size)
     return np.argsort(words, kind="stable")
+
+
+def in_order(positions: Int[np.ndarray, " positions"], count: int, seed: int | None) -> Int[np.ndarray, " positions"]:
+    """Which of `count` examples stand at these positions: an order for every epoch; theirs without a seed."""
+    epochs, places = np.divmod(positions, count)
+    if seed is None:
+        return places
+    chosen = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        chosen[epochs == epoch] = permutation(seed, int(epoch), count)[places[epochs == epoch]]
+    return chosen
+
+
+def in_turns(
+    positions: Int[np.ndarray, " positions"], counts: Sequence[int], seed: int | None
+) -> Int[np.ndarray, " positions"]:
+    """The same of groups that lie one behind the other and take turns: position p is of group p mod len(counts)."""
+    chosen, first = np.empty_like(positions), 0
+    for turn, count in enumerate(counts):
+        mine = positions % len(counts) == turn
+        chosen[mine] = first + in_order(positions[mine] // len(counts), count, seed)
+        first += count
+    return chosen
 
 
 def random_bits(

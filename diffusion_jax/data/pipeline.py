@@ -12,6 +12,9 @@ was last resumed. Host h of H reads the rows h * batch_size / H ... (h + 1) * ba
 
 (1) sorts random words of a counter-based generator, which numpy keeps the same in all versions (it does not promise
 that of `Generator.permutation`); it is computed once an epoch, where Grain's index_shuffle would cost 15 us an example.
+Where some examples are of a subject and the others of its class (`DatasetInfo.num_prior`) they take turns: even
+positions are of the subject, odd ones of the class, and p // 2 stands in the place of p in (1) for each of the two.
+
 Grain sees a random-access source whose elements are whole batches: it prefetches them in threads or worker processes
 while the accelerator computes, at a cost per batch rather than per example.
 """
@@ -34,7 +37,7 @@ from jaxtyping import Int
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
 from diffusion_jax.data.holes import Holes, NoHoles, hole_words, holes
-from diffusion_jax.data.order import AUGMENT, permutation, random_bits, spread
+from diffusion_jax.data.order import AUGMENT, in_order, in_turns, random_bits, spread
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
@@ -48,9 +51,11 @@ from diffusion_jax.data.sources import (
     open_dataset,
     resolved,
 )
+from diffusion_jax.data.trigger import with_trigger
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_npy, sampled_digest
 from diffusion_jax.registry import unknown_name
+from diffusion_jax.specs import PRIOR
 
 _NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
 
@@ -72,6 +77,7 @@ class Pipeline:
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
       shuffle: another order in every epoch; otherwise always the order of the source.
       shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
+      trigger: a word that is put before captions that lack it (see `trigger`); "" for none.
       seed: of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
@@ -96,6 +102,7 @@ class Pipeline:
     augment: bool = True
     shuffle: bool = True
     shuffle_captions: bool = False
+    trigger: str = ""
     seed: int = 0
     channels: int | None = None
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
@@ -185,6 +192,11 @@ class Pipeline:
         return self._opened.tokenizer
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said of the data before a training."""
+        return self._opened.remarks
+
+    @property
     def prompts(self) -> Sequence[Any]:
         """Texts to ask samples for, each with what it requires of a picture; () where the data has none."""
         return self._opened.prompts
@@ -231,7 +243,8 @@ class Pipeline:
           An iterator of {"data": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
           pipeline without augmentation no "augment", one without holes no "mask"; what `prepare` makes is there by
-          its names; with `features` there is "features", float32 [local_batch, tokens, channels]. Text is int32
+          its names; with `features` there is "features", float32 [local_batch, tokens, channels]. Where some examples
+          are of a class, "prior", float32 [local_batch], is 1 for these and 0 for those of the subject. Text is int32
           [local_batch, length, 1, 1].
 
         Raises:
@@ -306,6 +319,7 @@ class Pipeline:
             augment=self.augment,
             features=self.features,
             holes=self.drawn_holes,
+            num_prior=self.info.num_prior,
         )
 
     @property
@@ -333,6 +347,7 @@ class Pipeline:
         opened = open_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
         if opened.info.num_examples == 0:
             raise UserError(f"split {self.split!r} of dataset {self.dataset!r} has no examples")
+        opened = with_trigger(opened, self.trigger) if self.trigger else opened
         return shuffled_captions(opened, self.seed) if self.shuffle_captions else opened
 
     @functools.cached_property
@@ -396,6 +411,7 @@ class BatchReader:
     features: str = ""
     holes: Holes = dataclasses.field(default_factory=NoHoles)
     num_positions: int | None = None  # None: without end
+    num_prior: int = 0
 
     def __len__(self) -> int:
         return sys.maxsize if self.num_positions is None else -(-self.num_positions // self.batch_size)
@@ -424,17 +440,16 @@ class BatchReader:
         if self.features:
             batch["features"] = _open_features(self.features)[examples].astype(np.float32)
         batch |= {name: values for name, values in read.items() if name not in ("image", "label")}
+        if self.num_prior:
+            batch[PRIOR] = (np.arange(start, stop) % 2).astype(np.float32)
         return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
 
     def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
         """The examples at the global positions start..stop-1, equation (1)."""
-        epochs, places = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_examples)
-        if not self.shuffle:
-            return places
-        chosen = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            chosen[epochs == epoch] = permutation(self.seed, int(epoch), self.num_examples)[places[epochs == epoch]]
-        return chosen
+        positions, seed = np.arange(start, stop, dtype=np.int64), self.seed if self.shuffle else None
+        if self.num_prior:
+            return in_turns(positions, (self.num_examples - self.num_prior, self.num_prior), seed)
+        return in_order(positions, self.num_examples, seed)
 
 
 @functools.lru_cache(maxsize=4)

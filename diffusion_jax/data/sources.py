@@ -3,7 +3,8 @@
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
 tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `glyphs`, `latents`, `scenes`,
-`scene_edits`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
+`scene_edits`, `subject`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow
+Datasets.
 """
 
 import dataclasses
@@ -79,6 +80,8 @@ class DatasetInfo:
       class_names: their names, () if the data has no classes.
       first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
       fields: raw fields of an example besides image and label, such as "text", a caption.
+      num_prior: how many of the examples, the last ones, are of the class of a subject and not of the subject; they
+        take turns with the others, so that they are every second example of a batch.
       fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
         not prepared and in what earlier versions wrote.
     """
@@ -92,6 +95,7 @@ class DatasetInfo:
     first_stage: str = ""
     fingerprint: str = ""
     fields: tuple[str, ...] = ()
+    num_prior: int = 0
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "DatasetInfo":
@@ -116,6 +120,7 @@ class Dataset:
     `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
     is a "scene" or a "word"; () where the data knows none.
     `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
+    `remarks` are what is to be said of the data before a training.
     """
 
     info: DatasetInfo
@@ -123,6 +128,7 @@ class Dataset:
     tokenizer: "Tokenizer | None" = None
     prompts: Sequence[Any] = ()
     edits: Any = None
+    remarks: tuple[str, ...] = ()
 
 
 AT_A_PATH = ("folder", "latents")
@@ -277,12 +283,42 @@ def open_synthetic_latents(
     return Dataset(info=info, source=source)
 
 
+@dataclasses.dataclass(frozen=True)
+class Inverted:
+    """A source whose pictures are light where they were dark."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Many at once."""
+        read_many = getattr(self.source, "__getitems__", None)
+        examples = read_many(indices) if read_many else [self.source[int(i)] for i in indices]
+        return [{**example, "image": 255 - example["image"]} for example in examples]
+
+
 @datasets.register("digits")
-def open_digits(*, split: str = "train", data_dir: str | None = None) -> Dataset:
-    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network)."""
+def open_digits(*, split: str = "train", data_dir: str | None = None, inverted: bool = False) -> Dataset:
+    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network).
+
+    Args:
+      split: "train", "test", or a slice of one in TFDS notation.
+      data_dir: where they are prepared.
+      inverted: dark on a light ground, and not light on a dark one: another set of the same subjects.
+    """
     from diffusion_jax.data import builders, tfds_source  # imports TFDS; registers "digits" there
 
     data_dir = str(expanded(data_dir or default_data_dir()))
     if not tfds_source.is_prepared(tfds_source.get_builder("digits", data_dir)):
         builders.prepare("digits", data_dir, progress=False)
-    return tfds_source.open_tfds("digits", split=split, data_dir=data_dir)
+    opened = tfds_source.open_tfds("digits", split=split, data_dir=data_dir)
+    if not inverted:
+        return opened
+    of = f"{opened.info.fingerprint} inverted"
+    info = dataclasses.replace(opened.info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
+    return dataclasses.replace(opened, info=info, source=Inverted(opened.source))

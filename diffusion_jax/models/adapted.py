@@ -4,11 +4,17 @@
 
 A tree of parameters may have such a kernel in the place of an array. Dense layers compute the two products; whatever
 else reads the kernel as an array is given the sum. A frozen W so needs neither a copy nor a gradient.
+
+With dropout y = x W + (d(x) A) B, where d leaves out a share of the numbers of x and makes the others larger (as in the
+code of Hu et al. 2021, arXiv:2106.09685). That is no sum of kernels, and reading it as an array is an error.
 """
 
 import flax.struct
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -19,11 +25,31 @@ class AdaptedKernel:
       kernel: the layer's own, [inputs, outputs]; the first leaf, by which Flax checks the shape.
       down: A. The columns of the kernel may be several layers side by side (query, key, value), each with an A.
       up: B of each.
+      keys: of the masks of dropout, one for each example; None: nothing is left out.
+      dropout: share of the numbers of x that is left out.
     """
 
     kernel: Float[Array, "*layers inputs outputs"]
     down: Float[Array, "*layers parts inputs rank"]
     up: Float[Array, "*layers parts rank part_outputs"]
+    keys: Key[Array, "*layers batch"] | None = None
+    dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+    def dropped(self, x: Float[Array, "batch ... inputs"]) -> Float[Array, "batch ... inputs"]:
+        """What A is given of x: a mask for each example, of its own key.
+
+        Raises:
+          UserError: the first axis of x is not that of the examples.
+        """
+        if self.keys is None:
+            return x
+        if x.shape[:1] != self.keys.shape:
+            raise UserError(
+                f"dropout of an adapter: a layer is given {list(x.shape)}, and there are {self.keys.shape[0]} "
+                "examples; leave this layer out of the targets, or set dropout=0"
+            )
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.dropout, x.shape[1:]))(self.keys)
+        return jnp.where(keep, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
 
     @property
     def term(self) -> Float[Array, "*layers inputs outputs"]:
@@ -31,6 +57,11 @@ class AdaptedKernel:
         return side_by_side(jnp.einsum("...pir,...pro->...pio", self.down, self.up))
 
     def __jax_array__(self) -> Float[Array, "*layers inputs outputs"]:
+        if self.keys is not None:
+            raise UserError(
+                "dropout of an adapter: a layer reads its kernel as one array, which has no dropout; set dropout=0, or "
+                "parallel.tensor=1"
+            )
         return self.kernel + self.term.astype(self.kernel.dtype)
 
 

@@ -55,7 +55,7 @@ def dot_rows(
 def _low_rank(x: Array, kernel: AdaptedKernel, dimension_numbers: Any, **options: Any) -> Array:
     """(x A) B, the columns of all parts side by side."""
     parts, _, rank = kernel.down.shape
-    narrow = dot_rows(x, side_by_side(kernel.down), dimension_numbers, **options)
+    narrow = dot_rows(kernel.dropped(x), side_by_side(kernel.down), dimension_numbers, **options)
     columns = [
         dot_rows(narrow[..., i * rank : (i + 1) * rank], kernel.up[i], dimension_numbers, **options)
         for i in range(parts)
@@ -68,7 +68,7 @@ def promoted(x: Array, kernel: Array | AdaptedKernel, bias: Array | None, *, dty
     if not isinstance(kernel, AdaptedKernel):
         return nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
     x, bias, own, down, up = nn.dtypes.promote_dtype(x, bias, kernel.kernel, kernel.down, kernel.up, dtype=dtype)
-    return [x, AdaptedKernel(kernel=own, down=down, up=up), bias]
+    return [x, kernel.replace(kernel=own, down=down, up=up), bias]
 
 
 def convolve(x: Float[Array, "batch height width channels"], kernel: Array, *arguments: Any, **options: Any) -> Array:

@@ -24,18 +24,24 @@ eq. 8):
 
     (4)   loss - weight E[ mean over tokens cos(h(xt), y(x0)) ].
 
+Where half of the examples are of a subject's class and not of the subject (batch["prior"] is 1), the loss is that of
+DreamBooth with prior preservation (Ruiz et al. 2022, arXiv:2208.12242, eq. 2):
+
+    (5)   loss = (mean over examples of the subject) + prior_loss_weight (mean over those of the class).
+
 With a learned uncertainty u(t) (`uncertainty.py`) the loss is E[w mse e^{-u} + u]. A time sampler that learns from the
 losses it caused gets them back through `update_state`; the factors that keep the loss unbiased are in (3).
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.domains import NOT_NEGATIVE
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.objectives.uncertainty import LearnedUncertainty
@@ -54,20 +60,24 @@ from diffusion_jax.schedulers import (
     corrupt,
 )
 from diffusion_jax.schedulers.arrays import as_compute
-from diffusion_jax.specs import DATA, FEATURES
+from diffusion_jax.specs import DATA, FEATURES, PRIOR
 
 Spec = str | Mapping[str, Any]
+PriorWeight = Annotated[float, NOT_NEGATIVE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
     """Weighted mean squared error in one kind of prediction: eq. (3)."""
 
+    reads_prior: ClassVar[bool] = True
+
     schedule: NoiseSchedule
     time_sampler: TimeSampler
     prediction: PredictionKind
     weighting: Weighting
     uncertainty: LearnedUncertainty | None = None
+    prior_loss_weight: PriorWeight = 1.0
 
     @property
     def squared_error(self) -> "Denoising":
@@ -89,10 +99,11 @@ class Denoising(Objective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Eq. (3) over batch["data"], [batch, ...].
+        """Eq. (3), or (5), over batch["data"], [batch, ...].
 
-        Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0; and
-        with a learned uncertainty its mean, `uncertainty`.
+        Metrics: `loss`, the weighted mean; `mse`, the same without the weight; `x0_mse`, the squared error of x0; with
+        a learned uncertainty its mean, `uncertainty`; with batch["prior"] the two terms of (5), `instance_loss` and
+        `prior_loss`.
         """
         loss, (metrics, _) = self.loss_and_observed(denoise_fn, batch, key, context)
         return loss, metrics
@@ -104,9 +115,13 @@ class Denoising(Objective):
         t, factor = self.time_sampler.draw(key.fold_in("time"), self.schedule, context.state)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         terms, metrics = self.terms(denoise_fn, x0, noise, t, context)
-        loss = jnp.mean(factor * terms)
+        weighted = factor * terms
+        if PRIOR in batch:
+            parts = prior_preserving(weighted, batch[PRIOR], self.prior_loss_weight)
+        else:
+            parts = {"loss": jnp.mean(weighted)}
         observed = {} if context.state is None else {"t": t, "loss": jax.lax.stop_gradient(terms)}
-        return loss, ({"loss": loss, **metrics}, observed)
+        return parts["loss"], ({**parts, **metrics}, observed)
 
     def terms(
         self,
@@ -137,6 +152,7 @@ def denoising(
     prediction: Spec | PredictionKind = "epsilon",
     weighting: Spec | Weighting = "uniform",
     uncertainty: bool = False,
+    prior_loss_weight: PriorWeight = 1.0,
 ) -> Denoising:
     """Build from names, mappings {"name": ..., **arguments} or objects; the defaults are DDPM's."""
     return Denoising(
@@ -145,26 +161,37 @@ def denoising(
         prediction=built(PREDICTIONS, prediction),
         weighting=built(WEIGHTINGS, weighting),
         uncertainty=LearnedUncertainty() if uncertainty else None,
+        prior_loss_weight=prior_loss_weight,
     )
 
 
 @OBJECTIVES.register("flow_matching")
 def flow_matching(
-    schedule: Spec | NoiseSchedule = "rectified_flow", time_sampler: Spec | TimeSampler = "uniform"
+    schedule: Spec | NoiseSchedule = "rectified_flow",
+    time_sampler: Spec | TimeSampler = "uniform",
+    prior_loss_weight: PriorWeight = 1.0,
 ) -> Denoising:
     """Conditional flow matching: the plain squared error of the velocity alpha' x0 + sigma' noise."""
-    return denoising(schedule=schedule, time_sampler=time_sampler, prediction="velocity", weighting="uniform")
+    return denoising(
+        schedule=schedule,
+        time_sampler=time_sampler,
+        prediction="velocity",
+        weighting="uniform",
+        prior_loss_weight=prior_loss_weight,
+    )
 
 
 @OBJECTIVES.register("stochastic_interpolant")
 def stochastic_interpolant(
-    schedule: Spec | NoiseSchedule = "gvp", time_sampler: Spec | TimeSampler = "uniform"
+    schedule: Spec | NoiseSchedule = "gvp",
+    time_sampler: Spec | TimeSampler = "uniform",
+    prior_loss_weight: PriorWeight = 1.0,
 ) -> Denoising:
     """The velocity of a one-sided interpolant alpha(t) x0 + sigma(t) noise (Albergo et al. 2023, arXiv 2303.08797).
 
     With a Gaussian at one end the velocity determines the score, and so the sampler `sit_sde` needs nothing else.
     """
-    return flow_matching(schedule, time_sampler)
+    return flow_matching(schedule, time_sampler, prior_loss_weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +199,7 @@ class Alignment(Denoising):
     """Eq. (4): denoising, and features of the noisy image that resemble another network's of the clean one."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"aligned"})
+    reads_prior: ClassVar[bool] = False
 
     weight: float = 0.5
 
@@ -221,6 +249,7 @@ def jit(
     schedule: Spec | NoiseSchedule = "rectified_flow",
     time_sampler: Spec | TimeSampler | None = None,
     least: float = 0.05,
+    prior_loss_weight: PriorWeight = 1.0,
 ) -> Denoising:
     """JiT: the network predicts x0 and is judged by the velocity that follows, with 1 / t clipped at 1 / `least`.
 
@@ -231,6 +260,7 @@ def jit(
         time_sampler=time_sampler or {"name": "logit_normal", "mean": 0.8, "std": 0.8},
         prediction="x0",
         weighting={"name": "clipped_velocity", "least": least},
+        prior_loss_weight=prior_loss_weight,
     )
 
 
@@ -243,6 +273,18 @@ def data_of(batch: Batch) -> Float[Array, "batch ..."]:
     if DATA not in batch:
         raise UserError(f"this objective needs batch['data'], got {sorted(batch)}")
     return as_compute(batch[DATA])
+
+
+def prior_preserving(
+    losses: Float[Array, " batch"], prior: Float[Array, " batch"], weight: float | Float[Array, ""]
+) -> Metrics:
+    """Eq. (5) and its two terms from the loss of every example; `prior` is 1 for those of the class.
+
+    Half of the global batch is of the class. So each term is twice a mean over all examples with zeros in the place of
+    the others, and stays right as the mean over microbatches and devices, whichever examples these have.
+    """
+    instance, own = 2.0 * jnp.mean((1.0 - prior) * losses), 2.0 * jnp.mean(prior * losses)
+    return {"loss": instance + weight * own, "instance_loss": instance, "prior_loss": own}
 
 
 def mean_square(error: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

@@ -72,6 +72,7 @@ class Objective:
     `discrete` says what the denoiser takes: numbers (a `Denoiser`), or tokens (a `TokenDenoiser`).
     `needs` names the fields of `Context` that must not be None: of "target", "teacher", "aligned".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
+    `reads_prior` says whether it weighs examples of a class beside those of a subject, by batch["prior"].
     `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
     `copies` names those of the objective's own parameters that begin as a copy of the network's.
     """
@@ -80,6 +81,7 @@ class Objective:
     discrete: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     num_times: ClassVar[int] = 1
+    reads_prior: ClassVar[bool] = False
     makes: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
     copies: ClassVar[tuple[str, ...]] = ()
 

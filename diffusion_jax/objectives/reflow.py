@@ -29,6 +29,7 @@ class Reflow(Denoising):
     """Eq. (1); the teacher's steps are DDIM's, on the grid `uniform`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+    reads_prior: ClassVar[bool] = False
 
     steps: int = 16
 

@@ -11,13 +11,14 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.parts import Parts
-from diffusion_jax.weights.reading import read_state
+from diffusion_jax.weights.reading import read_state, write_state
 
 _BY_ENCODER = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _NAMELESS = re.compile(r"emb_params|(?:.*\.)?string_to_param.*|\*")
@@ -56,6 +57,19 @@ def with_word(parts: Parts, path: Path, token: str = "") -> tuple[Parts, str]:
         module = dataclasses.replace(part.module, vocabulary=len(longer))
         models[name] = dataclasses.replace(part, module=module, params={**part.params, TABLE: longer})
     return dataclasses.replace(parts, models=models, tokenizers=tokenizers, placed={}), token
+
+
+def write_word(path: Path, word: str, own: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the rows of tables that were trained, as a file that `with_word` reads; `word` is a new one.
+
+    Raises:
+      UserError: more text encoders than such files have.
+    """
+    rows = [np.asarray(own[name]["rows"], np.float32) for name in sorted(own)]
+    if len(rows) > len(_BY_ENCODER):
+        raise UserError(f"a file of textual inversion has vectors for two text encoders at most, not {len(rows)}")
+    names = [word] if len(rows) == 1 else list(_BY_ENCODER)
+    write_state(path, dict(zip(names, rows, strict=True)), {"format": "pt"})
 
 
 def _read(path: Path) -> tuple[Mapping[str, np.ndarray], str]:

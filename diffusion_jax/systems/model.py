@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from diffusion_jax.adapters import Adapter, Steering, apply
+from diffusion_jax.adapters import Adapter, Steering, apply, with_dropout
 from diffusion_jax.conditioning import Conditioning, Conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
@@ -108,13 +108,17 @@ class Model:
         own |= {one.name: one.init(keys[one.name], base, self.network) for one in self.steering}
         return under(ADAPTERS, own)
 
-    def adapted(self, params: Params, kind: str = "") -> Params:
-        """The groups, of one kind, as the adapters change them."""
+    def adapted(self, params: Params, kind: str = "", dropout_keys: Key[Array, " batch"] | None = None) -> Params:
+        """The groups, of one kind, as the adapters change them; with keys as they do in training, with dropout."""
         if not self.adapters:
             return params
         own, groups = within(ADAPTERS, params), {n: tree for n, tree in params.items() if _is_of(n, kind)}
-        owns = (own[adapter.name] for adapter in self.adapters if adapter.changes_parameters)
-        return apply(groups, ({path: leaves for path, leaves in one.items() if _is_of(path, kind)} for one in owns))
+        for adapter in (one for one in self.adapters if one.changes_parameters):
+            mine = {path: leaves for path, leaves in own[adapter.name].items() if _is_of(path, kind)}
+            before, groups = groups, apply(groups, [mine])
+            if dropout_keys is not None and adapter.share_dropped:
+                groups = with_dropout(groups, adapter.share_dropped, dropout_keys, before)
+        return groups
 
     def constrain(self, params: Params) -> Params:
         """The parameters after an update, as the network allows them."""
@@ -129,9 +133,15 @@ class Model:
         """A batch of data from what was diffused."""
         return self.codec.decode(params.get(CODEC), z)
 
-    def conditions(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
-        """What the network is told of `size` examples, from the raw fields of their batch."""
-        return self.conditioning(self._of_conditioning(params), batch, size)
+    def conditions(
+        self,
+        params: Params,
+        batch: Mapping[str, Array],
+        size: int,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Conditions:
+        """What the network is told of `size` examples, from the raw fields of their batch; with keys as in training."""
+        return self.conditioning(self._of_conditioning(params, dropout_keys), batch, size)
 
     def beside(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
         """The part of it that these raw fields suffice for."""
@@ -170,12 +180,12 @@ class Model:
 
         return denoise
 
-    def _of_conditioning(self, params: Params) -> dict[str, PyTree]:
-        return within(CONDITIONING, self.adapted(params, CONDITIONING))
+    def _of_conditioning(self, params: Params, dropout_keys: Key[Array, " batch"] | None = None) -> dict[str, PyTree]:
+        return within(CONDITIONING, self.adapted(params, CONDITIONING, dropout_keys))
 
     def _network_fn(self, params, conditions, dropout_keys, keep=None) -> Callable[..., Array]:
         """The network as a function of (x, time, second time); `keep` is given what it sows."""
-        network, own = self.adapted(params, NETWORK)[NETWORK], within(ADAPTERS, params)
+        network, own = self.adapted(params, NETWORK, dropout_keys)[NETWORK], within(ADAPTERS, params)
 
         def network_fn(x, time, second_time=None):
             second = {SECOND_TIME: time if second_time is None else second_time} if self.is_flow_map else {}

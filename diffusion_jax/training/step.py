@@ -103,7 +103,7 @@ class Trainable:
 
     def _loss(self, params, state, batch, dropping, dropout_keys, key):
         model, size = self.model, key.index.shape[0]
-        conditions = told(model, params, batch, size, dropping)
+        conditions = told(model, params, batch, size, dropping, dropout_keys)
         scale = None if self.guidance == UNGUIDED else drawn_scale(self.guidance, key)
         if model.embeds_guidance:
             conditions = model.with_guidance(conditions, 1.0 if scale is None else scale)

@@ -13,7 +13,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from diffusion_jax.conditioning import Conditions
 from diffusion_jax.errors import UserError
@@ -46,9 +46,20 @@ def guided_by(
     return denoise
 
 
-def told(model: Model, params: Params, batch: Batch, size: int, dropping: tuple[Model, BatchKey] | None) -> Conditions:
-    """What a model is told of a batch; `dropping` is the model whose rates of dropout hold, and the keys."""
-    conditions = model.conditions(params, batch, size)
+def told(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    size: int,
+    dropping: tuple[Model, BatchKey] | None,
+    dropout_keys: Key[Array, " batch"] | None = None,
+) -> Conditions:
+    """What a model is told of a batch.
+
+    `dropping` is the model whose rates of dropout of conditions hold, and the keys; `dropout_keys` are those of the
+    units in what makes the conditions.
+    """
+    conditions = model.conditions(params, batch, size, dropout_keys)
     if dropping is None:
         return conditions
     other, key = dropping

@@ -37,6 +37,8 @@ from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
 
 _BROUGHT = ("model", "process", "conditioning")  # groups that the model is in the place of
+TEXT_ENCODERS = (rf"{systems.CONDITIONING}/.*/(\w*qkv|query|key|value|attention_out|out)/kernel",)
+"""The attention of text encoders, which an adapter changes too where `train.text_encoder` says so."""
 _UNREAD = ("first_stage.path", "teacher.workdir")
 
 
@@ -82,11 +84,16 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class BaseExperiment(Experiment):
-    """Everything that a config names which starts from a model; for the same loop as any other training."""
+    """Everything that a config names which starts from a model; for the same loop as any other training.
+
+    Attributes:
+      shared: the model, where another experiment has read it already.
+    """
 
     has_base: ClassVar[bool] = True
 
     is_planned: bool = False
+    shared: Base | None = None
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
@@ -122,7 +129,7 @@ class BaseExperiment(Experiment):
     @cached_property
     def base(self) -> Base:
         """The model that `init.folder` names."""
-        return Base(self.config, self._dtype, planned=self.is_planned)
+        return self.shared or Base(self.config, self._dtype, planned=self.is_planned)
 
     @property
     def title(self) -> str:
@@ -179,6 +186,19 @@ class BaseExperiment(Experiment):
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
 
+    def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
+        return super()._pipeline(split, **{"image_size": self.config.data.image_size or self._side, **changes})
+
+    @property
+    def _side(self) -> int:
+        return self.base.model.data.shape[0]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the data before a training, and the size of the pictures where the model decides it."""
+        guessed = [] if self.config.data.image_size else [f"pictures of {self._side} pixels, as the model makes them"]
+        return [*guessed, *super().remarks]
+
     @cached_property
     def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
         """What fills the slots of an adapter that steers by pictures."""
@@ -200,7 +220,14 @@ class BaseExperiment(Experiment):
     @cached_property
     def adapter(self) -> Adapter | Steering | None:
         """What is trained in the place of the model."""
-        return conditions.built_adapter(self.config.adapter, self.base.model) if ADAPTER in self.config else None
+        if ADAPTER not in self.config:
+            return None
+        adapter, word = conditions.built_adapter(self.config.adapter, self.base.model), self.config.data.trigger
+        if not adapter.changes_parameters:
+            return adapter
+        own = TEXT_ENCODERS if self.config.train.text_encoder else ()
+        adapter = dataclasses.replace(adapter, targets=(*adapter.targets, *own))
+        return adapter.of_word(word, conditions.tokens_of(self.told_text, word)) if word and self.told_text else adapter
 
     @cached_property
     def model(self) -> systems.Model:
@@ -225,8 +252,12 @@ class BaseExperiment(Experiment):
     @property
     def trained(self) -> tuple[str, ...]:
         """Patterns of the groups that are trained; by default the adapter, or else the network."""
-        default = systems.NETWORK if self.adapter is None else re.escape(f"{systems.ADAPTERS}/{self.adapter.name}")
-        return tuple(self.config.train.trained) or (default, training.OBJECTIVE)
+        if self.config.train.trained:
+            return tuple(self.config.train.trained)
+        if self.adapter is not None:
+            return (re.escape(f"{systems.ADAPTERS}/{self.adapter.name}"), training.OBJECTIVE)
+        own = (f"{systems.CONDITIONING}/.*",) if self.config.train.text_encoder else ()
+        return (systems.NETWORK, *own, training.OBJECTIVE)
 
     def check(self) -> None:
         """Build everything that the config names, so that a wrong name is an error before training starts.
@@ -270,6 +301,8 @@ class BaseExperiment(Experiment):
                 f"the model in {config.init.folder} is told {self.num_classes or 'no'} classes, and "
                 f"{config.data.dataset} has {info.num_classes}"
             )
+        if config.train.text_encoder:
+            self._check_text_encoder()
         if config.sampling.clip_x0 and model.codec.learned:
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
         conditions.check_pictures(self.adapter, config, info)
@@ -280,6 +313,13 @@ class BaseExperiment(Experiment):
                     f"objective {config.objective.name} trains a copy of the whole network beside it, and adapter "
                     "trains none: leave the adapter out"
                 )
+
+    def _check_text_encoder(self) -> None:
+        """Raise UserError where there is no text encoder to train, or where the config says itself what is trained."""
+        if not any(name.startswith(f"{systems.CONDITIONING}/") for name in self.base.shapes):
+            raise UserError(f"train.text_encoder: the model in {self.config.init.folder} has none that is trained")
+        if self.config.train.trained:
+            raise UserError("train.trained says which groups are trained: leave out train.text_encoder, or that")
 
     def _check_reach(self) -> None:
         """Raise UserError where the adapter changes what no loss reads through it."""

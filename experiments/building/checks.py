@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
+from diffusion_jax.objectives import Objective
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.schedulers import TIME_SAMPLERS
@@ -49,6 +50,8 @@ def check(experiment: "Experiment") -> None:
         raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
     if config.train.guidance_embedding is not None and "guidance" not in experiment.conditioning.gives:
         raise UserError("train.guidance_embedding: this network embeds no guidance scale; leave it at None")
+    if config.train.text_encoder and not experiment.has_base:
+        raise UserError(f"train.text_encoder is of a model that is there: name it, {INIT}, or leave it out")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
@@ -77,6 +80,7 @@ def check(experiment: "Experiment") -> None:
             f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
         )
     check_features(experiment)
+    check_subject(experiment)
     if experiment.objective.reads_lpips:
         require_lpips(experiment, "objective.distance=squared")
     told, labels = experiment.augment_slot, experiment.pipeline.augment_labels
@@ -235,6 +239,44 @@ def check_captions(experiment: "Experiment") -> None:
                 f"data.flip mirrors half of the pictures and leaves their captions as they are, and {sided!r} would be "
                 "wrong of its mirror image: set data.flip=False"
             )
+
+
+def check_subject(experiment: "Experiment") -> None:
+    """Whether the words for what is learned are read, and whether pictures of a subject's class are weighed."""
+    config, wanted, text = experiment.config, experiment.config.data, experiment.text
+    words = {"data.trigger": (wanted.trigger, "")} if wanted.trigger else {}
+    if wanted.instance:
+        words["data.instance_prompt"] = (wanted.instance_prompt, wanted.class_prompt)
+    for field, (said, instead) in words.items():
+        if text is None:
+            raise UserError(f"{field} is told to nothing: what is trained is told no text")
+        if all((rows[0] == rows[1]).all() for rows in text.prepare({"text": [said, instead]}).values()):
+            against = f"just as it reads {instead!r}" if instead else "as nothing"
+            raise UserError(f"{field}: the tokenizer reads {said!r} {against}; take another word")
+    if wanted.num_class_images:
+        check_class(config, experiment.objective)
+    elif config.objective.get("prior_loss_weight", 1.0) != 1.0:
+        raise UserError(
+            "objective.prior_loss_weight weighs pictures of a class, and there are none: set data.num_class_images"
+        )
+
+
+def check_class(config: ConfigDict, objective: Objective) -> None:
+    """Raise UserError where a batch has no halves or all its captions share a word, or the loss weighs no class."""
+    if config.data.trigger:
+        raise UserError(
+            f"data.trigger={config.data.trigger!r} would be put before captions of the class too: write it into "
+            "data.instance_prompt"
+        )
+    if config.train.batch_size % 2:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"
+        )
+    if not objective.reads_prior:
+        raise UserError(
+            f"objective {config.objective.name} does not weigh pictures of a class: use denoising or flow_matching, or "
+            "set data.num_class_images=0"
+        )
 
 
 def check_groups(experiment: "Experiment") -> None:

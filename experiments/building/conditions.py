@@ -118,6 +118,15 @@ def kept(text: Text | None) -> dict[str, bytes]:
     return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
 
 
+def tokens_of(text: Text, word: str) -> list[int]:
+    """The tokens of a word by the first tokenizer that reads captions, without those that frame every text."""
+    rows = next(iter(text.prepare({"text": [word, ""]}).values()))
+    said, nothing = rows[0].tolist(), rows[1].tolist()
+    start = next((i for i, (a, b) in enumerate(zip(said, nothing, strict=True)) if a != b), len(said))
+    count = next(n for n in range(len(said) - start + 1) if said[start + n :] == nothing[start : len(said) - n])
+    return said[start : start + count]
+
+
 def remarks(text: Text, pipelines: Sequence[data.Pipeline]) -> list[str]:
     """What is to be said of the captions before a run: those that are cut, and words that are not known."""
     said = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,6 +18,10 @@ from experiments.building import conditions
 from experiments.ground.config_files import import_parts
 from experiments.ground.fields import CODEC, INHERIT, INIT
 
+OF_SUBJECTS = ("instance", "instance_prompt", "class_pictures", "class_prompt", "num_class_images")
+"""Fields of `data` that are of a subject and its class, and of no other data."""
+CLASS_PICTURES = "class_pictures"
+"""In the workdir: pictures of the class that were drawn from the model."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -144,10 +149,37 @@ class ExperimentData:
         return held_out if prepare is None else held_out.prepared_by(prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
-        fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}
+        fields = {n: value for n, value in self.config.data.items() if n not in ("validation_split", *OF_SUBJECTS)}
         fields.update(batch_size=self.config.train.batch_size, seed=self.config.seed)
         fields.update(split=split, data_dir=self.config.data.data_dir or None, **changes)
+        fields["options"] = self._options(fields["options"])
         return data.Pipeline.from_config(fields)
+
+    def _options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments of the data set; those of a subject, whose class may be drawn into the workdir, beside them."""
+        own = {name: self.config.data[name] for name in OF_SUBJECTS}
+        stated = [f"data.{name}" for name, value in own.items() if value]
+        if not stated:
+            return options
+        if not own["instance"]:
+            raise UserError(
+                f"{', '.join(stated)}: these are of a subject, and data.instance is empty: name the folder of its "
+                "pictures with --config.data.instance=FOLDER"
+            )
+        if self.draws_class:
+            own["class_pictures"] = str(self.directory / CLASS_PICTURES) if self.directory else ""
+        return {**options, **own}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the data before a training."""
+        return list(self.pipeline.remarks)
+
+    @property
+    def draws_class(self) -> bool:
+        """Whether the pictures of a subject's class are drawn from the model before training."""
+        wanted = self.config.data
+        return bool(wanted.instance and wanted.num_class_images and not wanted.class_pictures)
 
     @property
     def num_classes(self) -> int:

@@ -31,7 +31,7 @@ from diffusion_jax.schedulers import (
     TimeGrid,
     built,
 )
-from diffusion_jax.specs import DATA, FEATURES, GUIDANCE
+from diffusion_jax.specs import DATA, FEATURES, GUIDANCE, PRIOR
 from diffusion_jax.tasks import require_tellable
 from experiments.building import checks, fitting
 from experiments.building.checks import READ_BY_OBJECTIVES
@@ -393,6 +393,8 @@ class Experiment(ExperimentData):
         batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
+        if self.info.num_prior:
+            batch[PRIOR] = np.zeros((rows,), np.float32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
         told = () if self.told_text is None else (self.told_text, *self.told_beside)

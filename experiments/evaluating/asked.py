@@ -88,8 +88,8 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
     """What to ask for by default: balanced classes; captions of held-out data, evenly spread over the split.
 
     `prompts` takes the data's own prompts in the place of captions; for each of them it is known what it requires.
-    Where nothing is held out the captions are those of the training data. Where captions and classes are told, both
-    are of the same examples.
+    Where nothing is held out the captions are those of the training data; of a subject and its class the two of them,
+    in turns. Where captions and classes are told, both are of the same examples.
 
     Raises:
       UserError: there are no data to take captions from.
@@ -100,6 +100,8 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
     if prompts:
         known = experiment.pictures.prompts
         return asked_in_words(experiment, [known[i].text for i in range(min(num_samples, len(known)))])
+    if experiment.info.num_prior:
+        return asked_in_words(experiment, [experiment.config.data[f"{side}_prompt"] for side in ("instance", "class")])
     split = experiment.config.data.validation_split or experiment.config.data.split
     texts = experiment.pipeline.texts(split, max_examples=num_samples)
     labels = experiment.pipeline.arrays(split, max_examples=num_samples)[1] if classes else None

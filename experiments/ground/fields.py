@@ -67,12 +67,29 @@ FIELDS: Mapping[str, Field] = {
     "data.prefetch": Field(int, 4, Bounds(low=0, high=4096), "batches kept ready, by each process that reads"),
     "data.memory_limit": Field(int, 2**30, Bounds(low=0, high=2**50), "bytes up to which a split is kept in memory"),
     "data.features": Field(str, "", ANY, "file of another network's features of the data, for alignment (REPA)"),
+    "data.trigger": Field(
+        str, "", ANY, "word that stands for what is learned: put before captions that lack it; empty: none"
+    ),
+    "data.instance": Field(
+        str, "", ANY, "folder of pictures of one subject (DreamBooth), in the place of data.dataset; empty: none"
+    ),
+    "data.instance_prompt": Field(str, "", ANY, "caption of every picture of data.instance, with a rare word"),
+    "data.class_pictures": Field(
+        str, "", ANY, "folder of pictures of the subject's class; empty: drawn from the model before training"
+    ),
+    "data.class_prompt": Field(str, "", ANY, "caption of every picture of the class, without the rare word"),
+    "data.num_class_images": Field(
+        int, 0, Bounds(low=0, high=10**6), "pictures of the class, for prior preservation; 0: none"
+    ),
     "train.steps": Field(int, REQUIRED, STEPS, "steps of the optimizer"),
     "train.batch_size": Field(int, 128, EXAMPLES, "examples in a step, over all devices"),
     "train.accumulation": Field(int, 1, Bounds(low=1, high=2**20), "microbatches in a step, one after the other"),
     "train.dtype": Field(str, "float32", ANY, "type in which activations are computed: float32 or bfloat16"),
     "train.trained": Field(
         tuple[str, ...], (), ANY, "patterns of the groups that are trained; empty: those not read from elsewhere"
+    ),
+    "train.text_encoder": Field(
+        bool, False, ANY, "train the text encoders of the model of init.folder too, or adapt their attention"
     ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
     "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples told no class and no text, for guidance"),

@@ -57,6 +57,8 @@ PATH_FIELDS = (
     "teacher.workdir",
     "first_stage.path",
     "init.folder",
+    "data.instance",
+    "data.class_pictures",
     "sampling.guidance.guide",
     "conditioning.text.encoder.folder",
 )

@@ -58,12 +58,13 @@ def program(config: ConfigDict) -> str:
 
 
 def populations(trainings: Mapping[str, ConfigDict], most: int) -> list[list[str]]:
-    """The names of trainings in groups of at most `most` that are one program."""
+    """The names of trainings in groups of at most `most` that are one program; those that start from a model are alone,
+    since members have no frozen parameters."""
     if most == 1:
         return [[name] for name in trainings]
     alike: dict[str, list[str]] = {}
     for name, config in trainings.items():
-        alike.setdefault(program(config), []).append(name)
+        alike.setdefault(name if config.init.folder else program(config), []).append(name)
     return [names[i : i + most] for names in alike.values() for i in range(0, len(names), most)]
 
 
@@ -84,6 +85,11 @@ class Population:
             raise UserError(
                 "the members of a population differ in the seed and in floats of "
                 f"{', '.join((*NUMBERS, WEIGHTS))} alone; these differ in more"
+            )
+        if any(config.init.folder for config in configs):
+            raise UserError(
+                "a training that starts from a model (init.folder) can not be a member of a population: train each by "
+                "itself, with experiments.train, or --population=1 of experiments.ablate"
             )
         self.members = [Experiment(c, directory=d) for c, d in zip(configs, directories, strict=True)]
         self.directories, self.base, self.config = list(directories), self.members[0], configs[0]

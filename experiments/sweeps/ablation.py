@@ -9,6 +9,7 @@ A file of an ablation is a config with more in it:
     METRIC            the name of the metric that decides; by default the first of `evaluation.metrics`
     keep(cell)        optional: whether to run a cell, {axis: name of the value}
     TEACHER           optional: {axis: name of the value}, the cells whose training teaches all others of their seed
+    base()            optional: the config of a model that is trained first; all cells start from it (init.folder)
 
 Every value of an axis has to change what comes out: cells that would train and sample alike are refused
 (`experiments/sweeps/differences.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
@@ -37,6 +38,8 @@ from experiments.sweeps import teaching
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
+BASE = "base."
+"""Begins the names of fields of the model that is trained before the cells."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,7 @@ class Ablation:
     baseline: Mapping[str, str]
     metric: str
     cells: tuple[Cell, ...]
+    base: ConfigDict | None = None
 
     def trainings(self) -> dict[str, list[Cell]]:
         """The cells of every training, by its name."""
@@ -113,7 +117,8 @@ class Ablation:
 
         Args:
           path: of the file.
-          assignments: "field=value", other values in the config that every cell starts from.
+          assignments: "field=value", other values in the config that every cell starts from; "base.field=value" in
+            that of the model that is trained before.
 
         Raises:
           UserError: no such file, or something in it is missing or does not fit; the message says what.
@@ -127,7 +132,13 @@ class Ablation:
         baseline = _baseline(path, axes, module.get("BASELINE", first))
         seeds = _seeds(path, module.get("SEEDS", (0,)))
         config = call_get_config(module, path)
-        config = overridden(config, dict(map(assigned, assignments)))
+        base = _base(path, module, config)
+        assignments = dict(map(assigned, assignments))
+        of_base = {n.removeprefix(BASE): value for n, value in assignments.items() if n.startswith(BASE)}
+        if of_base and base is None:
+            raise UserError(f"{path} trains no base before its cells: it has no function base()")
+        base = base if base is None else overridden(base, of_base)
+        config = overridden(config, {n: value for n, value in assignments.items() if not n.startswith(BASE)})
         keep = module.get("keep", lambda cell: True)
         cells = []
         for names in itertools.product(*axes.values()):
@@ -144,7 +155,7 @@ class Ablation:
                 _ = cells[-1].config  # so that a wrong field is an error before the first training
         if "TEACHER" in module:
             cells = teaching.with_teachers(path, cells, _named_value(path, axes, module["TEACHER"]))
-        check_cells(path, cells)
+        check_cells(path, cells, base)
         metrics = tuple(config.evaluation.metrics)
         if not metrics:
             raise UserError(f"{path}: evaluation.metrics is empty; an ablation needs something to compare")
@@ -160,7 +171,22 @@ class Ablation:
             baseline=baseline,
             metric=metric,
             cells=tuple(cells),
+            base=base,
         )
+
+
+def _base(path: Path, module: Mapping[str, Any], config: ConfigDict) -> ConfigDict | None:
+    """The config of the model that is trained before all cells; None where there is no such model.
+
+    Raises:
+      UserError: the cells do not start from it, or from one that nothing trains.
+    """
+    function = module.get("base")
+    if function is None:
+        return None
+    if not config.init.folder:
+        raise UserError(f"{path} has base(), and the cells start from no model: set init.folder, to any name")
+    return call_get_config({"get_config": function}, path)
 
 
 def _values(path: Path, axis: str, function: Any) -> dict[str, Mapping[str, Any]]:

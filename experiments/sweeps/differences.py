@@ -13,15 +13,18 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS
 from experiments.building.checks import READ_BY_OBJECTIVES
+from experiments.building.kinds import open_experiment
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
+from experiments.ground.fields import ADAPTER
 
 _NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields on which no number depends
 
@@ -36,40 +39,73 @@ class Cell(Protocol):
     config: ConfigDict
 
 
-def check_cells(path: Path, cells: Sequence[Cell]) -> None:
-    """Whether every cell of a seed is an experiment of its own.
+def check_cells(path: Path, cells: Sequence[Cell], base: ConfigDict | None = None) -> None:
+    """Whether every cell of a seed is an experiment of its own; `base` is of the model that they start from.
 
     Raises:
       UserError: two cells have one config, or differ in nothing that is read; or their files have one name.
     """
     seen: dict[str, Cell] = {}
+    models: dict[Any, Any] = {}
     names: dict[str, Cell] = {}
     for cell in cells:
         other = names.setdefault(cell.name.casefold(), cell)
         if other is not cell:
             raise UserError(f"{path}: {cell.label!r} and {other.label!r} have one name, {cell.name}")
         if cell.seed == cells[0].seed:
-            other = seen.setdefault(behaviour(cell.config), cell)
+            other = seen.setdefault(behaviour(cell.config, base, models), cell)
             if other is not cell:
-                raise UserError(f"{path}: {_why_alike(other, cell)}")
+                raise UserError(f"{path}: {_why_alike(other, cell, base, models)}")
 
 
-def behaviour(config: ConfigDict) -> str:
+def standing_in(config: ConfigDict, base: ConfigDict | None) -> ConfigDict:
+    """The config of a cell with what it takes from the model of `base`, which need not be trained yet.
+
+    It builds the same parts but for the adapter, and starts from nothing.
+    """
+    if base is None:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.init.folder = ""
+        for group in ("model", "process", "conditioning"):
+            if group in base:
+                config[group] = base[group].copy_and_resolve_references()
+        if ADAPTER in config:
+            del config[ADAPTER]
+    return config
+
+
+def _opened(config: ConfigDict, models: dict[Any, Any]) -> Experiment:
+    """What a config names; a model on disk, from which several start, is read once into `models`."""
+    if not config.init.folder:
+        return Experiment(config)
+    place = (config.init.folder, config.train.dtype)
+    experiment = open_experiment(config, shared=models.get(place))
+    models[place] = experiment.base
+    return experiment
+
+
+def behaviour(config: ConfigDict, base: ConfigDict | None = None, models: dict[Any, Any] | None = None) -> str:
     """A text that is equal for configs of which every number comes out equal: what is read, with its defaults.
 
     Raises:
       UserError: the config names an unknown objective, or an unknown part of one.
     """
-    experiment = Experiment(config)
+    whole = standing_in(config, base)
+    experiment = _opened(whole, {} if models is None else models)
     objective = experiment.objective
     tokens = objective.discrete
-    read = workdir.to_json(config)
+    read = workdir.to_json(whole)
+    if ADAPTER in config:
+        read[ADAPTER] = with_defaults(ADAPTERS, workdir.to_json(config)[ADAPTER])
     for group, registry in READ_BY_OBJECTIVES.items():
         spec = read.pop(group, None)
         if group in objective.reads:
             read[group] = with_defaults(registry, spec)
     read["process"], read["objective"] = repr(experiment.stated_process), repr(objective)
-    read["model"] = with_defaults(MODELS, read["model"])
+    if "model" in read:
+        read["model"] = with_defaults(MODELS, read["model"])
     sampling = read["sampling"]
     sampling["sampler"] = with_defaults(SAMPLERS, sampling["sampler"])
     grid = sampling.pop("grid", None)
@@ -94,7 +130,7 @@ def with_defaults(registry: Registry, spec: Any) -> Any:
     return json.loads(json.dumps({**defaults, **spec}, default=str))
 
 
-def _why_alike(first: Cell, second: Cell) -> str:
+def _why_alike(first: Cell, second: Cell, base: ConfigDict | None, models: dict[Any, Any]) -> str:
     axes = [axis for axis in first.values if first.values[axis] != second.values[axis]]
     moved = " and ".join(f"{axis} ({first.values[axis]}, {second.values[axis]})" for axis in axes)
     fields = [flatten(ConfigDict(workdir.to_json(cell.config))) for cell in (first, second)]
@@ -104,7 +140,7 @@ def _why_alike(first: Cell, second: Cell) -> str:
         return f"{where} have the same config: axis {moved} changes nothing between them; leave one out"
     groups = ", ".join(sorted({_group(name) for name in differing}))
     config = first.config
-    unread = {*READ_BY_OBJECTIVES, "sampling.grid"} - Experiment(config).objective.reads
+    unread = {*READ_BY_OBJECTIVES, "sampling.grid"} - _opened(standing_in(config, base), models).objective.reads
     if {_group(name) for name in differing} <= unread:
         why = f"which objective {config.objective.name} does not read"
     else:

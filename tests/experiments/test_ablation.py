@@ -16,6 +16,7 @@ from diffusion_jax.errors import UserError
 from experiments.building.wiring import Experiment
 from experiments.evaluating.judging import available
 from experiments.sweeps.ablation import Ablation
+from experiments.sweeps.differences import standing_in
 from experiments.sweeps.figures import drawn_over
 from experiments.sweeps.numbers import p_text
 from experiments.sweeps.page import write_page
@@ -130,9 +131,9 @@ def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
     ablation = Ablation.read(path, [f"data.data_dir={data_dir}"])
     assert len(ablation.seeds) >= 3
     for cells in ablation.trainings().values():
-        Experiment(cells[0].training_config).check()
+        Experiment(standing_in(cells[0].training_config, ablation.base)).check()
         for cell in cells:
-            experiment = Experiment(cell.config)
+            experiment = Experiment(standing_in(cell.config, ablation.base))
             _ = experiment.sampler(), experiment.grid()
             available(experiment, tuple(cell.config.evaluation.metrics))
             assert cell.config.sampling.ema in ("", *experiment.ema.names) or experiment.ema.widths

@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from experiments.sweeps.ablation import Ablation, name_of_values
+from experiments.sweeps.differences import standing_in
 from tests.experiments.test_ablation import FILE
 
 
@@ -151,3 +152,63 @@ def test_whatever_a_file_does_ends_in_one_line(file, old, new, message):
     with pytest.raises(UserError, match=message) as caught:
         Ablation.read(file)
     assert "\n" not in str(caught.value)
+
+
+_WITH_BASE = """
+from configs.digits_dit import get_config as digits
+
+def base():
+    return digits()
+
+def get_config():
+    config = digits()
+    with config.unlocked():
+        del config.model, config.process
+        config.init.folder = "base"
+        config.adapter = {"name": "lora", "rank": 4}
+    return config
+
+def sweep_rank():
+    yield "4", {}
+    yield "8", {"adapter": {"name": "lora", "rank": OTHER}}
+"""
+
+
+def test_the_base_of_an_ablation_is_a_config_of_its_own(file):
+    """It is checked with the cells before it is trained; where it lies is no part of what a training is."""
+    file.write_text(_WITH_BASE.replace("OTHER", "8"))
+    ablation = Ablation.read(file, ["base.train.steps=7", "train.steps=3"])
+    assert ablation.base.train.steps == 7
+    assert {cell.config.train.steps for cell in ablation.cells} == {3}
+    assert len(ablation.trainings()) == 2
+    cell = ablation.cells[0]
+    before = cell.training
+    cell.base.init.folder = "elsewhere"
+    assert cell.training == before
+    whole = standing_in(cell.config, ablation.base)
+    assert "adapter" not in whole
+    assert whole.model == ablation.base.model
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("OTHER", "4", r"have the same config|train and sample the same: axis rank \(4, 8\)"),
+        ("def base", "def basis", "there is no model in .*base"),
+        ('config.init.folder = "base"', "pass", r"has base\(\), and the cells start from no model: set init\.folder"),
+    ],
+)
+def test_a_base_that_nothing_starts_from_or_cells_that_are_alike(file, old, new, message):
+    text = _WITH_BASE.replace(old, new).replace("OTHER", "8")
+    if "pass" in new:
+        text = text.replace("        del config.model, config.process\n", "").replace(
+            '        config.adapter = {"name": "lora", "rank": 4}\n', ""
+        )
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        Ablation.read(file)
+
+
+def test_a_field_of_a_base_that_there_is_not(file):
+    with pytest.raises(UserError, match=r"trains no base before its cells: it has no function base\(\)"):
+        Ablation.read(file, ["base.train.steps=7"])

@@ -114,3 +114,13 @@ def test_an_ablation_trains_in_populations():
         assert len({program(trainings[name]) for name in group}) == 1
     # Configuration B differs from A in the clipping too, so every configuration is a program: 5 seeds are 4 and 1.
     assert sorted(map(len, groups)) == [1] * 6 + [4] * 6
+
+
+def test_trainings_that_start_from_a_model_are_alone(tmp_path):
+    ablation = Ablation.read(ROOT / "configs" / "ablations" / "lora_rank.py")
+    trainings = {name: cells[0].training_config for name, cells in ablation.trainings().items()}
+    assert populations(trainings, 4) == [[name] for name in trainings]
+    pair = [cell.training_config for cell in ablation.cells if cell.values == ablation.baseline][:2]
+    assert [config.seed for config in pair] == [0, 1]
+    with pytest.raises(UserError, match=r"starts from a model \(init\.folder\) can not be a member of a population"):
+        Population(pair, [tmp_path / "a", tmp_path / "b"])
