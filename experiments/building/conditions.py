@@ -149,10 +149,11 @@ def built_adapter(spec: ConfigDict, model: systems.Model) -> Adapter | Steering:
         return ADAPTERS.build(spec)
     given: dict[str, Any] = {"downscaling": model.data.shape[0] // model.network.image_size}
     if STEERINGS[name].reads_encoder:
-        encoder = encoder_of(spec.get("image_encoder", ""))
+        options = {"image_encoder": "", "projection": "base", **spec}
+        encoder = encoder_of(options["image_encoder"])
         side = jax.ShapeDtypeStruct((1, encoder.image_size, encoder.image_size, 3), jnp.float32)
         states = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], side)
-        plus = spec.get("projection", "base") == "plus"
+        plus = options["projection"] == "plus"
         shape = states.hidden.shape[2:] if plus else (1, states.vector.shape[-1])
         given |= {"rows": shape[0], "features": shape[1]}
     return STEERINGS.build(spec, **given)
