@@ -94,7 +94,7 @@ _NAMES = (
     (SIZE, "channels size align_channels attention_resolutions norm_groups num_heads context_tokens out_channels"),
     (SIZE, "bottleneck count channel_multipliers noise_channel_multiplier norm_channels latent_channels data_channels"),
     (SIZE_OR_NONE, "augment_channels context_channels low_resolution_channels length num_classes context_start"),
-    (SIZE_OR_NONE, "pooled_channels size_channels guidance_channels extra_channels num_noise_levels"),
+    (SIZE_OR_NONE, "canvas_channels pooled_channels size_channels guidance_channels extra_channels num_noise_levels"),
     (SIZE, "num_sizes control_channels embedding_channels table_span mlp_size modulation_size rotary_dims"),
     (SIZE_OR_NONE, "table_size rotary_sections"),
     (DEPTH, "depth num_res_blocks transformer_depth scan_unroll"),

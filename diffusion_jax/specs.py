@@ -9,6 +9,9 @@ DATA = "data"
 """The field of a batch that is diffused; what else a batch has is under the data's own names."""
 GUIDANCE = "guidance"
 """The slot of a network that is told the scale of guidance, in the place of two evaluations."""
+FRAME = "frame"
+"""The raw field of a picture that says how it was cut: height and width as it was, and pixels that were cut off at the
+top and at the left of it, once it was resized."""
 FEATURES = "features"
 """The field of a batch, and what a network sows, for alignment with another network's features."""
 

@@ -7,14 +7,17 @@
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
 
-FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
-from in its text "parameters", and grid.png. Picture k of a prompt depends on the seed and k, and on no other prompt.
+FOLDER is a pipeline as diffusers writes it (model_index.json), or one .safetensors file in its authors' key layout, for
+which --model_config says the folder of its sizes and tokenizers, where it does not lie in one. Writes a PNG file of
+each picture, with what it was made from in its text "parameters", and grid.png. Picture k of a prompt depends on the
+seed and k, and on no other prompt.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-MODEL = FLAGS.path("model", None, "folder of a published pipeline")
+MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
+MODEL_CONFIG = FLAGS.path("model_config", None, "of one file: a folder of the same model, with sizes and tokenizers")
 WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
 PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
@@ -64,12 +67,14 @@ from diffusion_jax import loading, parallel, tasks
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, replace_file
 from diffusion_jax.pipelines import Pipeline
+from diffusion_jax.pipelines.single_file import is_single_file, read_single_file
 from experiments.evaluating.asked import read_prompts
 from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
+_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype",
+              "model_config")  # fmt: skip
 _GRID = 64  # pictures that the grid shows
 
 
@@ -114,9 +119,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
         given["control_image"] = shown if len(shown) > 1 else shown[0]
         scales = [scale for _, _, scale in controls]
         given["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
-    pipe = Pipeline.from_pretrained(
-        MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
-    )
+    pipe = opened_model(dtype, [folder for folder, _, _ in controls])
     for file, word in WORDS.value:
         print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
@@ -148,6 +151,26 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
             bar.update(on_step.before)
     return images, {"steps": steps, "sampler": SAMPLER.value or pipe.parts.scheduler.kind, "scale": scale,
                     "name": Path(expanded(MODEL.value)).name}  # fmt: skip
+
+
+def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
+    """The model of --model, a folder or a file."""
+    if not is_single_file(MODEL.value):
+        if MODEL_CONFIG.value is not None:
+            raise UserError(
+                f"--model_config is of a model in one file, and --model={MODEL.value} is none: leave it out"
+            )
+        return Pipeline.from_pretrained(
+            MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=list(controls) or None
+        )
+    if controls:
+        raise UserError(
+            "--control wants a model in a folder: python -m experiments.convert --source=FILE --target=FOLDER makes one"
+        )
+    parts, notes = read_single_file(MODEL.value, config=MODEL_CONFIG.value, dtype=dtype, scheduler=SAMPLER.value)
+    for note in notes:
+        print(f"note: {note}")
+    return Pipeline(parts)
 
 
 def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:

@@ -2,7 +2,7 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
+tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `glyphs`, `latents`, `scenes`,
 `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
@@ -11,7 +11,7 @@ import errno
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,7 +113,8 @@ class DatasetInfo:
 class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
-    `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
+    `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
+    is a "scene" or a "word"; () where the data knows none.
     """
 
     info: DatasetInfo
@@ -127,6 +128,9 @@ AT_A_PATH = ("folder", "latents")
 
 datasets: Registry[Dataset] = Registry("dataset")
 """Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
+
+describers: dict[str, Callable[..., DatasetInfo]] = {}
+"""Those of them that can be described before they are prepared: name -> describe(split, data_dir, **options)."""
 
 
 def default_data_dir() -> str:
@@ -158,11 +162,14 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
     """Shape and classes of a split, as of `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
     name, data_dir, options = resolved(name, data_dir, options)
-    if name == "text":
-        from diffusion_jax.data import text  # it imports this module
-
-        check_arguments(f"dataset {name!r}", text.describe_text, options)
-        return text.describe_text(split=split, data_dir=data_dir, **options)
+    describe = describers.get(name)
+    if describe:
+        known = [key for key in inspect.signature(datasets[name]).parameters if key not in ("split", "data_dir")]
+        for key in options:
+            if key not in known:
+                raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
+        check_arguments(f"dataset {name!r}", datasets[name], options)
+        return describe(split=split, data_dir=data_dir, **options)
     if name in datasets:
         return open_dataset(name, split=split, data_dir=data_dir, **options).info
     from diffusion_jax.data import tfds_source  # imports TFDS

@@ -86,6 +86,8 @@ class UNet(Network, kw_only=True):
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
         upsampled image of a super-resolution model); 0 for none.
+      canvas_channels: channels of conditions["canvas"], a picture of letters that stands behind the input, pixel on
+        pixel, at `image_size`; 0 for none.
       augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
       guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
         et al. 2022, arXiv:2210.03142); 0 for none. Their layer starts at zero.
@@ -119,6 +121,7 @@ class UNet(Network, kw_only=True):
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
+    canvas_channels: int = 0
     augment_channels: int = 0
     guidance_channels: int = 0
     dropout: float = 0.0
@@ -163,6 +166,8 @@ class UNet(Network, kw_only=True):
         if self.low_resolution_channels:
             shape = (self.image_size, self.image_size, self.low_resolution_channels)
             slots["low_resolution"] = ConditionSpec(shape=shape)
+        if self.canvas_channels:
+            slots["canvas"] = ConditionSpec(shape=(self.image_size, self.image_size, self.canvas_channels))
         if self.augment_channels:
             slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
         if self.guidance_channels:
@@ -199,6 +204,8 @@ class UNet(Network, kw_only=True):
             context = self._label_context(conditions) if self.label_context else conditions["context"]
         if self.low_resolution_channels:
             x = jnp.concatenate([x, conditions["low_resolution"].astype(x.dtype)], axis=-1)
+        if self.canvas_channels:
+            x = jnp.concatenate([x, conditions["canvas"].astype(x.dtype)], axis=-1)
 
         def stage(x, level, name, attend=True, direction=None):
             features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])

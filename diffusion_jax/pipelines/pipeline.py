@@ -29,6 +29,7 @@ from diffusion_jax.pipelines.embeddings import with_word
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
+from diffusion_jax.pipelines.single_file import read_single_file, write_single_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,43 @@ class Pipeline:
         found = read_parts(folder, dtype=dtype, controlnet=controlnet, scheduler=scheduler, place=place, **parts)
         return cls(found, pipeline_class=pipeline_class)
 
+    @classmethod
+    def from_single_file(
+        cls,
+        file: Source,
+        *,
+        config: Source | None = None,
+        dtype: DTypeLike = jnp.float32,
+        scheduler: Scheduler | Mapping[str, Any] | str | None = None,
+        pipeline_class: str | None = None,
+        place: Callable[[str, tuple[str, ...], np.ndarray], Any] | None = None,
+        **parts: Any,
+    ) -> "Pipeline":
+        """The pipeline of a file in its authors' key layout (Stable Diffusion 1, 2, XL, 3, Flux), with a warning that
+        says which sizes and which scheduler are assumed.
+
+        Args:
+          file: .safetensors, or what PyTorch writes.
+          config: a folder of the same model, for sizes, scheduler, tokenizers and parts that the file has not; by
+            default the folder in which the file lies, or the published model of these names.
+          dtype, scheduler, pipeline_class, place: as of `from_pretrained`.
+          parts: folders of parts, as `tokenizer=...`.
+
+        Raises:
+          UserError: a file of another layout, or a part that is nowhere; nothing is loaded then.
+        """
+        found, notes = read_single_file(file, config=config, dtype=dtype, scheduler=scheduler, place=place, **parts)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return cls(found, pipeline_class=pipeline_class)
+
     def save_pretrained(self, folder: Source) -> None:
         """Write the model as a folder that the reference library reads."""
         self.parts.save(folder)
+
+    def save_single_file(self, file: Source) -> None:
+        """Write the model as one .safetensors file in its authors' key layout."""
+        write_single_file(self.parts, file)
 
     @property
     def parts(self) -> Parts:

@@ -8,14 +8,16 @@ source: what is trained begins there, what is frozen stays so, and no checkpoint
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, systems, training
 from diffusion_jax.adapters import ADAPTERS, Adapter
@@ -24,8 +26,11 @@ from diffusion_jax.files import expanded
 from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
 from diffusion_jax.objectives import with_copies
+from diffusion_jax.pipelines.model import model_of
+from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
+from diffusion_jax.specs import FRAME
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -35,13 +40,21 @@ _UNREAD = ("first_stage.path", "teacher.workdir")
 
 
 class Base:
-    """A model on disk; its parameters are read when they are asked for, and let go of by `release`."""
+    """A model on disk; its parameters are read when they are asked for, and let go of by `release`.
 
-    def __init__(self, folder: str, dtype: Any):
-        self.where = str(expanded(folder).absolute())
-        self._dtype, self._params = dtype, None
+    Where a plan needs no more than shapes and the folder is not there, it is the published model of that name.
+    """
+
+    def __init__(self, config: ConfigDict, dtype: Any, *, planned: bool = False):
+        folder = expanded(config.init.folder)
+        self.where = str(folder.absolute())
+        self._dtype, self._remat, self._side = dtype, config.init.remat, config.data.image_size
+        self._params: Any = None
+        self.published = config.init.published if planned and not folder.exists() else ""
         self.model = self._read()
         self.shapes = {name: jax.tree.map(_shape, group) for name, group in self._params.items()}
+        if self.published:
+            self.release()
 
     def group(self, name: str) -> Any:
         """One group of its parameters."""
@@ -54,8 +67,16 @@ class Base:
         self._params = None
 
     def _read(self) -> systems.Model:
-        model, self._params = load_base(self.where, dtype=self._dtype)
-        return _computing_in(model, self._dtype)
+        if self.published:
+            model, self._params = _published(self.published, self._dtype, self._side)
+        else:
+            model, self._params = load_base(self.where, dtype=self._dtype, image_size=self._side)
+        model = _computing_in(model, self._dtype)
+        if self._remat == "none":
+            return model
+        if not hasattr(model.network, "remat"):
+            raise UserError(f"init.remat={self._remat}: the network of {self.where} recomputes nothing: set none")
+        return dataclasses.replace(model, network=model.network.clone(remat=self._remat))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +85,35 @@ class BaseExperiment(Experiment):
 
     has_base: ClassVar[bool] = True
 
+    is_planned: bool = False
+
+    @classmethod
+    def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
+        """An experiment to look at: neither the folder of the model nor the data need be there."""
+        experiment = cls(config, devices=devices, is_planned=True)
+        try:
+            info = experiment._pipeline(config.data.split).described()
+        except UserError:  # `assumed` says so
+            info = data.DatasetInfo(
+                name=config.data.dataset,
+                split=config.data.split,
+                num_examples=0,
+                spec=experiment.base.model.data,
+                fields=("text",),
+            )
+        return dataclasses.replace(experiment, stored_info=info)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What is taken for the model, and for its data."""
+        lines, init = [], self.config.init
+        if self.base.published:
+            lines.append(f"{init.folder} is not there: the sizes are those of init.published, {init.published}")
+        if self.is_planned and not self.info.num_examples:
+            side, name = self.base.model.data.shape[0], self.config.data.dataset
+            lines.append(f"{name} is not there: captioned pictures of {side}x{side} pixels stand in its place")
+        return tuple(lines)
+
     def __post_init__(self):
         super().__post_init__()
         _ = self.base  # read now, and not while a program is traced
@@ -71,7 +121,7 @@ class BaseExperiment(Experiment):
     @cached_property
     def base(self) -> Base:
         """The model that `init.folder` names."""
-        return Base(self.config.init.folder, self._dtype)
+        return Base(self.config, self._dtype, planned=self.is_planned)
 
     @property
     def title(self) -> str:
@@ -110,6 +160,12 @@ class BaseExperiment(Experiment):
         return next((part for part in self.base.model.conditioning.parts if "text" in part.prepares), None)
 
     @property
+    def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
+        """What tells the network how a picture was cut."""
+        parts = self.base.model.conditioning.parts
+        return tuple(part for part in parts if part.prepares == (FRAME,))
+
+    @property
     def text(self) -> Any:
         """The same: its word list it brings along."""
         return self.told_text
@@ -120,7 +176,10 @@ class BaseExperiment(Experiment):
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
         """The conditioners of the model, all that is asked of which falls with `train.conditioning_dropout`."""
-        found = dataclasses.replace(self.base.model.conditioning, dropout={})
+        scale, parts = self.config.train.guidance_embedding, self.base.model.conditioning.parts
+        if scale is not None:
+            parts = [dataclasses.replace(part, scale=scale) if "guidance" in part.gives else part for part in parts]
+        found = dataclasses.replace(self.base.model.conditioning, parts=tuple(parts), dropout={})
         dropout = {found.asked: self.config.train.conditioning_dropout} if found.asked else {}
         return dataclasses.replace(found, dropout=dropout)
 
@@ -258,6 +317,12 @@ class BaseExperiment(Experiment):
             return super().read_frozen()
         finally:
             self.base.release()
+
+
+@functools.lru_cache(maxsize=8)
+def _published(name: str, dtype: Any, side: int | None) -> tuple[systems.Model, dict[str, Any]]:
+    """A published model with shapes for parameters; tracing a large one takes seconds."""
+    return model_of(parts_of(name, dtype), image_size=side)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -47,6 +47,8 @@ def check(experiment: "Experiment") -> None:
     check_fields(config)
     if ADAPTER in config and not experiment.has_base:
         raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
+    if config.train.guidance_embedding is not None and "guidance" not in experiment.conditioning.gives:
+        raise UserError("train.guidance_embedding: this network embeds no guidance scale; leave it at None")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)

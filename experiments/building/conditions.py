@@ -34,7 +34,8 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
     if "conditioning" not in config or "text" not in config.conditioning:
         return None
     fields = dict(config.conditioning.text)
-    return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype)
+    data_dir = config.data.data_dir or None
+    return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype, data_dir=data_dir)
 
 
 def _plain(value: Any) -> Any:

@@ -52,9 +52,17 @@ class ExperimentData:
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
-        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there."""
+        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there.
+
+        `assumed` says what stands in the place of what is not there.
+        """
         info = cls(config)._pipeline(config.data.split).described()
         return cls(config, devices=devices, stored_info=info)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Of an experiment that is planned, lines on what stands in the place of files that are not there."""
+        return ()
 
     @property
     def info(self) -> data.DatasetInfo:
@@ -68,7 +76,12 @@ class ExperimentData:
         if self.told_text is None:
             return plain
         self._check_captions(plain.info)
-        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain),)))
+        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain), *self.told_beside)))
+
+    @property
+    def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
+        """What the network is told of each picture beside its text."""
+        return ()
 
     def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
         """What reads the captions, with the word list of the workdir, or else of this data."""

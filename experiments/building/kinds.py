@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
@@ -14,6 +15,11 @@ from experiments.ground.fields import CODEC, INHERIT, runner
 
 _INHERITED = ("data", "first_stage", "model", "process", "conditioning", "evaluation")  # groups
 _FIELDS = ("train.class_conditional", "train.dtype", "sampling.batch_size", "imports")
+
+
+def plan_experiment(config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Experiment:
+    """What the config names, to look at and not to run: `Experiment.planned`, of the kind that it is."""
+    return (BaseExperiment if config.init.folder else Experiment).planned(config, devices)
 
 
 def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:

@@ -65,7 +65,7 @@ KINDS = (
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
     Kind("data.augmentation", augmentations),
     Kind("data.options", datasets, ("split", "data_dir")),
-    Kind("conditioning.text", TEXTS, ("dtype",)),
+    Kind("conditioning.text", TEXTS, ("dtype", "data_dir")),
     Kind("conditioning.text.tokenizer", TOKENIZERS),
     Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
     Kind("sampling.sampler", SAMPLERS),

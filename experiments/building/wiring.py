@@ -376,7 +376,8 @@ class Experiment(ExperimentData):
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
         if self.told_text is not None:
-            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in self.told_text.fields.items()}
+            for part in (self.told_text, *self.told_beside):
+                batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch

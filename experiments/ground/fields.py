@@ -76,6 +76,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
     "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples told no class and no text, for guidance"),
+    "train.guidance_embedding": Field(
+        float | None, None, NOT_NEGATIVE, "guidance scale told to a network that embeds one; None: its family's"
+    ),
     "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
     "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
     "optimizer.decay": Field(Decay, "constant", ANY, "course of the learning rate after the warm-up"),
@@ -130,6 +133,15 @@ FIELDS: Mapping[str, Field] = {
         ANY,
         "model to start from, in the place of model and process: a run, a folder of save_model or of a published "
         "pipeline; empty: none",
+    ),
+    "init.published": Field(
+        str, "", ANY, "published model whose sizes experiments.plan and params take while that folder is not there"
+    ),
+    "init.remat": Field(
+        Literal["none", "full", "dots"],
+        "none",
+        ANY,
+        "what the backward pass computes again in its blocks",
     ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
