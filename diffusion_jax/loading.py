@@ -37,6 +37,7 @@ from diffusion_jax.systems import (
 )
 from diffusion_jax.systems.folder import ABOUT, WEIGHTS
 from diffusion_jax.training import OBJECTIVE, Checkpointer
+from diffusion_jax.weights.components import read_part
 
 
 def load_model(
@@ -98,6 +99,11 @@ def load_base(
     model, params = load_model(path, dtype=dtype, image_size=image_size)
     if not model.adapters:
         return model, params
+    if model.steering:
+        raise UserError(
+            f"{path} has the adapter {model.steering[0].name}, which steers by pictures and is no part of a network's "
+            "parameters: start from the model that it was trained on"
+        )
     owns = within(ADAPTERS, params)
     base = {name: group for name, group in params.items() if not name.startswith(f"{ADAPTERS}/")}
     return dataclasses.replace(model, adapters=()), merge(base, [owns[one.name] for one in model.adapters])
@@ -117,16 +123,19 @@ def _of_models(path: Path, frozen: Mapping[str, Mapping[str, Any]]) -> Params:
 
 
 def _frozen(path: Path, name: str, known: Mapping[str, str], model: Model) -> PyTree:
-    """A group that no checkpoint of the run in `path` holds, from its source: a first stage, or an encoder of texts."""
+    """A group that no checkpoint of the run in `path` holds, from its source: a first stage, or an encoder."""
     if name == CODEC:
         stage = load_first_stage(known["source"])
         if stage.fingerprint != known["fingerprint"]:
             raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
         return stage.read_params()
     parts = {f"{CONDITIONING}/{next(iter(part.gives))}": part for part in model.conditioning.parts}
-    if name not in parts or parts[name].encoder is None:
+    if name not in parts or (parts[name].encoder is None and parts[name].pictures is None):
         raise UserError(f"{path}: {name} is frozen, and there is no such group of the model")
-    params = weights.read_text_encoder(parts[name].encoder)
+    if parts[name].pictures is None:
+        params = weights.read_text_encoder(parts[name].encoder)
+    else:
+        params = read_part(known["source"]).params
     if fingerprint(params) != known["fingerprint"]:
         raise UserError(f"{path} was trained with another {name} than that which is in {known['source']} now")
     return params

@@ -11,6 +11,7 @@
     python -m experiments.convert --source=v1-5-pruned.safetensors --target=models/sd15 --model_config=FOLDER
     python -m experiments.convert --source=models/sd15 --target=sd15.safetensors        # one file, authors' names
     python -m experiments.convert --source=runs/style --target=style.safetensors       # an adapter's run
+    python -m experiments.convert --source=runs/edges --target=edges                   # a ControlNet's
     python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
 
 A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. Where it holds averages of
@@ -53,6 +54,7 @@ from diffusion_jax.pipelines.adapting import targets_of_model
 from diffusion_jax.pipelines.model import save_as
 from diffusion_jax.pipelines.parts import INDEX, NETWORKS, read_parts
 from diffusion_jax.pipelines.single_file import is_single_file, read_single_file, write_single_file
+from diffusion_jax.pipelines.steering import save_steering
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import ADAPTERS, NETWORK, within
 from diffusion_jax.weights.components import COMPONENTS
@@ -153,20 +155,27 @@ def export(source: Path, target: Path) -> None:
 
 
 def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], target: Path) -> None:
-    """Of a run that started from a published folder its adapter, as a file of LoRA under PEFT's names, or the whole
-    model as such a folder."""
+    """Of a run that started from a model its adapter: a file of LoRA under PEFT's names, the folder of a ControlNet or
+    the file of an IP-Adapter; or the whole model, as the published folder that it was."""
     _unused("what comes from a published folder is written, under its own names", format=FORMAT.value)
     base, adapters = Path(experiment.config.init.folder).expanduser(), experiment.model.adapters
-    if not (base / INDEX).is_file():
+    if not (base / INDEX).is_file() and not experiment.model.steering:
         raise UserError(f"{base} is no published folder, so what was trained on it has no names of other programs")
     step = f"step {origin['step']} ({origin['parameters']})"
-    if (target.suffix == ".safetensors") != bool(adapters):
+    if (target.suffix == ".safetensors") != any(not adapter.is_folder for adapter in adapters):
         raise UserError(
-            f"--target={target}: an adapter is written as a .safetensors file, a model that was trained as a new folder"
+            f"--target={target}: an adapter is written as a .safetensors file, a ControlNet or a model that was "
+            "trained as a new folder"
         )
+    if target.suffix != ".safetensors" and target.exists():
+        raise UserError(f"--target={target} is there already: give a new folder")
     cli.writable_directory(target.parent)
     for adapter in adapters:
-        write_lora(target, within(ADAPTERS, params)[adapter.name], targets_of_model(base))
+        own = within(ADAPTERS, params)[adapter.name]
+        if adapter.changes_parameters:
+            write_lora(target, own, targets_of_model(base))
+        else:
+            save_steering(adapter, own, experiment.network, target)
         print(f"adapter {adapter.name} of {step}: {target}")
     if not adapters:
         save_as(base, params, target)

@@ -10,7 +10,7 @@ adapter of the same shapes, or the same at another weight, compiles nothing. A p
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Key, PyTree
 from diffusion_jax.adapters.forms import SCALE, Leaves, apply_form
 from diffusion_jax.domains import NOT_NEGATIVE
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import is_frozen
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import fold_name
 
@@ -42,7 +43,12 @@ class Adapter:
       name: of its group of parameters, "adapters/<name>".
       targets: patterns of paths that it changes, each of the whole path.
       weight: how strongly it counts.
+      changes_parameters: whether it changes parameters of the model, and not what the network is told.
+      is_folder: whether other programs have it as a folder, and not as a file.
     """
+
+    changes_parameters: ClassVar[bool] = True
+    is_folder: ClassVar[bool] = False
 
     name: str = "adapter"
     targets: tuple[str, ...] = ATTENTION
@@ -145,9 +151,9 @@ def _by_layer(factor: float | Sequence[float], scale: Array, path: str) -> Any:
     return np.asarray(factor, np.float32)[:, None]
 
 
-def count(own: Own) -> int:
-    """Parameters that are trained."""
-    return sum(leaf.size for leaves in own.values() for name, leaf in leaves.items() if not name.startswith("frozen_"))
+def count(own: PyTree) -> int:
+    """Parameters that are trained, of any adapter."""
+    return sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(own) if not is_frozen(path))
 
 
 def targeted(base: Mapping[str, PyTree], patterns: Sequence[str]) -> dict[str, Any]:

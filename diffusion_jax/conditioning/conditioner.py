@@ -34,9 +34,11 @@ Form = tuple[tuple[int, ...], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-    """Raw fields of a batch to slots of a network; `encoder` is the network that reads them, where there is one."""
+    """Raw fields of a batch to slots of a network; `encoder` is the network that reads texts, where there is one, and
+    `pictures` that which reads pictures."""
 
     encoder: ClassVar[Any] = None
+    pictures: ClassVar[Any] = None
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -71,6 +73,10 @@ class Conditioner:
           what: what they are called, in the plural.
         """
         return []
+
+    def beside(self, shape: tuple[int, ...]) -> "Conditioner":
+        """The same beside examples of this shape, where it depends on that."""
+        return self
 
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         """Parameters of its own; None where it has none."""
@@ -170,6 +176,15 @@ class Conditioning:
     def __call__(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
         """The slots of `size` examples, from the raw fields of their batch."""
         return {k: v for part in self.parts for k, v in part(self._own(params, part), batch, size).items()}
+
+    def beside(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
+        """The slots of those parts all of whose fields this batch has."""
+        return {
+            name: value
+            for part in self.parts
+            if part.fields and set(part.fields) <= set(batch)
+            for name, value in part(self._own(params, part), batch, size).items()
+        }
 
     def null(self, params: Mapping[str, PyTree], size: int) -> Conditions:
         """The slots where nothing is asked or known."""

@@ -6,6 +6,7 @@ from diffusion_jax.data import latents as _latents  # noqa: F401  registers "lat
 from diffusion_jax.data import text as _text  # noqa: F401  registers "text"
 from diffusion_jax.data.glyphs import source as _glyphs  # noqa: F401  registers "glyphs"
 from diffusion_jax.data.pipeline import BatchReader, Pipeline
+from diffusion_jax.data.scenes import edits as _edits  # noqa: F401  registers "scene_edits"
 from diffusion_jax.data.scenes import source as _scenes  # noqa: F401  registers "scenes"
 from diffusion_jax.data.sources import (
     AT_A_PATH,

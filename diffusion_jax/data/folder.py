@@ -31,7 +31,7 @@ from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.domains import Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, plain_name
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.specs import CONTROL, DataSpec
 
 HELD_OUT = "held_out"
 _USUAL_SPLITS = frozenset(
@@ -48,6 +48,7 @@ class FolderSource:
     labels: tuple[int, ...] | None
     channels: int
     captions: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,6 +58,8 @@ class FolderSource:
         example: Example = {"image": read_image(path, self.channels)}
         if self.captions:
             example["text"] = self.captions[index]
+        if self.controls:
+            example[CONTROL] = read_image(os.path.join(self.root, self.controls[index]), self.channels)
         return example if self.labels is None else {**example, "label": self.labels[index]}
 
     def texts(self, indices: Sequence[int]) -> list[str]:
@@ -115,9 +118,10 @@ def open_folder(
         num_classes=len(class_names),
         class_names=class_names,
         fingerprint=content_hash(root, listing, labels),
-        fields=("text",) if listing.texts else (),
+        fields=tuple(n for n, column in (("text", listing.texts), (CONTROL, listing.controls)) if column),
     )
-    return Dataset(info=info, source=FolderSource(str(root), listing.files, labels, channels, listing.texts))
+    source = FolderSource(str(root), listing.files, labels, channels, listing.texts, listing.controls)
+    return Dataset(info=info, source=source)
 
 
 def _kept(listing: Listing, share: float, held_out: bool) -> list[int]:

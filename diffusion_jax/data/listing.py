@@ -12,10 +12,12 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from diffusion_jax.data.pictures import FORMATS
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json_rows
+from diffusion_jax.specs import CONTROL
 
 EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 METADATA = "metadata.jsonl"
@@ -39,12 +41,14 @@ class Listing:
       sizes: their bytes.
       classes: of each the name or the number of its class, or None.
       texts: the caption of each; () where there are none.
+      controls: of each the path of its control picture; () where there are none.
     """
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     classes: tuple[str | int | None, ...]
     texts: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
 
 
 def list_pictures(root: Path) -> Listing:
@@ -64,9 +68,10 @@ def list_pictures(root: Path) -> Listing:
             raise UserError(f"{root / first} and {root / file} are one file by a link: each picture is listed once")
         if names.setdefault(alike(file), file) != file:
             raise UserError(f"{root / names[alike(file)]} and {root / file} are one name where case does not count")
-    files, states, classes, texts = zip(*found, strict=True) if found else ((), (), (), ())
-    texts = () if None in texts else texts
-    return Listing(files=files, sizes=tuple(state.st_size for state in states), classes=classes, texts=texts)
+    files, states, classes, texts, controls = zip(*found, strict=True) if found else ((),) * 5
+    texts, controls = (() if None in column else column for column in (texts, controls))
+    sizes = tuple(state.st_size for state in states)
+    return Listing(files=files, sizes=sizes, classes=classes, texts=texts, controls=controls)
 
 
 def has_metadata(root: Path) -> bool:
@@ -77,7 +82,7 @@ def has_metadata(root: Path) -> bool:
 def classes_below(root: Path) -> list[str | int]:
     """The classes of a folder's pictures, without a look at more of them than need be."""
     if has_metadata(root):
-        return [label for _, label, _ in _rows(root) if label is not None]
+        return [row.label for row in _rows(root) if row.label is not None]
     return [name for name in sub_directories(root) if holds_pictures(root / name)]
 
 
@@ -108,59 +113,74 @@ def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> 
       UserError: a file that cannot be read.
     """
     digest, count = hashlib.sha256(), len(listing.files)
-    columns = (listing.files, listing.sizes, labels or [None] * count, *([listing.texts] if listing.texts else []))
+    beside = [column for column in (listing.texts, listing.controls) if column]
+    columns = (listing.files, listing.sizes, labels or [None] * count, *beside)
     for row in zip(*columns, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     whole = sum(listing.sizes) <= _ALL_BYTES
     chosen = range(count) if whole else (i * count // _SAMPLE for i in range(min(_SAMPLE, count)))
-    for i in chosen:
+    for name in (column[i] for i in chosen for column in (listing.files, listing.controls) if column):
         try:
-            with open(root / listing.files[i], "rb") as file:
-                digest.update(file.read(listing.sizes[i] if whole else _START))
+            with open(root / name, "rb") as file:
+                digest.update(file.read() if whole else file.read(_START))
         except OSError as error:
-            raise UserError(f"cannot read {root / listing.files[i]}: {error.strerror}") from error
+            raise UserError(f"cannot read {root / name}: {error.strerror}") from error
     return digest.hexdigest()
 
 
-def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None, None]]:
+def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None, None, None]]:
     """Files below `root` and the first directory on the way to each (None for those in `root` itself)."""
     found = [
-        (file, state, file.partition("/")[0] if "/" in file else None, None)
+        (file, state, file.partition("/")[0] if "/" in file else None, None, None)
         for file, state in sorted(_walk(root), key=lambda one: one[0])
     ]
-    stray = next((file for file, _, name, _ in found if name is None), None)
-    if stray and any(name for _, _, name, _ in found):
+    stray = next((file for file, _, name, *_ in found if name is None), None)
+    if stray and any(name for _, _, name, *_ in found):
         raise UserError(f"image folder {root} has images both in class directories and outside ({stray})")
     return found
 
 
-def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None, str | None]]:
-    """Files, labels and captions that the folder's metadata.jsonl lists."""
-    found: dict[str, tuple[os.stat_result, str | int | None, str | None]] = {}
-    inside = os.path.realpath(root)
-    for name, label, text in _rows(root):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
-        try:
-            state = os.stat(root / path)
-            real = os.path.realpath(root / path)
-        except (OSError, ValueError) as error:  # ValueError: a null byte, or half a character
-            raise UserError(f"{root / METADATA} names {name}, which does not exist") from error
-        if not real.startswith(os.path.join(inside, "")):
-            raise UserError(f"{root / METADATA} names {name!r}, a link to a file outside its folder: {real}")
-        _require_file(root / path, state)
-        if found.setdefault(str(path), (state, label, text))[0] is not state:
+def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None, str | None, str | None]]:
+    """Files, labels, captions and control pictures that the folder's metadata.jsonl lists."""
+    found: dict[str, tuple[os.stat_result, str | int | None, str | None, str | None]] = {}
+    for row in _rows(root):
+        path, state = _inside(root, row.name)
+        control = None if row.control is None else str(_inside(root, row.control)[0])
+        if found.setdefault(str(path), (state, row.label, row.text, control))[0] is not state:
             raise UserError(f"{root / METADATA} lists {path} twice")
     return [(name, *rest) for name, rest in found.items()]
 
 
-def _rows(root: Path) -> Iterator[tuple[str, str | int | None, str | None]]:
-    """(name of a file, its label, its caption) of each row of metadata.jsonl."""
-    path, kinds, captioned = root / METADATA, set(), None
+def _inside(root: Path, name: str) -> tuple[PurePosixPath, os.stat_result]:
+    """A file that metadata.jsonl names, and its state; UserError where it is none inside the folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
+    try:
+        state = os.stat(root / path)
+        real = os.path.realpath(root / path)
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or half a character
+        raise UserError(f"{root / METADATA} names {name}, which does not exist") from error
+    if not real.startswith(os.path.join(os.path.realpath(root), "")):
+        raise UserError(f"{root / METADATA} names {name!r}, a link to a file outside its folder: {real}")
+    _require_file(root / path, state)
+    return path, state
+
+
+class _Row(NamedTuple):
+    name: str
+    label: str | int | None
+    text: str | None
+    control: str | None
+
+
+def _rows(root: Path) -> Iterator[_Row]:
+    """The rows of metadata.jsonl: the name of a file, its label, its caption and its control picture."""
+    path, kinds, captioned, steered = root / METADATA, set(), None, None
     for number, row in read_json_rows(path):
-        name, label, text = row.get("file_name"), row.get("label"), row.get("text")
+        name, label, text, control = (row.get(field) for field in ("file_name", "label", "text", CONTROL))
         captioned = "text" in row if captioned is None else captioned
+        steered = CONTROL in row if steered is None else steered
         if not isinstance(name, str):
             raise UserError(f'{path} line {number} is not {{"file_name": ..., "label": ...}}')
         kinds.add(type(label))
@@ -174,7 +194,12 @@ def _rows(root: Path) -> Iterator[tuple[str, str | int | None, str | None]]:
             raise UserError(f"{path} line {number}: {name} {has} text, the rows before it {had}: give all rows one")
         if captioned and not (isinstance(text, str) and text.strip()):
             raise UserError(f"{path} line {number}: the text of {name} is {text!r}: write a caption, or drop the row")
-        yield name, label, text
+        if steered != (CONTROL in row) or (steered and not isinstance(control, str)):
+            raise UserError(
+                f"{path} line {number}: {name} must have a {CONTROL} picture, the name of a file, as all rows have, or "
+                "none of them has one"
+            )
+        yield _Row(name, label, text, control)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import ArraySource, Batch, Example, Source
 from diffusion_jax.errors import RunError, UserError
-from diffusion_jax.specs import FRAME
+from diffusion_jax.specs import CONTROL, FRAME
 
 
 class Preparation(Protocol):
@@ -61,12 +61,18 @@ class TransformedSource:
             image[...] = self._converted(example["image"])
         batch = {"image": images}
         if self.prepare is not None:
-            batch |= self.prepare(
-                {name: [self._raw(example, name) for example in examples] for name in self.prepare.reads}
-            )
+            batch |= self.prepare({name: self._raw(name, examples) for name in self.prepare.reads})
         if not examples or "label" not in examples[0]:
             return batch
         return {**batch, "label": np.array([example["label"] for example in examples], np.int32)}
+
+    def _raw(self, name: str, examples: Sequence[Example]) -> list[Any]:
+        """A raw field of examples; pictures are cropped."""
+        if name == FRAME:
+            return [self._frame(example) for example in examples]
+        values = [example[name] for example in examples]
+        what = {"image": "an image", CONTROL: "a control picture"}.get(name)
+        return values if what is None else [self._converted(value, what) for value in values]
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[str]:
         """The captions of the examples at `indices`, as they are."""
@@ -78,20 +84,21 @@ class TransformedSource:
     def read_whole(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
         """The examples at `indices` with every field that the source has."""
         examples = _patiently(self._examples, indices)
-        return [{**example, "image": self._converted(example["image"])} for example in examples]
+        shown = [name for name in ("image", CONTROL) if examples and name in examples[0]]
+        return [{**one, **{name: self._raw(name, [one])[0] for name in shown}} for one in examples]
 
-    def _raw(self, example: Example, name: str) -> Any:
-        """A raw field; how a picture was cut is known here, where the source does not say it."""
-        if name != FRAME or FRAME in example:
-            return example[name]
+    def _frame(self, example: Example) -> tuple[int, ...]:
+        """How a picture was cut, which is known here where the source does not say it."""
+        if FRAME in example:
+            return example[FRAME]
         height, width = example["image"].shape[:2]
         return (height, width, *self.crop.start(height, width))
 
-    def _converted(self, image: np.ndarray) -> np.ndarray:
+    def _converted(self, image: np.ndarray, what: str = "an image") -> np.ndarray:
         converted = self.crop(transforms.with_channels(image, self.shape[-1]))
         if converted.shape != self.shape or converted.dtype != self.dtype:
             raise UserError(
-                f"an image is {converted.dtype} {converted.shape} where {self.dtype} {self.shape} is expected"
+                f"{what} is {converted.dtype} {converted.shape} where {self.dtype} {self.shape} is expected"
             )
         return converted
 

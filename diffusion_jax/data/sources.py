@@ -3,7 +3,7 @@
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
 tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `glyphs`, `latents`, `scenes`,
-`synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
+`scene_edits`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -115,12 +115,14 @@ class Dataset:
 
     `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
     is a "scene" or a "word"; () where the data knows none.
+    `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
     """
 
     info: DatasetInfo
     source: Source
     tokenizer: "Tokenizer | None" = None
     prompts: Sequence[Any] = ()
+    edits: Any = None
 
 
 AT_A_PATH = ("folder", "latents")

@@ -5,7 +5,8 @@ text, or a change of resolution. The lists of stages are what the networks run, 
 """
 
 import functools
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ from diffusion_jax.specs import ConditionSpec
 Depths = int | tuple[int | tuple[int, ...], ...]
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+IMAGE_PROMPT = "image_prompt"
+"""The slot of pictures that are attended to beside the text, which may be left out: by the name of a transformer, pairs
+of keys and values [batch, blocks, tokens, width], see `CrossAttention`."""
 _TRANSFORMER_EPS = 1e-6  # of the group norm before the blocks, whatever norm_eps says
 
 
@@ -57,6 +61,7 @@ class Run(NamedTuple):
     context: Float[Array, "batch length width"]
     mask: Mask | None
     dropout_keys: Key[Array, " batch"] | None
+    image_prompt: Mapping[str, Any]
 
 
 class ConditionalEncoder(Network, kw_only=True):
@@ -242,7 +247,7 @@ class ConditionalEncoder(Network, kw_only=True):
             remat=self.remat,
             name=stage.attention_name,
         )
-        return transformer(x, run.context, run.mask)
+        return transformer(x, run.context, run.mask, run.image_prompt.get(stage.attention_name, ()))
 
     def _encode(self, h: Image, run: Run) -> tuple[list[Image], Image]:
         """Every result on the way down, and that of the middle, from the first convolution's."""
@@ -261,7 +266,7 @@ class ConditionalEncoder(Network, kw_only=True):
     def _run(self, time: Float[Array, " batch"], conditions: Conditions, dropout_keys) -> Run:
         embedding = nn.silu(self._embed(time, conditions))
         context = conditions["context"].astype(self.dtype)
-        return Run(embedding, context, conditions.get("context_mask"), dropout_keys)
+        return Run(embedding, context, conditions.get("context_mask"), dropout_keys, conditions.get(IMAGE_PROMPT) or {})
 
     def _waves(self, numbers: Float[Array, " n"], dim: int) -> Float[Array, "n dim"]:
         return sinusoidal_embedding(

@@ -11,10 +11,11 @@ One network, configured by data:
     x4 upscaler    `extra_channels=3`, `num_noise_levels=1000`
     LCM            `guidance_channels=256`: the guidance scale is a condition (Luo et al. 2023, arXiv:2310.04378)
 
-A ControlNet (`controlnet.py`) fills the slot "control", which may be left out.
+A ControlNet (`controlnet.py`) fills the slot "control" and an IP-Adapter (`image_prompt.py`) the slot "image_prompt";
+both may be left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditional_encoder import ConditionalEncoder, Depths, Stage, depth_at
+from diffusion_jax.models.conditional_encoder import IMAGE_PROMPT, ConditionalEncoder, Depths, Stage, depth_at
 from diffusion_jax.models.layers import at_least_float32, guidance_waves, upsample_nearest
 from diffusion_jax.models.network import Conditions
 from diffusion_jax.models.registry import MODELS
@@ -118,6 +119,11 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
                 stages.append(Stage(f"up_{level}_upsample", "upsample", level, width, width))
         return stages
 
+    @nn.nowrap
+    def transformers(self) -> list[Stage]:
+        """The stages with a transformer: on the way down, on the way up, and the middle's."""
+        return [stage for stage in (*self.down_stages(), *self.up_stages(), *self.middle_stages()) if stage.depth]
+
     @nn.compact
     def __call__(
         self,
@@ -127,7 +133,10 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Image:
         """See `Network`."""
-        self.check_inputs(x, time, {name: value for name, value in conditions.items() if name != CONTROL})
+        optional = (CONTROL, IMAGE_PROMPT)
+        self.check_inputs(x, time, {name: value for name, value in conditions.items() if name not in optional})
+        if conditions.get(IMAGE_PROMPT):
+            require_image_prompt(conditions[IMAGE_PROMPT], self.transformers(), len(x))
         run = self._run(time, conditions, dropout_keys)
         if self.extra_channels:
             x = jnp.concatenate([x, conditions["image"].astype(x.dtype)], axis=-1)
@@ -166,3 +175,17 @@ def controlled(kept: list[Image], middle: Image, control: Mapping[str, Any]) -> 
         raise UserError(f"control is of another network: it has the shapes {found}, and this one's are {wanted}")
     kept = [h + residual.astype(h.dtype) for h, residual in zip(kept, control["down"], strict=True)]
     return kept, middle + control["mid"].astype(middle.dtype)
+
+
+def require_image_prompt(prompt: Mapping[str, Any], stages: Sequence[Stage], batch: int) -> None:
+    """Raise UserError where keys and values are not of these transformers."""
+    wanted = {stage.attention_name: (batch, stage.depth, stage.features) for stage in stages}
+    for name, pairs in prompt.items():
+        if name not in wanted:
+            raise UserError(f"{IMAGE_PROMPT} has {name}, and the network has no such transformer: {', '.join(wanted)}")
+        for leaf in (leaf for pair in pairs for leaf in pair):
+            if leaf.ndim != 4 or (*leaf.shape[:2], leaf.shape[3]) != wanted[name]:
+                rows, depth, width = wanted[name]
+                raise UserError(
+                    f"{IMAGE_PROMPT} of {name} must be [{rows}, {depth}, tokens, {width}], it is {list(leaf.shape)}"
+                )

@@ -1,4 +1,10 @@
-"""Attention of one sequence's tokens to another sequence's; a mask leaves some of those out."""
+"""Attention of one sequence's tokens to another sequence's; a mask leaves some of those out.
+
+Beside the context may stand keys and values of pictures, each attended to for itself (IP-Adapter, Ye et al. 2023,
+arXiv:2308.06721, eq. 5):
+
+    out = Attention(Q, K, V) + sum_i Attention(Q, K_i, s_i V_i)
+"""
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -8,6 +14,8 @@ from diffusion_jax.models.attention import attention
 from diffusion_jax.models.layers import Dense
 
 Mask = Bool[Array, "batch context"]
+Beside = tuple[tuple[Float[Array, "batch tokens dim"], Float[Array, "batch tokens dim"]], ...]
+"""Pairs (K_i, s_i V_i) that are projected already; the scale is in the values."""
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -31,13 +39,19 @@ class CrossAttention(nn.Module, kw_only=True):
         x: Float[Array, "batch tokens dim"],
         context: Float[Array, "batch context width"] | None = None,
         mask: Mask | None = None,
+        beside: Beside = (),
     ) -> Float[Array, "batch tokens dim"]:
         context = x if context is None else context
         dim = x.shape[-1]
 
-        def heads(v, name):
-            v = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v)
+        def split(v):
             return v.reshape(*v.shape[:2], self.num_heads, dim // self.num_heads)
 
-        h = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"), mask=mask)
+        def heads(v, name):
+            return split(Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=_glorot, name=name)(v))
+
+        query = heads(x, "query")
+        h = attention(query, heads(context, "key"), heads(context, "value"), mask=mask)
+        for key, value in beside:
+            h += attention(query, split(key.astype(self.dtype)), split(value.astype(self.dtype)))
         return Dense(dim, dtype=self.dtype, kernel_init=self.last_init, name="out")(h.reshape(x.shape))

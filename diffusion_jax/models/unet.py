@@ -88,6 +88,9 @@ class UNet(Network, kw_only=True):
         upsampled image of a super-resolution model); 0 for none.
       canvas_channels: channels of conditions["canvas"], a picture of letters that stands behind the input, pixel on
         pixel, at `image_size`; 0 for none.
+      extra_channels: channels of conditions["image"], which stands behind the input, pixel on pixel: a picture to be
+        edited, or a mask and what is left of a picture with a hole; 0 for none.
+      image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
       guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
         et al. 2022, arXiv:2210.03142); 0 for none. Their layer starts at zero.
@@ -122,6 +125,8 @@ class UNet(Network, kw_only=True):
     transformer_depth: int = 1
     low_resolution_channels: int = 0
     canvas_channels: int = 0
+    extra_channels: int = 0
+    image_role: Literal["asked", "told"] = "told"
     augment_channels: int = 0
     guidance_channels: int = 0
     dropout: float = 0.0
@@ -152,6 +157,7 @@ class UNet(Network, kw_only=True):
             ("up_attention", ("every", "last")),
             ("resampling", ("conv", "residual", "pool")),
             ("null_label", ("row", "zero")),
+            ("image_role", ("asked", "told")),
         ):
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
@@ -168,6 +174,9 @@ class UNet(Network, kw_only=True):
             slots["low_resolution"] = ConditionSpec(shape=shape)
         if self.canvas_channels:
             slots["canvas"] = ConditionSpec(shape=(self.image_size, self.image_size, self.canvas_channels))
+        if self.extra_channels:
+            shape = (None, None, self.extra_channels)
+            slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
         if self.augment_channels:
             slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
         if self.guidance_channels:
@@ -206,6 +215,8 @@ class UNet(Network, kw_only=True):
             x = jnp.concatenate([x, conditions["low_resolution"].astype(x.dtype)], axis=-1)
         if self.canvas_channels:
             x = jnp.concatenate([x, conditions["canvas"].astype(x.dtype)], axis=-1)
+        if self.extra_channels:
+            x = jnp.concatenate([x, conditions["image"].astype(x.dtype)], axis=-1)
 
         def stage(x, level, name, attend=True, direction=None):
             features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import self_attention
-from diffusion_jax.models.cross_attention import CrossAttention, Mask
+from diffusion_jax.models.cross_attention import Beside, CrossAttention, Mask
 from diffusion_jax.models.dit import checkpointed
 from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, at_least_float32, resample
 from diffusion_jax.models.network import Network
@@ -134,13 +134,14 @@ class TransformerBlock(nn.Module, kw_only=True):
         x: Float[Array, "batch tokens dim"],
         context: Float[Array, "batch context width"],
         mask: Mask | None = None,
+        beside: Beside = (),
     ) -> Float[Array, "batch tokens dim"]:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_glorot)
         first = (context, mask) if self.only_cross else ()
         x += CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="self")(norm(name="norm_0")(x), *first)
         cross = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="cross")
-        x += cross(norm(name="norm_1")(x), context, mask)
+        x += cross(norm(name="norm_1")(x), context, mask, beside)
         h, gate = jnp.split(dense(8 * x.shape[-1], name="mlp_in")(norm(name="norm_2")(x)), 2, axis=-1)
         return x + dense(x.shape[-1], name="mlp_out")(h * nn.gelu(gate, approximate=False))
 
@@ -167,23 +168,32 @@ class SpatialTransformer(nn.Module, kw_only=True):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: Image, context: Float[Array, "batch context width"], mask: Mask | None = None) -> Image:
+    def __call__(
+        self,
+        x: Image,
+        context: Float[Array, "batch context width"],
+        mask: Mask | None = None,
+        beside: tuple[tuple[Float[Array, "batch depth tokens dim"], Float[Array, "batch depth tokens dim"]], ...] = (),
+    ) -> Image:
+        """`beside`: keys and values of pictures for every block, see `CrossAttention`."""
         batch, height, width, channels = x.shape
+        by_block = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), beside)
         h = self.norm(name="norm")(x).reshape(batch, height * width, channels)
         h = Dense(channels, dtype=self.dtype, kernel_init=_glorot, name="in")(h)
         fields = {"num_heads": self.num_heads, "dtype": self.dtype, "only_cross": self.only_cross}
         if self.scanned:
             block = checkpointed(TransformerBlock, self.remat)(**fields, name="blocks")
             loop = nn.scan(
-                lambda block, h, _: (block(h, context, mask), None),
+                lambda block, h, own: (block(h, context, mask, own), None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=self.depth,
             )
-            h, _ = loop(block, h, None)
+            h, _ = loop(block, h, by_block)
         else:
             for layer in range(self.depth):
-                h = TransformerBlock(**fields, name=f"block_{layer}")(h, context, mask)
+                own = jax.tree.map(lambda v, layer=layer: v[layer], by_block)
+                h = TransformerBlock(**fields, name=f"block_{layer}")(h, context, mask, own)
         return x + Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h).reshape(x.shape)
 
 

@@ -22,11 +22,13 @@ from PIL import Image
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT
+from diffusion_jax.models.conditional_encoder import IMAGE_PROMPT
 from diffusion_jax.pipelines import checks, pictures
 from diffusion_jax.pipelines.devices import batch_mesh, over, replicated
 from diffusion_jax.pipelines.drawing import Control, Given, Plan, draw
 from diffusion_jax.pipelines.facts import Draws, Facts
 from diffusion_jax.pipelines.families import Family
+from diffusion_jax.pipelines.image_prompts import ImagePrompts
 from diffusion_jax.pipelines.levels import logit_normal_sigmas
 from diffusion_jax.pipelines.parts import Parts
 from diffusion_jax.pipelines.prompts import Asked, Reader, Told
@@ -37,9 +39,10 @@ class Call:
     """A call, held against its model; `latents` computes."""
 
     def __init__(self, parts: Parts, family: Family, asked: Mapping[str, Any], draws: Draws,
-                 defaults: Mapping[str, Any]):  # fmt: skip
-        self.parts, self.family, self.draws = parts, family, draws
-        self.asked, self.facts, self.reader = SimpleNamespace(**asked), Facts(parts, family), Reader(parts)
+                 defaults: Mapping[str, Any], image_prompts: ImagePrompts):  # fmt: skip
+        self.parts, self.family, self.draws, self.image_prompts = parts, family, draws, image_prompts
+        self.asked, self.reader = SimpleNamespace(**asked), Reader(parts)
+        self.facts = Facts(parts, family, has_image_prompts=bool(image_prompts.adapters))
         a, facts = self.asked, self.facts
         if facts.controls and a.control_image is None:
             a.control_image, a.image = a.image, None
@@ -75,6 +78,10 @@ class Call:
             raise UserError("mask_image is of inpainting, and this model edits whole pictures: leave it out")
         if facts.controls and a.control_image is None:
             raise UserError("a ControlNet needs its picture: give control_image=...")
+        if facts.has_image_prompts and a.ip_adapter_image is None:
+            raise UserError(
+                "an IP-Adapter is loaded and has no picture: give ip_adapter_image=..., or call unload_ip_adapter"
+            )
         if a.mask_image is not None:
             for image, mask in zip(*map(self._images, ("image", "mask_image")), strict=False):
                 if image.size != mask.size:
@@ -190,6 +197,9 @@ class Call:
             found.append({**positive, **self._negative(positive)})
         if "sizes" in takes:
             found = [{**told, "sizes": self._sizes(negative=number > 0)} for number, told in enumerate(found)]
+        if facts.has_image_prompts:
+            shown = self.image_prompts.told(a.ip_adapter_image, self.rows)
+            found = [{**told, IMAGE_PROMPT: shown[min(number, 1)]} for number, told in enumerate(found)]
         return tuple(found)
 
     @property

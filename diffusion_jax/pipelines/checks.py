@@ -21,7 +21,8 @@ def unread(asked: SimpleNamespace, defaults: Mapping[str, Any], needs: list[Need
         if there:
             continue
         for name in names:
-            if getattr(asked, name) != defaults[name] and getattr(asked, name) is not None:
+            given, default = getattr(asked, name), defaults[name]
+            if given is not None and (default is None or given != default):
                 raise UserError(f"{name} is {what}: leave it out")
 
 
@@ -43,6 +44,7 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
             steered,
             "of a pipeline with a ControlNet (from_pretrained(..., controlnet=...))",
         ),
+        (("ip_adapter_image",), model.has_image_prompts, "of a pipeline with an IP-Adapter (load_ip_adapter)"),
         (("strength",), asked.image is not None and not model.edits, "of a picture to begin with (image=...)"),
         (("mask_image", "denoising_start"), asked.image is not None, "of a call with image=..."),
         (("padding_mask_crop",), asked.mask_image is not None, "of inpainting (mask_image=...)"),

@@ -48,7 +48,8 @@ class Draws:
 class Facts:
     """What the networks of a pipeline are, as far as a call depends on it."""
 
-    def __init__(self, parts: Parts, family: Family):
+    def __init__(self, parts: Parts, family: Family, *, has_image_prompts: bool = False):
+        self.has_image_prompts = has_image_prompts
         models = parts.models
         self.network, self.codec = models[parts.network].module, models["vae"].module
         if family.edits == "reference":

@@ -47,6 +47,7 @@ class Parts:
       models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
       tokenizers: by name.
       scheduler: of the noise.
+      image_encoder: the folder of an encoder of pictures, which is read where an adapter needs it.
     """
 
     index: Mapping[str, Any]
@@ -55,6 +56,7 @@ class Parts:
     tokenizers: Mapping[str, FolderTokenizer]
     scheduler: Scheduler
     low_scheduler: Scheduler | None = None
+    image_encoder: Path | None = None
     placed: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def low_alpha(self, level: int) -> float:
@@ -134,6 +136,7 @@ def read_parts(
     index = dict(_read_index(folder))
     listed = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     places: dict[str, Path] = {}
+    encoder = others.pop("image_encoder", _listed_encoder(folder, listed))
     for name, value in listed.items():
         given = others.pop(name, name if value[1] is not None else None)
         if name in UNREAD or given is None:
@@ -162,8 +165,15 @@ def read_parts(
             continue
         models[name] = read_part(path, dtype, held_in=held_in or dtype, place=placing(name, place))
     return Parts(
-        index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower
-    )
+        index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower,
+        image_encoder=None if encoder is None else expanded(encoder),
+    )  # fmt: skip
+
+
+def _listed_encoder(folder: Path, listed: Mapping[str, Any]) -> Path | None:
+    """The folder of the image encoder that model_index.json names, if it is there."""
+    named = listed.get("image_encoder", (None, None))[1] is not None
+    return folder / "image_encoder" if named and (folder / "image_encoder").is_dir() else None
 
 
 def placing(name: str, place: Any) -> Any:

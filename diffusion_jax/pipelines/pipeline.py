@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ from diffusion_jax.pipelines import pictures
 from diffusion_jax.pipelines.adapting import Adapted, lora_file
 from diffusion_jax.pipelines.call import Call, Draws
 from diffusion_jax.pipelines.embeddings import with_word
+from diffusion_jax.pipelines.facts import Facts
 from diffusion_jax.pipelines.families import Family, family_of
+from diffusion_jax.pipelines.image_prompts import ENCODER_FOLDER, BlockScales, ImagePrompts, files_of, load
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
 from diffusion_jax.pipelines.single_file import read_single_file, write_single_file
@@ -52,11 +55,12 @@ class Pipeline:
 
     Attributes:
       adapted: networks, text encoders, tokenizers, first stage and scheduler, and adapters.
+      image_prompts: IP-Adapters.
       family: what the network is told, and what a call leaves out.
     """
 
     def __init__(self, parts: Parts, *, pipeline_class: str | None = None):
-        self.adapted, self._fused = Adapted(base=parts), None
+        self.adapted, self._fused, self.image_prompts = Adapted(base=parts), None, ImagePrompts()
         self.family: Family = family_of(pipeline_class or str(parts.index.get("_class_name")))
         self._check()
 
@@ -132,6 +136,11 @@ class Pipeline:
         """The parts as a call uses them, with the adapters that are in force."""
         return self._fused or self.adapted.in_force
 
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it edits a picture as it is told (InstructPix2Pix, Kontext)."""
+        return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
+
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
         """Put the adapter of a file in force, beside those that are.
 
@@ -191,6 +200,59 @@ class Pipeline:
         self._adapt(dataclasses.replace(self.adapted, base=base))
         return word
 
+    def load_ip_adapter(
+        self,
+        path: Source | Sequence[Source],
+        subfolder: str = "",
+        weight_name: str | Sequence[str] = "",
+        image_encoder_folder: Source | None = None,
+        *,
+        scale: BlockScales | Sequence[BlockScales] = 1.0,
+    ) -> None:
+        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are let go of.
+
+        Args:
+          path: the file, or a folder that holds it; several are a list.
+          subfolder: of the folder, such as "models".
+          weight_name: the file in the folder, where there are several; of one folder a list means several adapters.
+          image_encoder_folder: by default the pipeline's own image encoder, or else the folder "image_encoder" beside
+            the file.
+          scale: see `set_ip_adapter_scale`.
+
+        Raises:
+          UserError: a file that is damaged, of another kind or of another base, or no image encoder that fits it.
+        """
+        folders = [path] if isinstance(path, str | Path) else list(path)
+        names = [weight_name] if isinstance(weight_name, str) else list(weight_name)
+        folders = folders * len(names) if len(folders) == 1 else folders
+        names = names * len(folders) if len(names) == 1 else names
+        if len(names) != len(folders) or not folders:
+            raise UserError(f"load_ip_adapter: {len(folders)} folders and {len(names)} files: give one name for each")
+        found = [files_of(folder, subfolder, name) for folder, name in zip(folders, names, strict=True)]
+        beside = found[0][1] / ENCODER_FOLDER
+        encoder = image_encoder_folder or self.parts.image_encoder or (beside if beside.is_dir() else None)
+        if image_encoder_folder and not expanded(image_encoder_folder).is_dir():
+            encoder = found[0][1] / str(image_encoder_folder)
+        network = self.adapted.base.models[self.adapted.base.network].module
+        prompts = load([file for file, _ in found], network, encoder)
+        self.image_prompts = prompts.scaled(scale, network)
+
+    def set_ip_adapter_scale(self, scale: BlockScales | Sequence[BlockScales]) -> None:
+        """How much pictures count: a number, or one by block; for several adapters a list. At 0 there is no picture.
+
+            pipe.set_ip_adapter_scale({"up": {"block_0": [0.0, 1.0, 0.0]}})     one block; the others have 0
+            pipe.set_ip_adapter_scale({"style": 1.0})                           the same for SDXL, by its meaning
+
+        Raises:
+          UserError: no adapter, a block that there is not, or another number of scales than of adapters.
+        """
+        network = self.adapted.base.models[self.adapted.base.network].module
+        self.image_prompts = self.image_prompts.scaled(scale, network)
+
+    def unload_ip_adapter(self) -> None:
+        """Without IP-Adapters, as the model was."""
+        self.image_prompts = ImagePrompts()
+
     def _adapt(self, adapted: Adapted) -> None:
         if self._fused is not None:
             raise UserError("adapters are fused into the parameters: call unfuse_lora first")
@@ -207,6 +269,7 @@ class Pipeline:
         other.family = self.family
         other.adapted = dataclasses.replace(self.adapted, base=dataclasses.replace(self.adapted.base, scheduler=found))
         other._fused = self._fused and dataclasses.replace(self._fused, scheduler=found)
+        other.image_prompts = self.image_prompts
         return other
 
     def _check(self) -> None:
@@ -248,6 +311,7 @@ class Pipeline:
         mask_image: Any = None,
         strength: float | None = None,
         padding_mask_crop: int | None = None,
+        ip_adapter_image: Any = None,
         control_image: Any = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
@@ -287,6 +351,8 @@ class Pipeline:
           first_image: the number of the first picture of each prompt, for calls that go on where another ended.
           latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
+          ip_adapter_image: with an IP-Adapter the picture that is a prompt beside the text; with several adapters a
+            list, one for each. An entry of a list may be a list of pictures, which are told together.
           control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
           seed: of all random numbers.
           draws: Gaussian draws in the place of the seed: "latents", and of the autoencoder "encode" and "masked", each
@@ -328,7 +394,7 @@ class Pipeline:
             raise UserError(f"output_type is 'pil', 'np' or 'latent', got {asked['output_type']!r}")
         parts = self._scaled(asked.pop("cross_attention_kwargs"))
         defaults = {name: about.default for name, about in inspect.signature(self.__call__).parameters.items()}
-        return Call(parts, self.family, asked, draws, defaults)
+        return Call(parts, self.family, asked, draws, defaults, self.image_prompts)
 
     def _scaled(self, options: Mapping[str, float] | None) -> Parts:
         if not options:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.adapters import Adapter
+from diffusion_jax.adapters import Adapter, Steering
 from diffusion_jax.conditioning import Conditioner, Conditioning
 from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
@@ -30,7 +30,7 @@ from diffusion_jax.systems.model import Model
 
 BASES: list[type] = [
     *(nn.Module, Codec, Conditioner, PromptTokenizer, Conditioning, DataSpec, ConditionSpec, DeepLevel),
-    *(Model, Adapter),
+    *(Model, Adapter, Steering),
     *(NoiseSchedule, PredictionKind, TimeInput, InputScale, Parameterization, TokenSchedule, OfTokens),
 ]
 _PART, _ITEMS, _DTYPE, _ARRAY, _NUMBER = "part", "items", "dtype", "array", "number"

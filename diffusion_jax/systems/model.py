@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from diffusion_jax.adapters import Adapter, apply
+from diffusion_jax.adapters import Adapter, Steering, apply
 from diffusion_jax.conditioning import Conditioning, Conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
@@ -39,7 +39,8 @@ class Model:
       process: what is diffused, and what the network's input and output mean.
       conditioning: fills the network's slots from raw fields of a batch.
       codec: the first stage.
-      adapters: what changes the parameters of the other parts, each with a group of its own, "adapters/<name>".
+      adapters: what changes the parameters of the other parts, or fills a slot of the network from slots of its
+        own; each has a group of parameters, "adapters/<name>".
 
     Raises:
       UserError: two parts do not fit; the message names both.
@@ -50,7 +51,7 @@ class Model:
     process: Process
     conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
     codec: Codec = dataclasses.field(default_factory=Identity)
-    adapters: tuple[Adapter, ...] = ()
+    adapters: tuple[Adapter | Steering, ...] = ()
 
     def __post_init__(self):
         names = [adapter.name for adapter in self.adapters]
@@ -61,7 +62,13 @@ class Model:
         if (z.kind == "tokens") != self.process.discrete:
             wanted = "tokens" if self.process.discrete else "pixels or latents"
             raise UserError(f"{process} is of {wanted}, and {type(self.codec).__name__} of the data gives {z.kind}")
-        self.conditioning.check(self.network.takes, frozenset({SECOND_TIME}) & set(self.network.takes))
+        takes = {n: spec for one in self.steering for n, spec in one.takes(self.network).items()} | self.network.takes
+        self.conditioning.check(takes, frozenset({SECOND_TIME}) & set(self.network.takes))
+
+    @property
+    def steering(self) -> tuple[Steering, ...]:
+        """The adapters that change no parameter."""
+        return tuple(one for one in self.adapters if not one.changes_parameters)
 
     @property
     def diffused(self) -> DataSpec:
@@ -96,14 +103,17 @@ class Model:
 
     def init_adapters(self, key: Key[Array, ""], base: Params) -> Params:
         """The groups of the adapters, with which the base is as it was."""
-        return under(ADAPTERS, {a.name: a.init(fold_name(key, f"{ADAPTERS}/{a.name}"), base) for a in self.adapters})
+        keys = {one.name: fold_name(key, f"{ADAPTERS}/{one.name}") for one in self.adapters}
+        own = {one.name: one.init(keys[one.name], base) for one in self.adapters if one.changes_parameters}
+        own |= {one.name: one.init(keys[one.name], base, self.network) for one in self.steering}
+        return under(ADAPTERS, own)
 
     def adapted(self, params: Params, kind: str = "") -> Params:
         """The groups, of one kind, as the adapters change them."""
         if not self.adapters:
             return params
         own, groups = within(ADAPTERS, params), {n: tree for n, tree in params.items() if _is_of(n, kind)}
-        owns = (own[adapter.name] for adapter in self.adapters)
+        owns = (own[adapter.name] for adapter in self.adapters if adapter.changes_parameters)
         return apply(groups, ({path: leaves for path, leaves in one.items() if _is_of(path, kind)} for one in owns))
 
     def constrain(self, params: Params) -> Params:
@@ -122,6 +132,10 @@ class Model:
     def conditions(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
         """What the network is told of `size` examples, from the raw fields of their batch."""
         return self.conditioning(self._of_conditioning(params), batch, size)
+
+    def beside(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
+        """The part of it that these raw fields suffice for."""
+        return self.conditioning.beside(self._of_conditioning(params), batch, size)
 
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
         """The same where nothing is asked; what is told of the input stays."""
@@ -161,11 +175,14 @@ class Model:
 
     def _network_fn(self, params, conditions, dropout_keys, keep=None) -> Callable[..., Array]:
         """The network as a function of (x, time, second time); `keep` is given what it sows."""
-        network = self.adapted(params, NETWORK)[NETWORK]
+        network, own = self.adapted(params, NETWORK)[NETWORK], within(ADAPTERS, params)
 
         def network_fn(x, time, second_time=None):
             second = {SECOND_TIME: time if second_time is None else second_time} if self.is_flow_map else {}
-            inputs = (x, time, {**conditions, **second}, dropout_keys)
+            told = {**conditions, **second}
+            for adapter in self.steering:
+                told = adapter.conditions(self.network, own[adapter.name], x, time, told)
+            inputs = (x, time, told, dropout_keys)
             if keep is None:
                 return self.network.apply({"params": network}, *inputs)
             output, variables = self.network.apply({"params": network}, *inputs, mutable=["sown"])

@@ -107,10 +107,14 @@ class Setting:
         """What the sampler asks the network for, "denoiser" of tokens too."""
         return "denoiser" if self.model.process.discrete else self.sampler.denoiser_kind
 
-    def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
-        """What the network is told of `size` examples; of nothing, where there are no raw fields."""
+    def conditions(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Conditions:
+        """What the network is told of `size` examples; of nothing, where there are no raw fields.
+
+        `beside` are raw fields of the task's own, such as a picture, which count for the parts that they suffice for.
+        """
         model = self.model
         found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
+        found = {**found, **model.beside(params, beside or {}, size)}
         return model.with_guidance(found, self.guidance.scale) if model.embeds_guidance else found
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
@@ -121,9 +125,9 @@ class Setting:
         """Conditions -> denoiser."""
         return functools.partial(self.denoiser or self.model.denoiser, params)
 
-    def guided(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
+    def guided(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Denoiser:
         """The denoiser that samplers are given."""
-        conditions, bound = self.conditions(params, raw, size), self.denoise(params)
+        conditions, bound = self.conditions(params, raw, size, beside), self.denoise(params)
         plain = bound(conditions)
         if self.rule.neutral:
             return plain
@@ -161,9 +165,10 @@ class Setting:
         return self.model.encode(params, request.image)
 
     def mask(self, request: Request) -> Float[Array, "batch ..."]:
-        """The mask in the size of what is diffused, by its nearest pixel."""
-        (height, width), (small, narrow) = request.mask.shape[1:3], self.model.diffused.shape[:2]
-        return request.mask[:, :: height // small, :: width // narrow]
+        """The mask in the size of what is diffused: a latent is drawn where any of its pixels is."""
+        (batch, height, width), (small, narrow) = request.mask.shape[:3], self.model.diffused.shape[:2]
+        cells = request.mask.reshape(batch, small, height // small, narrow, width // narrow, 1)
+        return cells.max(axis=(2, 4))
 
     def evaluations(self, of_denoiser: int) -> int:
         """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""

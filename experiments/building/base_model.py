@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, systems, training
-from diffusion_jax.adapters import ADAPTERS, Adapter
+from diffusion_jax.adapters import Adapter, Steering
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
 from diffusion_jax.loading import load_base
@@ -30,7 +30,8 @@ from diffusion_jax.pipelines.model import model_of
 from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
-from diffusion_jax.specs import FRAME
+from diffusion_jax.specs import FRAME, MASK, SOURCE
+from experiments.building import conditions
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -170,23 +171,36 @@ class BaseExperiment(Experiment):
         """The same: its word list it brings along."""
         return self.told_text
 
+    @property
+    def told_picture(self) -> None:
+        """None: one that sees a picture is no model to start from, see `check`."""
+        return None
+
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
 
     @cached_property
+    def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
+        """What fills the slots of an adapter that steers by pictures."""
+        return conditions.of_pictures(self.adapter, self.base.model)
+
+    @cached_property
     def conditioning(self) -> conditioning.Conditioning:
-        """The conditioners of the model, all that is asked of which falls with `train.conditioning_dropout`."""
+        """The conditioners of the model and of the adapter, all that is asked of which falls with
+        `train.conditioning_dropout`."""
         scale, parts = self.config.train.guidance_embedding, self.base.model.conditioning.parts
         if scale is not None:
             parts = [dataclasses.replace(part, scale=scale) if "guidance" in part.gives else part for part in parts]
-        found = dataclasses.replace(self.base.model.conditioning, parts=tuple(parts), dropout={})
+        found = dataclasses.replace(self.base.model.conditioning, parts=(*parts, *self.told_pictures), dropout={})
         dropout = {found.asked: self.config.train.conditioning_dropout} if found.asked else {}
+        if self.told_pictures:
+            dropout |= self.adapter.dropout(found.asked)
         return dataclasses.replace(found, dropout=dropout)
 
     @cached_property
-    def adapter(self) -> Adapter | None:
+    def adapter(self) -> Adapter | Steering | None:
         """What is trained in the place of the model."""
-        return ADAPTERS.build(self.config.adapter) if ADAPTER in self.config else None
+        return conditions.built_adapter(self.config.adapter, self.base.model) if ADAPTER in self.config else None
 
     @cached_property
     def model(self) -> systems.Model:
@@ -202,10 +216,11 @@ class BaseExperiment(Experiment):
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Every group of the model's parameters comes from it."""
-        return {
+        found = {
             name: Source(where=self.base.where, read=lambda name=name: self.base.group(name), of_model=True)
             for name in self.base.shapes
         }
+        return {**found, **conditions.picture_sources(self.adapter, self.told_pictures)}
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -239,6 +254,11 @@ class BaseExperiment(Experiment):
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
             raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+        if {SOURCE, MASK} & {name for part in model.conditioning.parts for name in part.reads}:
+            raise UserError(
+                f"the model in {config.init.folder} sees a picture beside its input, which nothing gives it here: "
+                "train it by its own config, such as configs/edits.py, or start from another model"
+            )
         there, here = model.data, info.spec
         if (there.kind, there.shape) != (here.kind, here.shape):
             raise UserError(
@@ -252,6 +272,7 @@ class BaseExperiment(Experiment):
             )
         if config.sampling.clip_x0 and model.codec.learned:
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
+        conditions.check_pictures(self.adapter, config, info)
         if self.adapter is not None:
             self._check_reach()
             if self.objective.copies:
@@ -275,7 +296,8 @@ class BaseExperiment(Experiment):
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
         """The form of the state before the first step: with zeros in the place of the model (`first_state`)."""
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), self.base.shapes)
+        shapes = {**self.base.shapes, **conditions.picture_shapes(self.told_pictures)}
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return self._started(zeros, seed)
 
     def _started(self, base: Mapping[str, Any], seed: int | jax.Array | None = None) -> training.TrainState:

@@ -201,6 +201,25 @@ def _unread_by_tokens(config: ConfigDict) -> list[str]:
     return [f"sampling.{name}" for name in [*groups, *(["clip_x0"] if sampling.clip_x0 else [])]]
 
 
+def check_picture(experiment: "Experiment") -> None:
+    """Raise UserError where holes are drawn that nothing is told, or where the two pictures of an edit would part."""
+    told, data = experiment.told_picture, experiment.config.data
+    has_holes = experiment.pipeline.drawn_holes.any
+    if has_holes != (told is not None and told.needs_holes):
+        raise UserError(
+            "data.holes and conditioning.picture go together: "
+            + (
+                "set conditioning.picture.name=hole, or leave data.holes out"
+                if has_holes
+                else "set data.holes.name=boxes"
+            )
+        )
+    if told is not None and not told.needs_holes and (data.flip or dict(data.augmentation) != {"name": "none"}):
+        raise UserError(
+            "data.flip and data.augmentation change a picture and not the one that it is made from: leave them out"
+        )
+
+
 def check_captions(experiment: "Experiment") -> None:
     """Raise UserError where captions are shuffled that nothing is told, or say left and right of mirrored pictures."""
     if experiment.config.data.shuffle_captions and experiment.told_text is None:
@@ -221,6 +240,7 @@ def check_captions(experiment: "Experiment") -> None:
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
     check_captions(experiment)
+    check_picture(experiment)
     state = experiment.abstract_state
     names = sorted({*state.params, *experiment.frozen_groups})
     for pattern in experiment.config.train.trained:

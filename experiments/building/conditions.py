@@ -2,6 +2,8 @@
 
     config.conditioning = {"text": {"tokenizer": "words", "length": 24, "encoder": {"name": "transformer", ...}}}
 
+Pictures are told by an adapter that steers by them, {"name": "controlnet"} or {"name": "ip_adapter", ...}.
+
 The word list of the tokenizer "words" is made from the captions of the training split once, and kept in the workdir:
 runs, samples and evaluations read it there. Its hash is part of the run.
 """
@@ -10,18 +12,26 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, systems
-from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Text
+from diffusion_jax.adapters import ADAPTERS, STEERINGS, Adapter, Steering
+from diffusion_jax.conditioning import CONDITIONERS, PICTURES, BesidePicture, Conditioner, Text
+from diffusion_jax.data import DatasetInfo
 from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import read_json
+from diffusion_jax.files import expanded, read_json
+from diffusion_jax.models.encoders import VisionTransformer
+from diffusion_jax.registry import unknown_name
+from diffusion_jax.weights.components import COMPONENTS, class_name, read_part
+from experiments.building.sources import Source
 from experiments.ground.workdir import FILES
 
 VOCABULARY = "vocabulary.json"
@@ -36,6 +46,25 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
     fields = dict(config.conditioning.text)
     data_dir = config.data.data_dir or None
     return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype, data_dir=data_dir)
+
+
+def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> BesidePicture | None:
+    """The conditioner of a picture beside the input that the config names; None for none.
+
+    Args:
+      config: of a run.
+      shape: gives the shape of its pictures; it is asked where there is such a conditioner alone, as it may open data.
+
+    Raises:
+      UserError: no such conditioner, or what is diffused are latents.
+    """
+    if "conditioning" not in config or "picture" not in config.conditioning:
+        return None
+    if config.first_stage.path:
+        raise UserError(
+            "conditioning.picture is of pixels, and what is diffused are latents: leave first_stage.path out"
+        )
+    return PICTURES.build(_plain(dict(config.conditioning.picture)), shape=tuple(shape()))
 
 
 def _plain(value: Any) -> Any:
@@ -96,6 +125,88 @@ def remarks(text: Text, pipelines: Sequence[data.Pipeline]) -> list[str]:
         captions = pipeline.texts(max_examples=_MOST_LOOKED_AT)
         said += text.remarks(captions, f"captions of {pipeline.info.name}, split {pipeline.split}")
     return said
+
+
+def built_adapter(spec: ConfigDict, model: systems.Model) -> Adapter | Steering:
+    """The adapter that a config names, of either kind.
+
+    Raises:
+      UserError: an unknown name or argument, or an image encoder that is missing or none.
+    """
+    name = spec.get("name")
+    if name not in STEERINGS:
+        if isinstance(name, str) and name not in ADAPTERS:
+            raise UserError(unknown_name("adapter", name, [*ADAPTERS, *STEERINGS]))
+        return ADAPTERS.build(spec)
+    given: dict[str, Any] = {"downscaling": model.data.shape[0] // model.network.image_size}
+    if STEERINGS[name].reads_encoder:
+        encoder = encoder_of(spec.get("image_encoder", ""))
+        side = jax.ShapeDtypeStruct((1, encoder.image_size, encoder.image_size, 3), jnp.float32)
+        states = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], side)
+        plus = spec.get("projection", "base") == "plus"
+        shape = states.hidden.shape[2:] if plus else (1, states.vector.shape[-1])
+        given |= {"rows": shape[0], "features": shape[1]}
+    return STEERINGS.build(spec, **given)
+
+
+@functools.lru_cache(maxsize=4)
+def encoder_of(folder: str) -> VisionTransformer:
+    """The image encoder of a folder; its weights are read later.
+
+    Raises:
+      UserError: no folder is named, or it holds no encoder of pictures.
+    """
+    if not folder:
+        raise UserError("adapter.image_encoder must name the folder of a CLIP image encoder, which reads the pictures")
+    config = read_json(expanded(folder) / "config.json")
+    name = class_name(config)
+    found = COMPONENTS.build(name).build(config, jnp.float32) if name in COMPONENTS else None
+    if not isinstance(found, VisionTransformer):
+        raise UserError(f"adapter.image_encoder={folder} is no encoder of pictures: its config.json names {name!r}")
+    return found
+
+
+def of_pictures(adapter: Adapter | Steering | None, model: systems.Model) -> tuple[Conditioner, ...]:
+    """What fills the slots that the adapter reads."""
+    if adapter is None or adapter.changes_parameters:
+        return ()
+    encoder = encoder_of(adapter.image_encoder) if adapter.reads_encoder else None
+    return (adapter.conditioner(model.network, model.data, encoder),)
+
+
+def picture_shapes(parts: tuple[Conditioner, ...]) -> dict[str, Any]:
+    """The frozen groups of these conditioners, as ShapeDtypeStruct."""
+    found = {f"{systems.CONDITIONING}/{next(iter(part.gives))}": part for part in parts if part.pictures is not None}
+    return {name: jax.eval_shape(lambda part=part: part.init_params(jax.random.key(0))) for name, part in found.items()}
+
+
+def picture_sources(adapter: Adapter | Steering | None, parts: tuple[Conditioner, ...]) -> Mapping[str, Source]:
+    """Where the frozen encoders of these conditioners come from."""
+    return {
+        name: Source(
+            where=str(expanded(adapter.image_encoder).absolute()),
+            read=lambda: read_part(adapter.image_encoder).params,
+        )
+        for name in picture_shapes(parts)
+    }
+
+
+def check_pictures(adapter: Adapter | Steering | None, config: ConfigDict, info: DatasetInfo) -> None:
+    """Raise UserError where the data lacks the pictures that the adapter reads, or would change them."""
+    if adapter is None or adapter.changes_parameters:
+        return
+    mirrored = config.data.flip or config.data.augmentation.name != "none"
+    if mirrored:
+        raise UserError(
+            f"adapter {adapter.name} is told a picture beside each one, which data.flip and data.augmentation would "
+            "not change with it: set data.flip=False and data.augmentation to none"
+        )
+    if not adapter.reads_encoder and "control" not in info.fields:
+        raise UserError(
+            f"adapter {adapter.name} needs control pictures, and data set {config.data.dataset} has none: set "
+            'data.options.control="edges" of scenes, or give a folder whose metadata.jsonl names them, '
+            '{"file_name": ..., "text": ..., "control": ...}'
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,10 +73,15 @@ class ExperimentData:
     def pipeline(self) -> data.Pipeline:
         """The training data."""
         plain = self._pipeline(self.config.data.split)
-        if self.told_text is None:
-            return plain
-        self._check_captions(plain.info)
-        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain), *self.told_beside)))
+        parts = list(self.told_pictures)
+        if self.told_text is not None:
+            self._check_captions(plain.info)
+            parts = [self._with_words(plain), *self.told_beside, *parts]
+        picture = conditions.picture_of(self.config, lambda: plain.info.spec.shape)
+        if picture is not None and not picture.needs_holes:
+            self._check_sources(plain.info, picture)
+            parts.append(picture)
+        return plain.prepared_by(conditions.Preparation(parts=tuple(parts))) if parts else plain
 
     @property
     def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
@@ -102,6 +107,24 @@ class ExperimentData:
         """The same without a word list: all that shapes and compiled programs depend on."""
         return conditions.text_of(self.config, self._dtype)
 
+    @cached_property
+    def told_picture(self) -> conditioning.BesidePicture | None:
+        """The conditioner of a picture beside the input; None where the network is told none."""
+        return conditions.picture_of(self.config, lambda: self.info.spec.shape)
+
+    @cached_property
+    def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
+        """The conditioners of pictures that an adapter tells the network."""
+        return ()
+
+    def _check_sources(self, info: data.DatasetInfo, picture: conditioning.BesidePicture) -> None:
+        missing = sorted(set(picture.prepares) - set(info.fields))
+        if missing:
+            raise UserError(
+                f"conditioning.picture reads {missing[0]}, and data set {self.config.data.dataset} has none: use one "
+                "of pairs, such as scene_edits"
+            )
+
     def _check_captions(self, info: data.DatasetInfo) -> None:
         if "text" not in info.fields:
             raise UserError(
@@ -117,7 +140,8 @@ class ExperimentData:
             return None
         held_out = self._pipeline(split, features="", batch_size=self.validation_batch)
         held_out = dataclasses.replace(held_out, augment=False)
-        return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
+        prepare = self.pipeline.prepare
+        return held_out if prepare is None else held_out.prepared_by(prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {name: value for name, value in self.config.data.items() if name != "validation_split"}

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from diffusion_jax import models, terms, training
-from diffusion_jax.adapters import ADAPTERS
-from diffusion_jax.conditioning import CONDITIONERS
+from diffusion_jax.adapters import ADAPTERS, STEERINGS
+from diffusion_jax.conditioning import CONDITIONERS, PICTURES
 from diffusion_jax.data.augmentation import augmentations
+from diffusion_jax.data.holes import holes
 from diffusion_jax.data.prompts import TOKENIZERS
 from diffusion_jax.data.sources import datasets
 from diffusion_jax.domains import BOUNDS, annotations, bounds_of
@@ -50,6 +51,7 @@ TEXTS.register("text")(CONDITIONERS["text"])
 
 KINDS = (
     Kind("adapter", ADAPTERS),
+    Kind("adapter", STEERINGS, ("features", "rows")),
     Kind("model", models.MODELS, ("image_size", "image_channels", "num_classes", "dtype")),
     Kind("process", PROCESSES),
     Kind("process.schedule", SCHEDULES),
@@ -64,10 +66,12 @@ KINDS = (
     Kind("objective.weighting", WEIGHTINGS),
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
     Kind("data.augmentation", augmentations),
+    Kind("data.holes", holes),
     Kind("data.options", datasets, ("split", "data_dir")),
     Kind("conditioning.text", TEXTS, ("dtype", "data_dir")),
     Kind("conditioning.text.tokenizer", TOKENIZERS),
     Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
+    Kind("conditioning.picture", PICTURES, ("shape",)),
     Kind("sampling.sampler", SAMPLERS),
     Kind("sampling.grid", GRIDS),
     Kind("sampling.guidance", GUIDANCE),

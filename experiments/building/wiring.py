@@ -68,6 +68,7 @@ class Experiment(ExperimentData):
                 raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
+        beside = {} if self.told_picture is None else self.told_picture.for_network
         return models.MODELS.build(
             spec,
             image_size=size,
@@ -75,6 +76,7 @@ class Experiment(ExperimentData):
             num_classes=self.num_classes,
             dtype=self._dtype,
             **{f"{slot}_channels": slot_spec.shape[-1] for slot, slot_spec in told.items()},
+            **beside,
         )
 
     @cached_property
@@ -92,11 +94,14 @@ class Experiment(ExperimentData):
             parts.append(conditioning.GuidanceScale(origin=self.network.guidance_origin))
         if self.told_text is not None:
             parts.append(self.told_text)
+        if self.told_picture is not None:
+            parts.append(self.told_picture)
         everything = conditioning.Conditioning(parts=tuple(parts)).asked
         dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
-        if self.told_text is not None:
-            alone = tuple(self.told_text.gives)
-            dropout[alone] = dropout.get(alone, 0.0) + self.told_text.dropout
+        for told in (self.told_text, self.told_picture):
+            if told is not None and set(told.gives) <= set(everything):
+                alone = tuple(told.gives)
+                dropout[alone] = dropout.get(alone, 0.0) + told.dropout
         return conditioning.Conditioning(parts=tuple(parts), dropout=dropout)
 
     @cached_property
@@ -167,6 +172,21 @@ class Experiment(ExperimentData):
             network=self.network,
             process=self.process,
         )
+
+    def picture_model(self, height: int | None = None, width: int | None = None) -> systems.Model:
+        """The model as one of pictures: of prepared latents with the first stage that made them in front of it.
+
+        Args:
+          height, width: of the pictures in pixels; by default those of the data. Not every network takes others, which
+            it says when it is given them.
+        """
+        spec = self.shown.spec
+        shape = (height or spec.shape[0], width or spec.shape[1], spec.shape[2])
+        codec = self.first_stage.codec if self.info.first_stage else self.codec
+        parts = tuple(part.beside(shape) for part in self.model.conditioning.parts)
+        told = dataclasses.replace(self.model.conditioning, parts=parts)
+        form = dataclasses.replace(spec, shape=shape)
+        return dataclasses.replace(self.model, data=form, codec=codec, conditioning=told)
 
     @cached_property
     def trainable(self) -> training.Trainable:
@@ -375,9 +395,9 @@ class Experiment(ExperimentData):
             batch["label"] = np.zeros((rows,), np.int32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
-        if self.told_text is not None:
-            for part in (self.told_text, *self.told_beside):
-                batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
+        told = () if self.told_text is None else (self.told_text, *self.told_beside)
+        for part in (*told, *self.told_pictures, *(() if self.told_picture is None else (self.told_picture,))):
+            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch

@@ -62,10 +62,26 @@ def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndar
     if experiment.text is None:
         told = "classes: give --labels" if experiment.num_classes else "nothing"
         raise UserError(f"a prompt needs a network that is told texts; this one is told {told}")
-    fields = experiment.text.prepare({"text": list(texts)})
+    fields = {**experiment.text.prepare({"text": list(texts)}), **shown_pictures(experiment, len(texts))}
     if labels is not None:
         fields["label"] = np.asarray(labels, np.int32)
     return Asked(fields=fields, texts=tuple(texts))
+
+
+def shown_pictures(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
+    """Raw fields of the pictures that the network is told, of held-out examples where there are some, evenly spread.
+
+    They are of the examples whose captions `asked_for` takes.
+    """
+    if not experiment.told_pictures:
+        return {}
+    pipeline = experiment.validation_pipeline or experiment.pipeline
+    total = pipeline.info.num_examples
+    examples = pipeline.examples(np.arange(min(count, total)) * total // min(count, total))
+    found: dict[str, np.ndarray] = {}
+    for part in experiment.told_pictures:
+        found |= part.prepare({name: [example[name] for example in examples] for name in part.prepares})
+    return found
 
 
 def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:

@@ -17,6 +17,7 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import locked, replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from diffusion_jax.samplers.guidance import ClassifierFree, Negative, Rule, name_of
+from diffusion_jax.systems import Model
 from diffusion_jax.tasks import Task
 from experiments.building.checks import check_told_scale
 from experiments.building.restoring import restore_params
@@ -47,6 +48,7 @@ def generator(
     negative: str | None = None,
     batch_size: int | None = None,
     task: Task | None = None,
+    model: Model | None = None,
     stand_in: bool = False,
 ) -> Generator:
     """The config's way of sampling, or as asked.
@@ -59,6 +61,7 @@ def generator(
       negative: what stands in the place of nothing in guidance, in words; "" is nothing.
       batch_size: samples per call.
       task: what is done, instead of drawing from noise.
+      model: the experiment's in another form, see `Generator`.
       stand_in: let the null condition stand in for a guide that is not named: for programs that are planned or counted.
 
     Raises:
@@ -81,6 +84,7 @@ def generator(
         negative=None if rule.negative == "" or rule.neutral else _negative(experiment, str(rule.negative)),
         batch_size=batch_size or experiment.config.sampling.batch_size,
         task=task,
+        model=model,
     )
 
 
@@ -145,10 +149,11 @@ def draw(
     num_samples: int,
     seed: int,
     given: Given | None = None,
+    numbers: np.ndarray | None = None,
 ) -> np.ndarray:
     """Samples, or results of a task, with a progress bar."""
     with ProgressBar(total=num_samples, description="sample", primary=parallel.is_primary()) as progress:
-        return make.generate(params, asked, num_samples, seed, progress.update, given)
+        return make.generate(params, asked, num_samples, seed, progress.update, given, numbers)
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:

@@ -162,8 +162,10 @@ FIELDS: Mapping[str, Field] = {
 PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
     "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
+    "data.holes": ({"name": "none"}, "holes in which a network that is told of them learns to draw"),
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
+    "conditioning.picture": (ABSENT, "conditioner of a picture beside the input; without it the network is told none"),
     "adapter": (ABSENT, "adapter that is trained in the place of the model of init.folder, which stays as it is"),
     "model": (REQUIRED, "network"),
     "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),

@@ -6,7 +6,9 @@ from PIL import Image
 
 from experiments import generate
 
-MODEL = "tests/golden/pipelines/sdxl"
+MODEL, SD15 = "tests/golden/pipelines/sdxl", "tests/golden/pipelines/sd15"
+ADAPTERS, DIGIT = "tests/golden/pipelines/adapters", "tests/golden/digit.png"
+IP_ADAPTER, ENCODER = f"{ADAPTERS}/ip-adapter.safetensors", f"{ADAPTERS}/ip_image_encoder"
 
 
 def test_pictures_a_grid_and_their_settings(command, tmp_path):
@@ -37,6 +39,19 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         ((f"--model={MODEL}", "--prompt=a", "--sampler=dpmpp_9z"), "dpmpp_9z"),
         (("--model=tests/golden", "--prompt=a"), "model_index.json"),
         ((f"--model={MODEL}", "--prompt=a", "--image=README.md"), "--image=README.md"),
+        ((f"--model={MODEL}", "--instruction=a"), "--instruction is of a picture"),
+        ((f"--model={MODEL}", "--instruction=a", "--prompt=a"), "give one of them"),
+        ((f"--model={MODEL}", "--instruction=a", "--image=tests/golden/digit.png"), "does not edit by instruction"),
+        ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is of a run"),
+        ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}"), "each IP-Adapter has one picture"),
+        ((f"--model={SD15}", "--prompt=a", "--reference=tests/golden/digit.png"), "each IP-Adapter has one picture"),
+        ((f"--model={SD15}", "--prompt=a", f"--image_encoder={ENCODER}"), "--image_encoder is of --ip_adapter"),
+        ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", "--reference=none.png:0.5"), "none.png"),
+        ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", f"--reference={DIGIT}"), "image encoder"),
+        (
+            (f"--model={MODEL}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", f"--reference={DIGIT}"),
+            "it is of another base: its tokens have 32 channels",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_path):
@@ -48,6 +63,36 @@ def test_a_controlnet_and_its_picture(command, tmp_path):
     flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
     command.run("generate", "--model=tests/golden/pipelines/sd15", "--prompt=a", *flags, f"--out={tmp_path}")
     assert (tmp_path / "00000.png").is_file()
+
+
+def test_outside_the_mask_of_a_published_model_the_bytes_are_those_of_the_picture(command, tmp_path):
+    given = np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)
+    mask = np.zeros((20, 28), np.uint8)
+    mask[5:12, 6:20] = 255
+    for name, array in (("in", given), ("mask", mask), ("black", mask * 0), ("other", mask[:8])):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    flags = ["--model=tests/golden/pipelines/sd15", "--prompt=a hat", f"--image={tmp_path / 'in.png'}", "--steps=2"]
+    command.run("generate", *flags, f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out.png'}")
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    np.testing.assert_array_equal(drawn[mask == 0], given[mask == 0])
+    assert (drawn[mask > 0] != given[mask > 0]).any()
+    for name, message in (("black", "is all black"), ("other", "they must be of one size")):
+        assert message in command.fails("generate", *flags, f"--mask={tmp_path / name}.png", f"--out={tmp_path}")
+
+
+@pytest.mark.slow  # the same without a command: tests/pipelines/test_image_prompts.py
+def test_a_picture_as_a_prompt(command, tmp_path):
+    flags = ["--steps=2", "--height=16", "--width=16", "--sampler=euler", f"--image_encoder={ENCODER}"]
+    drawn = {}
+    for scale in (0, 1):
+        reference, out = f"--reference={DIGIT}:{scale}", tmp_path / str(scale)
+        command.run(
+            "generate", f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", reference, *flags, f"--out={out}"
+        )
+        with Image.open(out / "00000.png") as image:
+            assert f"IP-Adapter: digit.png:{scale}" in image.text["parameters"]
+            drawn[scale] = np.asarray(image).astype(int)
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
 
 
 def test_batches_hold_every_picture_once():

@@ -13,7 +13,7 @@ from diffusion_jax.rng import BatchKey
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pipelines"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
-ADAPTERS = ("lora", "textual_inversion")  # what is loaded into a pipeline: test_adapters.py
+ADAPTERS = ("lora", "textual_inversion", "ip_adapter", "image_encoder")  # loaded into a pipeline: tests of their own
 NAMES = sorted(
     name
     for name, case in INDEX["cases"].items()

@@ -6,7 +6,9 @@ from jaxtyping import Bool, Float, UInt8
 from diffusion_jax.data.scenes.composing import Arrangement
 from diffusion_jax.data.scenes.draws import Draws
 from diffusion_jax.data.scenes.graph import Scene
-from diffusion_jax.data.scenes.vocabulary import COLOURS, TEXTURES, stamp
+from diffusion_jax.data.scenes.vocabulary import COLOURS, SHAPES, TEXTURES, stamp
+
+CONTROLS = ("edges", "masks", "depth")
 
 
 def paint(scenes: Arrangement) -> UInt8[np.ndarray, "n size size 3"]:
@@ -30,6 +32,29 @@ def masks(scene: Scene) -> Bool[np.ndarray, "objects size size"]:
     for mask, one in zip(found, scene.objects, strict=True):
         left, top, right, bottom = one.box
         mask[top:bottom, left:right] = stamp(one.shape, right - left) >= 0.5
+    return found
+
+
+def control_picture(scene: Scene, kind: str) -> UInt8[np.ndarray, "size size 3"]:
+    """What steers a picture, exact, since the scene is known.
+
+    edges  white where a pixel of an object lies beside one that is not of it
+    masks  every object in the colour of its shape's place in the list of all shapes
+    depth  the order in which objects are painted: the last one, nearest to the eye, is white, the ground black
+    """
+    owner = np.full((scene.picture, scene.picture), -1)
+    for number, covered in enumerate(masks(scene)):
+        owner[covered] = number
+    found = np.zeros((*owner.shape, 3), np.uint8)
+    if kind == "edges":
+        around = np.pad(owner, 1, constant_values=-1)
+        sides = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+        found[(owner >= 0) & np.any([owner != side for side in sides], axis=0)] = 255
+        return found
+    for number, one in enumerate(scene.objects):
+        place = SHAPES.index(one.shape) + 1
+        colour = [255 * (place >> bit & 1) for bit in range(3)] if place < 8 else [128, 128, 64 * (place % 4)]
+        found[owner == number] = colour if kind == "masks" else 255 * (number + 1) // len(scene.objects)
     return found
 
 

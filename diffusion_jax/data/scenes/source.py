@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -18,11 +19,13 @@ from diffusion_jax.data.scenes.composing import (
     compose,
 )
 from diffusion_jax.data.scenes.graph import Requirement, Scene
-from diffusion_jax.data.scenes.painting import paint
+from diffusion_jax.data.scenes.painting import CONTROLS, control_picture, paint
 from diffusion_jax.data.scenes.prompts import PromptSuite
 from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, Colour, Density, Shape
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.errors import UserError
+from diffusion_jax.registry import unknown_name
+from diffusion_jax.specs import CONTROL, DataSpec
 
 VERSION = 1
 """Of the generator: another version, other bytes; part of the fingerprint."""
@@ -49,7 +52,10 @@ class SceneSource:
         """
         arrangement, captions = self._made(indices)
         images = paint(arrangement)
-        return [{"image": image, "text": text} for image, (_, text, _) in zip(images, captions, strict=True)]
+        return [self._example(image, *made) for image, made in zip(images, captions, strict=True)]
+
+    def _example(self, image: np.ndarray, scene: Scene, text: str, _: Requirement) -> Example:
+        return {"image": image, "text": text}
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
         """The captions alone; nothing is painted."""
@@ -73,6 +79,16 @@ class SceneSource:
         return arrangement, captions
 
 
+@dataclasses.dataclass(frozen=True)
+class SteeredSceneSource(SceneSource):
+    """The same with control pictures: {"control": uint8 [size, size, 3]} besides."""
+
+    control: str = "edges"
+
+    def _example(self, image: np.ndarray, scene: Scene, text: str, _: Requirement) -> Example:
+        return {"image": image, "text": text, CONTROL: control_picture(scene, self.control)}
+
+
 @datasets.register("scenes", example={"num_examples": 8, "num_test": 4, "size": 24})
 def open_scenes(
     *,
@@ -88,6 +104,7 @@ def open_scenes(
     num_examples: Count = 50_000,
     num_test: Count = 2_000,
     seed: int = 0,
+    control: Literal["none", "edges", "masks", "depth"] = "none",
 ) -> Dataset:
     """Coloured shapes on grey grounds, with captions; the arguments are those of `SceneOptions`.
 
@@ -103,6 +120,8 @@ def open_scenes(
       shapes, colours: names of those that there are.
       num_examples: examples of the split "train".
       num_test: examples of every other split.
+      control: pictures that steer, made exactly from each scene: "edges" of its objects, "masks" in colours by shape,
+        or "depth", the order in which objects are painted.
 
     Raises:
       UserError: see `SceneOptions`; or an unknown split.
@@ -120,13 +139,15 @@ def open_scenes(
         seed=seed,
     )
     check_split(options, split)
-    source = SceneSource(options, split)
+    if control not in ("none", *CONTROLS):
+        raise UserError(unknown_name("kind of control picture", str(control), ["none", *CONTROLS]))
+    source = SceneSource(options, split) if control == "none" else SteeredSceneSource(options, split, control)
     info = DatasetInfo(
         name="scenes",
         split=split,
         num_examples=len(source),
         spec=DataSpec(kind="pixels", shape=(size, size, 3)),
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
-        fields=("text",),
+        fields=("text",) if control == "none" else ("text", CONTROL),
     )
     return Dataset(info=info, source=source, prompts=PromptSuite(options))
