@@ -59,6 +59,7 @@ setup(
         "scikit-learn",
         "scipy",
         "matplotlib",
+        "fonttools",
         "diffrax>=0.7.2",
         "safetensors>=0.6",
         "ml_dtypes",
@@ -71,6 +72,8 @@ setup(
         "ray": ["ray>=2.50"],
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
+        "emoji": ["resvg-py>=0.5"],
+        "judges": ["rapidocr>=3.8", "onnxruntime>=1.20"],
         "dev": ["pytest>=9", "pytest-xdist", "ruff", "gcsfs", "gcp-storage-emulator"],
     },
 )

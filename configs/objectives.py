@@ -6,9 +6,14 @@ learn from a trained network name its run:
     python -m experiments.train --config=configs/digits_unet.py:objective=meanflow --workdir=runs/meanflow
     python -m experiments.train --config=configs/digits_unet.py:objective=consistency_distillation \
         --workdir=runs/consistency --config.teacher.workdir=runs/digits
+
+`student` is what the configs in configs/distill/ start from: few-step students of any trained run, which take its data,
+first stage, network, conditions and process.
 """
 
 from ml_collections import ConfigDict
+
+from configs.base import runner
 
 # Fields by which an objective's recipe differs from the quickstart's; a name without a dot replaces the whole group,
 # and None leaves out a group that the objective does not read.
@@ -155,8 +160,34 @@ RECIPES = {
         "sampling.sampler": dict(name="discrete_flow_euler"),
     },
 }
+# They skip along the flow of the quickstart's network, on its schedule.
+RECIPES["lcm"] = {
+    **NO_TIMES,
+    "objective": dict(name="lcm", solver_steps=18),
+    "sampling.sampler": dict(name="lcm"),
+    "sampling.grid": dict(name="trailing"),
+    "sampling.steps": 2,
+}
+RECIPES["tcd"] = {
+    **RECIPES["lcm"],
+    "objective": dict(name="tcd", solver_steps=18),
+    "sampling.sampler": dict(name="tcd"),
+}
+RECIPES["guidance_distillation"] = {
+    "objective": dict(name="guidance_distillation"),
+    "sampling.sampler": dict(name="heun"),
+}
+RECIPES["meanflow_distillation"] = {**RECIPES["meanflow"], "objective": dict(name="meanflow_distillation")}
+RECIPES["shortcut_distillation"] = {**RECIPES["shortcut"], "objective": dict(name="shortcut_distillation")}
+RECIPES["dmd"] = {
+    **NO_TIMES,
+    "objective": dict(name="dmd", num_steps=2, prediction=dict(name="edm", sigma_data=0.5)),
+    "sampling.sampler": dict(name="lcm"),
+    "sampling.grid": dict(name="uniform"),
+    "sampling.steps": 2,
+}
 # These learn from the quickstart's network on another schedule, from which they can not start.
-for _name in ("reflow", "scd"):
+for _name in ("reflow", "scd", "meanflow_distillation", "shortcut_distillation"):
     RECIPES[_name]["teacher.initialize"] = False
 
 
@@ -177,4 +208,24 @@ def with_objective(config: ConfigDict, argument: str) -> ConfigDict:
             del config[group]
         else:
             config[group] = ConfigDict(value)
+    return config
+
+
+def student(**objective: object) -> ConfigDict:
+    """A student of the run that `teacher.workdir` names, with this objective: it starts from the teacher's weights.
+
+    The teacher is guided with a scale from 2 to 5, which the student is told: `sampling.guidance.scale` chooses one.
+    """
+    config = runner()
+    config.update(
+        model=dict(guidance_channels=64),
+        objective=objective,
+        train=dict(steps=3_000, batch_size=32),
+        optimizer=dict(name="adam", learning_rate=5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0, warmup_steps=100),
+        ema=dict(half_lives=(10_000,)),
+        sampling=dict(sampler=dict(name="ddim"), steps=4, grid=dict(name="trailing"), guidance=dict(scale=3.0)),
+        log=dict(every=50, validate_every=1_000, sample_every=1_000, num_samples=32),
+        checkpoint=dict(every=500),
+    )
+    config.teacher.update(inherit=True, guidance_scale=(2.0, 5.0))
     return config

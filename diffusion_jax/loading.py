@@ -40,7 +40,12 @@ from diffusion_jax.training import OBJECTIVE, Checkpointer
 
 
 def load_model(
-    path: Path | str, *, step: int | None = None, average: str = "", dtype: DTypeLike = jnp.float32
+    path: Path | str,
+    *,
+    step: int | None = None,
+    average: str = "",
+    dtype: DTypeLike = jnp.float32,
+    image_size: int | None = None,
 ) -> tuple[Model, Params]:
     """A model and its parameters.
 
@@ -52,6 +57,8 @@ def load_model(
       average: of a run, which average of the parameters, such as "half_life_10000", or "params" for the parameters
         themselves; by default the first average.
       dtype: of published weights, what the network's activations are computed in.
+      image_size: of a published pipeline whose network names no size of its own (Flux), the side of the pictures in
+        pixels; by default 1024.
 
     Raises:
       UserError: nothing there, a part or a file that can not be read, or an option that has no meaning there.
@@ -65,7 +72,7 @@ def load_model(
         raise UserError(f"{path} is no run: step and average have no meaning there, leave them out")
     if (path / WEIGHTS).is_file() and (path / ABOUT).is_file():
         return read_model(path)
-    return _published(path, dtype)
+    return _published(path, dtype, image_size)
 
 
 def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
@@ -84,9 +91,11 @@ def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
     return model, {**{name: group for name, group in trained.items() if name != OBJECTIVE}, **frozen}
 
 
-def load_base(path: Path | str, *, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
+def load_base(
+    path: Path | str, *, dtype: DTypeLike = jnp.float32, image_size: int | None = None
+) -> tuple[Model, Params]:
     """A model to start from, as `load_model` reads it; adapters that it has are added to its parameters."""
-    model, params = load_model(path, dtype=dtype)
+    model, params = load_model(path, dtype=dtype, image_size=image_size)
     if not model.adapters:
         return model, params
     owns = within(ADAPTERS, params)
@@ -156,10 +165,10 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _published(path: Path, dtype: DTypeLike) -> tuple[Model, Params]:
+def _published(path: Path, dtype: DTypeLike, image_size: int | None) -> tuple[Model, Params]:
     index = path / INDEX
     if index.is_file() and read_json(index).get("_class_name") in FAMILIES:
-        return read_published(path, dtype)
+        return read_published(path, dtype, image_size=image_size)
     located = weights.locate(path) if path.is_dir() else None
     if located is None or located.config is None:
         raise UserError(

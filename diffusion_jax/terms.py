@@ -141,6 +141,7 @@ TERMS: Mapping[str, str] = {
     "time grid.b": "second parameter of the beta distribution",
     "time grid.base": "the grid that is changed",
     "time grid.shift": "factor of t / (1 - t)",
+    "time sampler.shift": "factor of t / (1 - t), for larger images",
     "top": "share of the chain at which the grid begins",
 }
 

@@ -113,9 +113,12 @@ def main(argv: Sequence[str]) -> int:
             train_base(directory, ablation.base)
         groups = populations({name: cells[0].training_config for name, cells in open_.items()}, POPULATION.value)
         has_base = ablation.base is not None
-        jobs = [job(directory, {name: open_[name][0] for name in names}, has_base) for names in groups]
-        for _ in launcher(directory).run(jobs):
-            write_reports(ablation, directory)
+        teachers = {cell.taught_by for cell in ablation.cells}
+        for first in (True, False):  # whoever teaches comes before its students
+            wave = [names for names in groups if (names[0] in teachers) == first]
+            jobs = [job(directory, {name: open_[name][0] for name in names}, has_base) for names in wave]
+            for _ in launcher(directory).run(jobs):
+                write_reports(ablation, directory)
         print(f"report: {write_reports(ablation, directory)}", flush=True)
         if PAGE.value:
             print(f"page: {write_page(ablation, directory, Path(PAGE.value))}", flush=True)
@@ -187,6 +190,8 @@ def job(directory: Path, group: dict[str, Cell], has_base: bool) -> Job:
         home.mkdir(parents=True, exist_ok=True)
         file, config = home.with_suffix(".json"), cell.training_config
         config = started(directory, config) if has_base else config
+        if cell.taught_by:
+            config.teacher.workdir = str((directory / "trainings" / cell.taught_by).absolute())
         replace_file(file, json.dumps(workdir.to_json(config), indent=2).encode())
         if not (home / workdir.FINISHED).exists():
             members.append(f"--member={file}={home}")

@@ -8,6 +8,8 @@
     python -m experiments.convert --source=runs/dit --target=weights.safetensors --format=dit    # a run's average, out
     python -m experiments.convert --source=runs/dit --target=folder --format=diffusers_dit       # a folder of diffusers
     python -m experiments.convert --source=stable-diffusion-v1-5 --target=models/sd15   # a text-to-image pipeline
+    python -m experiments.convert --source=v1-5-pruned.safetensors --target=models/sd15 --model_config=FOLDER
+    python -m experiments.convert --source=models/sd15 --target=sd15.safetensors        # one file, authors' names
     python -m experiments.convert --source=runs/style --target=style.safetensors       # an adapter's run
     python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
 
@@ -30,6 +32,7 @@ TARGET = FLAGS.path("target", None, "a new workdir; of a run, a .safetensors fil
 FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
 ENTRY = FLAGS.string("entry", None, "which weights of a file that has several, as ema or model; a wrong one lists them")
 EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
+MODEL_CONFIG = FLAGS.path("model_config", None, "of a whole model in one file: a folder of the same model")
 cli.begin(FLAGS)
 
 import json
@@ -50,6 +53,7 @@ from diffusion_jax.pipelines.adapting import targets_of_model
 from diffusion_jax.pipelines.embeddings import write_word
 from diffusion_jax.pipelines.model import save_as
 from diffusion_jax.pipelines.parts import INDEX, NETWORKS, read_parts
+from diffusion_jax.pipelines.single_file import is_single_file, read_single_file, write_single_file
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import ADAPTERS, NETWORK, within
 from diffusion_jax.weights.components import COMPONENTS
@@ -71,12 +75,15 @@ def main(argv: Sequence[str]) -> None:
     if (source / "data.json").is_file() and (source / "config.json").is_file():
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         export(source, target)
-    elif target.suffix == ".safetensors":
-        raise UserError(f"--source: {source} is no workdir of a run, and a file is written of a run alone")
-    elif is_text_to_image(source):
+    elif is_text_to_image(source) or (CONFIG.value is None and is_single_file(source)):
         given = {"config": CONFIG.value, "format": FORMAT.value, "entry": ENTRY.value, "ema": EMA.value}
         _unused("a text-to-image pipeline is read", **given)
         convert_pipeline(source, target)
+    elif target.suffix == ".safetensors":
+        raise UserError(
+            f"--source: {source} is neither the workdir of a run nor a text-to-image pipeline, and files are written "
+            "of these alone"
+        )
     else:
         _unused("weights of others are read", ema=EMA.value)
         convert(source, target)
@@ -98,16 +105,26 @@ def is_text_to_image(source: Path) -> bool:
 
 
 def convert_pipeline(source: Path, target: Path) -> None:
-    """A pipeline as a folder of its own, every tensor of which has been read and held against its network."""
+    """A pipeline as a folder or a file of its own, every tensor of which has been read and held against its network."""
     if target.exists():
-        raise UserError(f"--target={target} is there already: give a new folder")
+        raise UserError(f"--target={target} is there already: give a new folder or file")
     cli.writable_directory(target.parent)
-    parts = read_parts(source)
-    parts.save(target)
+    if source.is_dir():
+        _unused("a folder is read", model_config=MODEL_CONFIG.value)
+        parts, notes = read_parts(source), ()
+    else:
+        parts, notes = read_single_file(source, config=MODEL_CONFIG.value)
+    for note in notes:
+        print(f"note: {note}")
     count = sum(sum(leaf.size for leaf in jax.tree.leaves(part.params)) for part in parts.models.values())
-    print(f"{len(parts.models)} networks of {count:,} parameters: {target}")
+    what = f"{len(parts.models)} networks of {count:,} parameters"
+    if target.suffix == ".safetensors":
+        print(f"{what}, in the layout of {write_single_file(parts, target)}: {target}")
+        return
+    parts.save(target)
+    print(f"{what}: {target}")
     print(cli.spoken(f'draw with it:    python -m experiments.generate --model={target} --prompt="..."'))
-    print(f"train from it:   --config=configs/finetune/sd15.py --config.init.folder={target}")
+    print(f"train from it:   a config of configs/finetune/, such as sd15.py, with --config.init.folder={target}")
 
 
 def export(source: Path, target: Path) -> None:

@@ -6,21 +6,36 @@
     python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
+    python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --mask=m.png --out=b.png
+    python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --expand=0,0,12,0
+    python -m experiments.generate --workdir=runs/edits --image=a.png --instruction="make the star green"
 
-FOLDER is a pipeline as diffusers writes it (model_index.json). Writes a PNG file of each picture, with what it was made
-from in its text "parameters", and grid.png. Picture k of a prompt depends on the seed and k, and on no other prompt.
+FOLDER is a pipeline as diffusers writes it (model_index.json), or one .safetensors file in its authors' key layout, for
+which --model_config says the folder of its sizes and tokenizers, where it does not lie in one. Writes a PNG file of
+each picture, with what it was made from in its text "parameters", and grid.png; --out=b.png writes one picture alone.
+Picture k of a prompt depends on the seed and k, and on no other prompt. A picture of any size may have a hole: the run
+is shown a part of it, and outside the mask the result has the bytes of the picture. --expand gives the pixels to add on
+the left, top, right and bottom.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-MODEL = FLAGS.path("model", None, "folder of a published pipeline")
+MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
+MODEL_CONFIG = FLAGS.path("model_config", None, "of one file: a folder of the same model, with sizes and tokenizers")
 WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
 PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
+INSTRUCTION = FLAGS.string(
+    "instruction", None, "in place of a prompt, what to do with --image, in words", allowed="a text"
+)
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
 IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
-MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
+MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
+EXPAND = FLAGS.strings(
+    "expand", None, "pixels to draw around the picture, by a run: left,top,right,bottom",
+    check=cli.number_text(0, 2**12), allowed="four numbers of pixels with commas between them",
+)  # fmt: skip
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
 CONTROL = FLAGS.repeated(
     "control",
@@ -45,11 +60,12 @@ HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was tr
 WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
 DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
-OUT = FLAGS.path("out", "pictures", "folder to write into")
+OUT = FLAGS.path("out", "pictures", "folder to write into, or for one picture a .png file")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
 import io
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,18 +74,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from diffusion_jax import loading, parallel, tasks
+from diffusion_jax import parallel
+from diffusion_jax.data.canvas import blended, resized
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, replace_file
 from diffusion_jax.pipelines import Pipeline
+from diffusion_jax.pipelines.single_file import is_single_file, read_single_file
+from experiments.building.checks import check_sampler
+from experiments.building.restoring import restore_params
+from experiments.evaluating import prompted
 from experiments.evaluating.asked import read_prompts
 from experiments.evaluating.pictures import save_grid
 from experiments.ground import workdir
 from experiments.ground.progress import ProgressBar
 
-_OF_MODELS = ("image", "mask", "strength", "control", "lora", "textual_inversion", "height", "width", "dtype")
+_OF_MODELS = ("control", "lora", "textual_inversion", "dtype", "model_config")
 _GRID = 64  # pictures that the grid shows
 
 
@@ -86,14 +108,22 @@ class Steps:
 def main(argv: Sequence[str]) -> None:
     if (MODEL.value is None) == (WORKDIR.value is None):
         raise UserError("give --model=FOLDER of a published pipeline, or --workdir=RUN of a run of your own")
-    prompts = read_prompts(PROMPT.value, PROMPTS.value)
-    if prompts is None:
-        raise UserError('give --prompt="..." or --prompts=FILE')
-    out = cli.writable_directory(OUT.value)
+    prompts = what_is_said()
+    out = Path(OUT.value)
+    alone = out.suffix.lower() == ".png"
+    if alone and len(prompts) * NUM_IMAGES.value > 1:
+        raise UserError(
+            f"--out={out} is one picture, and {len(prompts) * NUM_IMAGES.value} are asked for: name a folder"
+        )
+    cli.writable_directory(out.parent if alone else out)
     images, about = (of_model if MODEL.value else of_run)(prompts)
     if not parallel.is_primary():
         return
     each = NUM_IMAGES.value
+    if alone:
+        save_png(images[0], out, settings(prompts[0], 0, images[0], about))
+        print(f"picture in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
+        return
     for number, image in enumerate(images):
         prompt = prompts[number // each]
         save_png(image, out / f"{number:05d}.png", settings(prompt, number % each, image, about))
@@ -103,20 +133,48 @@ def main(argv: Sequence[str]) -> None:
     print(f"picture: {out / 'grid.png'}")
 
 
+def what_is_said() -> list[str]:
+    """The prompts, or the instruction.
+
+    Raises:
+      UserError: there are none, or an instruction without a picture, or beside what it is in the place of.
+    """
+    prompts, instruction = read_prompts(PROMPT.value, PROMPTS.value), INSTRUCTION.value
+    if instruction is None:
+        if prompts is None:
+            raise UserError('give --prompt="..." or --prompts=FILE')
+        return prompts
+    if prompts is not None:
+        raise UserError("--instruction says what to do with a picture and --prompt what to draw: give one of them")
+    if IMAGE.value is None:
+        raise UserError("--instruction is of a picture: give --image=... too")
+    for name in ("mask", "strength", "expand"):
+        if FLAGS[name] is not None:
+            raise UserError(f"--{name} and --instruction are two ways to change a picture: leave one of them out")
+    return [instruction]
+
+
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a published model, and what they were made with."""
+    if EXPAND.value:
+        raise UserError("--expand is of a run (--workdir): give a published model a larger --image and its --mask")
+    if MASK.value is not None and IMAGE.value is None:
+        raise UserError("--mask is of a picture: give --image=... too")
     controls = list(CONTROL.value)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else jnp.float32
     given = {"image": opened(IMAGE.value, "image"), "mask_image": opened(MASK.value, "mask")}
+    hole = None if MASK.value is None else prompted.read_hole(MASK.value, as_rgb(given["image"]))
     given |= {"strength": STRENGTH.value, "height": HEIGHT.value, "width": WIDTH.value}
     if controls:
         shown = [opened(picture, "control") for _, picture, _ in controls]
         given["control_image"] = shown if len(shown) > 1 else shown[0]
         scales = [scale for _, _, scale in controls]
         given["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
-    pipe = Pipeline.from_pretrained(
-        MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=[folder for folder, _, _ in controls] or None
-    )
+    pipe = opened_model(dtype, [folder for folder, _, _ in controls])
+    if INSTRUCTION.value is not None and not pipe.follows_instructions:
+        raise UserError(
+            f"{MODEL.value} does not edit by instruction: give --prompt with --image, and --strength or --mask"
+        )
     for file, word in WORDS.value:
         print(f"{file} is the word {pipe.load_textual_inversion(file, token=word)}")
     for number, (file, weight) in enumerate(LORA.value):
@@ -146,8 +204,30 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
             images += made.images
             on_step.before += steps
             bar.update(on_step.before)
+    if hole is not None:
+        images = [put_back(made, given["image"], hole) for made in images]
     return images, {"steps": steps, "sampler": SAMPLER.value or pipe.parts.scheduler.kind, "scale": scale,
                     "name": Path(expanded(MODEL.value)).name}  # fmt: skip
+
+
+def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
+    """The model of --model, a folder or a file."""
+    if not is_single_file(MODEL.value):
+        if MODEL_CONFIG.value is not None:
+            raise UserError(
+                f"--model_config is of a model in one file, and --model={MODEL.value} is none: leave it out"
+            )
+        return Pipeline.from_pretrained(
+            MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=list(controls) or None
+        )
+    if controls:
+        raise UserError(
+            "--control wants a model in a folder: python -m experiments.convert --source=FILE --target=FOLDER makes one"
+        )
+    parts, notes = read_single_file(MODEL.value, config=MODEL_CONFIG.value, dtype=dtype, scheduler=SAMPLER.value)
+    for note in notes:
+        print(f"note: {note}")
+    return Pipeline(parts)
 
 
 def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:
@@ -164,34 +244,58 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     for name in _OF_MODELS:
         if FLAGS[name]:
             raise UserError(f"--{name} is of published models (--model); for a run see experiments.sample")
-    sampling = workdir.read_config(WORKDIR.value).sampling
-    model, params = loading.load_model(WORKDIR.value)
-    if "text" not in {name for part in model.conditioning.parts for name in part.prepares}:
-        raise UserError(f"{WORKDIR.value} is told no text: draw its samples with experiments.sample")
-    guidance = sampling.guidance.to_dict()
-    if SCALE.value is not None:
-        guidance = {**guidance, "scale": SCALE.value}
-        guidance["name"] = "classifier_free" if guidance["name"] == "none" else guidance["name"]
-    steps, sampler = STEPS.value or sampling.steps, SAMPLER.value or sampling.sampler.to_dict()
-    made = tasks.generate(
-        model,
-        params,
-        {"text": [prompt for prompt in prompts for _ in range(NUM_IMAGES.value)]},
-        key=jax.random.key(SEED.value),
-        sampler=sampler,
-        steps=steps,
-        grid=sampling.grid.to_dict(),
-        guidance=guidance,
-        negative=None if NEGATIVE.value is None else {"text": NEGATIVE.value},
-        clip_x0=sampling.clip_x0,
-        batch_size=BATCH_SIZE.value,
+    if EXPAND.value and len(EXPAND.value) != 4:
+        raise UserError(f"--expand is left,top,right,bottom in pixels, four numbers and not {len(EXPAND.value)}")
+    workdir.read_config(WORKDIR.value)  # which registers the run's own parts
+    if SAMPLER.value:
+        check_sampler(SAMPLER.value)
+    experiment, params, _ = restore_params(WORKDIR.value)
+    (prompted.require_pictures if INSTRUCTION.value is None else prompted.require_editor)(experiment)
+    begun = prompted.Begun.read(
+        experiment.shown.spec.shape[-1],
+        IMAGE.value,
+        mask=MASK.value,
+        strength=STRENGTH.value,
+        expand=None if EXPAND.value is None else [int(pixels) for pixels in EXPAND.value],
     )
-    if made.dtype != np.uint8:
-        raise UserError(f"{WORKDIR.value} draws no pictures: use experiments.sample")
-    images = [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in made]
-    name = sampler if isinstance(sampler, str) else sampler["name"]
-    return images, {"steps": steps, "sampler": name, "scale": guidance["scale"],
-                    "name": Path(expanded(WORKDIR.value)).name}  # fmt: skip
+    size = {"height": HEIGHT.value, "width": WIDTH.value}
+    if parallel.is_primary():
+        for remark in prompted.remarks(experiment, [*prompts, NEGATIVE.value or ""], begun, size):
+            print(remark, file=sys.stderr, flush=True)
+    guidance = experiment.config.sampling.guidance
+    if SCALE.value is not None and guidance.name == "none":
+        experiment.config.sampling.guidance = ConfigDict({"name": "classifier_free", "scale": SCALE.value})
+    drawn, make = prompted.draw(
+        experiment,
+        params,
+        prompts,
+        each=NUM_IMAGES.value,
+        begun=begun,
+        seed=SEED.value,
+        batch_size=BATCH_SIZE.value,
+        sampler=SAMPLER.value,
+        steps=STEPS.value,
+        guidance_scale=SCALE.value,
+        negative=NEGATIVE.value,
+        **size,
+    )
+    images = [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in drawn]
+    return images, {"steps": make.grid.num_steps, "sampler": SAMPLER.value or experiment.config.sampling.sampler.name,
+                    "scale": make.guidance.scale, "name": Path(WORKDIR.value).name}  # fmt: skip
+
+
+def put_back(made: Image.Image, image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """What was drawn, in the hole of the picture, which keeps its size unless --height or --width ask for another."""
+    drawn, picture = as_rgb(made), as_rgb(image)
+    if HEIGHT.value is not None or WIDTH.value is not None:
+        height, width = drawn.shape[:2]
+        picture, mask = resized(picture, height, width), resized(mask[..., None], height, width)[..., 0]
+    return Image.fromarray(blended(picture, resized(drawn, *picture.shape[:2]), mask))
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """The bytes of a picture, [height, width, 3]."""
+    return np.asarray(image.convert("RGB"))
 
 
 def opened(path: str | None, flag: str) -> Image.Image | None:
@@ -225,6 +329,8 @@ def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]
     }
     if LORA.value:
         facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
+    if EXPAND.value:
+        facts["Expand"] = " ".join(EXPAND.value)
     if STRENGTH.value is not None:
         facts["Denoising strength"] = f"{STRENGTH.value:g}"
     if NUM_IMAGES.value > 1:

@@ -18,6 +18,7 @@ cli.begin(FLAGS)
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import count_flops, count_parameters, example_inputs, is_frozen, parameter_shapes
-from experiments.building.wiring import Experiment
+from experiments.building.kinds import plan_experiment
 from experiments.ground.config_files import require_clone
 from experiments.reports import fields_page
 from experiments.reports.tables import Table
@@ -40,7 +41,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if CONFIG.value is None:
         raise UserError("give --config=..., for example --config=configs/papers/dit_xl2_imagenet256.py")
-    network = Experiment.planned(CONFIG.value).network
+    experiment = plan_experiment(CONFIG.value)
+    network = experiment.network
+    for line in experiment.assumed:
+        print(f"note: {line}", file=sys.stderr)
     shapes = parameter_shapes(network)
     inputs = jax.eval_shape(lambda: example_inputs(network))
     flops = count_flops(lambda params, *args: network.apply({"params": params}, *args), shapes, *inputs)

@@ -83,6 +83,7 @@ from rich.console import Console
 from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.parallel.topology import CHIPS, number_of_slices, parse_topology
+from experiments.building.kinds import plan_experiment
 from experiments.ground import fields
 from experiments.reports.tables import Column, Table
 from experiments.running import planning
@@ -107,6 +108,8 @@ def main(argv: Sequence[str]) -> int:
     strategies = COMPARE.value or [STRATEGY.value or AS_CONFIGURED]
     for strategy in strategies:
         planning.configured(config, strategy)
+    for line in plan_experiment(config).assumed:
+        quiet.print(f"note: {line}", highlight=False)
     trained = [
         waiting(f"train step, {name}", lambda name=name: planning.train_plan(config, TOPOLOGY.value, name))
         for name in strategies

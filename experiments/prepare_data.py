@@ -8,6 +8,13 @@ Any name of TensorFlow Datasets, or "digits". "scenes", which needs no file, bec
 with its captions and graphs, for other programs. Running it again finds the data and changes nothing; of several at
 once one prepares the data, and the others wait for it.
 
+"emoji" (three styles, captions in English; "emoji/64_de" at 64 pixels in German) and "glyphs" (the fonts that words are
+drawn in) are made from packages of the npm registry, which are fetched once and checked by their hash; where that does
+not work --package_dir names a folder with their archives:
+
+    python -m experiments.prepare_data --dataset=emoji
+    python -m experiments.prepare_data --dataset=glyphs --package_dir=/path/to/archives
+
 Text becomes tokens. A file is one document, each line's "text" in a .jsonl; either may be gzipped. Without a
 tokenizer's file tokens are bytes:
 
@@ -18,7 +25,7 @@ tokenizer's file tokens are bytes:
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config if it has any (lsun/bedroom), or digits, text")
+DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config (lsun/bedroom), or digits, emoji, glyphs, text")
 DATA_DIR = FLAGS.path("data_dir", None, "directory of TFDS; by default $TFDS_DATA_DIR, else ./data")
 IDX_DIR = FLAGS.path("idx_dir", None, "directory of local idx .gz files, for mnist, fashion_mnist, kmnist")
 CORPUS = FLAGS.string("corpus", None, "of a text: its name, as data.options.corpus will say")
@@ -36,12 +43,18 @@ END = FLAGS.string(
     allowed="a token of the tokenizer",
 )
 MANUAL_DIR = FLAGS.path("manual_dir", None, "directory of archives that TFDS cannot download by itself")
+PACKAGE_DIR = FLAGS.path("package_dir", None, "folder with the packages' archives, for emoji and glyphs")
 cli.begin(FLAGS)
 
+from collections.abc import Iterable
+
 from diffusion_jax import data
-from diffusion_jax.data import text
+from diffusion_jax.data import emoji, glyphs, text
+from diffusion_jax.data.packages import Package
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
+
+OF_PACKAGES = ("emoji", "glyphs")
 
 
 def main(argv: list[str]) -> None:
@@ -54,16 +67,43 @@ def main(argv: list[str]) -> None:
         if flag.present:
             what = "is not of a text" if is_text else "is of --dataset=text only"
             raise UserError(f"--{flag.name} {what}: leave it out")
+    base = DATASET.value.split("/")[0]
+    if PACKAGE_DIR.present and base not in OF_PACKAGES:
+        raise UserError(f"--package_dir is of --dataset={' and '.join(OF_PACKAGES)} only: leave it out")
     if is_text:
         return prepare_text(data_dir)
+    if base == "glyphs":
+        return prepare_glyphs(data_dir)
     if DATASET.value in ("folder", "scenes", "synthetic_latents") or DATASET.value.startswith("folder:"):
         files = "; as files for other programs it is scenes/24, scenes/32, scenes/48 or scenes/64"
         raise UserError(f"dataset {DATASET.value!r} needs no preparation{files if DATASET.value == 'scenes' else ''}")
     from diffusion_jax.data import builders  # imports TFDS
 
-    prepared = builders.prepare(DATASET.value, data_dir, idx_dir=IDX_DIR.value, manual_dir=MANUAL_DIR.value)
+    directories = {"idx_dir": IDX_DIR.value, "manual_dir": MANUAL_DIR.value, "package_dir": PACKAGE_DIR.value}
+    prepared = builders.prepare(DATASET.value, data_dir, **directories)
     splits = ", ".join(f"{split}: {number} examples" for split, number in prepared.num_examples.items())
     print(f"{DATASET.value} {'is already' if prepared.was_there else 'is now'} in {prepared.directory} ({splits})")
+    if base == "emoji":
+        print(licences(emoji.PACKAGES))
+
+
+def prepare_glyphs(data_dir: str) -> None:
+    """The fonts of the data set "glyphs", whose pictures are drawn when they are read."""
+    if DATASET.value != "glyphs":
+        raise UserError(f"dataset {DATASET.value!r} has no configs: prepare 'glyphs'; data.options.size is of a run")
+    for flag in (IDX_DIR, MANUAL_DIR):
+        if flag.present:
+            raise UserError(f"--{flag.name} is not of glyphs: leave it out")
+    prepared = glyphs.prepare_fonts(data_dir, PACKAGE_DIR.value)
+    held_out = sum(family.held_out for family in glyphs.FETCHED)
+    families = f"{len(glyphs.FETCHED)} font families, {held_out} of them held out"
+    print(f"glyphs {'is already' if prepared.was_there else 'is now'} in {prepared.directory} ({families})")
+    print(licences(prepared.packages))
+
+
+def licences(packages: Iterable[Package]) -> str:
+    """One line on what data is made of, and who may use it how."""
+    return f"made of {', '.join(f'{package} ({package.licence})' for package in packages)}"
 
 
 def prepare_text(data_dir: str) -> None:

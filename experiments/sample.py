@@ -122,6 +122,10 @@ def require_own_flags() -> None:
             raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")
     if ANIMATE.value and (TASK.value != "sample" or LATENTS.value):
         raise UserError("--animate shows samples that are drawn from noise; leave it out here")
+    if TASK.value != "sample" or LATENTS.value:
+        for name in ("prompt", "prompts"):
+            if FLAGS[name] is not None:
+                raise UserError(f"--{name} is of samples that are drawn from noise; experiments.generate takes both")
     if STRENGTH.value == 0:
         raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
     if TASK.value == "sample" and LATENTS.value and LABELS.value:
@@ -243,6 +247,7 @@ def generator(
         negative=NEGATIVE.value,
         batch_size=min(BATCH_SIZE.value or experiment.config.sampling.batch_size, number),
         task=task,
+        model=None if task is None else experiment.picture_model(),
     )
 
 

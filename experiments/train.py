@@ -33,18 +33,20 @@ cli.begin(FLAGS)
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import replace_file
+from diffusion_jax.objectives import with_copies
+from diffusion_jax.systems import NETWORK
 from experiments.building import conditions
 from experiments.building.kinds import open_experiment
 from experiments.building.restoring import describe_run, open_checkpoints, restore_params, whole_one
@@ -236,21 +238,45 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
     if not spec.initialize:
         return state
     own = {name: value for name, value in state.params.items() if name != training.OBJECTIVE}
-    shapes, theirs = (jax.tree.map(jnp.shape, {name: tree.get(name) for name in own}) for tree in (own, params))
-    if shapes != theirs:
-        here, there = (set(flatten_dict(tree, sep="/").items()) for tree in (shapes, theirs))
-        different = sorted({name for name, _ in here ^ there})
-        raise UserError(
-            f"teacher.initialize: the network is not that of {spec.workdir}; {len(different)} parameters differ, "
-            f"among them {', '.join(different[:4])}; "
-            "give it the same model, or set teacher.initialize=False"
-        )
+    fresh = only_here(own, {name: params.get(name) for name in own}, spec.workdir)
+    if fresh and parallel.is_primary():
+        names = ", ".join("/".join(path) for path in fresh)
+        print(f"note: the network of {spec.workdir} has no {names}: they begin as in a fresh network", flush=True)
 
     def started(tree: Any) -> Any:
-        return tree if tree is None else {**tree, **placed({name: tree[name] for name in own})}
+        if tree is None:
+            return None
+        flat, theirs = (flatten_dict({name: one[name] for name in own}) for one in (tree, params))
+        found = {
+            path: jax.device_put(jnp.array(old if path in fresh else theirs[path], copy=True), old.sharding)
+            for path, old in flat.items()
+        }
+        found = {**tree, **unflatten_dict(found)}
+        loss = with_copies(experiment.objective, tree.get(training.OBJECTIVE), found.get(NETWORK))
+        return found if loss is None else {**found, training.OBJECTIVE: loss}
 
     ema = {name: started(average) for name, average in state.ema.items()}
     return state.replace(params=started(state.params), ema=ema, target=started(state.target))
+
+
+def only_here(own: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], ...]:
+    """The paths of the parameters that a student has and its teacher has not: layers for what it is told besides.
+
+    Raises:
+      UserError: any other difference.
+    """
+    here, there = (flatten_dict(jax.tree.map(jnp.shape, tree), keep_empty_nodes=True) for tree in (own, theirs))
+    fresh = {path for path in set(here) - set(there) if theirs[path[0]] is not None}
+    different = sorted(
+        {"/".join(path) for path, _ in here.items() ^ there.items()} - {"/".join(path) for path in fresh}
+    )
+    if different:
+        raise UserError(
+            f"teacher.initialize: the network is not that of {where}; {len(different)} parameters differ, "
+            f"among them {', '.join(different[:4])}; "
+            "give it the same model, or set teacher.initialize=False"
+        )
+    return tuple(sorted(fresh))
 
 
 def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: int) -> bool:

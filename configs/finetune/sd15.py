@@ -24,7 +24,7 @@ from configs.base import runner
 
 def get_config() -> ConfigDict:
     config = runner()
-    config.init.folder = "models/sd15"
+    config.init.update(folder="models/sd15", published="sd15")
     config.update(
         data=dict(dataset="folder:data/pictures", image_size=512, crop="adm", num_workers=8),
         time_sampler=dict(name="discrete_uniform", num_steps=1000),

@@ -1,19 +1,26 @@
 """From the raw fields of a batch to what a network is told: labels, numbers, texts, and what more is registered."""
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
+from diffusion_jax.conditioning.guidance import GuidanceScale
 from diffusion_jax.conditioning.label import Label
 from diffusion_jax.conditioning.numbers import Numbers
+from diffusion_jax.conditioning.pictures import PICTURES, BesidePicture, Hole, Source
 from diffusion_jax.conditioning.published import PublishedText
 from diffusion_jax.conditioning.text import Text
 
 __all__ = [
     "CONDITIONERS",
+    "PICTURES",
+    "BesidePicture",
     "Conditioner",
     "Conditioning",
     "Conditions",
+    "GuidanceScale",
+    "Hole",
     "Label",
     "Numbers",
     "PublishedText",
+    "Source",
     "Text",
     "with_masks",
 ]

@@ -72,6 +72,10 @@ class Conditioner:
         """
         return []
 
+    def beside(self, shape: tuple[int, ...]) -> "Conditioner":
+        """The same beside examples of this shape, where it depends on that."""
+        return self
+
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         """Parameters of its own; None where it has none."""
         return None
@@ -170,6 +174,15 @@ class Conditioning:
     def __call__(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
         """The slots of `size` examples, from the raw fields of their batch."""
         return {k: v for part in self.parts for k, v in part(self._own(params, part), batch, size).items()}
+
+    def beside(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
+        """The slots of those parts all of whose fields this batch has."""
+        return {
+            name: value
+            for part in self.parts
+            if part.fields and set(part.fields) <= set(batch)
+            for name, value in part(self._own(params, part), batch, size).items()
+        }
 
     def null(self, params: Mapping[str, PyTree], size: int) -> Conditions:
         """The slots where nothing is asked or known."""

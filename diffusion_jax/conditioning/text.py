@@ -2,6 +2,7 @@
 
     "a red star"  --prepare-->  text_tokens, text_mask  --encoder-->  context [batch, length, width] with its mask,
                                                                       pooled [batch, width]
+    'the word "ab7"'  --prepare-->  text_canvas  -->  canvas [batch, size, size, 1], its letters (`data.glyphs.canvas`)
 
 The null text is "": it says nothing, and is encoded as every other text. A prompt that is empty is the null condition
 to the bit, because its rows are those of the null text and no other computation of the same.
@@ -17,18 +18,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
+from diffusion_jax.data.glyphs import canvases
 from diffusion_jax.data.prompts import TOKENIZERS, PromptTokenizer
 from diffusion_jax.domains import Bounds
 from diffusion_jax.models.encoders import TEXT_ENCODERS, Encoder, encode, init_encoder
 from diffusion_jax.specs import ConditionSpec
 
+CanvasSide = Annotated[int, Bounds(low=0, high=2**12)]
 _SHOWN = 8  # unknown words that are named
 Spec = str | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Conditioner):
-    """A caption or prompt of each example: the slot "context" with its mask and, where asked, "pooled".
+    """A caption or prompt of each example: the slot "context" with its mask and, where asked, "pooled" and "canvas".
 
     Attributes:
       tokenizer: text to numbers.
@@ -36,6 +39,8 @@ class Text(Conditioner):
       length: tokens of a text, its frame among them; what is longer is cut.
       pooled: whether the slot "pooled" is filled.
       dropout: share of examples that lose their text alone in training, beside those that lose all that is asked.
+      canvas: side in pixels of a picture of the letters in quotation marks, the slot "canvas"; 0: there is none.
+      data_dir: where the fonts of a canvas lie; None takes the data's default directory. No part of what the model is.
     """
 
     tokenizer: PromptTokenizer
@@ -43,13 +48,16 @@ class Text(Conditioner):
     length: int
     pooled: bool = True
     dropout: float = 0.0
+    canvas: int = 0
+    data_dir: str | None = dataclasses.field(default=None, compare=False, metadata={"described": False})
 
     def __post_init__(self):
         self.tokenizer.rows([""], self.length)  # its error says that the frame does not fit
 
     @property
     def fields(self) -> Mapping[str, Form]:
-        return {"text_tokens": ((self.length,), "int32"), "text_mask": ((self.length,), "bool")}
+        drawn = {"text_canvas": ((self.canvas, self.canvas, 1), "uint8")} if self.canvas else {}
+        return {"text_tokens": ((self.length,), "int32"), "text_mask": ((self.length,), "bool"), **drawn}
 
     @property
     def prepares(self) -> tuple[str, ...]:
@@ -59,7 +67,8 @@ class Text(Conditioner):
     def gives(self) -> Mapping[str, ConditionSpec]:
         width = self.encoder.channels
         pooled = {"pooled": ConditionSpec(shape=(width,))} if self.pooled else {}
-        return {"context": ConditionSpec(shape=(None, width)), **pooled}
+        drawn = {"canvas": ConditionSpec(shape=(self.canvas, self.canvas, 1))} if self.canvas else {}
+        return {"context": ConditionSpec(shape=(None, width)), **pooled, **drawn}
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -69,9 +78,14 @@ class Text(Conditioner):
         return init_encoder(self.encoder, key)
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Tokens and mask of each text."""
+        """Tokens and mask of each text, and its canvas.
+
+        Raises:
+          UserError: as of the tokenizer, and of `canvases`.
+        """
         tokens, mask = self.tokenizer.rows(raw["text"], self.length)
-        return {"text_tokens": tokens, "text_mask": mask}
+        drawn = {"text_canvas": canvases(raw["text"], self.canvas, self.data_dir)} if self.canvas else {}
+        return {"text_tokens": tokens, "text_mask": mask, **drawn}
 
     def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
         tokens, mask = self.field(batch, "text_tokens"), self.field(batch, "text_mask")
@@ -80,13 +94,18 @@ class Text(Conditioner):
         empty = jnp.all(jnp.where(empty_mask, tokens, 0) == np.where(empty_mask, empty_tokens, 0), axis=1)
         empty &= jnp.all(mask == empty_mask, axis=1)
         null = self.null(params, size)
-        return {
+        slots = {
             name: jnp.where(empty.reshape(-1, *(1,) * (value.ndim - 1)), null[name], value)
             for name, value in found.items()
         }
+        if self.canvas:
+            slots["canvas"] = self.field(batch, "text_canvas").astype(jnp.float32) / 255  # of the empty text zeros
+        return slots
 
     def null(self, params: PyTree, size: int) -> Conditions:
         slots = self._slots(params, *map(jnp.asarray, self.tokenizer.rows([""], self.length)))
+        if self.canvas:
+            slots["canvas"] = jnp.zeros((1, self.canvas, self.canvas, 1), jnp.float32)
         return {name: jnp.broadcast_to(value, (size, *value.shape[1:])) for name, value in slots.items()}
 
     def _slots(self, params: PyTree, tokens: Array, mask: Array) -> Conditions:
@@ -136,11 +155,14 @@ def text(
     length: Annotated[int, Bounds(low=1, high=2**14)] = 64,
     pooled: bool = True,
     dropout: float = 0.0,
+    canvas: CanvasSide = 0,
     dtype: DTypeLike = jnp.float32,
+    data_dir: str | None = None,
 ) -> Text:
     """Captions of the data, and prompts; tokenizer and encoder by name, {"name": ..., **arguments}, or as objects."""
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = TOKENIZERS.build(tokenizer)
     if not isinstance(encoder, Encoder):
         encoder = TEXT_ENCODERS.build(encoder, vocabulary=tokenizer.size, dtype=dtype)
-    return Text(tokenizer=tokenizer, encoder=encoder, length=length, pooled=pooled, dropout=dropout)
+    given = {"length": length, "pooled": pooled, "dropout": dropout, "canvas": canvas, "data_dir": data_dir}
+    return Text(tokenizer=tokenizer, encoder=encoder, **given)

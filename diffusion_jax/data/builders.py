@@ -1,8 +1,8 @@
 """TFDS builders that need neither a network nor TensorFlow, and the preparation of any data set as array_record.
 
 `Digits`: the 1797 real 8x8 pictures of handwritten digits that scikit-learn carries. `Scenes`: made-up pictures with
-captions, for programs that read files. `idx_builder`: TFDS's own `mnist`, `fashion_mnist` and `kmnist` from local files
-in LeCun's idx format.
+captions, for programs that read files. `Emoji`: pictures with captions, of packages that are fetched. `idx_builder`:
+TFDS's own `mnist`, `fashion_mnist` and `kmnist` from local files in LeCun's idx format.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from diffusion_jax.data import scenes, tfds_source
+from diffusion_jax.data.emoji_builder import Emoji
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, locked, private_directory, regular_file
 
@@ -189,17 +190,24 @@ class Prepared:
 
 
 def prepare(
-    name: str, data_dir: str, *, idx_dir: str | None = None, manual_dir: str | None = None, progress: bool = True
+    name: str,
+    data_dir: str,
+    *,
+    idx_dir: str | None = None,
+    manual_dir: str | None = None,
+    package_dir: str | None = None,
+    progress: bool = True,
 ) -> Prepared:
     """Bring a TFDS data set into `data_dir` as array_record files; nothing is done if it is there.
 
     Any number of processes may do so at once: one prepares it, the others wait and find it.
 
     Args:
-      name: any TFDS name, or "digits", or "scenes/32" (24, 48, 64).
+      name: any TFDS name, or "digits", or "scenes/32" (24, 48, 64), or "emoji/32" (64, 128; "emoji/32_de").
       data_dir: TFDS directory.
       idx_dir: for mnist, fashion_mnist and kmnist: directory of the four local idx .gz files.
       manual_dir: for data that TFDS cannot download (imagenet2012): where you put the archives.
+      package_dir: for emoji: a folder with the archives of its packages, in place of fetching them.
       progress: whether to show TFDS's progress bars.
 
     Raises:
@@ -213,14 +221,22 @@ def prepare(
             builder = tfds_source.get_builder(name, data_dir)  # another process may have brought it meanwhile
             was_there = tfds_source.is_prepared(builder)
             if not was_there:
-                _bring(builder.name, name, data_dir, idx_dir, manual_dir, progress)
+                _bring(builder.name, name, data_dir, idx_dir, manual_dir, package_dir, progress)
     builder = tfds_source.get_builder(name, data_dir)
     tfds_source.require_prepared(name, builder, data_dir)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     return Prepared(str(builder.data_dir), splits, was_there)
 
 
-def _bring(base: str, name: str, data_dir: str, idx_dir: str | None, manual_dir: str | None, progress: bool) -> None:
+def _bring(
+    base: str,
+    name: str,
+    data_dir: str,
+    idx_dir: str | None,
+    manual_dir: str | None,
+    package_dir: str | None,
+    progress: bool,
+) -> None:
     """Prepare what is not there, by the way that this data set has."""
     if base == "digits":
         prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
@@ -228,6 +244,10 @@ def _bring(base: str, name: str, data_dir: str, idx_dir: str | None, manual_dir:
         config = tfds_source.get_builder(name, data_dir).builder_config.name
         arguments = {"config": config, "file_format": "array_record"}
         prepare_atomically(lambda staging: Scenes(data_dir=staging, **arguments), data_dir, progress)
+    elif base == "emoji":
+        config = tfds_source.get_builder(name, data_dir).builder_config.name
+        arguments = {"config": config, "file_format": "array_record", "package_dir": package_dir}
+        prepare_atomically(lambda staging: Emoji(data_dir=staging, **arguments), data_dir, progress)
     elif base in IDX_NAMES and (idx_dir or not _has_tensorflow()):
         found = find_idx_dir(base, idx_dir)
         prepare_atomically(lambda staging: idx_builder(base, found, staging), data_dir, progress)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
-ORDER, FLIP, AUGMENT = 0, 1, 2  # streams of (seed, stream, position)
+ORDER, FLIP, AUGMENT, HOLES = 0, 1, 2, 3  # streams of (seed, stream, position)
 _WORDS_PER_BLOCK = 4  # of Philox 4x64
 
 
@@ -49,3 +49,9 @@ def random_bits(
     """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
     generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
     return generator.random_raw(words * (stop - start)).reshape(-1, words)
+
+
+def spread(total: int, most: int | None) -> Int[np.ndarray, " n"]:
+    """At most so many of the numbers 0 ... total - 1, evenly spread."""
+    count = total if most is None else min(total, most)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)

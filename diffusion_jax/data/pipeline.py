@@ -36,7 +36,8 @@ from jaxtyping import Int
 
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
-from diffusion_jax.data.order import AUGMENT, in_order, in_turns, random_bits
+from diffusion_jax.data.holes import Holes, NoHoles, hole_words, holes
+from diffusion_jax.data.order import AUGMENT, in_order, in_turns, random_bits, spread
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
@@ -72,6 +73,7 @@ class Pipeline:
       flip: mirror each image with probability 1/2; the network is not told.
       augmentation: name in `augmentation.augmentations`, or a mapping {"name": ..., **arguments}; a batch then has
         "augment", which says what was done.
+      holes: name in `holes.holes`, or a mapping {"name": ..., **arguments}; a batch then has "mask", 1 in the hole.
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
       shuffle: another order in every epoch; otherwise always the order of the source.
       shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
@@ -96,6 +98,7 @@ class Pipeline:
     crop: str = "none"
     flip: bool = False
     augmentation: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
+    holes: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
     augment: bool = True
     shuffle: bool = True
     shuffle_captions: bool = False
@@ -113,8 +116,9 @@ class Pipeline:
     def __post_init__(self):
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(self.options).items()}
         object.__setattr__(self, "options", tuple(sorted(options.items())))
-        if not isinstance(self.augmentation, str):
-            object.__setattr__(self, "augmentation", tuple(sorted(dict(self.augmentation).items())))
+        for name in ("augmentation", "holes"):
+            if not isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, tuple(sorted(dict(getattr(self, name)).items())))
         for name, least in [("batch_size", 1), ("image_size", 1), ("seed", 0), ("num_workers", 0), ("prefetch", 0)]:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -129,7 +133,7 @@ class Pipeline:
             raise UserError(
                 "data.features are of images as they are: set data.flip=False and data.augmentation to none"
             )
-        _ = (self._crop, self._augmentation)
+        _ = (self._crop, self._augmentation, self.drawn_holes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pipeline":
@@ -197,6 +201,11 @@ class Pipeline:
         """Texts to ask samples for, each with what it requires of a picture; () where the data has none."""
         return self._opened.prompts
 
+    @property
+    def edits(self) -> Any:
+        """What is known of the edits of pairs; None where the data is of none."""
+        return self._opened.edits
+
     def described(self) -> DatasetInfo:
         """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""
         return self._transformed(
@@ -233,9 +242,9 @@ class Pipeline:
         Returns:
           An iterator of {"data": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
-          pipeline without augmentation no "augment"; what `prepare` makes is there by its names; with `features` there
-          is "features", float32 [local_batch, tokens, channels]. Where some examples are of a class, "prior", float32
-          [local_batch], is 1 for these and 0 for those of the subject. Text is int32 [local_batch, length, 1, 1].
+          pipeline without augmentation no "augment", one without holes no "mask"; what `prepare` makes is there by
+          its names; with `features` there is "features", float32 [local_batch, tokens, channels]. Of a subject and its
+          class "prior" is 1 for the class. Text is int32 [local_batch, length, 1, 1].
 
         Raises:
           UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
@@ -256,7 +265,7 @@ class Pipeline:
         if split not in (None, self.split):
             return dataclasses.replace(self, split=split).arrays(max_examples=max_examples, spill=spill)
         total = self.info.num_examples
-        indices = _spread(total, max_examples)
+        indices = spread(total, max_examples)
         count = len(indices)
         source = self._source if count == total else self.__dict__.get("_source", self._cropped)
         spec = self.info.spec
@@ -279,7 +288,7 @@ class Pipeline:
             return dataclasses.replace(self, split=split).texts(max_examples=max_examples)
         if "text" not in self.info.fields:
             raise UserError(f"the data set {self.dataset!r} has no captions")
-        return self._cropped.texts(_spread(self.info.num_examples, max_examples))
+        return self._cropped.texts(spread(self.info.num_examples, max_examples))
 
     def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
         """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""
@@ -309,6 +318,7 @@ class Pipeline:
             augment=self.augment,
             features=self.features,
             num_prior=self.info.num_prior,
+            holes=self.drawn_holes,
         )
 
     @property
@@ -325,6 +335,11 @@ class Pipeline:
     def _augmentation(self) -> Augmentation:
         spec = self.augmentation
         return augmentations.build(spec if isinstance(spec, str) else dict(spec))
+
+    @functools.cached_property
+    def drawn_holes(self) -> Holes:
+        """The holes of a batch."""
+        return holes.build(self.holes if isinstance(self.holes, str) else dict(self.holes))
 
     @functools.cached_property
     def _opened(self) -> Dataset:
@@ -390,6 +405,7 @@ class BatchReader:
     augmentation: Augmentation
     augment: bool = True
     features: str = ""
+    holes: Holes = dataclasses.field(default_factory=NoHoles)
     num_positions: int | None = None  # None: without end
     num_prior: int = 0
 
@@ -415,6 +431,8 @@ class BatchReader:
                 words = random_bits(self.seed, start, stop, stream=AUGMENT, words=WORDS)
                 image, batch["augment"] = self.augmentation(image, words)
         batch["data"] = np.ascontiguousarray(image)
+        if self.holes.any:
+            batch["mask"] = self.holes(hole_words(self.seed, start, stop), *image.shape[1:3])
         if self.features:
             batch["features"] = _open_features(self.features)[examples].astype(np.float32)
         batch |= {name: values for name, values in read.items() if name not in ("image", "label")}
@@ -428,12 +446,6 @@ class BatchReader:
         if self.num_prior:
             return in_turns(positions, (self.num_examples - self.num_prior, self.num_prior), seed)
         return in_order(positions, self.num_examples, seed)
-
-
-def _spread(total: int, most: int | None) -> Int[np.ndarray, " n"]:
-    """At most so many of the numbers 0 ... total - 1, evenly spread."""
-    count = total if most is None else min(total, most)
-    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import ArraySource, Batch, Example, Source
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.specs import FRAME
 
 
 class Preparation(Protocol):
@@ -60,7 +61,9 @@ class TransformedSource:
             image[...] = self._converted(example["image"])
         batch = {"image": images}
         if self.prepare is not None:
-            batch |= self.prepare({name: [example[name] for example in examples] for name in self.prepare.reads})
+            batch |= self.prepare(
+                {name: [self._raw(example, name) for example in examples] for name in self.prepare.reads}
+            )
         if not examples or "label" not in examples[0]:
             return batch
         return {**batch, "label": np.array([example["label"] for example in examples], np.int32)}
@@ -76,6 +79,13 @@ class TransformedSource:
         """The examples at `indices` with every field that the source has."""
         examples = _patiently(self._examples, indices)
         return [{**example, "image": self._converted(example["image"])} for example in examples]
+
+    def _raw(self, example: Example, name: str) -> Any:
+        """A raw field; how a picture was cut is known here, where the source does not say it."""
+        if name != FRAME or FRAME in example:
+            return example[name]
+        height, width = example["image"].shape[:2]
+        return (height, width, *self.crop.start(height, width))
 
     def _converted(self, image: np.ndarray) -> np.ndarray:
         converted = self.crop(transforms.with_channels(image, self.shape[-1]))

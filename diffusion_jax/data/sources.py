@@ -2,8 +2,9 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `latents`, `scenes`,
-`subject`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow Datasets.
+tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `glyphs`, `latents`, `scenes`,
+`scene_edits`, `subject`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow
+Datasets.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import errno
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,7 +117,9 @@ class DatasetInfo:
 class Dataset:
     """An opened split: what it is, its examples and, of text, what the numbers mean.
 
-    `prompts` are texts to ask samples for, each with what it requires of a picture; () where the data knows none.
+    `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
+    is a "scene" or a "word"; () where the data knows none.
+    `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
     `remarks` are what is to be said of the data before a training.
     """
 
@@ -125,6 +128,7 @@ class Dataset:
     tokenizer: "Tokenizer | None" = None
     prompts: Sequence[Any] = ()
     remarks: tuple[str, ...] = ()
+    edits: Any = None
 
 
 AT_A_PATH = ("folder", "latents")
@@ -132,6 +136,9 @@ AT_A_PATH = ("folder", "latents")
 
 datasets: Registry[Dataset] = Registry("dataset")
 """Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
+
+describers: dict[str, Callable[..., DatasetInfo]] = {}
+"""Those of them that can be described before they are prepared: name -> describe(split, data_dir, **options)."""
 
 
 def default_data_dir() -> str:
@@ -163,16 +170,14 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
     """Shape and classes of a split, as of `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
     name, data_dir, options = resolved(name, data_dir, options)
-    if name == "text":
-        from diffusion_jax.data import text  # it imports this module
-
-        check_arguments(f"dataset {name!r}", text.describe_text, options)
-        return text.describe_text(split=split, data_dir=data_dir, **options)
-    if name == "subject":
-        from diffusion_jax.data import subject  # it imports this module
-
-        check_arguments(f"dataset {name!r}", subject.open_subject, options)
-        return subject.describe_subject(**options)
+    describe = describers.get(name)
+    if describe:
+        known = [key for key in inspect.signature(datasets[name]).parameters if key not in ("split", "data_dir")]
+        for key in options:
+            if key not in known:
+                raise UserError(unknown_name(f"option of dataset {name!r}", key, known))
+        check_arguments(f"dataset {name!r}", datasets[name], options)
+        return describe(split=split, data_dir=data_dir, **options)
     if name in datasets:
         return open_dataset(name, split=split, data_dir=data_dir, **options).info
     from diffusion_jax.data import tfds_source  # imports TFDS

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 
 from diffusion_jax.data.folder import FolderSource, open_folder
-from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
+from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, describers
 from diffusion_jax.errors import UserError
 from diffusion_jax.specs import DataSpec
 
@@ -112,6 +112,9 @@ def describe_subject(*, num_class_images: int = 0, channels: int = 3, **others: 
         fields=("text",),
         num_prior=num_class_images,
     )
+
+
+describers["subject"] = describe_subject
 
 
 def _class(folder: str, prompt: str, count: int, channels: int) -> Dataset:

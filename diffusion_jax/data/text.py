@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, default_data_dir, storage_failed
+from diffusion_jax.data.sources import (
+    Dataset,
+    DatasetInfo,
+    Example,
+    datasets,
+    default_data_dir,
+    describers,
+    storage_failed,
+)
 from diffusion_jax.data.text_preparation import PreparedText, prepare_python_docs, prepare_text
 from diffusion_jax.data.text_store import PYTHON_DOCS, SPLITS, is_there, read_store, store_directory
 from diffusion_jax.data.tokenizing import ByteTokenizer, FileTokenizer
@@ -127,3 +135,6 @@ def describe_text(*, split: str, data_dir: str | None, corpus: str = PYTHON_DOCS
         return open_text(split=split, data_dir=data_dir, corpus=corpus, length=length).info
     spec = DataSpec(kind="tokens", shape=(length, 1, 1))
     return DatasetInfo(name=f"text/{corpus}", split=split, num_examples=0, spec=spec)
+
+
+describers["text"] = describe_text

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format, message
 from tensorflow_datasets.core import read_only_builder
 
+from diffusion_jax.data import emoji_builder as _emoji  # noqa: F401  registers "emoji" with TFDS
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, storage_failed
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, regular_file, sampled_digest
@@ -170,6 +171,7 @@ def _describe(
         spec=DataSpec(kind="pixels", shape=image.shape),
         num_classes=label.num_classes if label else 0,
         class_names=tuple(label.names) if label else (),
+        fields=("text",) if text_key else (),
     )
     return info, label_key, text_key
 

@@ -23,11 +23,17 @@ Image = UInt8[np.ndarray, "height width channels"]
 
 
 class Crop(Protocol):
-    """Brings any image to size x size; does nothing to an image of that size."""
+    """Brings any image to size x size; does nothing to an image of that size.
+
+    `start`, which only networks that are told it need, says how many pixels are cut off at the top and at the left of
+    the resized image, given the height and the width of the image as it was.
+    """
 
     size: int | None
 
     def __call__(self, image: Image) -> Image: ...
+
+    def start(self, height: int, width: int) -> tuple[int, int]: ...
 
 
 crops: Registry[Crop] = Registry("crop")
@@ -48,6 +54,9 @@ class NoCrop:
             )
         return image
 
+    def start(self, height: int, width: int) -> tuple[int, int]:
+        return 0, 0
+
 
 @crops.register("adm", example={"size": 4})
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,13 +69,25 @@ class AdmCrop:
         if image.shape[:2] == (self.size, self.size):
             return image
         picture = to_pil(image)
-        while min(picture.size) >= 2 * self.size:
-            picture = picture.resize((picture.width // 2, picture.height // 2), PIL.Image.Resampling.BOX)
-        scale = self.size / min(picture.size)
-        shape = (round(picture.width * scale), round(picture.height * scale))
-        resized = from_pil(picture.resize(shape, PIL.Image.Resampling.BICUBIC))
-        top, left = ((side - self.size) // 2 for side in resized.shape[:2])
+        halved, (height, width) = self._sizes(*image.shape[:2])
+        for shape in halved:
+            picture = picture.resize(shape[::-1], PIL.Image.Resampling.BOX)
+        resized = from_pil(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
+        top, left = self.start(*image.shape[:2])
         return resized[top : top + self.size, left : left + self.size]
+
+    def start(self, height: int, width: int) -> tuple[int, int]:
+        top, left = ((side - self.size) // 2 for side in self._sizes(height, width)[1])
+        return top, left
+
+    def _sizes(self, height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Heights and widths of the halved images, and of the resized one."""
+        halved = []
+        while min(height, width) >= 2 * self.size:
+            height, width = height // 2, width // 2
+            halved.append((height, width))
+        scale = self.size / min(height, width)
+        return halved, (round(height * scale), round(width * scale))
 
 
 @crops.register("edm", example={"size": 4})
@@ -84,6 +105,10 @@ class EdmCrop:
         square = image[(height - side) // 2 : (height + side) // 2, (width - side) // 2 : (width + side) // 2]
         return from_pil(to_pil(square).resize((self.size, self.size), PIL.Image.Resampling.LANCZOS))
 
+    def start(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.size / min(height, width)
+        return round((height - min(height, width)) // 2 * scale), round((width - min(height, width)) // 2 * scale)
+
 
 @crops.register("pad", example={"size": 12})
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +122,9 @@ class Pad:
         if min(missing) < 0:
             raise UserError(f"crop 'pad' to {self.size}: an image of {image.shape[0]}x{image.shape[1]} is larger")
         return np.pad(image, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
+
+    def start(self, height: int, width: int) -> tuple[int, int]:
+        return 0, 0
 
 
 def to_pil(image: Image) -> PIL.Image.Image:

@@ -35,9 +35,11 @@ from diffusion_jax.metrics.features import (
 from diffusion_jax.metrics.inception import InceptionV3
 from diffusion_jax.metrics.lpips import init_lpips, lpips
 from diffusion_jax.metrics.nearest_neighbours import NearestNeighbours, nearest
+from diffusion_jax.metrics.ocr import RapidOcr, Tesseract, TextReader
 from diffusion_jax.metrics.prompt_adherence import PromptAdherence, adherence
 from diffusion_jax.metrics.reconstruction import PSNR, RECONSTRUCTIONS, SSIM, psnr, ssim
 from diffusion_jax.metrics.references import read_gaussian
+from diffusion_jax.metrics.word_reading import EditDistance, WordAccuracy, edit_distance
 
 __all__ = [
     "CLIP",
@@ -50,6 +52,7 @@ __all__ = [
     "RECONSTRUCTIONS",
     "SSIM",
     "ClassAccuracy",
+    "EditDistance",
     "Facts",
     "FeatureMetric",
     "FeatureSpace",
@@ -62,11 +65,16 @@ __all__ = [
     "Number",
     "PixelFeatures",
     "PromptAdherence",
+    "RapidOcr",
+    "Tesseract",
+    "TextReader",
+    "WordAccuracy",
     "adherence",
     "clip_features",
     "density_coverage",
     "dinov2_features",
     "dinov2_patches",
+    "edit_distance",
     "evaluate_all",
     "frechet_distance",
     "gaussian",

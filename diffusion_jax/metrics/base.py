@@ -181,6 +181,10 @@ class Facts:
       least_side: the least height and width of pictures that it takes.
       reference_field: the field of config.evaluation that names a published file of statistics for its field
         `reference`, or "".
+      requires: where it reads prompts, what these say that a picture must show: a "scene" or a "word".
+      modules: Python modules of the engines that it judges by, besides those of every installation; such a metric says
+        in `judges`, a tuple of texts, which engines and versions these are.
+      extra: the extra of this package that brings them.
     """
 
     title: str
@@ -197,6 +201,9 @@ class Facts:
     needs: str | None = None
     least_side: int = 1
     reference_field: str = ""
+    requires: Literal["scene", "word"] = "scene"
+    modules: tuple[str, ...] = ()
+    extra: str = ""
 
     def number(self, key: str) -> Number:
         """What is known of a key of the result; the headline has the direction of the metric."""

@@ -23,13 +23,11 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditional_encoder import ConditionalEncoder, Depths, Stage, depth_at
-from diffusion_jax.models.layers import Dense, at_least_float32, sinusoidal_embedding, upsample_nearest
+from diffusion_jax.models.layers import at_least_float32, guidance_waves, upsample_nearest
 from diffusion_jax.models.network import Conditions
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import Image
-from diffusion_jax.specs import ConditionSpec
-
-_GUIDANCE_UNITS = 1000.0  # the guidance is embedded as if it were a time
+from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 CONTROL = "control"
 """The slot of residuals, {"down": one image for every result on the way down, "mid": one for that of the middle}."""
@@ -98,7 +96,7 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
     def takes(self) -> dict[str, ConditionSpec]:
         slots = super().takes
         if self.guidance_channels:
-            slots["guidance"] = ConditionSpec(role="told")
+            slots[GUIDANCE] = ConditionSpec(role="told")
         if self.extra_channels:
             shape = (None, None, self.extra_channels)
             slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
@@ -150,9 +148,7 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
     def _time_waves(self, time: Float[Array, " batch"], conditions: Conditions) -> Float[Array, "batch dim"]:
         waves = super()._time_waves(time, conditions)
         if self.guidance_channels:
-            guidance = sinusoidal_embedding(_GUIDANCE_UNITS * conditions["guidance"], self.guidance_channels)
-            dense = Dense(self.channels[0], use_bias=False, kernel_init=nn.initializers.zeros, name="guidance")
-            waves += dense(guidance.astype(waves.dtype))
+            waves += guidance_waves(conditions[GUIDANCE], self.guidance_channels, self.channels[0], waves.dtype)
         return waves
 
 

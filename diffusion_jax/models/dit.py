@@ -46,7 +46,7 @@ from diffusion_jax.models.layers import Dense, at_least_float32, depth_to_space,
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 Size = TypeVar("Size")
 
@@ -150,6 +150,8 @@ class DiT(Network, kw_only=True):
       align_channels: channels of the features that the tokens are projected to.
       context_channels: width of conditions["context"], [batch, length, width], the tokens of a text; 0: there is none.
       pooled_channels: width of conditions["pooled"], one vector for the whole text; 0: there is none.
+      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
+        et al. 2022, arXiv:2210.03142); 0: there are none. Their layer starts at zero.
       context_by: how image tokens see the context: by "cross" attention, or by "joint" attention.
     """
 
@@ -173,6 +175,7 @@ class DiT(Network, kw_only=True):
     context_channels: int = 0
     pooled_channels: int = 0
     context_by: Literal["cross", "joint"] = "cross"
+    guidance_channels: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -187,9 +190,10 @@ class DiT(Network, kw_only=True):
                 f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
                 "(sine and cosine of two coordinates)"
             )
-        if self.own_conditioning and (self.context_channels or self.pooled_channels):
+        if self.own_conditioning and (self.context_channels or self.pooled_channels or self.guidance_channels):
             raise UserError(
-                "DiT: own_conditioning is of time and label alone: set context_channels, pooled_channels to 0"
+                "DiT: own_conditioning is of time and label alone: set context_channels, pooled_channels and "
+                "guidance_channels to 0"
             )
         checkpointed(DiTBlock, self.remat)
 
@@ -200,6 +204,8 @@ class DiT(Network, kw_only=True):
             slots["context"] = ConditionSpec(shape=(None, self.context_channels))
         if self.pooled_channels:
             slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
+        if self.guidance_channels:
+            slots[GUIDANCE] = ConditionSpec(role="told")
         return slots
 
     @property
@@ -236,6 +242,7 @@ class DiT(Network, kw_only=True):
             num_times=self.num_times,
             frequency_shift=self.frequency_shift,
             pooled_channels=self.pooled_channels,
+            guidance_channels=self.guidance_channels,
             dtype=self.dtype,
             name="conditioning",
         )(time, conditions)
@@ -352,6 +359,7 @@ def dit(
     context_channels: int = 0,
     pooled_channels: int = 0,
     context_by: Literal["cross", "joint"] = "cross",
+    guidance_channels: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
     """A DiT of a named size: S, B, M, L or XL, a stroke, and the patch size, as in "XL/2".
@@ -382,5 +390,6 @@ def dit(
         context_channels=context_channels,
         pooled_channels=pooled_channels,
         context_by=context_by,
+        guidance_channels=guidance_channels,
         dtype=dtype,
     )

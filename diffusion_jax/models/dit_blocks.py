@@ -9,8 +9,17 @@ from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.cross_attention import CrossAttention
-from diffusion_jax.models.layers import QKV, Dense, TimeMLP, layer_norm, recomputed, sinusoidal_embedding
+from diffusion_jax.models.layers import (
+    QKV,
+    Dense,
+    TimeMLP,
+    guidance_waves,
+    layer_norm,
+    recomputed,
+    sinusoidal_embedding,
+)
 from diffusion_jax.models.network import Conditions
+from diffusion_jax.specs import GUIDANCE
 
 Tokens = Float[Array, "batch tokens dim"]
 Vector = Float[Array, "batch dim"]
@@ -42,6 +51,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
       frequency_shift: as in `sinusoidal_embedding`.
       pooled_channels: width of the pooled vector; 0: there is none.
       has_guidance: whether conditions["guidance"] is embedded, as a time is.
+      guidance_channels: waves of conditions["guidance"], which a layer that starts at zero adds to those of the time.
       time_scale: what times and guidance scales are multiplied by before their embedding.
       dtype: of the label's table.
     """
@@ -52,16 +62,17 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
     frequency_shift: int = 0
     pooled_channels: int = 0
     has_guidance: bool = False
+    guidance_channels: int = 0
     time_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, time: Float[Array, " batch"], conditions: Conditions) -> Vector:
-        vector = self._embedded(time, "time")
+        vector = self._embedded(time, "time", conditions if self.guidance_channels else None)
         if self.num_times == 2:
             vector += self._embedded(time - conditions["second_time"], "interval")
         if self.has_guidance:
-            vector += self._embedded(conditions["guidance"], "guidance")
+            vector += self._embedded(conditions[GUIDANCE], GUIDANCE)
         if self.num_classes:
             table = nn.Embed(
                 self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=_normal, name="label"
@@ -72,11 +83,13 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
             vector += mlp(conditions["pooled"].astype(vector.dtype))
         return vector
 
-    def _embedded(self, number: Float[Array, " batch"], name: str) -> Vector:
-        """A number of the example through waves and an MLP."""
+    def _embedded(self, number: Float[Array, " batch"], name: str, guided: Conditions | None = None) -> Vector:
+        """A number of the example through waves, to which those of the guidance may be added, and an MLP."""
         waves = sinusoidal_embedding(
             number * self.time_scale, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
         )
+        if guided is not None:
+            waves += guidance_waves(guided[GUIDANCE], self.guidance_channels, TIME_WAVES, waves.dtype)
         return TimeMLP(features=self.features, kernel_init=_normal, name=name)(waves)
 
 

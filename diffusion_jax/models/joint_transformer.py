@@ -17,7 +17,7 @@ latents is the patch. Blocks of equal shape are one scan over stacked parameters
 """
 
 import itertools
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ from diffusion_jax.models.layers import Dense, at_least_float32, depth_to_space
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.rotary import Turns, axial_turns, grid_positions, rotary_frequencies
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -92,6 +92,8 @@ class JointTransformer(Network, kw_only=True):
       remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
       out_channels: channels of the output; None means image_channels.
     """
+
+    guidance_origin: ClassVar[float] = 0.0
 
     patch_size: int = 2
     hidden_size: int = 1536
@@ -152,7 +154,7 @@ class JointTransformer(Network, kw_only=True):
         if self.pooled_channels:
             slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
         if self.has_guidance:
-            slots["guidance"] = ConditionSpec(role="told")
+            slots[GUIDANCE] = ConditionSpec(role="told")
         if self.extra_channels:
             slots["image"] = ConditionSpec(shape=(None, None, self.extra_channels), is_aligned=True)
         if self.has_reference:

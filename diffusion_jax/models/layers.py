@@ -18,6 +18,7 @@ from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.adapted import AdaptedKernel, side_by_side
 from diffusion_jax.parallel.activations import batch_sharded, by_example, divides_tensor, for_cpu, token_spec
+from diffusion_jax.specs import GUIDANCE
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -153,6 +154,19 @@ def sinusoidal_embedding(
     angles = time[:, None] * jnp.asarray(frequencies, time.dtype)
     waves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(waves, axis=-1)
+
+
+def guidance_waves(
+    scale: Float[Array, " batch"], channels: int, features: int, dtype: DTypeLike
+) -> Float[Array, "batch features"]:
+    """A scale of guidance, as if it were a time of a chain of 1000 steps, to be added to the waves of the time.
+
+    Meng et al. 2022 (arXiv:2210.03142), in the form of Luo et al. 2023 (arXiv:2310.04378). The layer, "guidance" of the
+    module that calls, starts at zero: a network that is told a scale begins as the one that is not.
+    """
+    waves = sinusoidal_embedding(1000.0 * scale, channels)
+    dense = Dense(features, use_bias=False, kernel_init=nn.initializers.zeros, name=GUIDANCE)
+    return dense(waves.astype(dtype))
 
 
 def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch 2*height 2*width channels"]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.models.layers import Dropout, TimeMLP, at_least_float32, sinusoidal_embedding
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
@@ -44,6 +45,8 @@ class MLP(Network, kw_only=True):
     ) -> Float[Array, "batch height width out_channels"]:
         """See `Network`."""
         self.check_inputs(x, time, conditions)
+        if x.shape[1:3] != self.image_shape[:2]:
+            raise UserError(f"MLP is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
         vector = self._embed(time, "time")
         if self.num_times == 2:
             vector += self._embed(time - conditions["second_time"], "interval")

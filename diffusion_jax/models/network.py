@@ -41,11 +41,13 @@ class Network(nn.Module, kw_only=True):
       zero_at_init: whether the class promises that a fresh network outputs zero.
       published_without_class: whether published weights of such networks were trained without the class, too.
       is_convolutional: whether it convolves, which in a loop XLA for CPU is slow at.
+      guidance_origin: what is taken off a scale of guidance before a network with the slot "guidance" is told it.
     """
 
     zero_at_init: ClassVar[bool] = True
     is_convolutional: ClassVar[bool] = False
     published_without_class: ClassVar[bool] = False
+    guidance_origin: ClassVar[float] = 1.0
 
     image_size: int
     image_channels: int

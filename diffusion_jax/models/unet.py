@@ -28,6 +28,7 @@ from diffusion_jax.models.layers import (
     TimeMLP,
     at_least_float32,
     depth_to_space,
+    guidance_waves,
     resample,
     sinusoidal_embedding,
     space_to_depth,
@@ -35,7 +36,7 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, SpatialTransformer, require_halvings
-from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, of what is not zero
 _zeros = nn.initializers.zeros
@@ -85,7 +86,14 @@ class UNet(Network, kw_only=True):
       transformer_depth: blocks of each transformer.
       low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
         upsampled image of a super-resolution model); 0 for none.
+      canvas_channels: channels of conditions["canvas"], a picture of letters that stands behind the input, pixel on
+        pixel, at `image_size`; 0 for none.
+      extra_channels: channels of conditions["image"], which stands behind the input, pixel on pixel: a picture to be
+        edited, or a mask and what is left of a picture with a hole; 0 for none.
+      image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
+      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
+        et al. 2022, arXiv:2210.03142); 0 for none. Their layer starts at zero.
       dropout: rate inside residual blocks; on when dropout keys are given.
       out_channels: channels of the output; None means image_channels.
       norm_groups: most groups of a group norm.
@@ -116,7 +124,11 @@ class UNet(Network, kw_only=True):
     label_context: bool = False
     transformer_depth: int = 1
     low_resolution_channels: int = 0
+    canvas_channels: int = 0
+    extra_channels: int = 0
+    image_role: Literal["asked", "told"] = "told"
     augment_channels: int = 0
+    guidance_channels: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
     norm_groups: int = 32
@@ -145,6 +157,7 @@ class UNet(Network, kw_only=True):
             ("up_attention", ("every", "last")),
             ("resampling", ("conv", "residual", "pool")),
             ("null_label", ("row", "zero")),
+            ("image_role", ("asked", "told")),
         ):
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
@@ -159,8 +172,15 @@ class UNet(Network, kw_only=True):
         if self.low_resolution_channels:
             shape = (self.image_size, self.image_size, self.low_resolution_channels)
             slots["low_resolution"] = ConditionSpec(shape=shape)
+        if self.canvas_channels:
+            slots["canvas"] = ConditionSpec(shape=(self.image_size, self.image_size, self.canvas_channels))
+        if self.extra_channels:
+            shape = (None, None, self.extra_channels)
+            slots["image"] = ConditionSpec(shape=shape, role=self.image_role, is_aligned=True)
         if self.augment_channels:
             slots["augment"] = ConditionSpec(shape=(self.augment_channels,), role="told")
+        if self.guidance_channels:
+            slots[GUIDANCE] = ConditionSpec(role="told")
         return slots
 
     @nn.compact
@@ -193,6 +213,10 @@ class UNet(Network, kw_only=True):
             context = self._label_context(conditions) if self.label_context else conditions["context"]
         if self.low_resolution_channels:
             x = jnp.concatenate([x, conditions["low_resolution"].astype(x.dtype)], axis=-1)
+        if self.canvas_channels:
+            x = jnp.concatenate([x, conditions["canvas"].astype(x.dtype)], axis=-1)
+        if self.extra_channels:
+            x = jnp.concatenate([x, conditions["image"].astype(x.dtype)], axis=-1)
 
         def stage(x, level, name, attend=True, direction=None):
             features = x.shape[-1] if direction else round(self.base_channels * self.channel_multipliers[level])
@@ -268,6 +292,8 @@ class UNet(Network, kw_only=True):
         if self.augment_channels:
             dense = Dense(self.base_channels, use_bias=False, kernel_init=_zeros, name="augment")
             waves += dense(conditions["augment"].astype(waves.dtype))
+        if self.guidance_channels:
+            waves += guidance_waves(conditions[GUIDANCE], self.guidance_channels, self.base_channels, waves.dtype)
         embedding = TimeMLP(features=features, kernel_init=_glorot, name="time")(waves)
         if self.num_times == 2:
             interval = sinusoidal_embedding(

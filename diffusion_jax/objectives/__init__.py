@@ -2,16 +2,19 @@
 
 from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
     consistency,
+    distribution_matching,
     flow_map,
+    imitation,
     progressive,
     reflow,
     scm,
+    skipping,
     tokens,
     vdm,
     vlb,
 )
 from diffusion_jax.objectives.denoising import Denoising, data_of
-from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective, of_process
+from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective, of_process, with_copies
 from diffusion_jax.objectives.reconstruction import RECONSTRUCTIONS, ReconstructionLoss
 from diffusion_jax.objectives.weighting import WEIGHTINGS, Weighting
 
@@ -27,4 +30,5 @@ __all__ = [
     "Weighting",
     "data_of",
     "of_process",
+    "with_copies",
 ]

@@ -9,15 +9,17 @@ and u(x, t, t) is the velocity v. MeanFlow (Geng et al. 2025, arXiv 2505.13447, 
     (2)   u = v - (t - s) du/dt,     du/dt by one forward-mode product with tangents (v, 1, 0) of (x, t, s),
     (3)   loss = E[ w |u - stop(v - (t - s) du/dt)|^2 ],     w = stop(1 / (|.|^2 + c)^p),  |.|^2 summed over dimensions,
 
-with v = noise - x0 of the example, or with guidance trained in (their eq. 19): v = omega (noise - x0) + kappa u(x, t,
-t) + (1 - omega - kappa) u(x, t, t | no condition). A share `instantaneous` of the batch has s = t.
+with v = noise - x0 of the example, or that of a teacher, guided or not ("meanflow_distillation"), or with guidance
+trained in (their eq. 19): v = omega (noise - x0) + kappa u(x, t, t) + (1 - omega - kappa) u(x, t, t | no condition). A
+share `instantaneous` of the batch has s = t.
 
 Shortcut models (Frans et al. 2024, arXiv 2410.12557, algorithm 1) let two jumps teach one of twice the length d:
 
     (4)   u(x_t, t, t - 2d) = ( u(x_t, t, t - d) + u(x', t - d, t - 2d) ) / 2,    x' = x_t - d u(x_t, t, t - d),
 
 with the right side from the averaged parameters, for a share `bootstrap` of the batch and 2d = 1, 1/2, ... down to
-2 / M, M = base_steps; the rest is flow matching, at s = t. Times of (4) are multiples of 2d. The least length, 1 / M,
+2 / M, M = base_steps; the rest is flow matching, at s = t, or matches a teacher's velocity there
+("shortcut_distillation"). Times of (4) are multiples of 2d. The least length, 1 / M,
 is no length of its own: there the network is asked for the velocity itself, at s = t (the paper: d = 0 in the place of
 the least d), in (4) and while sampling (`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M
 instead. So M steps are M steps of Euler, and a perfect shortcut model jumps to where Euler's M steps end: its distance
@@ -25,7 +27,7 @@ from the exact flow falls as 1 / M (docs/sampler_orders.md).
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,11 @@ class FlowMapObjective(Objective):
 
 def velocity(denoise_fn: Denoiser, xt: Array, t: Array, s: Array) -> Float[Array, "batch ..."]:
     """u of (1)."""
-    prediction = denoise_fn(xt, t, s)
+    return velocity_of(denoise_fn(xt, t, s))
+
+
+def velocity_of(prediction: Prediction) -> Float[Array, "batch ..."]:
+    """That of the straight path, which a prediction implies."""
     return prediction.noise - prediction.x0
 
 
@@ -135,6 +141,17 @@ class MeanFlow(FlowMapObjective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanFlowDistillation(MeanFlow):
+    """The velocity is a teacher's; `omega` and `kappa` are not read, the teacher is guided itself."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def slope(self, denoise_fn: Denoiser, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
+        self.require(context)
+        return jax.lax.stop_gradient(velocity_of(context.teacher(xt, t)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shortcut(FlowMapObjective):
     """Eq. (4) and flow matching."""
 
@@ -155,6 +172,14 @@ class Shortcut(FlowMapObjective):
 
     def target_decay_at(self, step: Int[Array, ""]) -> Float[Array, ""] | float:
         return self.decay
+
+    @property
+    def most_steps(self) -> int:
+        return self.base_steps
+
+    def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
+        """The velocity that is matched at s = t."""
+        return noise - x0
 
     def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
         """The flow map, asked for length 0 where a step is at most 1 / M long: no length between is trained."""
@@ -186,7 +211,7 @@ class Shortcut(FlowMapObjective):
         half_way = xt - like_data(t - middle, x0) * first
         second = velocity(target_fn, half_way, middle, end)
         taught = jax.lax.stop_gradient(0.5 * (first + second))
-        target = jnp.where(like_data(jumps, x0), taught, noise - x0)
+        target = jnp.where(like_data(jumps, x0), taught, self.slope(xt, x0, noise, t, context))
         u = velocity(denoise_fn, xt, t, end)
         mse = mean_square(u - target)
         loss = jnp.mean(mse)
@@ -194,6 +219,16 @@ class Shortcut(FlowMapObjective):
         metrics = {name: jnp.mean(mse * part) / jnp.maximum(jnp.mean(part), 1e-6) for name, part in parts.items()}
         ends = mean_square(xt - like_data(t, x0) * u - x0)
         return loss, {"loss": loss, "mse": loss, **metrics, "x0_mse": jnp.mean(ends)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortcutDistillation(Shortcut):
+    """What is matched at s = t is a teacher's velocity."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"target", "teacher"})
+
+    def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
+        return jax.lax.stop_gradient(velocity_of(context.teacher(xt, t)))
 
 
 @OBJECTIVES.register("meanflow")
@@ -238,3 +273,35 @@ def shortcut(
         bootstrap=bootstrap,
         decay=decay,
     )
+
+
+@OBJECTIVES.register("meanflow_distillation")
+def meanflow_distillation(
+    schedule: Spec | NoiseSchedule = "rectified_flow",
+    time_sampler: Spec | TimeSampler | None = None,
+    prediction: Spec | PredictionKind = "velocity",
+    instantaneous: float = 0.75,
+    p: float = 1.0,
+    c: float = 1e-3,
+) -> MeanFlowDistillation:
+    """MeanFlow of a teacher's flow, guided or not."""
+    plain = meanflow(schedule, time_sampler, prediction, instantaneous, p, c)
+    return MeanFlowDistillation(**_fields(plain))
+
+
+@OBJECTIVES.register("shortcut_distillation", example={"base_steps": 8})
+def shortcut_distillation(
+    schedule: Spec | NoiseSchedule = "rectified_flow",
+    time_sampler: Spec | TimeSampler = "uniform",
+    prediction: Spec | PredictionKind = "velocity",
+    base_steps: int = 128,
+    bootstrap: float = 0.25,
+    decay: float = 0.999,
+) -> ShortcutDistillation:
+    """A shortcut model of a teacher's flow, guided or not; sample with `flow_map` in 1, 2, 4, ... steps."""
+    plain = shortcut(schedule, time_sampler, prediction, base_steps, bootstrap, decay)
+    return ShortcutDistillation(**_fields(plain))
+
+
+def _fields(plain: FlowMapObjective) -> dict[str, Any]:
+    return {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
@@ -32,7 +33,7 @@ Metrics = dict[str, Float[Array, ""]]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["step", "params", "state"],
-    meta_fields=["target", "teacher", "unconditional", "aligned"],
+    meta_fields=["target", "teacher", "unconditional", "aligned", "with_network"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
@@ -45,7 +46,8 @@ class Context:
       unconditional: the denoiser with the null conditioning, for losses that train guidance into the network.
       aligned: the denoiser that also returns what the network sows: "features" of every token, [batch, tokens,
         channels].
-      params: the objective's own trainable parameters, from `init_params`.
+      with_network: parameters of a network like the trained one -> its denoiser, told the same, without gradient there.
+      params: the objective's own trainable parameters, from `init_params`, and its copies of the network.
       state: the objective's own state, from `init_state`.
     """
 
@@ -54,6 +56,7 @@ class Context:
     teacher: Denoiser | None = None
     unconditional: Denoiser | None = None
     aligned: Callable[[Array, Array], tuple[Prediction, Mapping[str, Array]]] | None = None
+    with_network: Callable[[Any], Denoiser] | None = None
     params: Any = None
     state: Any = None
 
@@ -71,6 +74,7 @@ class Objective:
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
     `reads_prior` says whether it weighs examples of a class beside those of a subject, by batch["prior"].
     `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
+    `copies` names those of the objective's own parameters that begin as a copy of the network's.
     """
 
     process_kind: ClassVar[str] = "gaussian"
@@ -79,6 +83,12 @@ class Objective:
     num_times: ClassVar[int] = 1
     reads_prior: ClassVar[bool] = False
     makes: ClassVar[Literal["denoiser", "consistency", "flow_map"]] = "denoiser"
+    copies: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def network_every(self) -> int:
+        """The steps of which one updates the network, where the objective's own parameters are updated in each."""
+        return 1
 
     @property
     def reads(self) -> frozenset[str]:
@@ -100,6 +110,11 @@ class Objective:
         """Whether what is trained has a likelihood, or a bound on one: a network that only jumps to the end of the flow
         has none."""
         return self.makes != "consistency"
+
+    @property
+    def most_steps(self) -> int | None:
+        """The most steps that the loss trains to sample in; None where there is no end."""
+        return None
 
     def init_params(self, key: Key[Array, ""]) -> Any:
         """The objective's own trainable parameters; None where it has none."""
@@ -154,6 +169,12 @@ class Objective:
                 f"objective {type(self).__name__} needs a {' and a '.join(missing)} network: pass it in Context "
                 "(in a config, `teacher.workdir` names the run of the teacher)"
             )
+
+
+def with_copies(objective: Objective, own: Any, network: Any) -> Any:
+    """The objective's own parameters, with its copies of the network's; None where there are neither."""
+    copies = {name: jax.tree.map(jnp.copy, network) for name in objective.copies}
+    return {**(own or {}), **copies} if copies else own
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")

@@ -42,6 +42,10 @@ class ProgressiveDistillation(Objective):
         if self.num_steps < 1:
             raise UserError(f"progressive distillation needs num_steps >= 1, got {self.num_steps}")
 
+    @property
+    def most_steps(self) -> int:
+        return self.num_steps
+
     def target(
         self, teacher: Denoiser, zt: Float[Array, "batch ..."], t: Float[Array, " batch"]
     ) -> Float[Array, "batch ..."]:

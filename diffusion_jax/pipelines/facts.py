@@ -67,4 +67,5 @@ class Facts:
         self.scores_beauty = bool(parts.index.get("requires_aesthetics_score"))
         side = models[parts.network].config.get("sample_size")
         self.factor = self.codec.factor
-        self.side = side * self.factor if isinstance(side, int) else family.side
+        self.names_size = isinstance(side, int)
+        self.side = side * self.factor if self.names_size else family.side

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from diffusion_jax.conditioning import Conditioning
-from diffusion_jax.conditioning.numbers import Numbers
 from diffusion_jax.conditioning.published import PublishedText
+from diffusion_jax.conditioning.told import GuidanceScale, Sizes
 from diffusion_jax.errors import UserError
+from diffusion_jax.pipelines.checks import size_of
 from diffusion_jax.pipelines.facts import Facts
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
@@ -22,13 +23,20 @@ _BEAUTY = 6.0
 _LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
 
 
-def read_model(folder: Source, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
-    """The model of a published pipeline, and its parameters by group, float32; `dtype` is that of activations.
+def read_model(
+    folder: Source, dtype: DTypeLike = jnp.float32, *, image_size: int | None = None
+) -> tuple[Model, Params]:
+    """The model of a published pipeline, and its parameters by group, float32.
+
+    Args:
+      folder: of the pipeline.
+      dtype: of activations.
+      image_size: side of the pictures in pixels, where the network's config names no size (Flux).
 
     Raises:
-      UserError: a part that is not here, or a network that is told what no data has.
+      UserError: a part that is not here, a network that is told what no data has, or a size that does not divide.
     """
-    return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32))
+    return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32), image_size=image_size)
 
 
 def save_as(folder: Source, params: Params, target: Source) -> None:
@@ -42,29 +50,35 @@ def save_as(folder: Source, params: Params, target: Source) -> None:
     dataclasses.replace(parts, models=models).save(target)
 
 
-def model_of(parts: Parts) -> tuple[Model, Params]:
+def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Params]:
     """The same, of parts that are read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
+    side, network = facts.side, facts.network
+    if image_size is not None and not facts.names_size:
+        side, _ = size_of(image_size, image_size, facts.factor * family.patch)
+        network = network.clone(image_size=side // facts.factor)
     names = [name for name in _ENCODERS if name in parts.models]
     takes = facts.takes
-    filled = {"context", "pooled", "sizes"}
+    filled = {"context", "pooled", "sizes", "guidance"}
     rest = sorted(set(takes) - filled)
     if family.reading is None or rest:
         what = f"its network is told {', '.join(rest)}" if rest else "its prompts are packed with the picture"
         raise UserError(f"{name} as a Model is not here: {what}; draw with it by diffusion_jax.Pipeline")
     conditioners: list[Any] = [_text(parts, family, names, takes)]
     if "sizes" in takes:
-        conditioners.append(_sizes(takes["sizes"], float(facts.side)))
+        conditioners.append(_sizes(takes["sizes"], float(side)))
+    if "guidance" in takes:
+        conditioners.append(GuidanceScale(scale=family.guidance, offset=0.0 if family.embeds_guidance else 1.0))
     groups: dict[str, Any] = {
         NETWORK: parts.models[parts.network].params,
         CODEC: parts.models["vae"].params,
         f"{CONDITIONING}/context": {f"encoder_{i}": parts.models[name].params for i, name in enumerate(names)},
     }
     model = Model(
-        data=DataSpec(kind="pixels", shape=(facts.side, facts.side, 3)),
-        network=facts.network,
+        data=DataSpec(kind="pixels", shape=(side, side, 3)),
+        network=network,
         process=Parameterization.build(**parts.scheduler.process(facts.time_unit)),
         conditioning=Conditioning(parts=tuple(conditioners)),
         codec=facts.codec,
@@ -72,11 +86,11 @@ def model_of(parts: Parts) -> tuple[Model, Params]:
     return model, groups
 
 
-def _sizes(spec: ConditionSpec, side: float) -> Numbers:
+def _sizes(spec: ConditionSpec, side: float) -> Sizes:
     """What SDXL is told of a picture: its size, what was cut off, and its size now, or with the refiner's five numbers
     how beautiful it is. Where a batch does not say, the picture is whole, and as beautiful as the pipeline asks for."""
     now = (side, side) if spec.shape[0] == 6 else (_BEAUTY,)
-    return Numbers(slot="sizes", count=spec.shape[0], role=spec.role, unsaid=(side, side, 0.0, 0.0, *now))
+    return Sizes(count=spec.shape[0], role=spec.role, unsaid=(side, side, 0.0, 0.0, *now))
 
 
 def _text(parts: Parts, family: Family, names: list[str], takes: Any) -> PublishedText:

@@ -33,7 +33,7 @@ from diffusion_jax.weights.reading import write_state
 INDEX = "model_index.json"
 NETWORKS = ("unet", "transformer")
 _WRITTEN = (".json", ".txt", ".model", ".jinja")
-_UNREAD = ("safety_checker", "feature_extractor", "image_encoder", "prompt_enhancer_head")
+UNREAD = ("safety_checker", "feature_extractor", "image_encoder", "prompt_enhancer_head")
 Source = Path | str
 
 
@@ -79,16 +79,30 @@ class Parts:
     def save(self, target: Source) -> None:
         """Write a folder that the reference library and this one read, whole or not at all."""
         with whole_directory(expanded(target)) as folder:
-            for name, origin in self.folders.items():
+            for name in dict.fromkeys((*self.folders, *self.models, "scheduler")):
                 inner = folder / ("controlnet" if self.controlnets == [name] else name)
                 inner.mkdir()
-                for file in sorted(origin.iterdir()):
-                    if file.suffix in _WRITTEN and not file.name.endswith(".index.json"):
-                        shutil.copyfile(file, inner / file.name)
+                self._describe(name, inner)
                 if name in self.models:
                     stem = STEMS[1] if name.startswith("text_encoder") else STEMS[0]
                     write_state(inner / f"{stem}.safetensors", self.models[name].state(), {"format": "pt"})
-            (folder / INDEX).write_bytes((json.dumps(dict(self.index), indent=2) + "\n").encode())
+            (folder / INDEX).write_bytes(_json(dict(self.index)))
+
+    def _describe(self, name: str, inner: Path) -> None:
+        """Write what is said of a part: as it was in its folder, or from what is known of it."""
+        origin = self.folders.get(name)
+        if origin is not None:
+            for file in sorted(origin.iterdir()):
+                if file.suffix in _WRITTEN and not file.name.endswith(".index.json"):
+                    shutil.copyfile(file, inner / file.name)
+        elif name == "scheduler":
+            (inner / "scheduler_config.json").write_bytes(_json(dict(self.scheduler.config)))
+        else:
+            (inner / "config.json").write_bytes(_json(dict(self.models[name].config)))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_parts(
@@ -122,8 +136,8 @@ def read_parts(
     places: dict[str, Path] = {}
     for name, value in listed.items():
         given = others.pop(name, name if value[1] is not None else None)
-        if name in _UNREAD or given is None:
-            index[name] = value if name in _UNREAD else [None, None]
+        if name in UNREAD or given is None:
+            index[name] = value if name in UNREAD else [None, None]
             continue
         places[name] = folder / name if given == name else expanded(given)
         if not places[name].is_dir():
@@ -139,21 +153,21 @@ def read_parts(
         there = ", ".join(places) or "nothing"
         raise UserError(f"{folder} lacks a part: a pipeline needs a unet or a transformer, and a vae; it has {there}")
 
-    found = _scheduler(places, scheduler)
-    lower = None if low is None else _scheduler({"scheduler": low}, low if isinstance(low, Mapping) else None)
+    found = read_scheduler(places, scheduler)
+    lower = None if low is None else read_scheduler({"scheduler": low}, low if isinstance(low, Mapping) else None)
     tokenizers = {name: read_tokenizer(path) for name, path in places.items() if name.startswith("tokenizer")}
     models = {}
     for name, path in places.items():
         if name.startswith(("tokenizer", "scheduler")):
             continue
-        models[name] = read_part(path, dtype, held_in=held_in or dtype, place=_placing(name, place))
+        models[name] = read_part(path, dtype, held_in=held_in or dtype, place=placing(name, place))
     return Parts(
         index=index, folders=places, models=models, tokenizers=tokenizers, scheduler=found, low_scheduler=lower
     )
 
 
-def _placing(name: str, place: Any) -> Any:
-    """(path, parameter) -> it, where it shall be; the next one is not read before it is there."""
+def placing(name: str, place: Any) -> Any:
+    """Of the part `name` (path, parameter) -> it, where it shall be; the next one is not read before it is there."""
 
     def placed(path: tuple[str, ...], leaf: np.ndarray) -> Any:
         return jax.block_until_ready(jax.device_put(leaf) if place is None else place(name, path, leaf))
@@ -161,7 +175,7 @@ def _placing(name: str, place: Any) -> Any:
     return placed
 
 
-def _scheduler(places: Mapping[str, Any], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
+def read_scheduler(places: Mapping[str, Any], given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
     if isinstance(given, Scheduler):
         return given
     if isinstance(given, Mapping):

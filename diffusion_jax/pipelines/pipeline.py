@@ -26,9 +26,11 @@ from diffusion_jax.pipelines import pictures
 from diffusion_jax.pipelines.adapting import Adapted, lora_file
 from diffusion_jax.pipelines.call import Call, Draws
 from diffusion_jax.pipelines.embeddings import with_word
+from diffusion_jax.pipelines.facts import Facts
 from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.pipelines.scheduling import Scheduler
+from diffusion_jax.pipelines.single_file import read_single_file, write_single_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,14 +90,53 @@ class Pipeline:
         found = read_parts(folder, dtype=dtype, controlnet=controlnet, scheduler=scheduler, place=place, **parts)
         return cls(found, pipeline_class=pipeline_class)
 
+    @classmethod
+    def from_single_file(
+        cls,
+        file: Source,
+        *,
+        config: Source | None = None,
+        dtype: DTypeLike = jnp.float32,
+        scheduler: Scheduler | Mapping[str, Any] | str | None = None,
+        pipeline_class: str | None = None,
+        place: Callable[[str, tuple[str, ...], np.ndarray], Any] | None = None,
+        **parts: Any,
+    ) -> "Pipeline":
+        """The pipeline of a file in its authors' key layout (Stable Diffusion 1, 2, XL, 3, Flux), with a warning that
+        says which sizes and which scheduler are assumed.
+
+        Args:
+          file: .safetensors, or what PyTorch writes.
+          config: a folder of the same model, for sizes, scheduler, tokenizers and parts that the file has not; by
+            default the folder in which the file lies, or the published model of these names.
+          dtype, scheduler, pipeline_class, place: as of `from_pretrained`.
+          parts: folders of parts, as `tokenizer=...`.
+
+        Raises:
+          UserError: a file of another layout, or a part that is nowhere; nothing is loaded then.
+        """
+        found, notes = read_single_file(file, config=config, dtype=dtype, scheduler=scheduler, place=place, **parts)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return cls(found, pipeline_class=pipeline_class)
+
     def save_pretrained(self, folder: Source) -> None:
         """Write the model as a folder that the reference library reads."""
         self.parts.save(folder)
+
+    def save_single_file(self, file: Source) -> None:
+        """Write the model as one .safetensors file in its authors' key layout."""
+        write_single_file(self.parts, file)
 
     @property
     def parts(self) -> Parts:
         """The parts as a call uses them, with the adapters that are in force."""
         return self._fused or self.adapted.in_force
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it edits a picture as it is told (InstructPix2Pix, Kontext)."""
+        return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
         """Put the adapter of a file in force, beside those that are.

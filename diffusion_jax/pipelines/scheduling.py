@@ -21,28 +21,10 @@ from diffusion_jax.schedulers import PREDICTIONS, SCHEDULES, Parameterization, T
 from diffusion_jax.schedulers.parameterization import ScaledT
 from diffusion_jax.schedulers.rectified_flow import RectifiedFlow
 from diffusion_jax.schedulers.visited import Visited, VisitedTime
-from diffusion_jax.weights.diffusers_kinds import CHAIN, CLIPPED, FLOW, KINDS
+from diffusion_jax.weights.diffusers_fields import FIELDS, read_fields
+from diffusion_jax.weights.diffusers_kinds import CHAIN, FLOW, KINDS
 from diffusion_jax.weights.diffusers_schedulers import read_sampling
 
-_CONSISTENCY = {
-    **CHAIN,
-    **CLIPPED,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "original_inference_steps": 50,
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "timestep_spacing": "leading",
-    "timestep_scaling": 10.0,
-}
-FIELDS: Mapping[str, Mapping[str, Any]] = {
-    **{name: kind.fields for name, kind in KINDS.items()},
-    "LCMScheduler": _CONSISTENCY,
-    "TCDScheduler": _CONSISTENCY,
-    "FlowMatchEulerDiscreteScheduler": FLOW,
-    "FlowMatchHeunDiscreteScheduler": FLOW,
-}
 NAMES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
@@ -141,11 +123,7 @@ class Scheduler:
         kind = config.get("_class_name")
         if not isinstance(kind, str) or kind not in FIELDS:
             raise UserError(f"{origin}: {unknown_name('class of schedulers', str(kind), list(FIELDS))}")
-        known, anywhere = FIELDS[kind], {name for fields in FIELDS.values() for name in fields}
-        for name, value in config.items():
-            if not name.startswith("_") and name not in anywhere and value not in (None, False):
-                raise UserError(f"{origin} has {name}={value!r}, which is not known here")
-        fields = {**known, **{name: value for name, value in config.items() if name in known}}
+        fields = read_fields(config, kind, origin=origin)
         for name, value in fields.items():
             of_clipping = name == "clip_sample_range" and not fields.get("clip_sample")
             if name in _ONLY and value not in _ONLY[name] and not of_clipping:

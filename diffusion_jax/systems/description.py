@@ -120,7 +120,8 @@ def _rebuild_part(description: Mapping[str, Any]) -> Any:
 
 def _fields(part: type) -> list[dataclasses.Field]:
     flax = _OF_FLAX if issubclass(part, nn.Module) else ()
-    return [field for field in dataclasses.fields(part) if field.init and field.name not in flax]
+    fields = (field for field in dataclasses.fields(part) if field.init and field.name not in flax)
+    return [field for field in fields if field.metadata.get("described", True)]
 
 
 def _is_default(part: type, name: str, value: Any) -> bool:

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from diffusion_jax.adapters import Adapter, apply, with_dropout
@@ -21,7 +22,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
 from diffusion_jax.rng import BatchKey, fold_name
 from diffusion_jax.schedulers import Denoiser, Process
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.specs import GUIDANCE, DataSpec
 from diffusion_jax.systems.groups import Params, under, within
 
 NETWORK, CONDITIONING, CODEC, ADAPTERS = "network", "conditioning", "codec", "adapters"
@@ -72,6 +73,17 @@ class Model:
         """Whether the network takes a second time."""
         return SECOND_TIME in self.network.takes
 
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the scale of guidance."""
+        return GUIDANCE in self.network.takes
+
+    def with_guidance(self, conditions: Conditions, scale: Array | float) -> Conditions:
+        """The same conditions for a network that is told the scale of guidance, [] or [batch]: of this scale."""
+        there = conditions[GUIDANCE]
+        told = jnp.asarray(scale, there.dtype) - self.network.guidance_origin
+        return {**conditions, GUIDANCE: jnp.broadcast_to(told, there.shape)}
+
     def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], PyTree]) -> Params:
         """Parameters by group; the network's by `init_network(network, key)`."""
         groups = {
@@ -120,6 +132,10 @@ class Model:
     ) -> Conditions:
         """What the network is told of `size` examples, from the raw fields of their batch; with keys as in training."""
         return self.conditioning(self._of_conditioning(params, dropout_keys), batch, size)
+
+    def beside(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
+        """The part of it that these raw fields suffice for."""
+        return self.conditioning.beside(self._of_conditioning(params), batch, size)
 
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
         """The same where nothing is asked; what is told of the input stays."""

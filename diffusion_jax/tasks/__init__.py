@@ -3,12 +3,13 @@
 inpaint         draw what a mask covers
 edit            make something else of a picture: invert as what it is, sample as what it shall be
 variation       draw a picture again, from the middle
+instruct        do with a picture what an instruction says, by a network that was trained to
 invert          the noise that gives a picture
 from_latents    the picture that given noise gives
 """
 
-from diffusion_jax.tasks.edit import Edit, Variation
-from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of
+from diffusion_jax.tasks.edit import Edit, Instruct, Variation
+from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task, name_of, require_tellable
 from diffusion_jax.tasks.generate import generate
 from diffusion_jax.tasks.inpaint import Inpaint
 from diffusion_jax.tasks.invert import FromLatents, Invert
@@ -18,6 +19,7 @@ __all__ = [
     "Edit",
     "FromLatents",
     "Inpaint",
+    "Instruct",
     "Invert",
     "Request",
     "Setting",
@@ -25,4 +27,5 @@ __all__ = [
     "Variation",
     "generate",
     "name_of",
+    "require_tellable",
 ]

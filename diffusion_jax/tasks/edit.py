@@ -1,8 +1,9 @@
-"""Other versions of given data: `edit` makes something else of it, `variation` draws it again.
+"""Other versions of given data: `edit` makes something else of it, `variation` draws it again, `instruct` does as told.
 
-Both begin at the time `strength`: the smaller it is, the more of the data stays. `edit` begins with the noise that
-gives the data under what it is said to be, so that what is not changed by the new condition stays; `variation` begins
-with the data under fresh noise (SDEdit).
+`edit` and `variation` are of any network and begin at the time `strength`: the smaller it is, the more of the data
+stays. `edit` begins with the noise that gives the data under what it is said to be, so that what is not changed by the
+new condition stays; `variation` begins with the data under fresh noise (SDEdit). `instruct` begins with noise, and a
+network that was trained for it sees the data beside it (InstructPix2Pix, Brooks et al. 2022, arXiv:2211.09800).
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ from jaxtyping import Array, Float
 from diffusion_jax.domains import Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
+from diffusion_jax.samplers import sample
 from diffusion_jax.samplers.editing import DDIMInversion, Inversion, edit, sdedit, up_to
+from diffusion_jax.specs import SOURCE
 from diffusion_jax.systems import Params
 from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task
 
@@ -80,4 +83,25 @@ class Variation(Task):
         denoiser = setting.guided(params, request.asked, size)
         options = {"strength": self.strength, **setting.options}
         z = sdedit(setting.sampler, denoiser, setting.grid, x0, key, **options).x0
+        return setting.model.decode(params, z)
+
+
+@TASKS.register("instruct")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruct(Task):
+    """Draw what an instruction makes of the data, by a network that is told both."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if SOURCE not in {name for part in setting.model.conditioning.parts for name in part.reads}:
+            raise UserError(
+                "task instruct needs a network that sees the picture to be edited (conditioning.picture of a config, "
+                "name source), and this one does not: use edit or variation"
+            )
+
+    def __call__(self, setting: Setting, params: Params, request: Request, key: BatchKey) -> Float[Array, "batch ..."]:
+        denoiser = setting.guided(params, request.asked, key.index.shape[0], {SOURCE: request.image})
+        z = sample(setting.sampler, denoiser, setting.grid, setting.model.diffused.shape, key, **setting.options).x0
         return setting.model.decode(params, z)

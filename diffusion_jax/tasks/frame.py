@@ -25,6 +25,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers.guidance import name_of as rule_name
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
 from diffusion_jax.schedulers import Denoiser, TimeGrid
@@ -85,20 +86,36 @@ class Setting:
     def check(self) -> None:
         """Raise UserError where the guidance rule does not fit the model or the sampler."""
         asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
-        self.guidance.check(asked, self.model.diffused, is_flow_map=is_map)
-        if self.guidance.remembers:
+        require_tellable(self.guidance, self.model)
+        self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
+        if self.rule.remembers:
             require_memory(self.sampler)
+        steps = self.grid.num_steps
+        if self.rule.reuse > 1 and self.sampler.nfe(steps, ends_clean=self.grid.ends_clean) != steps:
+            raise UserError(
+                f"guidance with reuse {self.rule.reuse} counts steps of one evaluation, and sampler "
+                f"{type(self.sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """What is made of several predictions: nothing, where the network is told the scale of guidance."""
+        return NoGuidance() if self.model.embeds_guidance else self.guidance
 
     @property
     def sampler_kind(self) -> str:
         """What the sampler asks the network for, "denoiser" of tokens too."""
         return "denoiser" if self.model.process.discrete else self.sampler.denoiser_kind
 
-    def conditions(self, params: Params, raw: Raw | None, size: int) -> Conditions:
-        """What the network is told of `size` examples; of nothing, where there are no raw fields."""
-        if raw is None:
-            return self.model.null(params, size)
-        return self.model.conditions(params, raw, size)
+    def conditions(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Conditions:
+        """What the network is told of `size` examples; of nothing, where there are no raw fields.
+
+        `beside` are raw fields of the task's own, such as a picture, which count for the parts that they suffice for.
+        """
+        model = self.model
+        found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
+        found = {**found, **model.beside(params, beside or {}, size)}
+        return model.with_guidance(found, self.guidance.scale) if model.embeds_guidance else found
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
         """The conditional denoiser, not guided."""
@@ -108,11 +125,11 @@ class Setting:
         """Conditions -> denoiser."""
         return functools.partial(self.denoiser or self.model.denoiser, params)
 
-    def guided(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
+    def guided(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Denoiser:
         """The denoiser that samplers are given."""
-        conditions, bound = self.conditions(params, raw, size), self.denoise(params)
+        conditions, bound = self.conditions(params, raw, size, beside), self.denoise(params)
         plain = bound(conditions)
-        if self.guidance.neutral:
+        if self.rule.neutral:
             return plain
         if raw is None and self.model.conditioning.asked and not self.guidance.others:
             raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
@@ -140,7 +157,7 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         """Of `sample`."""
-        found: dict[str, Any] = {"memory": self.guidance.first_memory} if self.guidance.remembers else {}
+        found: dict[str, Any] = {"memory": self.rule.first_memory} if self.rule.remembers else {}
         return {**found, "x0_transform": clipped} if self.clip_x0 else found
 
     def encode(self, params: Params, request: Request) -> Float[Array, "batch ..."]:
@@ -148,14 +165,15 @@ class Setting:
         return self.model.encode(params, request.image)
 
     def mask(self, request: Request) -> Float[Array, "batch ..."]:
-        """The mask in the size of what is diffused, by its nearest pixel."""
-        (height, width), (small, narrow) = request.mask.shape[1:3], self.model.diffused.shape[:2]
-        return request.mask[:, :: height // small, :: width // narrow]
+        """The mask in the size of what is diffused: a latent is drawn where any of its pixels is."""
+        (batch, height, width), (small, narrow) = request.mask.shape[:3], self.model.diffused.shape[:2]
+        cells = request.mask.reshape(batch, small, height // small, narrow, width // narrow, 1)
+        return cells.max(axis=(2, 4))
 
     def evaluations(self, of_denoiser: int) -> int:
         """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""
         return network_evaluations(
-            self.guidance,
+            self.rule,
             self.model.conditioning.asked,
             of_denoiser,
             schedule=self.grid.schedule,
@@ -165,6 +183,15 @@ class Setting:
     @property
     def _walk(self) -> tuple[Sampler, TimeGrid]:
         return self.sampler, self.grid
+
+
+def require_tellable(rule: Rule, model: Model) -> None:
+    """Raise UserError where a network is told the scale of guidance, and the rule is more than a scale."""
+    if model.embeds_guidance and not rule.can_be_told:
+        raise UserError(
+            f"the network is told the scale of guidance, and {rule_name(rule)} is more than a scale: use "
+            "classifier_free without interval, rescale or a negative prompt"
+        )
 
 
 def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:

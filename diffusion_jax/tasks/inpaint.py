@@ -1,7 +1,8 @@
 """Inpainting: what a mask covers is drawn, what it does not is left as it is.
 
-An ordinary network is made to do it by a projection. The last step is taken in the space of the data: an autoencoder's
-round trip loses something, so that without it nothing outside the mask would be exact.
+An ordinary network is made to do it by a projection. One with channels for a mask and for what is left of the picture
+is told both, and the projection holds what is left besides. The last step is taken in the space of the data: an
+autoencoder's round trip loses something, so that without it nothing outside the mask would be exact.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers.projections import Projection, Region, Replacement, network_evaluations, sample_given
+from diffusion_jax.specs import DATA, MASK
 from diffusion_jax.systems import Params
 from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task
 
@@ -39,7 +41,7 @@ class Inpaint(Task):
     def __call__(self, setting: Setting, params: Params, request: Request, key: BatchKey) -> Float[Array, "batch ..."]:
         source, size = setting.encode(params, request), key.index.shape[0]
         known = Region(mask=setting.mask(request), source=source)
-        denoiser = setting.guided(params, request.asked, size)
+        denoiser = setting.guided(params, request.asked, size, {DATA: request.image, MASK: request.mask})
         z = sample_given(
             *(self.projection, known, setting.sampler, denoiser, setting.grid, source.shape[1:], key),
             **setting.options,

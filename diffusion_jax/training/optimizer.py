@@ -76,6 +76,36 @@ def learning_rate_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def in_turns(optimizer: optax.GradientTransformation, every: int, always: str) -> optax.GradientTransformation:
+    """The optimizer for networks that alternate: one group in every step, all others in one of `every` steps.
+
+    Each side has a state of its own, clipping and learning rate included, which stays as it is while it pauses; the
+    others' begin with the first step.
+
+    Args:
+      optimizer: of either side.
+      every: steps between updates of the others.
+      always: the name of the group that is updated in every step.
+    """
+
+    def sides(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {always: tree[always]}, {name: part for name, part in tree.items() if name != always}
+
+    def init(params: Mapping[str, Any]) -> dict[str, Any]:
+        ours, others = sides(params)
+        return {"count": jnp.int32(0), "always": optimizer.init(ours), "turns": optimizer.init(others)}
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        pairs = zip(sides(gradient), (state["always"], state["turns"]), sides(params), strict=True)
+        (ours, kept), (others, moved) = (optimizer.update(*pair) for pair in pairs)
+        is_turn = state["count"] % every == 0
+        others = jax.tree.map(lambda x: jnp.where(is_turn, x, jnp.zeros_like(x)), others)
+        moved = jax.tree.map(lambda new, old: jnp.where(is_turn, new, old), moved, state["turns"])
+        return {**ours, **others}, {"count": state["count"] + 1, "always": kept, "turns": moved}
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
     spec: Mapping[str, Any],
     *,

@@ -20,14 +20,15 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.conditioning import Conditions
-from diffusion_jax.objectives import Context, Objective
+from diffusion_jax.objectives import Context, Objective, with_copies
 from diffusion_jax.parallel.activations import for_cpu
 from diffusion_jax.rng import BatchKey, fold_name, stream_key
-from diffusion_jax.schedulers import Denoiser, on_schedule
+from diffusion_jax.schedulers import Denoiser
 from diffusion_jax.specs import DATA, FEATURES
-from diffusion_jax.systems import Model, Params
+from diffusion_jax.systems import NETWORK, Model, Params
 from diffusion_jax.training.ema import EmaConfig
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.teaching import UNGUIDED, drawn_scale, taught_by, told
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -44,16 +45,19 @@ class Trainable:
       model: the network with everything around it.
       objective: the loss.
       teacher: the frozen model to learn from, where the objective needs one; its parameters are in the state.
+      guidance: bounds of the scales with which the teacher is guided, and which the model is told where it can be.
     """
 
     model: Model
     objective: Objective
     teacher: Model | None = None
+    guidance: tuple[float, float] = UNGUIDED
 
     def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Params:
         """Parameters of the model, its network's by `init_network(network, key)`, and of the objective."""
         params = self.model.init_params(key, init_network)
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
+        own = with_copies(self.objective, own, params[NETWORK])
         return params if own is None else {**params, OBJECTIVE: own}
 
     def constrain(self, params: Params) -> Params:
@@ -67,6 +71,14 @@ class Trainable:
         """The model's denoiser for samplers, which asks the network only for times that the loss trains."""
         return self.objective.for_sampling(self.model.denoiser(params, conditions, dropout_keys))
 
+    def teacher_params(self, state: TrainState) -> Params | None:
+        """The parameters of the teacher; an adapter's is its own model, whose groups are frozen."""
+        return state.frozen if state.teacher is None and self.model.adapters else state.teacher
+
+    def _with_network(self, params: Params, conditions: Conditions) -> Callable[[Any], Denoiser]:
+        """Parameters of another network like this one -> its denoiser."""
+        return lambda network: self.model.denoiser({**params, NETWORK: network}, conditions)
+
     def loss(self, params: Params, state: TrainState, batch: Batch, key: BatchKey) -> tuple[Float[Array, ""], Any]:
         """The training loss, with dropout of units and of conditions, and (metrics, values for `update_state`).
 
@@ -77,32 +89,33 @@ class Trainable:
           key: their keys.
         """
         params = state.whole(params)
-        dropout_keys = key.fold_in("dropout").per_example()
-        conditions = self.model.conditions(params, batch, key.index.shape[0], dropout_keys)
-        conditions = self.model.dropped(params, conditions, key)
         batch = {**batch, DATA: self.model.encode(params, batch[DATA], key)}
-        return self._loss(params, state, batch, conditions, dropout_keys, key.fold_in("objective"))
+        dropout_keys = key.fold_in("dropout").per_example()
+        return self._loss(params, state, batch, (self.model, key), dropout_keys, key.fold_in("objective"))
 
     def validation_loss(
         self, params: Params, state: TrainState, batch: Batch, key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
         """The same loss without dropout; `params` holds all groups, or only the trained ones."""
         params = state.whole(params)
-        conditions = self.model.conditions(params, batch, key.index.shape[0])
         batch = {**batch, DATA: self.model.encode(params, batch[DATA])}
-        return self._loss(params, state, batch, conditions, None, key)
+        return self._loss(params, state, batch, None, None, key)
 
-    def _loss(self, params, state, batch, conditions, dropout_keys, key):
+    def _loss(self, params, state, batch, dropping, dropout_keys, key):
         model, size = self.model, key.index.shape[0]
+        conditions = told(model, params, batch, size, dropping)
+        scale = None if self.guidance == UNGUIDED else drawn_scale(self.guidance, key)
+        if model.embeds_guidance:
+            conditions = model.with_guidance(conditions, 1.0 if scale is None else scale)
         denoise = model.denoiser(params, conditions, dropout_keys)
         target = teacher = aligned = None
         if state.target is not None:
             averaged = state.whole(jax.lax.stop_gradient(state.target))
             target = model.denoiser(averaged, conditions, dropout_keys)
-        if state.teacher is not None and self.teacher is not None:
-            teacher = self.teacher.denoiser(jax.lax.stop_gradient(state.teacher), conditions)
-            own, theirs = model.process.schedule, self.teacher.process.schedule
-            teacher = teacher if own == theirs else on_schedule(teacher, theirs, own)
+        if self.teacher is not None and self.teacher_params(state) is not None:
+            theirs = self.teacher_params(state)
+            asked = told(self.teacher, theirs, batch, size, dropping)
+            teacher = taught_by(self.teacher, theirs, asked, scale, model)
         if FEATURES in model.network.sows:
             aligned = model.sowing(params, conditions, dropout_keys)
         null = model.without(params, conditions, size)
@@ -112,6 +125,7 @@ class Trainable:
             teacher=teacher,
             unconditional=model.denoiser(params, null, dropout_keys) if null else None,
             aligned=aligned,
+            with_network=self._with_network(params, jax.lax.stop_gradient(conditions)),
             params=params.get(OBJECTIVE),
             state=state.objective_state,
         )

@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json
 from diffusion_jax.registry import Registry
-from diffusion_jax.weights.names import Place, WeightMap
+from diffusion_jax.weights.names import Place, State, WeightMap
 from diffusion_jax.weights.streaming import stream
 
 
@@ -83,6 +83,20 @@ class Part:
         tensors = component.weight_map(self.module, self.dtypes).state(params)
         return {name: np.asarray(value).astype(self.dtypes.get(name, value.dtype)) for name, value in tensors.items()}
 
+    @property
+    def widest(self) -> np.dtype:
+        """The type that holds the numbers of all tensors in the file."""
+        kinds = [dtype for dtype in self.dtypes.values() if jnp.issubdtype(dtype, jnp.floating)]
+        return np.dtype(functools.reduce(jnp.promote_types, kinds)) if kinds else np.dtype(np.float32)
+
+    def renamed(self, names: WeightMap) -> dict[str, np.ndarray]:
+        """The tensors by the names of another map, all in the widest type of the file."""
+        tensors = names.state(jax.tree.map(np.asarray, self.params))
+        return {
+            name: value.astype(self.widest) if value.dtype.kind not in "iu" else value
+            for name, value in tensors.items()
+        }
+
 
 def read_part(
     folder: Path | str,
@@ -104,23 +118,44 @@ def read_part(
     """
     folder = expanded(folder)
     config = read_json(folder / "config.json")
-    name = class_name(config)
-    if name not in COMPONENTS:
-        raise UserError(f"{folder / 'config.json'}: {name or 'it names no class, which'} is not known here")
-    component = COMPONENTS.build(name)
+    component = component_of(config, folder / "config.json")
     try:
         module = component.build(config, dtype)
         state, dtypes = stream(folder)
-        weight_map = component.weight_map(module, dtypes)
-        params = weight_map.params(
-            state,
-            _shapes(name, module),
-            place=place,
-            held_in=lambda path: np.float32 if is_frozen_path(path) else np.dtype(held_in),
-        )
+        params = read_params(config, module, component.weight_map(module, dtypes), state, held_in=held_in, place=place)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     return Part(module=module, params=params, config=config, dtypes=dtypes)
+
+
+def component_of(config: Mapping[str, Any], origin: object = "config.json") -> Component:
+    """The class that a config.json is of.
+
+    Raises:
+      UserError: it names none that is known here.
+    """
+    name = class_name(config)
+    if name not in COMPONENTS:
+        raise UserError(f"{origin}: {name or 'it names no class, which'} is not known here")
+    return COMPONENTS.build(name)
+
+
+def read_params(
+    config: Mapping[str, Any],
+    module: nn.Module,
+    weight_map: WeightMap,
+    state: State,
+    *,
+    held_in: DTypeLike = jnp.float32,
+    place: Place | None = None,
+) -> PyTree:
+    """The parameters of a module from tensors by the names of a map, one at a time; arguments as of `read_part`."""
+    return weight_map.params(
+        state,
+        _shapes(class_name(config), module),
+        place=place,
+        held_in=lambda path: np.float32 if is_frozen_path(path) else np.dtype(held_in),
+    )
 
 
 def read_component(folder: Path | str, dtype: DTypeLike = jnp.float32) -> tuple[nn.Module, PyTree]:

@@ -14,7 +14,8 @@ from typing import Any
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.schedulers import SCHEDULES, TIME_INPUTS
-from diffusion_jax.weights.diffusers_kinds import FLOW, FLOWS, KINDS, SIGMAS, Say
+from diffusion_jax.weights.diffusers_fields import read_fields
+from diffusion_jax.weights.diffusers_kinds import FLOWS, KINDS, SIGMAS, Say
 
 # Fields that are drawn with in one way only here, and what is done where the file says another.
 _ONE_WAY: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -43,7 +44,6 @@ _SCHEDULES = {
     "sigmoid": "sigmoid_betas",
 }
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-_MOST_STEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def read_sampling(config: Mapping[str, Any], *, origin: object = "scheduler_conf
     known = KINDS[kind]
     notes: list[str] = []
     say = _teller(notes, origin)
-    fields = _fields(config, known.fields, kind, say, origin)
+    fields = _fields(config, kind, say, origin)
     steps, to_clean = fields["num_train_timesteps"], _ends_clean(fields, say)
     sampler = known.sampler(fields, say)
     return Sampling(
@@ -125,35 +125,17 @@ def _teller(notes: list[str], origin: object) -> Say:
     return lambda line: notes.append(f"{origin}: {line}")
 
 
-def _fields(config: Mapping[str, Any], known: Mapping[str, Any], kind: str, say: Say, origin: object) -> dict[str, Any]:
+def _fields(config: Mapping[str, Any], kind: str, say: Say, origin: object) -> dict[str, Any]:
     """All fields of the class, with what is said of those that cannot be taken as they are."""
-    unknown = [name for name in config if name not in known and not name.startswith("_")]
-    if unknown:
-        say(f"{', '.join(unknown)}: no fields of {kind}, which passes over them, too")
-    fields = {**known, **{name: value for name, value in config.items() if name in known}}
+    fields = read_fields(config, kind, origin=origin)
+    others = [name for name in config if name not in fields and not name.startswith("_")]
+    if others:
+        say(f"{', '.join(others)}: no fields of {kind}, which passes over them, too")
     for name, value in fields.items():
-        default = known[name]
-        if isinstance(default, bool):
-            right = isinstance(value, bool)
-        elif name in ("num_train_timesteps", "steps_offset", "solver_order"):
-            right = isinstance(value, int) and not isinstance(value, bool)
-        elif isinstance(default, (int, float)) and name != "lambda_min_clipped":
-            right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        else:
-            right = not isinstance(default, str) or isinstance(value, str)
-        if not right:
-            raise UserError(f"{origin} has {name}={value!r}; it should be of the type of {default!r}")
         allowed, instead = _ONE_WAY.get(name, ((value,), ""))
         clips = name != "clip_sample_range" or fields.get("clip_sample", False)
         if value not in allowed and clips:
             say(f"{name}={value!r} is not here: {instead}")
-    for name, least, most in (
-        ("num_train_timesteps", 1, _MOST_STEPS),
-        ("steps_offset", 0, _MOST_STEPS),
-        ("solver_order", 1, 9),
-    ):
-        if name in fields and not least <= fields[name] <= most:
-            raise UserError(f"{origin} has {name}={fields[name]}; it should be from {least} to {most}")
     if fields.get("use_flow_sigmas"):
         raise UserError(f"{origin} has use_flow_sigmas=true, which is not here: say schedule and sampler with --config")
     return fields
@@ -228,7 +210,7 @@ def _grid(fields: Mapping[str, Any], spacing: str, to_clean: bool, say: Say, ori
 def _flow(config: Mapping[str, Any], sampler: str, origin: object) -> Sampling:
     notes: list[str] = []
     say = _teller(notes, origin)
-    fields = _fields(config, FLOW, str(config["_class_name"]), say, origin)
+    fields = _fields(config, str(config["_class_name"]), say, origin)
     for field in SIGMAS:
         if fields[field] and field != "use_beta_sigmas":
             say(f"{field} is not here: the times are spaced equally")

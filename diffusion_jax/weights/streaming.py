@@ -63,7 +63,7 @@ class Streamed(Mapping[str, np.ndarray]):
         found = np.empty(shape, dtype)
         with open(file, "rb") as opened:
             opened.seek(start)
-            count = opened.readinto(memoryview(found.reshape(-1)).cast("B")) if found.size else 0
+            count = opened.readinto(found.reshape(-1).view(np.uint8)) if found.size else 0
         if count != found.nbytes:
             raise UserError(f"{file} ended while {name} was read")
         return found

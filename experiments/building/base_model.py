@@ -8,14 +8,16 @@ source: what is trained begins there, what is frozen stays so, and no checkpoint
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffusion_jax import conditioning, data, systems, training
 from diffusion_jax.adapters import ADAPTERS, Adapter
@@ -23,8 +25,12 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded
 from diffusion_jax.loading import load_base
 from diffusion_jax.models.autoencoders import Codec
+from diffusion_jax.objectives import with_copies
+from diffusion_jax.pipelines.model import model_of
+from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
+from diffusion_jax.specs import FRAME, MASK, SOURCE
 from experiments.building import conditions
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
@@ -37,13 +43,21 @@ _UNREAD = ("first_stage.path", "teacher.workdir")
 
 
 class Base:
-    """A model on disk; its parameters are read when they are asked for, and let go of by `release`."""
+    """A model on disk; its parameters are read when they are asked for, and let go of by `release`.
 
-    def __init__(self, folder: str, dtype: Any):
-        self.where = str(expanded(folder).absolute())
-        self._dtype, self._params = dtype, None
+    Where a plan needs no more than shapes and the folder is not there, it is the published model of that name.
+    """
+
+    def __init__(self, config: ConfigDict, dtype: Any, *, planned: bool = False):
+        folder = expanded(config.init.folder)
+        self.where = str(folder.absolute())
+        self._dtype, self._remat, self._side = dtype, config.init.remat, config.data.image_size
+        self._params: Any = None
+        self.published = config.init.published if planned and not folder.exists() else ""
         self.model = self._read()
         self.shapes = {name: jax.tree.map(_shape, group) for name, group in self._params.items()}
+        if self.published:
+            self.release()
 
     def group(self, name: str) -> Any:
         """One group of its parameters."""
@@ -56,8 +70,16 @@ class Base:
         self._params = None
 
     def _read(self) -> systems.Model:
-        model, self._params = load_base(self.where, dtype=self._dtype)
-        return _computing_in(model, self._dtype)
+        if self.published:
+            model, self._params = _published(self.published, self._dtype, self._side)
+        else:
+            model, self._params = load_base(self.where, dtype=self._dtype, image_size=self._side)
+        model = _computing_in(model, self._dtype)
+        if self._remat == "none":
+            return model
+        if not hasattr(model.network, "remat"):
+            raise UserError(f"init.remat={self._remat}: the network of {self.where} recomputes nothing: set none")
+        return dataclasses.replace(model, network=model.network.clone(remat=self._remat))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +93,34 @@ class BaseExperiment(Experiment):
     has_base: ClassVar[bool] = True
 
     shared: Base | None = None
+    is_planned: bool = False
+
+    @classmethod
+    def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
+        """An experiment to look at: neither the folder of the model nor the data need be there."""
+        experiment = cls(config, devices=devices, is_planned=True)
+        try:
+            info = experiment._pipeline(config.data.split).described()
+        except UserError:  # `assumed` says so
+            info = data.DatasetInfo(
+                name=config.data.dataset,
+                split=config.data.split,
+                num_examples=0,
+                spec=experiment.base.model.data,
+                fields=("text",),
+            )
+        return dataclasses.replace(experiment, stored_info=info)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What is taken for the model, and for its data."""
+        lines, init = [], self.config.init
+        if self.base.published:
+            lines.append(f"{init.folder} is not there: the sizes are those of init.published, {init.published}")
+        if self.is_planned and not self.info.num_examples:
+            side, name = self.base.model.data.shape[0], self.config.data.dataset
+            lines.append(f"{name} is not there: captioned pictures of {side}x{side} pixels stand in its place")
+        return tuple(lines)
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,7 +129,7 @@ class BaseExperiment(Experiment):
     @cached_property
     def base(self) -> Base:
         """The model that `init.folder` names."""
-        return self.shared or Base(self.config.init.folder, self._dtype)
+        return self.shared or Base(self.config, self._dtype, planned=self.is_planned)
 
     @property
     def title(self) -> str:
@@ -118,9 +168,20 @@ class BaseExperiment(Experiment):
         return next((part for part in self.base.model.conditioning.parts if "text" in part.prepares), None)
 
     @property
+    def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
+        """What tells the network how a picture was cut."""
+        parts = self.base.model.conditioning.parts
+        return tuple(part for part in parts if part.prepares == (FRAME,))
+
+    @property
     def text(self) -> Any:
         """The same: its word list it brings along."""
         return self.told_text
+
+    @property
+    def told_picture(self) -> None:
+        """None: one that sees a picture is no model to start from, see `check`."""
+        return None
 
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
         return self.told_text
@@ -141,7 +202,10 @@ class BaseExperiment(Experiment):
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
         """The conditioners of the model, all that is asked of which falls with `train.conditioning_dropout`."""
-        found = dataclasses.replace(self.base.model.conditioning, dropout={})
+        scale, parts = self.config.train.guidance_embedding, self.base.model.conditioning.parts
+        if scale is not None:
+            parts = [dataclasses.replace(part, scale=scale) if "guidance" in part.gives else part for part in parts]
+        found = dataclasses.replace(self.base.model.conditioning, parts=tuple(parts), dropout={})
         dropout = {found.asked: self.config.train.conditioning_dropout} if found.asked else {}
         return dataclasses.replace(found, dropout=dropout)
 
@@ -161,6 +225,11 @@ class BaseExperiment(Experiment):
         """The model, with the adapter."""
         own = () if self.adapter is None else (self.adapter,)
         return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own)
+
+    @property
+    def teacher_model(self) -> systems.Model | None:
+        """The model as it is in its folder, where the objective learns from a teacher."""
+        return self.base.model if "teacher" in self.objective.needs else None
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -206,6 +275,11 @@ class BaseExperiment(Experiment):
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
             raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+        if {SOURCE, MASK} & {name for part in model.conditioning.parts for name in part.reads}:
+            raise UserError(
+                f"the model in {config.init.folder} sees a picture beside its input, which nothing gives it here: "
+                "train it by its own config, such as configs/edits.py, or start from another model"
+            )
         there, here = model.data, info.spec
         if (there.kind, there.shape) != (here.kind, here.shape):
             raise UserError(
@@ -223,6 +297,11 @@ class BaseExperiment(Experiment):
             raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
         if self.adapter is not None:
             self._check_reach()
+            if self.objective.copies:
+                raise UserError(
+                    f"objective {config.objective.name} trains a copy of the whole network beside it, and adapter "
+                    "trains none: leave the adapter out"
+                )
 
     def _check_text_encoder(self) -> None:
         """Raise UserError where there is no text encoder to train, or where the config says itself what is trained."""
@@ -255,6 +334,7 @@ class BaseExperiment(Experiment):
 
         def params() -> dict[str, Any]:
             own = self.objective.init_params(fold_name(key, training.OBJECTIVE))
+            own = with_copies(self.objective, own, base[systems.NETWORK])
             groups = {**jax.tree.map(jnp.copy, dict(base)), **self._init_adapters(base, seed)}
             return groups if own is None else {**groups, training.OBJECTIVE: own}
 
@@ -263,9 +343,15 @@ class BaseExperiment(Experiment):
             self.optimizer,
             self.ema,
             with_target="target" in self.objective.needs,
+            teacher=self._kept(base),
             objective_state=self.objective.init_state(),
             trained=self.trained,
         )
+
+    def _kept(self, base: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A teacher's parameters beside those that are trained; of an adapter they are the frozen groups."""
+        is_needed = self.teacher_model is not None and self.adapter is None
+        return jax.tree.map(jnp.copy, dict(base)) if is_needed else None
 
     def first_state(self) -> training.TrainState:
         """The state before the first step, on the devices, but for the frozen groups."""
@@ -281,6 +367,12 @@ class BaseExperiment(Experiment):
             return super().read_frozen()
         finally:
             self.base.release()
+
+
+@functools.lru_cache(maxsize=8)
+def _published(name: str, dtype: Any, side: int | None) -> tuple[systems.Model, dict[str, Any]]:
+    """A published model with shapes for parameters; tracing a large one takes seconds."""
+    return model_of(parts_of(name, dtype), image_size=side)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ from diffusion_jax.objectives import Objective
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.schedulers import TIME_SAMPLERS
-from diffusion_jax.specs import FEATURES
+from diffusion_jax.specs import FEATURES, GUIDANCE
 from experiments.building.latents import check_first_stage
 from experiments.ground.fields import ADAPTER, INIT, PARTS, check_fields
 
@@ -50,6 +50,8 @@ def check(experiment: "Experiment") -> None:
         raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
     if config.train.text_encoder and not experiment.has_base:
         raise UserError(f"train.text_encoder is of a model that is there: name it, {INIT}, or leave it out")
+    if config.train.guidance_embedding is not None and "guidance" not in experiment.conditioning.gives:
+        raise UserError("train.guidance_embedding: this network embeds no guidance scale; leave it at None")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
@@ -66,11 +68,12 @@ def check(experiment: "Experiment") -> None:
         sampler.constants(grid)
     experiment.known_ema(config.sampling.ema)
     check_groups(experiment)
-    if "teacher" in experiment.objective.needs and experiment.teacher is None:
+    if "teacher" in experiment.objective.needs and experiment.teacher_model is None:
         raise UserError(
             f"objective {config.objective.name} learns from a trained network: train one first, for example with "
             "--config=configs/digits_unet.py --workdir=runs/digits, and give --config.teacher.workdir=runs/digits"
         )
+    check_teacher(experiment)
     if experiment.objective.num_times != experiment.network.num_times:
         raise UserError(
             f"objective {config.objective.name} needs a network of {experiment.objective.num_times} times, the "
@@ -90,6 +93,86 @@ def check(experiment: "Experiment") -> None:
         _ = experiment.validation_size
     elif config.log.validate_every or config.evaluation.metrics:
         raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+
+def teacher_guidance(config: ConfigDict) -> tuple[float, float]:
+    """The bounds of the scales with which the teacher is guided.
+
+    Raises:
+      UserError: they are neither a scale nor two in order.
+    """
+    scales = tuple(config.teacher.guidance_scale)
+    if len(scales) > 2 or list(scales) != sorted(scales):
+        raise UserError(f"teacher.guidance_scale is one scale, or (low, high) of a uniform draw, it is {scales}")
+    return (scales[0], scales[-1]) if scales else (1.0, 1.0)
+
+
+def check_told_scale(experiment: "Experiment", scale: float) -> None:
+    """Raise UserError where a student that is told the scale of guidance is asked for one that it was not taught."""
+    low, high = teacher_guidance(experiment.config)
+    if experiment.config.teacher.guidance_scale and experiment.model.embeds_guidance and not low <= scale <= high:
+        raise UserError(
+            f"guidance scale {scale:g} is not among those that the network was taught, {low:g} to {high:g}: ask for "
+            "one of these"
+        )
+
+
+def check_teacher(experiment: "Experiment") -> None:
+    """Raise UserError where student and teacher do not fit: other data, conditions, or a scale that nobody is told."""
+    model, theirs = experiment.model, experiment.teacher_model
+    scales = teacher_guidance(experiment.config)
+    if theirs is None:
+        if experiment.config.teacher.guidance_scale:
+            raise UserError(
+                f"teacher.guidance_scale guides a teacher, and objective {experiment.config.objective.name} learns "
+                "from none: leave it out"
+            )
+        return
+    check_same_conditions(experiment)
+    can_be_guided = theirs.conditioning.asked or theirs.embeds_guidance
+    if scales != (1.0, 1.0) and not can_be_guided:
+        raise UserError("teacher.guidance_scale guides a teacher that is told nothing: leave it out")
+    if scales[0] != scales[1] and not model.embeds_guidance:
+        raise UserError(
+            f"teacher.guidance_scale draws from {scales}, and the student is not told which: give one scale, or a "
+            "network that is told it (model.guidance_channels=64)"
+        )
+    if model.embeds_guidance and not experiment.config.teacher.guidance_scale:
+        raise UserError(
+            "the student is told the scale of guidance, and its teacher has none: set teacher.guidance_scale"
+        )
+
+
+def check_same_conditions(experiment: "Experiment") -> None:
+    """Raise UserError where a teacher is of other data than its student, or is told what the student's batch lacks."""
+    model, theirs, teacher = experiment.model, experiment.teacher_model, experiment.teacher
+    if model.diffused != theirs.diffused:
+        raise UserError(
+            f"the teacher is of {theirs.diffused.kind} {list(theirs.diffused.shape)}, the student of "
+            f"{model.diffused.kind} {list(model.diffused.shape)}: give both the same data and first stage"
+        )
+    if teacher is None:
+        return  # it is the model itself
+    for scale in teacher_guidance(experiment.config):
+        check_told_scale(teacher, scale)
+    stages = [one.first_stage and one.first_stage.fingerprint for one in (experiment, teacher)]
+    if stages[0] != stages[1]:
+        raise UserError("the teacher's first stage is another than the student's: they must be of the same latents")
+    own, there = ({s for s in one.conditioning.gives if s != GUIDANCE} for one in (model, theirs))
+    lacking = sorted({s for s in there if theirs.conditioning.gives[s].role == "asked"} - own)
+    if lacking or teacher.num_classes not in (0, experiment.num_classes):
+        told = ", ".join(lacking) or f"{teacher.num_classes} classes"
+        raise UserError(
+            f"the teacher in {experiment.config.teacher.workdir} is told {told}, and the student "
+            f"{', '.join(sorted(own)) or 'nothing'}: give the student the teacher's conditions"
+        )
+    if teacher.told_text is not None:
+        reads = [(one.text.tokenizer, one.text.length) for one in (experiment, teacher)]
+        if reads[0] != reads[1]:
+            raise UserError(
+                f"the teacher in {experiment.config.teacher.workdir} reads captions by another tokenizer, word list or "
+                "length: train the student on the same captions, with the teacher's conditioning.text"
+            )
 
 
 def check_read(experiment: "Experiment") -> None:
@@ -120,6 +203,25 @@ def _unread_by_tokens(config: ConfigDict) -> list[str]:
     specs = {name: {"name": spec} if isinstance(spec, str) else spec.to_dict() for name, spec in stated.items()}
     groups = [name for name, spec in specs.items() if spec != PARTS[f"sampling.{name}"][0]]
     return [f"sampling.{name}" for name in [*groups, *(["clip_x0"] if sampling.clip_x0 else [])]]
+
+
+def check_picture(experiment: "Experiment") -> None:
+    """Raise UserError where holes are drawn that nothing is told, or where the two pictures of an edit would part."""
+    told, data = experiment.told_picture, experiment.config.data
+    has_holes = experiment.pipeline.drawn_holes.any
+    if has_holes != (told is not None and told.needs_holes):
+        raise UserError(
+            "data.holes and conditioning.picture go together: "
+            + (
+                "set conditioning.picture.name=hole, or leave data.holes out"
+                if has_holes
+                else "set data.holes.name=boxes"
+            )
+        )
+    if told is not None and not told.needs_holes and (data.flip or dict(data.augmentation) != {"name": "none"}):
+        raise UserError(
+            "data.flip and data.augmentation change a picture and not the one that it is made from: leave them out"
+        )
 
 
 def check_captions(experiment: "Experiment") -> None:
@@ -180,6 +282,7 @@ def check_class(config: ConfigDict, objective: Objective) -> None:
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
     check_captions(experiment)
+    check_picture(experiment)
     state = experiment.abstract_state
     names = sorted({*state.params, *experiment.frozen_groups})
     for pattern in experiment.config.train.trained:

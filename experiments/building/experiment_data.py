@@ -16,7 +16,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 from experiments.building import conditions
 from experiments.ground.config_files import import_parts
-from experiments.ground.fields import CODEC, INIT
+from experiments.ground.fields import CODEC, INHERIT, INIT
 
 OF_SUBJECTS = ("instance", "instance_prompt", "class_pictures", "class_prompt", "num_class_images")
 """Fields of `data` that are of a subject and its class, and of no other data."""
@@ -44,6 +44,11 @@ class ExperimentData:
                 f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
                 "experiments.train, evaluate or prepare_latents"
             )
+        if self.config.teacher.inherit:
+            raise UserError(
+                f"a config with {INHERIT} takes data and network from its teacher: name a run with "
+                "--config.teacher.workdir=RUN, of experiments.train"
+            )
         if self.config.init.folder and not self.has_base:
             raise UserError(
                 f"a config with {INIT} starts from a model, and this command is not of such configs: use "
@@ -52,9 +57,17 @@ class ExperimentData:
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
-        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there."""
+        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there.
+
+        `assumed` says what stands in the place of what is not there.
+        """
         info = cls(config)._pipeline(config.data.split).described()
         return cls(config, devices=devices, stored_info=info)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Of an experiment that is planned, lines on what stands in the place of files that are not there."""
+        return ()
 
     @property
     def info(self) -> data.DatasetInfo:
@@ -65,10 +78,20 @@ class ExperimentData:
     def pipeline(self) -> data.Pipeline:
         """The training data."""
         plain = self._pipeline(self.config.data.split)
-        if self.told_text is None:
-            return plain
-        self._check_captions(plain.info)
-        return plain.prepared_by(conditions.Preparation(parts=(self._with_words(plain),)))
+        parts: list[conditioning.Conditioner] = []
+        if self.told_text is not None:
+            self._check_captions(plain.info)
+            parts += (self._with_words(plain), *self.told_beside)
+        picture = conditions.picture_of(self.config, lambda: plain.info.spec.shape)
+        if picture is not None and not picture.needs_holes:
+            self._check_sources(plain.info, picture)
+            parts.append(picture)
+        return plain.prepared_by(conditions.Preparation(parts=tuple(parts))) if parts else plain
+
+    @property
+    def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
+        """What the network is told of each picture beside its text."""
+        return ()
 
     def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
         """What reads the captions, with the word list of the workdir, or else of this data."""
@@ -89,6 +112,19 @@ class ExperimentData:
         """The same without a word list: all that shapes and compiled programs depend on."""
         return conditions.text_of(self.config, self._dtype)
 
+    @cached_property
+    def told_picture(self) -> conditioning.BesidePicture | None:
+        """The conditioner of a picture beside the input; None where the network is told none."""
+        return conditions.picture_of(self.config, lambda: self.info.spec.shape)
+
+    def _check_sources(self, info: data.DatasetInfo, picture: conditioning.BesidePicture) -> None:
+        missing = sorted(set(picture.prepares) - set(info.fields))
+        if missing:
+            raise UserError(
+                f"conditioning.picture reads {missing[0]}, and data set {self.config.data.dataset} has none: use one "
+                "of pairs, such as scene_edits"
+            )
+
     def _check_captions(self, info: data.DatasetInfo) -> None:
         if "text" not in info.fields:
             raise UserError(
@@ -104,7 +140,8 @@ class ExperimentData:
             return None
         held_out = self._pipeline(split, features="", batch_size=self.validation_batch)
         held_out = dataclasses.replace(held_out, augment=False)
-        return held_out if self.told_text is None else held_out.prepared_by(self.pipeline.prepare)
+        prepare = self.pipeline.prepare
+        return held_out if prepare is None else held_out.prepared_by(prepare)
 
     def _pipeline(self, split: str, **changes: Any) -> data.Pipeline:
         fields = {n: value for n, value in self.config.data.items() if n not in ("validation_split", *OF_SUBJECTS)}

@@ -60,6 +60,11 @@ class FirstStageExperiment(Experiment):
         return training.FirstStage(data=self.info.spec, codec=self.codec, objective=self.objective)
 
     @property
+    def _network_every(self) -> int:
+        """A first stage and its discriminator are updated together."""
+        return 1
+
+    @property
     def title(self) -> str:
         """The codec's name."""
         return str(self.config.codec.name)

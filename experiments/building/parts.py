@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from diffusion_jax import models, terms, training
 from diffusion_jax.adapters import ADAPTERS
-from diffusion_jax.conditioning import CONDITIONERS
+from diffusion_jax.conditioning import CONDITIONERS, PICTURES
 from diffusion_jax.data.augmentation import augmentations
+from diffusion_jax.data.holes import holes
 from diffusion_jax.data.prompts import TOKENIZERS
 from diffusion_jax.data.sources import datasets
 from diffusion_jax.domains import BOUNDS, annotations, bounds_of
@@ -64,10 +65,12 @@ KINDS = (
     Kind("objective.weighting", WEIGHTINGS),
     Kind("optimizer", training.OPTIMIZERS, ("learning_rate",)),
     Kind("data.augmentation", augmentations),
+    Kind("data.holes", holes),
     Kind("data.options", datasets, ("split", "data_dir")),
-    Kind("conditioning.text", TEXTS, ("dtype",)),
+    Kind("conditioning.text", TEXTS, ("dtype", "data_dir")),
     Kind("conditioning.text.tokenizer", TOKENIZERS),
     Kind("conditioning.text.encoder", TEXT_ENCODERS, ("vocabulary", "dtype")),
+    Kind("conditioning.picture", PICTURES, ("shape",)),
     Kind("sampling.sampler", SAMPLERS),
     Kind("sampling.grid", GRIDS),
     Kind("sampling.guidance", GUIDANCE),

@@ -21,7 +21,8 @@ from diffusion_jax.models.autoencoders import Codec, Identity, StoredLatents, Va
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
-from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
+from diffusion_jax.samplers import GUIDANCE as RULES
+from diffusion_jax.samplers import SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import (
     GRIDS,
     PROCESSES,
@@ -30,7 +31,8 @@ from diffusion_jax.schedulers import (
     TimeGrid,
     built,
 )
-from diffusion_jax.specs import DATA, FEATURES, PRIOR
+from diffusion_jax.specs import DATA, FEATURES, GUIDANCE, PRIOR
+from diffusion_jax.tasks import require_tellable
 from experiments.building import checks, fitting
 from experiments.building.checks import READ_BY_OBJECTIVES
 from experiments.building.experiment_data import DTYPES, ExperimentData
@@ -66,6 +68,7 @@ class Experiment(ExperimentData):
                 raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
+        beside = {} if self.told_picture is None else self.told_picture.for_network
         return models.MODELS.build(
             spec,
             image_size=size,
@@ -73,6 +76,7 @@ class Experiment(ExperimentData):
             num_classes=self.num_classes,
             dtype=self._dtype,
             **{f"{slot}_channels": slot_spec.shape[-1] for slot, slot_spec in told.items()},
+            **beside,
         )
 
     @cached_property
@@ -86,13 +90,18 @@ class Experiment(ExperimentData):
             parts.append(conditioning.Label(num_classes=self.num_classes, class_names=self.info.class_names))
         if "augment" in takes:
             parts.append(conditioning.Numbers(slot="augment", count=takes["augment"].shape[0]))
+        if GUIDANCE in takes:
+            parts.append(conditioning.GuidanceScale(origin=self.network.guidance_origin))
         if self.told_text is not None:
             parts.append(self.told_text)
+        if self.told_picture is not None:
+            parts.append(self.told_picture)
         everything = conditioning.Conditioning(parts=tuple(parts)).asked
         dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
-        if self.told_text is not None:
-            alone = tuple(self.told_text.gives)
-            dropout[alone] = dropout.get(alone, 0.0) + self.told_text.dropout
+        for told in (self.told_text, self.told_picture):
+            if told is not None and set(told.gives) <= set(everything):
+                alone = tuple(told.gives)
+                dropout[alone] = dropout.get(alone, 0.0) + told.dropout
         return conditioning.Conditioning(parts=tuple(parts), dropout=dropout)
 
     @cached_property
@@ -164,14 +173,35 @@ class Experiment(ExperimentData):
             process=self.process,
         )
 
+    def picture_model(self, height: int | None = None, width: int | None = None) -> systems.Model:
+        """The model as one of pictures: of prepared latents with the first stage that made them in front of it.
+
+        Args:
+          height, width: of the pictures in pixels; by default those of the data. Not every network takes others, which
+            it says when it is given them.
+        """
+        spec = self.shown.spec
+        shape = (height or spec.shape[0], width or spec.shape[1], spec.shape[2])
+        codec = self.first_stage.codec if self.info.first_stage else self.codec
+        parts = tuple(part.beside(shape) for part in self.model.conditioning.parts)
+        told = dataclasses.replace(self.model.conditioning, parts=parts)
+        form = dataclasses.replace(spec, shape=shape)
+        return dataclasses.replace(self.model, data=form, codec=codec, conditioning=told)
+
     @cached_property
     def trainable(self) -> training.Trainable:
         """Model and objective together."""
         return training.Trainable(
             model=self.model,
             objective=self.objective,
-            teacher=self.teacher.model if self.teacher and "teacher" in self.objective.needs else None,
+            teacher=self.teacher_model,
+            guidance=checks.teacher_guidance(self.config),
         )
+
+    @property
+    def teacher_model(self) -> systems.Model | None:
+        """The model to learn from, where the objective does and there is one."""
+        return self.teacher.model if self.teacher and "teacher" in self.objective.needs else None
 
     @cached_property
     def teacher(self) -> "Experiment | None":
@@ -201,12 +231,18 @@ class Experiment(ExperimentData):
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer."""
         spec = {name: value for name, value in self.config.optimizer.items() if f"optimizer.{name}" not in FIELDS}
-        return training.make_optimizer(
+        made = training.make_optimizer(
             spec,
             learning_rate=self.learning_rate,
             clip_norm=self.config.optimizer.clip_norm,
             is_frozen=models.is_frozen,
         )
+        return made if self._network_every == 1 else training.in_turns(made, self._network_every, training.OBJECTIVE)
+
+    @property
+    def _network_every(self) -> int:
+        """The steps of which one updates the network."""
+        return self.objective.network_every
 
     @cached_property
     def ema(self) -> training.EmaConfig:
@@ -362,7 +398,10 @@ class Experiment(ExperimentData):
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
         if self.told_text is not None:
-            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in self.told_text.fields.items()}
+            for part in (self.told_text, *self.told_beside):
+                batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
+        if self.told_picture is not None:
+            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in self.told_picture.fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
@@ -391,14 +430,23 @@ class Experiment(ExperimentData):
         Raises:
           UserError: no such rule, an option that it does not have, or one that does not fit the network.
         """
-        rule = GUIDANCE.build(self.config.sampling.guidance)
+        rule = RULES.build(self.config.sampling.guidance)
+        require_tellable(rule, self.model)
+        if self.model.embeds_guidance:
+            checks.check_told_scale(self, rule.scale)
+            return rule
         is_flow_map = not self.process.discrete and self.sampler().denoiser_kind == "flow_map"
         rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)
         return rule
 
     def grid(self, steps: int | None = None) -> TimeGrid:
         """The config's sampling-time grid, with as many steps as asked."""
-        sampling = self.config.sampling
+        sampling, most = self.config.sampling, self.objective.most_steps
+        if most is not None and (steps or sampling.steps) > most:
+            raise UserError(
+                f"{steps or sampling.steps} steps are more than objective {self.config.objective.name} trains for, "
+                f"which are {most}: sample in {most} or fewer"
+            )
         if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
         return GRIDS.build(sampling.grid)(self.process.schedule, steps or sampling.steps)

@@ -17,7 +17,9 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import locked, replace_file
 from diffusion_jax.metrics import ImageSet, evaluate_all, nearest
 from diffusion_jax.samplers.guidance import ClassifierFree, Negative, Rule, name_of
+from diffusion_jax.systems import Model
 from diffusion_jax.tasks import Task
+from experiments.building.checks import check_told_scale
 from experiments.building.restoring import restore_params
 from experiments.building.wiring import Experiment
 from experiments.evaluating import judging, reconstruction
@@ -46,6 +48,7 @@ def generator(
     negative: str | None = None,
     batch_size: int | None = None,
     task: Task | None = None,
+    model: Model | None = None,
     stand_in: bool = False,
 ) -> Generator:
     """The config's way of sampling, or as asked.
@@ -58,6 +61,7 @@ def generator(
       negative: what stands in the place of nothing in guidance, in words; "" is nothing.
       batch_size: samples per call.
       task: what is done, instead of drawing from noise.
+      model: the experiment's in another form, see `Generator`.
       stand_in: let the null condition stand in for a guide that is not named: for programs that are planned or counted.
 
     Raises:
@@ -80,13 +84,16 @@ def generator(
         negative=None if rule.negative == "" or rule.neutral else _negative(experiment, str(rule.negative)),
         batch_size=batch_size or experiment.config.sampling.batch_size,
         task=task,
+        model=model,
     )
 
 
 def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> Rule:
     """The config's guidance rule, with another scale or a negative prompt."""
     rule = experiment.guidance()
-    rule = rule if scale is None else dataclasses.replace(rule, scale=scale)
+    if scale is not None:
+        check_told_scale(experiment, scale)
+        rule = dataclasses.replace(rule, scale=scale)
     if negative is None:
         return rule
     _negative(experiment, negative)  # its error
@@ -142,10 +149,11 @@ def draw(
     num_samples: int,
     seed: int,
     given: Given | None = None,
+    numbers: np.ndarray | None = None,
 ) -> np.ndarray:
     """Samples, or results of a task, with a progress bar."""
     with ProgressBar(total=num_samples, description="sample", primary=parallel.is_primary()) as progress:
-        return make.generate(params, asked, num_samples, seed, progress.update, given)
+        return make.generate(params, asked, num_samples, seed, progress.update, given, numbers)
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:

@@ -17,6 +17,7 @@ from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import NoGuidance, Rule, Sampler, TokenSampler, sample, sample_tokens
 from diffusion_jax.samplers.guidance import of_clean, towards
 from diffusion_jax.schedulers import Denoiser, TimeGrid, on_schedule
+from diffusion_jax.systems import Model
 from diffusion_jax.tasks import Request, Setting, Task
 from experiments.building.wiring import Experiment
 from experiments.evaluating.asked import Asked
@@ -57,6 +58,7 @@ class Generator:
       classifier: the classifier of clean data, for a rule that needs one.
       negative: raw fields of one row that stand in the place of "nothing" in guidance.
       task: what is done with what is given; None draws samples from noise.
+      model: the experiment's model in another form (`Experiment.picture_model`); None is as it was trained.
       batch_size: samples per call; rounded up to a multiple of the devices.
       path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
         axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
@@ -70,6 +72,7 @@ class Generator:
     classifier: Classifier | None = None
     negative: Given | None = None
     task: Task | None = None
+    model: Model | None = None
     batch_size: int = 256
     path_points: int = 0
 
@@ -107,7 +110,7 @@ class Generator:
     def setting(self) -> Setting:
         """With what samples are drawn."""
         return Setting(
-            model=self.experiment.model,
+            model=self.model or self.experiment.model,
             sampler=self.sampler,
             grid=self.grid,
             guidance=self.guidance,
@@ -139,12 +142,12 @@ class Generator:
         denoise = setting.guided(params, request.asked, size)
         if self.experiment.process.discrete:
             return self._sample_tokens(denoise, params, batch_key)
-        model, follow = self.experiment.model, self.path_points > 0
+        model, follow = setting.model, self.path_points > 0
         shape = model.diffused.shape
         options = {**setting.options, "return_trajectory": follow}
         result = sample(self.sampler, denoise, self.grid, shape, batch_key, **options)
         if not follow:
-            return self.experiment.model.decode(params, result.x0)
+            return model.decode(params, result.x0)
         points = self.path_indices
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
         states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
@@ -216,11 +219,13 @@ class Generator:
         *,
         start: int = 0,
         given: Given | None = None,
+        numbers: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, row i of
         what is asked), which are labels where it is an array.
 
-        `start`, a multiple of the batch size, is the first sample; `given` is what a task needs.
+        `start`, a multiple of the batch size, is the first sample; `given` is what a task needs. `numbers` are in the
+        place of i where samples of several requests shall depend on their place in their own request alone.
         """
         layout = self.experiment.layout
         key = stream_key(seed, "sample")
@@ -232,7 +237,8 @@ class Generator:
         for first in range(start, num_samples, self.batch_size):
             index = np.arange(first, first + self.batch_size)[rows]
             batch = {name: value[index % len(value)] for name, value in {**fields, **(given or {})}.items()}
-            placed = layout.global_batch({"index": index.astype(np.int32)})
+            numbered = index if numbers is None else numbers[index % len(numbers)]
+            placed = layout.global_batch({"index": numbered.astype(np.int32)})
             x = self._run((params, self._guide_params), layout.global_batch(batch), key, placed["index"])
             if jax.process_count() > 1:
                 x = multihost_utils.process_allgather(x, tiled=True)
@@ -248,10 +254,11 @@ class Generator:
         seed: int = 0,
         progress: Any = None,
         given: Given | None = None,
+        numbers: np.ndarray | None = None,
     ) -> np.ndarray:
         """All samples as uint8 [num_samples, height, width, channels] (float32 for latents, int32 for text)."""
         parts = []
-        for part in self.batches(params, asked, num_samples, seed, given=given):
+        for part in self.batches(params, asked, num_samples, seed, given=given, numbers=numbers):
             parts.append(part)
             if progress is not None:
                 progress(sum(map(len, parts)))

@@ -5,6 +5,7 @@ What a metric needs, it states itself (`metrics.Facts`); nothing here knows one 
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,7 @@ WEIGHTS = {
     DINOV2: ("the weights of DINOv2", weights.DINOV2_SOURCE),
     CLIP: ("a folder with CLIP", weights.CLIP_SOURCE),
 }
+OF_PROMPTS = {"scene": "scenes", "word": "glyphs"}  # the data whose prompts require such things
 SPACE_FIELDS = (*WEIGHTS, "convention")
 
 
@@ -110,8 +112,16 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         return "its texts are made of the names of classes, and the samples have none"
     if "prompts" in facts.reads and experiment.told_text is None:
         return "its samples are asked for in words, and this network is told none: set conditioning.text"
-    if "prompts" in facts.reads and not experiment.pictures.prompts:
-        return f"its prompts, which say what a picture must show, come with scenes; {config.data.dataset} has none"
+    if "prompts" in facts.reads:
+        prompts = experiment.pictures.prompts
+        if not prompts or prompts.requires != facts.requires:
+            return (
+                "its prompts, which say what a picture must show, come with "
+                f"{OF_PROMPTS[facts.requires]}; {config.data.dataset} has none"
+            )
+    lacking = [module for module in facts.modules if importlib.util.find_spec(module) is None]
+    if lacking:
+        return f"it needs {' and '.join(lacking)}: `pip install '.[{facts.extra}]'`"
     return _no_weights(config.evaluation, facts.needs)
 
 
@@ -136,14 +146,14 @@ def _no_weights(config: Any, kind: str | None) -> str:
 
 
 def build_metrics(
-    experiment: Experiment, names: tuple[str, ...], train: ImageSet, spaces: Spaces | None = None
+    experiment: Experiment, names: tuple[str, ...], train: ImageSet | None, spaces: Spaces | None = None
 ) -> dict[str, Metric]:
     """The metrics of samples by name, each with its feature space.
 
     Args:
       experiment: names the weights and the reference.
       names: of metrics.
-      train: the images that a proxy is trained on.
+      train: the images that a proxy is trained on; None where no metric has one.
       spaces: those there are already, by kind, of the same data and weights; what is built is added. A space remembers
         the features of the real images, so that several evaluations need them once.
 
@@ -207,7 +217,7 @@ def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:
 
 def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
     """What the numbers depend on besides the samples, for the record."""
-    found = {}
+    found, judges = {}, {name: metric.judges for name, metric in metrics.items() if METRICS.facts(name).modules}
     for name, metric in metrics.items():
         facts = METRICS.facts(name)
         if facts.needs is None:
@@ -217,7 +227,7 @@ def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
             found[name]["reference"] = metric.reference
         if facts.needs == PROXY and test.labels is not None:
             found[name]["classifier_test_accuracy"] = accuracy(metric.space, test)
-    return {"feature_spaces": found} if found else {}
+    return {**({"feature_spaces": found} if found else {}), **({"judges": judges} if judges else {})}
 
 
 def judge_model(experiment: Experiment, params: Any, name: str, seed: int) -> dict[str, float]:

@@ -36,7 +36,7 @@ def asked_rows(conditioning: Conditioning, value: str) -> dict[str, np.ndarray]:
 
 def require_pictures(experiment: Experiment, task: str) -> None:
     """Raise UserError where a run is of no pictures, or its pictures are diffused as tokens."""
-    kind = experiment.info.spec.kind
+    kind = experiment.shown.spec.kind
     if kind != "pixels":
         raise UserError(f"--task={task} is of pictures, and the data of this run is {HELD[kind]}")
     if experiment.process.discrete:
@@ -49,7 +49,7 @@ def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w 
     Raises:
       UserError: no such file, no picture, or one of another size.
     """
-    shape = experiment.info.spec.shape
+    shape = experiment.shown.spec.shape
     found = read_image(regular(path, "image"), channels=shape[-1])
     if found.shape != tuple(shape):
         raise UserError(
@@ -65,7 +65,7 @@ def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]
     Raises:
       UserError: no such file, no picture, one of another size or with grey in it, or one that covers nothing.
     """
-    height, width, _ = experiment.info.spec.shape
+    height, width, _ = experiment.shown.spec.shape
     found = read_image(regular(path, "mask"), channels=1)
     if found.shape[:2] != (height, width):
         raise UserError(

@@ -93,6 +93,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
     "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples told no class and no text, for guidance"),
+    "train.guidance_embedding": Field(
+        float | None, None, NOT_NEGATIVE, "guidance scale told to a network that embeds one; None: its family's"
+    ),
     "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
     "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
     "optimizer.decay": Field(Decay, "constant", ANY, "course of the learning rate after the warm-up"),
@@ -148,14 +151,38 @@ FIELDS: Mapping[str, Field] = {
         "model to start from, in the place of model and process: a run, a folder of save_model or of a published "
         "pipeline; empty: none",
     ),
+    "init.published": Field(
+        str, "", ANY, "published model whose sizes experiments.plan and params take while that folder is not there"
+    ),
+    "init.remat": Field(
+        Literal["none", "full", "dots"],
+        "none",
+        ANY,
+        "what the backward pass computes again in its blocks",
+    ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
+    "teacher.inherit": Field(
+        bool,
+        False,
+        ANY,
+        "take data, first stage, network, conditions, process and judges from that run, but for what the config states "
+        "otherwise than by default",
+    ),
+    "teacher.guidance_scale": Field(
+        tuple[float, ...],
+        (),
+        Bounds(low=-1000, high=1000),
+        "classifier-free guidance of the teacher: one scale, or the bounds of a uniform draw; empty: none",
+    ),
 }
 PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
     "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
+    "data.holes": ({"name": "none"}, "holes in which a network that is told of them learns to draw"),
     "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
     "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
+    "conditioning.picture": (ABSENT, "conditioner of a picture beside the input; without it the network is told none"),
     "adapter": (ABSENT, "adapter that is trained in the place of the model of init.folder, which stays as it is"),
     "model": (REQUIRED, "network"),
     "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),
@@ -181,6 +208,10 @@ OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.step
 """What has no default and a config of a first stage leaves out."""
 OF_MODELS = frozenset({"model", "process"})
 """What has no default and a config that starts from a model leaves out."""
+INHERIT: Final = "teacher.inherit"
+"""The field of a config that takes from its teacher what it does not state."""
+OF_TEACHERS = frozenset({"data.dataset", "model", "process"})
+"""What has no default and such a config leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""
 
@@ -232,6 +263,8 @@ def _left_out(config: ConfigDict) -> frozenset[str]:
     """What this config needs not state, though it has no default."""
     if CODEC in config:
         return OF_DENOISERS
+    if _value(config, INHERIT) is True:
+        return OF_TEACHERS
     return OF_MODELS if _value(config, INIT) not in ("", ABSENT) else frozenset()
 
 

@@ -34,6 +34,7 @@ from diffusion_jax.parallel.topology import (
     topology_devices,
 )
 from diffusion_jax.registry import unknown_name
+from experiments.building.kinds import plan_experiment
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.ground import workdir
@@ -142,8 +143,9 @@ def configured(config: ConfigDict, strategy: str) -> ConfigDict:
     with result.unlocked():
         result.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)
         result.train.accumulation = 1
-        if "remat" in result.model:
-            result.model.remat = "none"
+        remat = _remat_group(result)
+        if "remat" in remat:
+            remat.remat = "none"
         for piece in strategy.split("+"):
             _apply(result, piece, strategy)
     return result
@@ -162,9 +164,14 @@ def _apply(config: ConfigDict, piece: str, strategy: str) -> None:
     elif name == "accumulate" and number:
         config.train.accumulation = number
     elif name == "remat" and value in ("", "full", "dots", "none"):
-        config.model.remat = value or "full"
+        _remat_group(config).remat = value or "full"
     else:
         raise UserError(unknown_name(f"piece of strategy {strategy!r}", piece, known))
+
+
+def _remat_group(config: ConfigDict) -> ConfigDict:
+    """The group that says what the network's blocks compute again: that of the model, its own or the one on disk."""
+    return config.init if config.init.folder else config.model
 
 
 def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
@@ -173,7 +180,7 @@ def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED)
     Raises:
       UserError: the config, the topology or the strategy is wrong, or they do not fit each other.
     """
-    experiment = Experiment.planned(configured(config, strategy), topology_devices(topology))
+    experiment = plan_experiment(configured(config, strategy), topology_devices(topology))
     train = experiment.config.train
     experiment.layout.check_batch(train.batch_size, train.accumulation)
     batch = {
@@ -196,7 +203,7 @@ def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED)
 
 def sample_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
     """Compile the sampler of a config; errors as of `train_plan`."""
-    experiment = Experiment.planned(configured(config, strategy), topology_devices(topology))
+    experiment = plan_experiment(configured(config, strategy), topology_devices(topology))
     make = evaluation.generator(experiment, stand_in=True)
     params = experiment.abstract_state.evaluation_params(experiment.known_ema(experiment.config.sampling.ema))
     return _measure(
@@ -324,7 +331,7 @@ def _words(config: ConfigDict, failed: Plan) -> str:
 
 def _knows_remat(config: ConfigDict) -> bool:
     try:
-        _ = Experiment.planned(configured(config, "data+remat")).network
+        _ = plan_experiment(configured(config, "data+remat")).network
     except UserError:
         return False
     return True

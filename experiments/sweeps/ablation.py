@@ -9,6 +9,7 @@ A file of an ablation is a config with more in it:
     METRIC            the name of the metric that decides; by default the first of `evaluation.metrics`
     keep(cell)        optional: whether to run a cell, {axis: name of the value}
     base()            optional: the config of a model that is trained first; all cells start from it (init.folder)
+    TEACHER           optional: {axis: name of the value}, the cells whose training teaches all others of their seed
 
 Every value of an axis has to change what comes out: cells that would train and sample alike are refused
 (`experiments/sweeps/differences.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
@@ -33,6 +34,7 @@ from experiments.ground import workdir
 from experiments.ground.config_files import call_get_config, find_config, flatten, guarded, load_config_module
 from experiments.ground.fields import PARTS
 from experiments.ground.renamed import new_field_names
+from experiments.sweeps import teaching
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
@@ -50,6 +52,7 @@ class Cell:
       overrides: fields that differ from the ablation's config.
       trained: those of them that training sees.
       base: the ablation's config.
+      taught_by: the name of the training that teaches this one, which comes before it; "" for none.
     """
 
     values: Mapping[str, str]
@@ -57,6 +60,7 @@ class Cell:
     overrides: Mapping[str, Any]
     trained: Mapping[str, Any]
     base: ConfigDict
+    taught_by: str = ""
 
     @property
     def config(self) -> ConfigDict:
@@ -76,7 +80,10 @@ class Cell:
     @property
     def training(self) -> str:
         """The name of its training: the seed, and a digest of its config, but for where the work is done."""
-        return f"seed_{self.seed}-{workdir.digest(self.training_config)[:10]}"
+        digest = workdir.digest(self.training_config)
+        if self.taught_by:
+            digest = hashlib.sha256(f"{digest} {self.taught_by}".encode()).hexdigest()
+        return f"seed_{self.seed}-{digest[:10]}"
 
     @property
     def training_config(self) -> ConfigDict:
@@ -146,6 +153,8 @@ class Ablation:
             for seed in seeds:
                 cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
                 _ = cells[-1].config  # so that a wrong field is an error before the first training
+        if "TEACHER" in module:
+            cells = teaching.with_teachers(path, cells, _named_value(path, axes, module["TEACHER"]))
         check_cells(path, cells, base)
         metrics = tuple(config.evaluation.metrics)
         if not metrics:
@@ -208,6 +217,14 @@ def _baseline(path: Path, axes: Mapping[str, Mapping[str, Any]], given: Any) -> 
     if set(named) != set(axes) or any(named[axis] not in axes[axis] for axis in axes):
         raise UserError(f"BASELINE of {path} must name one value of each axis: {_known(axes)}; it is {given}")
     return {axis: named[axis] for axis in axes}
+
+
+def _named_value(path: Path, axes: Mapping[str, Mapping[str, Any]], given: Any) -> tuple[str, str]:
+    """The axis and the value that TEACHER names."""
+    named = {str(axis): str(name) for axis, name in given.items()} if isinstance(given, Mapping) else {}
+    if len(named) != 1 or any(axis not in axes or name not in axes[axis] for axis, name in named.items()):
+        raise UserError(f"TEACHER of {path} must name one value of one axis: {_known(axes)}; it is {given}")
+    return next(iter(named.items()))
 
 
 def _seeds(path: Path, given: Any) -> tuple[int, ...]:

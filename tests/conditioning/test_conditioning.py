@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.conditioning import CONDITIONERS, Conditioning, Label, Numbers
+from diffusion_jax.conditioning import CONDITIONERS, Conditioning, Hole, Label, Numbers, Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.specs import ConditionSpec, mask_name
@@ -27,6 +27,9 @@ def raw(part, size):
     said = {
         "label": lambda: draw.integers(0, 3, size).tolist(),
         "augment": lambda: draw.standard_normal((size, 2)).astype(np.float32).tolist(),
+        "source": lambda: list(draw.integers(0, 256, (size, 4, 4, 2)).astype(np.uint8)),
+        "data": lambda: list(draw.uniform(-1, 1, (size, 4, 4, 2)).astype(np.float32)),
+        "mask": lambda: list(draw.integers(0, 2, (size, 4, 4, 1)).astype(np.float32)),
         "text": lambda: [" ".join(draw.choice(WORDS, n)) for n in draw.integers(0, 4, size)],
     }
     return {name: said[name]() for name in part.prepares}
@@ -150,3 +153,41 @@ def test_what_does_not_fit_is_named():
             Conditioning(parts=TWO, dropout=wrong)
     with pytest.raises(UserError, match="add up"):
         Conditioning(parts=TWO, dropout={("label",): 0.6, ("sizes",): 0.6})
+
+
+def test_a_hole_hides_what_is_in_it():
+    hole, draw = Hole(shape=(4, 4, 2)), np.random.default_rng(0)
+    picture, mask = draw.uniform(-1, 1, (3, 4, 4, 2)).astype(np.float32), np.zeros((3, 4, 4, 1), np.float32)
+    mask[:, 1:3, 1:] = 1
+    told = np.asarray(hole(None, {"data": picture, "mask": mask}, 3)["image"])
+    np.testing.assert_array_equal(told[..., :1], mask)
+    np.testing.assert_array_equal(told[..., 1:], np.where(mask > 0, 0, picture))
+    other = np.where(mask > 0, -picture, picture)
+    np.testing.assert_array_equal(hole(None, {"data": other, "mask": mask}, 3)["image"], told)
+    conditioning = Conditioning(parts=(hole, TWO[0]))
+    slots = conditioning({}, {"data": picture, "mask": mask, "label": np.zeros(3, np.int32)}, 3)
+    np.testing.assert_array_equal(
+        conditioning.without({}, slots, 3)["image"], told
+    )  # it is told, and guidance keeps it
+    null = np.asarray(hole.null(None, 3)["image"])
+    assert (null[..., 0] == 1).all()
+    assert not null[..., 1:].any()
+    with pytest.raises(UserError, match="never dropped"):
+        Hole(shape=(4, 4, 2), dropout=0.1)
+    with pytest.raises(UserError, match="mask should be"):
+        hole.prepare({"data": picture, "mask": mask[:, :2]})
+
+
+def test_a_source_is_what_the_bytes_are_and_falls_alone():
+    source, pictures = Source(shape=(4, 4, 2)), np.random.default_rng(0).integers(0, 256, (6, 4, 4, 2)).astype(np.uint8)
+    (told,) = source(None, source.prepare({"source": list(pictures)}), 6).values()
+    np.testing.assert_allclose(told, pictures / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(source(None, {"source": told}, 6)["image"], told)
+    conditioning = Conditioning(parts=(source, TWO[0]), dropout={("image",): 1.0})
+    slots = conditioning({}, {"source": pictures, "label": np.zeros(6, np.int32)}, 6)
+    fallen = conditioning.drop({}, slots, keys(6))
+    assert not np.asarray(fallen["image"]).any()
+    np.testing.assert_array_equal(fallen["label"], 0)
+    assert conditioning.beside({}, {"source": pictures}, 6).keys() == {"image"}
+    with pytest.raises(UserError, match="a source is a picture of bytes"):
+        source.prepare({"source": [pictures[0, :2]]})

@@ -12,6 +12,8 @@ from diffusion_jax.data.prompts import Bytes
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.encoders import TEXT_ENCODERS, encode, init_encoder
 from diffusion_jax.rng import BatchKey
+from diffusion_jax.specs import ConditionSpec
+from diffusion_jax.systems.description import describe, rebuild
 from tests.bert import bert_folder
 
 TEXTS = ["a red star", "", "red", "star star star star star star"]
@@ -141,3 +143,28 @@ def test_the_tokenizer_says_how_many_rows_the_table_has(text):
     assert of_bytes.prepare({"text": ["é"]})["text_tokens"].tolist() == [[256, 0xC3, 0xA9, 257, 257, 257]]
     built = CONDITIONERS.build({"name": "text", "tokenizer": "bytes"})
     assert jax.eval_shape(built.init_params, jax.random.key(0))["embedding"].shape == (258, 128)
+
+
+def test_a_canvas_stands_beside_the_text_and_falls_with_it():
+    """Letters in quotation marks become a picture; a prompt without text has the null canvas to the bit."""
+    spec = {"name": "text", "tokenizer": "bytes", "encoder": {"name": "transformer", "width": 8, "depth": 1}}
+    spec["encoder"]["num_heads"] = 2
+    told = CONDITIONERS.build({**spec, "length": 16, "canvas": 24})
+    assert told.gives["canvas"] == ConditionSpec(shape=(24, 24, 1))
+    batch = told.prepare({"text": ['the word "ab"', "", '"ab" again']})
+    assert batch["text_canvas"].shape == (3, 24, 24, 1)
+    assert {name: (values.shape[1:], str(values.dtype)) for name, values in batch.items()} == dict(told.fields)
+    params = init_encoder(told.encoder, jax.random.key(0))
+    slots, null = told(params, batch, 3), told.null(params, 3)
+    assert set(slots) == set(null)
+    for name, value in slots.items():
+        np.testing.assert_array_equal(value[1], null[name][1])
+    np.testing.assert_array_equal(slots["canvas"][0], slots["canvas"][2])
+    assert slots["canvas"].dtype == jnp.float32
+    assert 0.9 < float(slots["canvas"][0].max()) <= 1
+    fallen = Conditioning(parts=(told,)).without({"context": params}, slots, 3)
+    np.testing.assert_array_equal(fallen["canvas"], 0)
+    elsewhere = CONDITIONERS.build({**spec, "length": 16, "canvas": 24}, data_dir="/somewhere/else")
+    assert elsewhere == told  # where fonts lie is no part of what a model is
+    assert "data_dir" not in describe(elsewhere)
+    assert rebuild(describe(elsewhere)) == told

@@ -37,6 +37,10 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         ((f"--model={MODEL}", "--prompt=a", "--sampler=dpmpp_9z"), "dpmpp_9z"),
         (("--model=tests/golden", "--prompt=a"), "model_index.json"),
         ((f"--model={MODEL}", "--prompt=a", "--image=README.md"), "--image=README.md"),
+        ((f"--model={MODEL}", "--instruction=a"), "--instruction is of a picture"),
+        ((f"--model={MODEL}", "--instruction=a", "--prompt=a"), "give one of them"),
+        ((f"--model={MODEL}", "--instruction=a", "--image=tests/golden/digit.png"), "does not edit by instruction"),
+        ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is of a run"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_path):
@@ -48,6 +52,21 @@ def test_a_controlnet_and_its_picture(command, tmp_path):
     flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
     command.run("generate", "--model=tests/golden/pipelines/sd15", "--prompt=a", *flags, f"--out={tmp_path}")
     assert (tmp_path / "00000.png").is_file()
+
+
+def test_outside_the_mask_of_a_published_model_the_bytes_are_those_of_the_picture(command, tmp_path):
+    given = np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)
+    mask = np.zeros((20, 28), np.uint8)
+    mask[5:12, 6:20] = 255
+    for name, array in (("in", given), ("mask", mask), ("black", mask * 0), ("other", mask[:8])):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    flags = ["--model=tests/golden/pipelines/sd15", "--prompt=a hat", f"--image={tmp_path / 'in.png'}", "--steps=2"]
+    command.run("generate", *flags, f"--mask={tmp_path / 'mask.png'}", f"--out={tmp_path / 'out.png'}")
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    np.testing.assert_array_equal(drawn[mask == 0], given[mask == 0])
+    assert (drawn[mask > 0] != given[mask > 0]).any()
+    for name, message in (("black", "is all black"), ("other", "they must be of one size")):
+        assert message in command.fails("generate", *flags, f"--mask={tmp_path / name}.png", f"--out={tmp_path}")
 
 
 def test_batches_hold_every_picture_once():

@@ -38,9 +38,11 @@ def test_shipped_configs_state_what_is_read_and_nothing_else(path):
         return
     objective = OBJECTIVES.example(config.objective.name)
     assert {group for group in READ_BY_OBJECTIVES if group in config} == objective.reads
-    if config.init.folder:  # the process is that of the model
-        assert not any(group in config for group in ("process", "model"))
-    else:
+    if config.init.folder or config.teacher.inherit:  # the process is that of the model, or of the teacher
+        assert "process" not in config
+    if config.init.folder:
+        assert "model" not in config
+    elif not config.teacher.inherit:
         assert PROCESSES.build(config.process).process_kind == objective.process_kind
 
 

@@ -11,6 +11,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params, is_frozen
 from diffusion_jax.specs import ConditionSpec
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 BATCH = 4
 SMALL = {"image_size": 4, "image_channels": 2, "num_classes": 3}
 TEXT = {**SMALL, "context_channels": 6, "pooled_channels": 5}
@@ -18,9 +19,9 @@ TRANSFORMER = {"name": "dit", **TEXT, "patch_size": 2, "hidden_size": 16, "depth
 TOLD_A_TEXT = {
     "unet, text": {
         "name": "unet", **TEXT, "base_channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1,
-        "attention_resolutions": (2,),
+        "attention_resolutions": (2,), "guidance_channels": 4,
     },
-    "dit, text": TRANSFORMER,
+    "dit, text": {**TRANSFORMER, "guidance_channels": 4},
     "dit, joint text": {**TRANSFORMER, "context_by": "joint"},
 }  # fmt: skip
 

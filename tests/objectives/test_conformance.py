@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import to_tokens
-from diffusion_jax.objectives import OBJECTIVES, Context
+from diffusion_jax.objectives import OBJECTIVES, Context, with_copies
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Parameterization
 from tests.samplers.closed_form import Gaussian
@@ -97,6 +97,11 @@ def network_denoiser(objective, weight):
     return parameterization.denoiser(network)
 
 
+def params_of(objective):
+    """The objective's own, its copies of a network of one weight among them."""
+    return with_copies(objective, objective.init_params(jax.random.key(1)), jnp.float32(0.4))
+
+
 def context_of(objective, denoiser, step=3):
     return Context(
         step=jnp.int32(step),
@@ -104,7 +109,8 @@ def context_of(objective, denoiser, step=3):
         teacher=denoiser,
         unconditional=denoiser,
         aligned=lambda xt, t: (denoiser(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
-        params=objective.init_params(jax.random.key(1)),
+        with_network=lambda network: denoiser,
+        params=params_of(objective),
         state=objective.init_state(),
     )
 
@@ -149,12 +155,13 @@ def test_gradients_through_a_parameterised_network_are_finite(objective, dtype):
             teacher=frozen,
             unconditional=frozen,
             aligned=lambda xt, t: (network_denoiser(objective, weight)(xt, t), {"features": jnp.ones((len(xt), 4, 2))}),
+            with_network=lambda network: network_denoiser(objective, network),
             params=params,
             state=objective.init_state(),
         )
         return objective.loss(network_denoiser(objective, weight), batch(objective), keys(8), context)[0]
 
-    params = objective.init_params(jax.random.key(1))
+    params = params_of(objective)
     weight, own = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(0.3, dtype), params)
     assert np.isfinite(weight)
     assert weight != 0

@@ -14,7 +14,8 @@ from PIL import Image
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines import Pipeline
-from diffusion_jax.weights.streaming import Streamed
+from diffusion_jax.weights.reading import write_state
+from diffusion_jax.weights.streaming import DTYPES, Streamed
 from tests.pipelines.cases import GOLDEN
 
 
@@ -171,3 +172,16 @@ def test_loading_needs_little_more_than_the_weights(tmp_path):
         weights, peak = line.split()[1:]
         assert float(peak) <= 1.3 * float(weights), line
     assert len(said.splitlines()) == 2
+
+
+def test_tensors_of_every_type_are_read_from_their_files(tmp_path):
+    values = np.arange(6).reshape(2, 3)
+    state = {str(np.dtype(dtype)): values.astype(dtype) for dtype in DTYPES.values() if "float8" not in str(dtype)}
+    write_state(tmp_path / "m.safetensors", {**state, "empty": np.zeros((0, 2), np.float32), "one": np.float32(3)})
+    found = Streamed([tmp_path / "m.safetensors"])
+    assert "bfloat16" in found
+    for name, value in state.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].tobytes() == value.tobytes(), name
+    assert found["empty"].shape == (0, 2)
+    assert found["one"] == 3

@@ -345,3 +345,27 @@ def test_no_guidance_takes_no_scale():
         NoGuidance(scale=2.0)
     with pytest.raises(UserError, match="unknown guidance rule 'apgg'; did you mean 'apg'"):
         GUIDANCE.build("apgg")
+
+
+def test_a_difference_is_kept_for_some_steps_and_counted():
+    """The first of every two steps is the rule itself; the other asks once, and moves by the same velocity."""
+    rule, xt = (
+        GUIDANCE.build({"name": "classifier_free", "scale": 3.0, "reuse": 2}),
+        jnp.array([[0.3, 1.0], [-2.0, 0.1]]),
+    )
+    whole = called(dataclasses.replace(rule, reuse=1), xt, 0.6)
+    denoise, memory = bound(rule), rule.first_memory(xt)
+    first, memory = denoise(xt, 0.6, memory=memory)
+    np.testing.assert_allclose(first.x0, whole.x0, rtol=1e-6)
+    again, memory = denoise(xt, 0.6, memory=memory)
+    np.testing.assert_allclose(again.x0, whole.x0, rtol=1e-4, atol=1e-5)  # at the same place it is the same
+    there, memory = denoise(xt, 0.3, memory=memory)
+    np.testing.assert_allclose(there.x0, called(dataclasses.replace(rule, reuse=1), xt, 0.3).x0, rtol=1e-6)
+    kept, _ = denoise(xt, 0.2, memory=memory)
+    alpha, sigma = SCHEDULE.alpha(jnp.float32(0.2)), SCHEDULE.sigma(jnp.float32(0.2))
+    np.testing.assert_allclose(alpha * kept.x0 + sigma * kept.noise, xt, rtol=1e-4, atol=1e-5)
+    assert np.abs(kept.x0 - conditional(xt, 0.2, CONDITIONS).x0).max() > 1e-4
+    assert network_evaluations(rule, ASKED, 7) == 7 + 4
+    for options in ({"interval": (0.1, 1.0)}, {"rescale": 0.5}):
+        with pytest.raises(UserError, match="with reuse 2 keeps a difference from step to step"):
+            GUIDANCE.build({"name": "classifier_free", "scale": 3.0, "reuse": 2, **options})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.conditioning import Conditioning, Label
+from diffusion_jax.conditioning import Conditioning, Label, Source
 from diffusion_jax.data.transforms import to_uint8, to_unit_range
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, init_params
@@ -26,6 +26,7 @@ EDM = Parameterization.build(schedule="edm", prediction="edm", time_input="quart
 NETWORK = MODELS.build({"name": "mlp", "features": 16, "depth": 1}, image_size=SIZE, image_channels=1, num_classes=3)
 MODEL = Model(data=PIXELS, network=NETWORK, process=EDM, conditioning=Conditioning(parts=(Label(num_classes=3),)))
 EXAMPLES = 6
+ORDINARY = [name for name in TASKS if name != "instruct"]  # which is of a network that sees a picture beside the input
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def done(task, params, *, given=None, rows=slice(None), seed=0, **changes):
     return np.asarray(run(params, given, index))
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ORDINARY)
 def test_same_key_same_result_in_any_split_of_the_batch(name, params):
     task = TASKS.example(name)
     task.check(setting())
@@ -82,7 +83,7 @@ def test_same_key_same_result_in_any_split_of_the_batch(name, params):
     assert task.network_evaluations(setting()) > 0
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ORDINARY)
 def test_a_task_reads_what_it_says(name, params):
     """A request with nothing else than what it needs gives the same."""
     task = TASKS.example(name)
@@ -91,10 +92,38 @@ def test_a_task_reads_what_it_says(name, params):
     np.testing.assert_array_equal(done(task, params, given=request(**{**nothing, **own})), done(task, params))
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ORDINARY)
 def test_what_is_asked_counts(name, params):
     task, nothing = TASKS.example(name), request(asked=None)
     assert np.abs(done(task, params, given=nothing) - done(task, params)).max() > 1e-3
+
+
+def test_an_instruction_changes_the_picture_that_is_beside_the_input():
+    """The result depends on the picture, on what is asked and on its own place; two scales lean towards each."""
+    unet = {"name": "unet", "base_channels": 8, "channel_multipliers": (1,), "attention_resolutions": ()}
+    network = MODELS.build(
+        unet, image_size=SIZE, image_channels=1, num_classes=3, num_res_blocks=1, extra_channels=1, image_role="asked"
+    )
+    told = Conditioning(parts=(Label(num_classes=3), Source(shape=(SIZE, SIZE, 1))))
+    model = Model(data=PIXELS, network=network, process=EDM, conditioning=told)
+    shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), init_params))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    rule = GUIDANCE.build({"name": "two_scales", "scale": 2.0, "image_scale": 1.5})
+    task, how = TASKS.example("instruct"), {"model": model, "guidance": rule}
+    task.check(setting(**how))
+    assert task.network_evaluations(setting(**how)) == 4 * 3
+    with pytest.raises(UserError, match="needs a network that sees the picture to be edited"):
+        task.check(setting())
+    frame = setting(**how)
+    run = jax.jit(lambda g, i: task(frame, params, g, BatchKey(jax.random.key(0), i, EXAMPLES)))
+    index, whole = jnp.arange(EXAMPLES), request()
+    made = np.asarray(run(whole, index))
+    back = np.arange(EXAMPLES)[::-1]
+    turned = np.asarray(run(jax.tree.map(lambda leaf: leaf[back], whole), index[back]))
+    np.testing.assert_allclose(turned[back], made, atol=1e-4)
+    for changed in (request(image=-whole.image), request(asked={"label": (whole.asked["label"] + 1) % 3})):
+        assert np.abs(np.asarray(run(changed, index)) - made).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", list(PROJECTIONS))
@@ -161,7 +190,7 @@ def test_the_less_strength_the_more_stays(params):
     assert moved[0] < moved[1]
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ORDINARY)
 def test_what_does_not_fit_is_one_clear_line(name):
     task, jumps = TASKS.example(name), setting(sampler=SAMPLERS.build("consistency"))
     tokens = Model(

@@ -26,15 +26,15 @@ _RELATION_WORDS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-_SIZE_WORDS = {"small": ("small", "tiny"), "medium": ("medium", "middle-sized"), "large": ("large", "big")}
+SIZE_WORDS = {"small": ("small", "tiny"), "medium": ("medium", "middle-sized"), "large": ("large", "big")}
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 _UNCOLOURED = 1 / 7
 _RELATED = 0.7  # the share of sentences of two objects or more that state a relation, where one is clear
 
 
 @dataclasses.dataclass(frozen=True)
-class _Choices:
-    """Choices among words, by random numbers in [0, 1)."""
+class Choices:
+    """Choices, by random numbers in [0, 1)."""
 
     numbers: Iterator[float]
 
@@ -53,7 +53,7 @@ def caption(scene: Scene, density: str, numbers: Sequence[float]) -> tuple[str, 
       density: "label", "sentence" or "description".
       numbers: `NUMBER_OF_DRAWS` random numbers in [0, 1), which choose the wording.
     """
-    choose = _Choices(iter(numbers))
+    choose = Choices(iter(numbers))
     return {"label": _label, "sentence": _sentence, "description": _description}[density](scene, choose)
 
 
@@ -74,13 +74,13 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
-def _label(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
+def _label(scene: Scene, choose: Choices) -> tuple[str, Requirement]:
     largest = max(scene.objects, key=lambda one: one.box[2] - one.box[0])
     wanted = wanted_of(largest, colours=not choose.happens(_UNCOLOURED))
     return named(wanted).split(" ", 1)[1], Requirement(objects=(wanted,), exact=False)
 
 
-def _sentence(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
+def _sentence(scene: Scene, choose: Choices) -> tuple[str, Requirement]:
     colours = not choose.happens(_UNCOLOURED)
     opening = choose.one_of(OPENINGS)
     groups = grouped(scene, colours=colours)
@@ -94,17 +94,17 @@ def _sentence(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
     required = Requirement(objects=tuple(order), relations=((order.index(one), relation, order.index(other)),))
     if len(order) == 2:
         return f"{opening}{named(one)} {words} {named(other)}", required
-    return f"{opening}{listed(phrases)}, {_the(one)} {words} {_the(other)}", required
+    return f"{opening}{listed(phrases)}, {the(one)} {words} {the(other)}", required
 
 
-def _description(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
+def _description(scene: Scene, choose: Choices) -> tuple[str, Requirement]:
     groups = grouped(scene)
     wanted, phrases = [], []
     for kind, members in groups.items():
         placed = [dataclasses.replace(kind, size=one.size, place=place_of(one, scene.picture)) for one in members]
         wanted += placed
-        sizes = [choose.one_of(_SIZE_WORDS[one.size]) for one in members]
-        places = [_place_words(one.place) for one in placed]
+        sizes = [choose.one_of(SIZE_WORDS[one.size]) for one in members]
+        places = [place_words(one.place) for one in placed]
         if len(members) == 1:
             phrases.append(f"{named(kind, adjective=sizes[0])} {places[0]}")
         else:
@@ -121,7 +121,7 @@ def _description(scene: Scene, choose: _Choices) -> tuple[str, Requirement]:
     one, relation, other, words = stated
     kinds = [kind for kind, members in groups.items() for _ in members]
     required = Requirement(objects=tuple(wanted), relations=((kinds.index(one), relation, kinds.index(other)),))
-    return f"{text} {_the(one)} is {words} {_the(other)}.", required
+    return f"{text} {the(one)} is {words} {the(other)}.", required
 
 
 def grouped(scene: Scene, *, colours: bool = True) -> dict[Wanted, list[SceneObject]]:
@@ -133,7 +133,7 @@ def grouped(scene: Scene, *, colours: bool = True) -> dict[Wanted, list[SceneObj
 
 
 def _relation(
-    scene: Scene, singles: Sequence[tuple[Wanted, SceneObject]], choose: _Choices
+    scene: Scene, singles: Sequence[tuple[Wanted, SceneObject]], choose: Choices
 ) -> tuple[Wanted, str, Wanted, str] | None:
     """One clear relation between two objects that the scene holds once each, and words for it."""
     found = [
@@ -155,10 +155,12 @@ def relation_words(relation: str, number: float) -> str:
     return words[int(number * len(words))]
 
 
-def _the(wanted: Wanted) -> str:
+def the(wanted: Wanted) -> str:
+    """ "the red star"."""
     return f"the {named(wanted).split(' ', 1)[1]}"
 
 
-def _place_words(place: tuple[int, int]) -> str:
+def place_words(place: tuple[int, int]) -> str:
+    """ "at the top left", of a cell of thirds (column, row)."""
     row, column = _ROWS[place[1]], _COLUMNS[place[0]]
     return f"at the {row} {column}".replace("  ", " ").strip() if row or column else "in the centre"

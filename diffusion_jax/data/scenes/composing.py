@@ -32,7 +32,7 @@ Count = Annotated[int, Bounds(low=1, high=2**31 - 1)]
 
 _COPY = 0.3  # the probability that an object is of the shape and the colour of the one before
 _TEXTURED = 0.5  # the share of scenes whose ground has a texture, where any has
-_EDGE = 1  # pixels between a box and the edge of the picture
+EDGE = 1  # pixels between a box and the edge of the picture
 _ROUNDS, _CANDIDATES = 6, 12  # attempts at a layout, and places that each object tries in one
 
 
@@ -265,10 +265,10 @@ def _layout(options: SceneOptions, draws: Draws, count: np.ndarray) -> tuple[np.
         waiting = waiting[~found]
     quarter, jitter = np.argsort(draws.uniform(4), axis=1, kind="stable")[:, :most], draws.uniform(most, 2)
     side[waiting] = _sides(options, size[waiting], share[waiting])
-    room = (options.size - 2 * _EDGE - options.gap) // 2
+    room = (options.size - 2 * EDGE - options.gap) // 2
     within = (jitter[waiting] * (room + 1 - side[waiting])[..., None]).astype(np.int64)
-    left[waiting] = _EDGE + (quarter[waiting] % 2) * (room + options.gap) + within[..., 0]
-    top[waiting] = _EDGE + (quarter[waiting] // 2) * (room + options.gap) + within[..., 1]
+    left[waiting] = EDGE + (quarter[waiting] % 2) * (room + options.gap) + within[..., 0]
+    top[waiting] = EDGE + (quarter[waiting] // 2) * (room + options.gap) + within[..., 1]
     return size, side, left, top
 
 
@@ -281,8 +281,8 @@ def _first_free(
     options: SceneOptions, side: np.ndarray, places: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corners (left, top) [n, objects, 2] at the first free candidates, and which scenes have all their objects."""
-    room = options.size - 2 * _EDGE + 1 - side
-    corners = _EDGE + (places * room[..., None, None]).astype(np.int64)
+    room = options.size - 2 * EDGE + 1 - side
+    corners = EDGE + (places * room[..., None, None]).astype(np.int64)
     chosen, found = np.zeros((*side.shape, 2), np.int64), np.ones(len(side), bool)
     for m in range(side.shape[1]):
         free = np.ones(corners.shape[:1] + corners.shape[2:3], bool)

@@ -14,6 +14,7 @@ others every second prompt has a pair of shape and colour that the training neve
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,6 +51,8 @@ class Prompt:
 @dataclasses.dataclass(frozen=True)
 class PromptSuite(Sequence[Prompt]):
     """Prompts for scenes of some options, each category as often as the others, each in its turn."""
+
+    requires: ClassVar[str] = "scene"
 
     options: SceneOptions
     num_prompts: int = 600

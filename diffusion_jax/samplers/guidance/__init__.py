@@ -10,8 +10,8 @@
     dynamic_threshold   classifier_free, with x0 brought back into the range of pixels          2205.11487
     classifier          towards what a classifier says                                          2105.05233
 
-Every rule has an `interval` of noise levels (2404.07724) and a `rescale` (2305.08891). `guided` binds a rule to a
-model.
+Every rule has an `interval` of noise levels (2404.07724) and a `rescale` (2305.08891); linear ones may keep what they
+add for several steps (`reuse`). `guided` binds a rule to a model.
 """
 
 from diffusion_jax.samplers.guidance.classifier import Classifier, of_clean, towards

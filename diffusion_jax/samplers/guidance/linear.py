@@ -37,6 +37,10 @@ def extrapolated(away: Any, towards: Any, scale: float) -> Any:
 class ClassifierFree(Rule):
     """Eq. (1); at scale 0 only the unconditional prediction is evaluated."""
 
+    @property
+    def can_be_told(self) -> bool:
+        return not self.interval and self.rescale == 0.0 and self.reuse == 1 and self.negative == ""
+
     def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
         both = super().asks(asked)
         return both[1:] if self.scale == 0.0 and self.rescale == 0.0 else both

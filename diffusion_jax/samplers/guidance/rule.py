@@ -25,7 +25,7 @@ from diffusion_jax.domains import SHARE, Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction
-from diffusion_jax.schedulers.arrays import as_compute
+from diffusion_jax.schedulers.arrays import as_compute, like_data
 from diffusion_jax.specs import DataSpec
 
 Conditions = Mapping[str, Any]
@@ -44,11 +44,13 @@ class Rule:
         et al. 2024, arXiv:2404.07724). Outside only the conditional prediction is evaluated.
       rescale: the share by which the deviation of x0 is brought back to that of the conditional x0 (Lin et al. 2023,
         arXiv:2305.08891, who take 0.7); 0 is not at all.
+      reuse: steps for which the difference to the conditional prediction is kept, as a velocity, once it is evaluated;
+        the others ask the network once (as in FasterCache, Lv et al. 2024, arXiv:2410.19355, but for its weights).
 
     `others` names the predictions beside the network's own that the rule needs, in the order in which it is given them.
 
     Raises:
-      UserError: an interval that is none.
+      UserError: an interval that is none, or a reuse of what is no plain difference.
     """
 
     others: ClassVar[tuple[str, ...]] = ()
@@ -63,8 +65,14 @@ class Rule:
     scale: Scale = 1.0
     interval: Annotated[tuple[float, ...], Bounds(low=0, infinite=True)] = ()
     rescale: Annotated[float, SHARE] = 0.0
+    reuse: Annotated[int, Bounds(low=1, high=10_000)] = 1
 
     def __post_init__(self):
+        if self.reuse > 1 and (self.interval or self.others or not self.linear):
+            raise UserError(
+                f"guidance {name_of(self)} with reuse {self.reuse} keeps a difference from step to step: use "
+                "classifier_free without interval and rescale, or reuse 1"
+            )
         if self.interval and not (len(self.interval) == 2 and self.interval[0] < self.interval[1]):
             raise UserError(
                 f"the interval of guidance must be (low, high) with low below high, or (), it is {self.interval}"
@@ -76,6 +84,11 @@ class Rule:
         return self.scale == 1.0
 
     @property
+    def can_be_told(self) -> bool:
+        """Whether the scale alone says all, so that a network with guidance embedded can be told it (`Model`)."""
+        return self.neutral
+
+    @property
     def linear(self) -> bool:
         """Whether the rule is a sum of predictions with weights that add up to 1."""
         return self.rescale == 0.0
@@ -83,7 +96,7 @@ class Rule:
     @property
     def remembers(self) -> bool:
         """Whether the rule carries a memory from step to step."""
-        return False
+        return self.reuse > 1 and not self.neutral
 
     def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
         """The slots that are null in each evaluation of the network, of the slots `asked`; the first is conditional."""
@@ -118,6 +131,10 @@ class Rule:
                 f"guidance {name} with rescale {self.rescale:g} states x0, and the network predicts {what}: use "
                 "classifier_free with rescale 0"
             )
+        if self.reuse > 1 and data.kind == "tokens":
+            raise UserError(
+                f"guidance {name} with reuse {self.reuse} keeps a velocity, and tokens have none: use reuse 1"
+            )
         if self.of_pixels and data.kind != "pixels":
             raise UserError(f"guidance {name} counts on pixels within [-1, 1], what is diffused is {data.kind}")
 
@@ -134,9 +151,9 @@ class Rule:
         """The same before `rescale`; a member gives this."""
         raise NotImplementedError
 
-    def first_memory(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    def first_memory(self, x: Float[Array, "batch ..."]) -> Any:
         """What a rule that remembers begins with."""
-        return jnp.zeros_like(x)
+        return {"step": jnp.int32(0), "difference": jnp.zeros_like(x)} if self.reuse > 1 else jnp.zeros_like(x)
 
     def remember(self, *predictions: Any, memory: Array) -> Array:
         """The memory after a step whose first predictions are these."""
@@ -161,10 +178,10 @@ class NoGuidance(Rule):
     """
 
     def __post_init__(self):
-        if self.scale != 1.0 or self.interval or self.rescale:
+        if self.scale != 1.0 or self.interval or self.rescale or self.reuse > 1:
             raise UserError(
-                f"guidance none has scale 1, no interval and rescale 0, not {self.scale:g}, {self.interval} and "
-                f"{self.rescale:g}: name a rule such as classifier_free"
+                f"guidance none has scale 1, no interval, rescale 0 and reuse 1, not {self.scale:g}, {self.interval}, "
+                f"{self.rescale:g} and {self.reuse}: name a rule such as classifier_free"
             )
 
     def asks(self, asked: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -214,8 +231,7 @@ def guided(
     for other in rule.others:
         if other not in others:
             raise UserError(f"guidance {name_of(rule)} needs {other!r}, and it is not given")
-    if schedule is None and (rule.interval or not rule.linear):
-        raise UserError(f"guidance {name_of(rule)} with an interval, or with a rule that states x0: give the schedule")
+    _require_schedule(rule, schedule)
     stacked = jax.tree.map(lambda *rows: _interleave(rows), *map(dict, told))
 
     def predictions(xt: Array, t: Array, *s: Array) -> list[Any]:
@@ -232,8 +248,17 @@ def guided(
         found = predictions(xt, t, *s)
         return finish(rule(*found, memory=memory), xt, t), rule.remember(*found, memory=memory)
 
+    if rule.reuse > 1:
+        return _reusing(rule, predictions, plain, schedule)
     whole = inside_remembering if rule.remembers else inside
     return _within(rule.interval, whole, plain, schedule) if rule.interval else whole
+
+
+def _require_schedule(rule: Rule, schedule: NoiseSchedule | None) -> None:
+    if schedule is None and (rule.interval or rule.reuse > 1 or not rule.linear):
+        raise UserError(
+            f"guidance {name_of(rule)} with an interval or a reuse, or with a rule that states x0: give the schedule"
+        )
 
 
 def _told(
@@ -307,6 +332,34 @@ def _within(interval: tuple[float, ...], whole: Denoiser, plain: Denoiser, sched
     return denoise
 
 
+def _reusing(
+    rule: Rule, predictions: Callable[..., list[Any]], plain: Denoiser, schedule: NoiseSchedule
+) -> Callable[..., tuple[Prediction, Any]]:
+    """The denoiser that evaluates the rule in one of `rule.reuse` steps, and keeps what it adds for the others.
+
+    What guidance adds to (x0, noise) at a given xt is d (-sigma, alpha) for a velocity d: that is kept, for it is
+    finite at all noise levels.
+    """
+
+    def denoise(xt: Array, t: Array, *s: Array, memory: Any) -> tuple[Prediction, Any]:
+        alpha, sigma = (like_data(as_compute(curve(t)), xt) for curve in (schedule.alpha, schedule.sigma))
+
+        def evaluated() -> tuple[Prediction, Array]:
+            found = predictions(xt, t, *s)
+            leaned, own = rule(*found), found[0]
+            moved = alpha * (leaned.noise - own.noise) - sigma * (leaned.x0 - own.x0)
+            return leaned, moved / (alpha**2 + sigma**2)
+
+        def kept() -> tuple[Prediction, Array]:
+            own, d = plain(xt, t, *s), memory["difference"]
+            return dataclasses.replace(own, x0=own.x0 - sigma * d, noise=own.noise + alpha * d), d
+
+        found, difference = jax.lax.cond(memory["step"] % rule.reuse == 0, evaluated, kept)
+        return found, {"step": memory["step"] + 1, "difference": difference}
+
+    return denoise
+
+
 def network_evaluations(
     rule: Rule,
     asked: Sequence[str],
@@ -325,6 +378,8 @@ def network_evaluations(
       times: the times at which the sampler asks the denoiser; only a rule with an interval needs them.
     """
     each = rule.evaluations(asked)
+    if rule.reuse > 1 and each > 1:  # of a sampler with one evaluation a step, as `Setting.check` wants it
+        return evaluations + (each - 1) * -(-evaluations // rule.reuse)
     if each == 1 or not rule.interval:
         return each * evaluations
     return evaluations + (each - 1) * int(in_interval(schedule, as_compute(times()), *rule.interval).sum())
