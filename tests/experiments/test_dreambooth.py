@@ -161,7 +161,7 @@ def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
             "weighs pictures of a class",
         ),
         ({"objective__prior_loss_weight": -1.0}, "prior_loss_weight"),
-        ({"data__num_class_images": 0, "data__trigger": "\u200b"}, "data.trigger: the tokenizer reads"),
+        ({"data__num_class_images": 0, "data__trigger": " \u00a0"}, "data.trigger is blank"),
         ({"data__num_class_images": 0, "data__dataset": "digits"}, "option"),
         (
             {"data__num_class_images": 0, "train__text_encoder": True, "train__trained": ("network",)},
