@@ -61,10 +61,8 @@ def told(
     """
     conditions = model.conditions(params, batch, size, dropout_keys)
     if dropping is None:
-        return model.conditions(params, batch, size)
+        return conditions
     other, key = dropping
-    keys = key.fold_in("dropout").per_example() if model is other else None  # a teacher is asked as it samples
-    conditions = model.conditions(params, batch, size, keys)
     dropout = {slots: rate for slots, rate in other.conditioning.dropout.items() if set(slots) <= set(conditions)}
     conditioning = dataclasses.replace(model.conditioning, dropout=dropout)
     return dataclasses.replace(model, conditioning=conditioning).dropped(params, conditions, key)
