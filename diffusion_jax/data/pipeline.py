@@ -24,7 +24,6 @@ import functools
 import hashlib
 import math
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +31,12 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import Int
 
 from diffusion_jax.data import latents, transforms
-from diffusion_jax.data.augmentation import WORDS, Augmentation, augmentations
-from diffusion_jax.data.holes import Holes, NoHoles, hole_words, holes
-from diffusion_jax.data.order import AUGMENT, in_order, in_turns, random_bits, spread
+from diffusion_jax.data.augmentation import Augmentation, augmentations
+from diffusion_jax.data.batch_reader import BatchReader, open_features
+from diffusion_jax.data.holes import Holes, holes
+from diffusion_jax.data.order import spread
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
 from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
@@ -53,9 +52,8 @@ from diffusion_jax.data.sources import (
 )
 from diffusion_jax.data.trigger import with_trigger
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import read_npy, sampled_digest
+from diffusion_jax.files import sampled_digest
 from diffusion_jax.registry import unknown_name
-from diffusion_jax.specs import PRIOR
 
 _NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
 
@@ -160,7 +158,7 @@ class Pipeline:
         info = self._transformed(self._opened.info)
         if not self.features:
             return info
-        _open_features(self.features)  # its errors name the field
+        open_features(self.features)  # its errors name the field
         of = f"{info.fingerprint} {sampled_digest(self.features)}"
         return dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
 
@@ -291,19 +289,19 @@ class Pipeline:
             raise UserError(f"the data set {self.dataset!r} has no captions")
         return self._cropped.texts(spread(self.info.num_examples, max_examples))
 
-    def reader(self, process_index: int = 0, process_count: int = 1) -> "BatchReader":
+    def reader(self, process_index: int = 0, process_count: int = 1) -> BatchReader:
         """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""
         return self._reader(self.batch_size, process_index, process_count)
 
-    def _reader(self, batch_size: int, process_index: int, process_count: int) -> "BatchReader":
+    def _reader(self, batch_size: int, process_index: int, process_count: int) -> BatchReader:
         if not 0 <= process_index < process_count:
             raise UserError(f"process_index {process_index} is not in 0..{process_count - 1}")
         if batch_size % process_count:
             raise UserError(f"data.batch_size={batch_size} is not divisible by the {process_count} processes")
         local = batch_size // process_count
-        if self.features and _open_features(self.features).shape[0] != self.info.num_examples:
+        if self.features and open_features(self.features).shape[0] != self.info.num_examples:
             raise UserError(
-                f"data.features={self.features} has {_open_features(self.features).shape[0]} examples, the split "
+                f"data.features={self.features} has {open_features(self.features).shape[0]} examples, the split "
                 f"{self.split!r} of {self.dataset} has {self.info.num_examples}"
             )
         return BatchReader(
@@ -325,7 +323,7 @@ class Pipeline:
     @property
     def features_shape(self) -> tuple[int, ...] | None:
         """Of "features" of one example; None where batches have none."""
-        return _open_features(self.features).shape[1:] if self.features else None
+        return open_features(self.features).shape[1:] if self.features else None
 
     @property
     def augment_labels(self) -> int:
@@ -373,7 +371,7 @@ class Pipeline:
         fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
         return ArraySource(batch["image"], batch.get("label"), fields)
 
-    def _iterate(self, reader: "BatchReader", start_step: int) -> Iterator[Batch]:
+    def _iterate(self, reader: BatchReader, start_step: int) -> Iterator[Batch]:
         """Hand the reader to Grain: slice it at the start, read ahead."""
         import grain  # 1 s; not needed for planning
 
@@ -392,75 +390,3 @@ class Pipeline:
         stream = (batch for batch in iterator)
         weakref.finalize(stream, iterator.close)  # ends threads and workers, also at exit
         return stream
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class BatchReader:
-    """Random-access source whose element s is one host's rows of the global batch of step s."""
-
-    source: ArraySource | TransformedSource
-    num_examples: int
-    batch_size: int
-    first_row: int
-    num_rows: int
-    seed: int
-    shuffle: bool
-    flip: bool
-    augmentation: Augmentation
-    augment: bool = True
-    features: str = ""
-    holes: Holes = dataclasses.field(default_factory=NoHoles)
-    num_positions: int | None = None  # None: without end
-    num_prior: int = 0
-
-    def __len__(self) -> int:
-        return sys.maxsize if self.num_positions is None else -(-self.num_positions // self.batch_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        start = int(step) * self.batch_size + self.first_row
-        stop = start + self.num_rows
-        if self.num_positions is not None:
-            start, stop = min(start, self.num_positions), min(stop, self.num_positions)
-        examples = self.examples(start, stop)
-        read = self.source.read(examples)
-        image = read["image"]
-        if self.flip and self.augment:
-            image = transforms.random_flip(image, random_bits(self.seed, start, stop)[:, 0])
-        if image.dtype == np.uint8:
-            image = transforms.to_unit_range(image)
-        batch = {}
-        if labels := self.augmentation.num_labels:
-            batch["augment"] = np.zeros((stop - start, labels), np.float32)
-            if self.augment:
-                words = random_bits(self.seed, start, stop, stream=AUGMENT, words=WORDS)
-                image, batch["augment"] = self.augmentation(image, words)
-        batch["data"] = np.ascontiguousarray(image)
-        if self.holes.any:
-            batch["mask"] = self.holes(hole_words(self.seed, start, stop), *image.shape[1:3])
-        if self.features:
-            batch["features"] = _open_features(self.features)[examples].astype(np.float32)
-        batch |= {name: values for name, values in read.items() if name not in ("image", "label")}
-        if self.num_prior:
-            batch[PRIOR] = (np.arange(start, stop) % 2).astype(np.float32)
-        return {**batch, "label": read["label"].astype(np.int32)} if "label" in read else batch
-
-    def examples(self, start: int, stop: int) -> Int[np.ndarray, " positions"]:
-        """The examples at the global positions start..stop-1, equation (1)."""
-        positions, seed = np.arange(start, stop, dtype=np.int64), self.seed if self.shuffle else None
-        if self.num_prior:
-            return in_turns(positions, (self.num_examples - self.num_prior, self.num_prior), seed)
-        return in_order(positions, self.num_examples, seed)
-
-
-@functools.lru_cache(maxsize=4)
-def _open_features(path: str) -> np.ndarray:
-    """A file of features, on disk; raises UserError where there is none of that form."""
-    try:
-        found = read_npy(path, mmap=True)
-    except UserError as error:
-        raise UserError(f"cannot read data.features={path}: {error}") from error
-    if found.ndim != 3 or found.dtype.kind != "f":
-        raise UserError(
-            f"data.features={path} is {found.dtype} of shape {found.shape}, not floats [examples, tokens, channels]"
-        )
-    return found

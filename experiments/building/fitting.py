@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives import OBJECTIVES, of_process
+from diffusion_jax.objectives import OBJECTIVES, Objective, of_process
 from diffusion_jax.samplers import SAMPLERS, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import Process, with_process
 from diffusion_jax.specs import DataSpec
@@ -51,6 +51,17 @@ def built_sampler(spec: Any, process: Process) -> Sampler | TokenSampler:
             f"{_names(wanted)}: use sampler {', '.join(samplers_of(wanted))}"
         )
     return sampler
+
+
+def require_denoiser(sampler: Sampler, spec: Any, objective: Objective, trained: Any) -> None:
+    """Raise UserError where a sampler asks for something else than the objective trains; specs give the names."""
+    made, wanted = objective.makes, sampler.denoiser_kind
+    if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
+        others = [n for n in samplers_of("gaussian") if SAMPLERS.example(n).denoiser_kind == made]
+        raise UserError(
+            f"sampler {name_of(spec)} wants a {wanted}, and objective {name_of(trained)} trains a {made}: use "
+            f"{', '.join(others)}"
+        )
 
 
 def _names(kind: str) -> str:

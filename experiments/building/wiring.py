@@ -22,7 +22,7 @@ from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import GUIDANCE as RULES
-from diffusion_jax.samplers import SAMPLERS, Rule, Sampler, TokenSampler, samplers_of
+from diffusion_jax.samplers import Rule, Sampler, TokenSampler
 from diffusion_jax.schedulers import (
     GRIDS,
     PROCESSES,
@@ -410,16 +410,10 @@ class Experiment(ExperimentData):
         Raises:
           UserError: no such sampler, or one that does not fit what the objective trains.
         """
-        sampler = fitting.built_sampler(name or self.config.sampling.sampler, self.process)
-        if self.process.discrete:
-            return sampler
-        made, wanted = self.objective.makes, sampler.denoiser_kind
-        if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
-            others = [n for n in samplers_of("gaussian") if SAMPLERS.example(n).denoiser_kind == made]
-            raise UserError(
-                f"sampler {name or self.config.sampling.sampler.name} wants a {wanted}, and objective "
-                f"{self.config.objective.name} trains a {made}: use {', '.join(others)}"
-            )
+        spec = name or self.config.sampling.sampler
+        sampler = fitting.built_sampler(spec, self.process)
+        if not self.process.discrete:
+            fitting.require_denoiser(sampler, spec, self.objective, self.config.objective)
         return sampler
 
     def guidance(self) -> Rule:
