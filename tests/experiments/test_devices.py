@@ -56,7 +56,9 @@ def losses(workdir):
     return [row["loss"] for row in found] + [row["validation_loss"] for row in found if "validation_loss" in row]
 
 
-@pytest.mark.parametrize("layout", [pytest.param("8-jit", marks=pytest.mark.slow), "8-fsdp", "8-pmap"])
+@pytest.mark.parametrize(
+    "layout", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("8-jit", "8-pmap")), "8-fsdp"]
+)
 def test_same_losses_as_on_one_device(uninterrupted, layout):
     devices = json.loads((uninterrupted(layout) / "environment.json").read_text())["devices"]
     assert devices.startswith("8 x")

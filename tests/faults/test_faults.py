@@ -7,7 +7,7 @@ import pytest
 from tests.faults.faults import FAULTS, NotPossibleHere, Trial, signals
 
 # The others are slow tests. Lost hosts have a test of their own in test_two_processes.py.
-FAST = {"arrays_bit_rot", "record_truncated", "in_a_bucket"}
+FAST = {"arrays_bit_rot", "record_truncated"}
 
 
 @pytest.fixture(scope="module")

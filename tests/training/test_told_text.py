@@ -47,7 +47,7 @@ def opened(state):
 @pytest.mark.parametrize(
     ("context_by", "spec"),
     [
-        ("cross", {"name": "jit", "data": 2, "fsdp": 4}),
+        pytest.param("cross", {"name": "jit", "data": 2, "fsdp": 4}, marks=pytest.mark.slow),
         ("joint", {"name": "jit", "data": 2, "fsdp": 2, "tensor": 2}),
         ("cross", {"name": "pmap"}),
     ],
