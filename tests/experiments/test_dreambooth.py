@@ -162,7 +162,7 @@ def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
         ),
         ({"objective__prior_loss_weight": -1.0}, "prior_loss_weight"),
         ({"data__num_class_images": 0, "data__trigger": " \u00a0"}, "data.trigger is blank"),
-        ({"data__num_class_images": 0, "data__dataset": "digits"}, "option"),
+        ({"data__num_class_images": 0, "data__dataset": "digits"}, "unknown argument of dataset"),
         (
             {"data__num_class_images": 0, "train__text_encoder": True, "train__trained": ("network",)},
             "train.trained says which groups are trained",
