@@ -248,7 +248,11 @@ def test_an_ip_adapter_of_patches_is_built_for_its_encoder():
             {"data__options": {"size": 32}},
             "adapter controlnet needs control pictures, and data set",
         ),
-        ("controlnet", {"data__options": {"size": 32, "control": "colours"}}, "control must be one of|unknown kind"),
+        (
+            "controlnet",
+            {"data__options": {"size": 32, "control": "colours"}},
+            "control must be 'none', 'edges', 'masks' or 'depth', it is 'colours'",
+        ),
         ("controlnet", {"data__flip": True}, "set data.flip=False"),
         ("controlnet", {"adapter__downscaling": 3}, "downscaling=3 must be a power of two"),
         ("controlnet", {"adapter__embedding_channels": (4, 8)}, "halve the picture 1 times, and downscaling=4"),
