@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from diffusion_jax.conditioning import Conditioning
+from diffusion_jax.conditioning.guidance import GuidanceScale
 from diffusion_jax.conditioning.published import PublishedText
-from diffusion_jax.conditioning.told import GuidanceScale, Sizes
+from diffusion_jax.conditioning.told import Sizes
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.checks import size_of
 from diffusion_jax.pipelines.facts import Facts
@@ -70,7 +71,7 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
     if "sizes" in takes:
         conditioners.append(_sizes(takes["sizes"], float(side)))
     if "guidance" in takes:
-        conditioners.append(GuidanceScale(scale=family.guidance, offset=0.0 if family.embeds_guidance else 1.0))
+        conditioners.append(GuidanceScale(scale=family.guidance, origin=0.0 if family.embeds_guidance else 1.0))
     groups: dict[str, Any] = {
         NETWORK: parts.models[parts.network].params,
         CODEC: parts.models["vae"].params,

@@ -26,7 +26,7 @@ TOLD_A_TEXT = {
 }  # fmt: skip
 
 
-SHARED = {"adm", "ldm_unet", "ncsnpp"}  # other sizes of networks that are tried here too
+SHARED = {"adm", "ldm_unet", "ncsnpp", "unet, text"}  # of the blocks of networks that are tried here too
 
 
 def example(name):
