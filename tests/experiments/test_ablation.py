@@ -1,6 +1,7 @@
 """Ablations: cells, shared trainings, statistics that may be defended, and runs that survive being killed."""
 
 import csv
+import importlib.util
 import itertools
 import json
 import math
@@ -124,11 +125,24 @@ def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(fil
     assert {sampling.sampler.name for sampling in trainings.values()} == {"heun"}  # the file's own; no cell's
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.py")), ids=lambda path: path.stem)
+SLOW = {"scenes_captions", "scenes_attention", "scenes_text_encoder", "prediction_schedule_weighting"}
+SLOW |= {"objectives_nfe_fashion"}
+FONTS = {"letters": ["data.options.fonts=bundled"]}  # the others are fetched
+
+
+def shipped():
+    """The files; whose checks take long are slow, and words are read by an engine that need not be there."""
+    without = pytest.mark.skipif(importlib.util.find_spec("rapidocr") is None, reason="rapidocr is not installed")
+    for path in sorted((ROOT / "configs" / "ablations").glob("*.py")):
+        marks = [pytest.mark.slow] * (path.stem in SLOW) + [without] * (path.stem in FONTS)
+        yield pytest.param(path, marks=marks, id=path.stem)
+
+
+@pytest.mark.parametrize("path", shipped())
 def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
     """Everything that every cell names is there, and belongs together."""
     builders.prepare("fashion_mnist", str(data_dir), idx_dir=str(idx_dir), progress=False)
-    ablation = Ablation.read(path, [f"data.data_dir={data_dir}"])
+    ablation = Ablation.read(path, [f"data.data_dir={data_dir}", *FONTS.get(path.stem, [])])
     assert len(ablation.seeds) >= 3
     for cells in ablation.trainings().values():
         Experiment(standing_in(cells[0].training_config, ablation.base)).check()

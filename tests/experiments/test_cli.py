@@ -147,6 +147,7 @@ def test_evaluate_without_the_weights_says_where_they_are(command, finished, tmp
     assert "SHA-256 6726825d0af5f729" in line
 
 
+@pytest.mark.slow
 def test_evaluate_judges_by_what_it_has_and_records_what_it_lacks(command, finished, tmp_path):
     """The proxy's classifier is trained once, and kept beside the data."""
     out = tmp_path / "numbers.json"

@@ -213,6 +213,7 @@ def small(command, own):
     return [argument for argument in arguments if not argument.startswith("--config.sampling.sampler")]
 
 
+@pytest.mark.slow
 def test_parts_of_ones_own_are_known_where_they_are_used(there, own):
     there.run("train", *small(there, own))
     assert json.loads((own / "run" / "evaluation.json").read_text())["own_metric"]["own_metric"] == 42
