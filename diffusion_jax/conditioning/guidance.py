@@ -9,21 +9,30 @@ import numpy as np
 from jaxtyping import PyTree
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
+from diffusion_jax.errors import UserError
 from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 
 @CONDITIONERS.register("guidance")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceScale(Conditioner):
-    """Fills the slot with scale 1, no guidance. What draws or is told another scale says it by `Model.with_guidance`.
+    """One scale for all examples, float32 [batch]; another one is told by `Model.with_guidance`.
 
     No data has a scale, and so no raw field is read.
 
     Attributes:
-      origin: what is taken off the scale before the network is told it (`Network.guidance_origin`).
+      scale: scale of guidance where nothing is said; 1 is none.
+      offset: what is taken off it before the network is told (`Network.guidance_origin`): 1 in LCM, 0 in Flux.
     """
 
-    origin: float = 1.0
+    scale: float = 1.0
+    offset: float = 1.0
+
+    def __post_init__(self):
+        if not self.scale >= self.offset:
+            raise UserError(
+                f"the guidance scale that the network is told must be at least {self.offset:g}, it is {self.scale}"
+            )
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -40,4 +49,4 @@ class GuidanceScale(Conditioner):
         return self.null(params, size)
 
     def null(self, params: PyTree, size: int) -> Conditions:
-        return {GUIDANCE: jnp.full((size,), 1.0 - self.origin, jnp.float32)}
+        return {GUIDANCE: jnp.full((size,), self.scale - self.offset, jnp.float32)}

@@ -1,17 +1,14 @@
-"""What published networks are told of a picture beside its text: how it was cut, and how far guidance leans."""
+"""What published networks are told of a picture beside its text: how it was cut."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from diffusion_jax.conditioning.conditioner import Batch, Conditioner, Conditions, Form
 from diffusion_jax.conditioning.numbers import Numbers
 from diffusion_jax.errors import UserError
-from diffusion_jax.specs import FRAME, ConditionSpec
+from diffusion_jax.specs import FRAME
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,40 +37,3 @@ class Sizes(Numbers):
             raise UserError(f"{FRAME} should be rows of 4 numbers, it is {list(found.shape)}")
         rest = np.broadcast_to(np.asarray(self.unsaid[4:], np.float32), (len(found), self.count - 4))
         return {self.slot: np.concatenate([found, rest], axis=1)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GuidanceScale(Conditioner):
-    """One scale for all examples, float32 [batch], for a network that embeds it (FLUX.1 dev, LCM).
-
-    Attributes:
-      scale: of guidance.
-      offset: what is taken off it before the network is told: 1 of LCM's, 0 of Flux.
-    """
-
-    scale: float
-    offset: float = 0.0
-
-    def __post_init__(self):
-        if not self.scale >= self.offset:
-            raise UserError(
-                f"the guidance scale that the network is told must be at least {self.offset:g}, it is {self.scale}"
-            )
-
-    @property
-    def fields(self) -> Mapping[str, Form]:
-        return {}
-
-    @property
-    def gives(self) -> Mapping[str, ConditionSpec]:
-        return {"guidance": ConditionSpec(role="told")}
-
-    def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Nothing: no example says it."""
-        return {}
-
-    def __call__(self, params: PyTree, batch: Batch, size: int) -> Conditions:
-        return self.null(params, size)
-
-    def null(self, params: PyTree, size: int) -> Conditions:
-        return {"guidance": jnp.full((size,), self.scale - self.offset, jnp.float32)}

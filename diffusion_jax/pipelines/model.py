@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from diffusion_jax.conditioning import Conditioning
+from diffusion_jax.conditioning.guidance import GuidanceScale
 from diffusion_jax.conditioning.published import PublishedText
-from diffusion_jax.conditioning.told import GuidanceScale, Sizes
+from diffusion_jax.conditioning.told import Sizes
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.checks import size_of
 from diffusion_jax.pipelines.facts import Facts
