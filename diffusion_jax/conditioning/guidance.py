@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Batch, Conditioner, Conditions, Form
+from diffusion_jax.domains import NOT_NEGATIVE
 from diffusion_jax.errors import UserError
 from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
@@ -16,22 +17,26 @@ from diffusion_jax.specs import GUIDANCE, ConditionSpec
 @CONDITIONERS.register("guidance")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceScale(Conditioner):
-    """One scale for all examples, float32 [batch]; another one is told by `Model.with_guidance`.
+    """One scale for all examples, by default 1, no guidance; what draws another one says it by `Model.with_guidance`.
 
     No data has a scale, and so no raw field is read.
 
     Attributes:
-      scale: scale of guidance where nothing is said; 1 is none.
-      offset: what is taken off it before the network is told (`Network.guidance_origin`): 1 in LCM, 0 in Flux.
+      scale: how far guidance leans.
+      origin: what is taken off the scale before the network is told it (`Network.guidance_origin`): 1 for LCM, 0 for
+        Flux.
+
+    Raises:
+      UserError: the network would be told a number below 0.
     """
 
     scale: float = 1.0
-    offset: float = 1.0
+    origin: Annotated[float, NOT_NEGATIVE] = 1.0
 
     def __post_init__(self):
-        if not self.scale >= self.offset:
+        if not self.scale >= self.origin:
             raise UserError(
-                f"the guidance scale that the network is told must be at least {self.offset:g}, it is {self.scale}"
+                f"the guidance scale that the network is told must be at least {self.origin:g}, it is {self.scale}"
             )
 
     @property
@@ -49,4 +54,4 @@ class GuidanceScale(Conditioner):
         return self.null(params, size)
 
     def null(self, params: PyTree, size: int) -> Conditions:
-        return {GUIDANCE: jnp.full((size,), self.scale - self.offset, jnp.float32)}
+        return {GUIDANCE: jnp.full((size,), self.scale - self.origin, jnp.float32)}

@@ -8,9 +8,11 @@ the subject. They are a folder of the user's, or were drawn from the model befor
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Annotated
 
 from diffusion_jax.data.folder import FolderSource, open_folder
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets, describers
+from diffusion_jax.domains import NOT_NEGATIVE
 from diffusion_jax.errors import UserError
 from diffusion_jax.specs import DataSpec
 
@@ -47,7 +49,7 @@ def open_subject(
     instance_prompt: str = "",
     class_pictures: str = "",
     class_prompt: str = "",
-    num_class_images: int = 0,
+    num_class_images: Annotated[int, NOT_NEGATIVE] = 0,
     channels: int = 3,
 ) -> Dataset:
     """Open the pictures of a subject, and those of its class.

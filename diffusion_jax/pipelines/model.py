@@ -71,7 +71,7 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
     if "sizes" in takes:
         conditioners.append(_sizes(takes["sizes"], float(side)))
     if "guidance" in takes:
-        conditioners.append(GuidanceScale(scale=family.guidance, offset=0.0 if family.embeds_guidance else 1.0))
+        conditioners.append(GuidanceScale(scale=family.guidance, origin=0.0 if family.embeds_guidance else 1.0))
     groups: dict[str, Any] = {
         NETWORK: parts.models[parts.network].params,
         CODEC: parts.models["vae"].params,

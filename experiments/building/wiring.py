@@ -91,7 +91,7 @@ class Experiment(ExperimentData):
         if "augment" in takes:
             parts.append(conditioning.Numbers(slot="augment", count=takes["augment"].shape[0]))
         if GUIDANCE in takes:
-            parts.append(conditioning.GuidanceScale(offset=self.network.guidance_origin))
+            parts.append(conditioning.GuidanceScale(origin=self.network.guidance_origin))
         if self.told_text is not None:
             parts.append(self.told_text)
         if self.told_picture is not None:

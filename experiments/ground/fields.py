@@ -255,7 +255,8 @@ def check_fields(config: ConfigDict) -> None:
         if value is ABSENT and name in _left_out(config):
             continue
         if value is ABSENT:
-            raise UserError(f"the config lacks {name}: {field.meaning}")
+            taught = f", or set {INHERIT}=True, which takes it from the teacher" if name in OF_TEACHERS else ""
+            raise UserError(f"the config lacks {name}: {field.meaning}{taught}")
         check(name, value, field.kind, field.bounds)
 
 

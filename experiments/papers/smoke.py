@@ -53,6 +53,7 @@ def reduced(paper: Paper, steps: int) -> ConfigDict:
     with small.unlocked():
         fields = {name: value for name, value in config.data.items() if name != "options"}
         small.data = ConfigDict({**fields, "dataset": "digits", "image_size": 8, "crop": "none", "flip": False})
+        small.data.options = ConfigDict()
         if is_text:
             small.data.update(
                 dataset="text", image_size=None, options=ConfigDict(dict(corpus="python_docs", length=64))

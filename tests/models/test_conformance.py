@@ -26,6 +26,9 @@ TOLD_A_TEXT = {
 }  # fmt: skip
 
 
+SHARED = {"adm", "ldm_unet", "ncsnpp", "unet, text"}  # of the blocks of networks that are tried here too
+
+
 def example(name):
     """The smallest instance of a registered network, or of one that is told a text."""
     return MODELS.build(TOLD_A_TEXT[name]) if name in TOLD_A_TEXT else MODELS.example(name)
@@ -66,7 +69,10 @@ def apply(module, params, *inputs):
     return module.apply({"params": params}, *inputs)
 
 
-@pytest.fixture(scope="module", params=[*MODELS, *TOLD_A_TEXT])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SHARED else name for name in (*MODELS, *TOLD_A_TEXT)],
+)
 def subject(request):
     return Subject(request.param)
 

@@ -144,7 +144,7 @@ def test_the_loss_is_the_mean_over_any_split_of_the_batch(objective, x64):
     np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_gradients_through_a_parameterised_network_are_finite(objective, dtype):
     frozen = network_denoiser(objective, jnp.float32(0.2))
 

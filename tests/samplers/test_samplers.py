@@ -135,7 +135,7 @@ def test_point_mass_is_found_exactly(name, schedule):
         np.testing.assert_allclose(result.x0, jnp.broadcast_to(target, (2, 2)), atol=2e-3)
 
 
-@pytest.mark.parametrize("ends_clean", [True, False])
+@pytest.mark.parametrize("ends_clean", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALL)
 def test_nfe_is_counted(name, ends_clean):
     schedule, sampler = home(name), build(name)
@@ -155,7 +155,7 @@ def test_nfe_is_counted(name, ends_clean):
         np.testing.assert_allclose(evaluation_times(sampler, grid), calls, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of_each_module(ALL))
 def test_any_shape_and_the_trajectory(name):
     schedule, sampler = home(name), build(name)
     grid = GRIDS.build("uniform")(schedule, 3)
@@ -208,7 +208,7 @@ def test_export_and_a_program_that_does_not_grow_with_the_steps(name):
     np.testing.assert_allclose(exported.call(jnp.uint32(5)), program(4)(jnp.uint32(5)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of_each_module(ALL))
 def test_state_stays_float32_for_a_bfloat16_denoiser(name):
     schedule, sampler = home(name), build(name)
     exact = denoiser_for(sampler, schedule)
@@ -234,7 +234,7 @@ def test_an_untrained_network_gives_finite_samples(name):
             assert np.all(np.abs(x0) <= 1.01)
 
 
-@pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.parametrize("name", one_of_each_module(GAUSSIAN))
 def test_a_projection_holds_at_every_step(name):
     """Half of the values are put back to what is known, at the noise level of the step."""
     schedule, sampler = home(name), SAMPLERS.example(name)
