@@ -110,12 +110,14 @@ class Setting:
     def conditions(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Conditions:
         """What the network is told of `size` examples; of nothing, where there are no raw fields.
 
+        One that is told the scale of guidance is told the rule's, and at scale 1 what its model says where nobody does.
         `beside` are raw fields of the task's own, such as a picture, which count for the parts that they suffice for.
         """
         model = self.model
         found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
         found = {**found, **model.beside(params, beside or {}, size)}
-        return model.with_guidance(found, self.guidance.scale) if model.embeds_guidance else found
+        is_told = model.embeds_guidance and not self.guidance.neutral
+        return model.with_guidance(found, self.guidance.scale) if is_told else found
 
     def plain(self, params: Params, raw: Raw | None, size: int) -> Denoiser:
         """The conditional denoiser, not guided."""

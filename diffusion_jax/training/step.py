@@ -105,8 +105,8 @@ class Trainable:
         model, size = self.model, key.index.shape[0]
         conditions = told(model, params, batch, size, dropping, dropout_keys)
         scale = None if self.guidance == UNGUIDED else drawn_scale(self.guidance, key)
-        if model.embeds_guidance:
-            conditions = model.with_guidance(conditions, 1.0 if scale is None else scale)
+        if model.embeds_guidance and scale is not None:
+            conditions = model.with_guidance(conditions, scale)
         denoise = model.denoiser(params, conditions, dropout_keys)
         target = teacher = aligned = None
         if state.target is not None:

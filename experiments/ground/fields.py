@@ -250,7 +250,7 @@ def check_fields(config: ConfigDict) -> None:
       UserError: the first field that is unknown, missing, of another type or out of bounds, or two that do not fit.
     """
     _check_names(config)
-    for name, field in FIELDS.items():
+    for name, field in sorted(FIELDS.items(), key=lambda item: item[0] != INHERIT):  # on which others depend
         value = _value(config, name)
         if value is ABSENT and name in _left_out(config):
             continue

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.conditioning import CONDITIONERS, Conditioning, Label
+from diffusion_jax.conditioning import CONDITIONERS, Conditioner, Conditioning, Label
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.autoencoders import CODECS
 from diffusion_jax.schedulers import INPUT_SCALES, PREDICTIONS, PROCESSES, SCHEDULES, TIME_INPUTS, TOKEN_SCHEDULES
-from diffusion_jax.systems.description import describe, rebuild
+from diffusion_jax.systems.description import _family, describe, rebuild
 
 REGISTRIES = (
     *(MODELS, CODECS, CONDITIONERS, PROCESSES, SCHEDULES, PREDICTIONS, TIME_INPUTS, INPUT_SCALES, TOKEN_SCHEDULES),
@@ -66,3 +66,9 @@ def test_what_is_no_part_is_refused():
     for value in (Other(), print):
         with pytest.raises(UserError, match="no part that a file can describe"):
             describe(value)
+
+
+def test_no_two_conditioners_have_one_name():
+    """A description names a part by the name of its class alone."""
+    names = [part.__name__ for part in _family(Conditioner) if part.__module__.startswith("diffusion_jax.")]
+    assert sorted(names) == sorted(set(names))
