@@ -21,6 +21,9 @@ PAPERS = sorted((ROOT / "configs" / "papers").glob("*.py"))
 SHOWN = json.loads((ROOT / "docs" / "scorecard.json").read_text())
 
 
+SLOW = {"repa_sit_xl2_imagenet256"}  # its networks are the largest to count
+
+
 @pytest.fixture
 def ddpm():
     return Paper.read(ROOT / "configs" / "papers" / "ddpm_cifar10.py")
@@ -30,7 +33,9 @@ def with_claim(paper, kind, value):
     return dataclasses.replace(paper, claims={**paper.claims, kind: value})
 
 
-@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAPERS]
+)
 def test_scorecard_is_true_today(path):
     """Everything that a config claims is measured again, and is what docs/scorecard.json says; nothing is wrong."""
     found = scorecard.score(Paper.read(path))

@@ -44,7 +44,7 @@ def test_every_task_has_a_door():
         assert set(task.needs) <= set(sample.READS[name])
 
 
-@pytest.mark.parametrize("name", list(PROJECTIONS))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "dps")) for n in PROJECTIONS])
 def test_inpainting_leaves_what_is_outside_the_mask(do, tmp_path, name):
     out = tmp_path / "in.png"
     arguments = ("--task=inpaint", f"--image={DIGIT}", f"--mask={MASK}", f"--projection={name}", "--steps=4")
