@@ -281,8 +281,8 @@ def check_class(config: ConfigDict, objective: Objective) -> None:
 
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
-    check_captions(experiment)
     check_picture(experiment)
+    check_captions(experiment)
     state = experiment.abstract_state
     names = sorted({*state.params, *experiment.frozen_groups})
     for pattern in experiment.config.train.trained:

@@ -58,6 +58,7 @@ def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_pa
     assert message in command.fails("generate", *flags, f"--out={tmp_path}")
 
 
+@pytest.mark.slow  # the same without a command: tests/pipelines
 def test_a_controlnet_and_its_picture(command, tmp_path):
     net = "tests/golden/pipelines/adapters/controlnet_a"
     flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
