@@ -50,7 +50,8 @@ def make_grid(
       images: uint8, or floats in [-1, 1]; one channel (grey) or three.
       columns: images in a row; about square by default. With labels, classes side by side before a new block begins.
       scale: whole factor of enlargement; by default what brings images to about 48 pixels.
-      labels: with them each column holds one class, in the order of the labels, its name above it.
+      labels: with them each column holds one class, in the order of the labels, its name above it. Where there are few
+        classes, each has several columns side by side, its name above the first, so that the grid is about square.
       class_names: captions by label; the numbers by default.
       gap: transparent pixels between images.
 
@@ -75,7 +76,11 @@ def make_grid(
     for start in range(0, len(classes), per_block):
         part = classes[start : start + per_block]
         names = [str(k) if class_names is None else class_names[k] for k in part]
-        blocks.append(_block([list(tiles[np.asarray(labels) == k]) for k in part], names, gap))
+        of_class = [tiles[np.asarray(labels) == k] for k in part]
+        across = max(1, int(np.sqrt(max(map(len, of_class)) / len(part))))
+        shown = [list(own[c::across]) for own in of_class for c in range(across)]
+        captions = [name if c == 0 else "" for name in names for c in range(across)]
+        blocks.append(_block(shown, captions, gap))
     return _stack(blocks, gap)
 
 
@@ -191,7 +196,7 @@ def save_neighbours(
 
 def _block(columns: list[list[np.ndarray]], captions: list[str] | None, gap: int) -> np.ndarray:
     """Columns of RGB tiles of one size, captions above them where there are any."""
-    height, width = columns[0][0].shape[:2]
+    height, width = next(column for column in columns if column)[0].shape[:2]
     rows = max(len(column) for column in columns)
     head = _CAPTION_SIZE + 6 if captions and any(captions) else 0
     canvas = np.zeros((head + rows * (height + gap) - gap, len(columns) * (width + gap) - gap, 4), np.uint8)

@@ -46,6 +46,18 @@ def test_with_labels_a_column_is_a_class():
     assert grid[:head, :, 3].any()
 
 
+def test_few_classes_with_many_images_make_no_long_strip():
+    """Two classes of 25: three columns each and nine rows, row by row within a class."""
+    labels = np.arange(50) % 2
+    grid = pictures.make_grid(_tiles(50, side=48), labels=labels, scale=1)
+    head = grid.shape[0] - (9 * 48 + 8 * 4)
+    values = _values(grid, 48, head=head)
+    assert np.shape(values) == (9, 6)
+    assert [list(row) for row in values[:2]] == [[0, 2, 4, 1, 3, 5], [6, 8, 10, 7, 9, 11]]
+    one = pictures.make_grid(_tiles(3, side=48), labels=np.array([0, 0, 1]), scale=1)
+    assert one.shape[1] == 2 * 48 + 4
+
+
 def test_many_classes_go_into_blocks():
     grid = pictures.make_grid(_tiles(40, side=16), labels=np.arange(40), columns=10, scale=1)
     assert grid.shape[1] == 10 * 16 + 9 * 4
