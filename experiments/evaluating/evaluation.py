@@ -312,9 +312,9 @@ def _is_finite(value: Any) -> bool:
 def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
     """A row for each sample, from noise at the left to the finished picture; the time t is above each column."""
     times = make.grid.times[dataclasses.replace(make, path_points=PATH_POINTS).path_indices]
-    columns = np.tile(np.arange(PATH_POINTS), len(images))
+    moments = np.tile(np.arange(PATH_POINTS), len(images))
     captions = [f"{time:.2f}" for time in times]
-    save_grid(images.reshape(-1, *images.shape[2:]), path, labels=columns, class_names=captions)
+    save_grid(images.reshape(-1, *images.shape[2:]), path, labels=moments, class_names=captions, columns=PATH_POINTS)
 
 
 def require_path(make: Generator) -> None:

@@ -51,7 +51,7 @@ def make_grid(
       columns: images in a row; about square by default. With labels, classes side by side before a new block begins.
       scale: whole factor of enlargement; by default what brings images to about 48 pixels.
       labels: with them each column holds one class, in the order of the labels, its name above it. Where there are few
-        classes, each has several columns side by side, its name above the first, so that the grid is about square.
+        classes and no `columns`, each has several side by side, its name above the first: the grid is about square.
       class_names: captions by label; the numbers by default.
       gap: transparent pixels between images.
 
@@ -77,7 +77,7 @@ def make_grid(
         part = classes[start : start + per_block]
         names = [str(k) if class_names is None else class_names[k] for k in part]
         of_class = [tiles[np.asarray(labels) == k] for k in part]
-        across = max(1, int(np.sqrt(max(map(len, of_class)) / len(part))))
+        across = 1 if columns else max(1, int(np.sqrt(max(map(len, of_class)) / len(part))))
         shown = [list(own[c::across]) for own in of_class for c in range(across)]
         captions = [name if c == 0 else "" for name in names for c in range(across)]
         blocks.append(_block(shown, captions, gap))

@@ -54,6 +54,8 @@ def test_few_classes_with_many_images_make_no_long_strip():
     values = _values(grid, 48, head=head)
     assert np.shape(values) == (9, 6)
     assert [list(row) for row in values[:2]] == [[0, 2, 4, 1, 3, 5], [6, 8, 10, 7, 9, 11]]
+    strip = pictures.make_grid(_tiles(50, side=48), labels=labels, scale=1, columns=2)
+    assert strip.shape[1] == 2 * 48 + 4, "columns that are asked for stay what they are"
     one = pictures.make_grid(_tiles(3, side=48), labels=np.array([0, 0, 1]), scale=1)
     assert one.shape[1] == 2 * 48 + 4
 
