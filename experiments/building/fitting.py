@@ -1,7 +1,9 @@
-"""Whether an objective and a sampler are of the process that a config names; refusals say what would fit."""
+"""Parts that must fit others, an objective, a sampler, a layout; refusals say what would fit."""
 
+import inspect
 from typing import Any
 
+from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES, Objective, of_process
 from diffusion_jax.samplers import SAMPLERS, Sampler, TokenSampler, samplers_of
@@ -62,6 +64,23 @@ def require_denoiser(sampler: Sampler, spec: Any, objective: Objective, trained:
             f"sampler {name_of(spec)} wants a {wanted}, and objective {name_of(trained)} trains a {made}: use "
             f"{', '.join(others)}"
         )
+
+
+def built_layout(spec: Any, devices: Any) -> parallel.Layout:
+    """The placement that `config.parallel` names.
+
+    Raises:
+      UserError: there is none of that name, or axes are set that it does not have.
+    """
+    axes = dict(spec)
+    name = axes.pop("strategy")
+    known = inspect.signature(parallel.LAYOUTS[name]).parameters
+    if any(axes[axis] != 1 for axis in ("fsdp", "tensor", "context") if axis not in known):
+        raise UserError(
+            f"parallel.strategy={name} knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
+        )
+    read = {axis: value for axis, value in axes.items() if axis in known}
+    return parallel.LAYOUTS.build({"name": name, **read}, devices=devices)
 
 
 def _names(kind: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -258,16 +257,7 @@ class Experiment(ExperimentData):
     @cached_property
     def layout(self) -> parallel.Layout:
         """Placement on the devices."""
-        spec = dict(self.config.parallel)
-        name = spec.pop("strategy")
-        known = inspect.signature(parallel.LAYOUTS[name]).parameters
-        without = [axis for axis in ("fsdp", "tensor", "context") if axis not in known]
-        if any(spec[axis] != 1 for axis in without):
-            raise UserError(
-                f"parallel.strategy={name} knows data parallelism only: use fsdp=1, tensor=1 and context=1, or jit"
-            )
-        read = {axis: value for axis, value in spec.items() if axis in known}
-        return parallel.LAYOUTS.build({"name": name, **read}, devices=self.devices)
+        return fitting.built_layout(self.config.parallel, self.devices)
 
     def check(self) -> None:
         """Build everything that the config names, so that a wrong name is an error before anything is begun.
