@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "diffusion_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Most programs of tests run once on little data: few of XLA's optimisations halve the time. Commands inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np
@@ -30,11 +32,12 @@ def _forget_programs():
 
 
 @pytest.fixture(scope="module")
-def quick_to_compile():
-    """Compile the programs of a file with few of XLA's optimisations: where each runs a few times on little data."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """Compile the programs of a file as users do: where a test looks at them, or computes for long."""
+    chosen = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", chosen)
 
 
 @pytest.fixture

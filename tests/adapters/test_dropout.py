@@ -16,7 +16,6 @@ from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.systems import Model
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 KEYS = jax.random.split(jax.random.key(3), 4)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 6)), jnp.float32)
 SHARE = 0.25

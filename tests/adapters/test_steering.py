@@ -34,7 +34,6 @@ ENCODER = VisionTransformer(patch_size=4, grid=1, width=8, depth=1, num_heads=2,
 DATA = DataSpec(kind="pixels", shape=(8, 8, 2))
 X, TIME = jnp.ones((2, 8, 8, 2)), jnp.array([100.0, 900.0])
 TEXT = {"context": jnp.ones((2, 3, 6)), "pooled": jnp.ones((2, 3))}
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def adapter_for(name):

@@ -9,7 +9,6 @@ from diffusion_jax import models, systems
 from experiments.building.kinds import open_experiment
 from experiments.building.wiring import Experiment
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 STEPS = 3
 
 

@@ -45,7 +45,6 @@ def get_config():
     config.data.data_dir = "{data_dir}"
     return config
 """
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

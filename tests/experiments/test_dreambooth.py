@@ -18,7 +18,6 @@ from experiments.evaluating import class_pictures
 from experiments.ground.config_files import load_config
 
 SD15 = Path(__file__).parents[1] / "golden" / "pipelines" / "sd15"
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

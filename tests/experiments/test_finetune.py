@@ -16,7 +16,6 @@ from experiments.ground.config_files import load_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipelines"
 HEIGHT, WIDTH, SIDE = 48, 80, 32
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,11 @@ from diffusion_jax.errors import UserError
 from experiments import edit, generate, prepare_latents
 from tests.fresh_runs import called, fresh_first_stage, fresh_run, scenes_config
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 PROMPT = "--prompt=a blue ring"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_to_compile):
+def run(tmp_path_factory):
     """A run in pixels."""
     return fresh_run(tmp_path_factory.mktemp("runs") / "pixels", scenes_config())
 

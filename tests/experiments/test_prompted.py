@@ -12,7 +12,6 @@ from experiments.evaluating import editing, prompted
 from experiments.evaluating.prompted import Begun
 from tests.fresh_runs import called, fresh_first_stage, random_params, scenes_config
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIGS = {"pixels": "configs/scenes_text_to_image.py", "fill": "configs/fill.py", "edits": "configs/edits.py"}
 
 

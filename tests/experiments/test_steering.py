@@ -27,7 +27,6 @@ from experiments.ground.config_files import load_config
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipelines"
 SD15, ENCODER = GOLDEN / "sd15", GOLDEN / "adapters" / "ip_image_encoder"
 CALL = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "latent", "guidance_scale": 1.0, "seed": 3}
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def opened(name, **fields):

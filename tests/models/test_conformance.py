@@ -11,7 +11,6 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params, is_frozen
 from diffusion_jax.specs import ConditionSpec
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 BATCH = 4
 SMALL = {"image_size": 4, "image_channels": 2, "num_classes": 3}
 TEXT = {**SMALL, "context_channels": 6, "pooled_channels": 5}

@@ -12,7 +12,6 @@ from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_
 from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
 from diffusion_jax.models.dit_blocks import DiTBlock
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 IMAGENET = {"image_size": 32, "image_channels": 4, "num_classes": 1000}
 
 

@@ -18,7 +18,6 @@ from tests.pipelines.test_adapters import compilations
 
 FILES, ENCODER = GOLDEN / "adapters", GOLDEN / "adapters" / "ip_image_encoder"
 BASE, PLUS = FILES / "ip-adapter.safetensors", FILES / "ip-adapter-plus.safetensors"
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CALL = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np", "guidance_scale": 3.0, "seed": 4}
 RED, BLUE = (Image.new("RGB", (40, 32), colour) for colour in ("red", "blue"))
 

@@ -12,7 +12,6 @@ from diffusion_jax import models, training
 from diffusion_jax.objectives import OBJECTIVES, Objective
 from diffusion_jax.schedulers import SCHEDULES, corrupt
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SIZE, STEPS = 16, 3
 
 

@@ -60,7 +60,7 @@ def test_each_half_has_its_own_noise_and_time():
 
 
 @pytest.mark.parametrize(("name", "accumulation"), [("jit", 1), ("jit", 2), ("pmap", 2)])
-def test_the_update_is_that_of_one_device(make_trainable, make_step, batch, name, accumulation, quick_to_compile):
+def test_the_update_is_that_of_one_device(make_trainable, make_step, batch, name, accumulation):
     """With every class example on its own devices and in its own microbatch, or not: the same gradient."""
     trainable = make_trainable("mlp", features=8, depth=1)
     weighing = OBJECTIVES.build({"name": "flow_matching", "prior_loss_weight": WEIGHT})
