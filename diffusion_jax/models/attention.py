@@ -3,7 +3,7 @@
     einsum      two products with the whole matrix of logits between; what short sequences want. On CPU the heads come
                 first, and the sum of the softmax divides the second product: one pass less over the matrix
     xla         jax.nn.dot_product_attention
-    chunked     blocks of queries against blocks of keys, with a softmax whose greatest logit and sum go on from block to
+    chunked     blocks of queries against blocks of keys, with a softmax whose greatest logit and sum go from block to
                 block (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682): memory grows
                 with the length, not with its square, forward and backward
     splash      the TPU's kernel, which never writes logits to memory; lengths that divide by 128

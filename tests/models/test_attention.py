@@ -78,7 +78,10 @@ def test_blocks_whose_keys_do_not_count_leave_nothing(small_chunks):
     """The first block of keys is masked whole for one example; a bias forbids what came before."""
     q, k, v = inputs(queries=130, keys=130)
     mask = jnp.stack([jnp.arange(130) >= 60, jnp.arange(130) % 3 < 2])
-    told = {"mask": mask, "bias": 0.3 * jax.random.normal(jax.random.key(9), (2, 130, 130)) + causal(130).swapaxes(1, 2)}
+    told = {
+        "mask": mask,
+        "bias": 0.3 * jax.random.normal(jax.random.key(9), (2, 130, 130)) + causal(130).swapaxes(1, 2),
+    }
 
     def both(name):
         def f(*qkv):
