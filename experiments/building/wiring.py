@@ -27,6 +27,7 @@ from diffusion_jax.schedulers import (
     PROCESSES,
     SCHEDULES,
     Process,
+    ShiftGrid,
     TimeGrid,
     built,
 )
@@ -179,13 +180,7 @@ class Experiment(ExperimentData):
           height, width: of the pictures in pixels; by default those of the data. Not every network takes others, which
             it says when it is given them.
         """
-        spec = self.shown.spec
-        shape = (height or spec.shape[0], width or spec.shape[1], spec.shape[2])
-        codec = self.first_stage.codec if self.info.first_stage else self.codec
-        parts = tuple(part.beside(shape) for part in self.model.conditioning.parts)
-        told = dataclasses.replace(self.model.conditioning, parts=parts)
-        form = dataclasses.replace(spec, shape=shape)
-        return dataclasses.replace(self.model, data=form, codec=codec, conditioning=told)
+        return self.model.of_size(height, width)
 
     @cached_property
     def trainable(self) -> training.Trainable:
@@ -421,8 +416,8 @@ class Experiment(ExperimentData):
         rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)
         return rule
 
-    def grid(self, steps: int | None = None) -> TimeGrid:
-        """The config's sampling-time grid, with as many steps as asked."""
+    def grid(self, steps: int | None = None, shift: float = 1.0) -> TimeGrid:
+        """The config's sampling-time grid, with as many steps as asked, its times shifted towards noise."""
         sampling, most = self.config.sampling, self.objective.most_steps
         if most is not None and (steps or sampling.steps) > most:
             raise UserError(
@@ -431,7 +426,9 @@ class Experiment(ExperimentData):
             )
         if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
-        return GRIDS.build(sampling.grid)(self.process.schedule, steps or sampling.steps)
+        rule = GRIDS.build(sampling.grid)
+        rule = rule if shift == 1.0 else ShiftGrid(base=rule, shift=shift)
+        return rule(self.process.schedule, steps or sampling.steps)
 
     def known_ema(self, name: str) -> str:
         """The average of the parameters to evaluate; "" means the first one.
