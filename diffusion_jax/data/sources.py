@@ -121,6 +121,7 @@ class Dataset:
     is a "scene" or a "word"; () where the data knows none.
     `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
     `remarks` are what is to be said of the data before a training.
+    `sizes` gives height and width of every picture, [examples, 2]; None where all are of one size.
     """
 
     info: DatasetInfo
@@ -129,6 +130,7 @@ class Dataset:
     prompts: Sequence[Any] = ()
     edits: Any = None
     remarks: tuple[str, ...] = ()
+    sizes: Callable[[], np.ndarray] | None = None
 
 
 AT_A_PATH = ("folder", "latents")

@@ -96,6 +96,7 @@ class Experiment(ExperimentData):
             parts.append(self.told_text)
         if self.told_picture is not None:
             parts.append(self.told_picture)
+        parts += [part.beside(self.info.spec.shape) for part in self.told_beside]
         everything = conditioning.Conditioning(parts=tuple(parts)).asked
         dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
         for told in (self.told_text, self.told_picture):
@@ -373,18 +374,20 @@ class Experiment(ExperimentData):
             accumulation=train.accumulation,
         )
 
-    def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
-        """Zeros in the form of `rows` rows of a batch."""
-        batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
+    def abstract_batch(self, rows: int, sides: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """Zeros in the form of `rows` rows of a batch, of pictures of these sides where they may differ."""
+        shape = (*(sides or self.info.spec.shape[:2]), *self.info.spec.shape[2:])
+        batch = {DATA: np.zeros((rows, *shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if self.info.num_prior:
             batch[PRIOR] = np.zeros((rows,), np.float32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
-        told = () if self.told_text is None else (self.told_text, *self.told_beside)
+        told = (() if self.told_text is None else (self.told_text,)) + self.told_beside
         for part in (*told, *self.told_pictures, *(() if self.told_picture is None else (self.told_picture,))):
-            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
+            fields = (part if sides is None else part.beside(shape)).fields
+            batch |= {n: np.zeros((rows, *form), dtype) for n, (form, dtype) in fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
