@@ -129,7 +129,7 @@ def test_stretched_scenes_keep_their_objects_apart_and_inside(sides):
         ({"buckets": ("32x32", "32x32")}, "data.buckets has a size twice"),
         ({"image_size": None}, "data.buckets needs data.image_size"),
         ({"crop": "adm"}, "data.crop='adm' cuts squares"),
-        ({"options": {"pictures": ("16x32",)}}, "sides of 24 to 512 pixels, not 16x32"),
+        ({"options": {"pictures": ("16x32",)}}, "sides of 24 to 2048 pixels, not 16x32"),
         ({"options": {"pictures": SHAPES, "control": "edges"}}, "control pictures are of squares"),
         (
             {"dataset": "synthetic_latents", "options": {"size": 32}},

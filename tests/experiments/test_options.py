@@ -27,7 +27,7 @@ COMMANDS = sorted(
 NUMBERS = {
     *("steps", "num_samples", "seed", "batch_size", "checkpoint", "resume_from", "profile_steps", "num_processes"),
     *("process_id", "jobs", "population", "held_out", "depth", "batch", "kills", "workers", "members", "rounds"),
-    *("saves", "guidance_scale", "seconds", "limit", "labels", "seeds", "shape", "serve"),
+    *("saves", "guidance_scale", "seconds", "limit", "labels", "seeds", "shape", "sides", "serve"),
     *("num_images", "height", "width", "weights", "side", "resolution", "num_prompts"),
     *("expand", "shift", "turns", "judge", "image_scale"),
 }

@@ -209,6 +209,6 @@ def _shapes(pictures: Sequence[str], control: str) -> tuple[tuple[int, int], ...
         raise UserError("dataset 'scenes': control pictures are of squares: leave pictures out, or control")
     found = sides_of(pictures, "dataset 'scenes': pictures")
     for sides in found:
-        if min(sides) < 24 or max(sides) > 512:
-            raise UserError(f"dataset 'scenes': pictures have sides of 24 to 512 pixels, not {sides[0]}x{sides[1]}")
+        if min(sides) < 24 or max(sides) > 2048:
+            raise UserError(f"dataset 'scenes': pictures have sides of 24 to 2048 pixels, not {sides[0]}x{sides[1]}")
     return found
