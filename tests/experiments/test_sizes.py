@@ -9,14 +9,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import diffusion_jax as dj
+from benchmarks import sizes
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import count_flops, count_parameters, example_inputs, parameter_shapes
 from diffusion_jax.models.autoencoders import CODECS
 from experiments import generate
-from experiments.building.kinds import open_experiment
+from experiments.building.kinds import open_experiment, plan_experiment
 from experiments.building.restoring import restore_params
 from experiments.evaluating import evaluation, prompted
 from experiments.ground.config_files import load_config
 from tests.fresh_runs import called, fresh_first_stage, fresh_run, random_params
+from tests.processes import ROOT
 
 SHAPES = ("32x32", "24x48")
 
@@ -145,3 +148,26 @@ def test_buckets_that_the_network_does_not_take_are_one_line(fields, message):
     with pytest.raises(UserError, match=message) as error:
         open_experiment(config_of(**fields)).check()
     assert "\n" not in str(error.value)
+
+
+def test_the_recipe_of_2048_pixels_is_traced():
+    """Network, loss and one train step of two pictures, on shapes alone; attention goes in blocks."""
+    config = load_config("configs/scenes_2k.py")
+    config.train.batch_size = 2
+    experiment = plan_experiment(config)
+    assert count_parameters(experiment.network) == 459_029_504
+    state, batch = jax.eval_shape(experiment.init_state), experiment.abstract_batch(2)
+    after, metrics = jax.eval_shape(experiment.train_step(), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert "loss" in metrics
+
+
+def test_what_a_size_costs_is_what_the_page_says():
+    """The operations of the table of docs/sizes.md, counted again for one row."""
+    model = plan_experiment(load_config("configs/scenes_any.py")).model
+    shape = model.of_size(2048, 2048).diffused.shape
+    inputs = (parameter_shapes(model.network), *jax.eval_shape(lambda: example_inputs(model.network, 1, shape)))
+    counted = count_flops(sizes.programs(model.network)[0], *inputs) / 1e9
+    page = (ROOT / "docs" / "sizes.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| 2048 x 2048 |"))
+    assert f"| {counted:,.1f} |" in row, "run `python -m benchmarks.sizes --page=docs/sizes.md`"
