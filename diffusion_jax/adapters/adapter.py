@@ -42,7 +42,7 @@ class Adapter:
     """How an adapter begins; what it does its parameters say.
 
     Attributes:
-      name: of its group of parameters, "adapters/<name>".
+      name: name of its group of parameters, "adapters/<name>".
       targets: patterns of paths that it changes, each of the whole path.
       weight: how strongly it counts.
       changes_parameters: whether it changes parameters of the model, and not what the network is told.
@@ -60,7 +60,7 @@ class Adapter:
         """Parameters with which the network is as it was; `base` is groups of parameters.
 
         Raises:
-          UserError: a pattern that finds nothing, or a parameter that this adapter can not change.
+          UserError: a pattern that finds nothing, or a parameter that this adapter cannot change.
         """
         found = {}
         for path, leaf in targeted(base, self.targets).items():
@@ -78,7 +78,7 @@ class Adapter:
         """The adapter of a word that stands for what is learned, which the tokenizer reads as these tokens.
 
         Raises:
-          UserError: it can not be that word's.
+          UserError: it cannot be that word's.
         """
         return self
 

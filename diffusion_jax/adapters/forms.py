@@ -7,7 +7,7 @@ A form is told by the names of its leaves. For a kernel W [inputs, outputs], wit
     hadamard    W + s (A1 B1) * (A2 B2)                               LoHa, Hyeon-Woo et al. 2021, arXiv:2108.06098
     kronecker   W + s kron(C, D), factors whole or of low rank        LoKr, Yeh et al. 2023, arXiv:2309.14859
     difference  W + s D
-    rows        rows of a table in the place of its own               Gal et al. 2022, arXiv:2208.01618
+    rows        rows of a table instead of its own               Gal et al. 2022, arXiv:2208.01618
 
 At s = 0 all are W itself, bit for bit. Kernels of all layers of a scan are stacked, and so is what belongs to them.
 A convolution [height, width, inputs, outputs] counts height * width * inputs inputs. The columns of a kernel may be

@@ -46,7 +46,7 @@ class Merging:
         raise NotImplementedError
 
     def check(self, count: int) -> None:
-        """Raise UserError where so many models can not be merged so."""
+        """Raise UserError where so many models cannot be merged so."""
         if count < 2 or (self.models and count != self.models):
             raise UserError(f"{type(self).__name__.lower()} merges {self.models or 'two or more'} models, got {count}")
 
@@ -113,7 +113,7 @@ class Ties(Merging):
 
     Attributes:
       density: share of each tensor's changes that is kept, the largest.
-      scale: of the merged change.
+      scale: scale of the merged change.
     """
 
     of_changes: ClassVar[bool] = True
@@ -144,7 +144,7 @@ class Dare(Merging):
     Attributes:
       drop: share of the changes that is dropped.
       weights: of the models' changes; none: all alike, with sum 1.
-      seed: of what is dropped.
+      seed: seed of what is dropped.
     """
 
     of_changes: ClassVar[bool] = True
@@ -172,7 +172,7 @@ class AddDifference(Merging):
     """The first model, and `scale` times what the second is more than the third.
 
     Attributes:
-      scale: of the difference.
+      scale: scale of the difference.
     """
 
     models: ClassVar[int] = 3

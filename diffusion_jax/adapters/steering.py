@@ -3,7 +3,7 @@
     control         y = network(x, t, c, ControlNet(x, t, c, picture))          Zhang et al. 2023, arXiv:2302.05543
     image prompts   y = network(x, t, c, keys and values of the picture)        Ye et al. 2023, arXiv:2308.06721
 
-Each reads a slot of its own, which a conditioner fills from a batch, in the place of the network.
+Each reads a slot of its own, which a conditioner fills from a batch, instead of the network.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Steering:
     """How an adapter of pictures begins, and what it tells the network.
 
     Attributes:
-      name: of its group of parameters, "adapters/<name>".
+      name: name of its group of parameters, "adapters/<name>".
       changes_parameters: whether it changes parameters of the model, and not what the network is told.
       reads_encoder: whether an encoder of pictures reads them for it.
       is_folder: whether other programs have it as a folder, and not as a file.
@@ -53,7 +53,7 @@ class Steering:
     name: str
 
     def takes(self, network: Any) -> Mapping[str, ConditionSpec]:
-        """The slots that it reads in the place of the network."""
+        """The slots that it reads instead of the network."""
         raise NotImplementedError
 
     def conditioner(self, network: Any, data: DataSpec, encoder: nn.Module | None) -> Conditioner:
@@ -69,14 +69,14 @@ class Steering:
         """Parameters to begin with; `base` is groups of parameters of the model, the network's among them.
 
         Raises:
-          UserError: a network that can not be steered so.
+          UserError: a network that cannot be steered so.
         """
         raise NotImplementedError
 
     def conditions(
         self, network: Any, own: PyTree, x: Array, time: Float[Array, " batch"], conditions: Conditions
     ) -> Conditions:
-        """What the network is told, with the adapter's slot of the network in the place of those that it reads."""
+        """What the network is told, with the adapter's slot of the network instead of those that it reads."""
         raise NotImplementedError
 
 

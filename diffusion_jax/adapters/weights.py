@@ -1,4 +1,4 @@
-"""Adapters of kernels: LoRA and its kin. Fresh, each changes nothing."""
+"""Adapters of kernels: LoRA and its variants. Fresh, each changes nothing."""
 
 import dataclasses
 import math

@@ -56,7 +56,7 @@ class Window:
         return np.where(whole > 0, 255, 0).astype(np.uint8)
 
     def paste(self, drawn: Picture, picture: Picture, mask: Mask) -> Picture:
-        """Eq. (1), for what was drawn in the place of what `cut` gave."""
+        """Eq. (1), for what was drawn instead of what `cut` gave."""
         drawn = resized(drawn, self.height, self.width)
         top, left = max(self.top, 0), max(self.left, 0)
         inside = drawn[top - self.top :, left - self.left :][: picture.shape[0] - top, : picture.shape[1] - left]

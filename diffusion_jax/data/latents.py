@@ -7,7 +7,7 @@
 
 Every file but a split's last holds `shard_size` examples, in the order of the data. info.json comes last: while it is
 missing the data set is not finished. `LatentWriter` writes shard by shard, each whole or not at all, so that one that
-was killed goes on where it was and the bytes are the same.
+was killed continues where it was and the bytes are the same.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The pictures of a folder and the class of each, every picture once; nothing is decoded.
 
-Names that begin with a dot, and those that systems make for themselves, are passed over. Links to folders and files are
+Names that begin with a dot, and those that systems make for themselves, are skipped. Links to folders and files are
 followed where directories are walked; `metadata.jsonl` names files inside its folder only.
 """
 

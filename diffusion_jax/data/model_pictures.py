@@ -32,7 +32,7 @@ class EncoderPictures:
     """What a folder's preprocessor_config.json says of pictures for an encoder.
 
     Attributes:
-      size: of the shorter side, or height and width; None: it stays.
+      size: size of the shorter side, or height and width; None: it stays.
       crop: height and width that are cut out of the middle; None: nothing is cut.
       resample: Pillow's number of the filter; 3 is bicubic.
       factor: of the values; None: they stay from 0 to 255.

@@ -7,7 +7,7 @@
                   first is taken
     depth         more than 8 bits a channel are refused
 
-A profile that is damaged, or of other channels than the picture, is passed over, as by viewers. One that moves no
+A profile that is damaged, or of other channels than the picture, is skipped, as by viewers. One that moves no
 colour by more than 2 of 255 is a copy of sRGB, and values stay as they are.
 """
 

@@ -13,7 +13,7 @@ was last resumed. Host h of H reads the rows h * batch_size / H ... (h + 1) * ba
 (1) sorts random words of a counter-based generator, which numpy keeps the same in all versions (it does not promise
 that of `Generator.permutation`); it is computed once an epoch, where Grain's index_shuffle would cost 15 us an example.
 Where some examples are of a subject and the others of its class (`DatasetInfo.num_prior`) they take turns: even
-positions are of the subject, odd ones of the class, and p // 2 stands in the place of p in (1) for each of the two.
+positions are of the subject, odd ones of the class, and p // 2 stands instead of p in (1) for each of the two.
 
 Grain sees a random-access source whose elements are whole batches: it prefetches them in threads or worker processes
 while the accelerator computes, at a cost per batch rather than per example.
@@ -76,7 +76,7 @@ class Pipeline:
       shuffle: another order in every epoch; otherwise always the order of the source.
       shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
       trigger: a word that is put before captions that lack it (see `trigger`); "" for none.
-      seed: of order and flips.
+      seed: seed of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
       data_dir: TFDS directory; None takes `sources.default_data_dir()`.

@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
     """Text to numbers and back.
 
     Attributes:
-      size: of the vocabulary.
+      size: size of the vocabulary.
       begin, end: tokens that frame an example, and `end` also a document; None where there are none.
     """
 

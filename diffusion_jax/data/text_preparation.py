@@ -69,7 +69,7 @@ def prepare_text(
       progress: show a bar.
 
     Raises:
-      UserError: a file can not be read, or nothing is held out or left for training, or the name of the text is no
+      UserError: a file cannot be read, or nothing is held out or left for training, or the name of the text is no
         plain name or is taken by something else.
     """
     directory = store_directory(corpus, data_dir)

@@ -36,7 +36,7 @@ class Store:
     Attributes:
       directory: where it lies.
       tokens: of each split, how many.
-      dtype: of the tokens in the files, "<u2" or "<u4".
+      dtype: type of the tokens in the files, "<u2" or "<u4".
       vocabulary: how many different tokens there are.
       begin, end: the tokens that frame an example, or None.
       tokenizer: "bytes", or the name of the tokenizer's file.

@@ -42,7 +42,7 @@ class FileTokenizer:
         """With framing tokens given as words, such as <|endoftext|>.
 
         Raises:
-          UserError: the file can not be read, or has no such token.
+          UserError: the file cannot be read, or has no such token.
         """
         bare = cls(str(path))
         numbers = {word: bare.library.token_to_id(word) for word in (begin, end) if word}

@@ -289,7 +289,7 @@ def evaluate_all(
 
     Args:
       metrics: names, of metrics that need no feature space, or metrics by name.
-      samples: of the model.
+      samples: samples of the model.
       train: images it has seen.
       test: images it has not.
 

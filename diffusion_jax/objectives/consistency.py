@@ -16,7 +16,7 @@ evaluations share their dropout masks; the target has no gradient.
 
 with s = sigma / alpha. Levels are equal in t; on the edm schedule these are the paper's. Pseudo-Huber is sqrt(|a - b|^2
 + c^2) - c with c = 0.00054 sqrt(dimensions) (Song & Dhariwal 2023, arXiv 2310.14189), the squared distance a mean. Song
-et al. 2023 have LPIPS in the place of the squared distance: distance="lpips", a network with weights of its own, which
+et al. 2023 have LPIPS instead of the squared distance: distance="lpips", a network with weights of its own, which
 are the objective's state. For it images of less than 256 pixels are enlarged to 224, as in the authors' code.
 """
 

@@ -280,7 +280,7 @@ def prior_preserving(
 ) -> Metrics:
     """Eq. (5) and its two terms from the loss of every example; `prior` is 1 for those of the class.
 
-    Half of the global batch is of the class. So each term is twice a mean over all examples with zeros in the place of
+    Half of the global batch is of the class. So each term is twice a mean over all examples with zeros instead of
     the others, and stays right as the mean over microbatches and devices, whichever examples these have.
     """
     instance, own = 2.0 * jnp.mean((1.0 - prior) * losses), 2.0 * jnp.mean(prior * losses)

@@ -20,7 +20,7 @@ Shortcut models (Frans et al. 2024, arXiv 2410.12557, algorithm 1) let two jumps
 with the right side from the averaged parameters, for a share `bootstrap` of the batch and 2d = 1, 1/2, ... down to
 2 / M, M = base_steps; the rest is flow matching, at s = t, or matches a teacher's velocity there
 ("shortcut_distillation"). Times of (4) are multiples of 2d. The least length, 1 / M,
-is no length of its own: there the network is asked for the velocity itself, at s = t (the paper: d = 0 in the place of
+is no length of its own: there the network is asked for the velocity itself, at s = t (the paper: d = 0 instead of
 the least d), in (4) and while sampling (`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M
 instead. So M steps are M steps of Euler, and a perfect shortcut model jumps to where Euler's M steps end: its distance
 from the exact flow falls as 1 / M (docs/sampler_orders.md).

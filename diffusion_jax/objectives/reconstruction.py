@@ -100,7 +100,7 @@ class ReconstructionLoss:
         return self.discriminator.init(key, jnp.zeros((1, *shape)))["params"]
 
     def init_state(self) -> PyTree:
-        """LPIPS's parameters, with random values in the place of those of the files; None without it."""
+        """LPIPS's parameters, with random values instead of those of the files; None without it."""
         return init_lpips(jax.random.key(0)) if self.perceptual else None
 
     def update_state(self, state: PyTree, observed: Any) -> PyTree:

@@ -5,7 +5,7 @@ token denoiser's logits (`schedulers/tokens.py`).
 
 D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
 
-    (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) in the place of n = 1,
+    (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) instead of n = 1,
     (2)   hybrid = vb + lambda E_n[-log p(x0 | x_n)]            `normalization` "paper", lambda = 0.001,
     (3)   hybrid = vb / T + lambda E_n[-log p(x0 | x_n)]        `normalization` "code", lambda = 0.001,
 

@@ -131,7 +131,7 @@ def attention_by_example(
     logits, [heads or 1, queries, keys], the fifth, and the segments of tokens, [batch, tokens], the sixth, where they
     are a pair, of the queries and of the keys; each may be None. Where tokens are divided, a device gathers the keys
     and values of all tokens for its own queries, and sends back their gradients summed: memory grows with the length,
-    and nothing else is sent. The operation is not seen by the compiler's partitioner, which can not divide a kernel
+    and nothing else is sent. The operation is not seen by the compiler's partitioner, which cannot divide a kernel
     written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()

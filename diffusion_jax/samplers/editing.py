@@ -5,7 +5,7 @@ arXiv:2010.02502, eq. 13) is, in z = xt / alpha and rho = sigma / alpha,
 
     (1)   z_s = z_t + (rho_s - rho_t) noise(x_t, t).
 
-Run backwards with the noise predicted at s in the place of that at t it is their sec. 4.3 (and what null-text inversion
+Run backwards with the noise predicted at s instead of that at t it is their sec. 4.3 (and what null-text inversion
 starts from); the error is of first order in the step. Each fixed-point iteration
 
     (2)   z_t <- z_s - (rho_s - rho_t) noise(alpha_t z_t, t)

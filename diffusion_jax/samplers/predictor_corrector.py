@@ -31,7 +31,7 @@ from diffusion_jax.schedulers import Denoiser, ReverseSteps, TimeGrid
 class PredictorCorrector(Sampler):
     """Eq. (1), (2); `snr` as in the paper, 0.16 for its VE models.
 
-    `corrector` "annealed" puts sigma_t in the place of |z| / |score|, which is what that is in many dimensions (the
+    `corrector` "annealed" puts sigma_t instead of |z| / |score|, which is what that is in many dimensions (the
     paper's annealed Langevin dynamics); in few dimensions the norm of the score comes near zero, and "langevin" fails.
     """
 

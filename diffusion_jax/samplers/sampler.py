@@ -150,7 +150,7 @@ class Walk:
     """Transitions in the order in which they are taken, some of them backwards.
 
     Attributes:
-      index: of every move, which transition t -> s of the grid.
+      index: index of every move, which transition t -> s of the grid.
       up: of every move, whether noise is added instead, s -> t.
     """
 

@@ -43,7 +43,7 @@ class FirstStageFolder:
       path: the folder.
       codec: the codec.
       info: the pictures that it was trained on; None where its folder does not say.
-      fingerprint: of its parameters; what is kept of its latents is only of use with these.
+      fingerprint: hash of its parameters; what is kept of its latents is only of use with these.
       about: all of first_stage.json.
     """
 

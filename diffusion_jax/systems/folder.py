@@ -53,7 +53,7 @@ def save_model(folder: Path | str, model: Model, params: Params) -> None:
     """Write a model and its parameters, of any types and on any devices, as a folder that `load_model` reads.
 
     Raises:
-      UserError: a part that can not be described, or a folder that can not be written.
+      UserError: a part that cannot be described, or a folder that cannot be written.
     """
     folder = expanded(folder)
     description = describe(model)

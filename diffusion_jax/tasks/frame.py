@@ -71,7 +71,7 @@ class Setting:
       clip_x0: whether predictions are cut to [-1, 1].
       denoiser: (parameters, conditions) -> the denoiser as samplers may ask it; by default the model's.
       others: what the guidance rule needs beside the network.
-      negative: raw fields of one row that take the place of "nothing" in guidance.
+      negative: raw fields of one row that replace "nothing" in guidance.
     """
 
     model: Model

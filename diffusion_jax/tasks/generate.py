@@ -44,13 +44,13 @@ def generate(
       params: its parameters.
       asked: what the samples shall be, by the names of the data, as a person says it: {"label": [3, 7]} or
         {"text": ["a red star"]}; sample i is asked for row i, modulo their number. None asks for nothing.
-      key: of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
+      key: key of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
       num_samples: by default one for each row of what is asked, else one.
       sampler: name or {"name": ..., **options}, of those in `SAMPLERS` that fit the process.
-      steps: of the sampler.
+      steps: steps of the sampler.
       grid: name or options, of `GRIDS`.
       guidance: a scale of classifier-free guidance, or name and options, of `GUIDANCE`.
-      negative: what guidance leans away from, {"text": "a blue ring"}, in the place of nothing.
+      negative: what guidance leans away from, {"text": "a blue ring"}, instead of nothing.
       clip_x0: whether predictions are cut to [-1, 1].
       batch_size: samples drawn at once.
 

@@ -36,7 +36,7 @@ LAYOUT = 2
 
 
 class CorruptCheckpointError(UserError):
-    """A checkpoint that can not be read back as it was written."""
+    """A checkpoint that cannot be read back as it was written."""
 
 
 def _words(x: jax.Array) -> jax.Array:
@@ -241,7 +241,7 @@ class Checkpointer:
             )
 
     def _require_space(self, step: int, state: Any) -> None:
-        """Refuse to begin a write that can not end: Orbax would leave a torn directory and a page of tracebacks."""
+        """Refuse to begin a write that cannot end: Orbax would leave a torn directory and a page of tracebacks."""
         if _in_bucket(self.directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))) + 2**20
@@ -308,7 +308,7 @@ class Checkpointer:
           The state and the record given to `save`.
 
         Raises:
-          CorruptCheckpointError: it can not be read, or is not what was written.
+          CorruptCheckpointError: it cannot be read, or is not what was written.
           UserError: an older version of this code wrote it.
         """
         self.read_record(step)  # so that a checkpoint of another layout is named as one, not as corrupt
@@ -339,7 +339,7 @@ class Checkpointer:
           The name of what was read, the trained groups, and the record given to `save`.
 
         Raises:
-          CorruptCheckpointError: it can not be read, or is not what was written.
+          CorruptCheckpointError: it cannot be read, or is not what was written.
           UserError: there is no such average, or an older version of this code wrote it.
         """
         record = self.read_record(step)

@@ -166,7 +166,7 @@ def make_train_step(
       ema: the averages kept in `state.ema`.
       learning_rate: reported in the metrics; the optimizer holds its own copy.
       batch_size: examples of the global batch.
-      seed: of all random streams.
+      seed: seed of all random streams.
       accumulation: microbatches per step; divides the batch of every device.
     """
 

@@ -109,7 +109,7 @@ def read_part(
 
     Args:
       folder: with config.json and the weights.
-      dtype: of activations.
+      dtype: type of activations.
       held_in: the type of parameters; constants are float32 always.
       place: (path, parameter) -> what stands for it in the tree of parameters, such as the same on devices.
 

@@ -1,7 +1,7 @@
 """One reading of the fields of scheduler_config.json, for training and for sampling alike.
 
 A field that no class of schedulers has is refused: it would say something, and nothing would be done of it. A field of
-another class is passed over, as diffusers does. A field that is not there has diffusers' default.
+another class is skipped, as diffusers does. A field that is not there has diffusers' default.
 """
 
 import math

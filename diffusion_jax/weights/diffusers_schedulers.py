@@ -52,7 +52,7 @@ class Sampling:
 
     Attributes:
       schedule, prediction, time_input, time_sampler, sampler, grid: specs of their registries.
-      steps: of sampling.
+      steps: steps of sampling.
       clip_x0: whether predicted data is clipped to [-1, 1].
       notes: the lines.
     """

@@ -122,7 +122,7 @@ def edm_adm(network: UNet) -> WeightMap:
 
 
 def edm2(network: EDM2UNet) -> WeightMap:
-    """EDM2's U-Net, inside its preconditioning (prefix "unet."); the head for the uncertainty is passed over."""
+    """EDM2's U-Net, inside its preconditioning (prefix "unet."); the head for the uncertainty is skipped."""
     size = network.image_size
     width = [network.base_channels * multiplier for multiplier in network.channel_multipliers]
     attends = [size // 2**level in network.attention_resolutions for level in range(len(width))]

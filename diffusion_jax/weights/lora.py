@@ -1,4 +1,4 @@
-"""Files of LoRA and its kin, read for the parameters of this package's networks (`lora_writing.py` writes them).
+"""Files of LoRA and its variants, read for the parameters of this package's networks (`lora_writing.py` writes them).
 
 What a tensor of a file belongs to is found by the map of names of the network (`names.py`): the parameter, the layer of
 a scan, and the columns of a fused layer. An adapter is, by the path of a parameter, the leaves of one form
@@ -28,11 +28,11 @@ class Place:
     """Where a module's weight lies among the parameters.
 
     Attributes:
-      path: of the parameter, in its group.
+      path: path of the parameter, in its group.
       entry: how it is made of tensors.
       position: of the module's tensor among those of the entry.
       layer: of a scan; None where the parameter is not stacked.
-      shape: of the parameter, of one layer.
+      shape: shape of the parameter, of one layer.
     """
 
     path: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The names under which files of LoRA and its kin keep their tensors: of which module, and which factor.
+"""The names under which files of LoRA and its variants keep their tensors: of which module, and which factor.
 
     PEFT, diffusers   unet.<module>.lora_A.weight            transformer.<module>.lora_B.weight
     diffusers         unet.<module>.lora.down.weight         text_encoder.<module>.lora_linear_layer.up.weight

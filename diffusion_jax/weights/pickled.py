@@ -1,4 +1,4 @@
-"""What a pickle of weights is made of: tensors, arrays, modules, and inert objects in the place of all others."""
+"""What a pickle of weights is made of: tensors, arrays, modules, and inert objects instead of all others."""
 
 import collections
 import dataclasses

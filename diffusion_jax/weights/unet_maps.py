@@ -190,7 +190,7 @@ def openai_classifier(network: NoisyClassifier) -> WeightMap:
 
 
 def ldm_unet(network: UNet) -> WeightMap:
-    """A whole checkpoint of latent diffusion: its U-Net, and the table of labels; the autoencoder is passed over."""
+    """A whole checkpoint of latent diffusion: its U-Net, and the table of labels; the autoencoder is skipped."""
     return openai_unet(
         network,
         prefix="model.diffusion_model.",

@@ -66,7 +66,7 @@ def coverage(text: str, path: Path, size: int, em: float, place: tuple[float, fl
 
     Args:
       text: one line.
-      path: of the font.
+      path: path of the font.
       size: side of the picture.
       em: size of the font in pixels of the picture.
       place: where between the left and the right, the upper and the lower edge it stands, each 0 to 1.

@@ -69,7 +69,7 @@ PAIRS = tuple(
     for ground, below in GROUNDS.items()
     if abs(luminance(of_letters) - luminance(below)) >= _CONTRAST
 )
-"""(colour of the letters, ground) that can be told apart."""
+"""(colour of the letters, ground) that can be distinguished."""
 
 
 def is_held_out(text: str, share: float) -> bool:

@@ -21,7 +21,7 @@ def _mix(words: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 @dataclasses.dataclass
 class Draws:
-    """A stream of numbers for each of `n` examples; every call goes on where the last one stopped.
+    """A stream of numbers for each of `n` examples; every call continues where the last one stopped.
 
     Attributes:
       keys: one for each example.

@@ -356,7 +356,7 @@ def open_scene_edits(
       max_objects: most objects of a scene.
       textured: whether half of the grounds have a texture.
       held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: names of those that there are.
+      shapes, colours: names of the existing ones.
       kinds: names of the edits that there are; where a scene has no room for any, nothing is changed.
       num_examples: examples of the split "train".
       num_test: examples of every other split.

@@ -117,7 +117,7 @@ def open_scenes(
       density: how much captions say.
       textured: whether half of the grounds have a texture.
       held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: names of those that there are.
+      shapes, colours: names of the existing ones.
       num_examples: examples of the split "train".
       num_test: examples of every other split.
       control: pictures that steer, made exactly from each scene: "edges" of its objects, "masks" in colours by shape,

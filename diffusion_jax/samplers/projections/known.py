@@ -51,7 +51,7 @@ class Measurement:
     Attributes:
       measure: A, which takes a batch [batch, ...] to [batch, ...], every example by itself.
       measured: y.
-      shape: of one example of the data.
+      shape: shape of one example of the data.
       noise_std: standard deviation of the noise of the measurement.
 
     Raises:

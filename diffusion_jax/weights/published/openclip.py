@@ -1,6 +1,6 @@
 """OpenCLIP's names of its text encoder, in which Stable Diffusion 2 and XL hold it in their single files.
 
-Of the blocks in a file those that the encoder here has not are passed over: Stable Diffusion 2 reads the states before
+Of the blocks in a file those that the encoder here has not are skipped: Stable Diffusion 2 reads the states before
 the last block.
 """
 
