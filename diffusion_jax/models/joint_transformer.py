@@ -9,7 +9,7 @@ a modulated last layer. The fields determine which network it is:
     SD3.5     query and key are normalised; in the medium size, image tokens of the first blocks also attend
               to themselves
     FLUX.1    positions (image number, row, column) by rotary embeddings, query and key normalised, and one-stream
-              blocks after the two-stream blocks; dev embeds a guidance scale, Fill has a masked image concatenated to the
+              blocks after the two-stream blocks; dev embeds a guidance scale, Fill has a masked image beside the
               channels of x, Kontext has the tokens of a reference image after those of x, as image number 1
 
 x is [batch, height, width, channels] of any height and width that divide by the patch; FLUX.1's "packing" of 2 x 2
