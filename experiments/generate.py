@@ -147,7 +147,7 @@ def what_is_said() -> list[str]:
     """The prompts, or the instruction.
 
     Raises:
-      UserError: there are none, or an instruction without a picture, or beside what it is in the place of.
+      UserError: there are none, or an instruction without a picture, or beside what it is instead of.
     """
     prompts, instruction = read_prompts(PROMPT.value, PROMPTS.value), INSTRUCTION.value
     if instruction is None:

@@ -1,4 +1,4 @@
-"""What a call asks for, held against the model: nothing that is given is passed over in silence."""
+"""What a call asks for, held against the model: nothing that is given is skipped in silence."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The way back: samplers that walk a time grid from noise to data, guidance, projections, inversion and editing."""
+"""From noise to data: samplers that walk a time grid, guidance, projections, inversion and editing."""
 
 from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     adams,

@@ -1,4 +1,4 @@
-"""The training of a first stage, from a config with a group `codec` in the place of a denoiser's groups."""
+"""The training of a first stage, from a config with a group `codec` instead of a denoiser's groups."""
 
 import dataclasses
 from functools import cached_property

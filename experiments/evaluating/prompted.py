@@ -113,7 +113,7 @@ def draw(
       first: the number of the first of these.
       begun: a picture to begin with; None draws from noise.
       height, width: of the pictures in pixels; by default those of the data.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
       batch_size: pictures at once.
       **sampling: `sampler`, `steps`, `guidance_scale` and `negative` of `evaluation.generator`.
 

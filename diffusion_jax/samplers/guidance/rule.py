@@ -58,7 +58,7 @@ class Rule:
     of_pixels: ClassVar[bool] = False
     """Whether the rule counts on x0 within [-1, 1]."""
     negative: ClassVar[str | int] = ""
-    """What takes the place of the null condition, as a person says it; "" where nothing does."""
+    """What replaces the null condition, as a person says it; "" where nothing does."""
     guide: ClassVar[str] = ""
     guide_ema: ClassVar[str] = ""
     """Where the worse network is, and which average of its parameters, where the rule needs one."""
