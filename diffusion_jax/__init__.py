@@ -20,7 +20,7 @@ _FROM = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is asked for: whoever wants one room of the package does not wait for the others."""
+    """Import the name when it is first used, so that nobody waits for rooms of the package that are not needed."""
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

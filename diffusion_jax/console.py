@@ -3,8 +3,8 @@
     diffusion-jax train --config=digits_unet --workdir=runs/digits
 
 `diffusion-jax prepare-data` is `python -m experiments.prepare_data` of a clone. An installation keeps the runner and
-the configs in a folder of this package, so that no package of a general name is installed beside it; only a process of
-this command sees them.
+the configs in a folder of this package, so that no package with a name as general as `experiments` is installed; only
+the processes of this command see them.
 """
 
 import ast
@@ -18,11 +18,11 @@ from pathlib import Path
 from diffusion_jax import __version__
 
 _HELP = ("--help", "-h", "help")
-running = False  # whether this process runs a command for `main`, so that texts name commands in its way
+running = False  # whether this process runs a command for `main`; messages then name commands in this form
 
 
 def home() -> Path:
-    """Where `experiments` and `configs` lie: in this package where it is installed, beside it in a clone."""
+    """The folder that has `experiments` and `configs`: this package in an installation, its parent in a clone."""
     package = Path(__file__).resolve().parent
     installed = package / "_runner"
     return installed if installed.is_dir() else package.parent
@@ -38,7 +38,7 @@ def commands() -> dict[str, Path]:
 
 
 def help_text() -> str:
-    """What there is, with the first sentence of each command's docstring."""
+    """The list of commands, with the first sentence of each command's docstring."""
     lines = ["diffusion-jax COMMAND [--flag=value ...]", "", "Commands; diffusion-jax COMMAND --help shows one:", ""]
     for name, path in commands().items():
         summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]

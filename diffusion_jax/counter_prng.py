@@ -1,12 +1,12 @@
-"""A cheap counter-based random generator for what is drawn in great quantity:
-initial parameters, dropout masks, the noise of a sampler's steps.
+"""A cheap counter-based random generator for large draws: initial parameters, dropout masks, the noise of sampler
+steps.
 
 The i-th word of a stream with key (k0, k1) is `mix(k1 ^ mix(k0 + i))`, where `mix` is the 32-bit finaliser of
 MurmurHash3. Reasons to prefer it here to threefry, jax's default:
 
 * it compiles faster, and a network draws once per parameter: a small U-Net is initialised in 1.3 s, not 4.4 s (CPU);
-* a Gaussian from it costs a small part of one from threefry, and a sampler's step is little else than one;
-* it is integer arithmetic on an index, so that the numbers are the same on every backend and under every sharding
+* a Gaussian from it costs a small part of one from threefry, and drawing one is most of a sampler's step;
+* it is integer arithmetic on an index, so the numbers are the same on every backend and under every sharding
   (XLA's own RngBitGenerator, `impl="rbg"`, promises neither).
 
 Its statistical quality is that of a good hash: ample for masks, initial weights and added noise. The noise of training
@@ -71,7 +71,7 @@ _COUNTER_HASH = jax.extend.random.define_prng_impl(
 
 
 def counter_key(key: Key[Array, " *batch"]) -> Key[Array, " *batch"]:
-    """Keys of this generator, one for each given key of whatever kind."""
+    """Keys of this generator, one for each given key of any kind."""
     words = jax.random.key_data(key)[..., :2]
     return jax.random.wrap_key_data(words, impl=_COUNTER_HASH)
 
@@ -88,8 +88,9 @@ _SINE = (3.199154384, -14.86818441, 42.01603613, -76.70153227, 81.60502328, -41.
 def counter_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, " *shape"]:
     """Unit Gaussian, float32, by Box and Muller's method; at most 5.8 deviations.
 
-    Pairs share a radius, and so a logarithm, which is most of the cost: two thirds of that of `jax.random.normal` with
-    the same key (CPU). Fused into what uses it the latter may even lose its vector instructions, hence the barrier.
+    Pairs share a radius, and so a logarithm, which is most of the cost: two thirds of the cost of `jax.random.normal`
+    with the same key (CPU). If `jax.random.normal` is fused into its consumer it may lose its vector instructions;
+    hence the barrier here.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, (2, (size + 1) // 2), jnp.uint32)

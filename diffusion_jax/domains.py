@@ -1,9 +1,9 @@
 """Which values a field may have: its type from the annotation, its bounds from its name.
 
-Names are the field's standard terms, one meaning each, so that one table says what each may be: a `dropout` is a share,
-a `depth` is at least 1, wherever it is read. `Registry.build` holds every argument of every part against it, so that
-nonsense in a config is one line before anything starts. Any number is finite unless its bounds name infinity. What two
-fields must be to each other is checked by the part that reads both.
+A field name has one meaning everywhere, so one table gives the bounds for each: a `dropout` is a share, a `depth` is at
+least 1, in every part. `Registry.build` checks every argument of every part against this table, so a wrong value in a
+config is an error of one line before anything starts. Every number must be finite unless its bounds name infinity. A
+part that reads two fields checks the relation between them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from diffusion_jax.errors import UserError
 
-_LARGEST = 2**31 - 1  # of whole numbers that no bounds limit: they reach devices as int32
+_LARGEST = 2**31 - 1  # for whole numbers without other bounds: devices hold them as int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Bounds:
         return " and ".join(ends) + (", or infinity" if self.infinite else "")
 
     def interval(self) -> str:
-        """In mathematical notation, "[0, 1)"; "" where any finite number is within."""
+        """The interval in mathematical notation, "[0, 1)"; "" if it contains every finite number."""
         if self == ANY:
             return ""
         ends = f"{_digits(self.low)}, {_digits(self.high)}"
@@ -67,9 +67,9 @@ SHARE = Bounds(low=0, high=1)
 SHARE_BELOW_1 = Bounds(low=0, high=1, below=True)
 TIME = Bounds(low=0, high=1)
 INNER_SHARE = Bounds(low=0, high=1, above=True, below=True)
-SIZE = Bounds(low=1, high=2**20)  # of an axis of an array
-SIZE_OR_NONE = Bounds(low=0, high=2**20)  # 0: there is none
-DEPTH = Bounds(low=1, high=10_000)  # of what a network repeats
+SIZE = Bounds(low=1, high=2**20)  # the size of an array's axis
+SIZE_OR_NONE = Bounds(low=0, high=2**20)  # 0: no such axis
+DEPTH = Bounds(low=1, high=10_000)  # how often a network repeats something
 STEPS = Bounds(low=1, high=10**9)
 TO_INFINITY = Bounds(low=0, infinite=True)
 
@@ -111,7 +111,7 @@ _NAMES = (
     (Bounds(low=-1, high=2**20), "data fsdp tensor context"),
 )
 BOUNDS: Mapping[str, Bounds] = {name: bounds for bounds, names in _NAMES for name in names.split()}
-"""What a number of this name may be. A part whose number is narrower says so itself."""
+"""The bounds for numbers of each name. A part with narrower bounds states them itself."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -122,13 +122,13 @@ def annotations(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def bounds_of(kind: Any, by_name: Bounds | None = None) -> Bounds:
-    """The bounds that an annotation itself holds; otherwise those of the name."""
+    """The bounds in the annotation itself, if there are any; otherwise the bounds for the name."""
     inside = [part for part in typing.get_args(kind) if isinstance(part, Bounds)]
     return inside[0] if typing.get_origin(kind) is typing.Annotated and inside else by_name or ANY
 
 
 def type_text(kind: Any) -> str:
-    """A type as one writes it: "int", "float | None", "tuple[str, ...]", "'min' | 'max'"; a part is "part"."""
+    """A type as people write it: "int", "float | None", "tuple[str, ...]", "'min' | 'max'"; a part is "part"."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return type_text(parts[0])
@@ -144,24 +144,25 @@ def type_text(kind: Any) -> str:
 
 
 def domain_text(kind: Any, bounds: Bounds) -> str:
-    """The interval of the numbers of a type; "" where it has none, or any finite one will do."""
+    """The interval for the numbers of a type; "" if it has none, or if every finite number is allowed."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     numeric = kind in (int, float) or any(domain_text(part, POSITIVE) for part in parts if origin is not Literal)
     return bounds.interval() if numeric else ""
 
 
 def check_arguments(what: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Raise UserError for the first argument that is not of its type or not within its bounds."""
+    """Raise UserError for the first argument with a wrong type or outside its bounds."""
     known = annotations(factory)
     for name, value in arguments.items():
         check(f"{what}: {name}", value, known.get(name, Any), BOUNDS.get(name))
 
 
 def check(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> None:
-    """Hold a value against a type and bounds; what is no plain value, such as an array or a part, passes.
+    """Check a value against a type and bounds; values that a config cannot hold, such as arrays and parts, are not
+    checked.
 
     Raises:
-      UserError: it does not fit; the message names it and what would.
+      UserError: it does not fit; the message names the value and what would fit.
     """
     problem = _problem(value, kind, bounds or ANY)
     if problem:
@@ -169,7 +170,7 @@ def check(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Non
 
 
 def _problem(value: Any, kind: Any, bounds: Bounds) -> str:
-    """What the value should be; "" where it is."""
+    """What the value should be; "" if it is valid."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _problem(value, parts[0], next((p for p in parts[1:] if isinstance(p, Bounds)), bounds))
@@ -213,7 +214,7 @@ def _number(value: Any, kind: type, bounds: Bounds) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a config may hold such a value; arrays, parts and functions are none."""
+    """Whether a config may hold such a value: no array, part or function."""
     plain = isinstance(value, numbers.Number | str | bytes | tuple | list)
     return value is None or plain or hasattr(value, "keys")  # a mapping, or a group of a config
 
@@ -224,7 +225,7 @@ def _choices(parts: tuple[Any, ...]) -> str:
 
 
 def _near(value: Any, kind: Any) -> str:
-    """The nearest of the names that the type lists."""
+    """A hint at the most similar of the names that the type lists."""
     names = [part for part in typing.get_args(kind) if isinstance(part, str)]
     near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,8 +1,8 @@
-"""Files: read with one line of error, written whole or not at all, removed only if they are ours.
+"""Files: a failed read is one line, a write is complete or absent, and only our own directories are removed.
 
-A file that somebody names may be cut, empty, of another type or encoding, huge, or no file at all. Every reader here
-raises `UserError`, which names the file, for all of these; none allocates what a number in the file asks for.
-"""
+A file named by a user may be cut off, empty, huge, of another type or encoding, or no file at all. In all these cases
+every reader here raises a `UserError` that names the file, and never allocates memory because a number in the file says
+so."""
 
 import contextlib
 import errno
@@ -27,19 +27,19 @@ import numpy as np
 
 from diffusion_jax.errors import RunError, UserError
 
-JSON_LIMIT = 2**28  # bytes of a JSON file; no config, index or tokenizer comes near it
-MARKER = ".diffusion_jax"  # in every directory that we make and may remove
-_PIECES, _PIECE = 256, 2**16  # of a large file's content that `sampled_digest` reads: their number, and bytes of each
+JSON_LIMIT = 2**28  # bytes of a JSON file; configs, indices and tokenizers are much smaller
+MARKER = ".diffusion_jax"  # marks every directory that we create and may remove
+_PIECES, _PIECE = 256, 2**16  # `sampled_digest` reads this many pieces of a large file, each of so many bytes
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 J = TypeVar("J", dict, list)
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """The path with `~` as the home directory; a `~name` that nobody has stays as it is.
+    """The path with `~` replaced by the home directory; `~name` stays as it is if there is no such user.
 
     Raises:
-      UserError: it has a null byte, and so names nothing.
+      UserError: the path contains a null byte.
     """
     if "\0" in os.fspath(path):
         raise UserError(f"{str(path)!r} is no path: it has a null byte")
@@ -50,8 +50,8 @@ def regular_file(path: str | os.PathLike) -> Path:
     """The path, if it leads to a file that can be read.
 
     Raises:
-      UserError: nothing there, a folder, a pipe, a socket, a device, a circle of links, no permission, or the pointer
-        of Git LFS in the place of a file.
+      UserError: there is nothing, or it is a folder, a pipe, a socket, a device, a circle of links, unreadable, or a
+        pointer of Git LFS instead of the file itself.
     """
     path = expanded(path)
     try:
@@ -72,7 +72,7 @@ def regular_file(path: str | os.PathLike) -> Path:
 
 
 def read_bytes(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> bytes:
-    """The whole file.
+    """The content of a file.
 
     Raises:
       UserError: see `regular_file`, or more than `limit` bytes.
@@ -89,10 +89,10 @@ def read_bytes(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> bytes:
 
 
 def read_text(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> str:
-    """The whole file as UTF-8; a byte order mark is left out.
+    """The content of a file as UTF-8, without a byte order mark.
 
     Raises:
-      UserError: see `read_bytes`, or another encoding.
+      UserError: see `read_bytes`; or it has another encoding.
     """
     content = read_bytes(path, limit=limit)
     try:
@@ -105,16 +105,16 @@ def read_json(path: str | os.PathLike, kind: type[J] = dict, *, limit: int = JSO
     """The value of a JSON file, an object or a list.
 
     Raises:
-      UserError: see `read_text`, or damaged, or of another kind.
+      UserError: see `read_text`; or it is damaged, or holds another kind of value.
     """
     return parse_json(read_text(path, limit=limit), path, kind)
 
 
 def parse_json(text: str, origin: object, kind: type[J] = dict) -> J:
-    """The value of a JSON text; `origin` is what an error names.
+    """The value of a JSON text; an error calls the text `origin`.
 
     Raises:
-      UserError: no JSON, or of another kind.
+      UserError: it is no JSON, or holds another kind of value.
     """
     try:
         value = json.loads(text)
@@ -127,10 +127,10 @@ def parse_json(text: str, origin: object, kind: type[J] = dict) -> J:
 
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike) -> Iterator[IO[str]]:
-    """A text file to read line by line, with the ending .gz through gzip; lines end at a newline alone.
+    """Open a text file to read line by line, through gzip if its name ends in .gz; only a newline ends a line.
 
     Raises:
-      UserError: see `regular_file`; and, when what is read inside the block shows it, damage or another encoding.
+      UserError: see `regular_file`; or, while the block reads, it proves damaged or to have another encoding.
     """
     path = regular_file(path)
     opener = gzip.open if path.suffix == ".gz" else open
@@ -146,11 +146,11 @@ def open_text(path: str | os.PathLike) -> Iterator[IO[str]]:
 
 
 def read_json_rows(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the line, its object) of a file with one JSON object on each line; empty lines are passed over.
+    """(line number, object) for each line of a file with one JSON object per line; empty lines are skipped.
 
     Raises:
-      UserError: see `open_text`, or a line of more than `limit` characters, or one that is no JSON object; the message
-        names file and line.
+      UserError: see `open_text`; or a line has more than `limit` characters or is no JSON object; the message names
+        file and line.
     """
     with open_text(path) as file:
         lines = iter(lambda: file.readline(limit + 1), "")
@@ -164,8 +164,8 @@ def read_json_rows(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Itera
 def sampled_digest(path: str | os.PathLike) -> str:
     """A hash (SHA-256, hexadecimal) of a file's size and content, in bounded time.
 
-    The content counts whole up to 16 MiB. Of a larger file 256 pieces of 64 KiB count, evenly spread from its first
-    byte to its last.
+    Up to 16 MiB the whole content counts. In a larger file 256 pieces of 64 KiB count, evenly spread from the first
+    byte to the last.
 
     Raises:
       UserError: see `regular_file`.
@@ -188,7 +188,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an .npz file.
 
     Raises:
-      UserError: see `regular_file`, or damaged, or it holds more than arrays; or its header promises more bytes than
+      UserError: see `regular_file`; or it is damaged, holds more than arrays, or its header promises more bytes than
         the file has.
     """
     path = regular_file(path)
@@ -206,7 +206,7 @@ def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
     """The array of an .npy file, or a view of the file with `mmap`.
 
     Raises:
-      UserError: see `regular_file`, or damaged, or it holds more than one array of numbers.
+      UserError: see `regular_file`; or it is damaged, or holds more than one array of numbers.
     """
     path = regular_file(path)
     try:
@@ -221,11 +221,11 @@ _DAMAGED = (
     ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, MemoryError, OverflowError,
     RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy and zipfile raise for files that are none."""
+"""The exceptions that numpy and zipfile raise for files of another format."""
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """One array; its header is held against the uncompressed size before anything is allocated."""
+    """One array; its header is compared with the uncompressed size before anything is allocated."""
     if info.file_size > 1100 * max(info.compress_size, 1):  # deflate packs at most 1032 to 1
         raise UserError(f"{path} is damaged: {info.filename} claims {info.file_size:,} bytes")
     with archive.open(info) as file:
@@ -250,10 +250,10 @@ def _check_header(file: IO[bytes], size: int) -> None:
 
 
 def content_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes; of a folder, of the names and bytes of all files in it.
+    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
 
     Raises:
-      UserError: nothing there, or it cannot be read.
+      UserError: there is nothing, or it cannot be read.
     """
     path, digest = Path(path).expanduser(), hashlib.sha256()
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [regular_file(path)]
@@ -269,9 +269,9 @@ def content_hash(path: str | os.PathLike) -> str:
 
 
 def replace_file(path: str | os.PathLike, content: bytes, *, make_folder: bool = True) -> None:
-    """Write a file so that at any moment there is either the old content or the new, never a part.
+    """Write a file so that at any moment it has either the old content or the new, never a part.
 
-    Its folder is made if it is missing, unless `make_folder` is false.
+    Its folder is created if it is missing, unless `make_folder` is false.
 
     Raises:
       RunError: the disk is full or not writable; the old file is untouched.
@@ -294,12 +294,12 @@ def replace_file(path: str | os.PathLike, content: bytes, *, make_folder: bool =
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file for this process; the system lets go of it when the process ends, however it ends.
+    """Hold a lock file while the block runs; the system releases it when the process ends, however it ends.
 
     Args:
-      path: of the lock file, which stays.
-      busy: what an error says of the other process; `{holder}` in it becomes that process's number.
-      wait: until the other process lets go, instead of an error; what is said of it is printed then.
+      path: the lock file, which stays.
+      busy: the error's words about the other process; `{holder}` in them becomes that process's number.
+      wait: print `busy` and wait until the other process releases the lock, instead of raising an error.
 
     Raises:
       UserError: another process holds it.
@@ -322,10 +322,10 @@ def locked(path: str | os.PathLike, busy: str, *, wait: bool = False) -> Iterato
 
 
 def plain_name(what: str, name: str) -> str:
-    """The name, if it is one that can only mean an entry of the folder it is put into.
+    """The name, if it can only mean an entry of the folder that it is put into.
 
     Raises:
-      UserError: empty, too long, hidden, or with other characters than letters, digits, "_", "-", "." and "+".
+      UserError: it is empty, too long, hidden, or has other characters than letters, digits, "_", "-", "." and "+".
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
         shown = " ".join(repr(name).split())[:200]
@@ -340,11 +340,11 @@ def plain_name(what: str, name: str) -> str:
 def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
     """A private directory to fill, which becomes `target` when the block ends well and is removed when it does not.
 
-    It is marked as ours. Where `target` has appeared meanwhile, made by another process, that one stays. Directories
-    of the same target that processes left behind when they were killed are removed.
+    It carries our marker. If another process has made `target` in the meantime, that one stays. Directories for the
+    same target that killed processes left behind are removed.
 
     Raises:
-      UserError: `target` is there and is not ours.
+      UserError: `target` exists and is not ours.
     """
     target = Path(target)
     with private_directory(target.parent, f".{target.name}.", ".incomplete") as partial:
@@ -363,8 +363,8 @@ def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
 def private_directory(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
     """A new directory that no other process touches, removed after the block unless it was renamed.
 
-    It is marked as ours and held by this process. Directories of this name that killed processes left in `parent` are
-    removed first: marked, and held by nobody.
+    It carries our marker and this process holds its lock. Directories with this prefix in `parent` that carry the
+    marker and that no process holds, because it was killed, are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent, f"{glob.escape(prefix)}*{glob.escape(suffix)}")
@@ -372,17 +372,17 @@ def private_directory(parent: Path, prefix: str, suffix: str = "") -> Iterator[P
     try:
         with open(made / f"{MARKER}.new", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            os.rename(held.name, made / MARKER)  # held from the first moment on: no other process sweeps it away
+            os.rename(held.name, made / MARKER)  # held from the first moment on, so that no other process removes it
             yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def remove_ours(directory: str | os.PathLike) -> None:
-    """Remove a directory that this program made; nothing is done where there is none.
+    """Remove a directory that this program made; do nothing if it does not exist.
 
     Raises:
-      UserError: it does not carry our marker, so that it may hold something of the user's.
+      UserError: it does not carry our marker, so it may hold something of the user's.
     """
     directory = Path(directory)
     if not directory.exists() and not directory.is_symlink():
@@ -393,7 +393,7 @@ def remove_ours(directory: str | os.PathLike) -> None:
 
 
 def _sweep(parent: Path, pattern: str) -> None:
-    """Remove directories that carry our marker, and whose process is dead."""
+    """Remove directories that carry our marker and whose process is dead."""
     for left in parent.glob(pattern):
         with contextlib.suppress(OSError), open(left / MARKER) as file:
             if not left.is_symlink():

@@ -1,4 +1,4 @@
-"""Models from wherever they are: a run, a folder that `save_model` wrote, or published weights."""
+"""Load models from a run, from a folder that `save_model` wrote, or from published weights."""
 
 import contextlib
 import dataclasses
@@ -48,21 +48,21 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     image_size: int | None = None,
 ) -> tuple[Model, Params]:
-    """A model and its parameters.
+    """Load a model and its parameters.
 
         model, params = load_model("runs/digits")
 
     Args:
       path: the workdir of a run, a folder written by `save_model`, or a folder of diffusers.
-      step: of a run, which checkpoint; by default the newest.
-      average: of a run, which average of the parameters, such as "half_life_10000", or "params" for the parameters
+      step: for a run, the checkpoint to load; by default the newest.
+      average: for a run, the average of the parameters, such as "half_life_10000", or "params" for the parameters
         themselves; by default the first average.
-      dtype: of published weights, what the network's activations are computed in.
-      image_size: of a published pipeline whose network names no size of its own (Flux), the side of the pictures in
+      dtype: for published weights, the type in which the network computes activations.
+      image_size: for a published pipeline whose network has no size of its own (Flux), the side of the pictures in
         pixels; by default 1024.
 
     Raises:
-      UserError: nothing there, a part or a file that can not be read, or an option that has no meaning there.
+      UserError: there is nothing, a part or a file cannot be read, or an option does not apply to this path.
     """
     path = expanded(path)
     if not path.exists():
@@ -95,7 +95,7 @@ def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
 def load_base(
     path: Path | str, *, dtype: DTypeLike = jnp.float32, image_size: int | None = None
 ) -> tuple[Model, Params]:
-    """A model to start from, as `load_model` reads it; adapters that it has are added to its parameters."""
+    """A model to start from, read like `load_model`; its adapters are added to its parameters."""
     model, params = load_model(path, dtype=dtype, image_size=image_size)
     if not model.adapters:
         return model, params
@@ -110,34 +110,34 @@ def load_base(
 
 
 def _of_models(path: Path, frozen: Mapping[str, Mapping[str, Any]]) -> Params:
-    """The frozen groups of the run in `path` that are those of another model, which it started from."""
+    """The frozen groups of the run in `path` that belong to the model which it started from."""
     found: Params = {}
     for source in sorted({known["source"] for known in frozen.values() if known.get("of_model")}):
         _, params = load_base(source)
         for name, known in frozen.items():
             if known.get("of_model") and known["source"] == source:
                 if name not in params or fingerprint(params[name]) != known["fingerprint"]:
-                    raise UserError(f"{path} was trained with another {name} than that which is in {source} now")
+                    raise UserError(f"{path} was trained with another {name} than the one in {source} now")
                 found[name] = params[name]
     return found
 
 
 def _frozen(path: Path, name: str, known: Mapping[str, str], model: Model) -> PyTree:
-    """A group that no checkpoint of the run in `path` holds, from its source: a first stage, or an encoder."""
+    """A frozen group of the run in `path`, which its checkpoints do not hold: read from its source."""
     if name == CODEC:
         stage = load_first_stage(known["source"])
         if stage.fingerprint != known["fingerprint"]:
-            raise UserError(f"{path} was trained with another first stage than that which is in {stage.path} now")
+            raise UserError(f"{path} was trained with another first stage than the one in {stage.path} now")
         return stage.read_params()
     parts = {f"{CONDITIONING}/{next(iter(part.gives))}": part for part in model.conditioning.parts}
     if name not in parts or (parts[name].encoder is None and parts[name].pictures is None):
-        raise UserError(f"{path}: {name} is frozen, and there is no such group of the model")
+        raise UserError(f"{path}: {name} is frozen, and the model has no such group")
     if parts[name].pictures is None:
         params = weights.read_text_encoder(parts[name].encoder)
     else:
         params = read_part(known["source"]).params
     if fingerprint(params) != known["fingerprint"]:
-        raise UserError(f"{path} was trained with another {name} than that which is in {known['source']} now")
+        raise UserError(f"{path} was trained with another {name} than the one in {known['source']} now")
     return params
 
 
@@ -161,7 +161,7 @@ def _checkpointed(
 
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Keep to itself what Orbax remarks on options of its own, as warnings through absl's logger."""
+    """Suppress the warnings about its own options that Orbax prints through absl's logger."""
     logger, remarks = logging.getLogger("absl"), _not_of_orbax
     logger.addFilter(remarks)
     try:
@@ -181,7 +181,7 @@ def _published(path: Path, dtype: DTypeLike, image_size: int | None) -> tuple[Mo
     located = weights.locate(path) if path.is_dir() else None
     if located is None or located.config is None:
         raise UserError(
-            f"{path} does not say what network it is of: give a run, a folder by save_model, or a folder of diffusers"
+            f"{path} does not name its network: give a run, a folder by save_model, or a folder of diffusers"
         )
     spec, form = weights.network_spec(read_json(located.config), origin=located.config)
     sampling = weights.ASSUMED

@@ -1,8 +1,8 @@
-"""Adaptive Runge-Kutta of order 5(4) for a batch of which every example takes its own steps; by Diffrax, inside jit.
+"""Adaptive Runge-Kutta of order 5(4) for a batch whose examples take their own steps; by Diffrax, inside jit.
 
-Diffrax integrates one initial value with one step size. Here its method steps the whole batch from 0 to 1, with each
-example's own step length as a factor of the right side, which is called once for the batch; its controller then judges
-every example by itself. What an example becomes does not depend on its neighbours.
+Diffrax integrates one initial value with one step size. Here its method steps the whole batch from 0 to 1; each
+example's own step length multiplies the right side, which is called once for the batch. Its controller then judges
+every example by itself, so an example's result does not depend on its neighbours.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 STAGES = 6
-"""Evaluations per step of Dormand and Prince's method; the seventh is the first of the next step."""
+"""Evaluations per step of Dormand and Prince's method; the seventh is reused as the first of the next step."""
 
 
 def integrate(
@@ -36,13 +36,13 @@ def integrate(
       last: where to end.
       rtol: tolerance relative to y.
       atol: absolute tolerance.
-      first_step: the share of the way that is tried first.
-      max_steps: the most steps; where they do not suffice y is NaN.
+      first_step: the share of the interval that is tried first.
+      max_steps: the largest number of steps; y is NaN if more are needed.
 
     Returns:
       y at `last`, and the evaluations of `slopes` that the slowest example needed.
     """
-    import diffrax  # costs every command a second where it is not needed
+    import diffrax  # imported here, as it would cost every command a second
 
     size = jax.tree.leaves(start)[0].shape[0]
     length = last - first
@@ -54,7 +54,7 @@ def integrate(
         return jax.tree.map(lambda n, o: jnp.where(keep.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old)
 
     def slope(p: Array, y: Any) -> Any:
-        """dy/dp, where the progress p in [0, 1] runs forwards whatever u does."""
+        """dy/dp, where the progress p in [0, 1] increases whatever the direction of u."""
         return jax.tree.map(lambda d: length * d, slopes(y, first + p * length))
 
     # A step from p to p + dp, as one from 0 to 1.
@@ -64,7 +64,7 @@ def integrate(
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
 
     def judge(p: Array, p_next: Array, y: Any, y_next: Any, error: Any, controller_state: Any) -> tuple[Any, ...]:
-        """One example: whether the step is kept, and the next."""
+        """For one example: whether the step is accepted, and the next step."""
         keep, p, p_next, _, controller_state, _ = controller.adapt_step_size(
             p, p_next, y, y_next, None, error, order, controller_state
         )
@@ -91,7 +91,7 @@ def integrate(
     def begin(y: Any) -> tuple[Array, Any]:
         return controller.init(term, zero, one, y, jnp.full_like(first, first_step), None, solver.func, order)
 
-    # Diffrax's own loop calls back to the host to raise errors, and can not be exported: so ours.
+    # Diffrax's own loop calls the host to raise errors and cannot be exported, hence this one.
     p = jnp.zeros((size,), first.dtype)
     p_next, controller_state = jax.vmap(begin)(start)
     carry = (p, p_next, start, slope(p, start), controller_state, jnp.int32(0))

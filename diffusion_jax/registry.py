@@ -1,6 +1,6 @@
 """Names for things: a registry maps the name used in a config to the factory that builds the thing.
 
-Whatever is registered is picked up by the conformance tests of its kind, built with `example` arguments.
+The conformance tests of its kind cover everything that is registered, built with `example` arguments.
 """
 
 import difflib
@@ -29,8 +29,8 @@ _BY_TYPE: "dict[type, Registry[Any]]" = {}
 class Registry(Generic[T]):
     """A table of factories of one `kind` ("sampler", "noise schedule", ...).
 
-    Where an argument of a factory is annotated with one of the types `of` which the parts of another registry are, its
-    name or mapping in a config is built by that registry.
+    If an argument of a factory is annotated with one of the types `of`, which are the parts of another registry, then
+    that registry builds it from its name or mapping in a config.
     """
 
     def __init__(self, kind: str, *of: type):
@@ -40,7 +40,7 @@ class Registry(Generic[T]):
         self._examples: dict[str, dict[str, Any]] = {}
 
     def register(self, name: str, *, example: Mapping[str, Any] | None = None):
-        """Decorator that files a factory under `name`; `example` arguments build its smallest instance."""
+        """Decorator that registers a factory under `name`; `example` arguments build its smallest instance."""
 
         def add(factory):
             if name in self._factories:
@@ -65,11 +65,11 @@ class Registry(Generic[T]):
     def build(self, spec: str | Mapping[str, Any], **defaults: Any) -> T:
         """Build from a name or a mapping {"name": ..., **arguments}.
 
-        `defaults` fill what the spec omits, where the factory has such an argument at all.
+        `defaults` fill in what the spec omits, where the factory has such an argument.
 
         Raises:
-          UserError: unknown name, an argument that the factory does not have, that it lacks, or that has another type
-            or lies out of bounds (`domains.py`).
+          UserError: an unknown name, or an argument that the factory does not have, that is missing, or that has
+            another type or lies out of bounds (`domains.py`).
         """
         spec = {"name": spec} if isinstance(spec, str) else self._group(spec)
         if "name" not in spec:
@@ -107,7 +107,7 @@ class Registry(Generic[T]):
 
 
 def _with_parts(what: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, with those that name a part built by the registry of such parts."""
+    """The arguments, where those that name a part are built by the registry of such parts."""
     built, kinds = dict(arguments), annotations(factory)
     for name, value in arguments.items():
         types = tuple(kind for kind in (kinds.get(name), *typing.get_args(kinds.get(name))) if isinstance(kind, type))
@@ -123,7 +123,7 @@ def _with_parts(what: str, factory: Callable[..., Any], arguments: Mapping[str, 
 
 
 def _registry_of(kind: type) -> "Registry[Any] | None":
-    """The registry whose parts an argument of this type takes."""
+    """The registry whose parts an argument of this type accepts."""
     return next((registry for of, registry in _BY_TYPE.items() if issubclass(kind, of)), None)
 
 

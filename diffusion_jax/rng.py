@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, stream name, step, position in the global batch), and of nothing else.
+"""Random numbers that depend only on (seed, stream name, step, position in the global batch).
 
-No draw depends on how many devices, hosts or microbatches share the work: every example of a batch has its own
-key, folded from its position in the *global* batch. A `BatchKey` is that family of keys.
+No draw depends on how many devices, hosts or microbatches share the work: every example of a batch has its own key,
+derived from its position in the *global* batch. A `BatchKey` is that family of keys.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class BatchKey:
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, step))
 
     def counter_based(self) -> "BatchKey":
-        """The same family for the cheap generator of `counter_prng.py`, for noise drawn at every step of a loop."""
+        """The same family for the cheap generator of `counter_prng.py`, for noise in every step of a loop."""
         return dataclasses.replace(self, key=counter_key(self.key))
 
     def per_example(self) -> Key[Array, " batch"]:
@@ -56,7 +56,7 @@ class BatchKey:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, self.index)
 
     def normal(self, shape: tuple[int, ...], dtype=None) -> Float[Array, " batch ..."]:
-        """Unit Gaussian of shape [batch, *shape]; that of `counter_based` keys is float32 inside."""
+        """Unit Gaussian of shape [batch, *shape]; with `counter_based` keys it is computed in float32."""
         if is_counter_key(self.key):
             draws = jax.vmap(lambda key: counter_normal(key, shape))(self.per_example())
             return draws if dtype is None else draws.astype(dtype)

@@ -1,4 +1,4 @@
-"""Edit a picture by instructions, one after the other: a session in a folder, which goes on where it was.
+"""Edit a picture by instructions, one after the other: a session in a folder, which continues where it was.
 
     python -m experiments.edit --workdir=runs/edits --image=scene.png --instruction="make the star green" --out=session
     python -m experiments.edit --workdir=runs/edits --instruction="move the star to the left" --out=session   # goes on
@@ -67,7 +67,7 @@ class Session:
 
     Attributes:
       folder: where.
-      rows: of history.jsonl, one for each picture that counts, the first of them the one that it began with.
+      rows: rows of history.jsonl, one for each picture that counts, the first of them the one that it began with.
     """
 
     folder: Path

@@ -3,7 +3,7 @@
     python -m experiments.evaluate --workdir=runs/digits --metrics=class_accuracy,nearest_neighbours
 
 Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html; with
---out=other.json it only writes the numbers there, for comparing samplers. Stopped while it draws, it goes on where it
+--out=other.json it only writes the numbers there, for comparing samplers. Stopped while it draws, it continues where it
 was.
 """
 

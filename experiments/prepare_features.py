@@ -6,7 +6,7 @@
         --config.data.features=data/features.npy
 
 As many patches as the config's network has tokens, in the order of the data set, cropped as in training and not
-flipped; float16 [examples, tokens, channels]. Stopped, it goes on where it was. A hidden file beside it says what the
+flipped; float16 [examples, tokens, channels]. Stopped, it continues where it was. A hidden file beside it says what the
 features are of: running it again finds them and changes nothing. Of several at once one makes them, and the others wait
 for it.
 """

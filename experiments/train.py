@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits [--config.train.steps=200 ...]
 
-The same command on the same workdir goes on where it stopped, bit for bit; on a finished one it says so, and with a
+The same command on the same workdir continues where it stopped, bit for bit; on a finished one it says so, and with a
 larger --config.train.steps it trains on from there (docs/reliability.md states the rule). SIGTERM and Ctrl-C save a
 checkpoint and exit. The workdir receives config.json, metrics.jsonl and timings.jsonl, TensorBoard events, samples/,
 checkpoints/, evaluation.json and report.html.

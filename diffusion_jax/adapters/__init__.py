@@ -1,4 +1,4 @@
-"""Adapters: small trees of parameters that change a frozen network, or what it is told, without a touch to its code."""
+"""Adapters: small trees of parameters that change a frozen network or its conditions, without changing its code."""
 
 from diffusion_jax.adapters.adapter import (
     ADAPTERS,

@@ -1,10 +1,10 @@
-"""Adapters: a small tree of parameters of its own that changes what a frozen network computes.
+"""Adapters: a small tree of own parameters that changes the computation of a frozen network.
 
     parameters of the network = apply(base, own)
 
-`own` has, by the path of a parameter, the leaves of one form (`forms.py`). It is an argument of the program: another
-adapter of the same shapes, or the same at another weight, compiles nothing. A path begins with the name of a group
-("network/blocks/qkv/kernel", "conditioning/context/..."), so that one adapter may change several networks.
+For each path of a parameter, `own` has the leaves of one form (`forms.py`). It is an argument of the program, so
+another adapter of the same shapes, or the same adapter at another weight, compiles nothing. A path begins with the name
+of a group ("network/blocks/qkv/kernel", "conditioning/context/..."), so one adapter may change several networks.
 """
 
 import dataclasses
@@ -28,25 +28,25 @@ from diffusion_jax.registry import Registry
 from diffusion_jax.rng import fold_name
 
 Own = Mapping[str, Leaves]
-"""An adapter's parameters, by the path of what they change."""
+"""An adapter's parameters, by the path of the parameter that they change."""
 Weights = float | Mapping[str, float | Sequence[float]]
-"""How strongly an adapter counts: a number, or by pattern of paths a number, or one for each layer of a scan."""
+"""The weight of an adapter: one number, or for each pattern of paths a number or one number per layer of a scan."""
 ATTENTION = (r"network/.*/(\w*qkv|query|key|value|\w*attention_out|out)/kernel",)
 """The kernels of attention, which adapters change by default."""
 PARTS = {"qkv": 3}
-"""Layers that are several side by side, by the ends of their names in networks."""
+"""Layers that consist of several layers side by side, by the ends of their names in networks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """How an adapter begins; what it does its parameters say.
+    """The initial form of an adapter; its effect follows from its parameters.
 
     Attributes:
-      name: of its group of parameters, "adapters/<name>".
-      targets: patterns of paths that it changes, each of the whole path.
-      weight: how strongly it counts.
-      changes_parameters: whether it changes parameters of the model, and not what the network is told.
-      is_folder: whether other programs have it as a folder, and not as a file.
+      name: name of its group of parameters, "adapters/<name>".
+      targets: patterns of the paths that it changes; a pattern must match the whole path.
+      weight: strength of its effect.
+      changes_parameters: whether it changes parameters of the model rather than the network's conditions.
+      is_folder: whether other programs store it as a folder rather than a file.
     """
 
     changes_parameters: ClassVar[bool] = True
@@ -57,10 +57,10 @@ class Adapter:
     weight: Annotated[float, NOT_NEGATIVE] = 1.0
 
     def init(self, key: Key[Array, ""], base: Mapping[str, PyTree]) -> dict[str, dict[str, Array]]:
-        """Parameters with which the network is as it was; `base` is groups of parameters.
+        """Parameters that leave the network unchanged; `base` is groups of parameters.
 
         Raises:
-          UserError: a pattern that finds nothing, or a parameter that this adapter can not change.
+          UserError: a pattern matches nothing, or a parameter that this adapter cannot change.
         """
         found = {}
         for path, leaf in targeted(base, self.targets).items():
@@ -75,20 +75,20 @@ class Adapter:
         return 1.0
 
     def of_word(self, word: str, tokens: Sequence[int]) -> "Adapter":
-        """The adapter of a word that stands for what is learned, which the tokenizer reads as these tokens.
+        """The adapter for a word that stands for what is learned, and that the tokenizer reads as these tokens.
 
         Raises:
-          UserError: it can not be that word's.
+          UserError: it cannot belong to that word.
         """
         return self
 
     @property
     def share_dropped(self) -> float:
-        """Share of the inputs of its low-rank terms that is left out in training."""
+        """Share of the inputs of its low-rank terms that is zeroed in training."""
         return 0.0
 
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
-        """The leaves for one parameter, and under the name of the scale its shape, [*layers, parts]."""
+        """The leaves for one parameter; under the name of the scale, its shape [*layers, parts]."""
         raise NotImplementedError
 
 
@@ -96,12 +96,12 @@ ADAPTERS: Registry[Adapter] = Registry("adapter")
 
 
 def apply(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
-    """Groups of parameters as adapters change them, one after the other; pure.
+    """Groups of parameters changed by adapters, one after the other; a pure function.
 
     Kernels of dense layers with low-rank terms come in parts (`models/adapted.py`).
 
     Raises:
-      UserError: a path that the base does not have.
+      UserError: the base lacks a path.
     """
     flat = _flat(base)
     for own in owns:
@@ -116,12 +116,12 @@ def apply(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
 def with_dropout(
     changed: Mapping[str, PyTree], share: float, keys: Key[Array, " batch"], before: Mapping[str, PyTree]
 ) -> dict[str, PyTree]:
-    """Groups that `apply` made of `before`, whose new low-rank terms leave out a share of their inputs.
+    """Groups that `apply` made of `before`; their new low-rank terms zero a share of their inputs.
 
     The mask of an example is drawn from its own key, folded with the path of the kernel and the number of the layer.
 
     Raises:
-      UserError: a kernel that another adapter has changed in the same way.
+      UserError: another adapter has changed a kernel in the same way.
     """
     flat, old = _flat(changed), _flat(before)
     keys = counter_key(keys)
@@ -140,16 +140,16 @@ def with_dropout(
 
 
 def merge(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
-    """The same as plain arrays, of the base's types: a network without adapters."""
+    """The same as `apply`, as plain arrays of the base's types: a network without adapters."""
     changed = apply(base, owns)
     return jax.tree.map(lambda old, new: jnp.asarray(new).astype(old.dtype), dict(base), changed)
 
 
 def unmerge(merged: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
-    """The base again, to rounding.
+    """Undo `merge`, up to rounding.
 
     Raises:
-      UserError: an adapter that forgets what it replaced: keep the base instead.
+      UserError: the adapter does not remember what it replaced; keep the base instead.
     """
     flat = _flat(merged)
     for own in reversed(list(owns)):
@@ -163,12 +163,13 @@ def unmerge(merged: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTr
 
 
 def weighted(own: Own, weight: Weights) -> dict[str, dict[str, Array]]:
-    """The adapter at another weight; patterns of paths that find nothing are errors.
+    """The adapter at another weight; patterns of paths that match nothing are errors.
 
-    A mapping gives a weight to the paths that a pattern finds, the first that does; the others keep theirs.
+    A mapping gives a weight to the paths that a pattern matches, where the first match counts; the others keep their
+    weight.
 
     Raises:
-      UserError: such a pattern, or as many numbers as there are not layers.
+      UserError: a pattern matches nothing, or the number of weights differs from the number of layers.
     """
     if not isinstance(weight, Mapping):
         return {path: {**leaves, SCALE: leaves[SCALE] * weight} for path, leaves in own.items()}
@@ -179,7 +180,7 @@ def weighted(own: Own, weight: Weights) -> dict[str, dict[str, Array]]:
         unused.discard(pattern)
         found[path] = {**leaves, SCALE: leaves[SCALE] * _by_layer(factor, leaves[SCALE], path)}
     if unused:
-        raise UserError(f"weights of an adapter: no parameter that it changes is {', '.join(sorted(unused))}")
+        raise UserError(f"weights of an adapter: it changes no parameter like {', '.join(sorted(unused))}")
     return found
 
 
@@ -193,7 +194,7 @@ def _by_layer(factor: float | Sequence[float], scale: Array, path: str) -> Any:
 
 
 def count(own: PyTree) -> int:
-    """Parameters that are trained, of any adapter."""
+    """The number of trained parameters of any adapter."""
     return sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(own) if not is_frozen(path))
 
 
@@ -201,7 +202,7 @@ def targeted(base: Mapping[str, PyTree], patterns: Sequence[str]) -> dict[str, A
     """The parameters whose whole path matches one of the patterns.
 
     Raises:
-      UserError: a pattern that is none, or that finds nothing.
+      UserError: a pattern is invalid, or matches nothing.
     """
     flat, found = _flat(base), {}
     for pattern in patterns:
@@ -223,5 +224,5 @@ def _flat(groups: Mapping[str, PyTree]) -> dict[str, Any]:
 
 
 def _nested(flat: Mapping[str, Any], like: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The tree again: names of groups have strokes of their own."""
+    """Rebuild the tree; names of groups contain slashes themselves."""
     return unflatten_dict({path: flat["/".join(path)] for path in flatten_dict(dict(like))})

@@ -1,17 +1,17 @@
-"""Forms of adapters of weights: what a few own numbers make of one frozen parameter.
+"""Forms of weight adapters: how a few own numbers change one frozen parameter.
 
-A form is told by the names of its leaves. For a kernel W [inputs, outputs], with its scale s = weight * alpha / rank:
+The names of its leaves identify a form. For a kernel W [inputs, outputs], with its scale s = weight * alpha / rank:
 
     low rank    W + s A B                                             LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3
-    magnitude   m (W + s A B) / ||W + s A B||, a norm by output       DoRA, Liu et al. 2024, arXiv:2402.09353, eq. 5
+    magnitude   m (W + s A B) / ||W + s A B||, a norm per output       DoRA, Liu et al. 2024, arXiv:2402.09353, eq. 5
     hadamard    W + s (A1 B1) * (A2 B2)                               LoHa, Hyeon-Woo et al. 2021, arXiv:2108.06098
     kronecker   W + s kron(C, D), factors whole or of low rank        LoKr, Yeh et al. 2023, arXiv:2309.14859
     difference  W + s D
-    rows        rows of a table in the place of its own               Gal et al. 2022, arXiv:2208.01618
+    rows        rows of a table instead of its own               Gal et al. 2022, arXiv:2208.01618
 
-At s = 0 all are W itself, bit for bit. Kernels of all layers of a scan are stacked, and so is what belongs to them.
-A convolution [height, width, inputs, outputs] counts height * width * inputs inputs. The columns of a kernel may be
-several layers side by side, query, key and value: its parts.
+At s = 0 all of them are W itself, bit for bit. Kernels of all layers of a scan are stacked, and so are the leaves that
+belong to them. A convolution [height, width, inputs, outputs] counts as height * width * inputs inputs. The columns of
+a kernel may belong to several layers side by side (query, key and value); these are its parts.
 """
 
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from diffusion_jax.models.adapted import AdaptedKernel, side_by_side
 Leaves = Mapping[str, Array]
 """The own numbers for one parameter."""
 SCALE = "frozen_scale"
-"""The leaf with s, [*layers, parts]: a constant for the optimizer, an argument of the program."""
+"""The leaf that holds s, [*layers, parts]: a constant for the optimizer, an argument of the program."""
 
 
 def num_layers_axes(shape: tuple[int, ...]) -> int:
-    """How many leading axes of a kernel of this shape number the layers of a scan: kernels have two axes or four."""
+    """The number of leading axes of a kernel that count the layers of a scan: a kernel has two axes or four."""
     return len(shape) % 2
 
 
 def as_matrices(kernel: Float[Array, "*layers any"]) -> Float[Array, "*layers inputs outputs"]:
-    """A kernel, of a convolution perhaps, with one axis of inputs."""
+    """A kernel, possibly of a convolution, with one axis of inputs."""
     layers = kernel.shape[: num_layers_axes(kernel.shape)]
     return kernel.reshape(*layers, -1, kernel.shape[-1])
 
 
 def apply_form(own: Leaves, base: Array | AdaptedKernel) -> Array | AdaptedKernel:
-    """The parameter as the network shall see it; of a dense layer's kernel with a low-rank term, the two in parts."""
+    """The parameter for the network; for a dense layer's kernel with a low-rank term, the two in parts."""
     scale = own[SCALE]
     if "rows" in own:
         return _with_rows(own["rows"], own["frozen_first"], scale, jnp.asarray(base))
@@ -59,7 +59,7 @@ def _is_dense(base: Array | AdaptedKernel) -> bool:
 
 
 def _beside(own: Leaves, base: Array | AdaptedKernel) -> AdaptedKernel:
-    """The kernel with the term beside it, and beside those that it has already."""
+    """The kernel with the term added to its list of terms."""
     down, up = own["down"], own["up"] * own[SCALE][..., None, None]
     if not isinstance(base, AdaptedKernel):
         return AdaptedKernel(kernel=base, down=down, up=up)
@@ -75,14 +75,14 @@ def _as_one_part(kernel: Array, down: Array, up: Array) -> AdaptedKernel:
 
 
 def _one_part(down: Array, up: Array) -> tuple[Array, Array]:
-    """The factors of several parts as those of the whole kernel: B has blocks, and is zero elsewhere."""
+    """Factors of several parts as factors of the whole kernel: B has blocks, and zeros elsewhere."""
     parts, rank, outputs = up.shape[-3:]
     blocks = jnp.einsum("...pro,pq->...prqo", up, jnp.eye(parts, dtype=up.dtype))
     return side_by_side(down)[..., None, :, :], blocks.reshape(*up.shape[:-3], 1, parts * rank, parts * outputs)
 
 
 def _term(own: Leaves) -> Float[Array, "*layers inputs outputs"]:
-    """What is added to the kernel, [inputs, outputs]."""
+    """The term that is added to the kernel, [inputs, outputs]."""
     scale = own[SCALE][..., None, None]
     if "down" in own:
         return side_by_side(jnp.einsum("...pir,...pro->...pio", own["down"], own["up"] * scale))
@@ -111,14 +111,14 @@ def _kronecker(small: Array, large: Array) -> Array:
 
 
 def lengths(kernel: Float[Array, "*layers any"]) -> Float[Array, "*layers outputs"]:
-    """The norm of what leads to each output."""
+    """The norm of the weights of each output."""
     matrices = as_matrices(kernel)
     return jnp.sqrt(jnp.square(matrices).sum(axis=-2))
 
 
 def _of_length(kernel: Array, magnitude: Float[Array, "*layers outputs"]) -> Array:
-    """The kernel with the norm of every output set; where it is 0 nothing is set. The norm is no path of gradients
-    (DoRA, section 4.3)."""
+    """The kernel with the norm of every output set, except where it is 0. No gradient flows through the norm (DoRA,
+    section 4.3)."""
     norms = jax.lax.stop_gradient(lengths(kernel))
     factor = jnp.where(magnitude != 0, magnitude / norms, 1.0)
     layers = num_layers_axes(kernel.shape)

@@ -1,12 +1,12 @@
-"""Several models of one form as one: arithmetic of checkpoints, tensor by tensor, in float64 on the host.
+"""Merging several models of one form: arithmetic on checkpoints, tensor by tensor, in float64 on the host.
 
     linear          sum_i w_i A_i
     slerp           along the great circle between two, Shoemake 1985
     ties            base + scale * (mean of the trimmed changes that agree with the elected sign),
                     Yadav et al. 2023, arXiv:2306.01708
-    dare            base + sum_i w_i (changes of which a share is dropped, the rest divided by what is kept),
+    dare            base + sum_i w_i (changes with a share dropped, the rest divided by the kept share),
                     Yu et al. 2023, arXiv:2311.03099, eq. 2
-    add_difference  A + scale (B - C): what B learned on top of C, put onto A
+    add_difference  A + scale (B - C): adds to A what B has learned on top of C
 
 Changes are differences from a base that all models were trained from.
 """
@@ -33,20 +33,19 @@ KEPT_SHARE = Bounds(low=0, high=1, above=True)
 class Merging:
     """How several models become one.
 
-    Attributes:
-      models: how many it takes; 0: any number, two at least.
-      of_changes: whether it is of changes from a base.
+    models: number of models that it takes; 0: any number from two on.
+    of_changes: whether it merges changes from a base.
     """
 
     models: ClassVar[int] = 0
     of_changes: ClassVar[bool] = False
 
     def tensor(self, path: str, values: Sequence[np.ndarray], base: np.ndarray | None) -> np.ndarray:
-        """One tensor of the result, from float64."""
+        """One tensor of the result, computed in float64."""
         raise NotImplementedError
 
     def check(self, count: int) -> None:
-        """Raise UserError where so many models can not be merged so."""
+        """Raise UserError if this number of models cannot be merged in this way."""
         if count < 2 or (self.models and count != self.models):
             raise UserError(f"{type(self).__name__.lower()} merges {self.models or 'two or more'} models, got {count}")
 
@@ -66,8 +65,8 @@ class Linear(Merging):
     """A weighted sum.
 
     Attributes:
-      weights: of the models; none: all alike, with sum 1.
-      blocks: pairs (pattern of paths, weights) for parameters that have weights of their own.
+      weights: weights of the models; none: equal weights with sum 1.
+      blocks: pairs (pattern of paths, weights) for parameters with other weights.
     """
 
     weights: tuple[float, ...] = ()
@@ -86,10 +85,10 @@ class Linear(Merging):
 @MERGINGS.register("slerp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slerp(Merging):
-    """Spherical interpolation of two models; of tensors that are all but parallel, linear.
+    """Spherical interpolation of two models; linear for tensors that are almost parallel.
 
     Attributes:
-      share: of the second model.
+      share: share of the second model.
     """
 
     models: ClassVar[int] = 2
@@ -109,11 +108,11 @@ class Slerp(Merging):
 @MERGINGS.register("ties")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ties(Merging):
-    """TIES: trim the changes, elect a sign for each number, and average those that have it.
+    """TIES: trim the changes, elect a sign for each number, and average the changes with that sign.
 
     Attributes:
-      density: share of each tensor's changes that is kept, the largest.
-      scale: of the merged change.
+      density: share of each tensor's changes that is kept, the largest ones.
+      scale: scale of the merged change.
     """
 
     of_changes: ClassVar[bool] = True
@@ -139,12 +138,12 @@ def _trimmed(change: np.ndarray, density: float) -> np.ndarray:
 @MERGINGS.register("dare")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dare(Merging):
-    """DARE: random changes are dropped, the others made larger, so that their mean stays.
+    """DARE: random changes are dropped and the others scaled up, so that their mean stays the same.
 
     Attributes:
       drop: share of the changes that is dropped.
-      weights: of the models' changes; none: all alike, with sum 1.
-      seed: of what is dropped.
+      weights: weights of the models' changes; none: equal weights with sum 1.
+      seed: seed of the random choice.
     """
 
     of_changes: ClassVar[bool] = True
@@ -169,10 +168,10 @@ class Dare(Merging):
 @MERGINGS.register("add_difference")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AddDifference(Merging):
-    """The first model, and `scale` times what the second is more than the third.
+    """The first model plus `scale` times the difference between the second and the third.
 
     Attributes:
-      scale: of the difference.
+      scale: scale of the difference.
     """
 
     models: ClassVar[int] = 3
@@ -185,7 +184,8 @@ class AddDifference(Merging):
 
 
 def merge_models(method: Merging, models: Sequence[PyTree], base: PyTree | None = None) -> PyTree:
-    """One tree of parameters from several of the same form, of the first one's types; what is no float must be equal.
+    """One tree of parameters from several of the same form, with the first one's types; other values than floats must
+    agree.
 
     Raises:
       UserError: another number of models than the method takes, models of different forms, no base where it needs one,

@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): new rows of a table of embeddings, and nothing else."""
+"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): it trains new rows of a table of embeddings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from diffusion_jax.errors import UserError
 @ADAPTERS.register("textual_inversion", example={"first": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextualInversion(Adapter):
-    """Rows `first` to `first + rows - 1` of a table; they begin as what is there.
+    """Rows `first` to `first + rows - 1` of a table, which start with their present values.
 
-    The word is one that the tokenizer knows and that captions do not need otherwise, such as a rare one.
+    The word must be one that the tokenizer knows and that captions do not need otherwise, such as a rare one.
 
     Attributes:
       first: the first row, the number of the word's token; -1: the token of data.trigger.

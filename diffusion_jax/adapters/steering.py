@@ -1,9 +1,9 @@
-"""Adapters that change no parameter: they fill a slot of the frozen network with what pictures say.
+"""Adapters that change no parameter: they fill a slot of the frozen network from pictures.
 
     control         y = network(x, t, c, ControlNet(x, t, c, picture))          Zhang et al. 2023, arXiv:2302.05543
     image prompts   y = network(x, t, c, keys and values of the picture)        Ye et al. 2023, arXiv:2308.06721
 
-Each reads a slot of its own, which a conditioner fills from a batch, in the place of the network.
+Each reads its own slot, which a conditioner fills from a batch, in place of the network.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ from diffusion_jax.models.image_prompt import (
 from diffusion_jax.registry import Registry
 from diffusion_jax.specs import ConditionSpec, DataSpec, mask_name
 
-_WIDTHS = (16, 32, 96, 256)  # of the convolutions that bring a picture to the size of the latents
+_WIDTHS = (16, 32, 96, 256)  # widths of the convolutions that bring a picture to the size of the latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steering:
-    """How an adapter of pictures begins, and what it tells the network.
+    """An adapter for pictures: its initial parameters, and the conditions that it gives the network.
 
     Attributes:
-      name: of its group of parameters, "adapters/<name>".
-      changes_parameters: whether it changes parameters of the model, and not what the network is told.
-      reads_encoder: whether an encoder of pictures reads them for it.
-      is_folder: whether other programs have it as a folder, and not as a file.
+      name: name of its group of parameters, "adapters/<name>".
+      changes_parameters: whether it changes parameters of the model rather than the network's conditions.
+      reads_encoder: whether a picture encoder reads the pictures for it.
+      is_folder: whether other programs store it as a folder rather than a file.
     """
 
     changes_parameters: ClassVar[bool] = False
@@ -53,30 +53,30 @@ class Steering:
     name: str
 
     def takes(self, network: Any) -> Mapping[str, ConditionSpec]:
-        """The slots that it reads in the place of the network."""
+        """The slots that it reads in place of the network."""
         raise NotImplementedError
 
     def conditioner(self, network: Any, data: DataSpec, encoder: nn.Module | None) -> Conditioner:
-        """What fills them from a batch; `encoder` is of pictures, where it reads by one."""
+        """The conditioner that fills them from a batch; `encoder` is the picture encoder, if it uses one."""
         raise NotImplementedError
 
     def dropout(self, asked: tuple[str, ...]) -> dict[tuple[str, ...], float]:
-        """Conditioning dropout of its own, by set of slots; `asked` are those of the whole model."""
+        """Its own conditioning dropout, by set of slots; `asked` are the slots of the whole model."""
         del asked
         return {}
 
     def init(self, key: Key[Array, ""], base: Mapping[str, PyTree], network: Any) -> PyTree:
-        """Parameters to begin with; `base` is groups of parameters of the model, the network's among them.
+        """Initial parameters; `base` is groups of the model's parameters, including the network's.
 
         Raises:
-          UserError: a network that can not be steered so.
+          UserError: this network cannot be steered in this way.
         """
         raise NotImplementedError
 
     def conditions(
         self, network: Any, own: PyTree, x: Array, time: Float[Array, " batch"], conditions: Conditions
     ) -> Conditions:
-        """What the network is told, with the adapter's slot of the network in the place of those that it reads."""
+        """The network's conditions, where the adapter's slot of the network replaces the slots that it reads."""
         raise NotImplementedError
 
 
@@ -92,14 +92,14 @@ def _require_unet(network: Any, what: str) -> ConditionalUNet:
 @STEERINGS.register("controlnet", example={"downscaling": 2, "embedding_channels": (4, 8)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlNetAdapter(Steering):
-    """A ControlNet: a trained copy of the U-Net's way down, which sees a picture and begins without effect.
+    """A ControlNet: a trained copy of the U-Net's downward path that sees a picture and has no effect at first.
 
     Attributes:
-      downscaling: pixels of the picture to one of the network's input along a side, a power of two; by default that of
-        the first stage.
+      downscaling: ratio between a side of the picture and a side of the network's input, a power of two; by default the
+        first stage's.
       control_channels: channels of the picture.
-      embedding_channels: channels of the convolutions that bring the picture to the size of the input, halving it
-        between each two; empty: 16, 32, 96, 256, as many as it takes.
+      embedding_channels: channels of the convolutions that bring the picture to the size of the input, with a halving
+        between each two; empty: as many of 16, 32, 96, 256 as needed.
     """
 
     is_folder: ClassVar[bool] = True
@@ -120,7 +120,7 @@ class ControlNetAdapter(Steering):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the convolutions."""
+        """The widths of the convolutions."""
         count = self.downscaling.bit_length()
         return self.embedding_channels or (_WIDTHS + _WIDTHS[-1:] * count)[:count]
 
@@ -152,19 +152,20 @@ class ControlNetAdapter(Steering):
 @STEERINGS.register("ip_adapter", example={"features": 6, "tokens": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IpAdapter(Steering):
-    """An IP-Adapter: a picture is a prompt beside the text; the projection to tokens, and their keys and values.
+    """An IP-Adapter, with which a picture is a prompt beside the text: a projection to tokens, and their keys and
+    values.
 
     Attributes:
       image_encoder: folder of a CLIP image encoder with projection, which stays frozen.
       projection: "base" for a few tokens of the picture's vector, "plus" for a resampler of its patches.
       tokens: tokens that a picture becomes; 0: 4 of "base", 16 of "plus".
-      features: channels that are read of the encoder; the runner asks the encoder.
-      rows: vectors that are read of the encoder for a picture; the runner asks the encoder.
+      features: channels that are read from the encoder; the runner asks the encoder.
+      rows: vectors that are read from the encoder for a picture; the runner asks the encoder.
       hidden: width of the resampler.
       depth: layers of the resampler.
       heads: attention heads of the resampler, 64 channels each.
-      reference_dropout: share of examples without the picture alone.
-      text_dropout: share of examples without the text alone; `train.conditioning_dropout` is without both.
+      reference_dropout: share of examples that lose only the picture.
+      text_dropout: share of examples that lose only the text; `train.conditioning_dropout` is for losing both.
     """
 
     reads_encoder: ClassVar[bool] = True

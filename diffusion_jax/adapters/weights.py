@@ -1,4 +1,4 @@
-"""Adapters of kernels: LoRA and its kin. Fresh, each changes nothing."""
+"""Adapters of kernels: LoRA and its variants. Initially each changes nothing."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfKernels(Adapter):
-    """What adapters of kernels share.
+    """Base of the adapters of kernels.
 
     Attributes:
       rank: columns of A and rows of B.
       alpha: s = alpha / rank; 0 stands for the rank, so that s = 1.
       rank_stabilized: s = alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
-      convolutions: whether the patterns may find kernels of convolutions too.
+      convolutions: whether the patterns may also match kernels of convolutions.
     """
 
     rank: Annotated[int, SIZE] = 4
@@ -50,18 +50,18 @@ class OfKernels(Adapter):
     def factors(
         self, key: Key[Array, ""], leading: tuple[int, ...], inputs: int, outputs: int, leaf: Array
     ) -> dict[str, Array]:
-        """The leaves for kernels [inputs, outputs] behind the leading axes."""
+        """The leaves for kernels [inputs, outputs] with these leading axes."""
         raise NotImplementedError
 
 
 @ADAPTERS.register("lora", example={"rank": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora(OfKernels):
-    """LoRA: A of the uniform distribution that a fresh dense layer has, B zero; with `magnitude`, DoRA.
+    """LoRA: A has the uniform distribution of a new dense layer, B is zero; with `magnitude`, DoRA.
 
     Attributes:
-      magnitude: whether the norm of every output is learned besides.
-      dropout: share of a layer's inputs that A is not given in training.
+      magnitude: whether the norm of every output is also learned.
+      dropout: share of the inputs of A that is zeroed in training.
     """
 
     name: str = "lora"
@@ -88,7 +88,7 @@ class Lora(OfKernels):
 @ADAPTERS.register("loha", example={"rank": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loha(OfKernels):
-    """LoHa: the product, number by number, of two low-rank terms, one of which begins at zero."""
+    """LoHa: the elementwise product of two low-rank terms, one of which starts at zero."""
 
     name: str = "loha"
 
@@ -109,9 +109,9 @@ class Loha(OfKernels):
 @ADAPTERS.register("lokr", example={"rank": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lokr(OfKernels):
-    """LoKr: kron of a small matrix with a larger one of low rank, which begins at zero.
+    """LoKr: the Kronecker product of a small matrix with a larger one of low rank, which starts at zero.
 
-    The small one has as many rows and columns as the largest divisors of inputs and outputs up to `factor`.
+    The rows and columns of the small matrix are the largest divisors of inputs and outputs up to `factor`.
 
     Attributes:
       factor: the most rows and columns of the small matrix.

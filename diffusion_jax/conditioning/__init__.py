@@ -1,4 +1,4 @@
-"""From the raw fields of a batch to what a network is told: labels, numbers, texts, and what more is registered."""
+"""From the raw fields of a batch to a network's conditions: labels, numbers, texts and other registered kinds."""
 
 from diffusion_jax.conditioning.conditioner import CONDITIONERS, Conditioner, Conditioning, Conditions, with_masks
 from diffusion_jax.conditioning.guidance import GuidanceScale

@@ -1,14 +1,15 @@
-"""The frame that every conditioner fills, and the conditioners of one network together.
+"""The base class of all conditioners, and the set of conditioners that one network has.
 
-A network has *slots* (`Network.takes`). A conditioner reads raw fields of a batch, as the data names them, and fills
-slots: a label stays a number, numbers stay as they are, a text becomes vectors. What is "asked" of a sample has a null
-value, which says nothing. Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) trains one network for both:
+A network has *slots* (`Network.takes`). A conditioner reads raw fields of a batch, under the data's names, and fills
+slots: a label stays a number, numbers stay as they are, a text becomes vectors. A slot that is "asked" has a null
+value, which asks for nothing. Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) trains one network for
+both:
 
     (1)   c' = null with probability p, else c,
 
-each example for itself. `Conditioning.dropout` gives p for sets of slots that fall together, as in InstructPix2Pix
-(Brooks et al. 2022, arXiv:2211.09800), which drops the text, the picture, or both, each with 5%: one uniform number u
-of an example decides, [0, p_1) for the first set, [p_1, p_1 + p_2) for the second, and so on.
+independently for each example. `Conditioning.dropout` gives p for sets of slots that are dropped together, as in
+InstructPix2Pix (Brooks et al. 2022, arXiv:2211.09800), which drops the text, the picture, or both, each with 5%. One
+uniform number u of an example decides: [0, p_1) for the first set, [p_1, p_1 + p_2) for the second, and so on.
 """
 
 import dataclasses
@@ -27,66 +28,66 @@ from diffusion_jax.specs import ConditionSpec, mask_name
 
 Batch = Mapping[str, Array]
 Conditions = dict[str, PyTree]
-"""The slots of a network, filled: name -> [batch, ...]; beside those of any length "<name>_mask", bool."""
+"""A network's filled slots: name -> [batch, ...]; a slot of any length may have its mask, "<name>_mask", bool."""
 Form = tuple[tuple[int, ...], str]
 """Shape and dtype of a raw field of one example."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-    """Raw fields of a batch to slots of a network; `encoder` is the network that reads texts, where there is one, and
-    `pictures` that which reads pictures."""
+    """Maps raw fields of a batch to slots of a network; `encoder` is the network that reads texts, if there is one, and
+    `pictures` the one that reads pictures."""
 
     encoder: ClassVar[Any] = None
     pictures: ClassVar[Any] = None
 
     @property
     def fields(self) -> Mapping[str, Form]:
-        """The raw fields of a batch that it reads, as they are for one example."""
+        """The raw fields of a batch that it reads, with their form for one example."""
         raise NotImplementedError
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Raw fields of a batch."""
+        """The names of the raw fields that it reads."""
         return tuple(self.fields)
 
     @property
     def prepares(self) -> tuple[str, ...]:
-        """What `prepare` makes the raw fields of, by the names that data and people use."""
+        """The inputs of `prepare`, under the names that data and people use."""
         return self.reads
 
     @property
     def gives(self) -> Mapping[str, ConditionSpec]:
-        """Slots that it fills."""
+        """The slots that it fills."""
         raise NotImplementedError
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The word list that was made of captions; empty where there is none."""
+        """The word list made from captions; empty if there is none."""
         return ()
 
     def remarks(self, texts: Iterable[str], what: str) -> list[str]:
-        """What is to be said of texts that are not read as they stand.
+        """Notes about texts that are not read as they stand.
 
         Args:
           texts: captions or prompts.
-          what: what they are called, in the plural.
+          what: the plural noun for them in the notes.
         """
         return []
 
     def beside(self, shape: tuple[int, ...]) -> "Conditioner":
-        """The same beside examples of this shape, where it depends on that."""
+        """The conditioner for examples of this shape, if it depends on the shape."""
         return self
 
     def init_params(self, key: Key[Array, ""]) -> PyTree:
-        """Parameters of its own; None where it has none."""
+        """Its own parameters; None if it has none."""
         return None
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """On the host: what people or files say, as the raw fields of a batch; the same for data and for prompts.
+        """Turn values from people or files into raw fields of a batch, on the host; the same for data and for prompts.
 
         Raises:
-          UserError: a value that means nothing here; the message names it and what is known.
+          UserError: a value has no meaning here; the message names it and the valid ones.
         """
         raise NotImplementedError
 
@@ -99,7 +100,7 @@ class Conditioner:
         raise NotImplementedError
 
     def null(self, params: PyTree, size: int) -> Conditions:
-        """The slots where nothing is asked or known."""
+        """The slots when nothing is asked or known."""
         raise NotImplementedError
 
     def field(self, batch: Batch, name: str) -> Array:
@@ -122,8 +123,8 @@ class Conditioning:
     """All conditioners of a network.
 
     Attributes:
-      parts: the conditioners; no slot is filled by two of them.
-      dropout: probability by set of slots that fall together, eq. (1); probabilities may be traced.
+      parts: the conditioners; no two of them fill the same slot.
+      dropout: probability for each set of slots that are dropped together, eq. (1); probabilities may be traced.
     """
 
     parts: tuple[Conditioner, ...] = ()
@@ -147,21 +148,22 @@ class Conditioning:
 
     @property
     def gives(self) -> dict[str, ConditionSpec]:
-        """Slots that are filled."""
+        """The slots that are filled."""
         return {name: spec for part in self.parts for name, spec in part.gives.items()}
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Slots that can be dropped and guided."""
+        """The slots that can be dropped and guided."""
         return tuple(name for name, spec in self.gives.items() if spec.role == "asked")
 
     def check(self, takes: Mapping[str, ConditionSpec], others: frozenset[str] = frozenset()) -> None:
-        """Raise UserError unless the slots of a network are those filled here and `others`, in the same form."""
+        """Raise UserError unless the slots of a network are exactly those filled here and `others`, in the same
+        form."""
         gives = self.gives
         missing = sorted(set(takes) - set(gives) - others)
         unknown = sorted((set(gives) | others) - set(takes))
         if missing:
-            raise UserError(f"the network is told {', '.join(missing)}, and nothing gives it: no conditioner fills it")
+            raise UserError(f"the network takes {', '.join(missing)}, but no conditioner fills it")
         if unknown:
             raise UserError(f"{', '.join(unknown)} is given, but the network takes {_known(takes)}")
         for name, spec in gives.items():
@@ -169,7 +171,7 @@ class Conditioning:
                 raise UserError(f"the network takes {name} as {_form(takes[name])}, it is given {_form(spec)}")
 
     def init_params(self, key: Key[Array, ""]) -> dict[str, PyTree]:
-        """Parameters of the conditioners that have some, by the first slot that they fill."""
+        """Parameters of the conditioners that have some, under the first slot that each fills."""
         found = {next(iter(part.gives)): part.init_params(key) for part in self.parts}
         return {name: params for name, params in found.items() if params is not None}
 
@@ -178,7 +180,7 @@ class Conditioning:
         return {k: v for part in self.parts for k, v in part(self._own(params, part), batch, size).items()}
 
     def beside(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
-        """The slots of those parts all of whose fields this batch has."""
+        """The slots of the conditioners whose fields this batch has."""
         return {
             name: value
             for part in self.parts
@@ -187,19 +189,19 @@ class Conditioning:
         }
 
     def null(self, params: Mapping[str, PyTree], size: int) -> Conditions:
-        """The slots where nothing is asked or known."""
+        """The slots when nothing is asked or known."""
         return {k: v for part in self.parts for k, v in part.null(self._own(params, part), size).items()}
 
     def without(
         self, params: Mapping[str, PyTree], conditions: Conditions, size: int, slots: Sequence[str] | None = None
     ) -> Conditions:
-        """The same, with these slots null (by default all that are asked); what is told stays."""
+        """The conditions with these slots null (by default all that are asked); "told" slots stay."""
         null = self.null(params, size)
         named = with_masks(self.asked if slots is None else slots)
         return {name: null[name] if name in named else value for name, value in conditions.items()}
 
     def drop(self, params: Mapping[str, PyTree], conditions: Conditions, key: BatchKey) -> Conditions:
-        """Eq. (1) for every example."""
+        """Apply eq. (1) to every example."""
         sets = [(slots, p) for slots, p in self.dropout.items() if not (isinstance(p, int | float) and p == 0)]
         if not sets:
             return conditions
@@ -219,7 +221,7 @@ class Conditioning:
 
 
 def with_masks(slots: Iterable[str]) -> frozenset[str]:
-    """The slots, and the masks that may stand beside them: they fall together."""
+    """The slots together with their masks, if any: they are dropped together."""
     return frozenset(name for slot in slots for name in (slot, mask_name(slot)))
 
 

@@ -1,4 +1,4 @@
-"""The scale of guidance that a network is told, instead of being evaluated twice (Meng et al. 2022, 2210.03142)."""
+"""The scale of guidance as a network's input, instead of two evaluations (Meng et al. 2022, 2210.03142)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ from diffusion_jax.specs import GUIDANCE, ConditionSpec
 @CONDITIONERS.register("guidance")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceScale(Conditioner):
-    """One scale for all examples, by default 1, no guidance; what draws another one says it by `Model.with_guidance`.
+    """One scale for all examples, by default 1, which is no guidance; `Model.with_guidance` sets another one.
 
-    No data has a scale, and so no raw field is read.
+    The scale is not in the data, so no raw field is read.
 
     Attributes:
-      scale: how far guidance leans.
-      origin: what is taken off the scale before the network is told it (`Network.guidance_origin`): 1 for LCM, 0 for
-        Flux.
+      scale: guidance scale.
+      origin: number subtracted from the scale before it enters the network (`Network.guidance_origin`): 1 for LCM, 0
+        for Flux.
 
     Raises:
-      UserError: the network would be told a number below 0.
+      UserError: the network would receive a number below 0.
     """
 
     scale: float = 1.0
@@ -36,7 +36,7 @@ class GuidanceScale(Conditioner):
     def __post_init__(self):
         if not self.scale >= self.origin:
             raise UserError(
-                f"the guidance scale that the network is told must be at least {self.origin:g}, it is {self.scale}"
+                f"the guidance scale given to the network must be at least {self.origin:g}, it is {self.scale}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Numbers that are known of the input: what an augmentation did, a size, a position. Zeros where nothing is said."""
+"""Numbers that are known about the input: an augmentation, a size, a position. Zeros if they are not given."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from diffusion_jax.specs import ConditionSpec
 @CONDITIONERS.register("numbers", example={"slot": "augment", "count": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers(Conditioner):
-    """A vector of each example, float32 [batch, count], under the name of its slot.
+    """A vector for each example, float32 [batch, count], under the name of its slot.
 
     Attributes:
-      slot: the name, of the raw field and of the slot.
+      slot: name of the raw field and of the slot.
       count: length of the vector.
       role: see `ConditionSpec`.
-      unsaid: the numbers where nothing is said; () for zeros.
+      unsaid: the numbers to use where none are given; () for zeros.
     """
 
     slot: str
@@ -43,7 +43,7 @@ class Numbers(Conditioner):
         return {self.slot: ConditionSpec(shape=(self.count,), role=self.role)}
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Rows of numbers as float32."""
+        """Turn rows of numbers into float32."""
         found = np.asarray(raw[self.slot], np.float32)
         if found.ndim != 2 or found.shape[1] != self.count:
             raise UserError(f"{self.slot} should be rows of {self.count} numbers, it is {list(found.shape)}")

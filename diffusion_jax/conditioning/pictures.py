@@ -1,10 +1,11 @@
-"""A picture beside the input, as channels: one that is to be edited, or what is left of one that has a hole.
+"""A picture beside the input, as additional channels: one to be edited, or the rest of one that has a hole.
 
     source  "image" = the source                       (InstructPix2Pix, Brooks et al. 2022, arXiv:2211.09800)
     hole    "image" = [mask, (1 - mask) picture]       (inpainting, Rombach et al. 2022, arXiv:2112.10752)
 
-A source is asked: it falls in training and is guided in sampling, with a scale of its own (`two_scales`). A hole is
-told: what is known of the picture is never dropped. Where nothing is said there is no source, and the hole is all.
+A source has the role "asked": it is dropped in training and guided in sampling with its own scale (`two_scales`). A
+hole has the role "told": what is known of the picture is never dropped. By default there is no source, and the hole is
+the whole picture.
 """
 
 import dataclasses
@@ -27,11 +28,11 @@ Shape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BesidePicture(Conditioner):
-    """A picture that stands beside the input, pixel on pixel.
+    """A picture beside the input, aligned pixel by pixel.
 
     Attributes:
       shape: height, width and channels of a picture.
-      dropout: share of examples that lose the picture alone in training, beside those that lose all that is asked.
+      dropout: share of examples that lose only the picture in training, besides those that lose everything asked.
     """
 
     needs_holes: ClassVar[bool] = False
@@ -44,20 +45,20 @@ class BesidePicture(Conditioner):
 
     @property
     def for_network(self) -> dict[str, Any]:
-        """The arguments of a network that takes it."""
+        """The arguments of a network that takes this picture."""
         slot = self.gives[SLOT]
         return {"extra_channels": slot.shape[-1], "image_role": slot.role}
 
 
 PICTURES: Registry[BesidePicture] = Registry("picture beside the input")
-"""Those that a config names as conditioning.picture."""
+"""The pictures that a config can name in conditioning.picture."""
 
 
 @PICTURES.register("source", example={"shape": (4, 4, 2)})
 @CONDITIONERS.register("source", example={"shape": (4, 4, 2)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(BesidePicture):
-    """The picture that is to be edited: bytes, or numbers in [-1, 1]; zeros where there is none."""
+    """The picture to be edited: bytes, or numbers in [-1, 1]; zeros if there is none."""
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -68,7 +69,7 @@ class Source(BesidePicture):
         return {SLOT: ConditionSpec(shape=(None, None, self.shape[-1]), is_aligned=True)}
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Pictures as bytes."""
+        """Check pictures and stack them as bytes."""
         found = [np.asarray(picture) for picture in raw[SOURCE]]
         for picture in found:
             if picture.dtype != np.uint8 or picture.shape != self.shape:
@@ -91,13 +92,13 @@ class Source(BesidePicture):
 @CONDITIONERS.register("hole", example={"shape": (4, 4, 2)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hole(BesidePicture):
-    """What is left of a picture with a hole: its mask, 1 where is drawn, and the picture, zero there."""
+    """The rest of a picture with a hole: the mask, 1 where something is to be drawn, and the picture, zero there."""
 
     needs_holes: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.dropout:
-            raise UserError("a hole is told of the input and never dropped: leave conditioning.picture.dropout at 0")
+            raise UserError("a hole describes the input and is never dropped: leave conditioning.picture.dropout at 0")
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -108,7 +109,7 @@ class Hole(BesidePicture):
         return {SLOT: ConditionSpec(shape=(None, None, 1 + self.shape[-1]), role="told", is_aligned=True)}
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Pictures, which are bytes or in [-1, 1], and masks as numbers."""
+        """Turn pictures, which are bytes or in [-1, 1], and masks into numbers."""
         found = {DATA: np.stack([numbers(picture) for picture in raw[DATA]]), MASK: np.asarray(raw[MASK], np.float32)}
         for name, (shape, _) in self.fields.items():
             if found[name].shape[1:] != shape:
@@ -129,11 +130,11 @@ class Hole(BesidePicture):
 
 
 def numbers(picture: Any) -> np.ndarray:
-    """Bytes as float32 in [-1, 1]; numbers as they are."""
+    """Bytes as float32 in [-1, 1]; other numbers as they are."""
     array = np.asarray(picture)
     return array.astype(np.float32) / np.float32(127.5) - np.float32(1) if array.dtype == np.uint8 else array
 
 
 def in_unit_range(picture: Array) -> Array:
-    """The same of an array that is traced."""
+    """Like `numbers`, for a traced array."""
     return picture.astype(jnp.float32) / 127.5 - 1.0 if picture.dtype == jnp.uint8 else picture

@@ -1,11 +1,11 @@
-"""Texts as published image generators are told of them: by one to three encoders, whose states are put together.
+"""Texts as published image generators take them: read by one to three encoders, whose states are combined.
 
     sd      CLIP's last states after the final norm
-    xl      the last but one of two CLIPs side by side, and the second's projection
-    sd3     the same of two CLIPs, padded with zeros to T5's width, and T5's states behind them; both projections
-    flux    T5's states; the pooled state of CLIP
+    xl      the last but one states of two CLIPs side by side, and the second CLIP's projection
+    sd3     the same from two CLIPs, padded with zeros to T5's width, followed by T5's states; both projections
+    flux    T5's states; CLIP's pooled state
 
-Padding is attended to, as in the reference.
+Attention includes padding, as in the reference.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.specs import ConditionSpec
 
 States = Sequence[Any]
-"""What each encoder gives."""
+"""The outputs of each encoder."""
 
 
 def before(hidden: Array, behind: int) -> Array:
-    """The states `behind` from the end of [depth + 1, batch, length, width].
+    """The states `behind` layers before the last, of [depth + 1, batch, length, width].
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are not so many layers.
     """
     if behind > len(hidden):
         raise UserError(f"clip_skip leaves out more layers than the text encoder has, {len(hidden) - 1}")
@@ -40,18 +40,18 @@ def before(hidden: Array, behind: int) -> Array:
 
 
 def as_sd(states: States, width: int, skip: int = 0, norm: Callable[[Array], Array] = lambda x: x) -> Conditions:
-    """`skip` layers before the last, through the final norm, which is `norm`."""
+    """The states `skip` layers before the last, after the final norm, `norm`."""
     return {"context": norm(before(states[0].hidden, skip + 1)) if skip else states[0].last}
 
 
 def as_xl(states: States, width: int, skip: int = 0) -> Conditions:
-    """Of two encoders, or of the second alone."""
+    """Combine two encoders, or use the second alone."""
     context = [before(one.hidden, skip + 2) for one in states]
     return {"context": jnp.concatenate(context, axis=-1), "pooled": states[-1].projected}
 
 
 def as_sd3(states: States, width: int, skip: int = 0) -> Conditions:
-    """Of two CLIPs and of T5, or of what stands in its place."""
+    """Combine two CLIPs with T5 or its replacement."""
     first, second, long = states
     clip = jnp.concatenate([before(one.hidden, skip + 2) for one in (first, second)], axis=-1)
     clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
@@ -60,7 +60,7 @@ def as_sd3(states: States, width: int, skip: int = 0) -> Conditions:
 
 
 def as_flux(states: States, width: int, skip: int = 0) -> Conditions:
-    """Of CLIP and of T5."""
+    """Combine CLIP and T5."""
     return {"context": states[1], "pooled": states[0].pooled}
 
 
@@ -69,17 +69,17 @@ READINGS: Mapping[str, Callable[..., Conditions]] = {"sd": as_sd, "xl": as_xl, "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedText(Conditioner):
-    """A caption or prompt of each example, read by published encoders.
+    """A caption or prompt for each example, read by published encoders.
 
     Attributes:
-      reading: how their states are put together, of `READINGS`.
+      reading: how their states are combined, a key of `READINGS`.
       encoders: the networks.
-      tokenizers: of each.
-      lengths: tokens of a text, for each.
+      tokenizers: one for each encoder.
+      lengths: tokens of a text, for each encoder.
       width: channels of the slot "context".
-      pooled: channels of the slot "pooled"; 0: there is none.
-      zero_null: whether nothing is said by zeros, and not by an empty text.
-      without_long: tokens of zeros in the place of T5's, where a model of "sd3" has none; 0: it has T5.
+      pooled: channels of the slot "pooled"; 0: there is no such slot.
+      zero_null: whether the null condition is zeros, and not an empty text.
+      without_long: tokens of zeros instead of T5's, for a model of "sd3" without T5; 0: it has T5.
     """
 
     reading: str
@@ -117,7 +117,7 @@ class PublishedText(Conditioner):
         return {f"text_tokens_{i}": tokenizer.rows(raw["text"], n)[0] for i, (tokenizer, n) in enumerate(parts)}
 
     def remarks(self, texts: Iterable[str], what: str) -> list[str]:
-        """Texts that are cut."""
+        """Notes about texts that are cut."""
         texts, said = list(texts), []
         for i, (tokenizer, length) in enumerate(zip(self.tokenizers, self.lengths, strict=True)):
             cut = sum(map(bool, tokenizer.cut(texts, length)))

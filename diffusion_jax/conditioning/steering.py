@@ -1,4 +1,4 @@
-"""Pictures that a model is told: one that steers, in its own size, and one that is a prompt, as an encoder reads it."""
+"""Pictures as conditions: a control picture in its own size, and a picture that is a prompt, as an encoder reads it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ _PICTURES = EncoderPictures()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlPicture(Conditioner):
-    """The picture that steers another one of the same size, in [0, 1]; black where nothing is said.
+    """A control picture for another picture of the same size, in [0, 1]; black if there is none.
 
     Attributes:
       side: height and width in pixels.
-      channels: of the picture.
+      channels: channels of the picture.
     """
 
     side: int
@@ -40,7 +40,7 @@ class ControlPicture(Conditioner):
         return {CONTROL_IMAGE: ConditionSpec(shape=(self.side, self.side, self.channels), role="told")}
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Pictures of bytes, one above the other.
+        """Check pictures of bytes and stack them.
 
         Raises:
           UserError: a picture of another size.
@@ -62,13 +62,13 @@ class ControlPicture(Conditioner):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferencePicture(Conditioner):
-    """A picture as a frozen encoder of CLIP reads it; where nothing is asked zeros, or the states of an empty picture.
+    """A picture as a frozen CLIP encoder reads it; the null condition is zeros, or the states of an empty picture.
 
     Attributes:
       pictures: the encoder.
       features: channels of its vector, or of its states.
-      rows: vectors of a picture: 1, or one for each state.
-      of_patches: whether the last but one states are given, and not the vector.
+      rows: vectors per picture: 1, or one for each state.
+      of_patches: whether the last but one states are used instead of the vector.
     """
 
     pictures: nn.Module
@@ -94,7 +94,7 @@ class ReferencePicture(Conditioner):
         return self.pictures.init({"params": counter_key(key)}, jnp.zeros((1, side, side, 3), jnp.float32))["params"]
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Pictures of bytes in the size of the encoder, cut as it was trained."""
+        """Resize pictures of bytes to the encoder's size, cropped as in its training."""
         side = self.pictures.image_size
         cut = EncoderPictures(size=side, crop=(side, side), factor=None, mean=None, deviation=None)
         return {REFERENCE: cut([np.asarray(picture) for picture in raw["image"]]).astype(np.uint8)}

@@ -1,11 +1,11 @@
-"""A text: its tokens become vectors to attend to, and one vector for the whole.
+"""A text as condition: its tokens become vectors to attend to, and one vector for the whole text.
 
     "a red star"  --prepare-->  text_tokens, text_mask  --encoder-->  context [batch, length, width] with its mask,
                                                                       pooled [batch, width]
     'the word "ab7"'  --prepare-->  text_canvas  -->  canvas [batch, size, size, 1], its letters (`data.glyphs.canvas`)
 
-The null text is "": it says nothing, and is encoded as every other text. A prompt that is empty is the null condition
-to the bit, because its rows are those of the null text and no other computation of the same.
+The null text is "", which is encoded like every other text. An empty prompt gives the null condition bit for bit,
+because its rows are copied from the null text and not computed again.
 """
 
 import dataclasses
@@ -25,22 +25,22 @@ from diffusion_jax.models.encoders import TEXT_ENCODERS, Encoder, encode, init_e
 from diffusion_jax.specs import ConditionSpec
 
 CanvasSide = Annotated[int, Bounds(low=0, high=2**12)]
-_SHOWN = 8  # unknown words that are named
+_SHOWN = 8  # at most so many unknown words are named
 Spec = str | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Conditioner):
-    """A caption or prompt of each example: the slot "context" with its mask and, where asked, "pooled" and "canvas".
+    """A caption or prompt for each example: the slot "context" with its mask and, optionally, "pooled" and "canvas".
 
     Attributes:
-      tokenizer: text to numbers.
-      encoder: numbers to vectors; its parameters are those of this conditioner.
-      length: tokens of a text, its frame among them; what is longer is cut.
+      tokenizer: turns text into numbers.
+      encoder: turns numbers into vectors; its parameters belong to this conditioner.
+      length: tokens of a text, with the start and end tokens; longer texts are cut.
       pooled: whether the slot "pooled" is filled.
-      dropout: share of examples that lose their text alone in training, beside those that lose all that is asked.
+      dropout: share of examples that lose only their text in training, besides those that lose everything asked.
       canvas: side in pixels of a picture of the letters in quotation marks, the slot "canvas"; 0: there is none.
-      data_dir: where the fonts of a canvas lie; None takes the data's default directory. No part of what the model is.
+      data_dir: folder with the fonts of a canvas; None takes the data's default directory. It is not part of the model.
     """
 
     tokenizer: PromptTokenizer
@@ -52,7 +52,7 @@ class Text(Conditioner):
     data_dir: str | None = dataclasses.field(default=None, compare=False, metadata={"described": False})
 
     def __post_init__(self):
-        self.tokenizer.rows([""], self.length)  # its error says that the frame does not fit
+        self.tokenizer.rows([""], self.length)  # raises an error if the start and end tokens do not fit
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -81,7 +81,7 @@ class Text(Conditioner):
         """Tokens and mask of each text, and its canvas.
 
         Raises:
-          UserError: as of the tokenizer, and of `canvases`.
+          UserError: see the tokenizer and `canvases`.
         """
         tokens, mask = self.tokenizer.rows(raw["text"], self.length)
         drawn = {"text_canvas": canvases(raw["text"], self.canvas, self.data_dir)} if self.canvas else {}
@@ -114,11 +114,11 @@ class Text(Conditioner):
         return {**slots, "pooled": pooled} if self.pooled else slots
 
     def remarks(self, texts: Iterable[str], what: str) -> list[str]:
-        """What is to be said of texts that are not read as they stand: those that are cut, and words not known.
+        """Notes about texts that are not read as they stand: texts that are cut, and unknown words.
 
         Args:
           texts: captions or prompts.
-          what: what they are called, in the plural.
+          what: the plural noun for them in the notes.
         """
         room, count, cut, longest, unknown = self.tokenizer.longest(self.length), 0, 0, 0, {}
         for text in texts:
@@ -159,7 +159,7 @@ def text(
     dtype: DTypeLike = jnp.float32,
     data_dir: str | None = None,
 ) -> Text:
-    """Captions of the data, and prompts; tokenizer and encoder by name, {"name": ..., **arguments}, or as objects."""
+    """Captions and prompts; tokenizer and encoder by name, {"name": ..., **arguments}, or as objects."""
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = TOKENIZERS.build(tokenizer)
     if not isinstance(encoder, Encoder):

@@ -1,4 +1,4 @@
-"""What published networks are told of a picture beside its text: how it was cut."""
+"""How a picture was cropped, a condition of published networks beside the text."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from diffusion_jax.specs import FRAME
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes(Numbers):
-    """Height and width of the picture as it was, pixels cut off at the top and at the left of it once it was resized,
-    and then what `unsaid` ends with: height and width of what is left (SDXL, Podell et al. 2023, arXiv:2307.01952,
-    sec. 2.2), or how beautiful it is (its refiner).
+    """How a picture was cropped: its original height and width, and the pixels cut off at the top and left after
+    resizing. The last numbers come from the end of `unsaid`: height and width after cropping (SDXL, Podell et al. 2023,
+    arXiv:2307.01952, sec. 2.2), or the aesthetic score (SDXL's refiner).
 
-    float32 [batch, count], from the raw field "frame", [batch, 4]. Where a batch does not say, they are `unsaid`.
+    float32 [batch, count], from the raw field "frame", [batch, 4]. A batch without this field gets `unsaid`.
     """
 
     slot: str = "sizes"
@@ -32,7 +32,7 @@ class Sizes(Numbers):
         return (FRAME,)
 
     def prepare(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """The first four numbers of each example, and the rest, which is the same for all.
+        """The first four numbers for each example, followed by the rest, which is the same for all.
 
         Raises:
           UserError: rows of another length.

@@ -1,8 +1,8 @@
-"""Augmentations that the network is told of, so that it learns from them and does not imitate them.
+"""Augmentations whose parameters the network receives, so that it learns from them without imitating them.
 
 Karras et al. 2022 (EDM, arXiv:2206.00364, appendix F.2, table 6): each transformation is applied with the same
-probability, and its parameters are given to the network beside the noise level; in sampling all are zero, which says
-that nothing was done. With c the centre, an output pixel y shows the input at
+probability, and the network receives its parameters beside the noise level. In sampling all of them are zero, which
+means no augmentation. With c the centre, an output pixel y shows the input at
 
     x = c + S(1/s) R(w) [R(-r) S(1/a, a) R(r)] (y - c - d)                                                 (1)
 
@@ -12,7 +12,7 @@ that nothing was done. With c the centre, an output pixel y shows the input at
 after mirroring. The image is reflected at its border, doubled in size by the Symlet-6 filter, sampled bilinearly at
 (1), and halved by the same filter, as in the authors' code; reflecting and filtering are one matrix for each axis.
 
-An augmentation takes a batch and random words per example, so that it depends on nothing else (see `pipeline.py`).
+An augmentation takes a batch and random words for each example, so that it depends on nothing else (see `pipeline.py`).
 """
 
 import dataclasses
@@ -35,20 +35,20 @@ _SYMLET_6 = np.array([
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 ])  # fmt: skip
-_MARGIN = len(_SYMLET_6) // 4  # pixels around the output that its last filter reaches into
+_MARGIN = len(_SYMLET_6) // 4  # pixels around the output that its last filter reads
 
 
 class Augmentation(Protocol):
-    """Changes images and says how."""
+    """Changes images and reports how."""
 
     @property
     def num_labels(self) -> int:
-        """Length of what the network is told of an image; 0: nothing."""
+        """Number of parameters that the network receives for an image; 0: none."""
 
     def __call__(
         self, images: Images, words: UInt64[np.ndarray, "batch words"]
     ) -> tuple[Images, Float[np.ndarray, "batch labels"]]:
-        """Augmented images and their labels, float32; zeros mean that nothing was done."""
+        """Augmented images and their labels, float32; zeros mean no augmentation."""
 
 
 augmentations: Registry[Augmentation] = Registry("augmentation")
@@ -67,10 +67,10 @@ class NoAugmentation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Transformations:
-    """What is done to n images; zeros do nothing.
+    """The transformations of n images; zeros change nothing.
 
     Attributes:
-      mirror, flip: left and right, top and bottom exchanged (0 or 1).
+      mirror, flip: whether left and right, and top and bottom, are exchanged (0 or 1).
       scale: z of s in (1).
       rotation: w, in radians.
       stretch, direction: z of a, and r in radians.
@@ -93,7 +93,7 @@ class Transformations:
         return np.concatenate([linear, -linear @ (0.125 * size * self.shift)[..., None]], axis=-1)
 
     def labels(self, *, vertical_flip: bool, rotation: bool) -> Float[np.ndarray, "n labels"]:
-        """What the network is told: the transformations that there are, those of angles as points on a circle."""
+        """The network's input: the parameters of the transformations in use, with angles as points on a circle."""
         parts = [self.mirror, *([self.flip] if vertical_flip else []), self.scale]
         if rotation:
             parts += [np.cos(self.rotation) - 1, np.sin(self.rotation)]
@@ -104,11 +104,11 @@ class Transformations:
 @augmentations.register("edm")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdmAugmentation:
-    """EDM's, with the strengths of the paper; half of the images are mirrored whatever the probability.
+    """EDM's augmentation with the paper's strengths; half of the images are mirrored, whatever the probability.
 
     Attributes:
-      probability: that of each other transformation; the paper's are 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2.
-      vertical_flip, rotation: whether these are among them (MeanFlow on CIFAR-10 leaves both out).
+      probability: probability of each other transformation; the paper's is 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2.
+      vertical_flip, rotation: whether these are used (MeanFlow on CIFAR-10 leaves both out).
     """
 
     probability: float = 0.12
@@ -131,7 +131,7 @@ class EdmAugmentation:
         return transformed(images, chosen), labels
 
     def draw(self, words: UInt64[np.ndarray, "n words"]) -> Transformations:
-        """The transformations that random words stand for."""
+        """The transformations that the random words encode."""
         uniform = ((words >> np.uint64(11)) + 0.5) * 2.0**-53  # in (0, 1)
         uniforms = iter(uniform.T)
 
@@ -162,7 +162,7 @@ class EdmAugmentation:
 
 
 def transformed(images: Images, chosen: Transformations) -> Images:
-    """The images after the transformations; those not moved do without the filters, which would return them."""
+    """The transformed images; images that are not moved skip the filters, which would return them unchanged."""
     out = np.where((chosen.mirror > 0)[:, None, None, None], images[:, :, ::-1], images)
     out = np.where((chosen.flip > 0)[:, None, None, None], out[:, ::-1], out)
     causes = (chosen.scale, chosen.rotation, chosen.stretch, *chosen.shift.T)
@@ -172,9 +172,10 @@ def transformed(images: Images, chosen: Transformations) -> Images:
 
 
 def warp(images: Images, matrices: Float[np.ndarray, "batch 2 3"]) -> Images:
-    """Images that show at (x, y) what the given ones show at matrix (x, y, 1); square, of any number of channels.
+    """Images that show at (x, y) what the given ones show at matrix (x, y, 1); square, with any number of channels.
 
-    Coordinates are in pixels, relative to the centre. Beyond the border, the image mirrored in it; beyond that, zero.
+    Coordinates are in pixels, relative to the centre. The image is mirrored at its border, and is zero beyond its
+    mirror image.
     """
     size = images.shape[1]
     doubling, halving = _doubling(size), _halving(size)
@@ -183,7 +184,7 @@ def warp(images: Images, matrices: Float[np.ndarray, "batch 2 3"]) -> Images:
     side, points = fine.shape[-1], halving.shape[1]
     axis = np.arange(points) + 0.5 - points / 2
     target = np.stack([*np.meshgrid(axis, axis), np.ones((points, points))]).reshape(3, -1)
-    # At twice the size, and from centre to centre: the filter's own centre is half a fine pixel off.
+    # At twice the size, relative to the centre: the filter's own centre is off by half a fine pixel.
     offset = 2 * matrices[:, :, 2] + 0.5 * matrices[:, :, :2].sum(-1) - 0.5
     source = np.concatenate([matrices[:, :, :2], offset[..., None]], axis=-1) @ target + side / 2 - 0.5
     sampled = np.empty((*planes.shape[:2], points * points), np.float32)
@@ -196,7 +197,7 @@ def warp(images: Images, matrices: Float[np.ndarray, "batch 2 3"]) -> Images:
 
 @functools.lru_cache(maxsize=8)
 def _doubling(size: int) -> Float[np.ndarray, "fine size"]:
-    """A row of pixels to its reflections on both sides and then to twice as many."""
+    """The matrix from a row of pixels to the row reflected on both sides and doubled."""
     reflected = np.concatenate([np.arange(size - 1, 0, -1), np.arange(size), np.arange(size - 2, -1, -1)])
     taps = np.arange(2 * len(reflected))[:, None] - 2 * np.arange(len(reflected)) + 5
     return (_taps(taps) @ np.eye(size)[reflected]).astype(np.float32)
@@ -204,7 +205,7 @@ def _doubling(size: int) -> Float[np.ndarray, "fine size"]:
 
 @functools.lru_cache(maxsize=8)
 def _halving(size: int) -> Float[np.ndarray, "size fine"]:
-    """A row at twice the size, with its margin, to `size` pixels."""
+    """The matrix from a row of twice the size, with its margin, to `size` pixels."""
     return _taps(np.arange(2 * (size + 2 * _MARGIN)) - 2 * np.arange(size)[:, None] - 1).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""One host's rows of the batch of any step, from nothing but the step and the seed."""
+"""One host's rows of the batch for any step, computed from the step and the seed."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from diffusion_jax.specs import PRIOR
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BatchReader:
-    """Random-access source whose element s is one host's rows of the global batch of step s."""
+    """Random-access source: element s is one host's rows of the global batch for step s."""
 
     source: ArraySource | TransformedSource
     num_examples: int
@@ -34,7 +34,7 @@ class BatchReader:
     augment: bool = True
     features: str = ""
     holes: Holes = dataclasses.field(default_factory=NoHoles)
-    num_positions: int | None = None  # None: without end
+    num_positions: int | None = None  # None: infinitely many
     num_prior: int = 0
 
     @property
@@ -83,7 +83,7 @@ class BatchReader:
 
 @functools.lru_cache(maxsize=4)
 def open_features(path: str) -> np.ndarray:
-    """A file of features, on disk; raises UserError where there is none of that form."""
+    """Open a file of features on disk; raises UserError if it has another form."""
     try:
         found = read_npy(path, mmap=True)
     except UserError as error:

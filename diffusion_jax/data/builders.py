@@ -1,8 +1,8 @@
 """TFDS builders that need neither a network nor TensorFlow, and the preparation of any data set as array_record.
 
-`Digits`: the 1797 real 8x8 pictures of handwritten digits that scikit-learn carries. `Scenes`: made-up pictures with
-captions, for programs that read files. `Emoji`: pictures with captions, of packages that are fetched. `idx_builder`:
-TFDS's own `mnist`, `fashion_mnist` and `kmnist` from local files in LeCun's idx format.
+`Digits`: the 1797 real 8x8 pictures of handwritten digits that come with scikit-learn. `Scenes`: generated pictures
+with captions, for programs that read files. `Emoji`: captioned pictures from fetched packages. `idx_builder`: TFDS's
+own `mnist`, `fashion_mnist` and `kmnist` from local files in LeCun's idx format.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, locked, private_directory, regular_file
 
 FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"
-"""Where Debian's package dataset-fashion-mnist puts the idx files."""
+"""The folder into which Debian's package dataset-fashion-mnist installs the idx files."""
 
 IDX_NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 IDX_LIMIT = 2**30  # bytes of one file, unpacked; the largest published has 47 million
@@ -41,7 +41,7 @@ IDX_STEMS = {"train": "train", "test": "t10k"}
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's digits: 8x8 grey, values 0..16 scaled to 0..255.
 
-    In the order of the classes every fifth picture is for test: 1437 for training, 360 for test, stratified.
+    Within each class every fifth picture is for test: 1437 for training, 360 for test.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -65,7 +65,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        from sklearn.datasets import load_digits  # slow to import, needed once
+        from sklearn.datasets import load_digits  # slow to import, and needed once
 
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -79,9 +79,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """What data.dataset="scenes" makes, as files: image, caption, and the graph of the scene as JSON.
+    """The data of data.dataset="scenes" as files: image, caption, and the graph of the scene as JSON.
 
-    A config for each size, "scenes/32"; the other options are as by default.
+    There is a config for each size, "scenes/32"; the other options have their defaults.
     """
 
     VERSION = tfds.core.Version(f"{scenes.VERSION}.0.0")
@@ -119,9 +119,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def idx_builder(name: str, idx_dir: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
-    """TFDS's own builder of an idx data set, made to read `idx_dir` instead of downloading.
+    """TFDS's own builder of an idx data set, changed to read `idx_dir` instead of downloading.
 
-    What it writes is what TFDS's builder would write, so `tfds.data_source(name)` reads it as stock.
+    It writes what TFDS's builder would write, so the unchanged `tfds.data_source(name)` reads it.
     """
     from tensorflow_datasets.image_classification import mnist
 
@@ -157,7 +157,7 @@ def _idx_files(stem: str) -> tuple[str, str]:
 
 
 def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
-    """Read one gzipped idx file of bytes: 0 0 8 ndim, the dimensions as big-endian int32, the values.
+    """Read one gzipped idx file of bytes: 0 0 8 ndim, the dimensions as big-endian int32, then the values.
 
     Raises:
       UserError: the file cannot be read, or is not of this form.
@@ -182,7 +182,7 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a preparation left behind: the directory, the examples of each split, whether it was there before."""
+    """The result of a preparation: the directory, the examples of each split, whether it existed before."""
 
     directory: str
     num_examples: dict[str, int]
@@ -198,16 +198,16 @@ def prepare(
     package_dir: str | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Bring a TFDS data set into `data_dir` as array_record files; nothing is done if it is there.
+    """Prepare a TFDS data set in `data_dir` as array_record files, unless it is there already.
 
-    Any number of processes may do so at once: one prepares it, the others wait and find it.
+    Any number of processes may call this at once: one prepares the data, the others wait.
 
     Args:
-      name: any TFDS name, or "digits", or "scenes/32" (24, 48, 64), or "emoji/32" (64, 128; "emoji/32_de").
+      name: any TFDS name, "digits", "scenes/32" (or 24, 48, 64), or "emoji/32" (or 64, 128; "emoji/32_de").
       data_dir: TFDS directory.
-      idx_dir: for mnist, fashion_mnist and kmnist: directory of the four local idx .gz files.
-      manual_dir: for data that TFDS cannot download (imagenet2012): where you put the archives.
-      package_dir: for emoji: a folder with the archives of its packages, in place of fetching them.
+      idx_dir: for mnist, fashion_mnist and kmnist, the directory with the four local idx .gz files.
+      manual_dir: for data that TFDS cannot download (imagenet2012), the directory with the archives.
+      package_dir: for emoji, a folder with the archives of its packages, which are then not fetched.
       progress: whether to show TFDS's progress bars.
 
     Raises:
@@ -218,7 +218,7 @@ def prepare(
     was_there = tfds_source.is_prepared(builder)
     if not was_there:
         with _errors_for_users(data_dir, name), _alone(builder.name, data_dir):
-            builder = tfds_source.get_builder(name, data_dir)  # another process may have brought it meanwhile
+            builder = tfds_source.get_builder(name, data_dir)  # another process may have prepared it meanwhile
             was_there = tfds_source.is_prepared(builder)
             if not was_there:
                 _bring(builder.name, name, data_dir, idx_dir, manual_dir, package_dir, progress)
@@ -237,7 +237,7 @@ def _bring(
     package_dir: str | None,
     progress: bool,
 ) -> None:
-    """Prepare what is not there, by the way that this data set has."""
+    """Prepare a missing data set in the way that suits it."""
     if base == "digits":
         prepare_atomically(lambda staging: Digits(data_dir=staging, file_format="array_record"), data_dir, progress)
     elif base == "scenes":
@@ -256,12 +256,12 @@ def _bring(
 
 
 def _alone(base: str, data_dir: str) -> contextlib.AbstractContextManager:
-    """One process at a time prepares a data set; TFDS itself fails where two do."""
+    """Let one process at a time prepare a data set; two at once would make TFDS fail."""
     return locked(Path(data_dir) / f".{base}.lock", "process {holder} prepares it", wait=True)
 
 
 def find_idx_dir(name: str, idx_dir: str | None) -> str:
-    """The directory of the four idx files of `name`, checked to be there."""
+    """The directory with the four idx files of `name`, after a check that they exist."""
     directory = expanded(idx_dir or (FASHION_MNIST_DIR if name == "fashion_mnist" else ""))
     files = [file for stem in IDX_STEMS.values() for file in _idx_files(stem)]
     missing = [file for file in files if not (directory / file).is_file()]
@@ -279,10 +279,10 @@ def find_idx_dir(name: str, idx_dir: str | None) -> str:
 def prepare_atomically(
     make_builder: Callable[[str], tfds.core.DatasetBuilder], data_dir: str, progress: bool = False
 ) -> None:
-    """Prepare in a directory of our own and rename it into place: any number of processes may do so at once.
+    """Prepare in a private directory and rename it into place, so that any number of processes may do so at once.
 
-    The first to finish wins, the others drop theirs; a process killed on the way leaves no half data set, and what it
-    leaves is swept away by the next one.
+    The first to finish wins, and the others delete theirs. A process that is killed leaves no incomplete data set; the
+    next one removes what it leaves.
     """
     with _errors_for_users(data_dir), private_directory(Path(data_dir), ".preparing-") as staging:
         builder = make_builder(str(staging))
@@ -299,7 +299,7 @@ def prepare_atomically(
 
 
 def _prepare_stock(name: str, data_dir: str, manual_dir: str | None, progress: bool) -> None:
-    """Let TFDS download and prepare; it writes to a temporary directory and renames by itself."""
+    """Let TFDS download and prepare the data; it writes to a temporary directory and renames that itself."""
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     with _errors_for_users(data_dir, name):
         builder = tfds_source.get_builder(name, data_dir, file_format="array_record")
@@ -309,7 +309,7 @@ def _prepare_stock(name: str, data_dir: str, manual_dir: str | None, progress: b
 
 @contextlib.contextmanager
 def _patient_for_seconds() -> Iterator[None]:
-    """Three attempts at a download instead of TFDS's ten, which take minutes where there is no network."""
+    """Make three attempts at a download instead of TFDS's ten, which take minutes without a network."""
     from tensorflow_datasets.core.download import downloader
 
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
@@ -321,7 +321,7 @@ def _patient_for_seconds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """No log lines and no announcements of TFDS; progress bars (standard error) if wanted."""
+    """Suppress TFDS's log lines and announcements; show progress bars (on standard error) if wanted."""
     log = logging.getLogger("urllib3")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -336,7 +336,7 @@ def _quiet(progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_for_users(data_dir: str, name: str = "") -> Iterator[None]:
-    """Turn what can go wrong in a preparation into one line with its mend."""
+    """Turn the errors of a preparation into one line with the remedy."""
     import requests
     from tensorflow_datasets.core.download import download_manager, extractor, util
 
@@ -356,7 +356,7 @@ def _errors_for_users(data_dir: str, name: str = "") -> Iterator[None]:
         if "tensorflow" in str(error):
             raise UserError(needs_tensorflow) from error
         raise UserError(f"preparing {name!r}: {' '.join(str(error).split())}") from error
-    except AssertionError as error:  # TFDS wants files that must be downloaded by hand
+    except AssertionError as error:  # TFDS demands files that must be downloaded by hand
         raise UserError(f"preparing {name!r}: {' '.join(str(error).split())}; see --manual_dir") from error
     except OSError as error:
         raise UserError(f"cannot write the data set to {os.path.abspath(data_dir)}: {error}") from error

@@ -1,12 +1,13 @@
-"""Pictures with a hole: the part that a network is shown, a larger canvas, and what was drawn put back.
+"""Pictures with a hole: the part that a network sees, a larger canvas, and pasting of the drawn part.
 
-A network draws pictures of one size, and a picture with a hole is of any size. A *window* of the network's proportions
-is cut out around the hole, brought to the network's size, filled, brought back and pasted:
+A network draws pictures of one size, while a picture with a hole may have any size. A *window* with the network's
+proportions is cut out around the hole, resized to the network's size, filled, resized back and pasted:
 
     (1)   result = (1 - mask) picture + mask drawn,        mask in [0, 1]
 
-to the nearest byte. Where the mask is 0 the result has the bytes of the picture; where it is 1, those that were drawn.
-Grey of a mask is a share: a soft mask blends what was drawn into the picture, and all that is not black is drawn.
+rounded to bytes. Where the mask is 0 the result has the bytes of the picture, where it is 1 the drawn ones. A grey
+value of the mask is a share: a soft mask blends the drawn part into the picture, and everything that is not black is
+drawn.
 """
 
 import dataclasses
@@ -21,15 +22,15 @@ Picture = UInt8[np.ndarray, "height width channels"]
 Mask = UInt8[np.ndarray, "height width"]
 
 CONTEXT = 0.25
-"""How much of the picture the window shows beyond the hole on each side, as a share of the hole's side, at least."""
+"""The least margin of the window around the hole on each side, as a share of the hole's side."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """A part of a picture; it may reach beyond the picture, where the picture's edge is repeated.
+    """A part of a picture; it may extend beyond the picture, whose edge is then repeated.
 
     Attributes:
-      left, top: of its corner, in pixels of the picture; negative beyond the edge.
+      left, top: position of its corner, in pixels of the picture; negative beyond the edge.
       width, height: in pixels of the picture.
     """
 
@@ -39,13 +40,13 @@ class Window:
     height: int
 
     def cut(self, picture: Picture, height: int, width: int) -> Picture:
-        """What it shows of a picture, at this height and width (Lanczos where they are others than its own)."""
+        """The window's part of a picture, resized to this height and width (Lanczos) if they differ from its own."""
         rows = np.clip(np.arange(self.top, self.top + self.height), 0, picture.shape[0] - 1)
         columns = np.clip(np.arange(self.left, self.left + self.width), 0, picture.shape[1] - 1)
         return resized(picture[rows][:, columns], height, width)
 
     def cut_mask(self, mask: Mask, height: int, width: int) -> Mask:
-        """255 where any part of a pixel is to be drawn, at this height and width; beyond the picture nothing is."""
+        """255 where any part of a pixel is to be drawn, at this height and width; 0 beyond the picture."""
         top, left = max(-self.top, 0), max(-self.left, 0)
         inside = mask[max(self.top, 0) : self.top + self.height, max(self.left, 0) : self.left + self.width] > 0
         whole = np.zeros((self.height, self.width), np.float32)
@@ -56,7 +57,7 @@ class Window:
         return np.where(whole > 0, 255, 0).astype(np.uint8)
 
     def paste(self, drawn: Picture, picture: Picture, mask: Mask) -> Picture:
-        """Eq. (1), for what was drawn in the place of what `cut` gave."""
+        """Eq. (1), for the drawn version of the part that `cut` gave."""
         drawn = resized(drawn, self.height, self.width)
         top, left = max(self.top, 0), max(self.left, 0)
         inside = drawn[top - self.top :, left - self.left :][: picture.shape[0] - top, : picture.shape[1] - left]
@@ -66,18 +67,18 @@ class Window:
 
 
 def window_around(mask: Mask, height: int, width: int) -> Window:
-    """The part of a picture that a network of this height and width is shown, to draw what is not black in its mask.
+    """The part of a picture that a network of this height and width sees, to draw what is not black in the mask.
 
-    It has the proportions of the network. Its scale is that of the picture (a picture that is smaller than the
-    network's is enlarged), unless the hole with its context is larger than the network: then it is as large as those
-    are. The hole is in the middle, as far as the picture reaches.
+    It has the proportions of the network. Its scale is that of the picture (a picture smaller than the network's size
+    is enlarged), unless the hole with its margin is larger than the network's size: then the window is as large as
+    these. The hole is in the middle, as far as the picture allows.
 
     Raises:
-      UserError: all of the mask is black.
+      UserError: the mask is entirely black.
     """
     drawn = mask > 0
     if not drawn.any():
-        raise UserError("the mask is all black: nothing is to be drawn; make white what is")
+        raise UserError("the mask is all black: nothing is to be drawn; make the part to draw white")
     ends = [(np.flatnonzero(drawn.any(axis))[[0, -1]] + (0, 1)).tolist() for axis in (1, 0)]
     sizes, wanted = mask.shape, (height, width)
     needs = [
@@ -96,14 +97,14 @@ def window_around(mask: Mask, height: int, width: int) -> Window:
 
 
 def expanded(picture: Picture, left: int, top: int, right: int, bottom: int) -> tuple[Picture, Mask]:
-    """A larger canvas with the picture on it, and the mask that has white what is new.
+    """A larger canvas with the picture on it, and a mask that is white on the new part.
 
     Args:
-      picture: to be expanded; its edge is repeated over what is new.
-      left, top, right, bottom: pixels that are added on each side.
+      picture: the picture, whose edge is repeated over the new part.
+      left, top, right, bottom: pixels to add on each side.
 
     Raises:
-      UserError: nothing is added, or less than nothing.
+      UserError: nothing is added, or a number is negative.
     """
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise UserError(f"a canvas grows by pixels on its sides, at least one in all, not by {left}, {top}, {right}, "
@@ -114,14 +115,15 @@ def expanded(picture: Picture, left: int, top: int, right: int, bottom: int) -> 
 
 
 def blended(picture: Picture, drawn: Picture, mask: Mask) -> Picture:
-    """Eq. (1) of two pictures of one size; bytes of the picture where the mask is black, of the other where white."""
+    """Eq. (1) for two pictures of one size: the picture's bytes where the mask is black, the drawn ones where it is
+    white."""
     share = mask[..., None].astype(np.float32) / 255
     between = np.rint((1 - share) * picture + share * drawn).astype(np.uint8)
     return np.where(mask[..., None] == 0, picture, np.where(mask[..., None] == 255, drawn, between))
 
 
 def resized(picture: Picture, height: int, width: int) -> Picture:
-    """A picture of this height and width (Lanczos); the same bytes where it has them."""
+    """A picture with this height and width (Lanczos); unchanged if it has them."""
     if picture.shape[:2] == (height, width):
         return picture
     image = PIL.Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

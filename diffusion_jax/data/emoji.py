@@ -1,7 +1,7 @@
-"""Emoji in three styles with captions in 28 languages: what there is, and how it becomes pictures.
+"""Emoji in three styles with captions in 28 languages, and how they become pictures.
 
-The pictures are the SVG of three icon sets, matched by their code points with the labels and tags of emojibase. One
-subject, an emoji without its skin tone, is in one split only, in all of its styles and tones.
+The pictures are the SVG files of three icon sets, matched by their code points with the labels and tags of emojibase. A
+subject, which is an emoji without its skin tone, belongs to one split in all of its styles and tones.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ STYLES: Mapping[str, Package] = {
         licence="CC-BY-SA-4.0",
     ),
 }
-"""The styles, in the order of their numbers as classes, and the sets that they are."""
+"""The styles, in the order of their class numbers, and the icon sets that they come from."""
 WORDS = Package(
     name="emojibase-data",
     version="17.0.0",
@@ -53,7 +53,7 @@ LANGUAGES = (
     "en", "bn", "da", "de", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nb",
     "nl", "pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant",
 )  # fmt: skip
-_SHARES = {"validation": 0.05, "test": 0.1}  # of the subjects
+_SHARES = {"validation": 0.05, "test": 0.1}  # shares of the subjects
 _ENGLISH = (
     "{label}, {style} style",
     "an emoji of {label} in the style of {style}",
@@ -70,10 +70,10 @@ class Emoji:
 
     Attributes:
       code: its code points in hexadecimal digits, such as "1f44b-1f3fb", without variation selectors.
-      subject: those of the emoji without skin tone.
+      subject: code points of the emoji without skin tone.
       style: one of `STYLES`.
-      label: what it is called.
-      tags: words that belong to it.
+      label: its name.
+      tags: words associated with it.
       svg: the drawing.
     """
 
@@ -86,7 +86,7 @@ class Emoji:
 
     @property
     def split(self) -> str:
-        """Where it belongs: a function of its subject alone."""
+        """The split that it belongs to, which depends only on its subject."""
         place, low = _share(self.subject), 0.0
         for split, share in _SHARES.items():
             if low <= place < low + share:
@@ -95,7 +95,7 @@ class Emoji:
         return "train"
 
     def caption(self, language: str) -> str:
-        """In words: one of several wordings, by code and style; styles keep their names in all languages."""
+        """A caption in one of several wordings, chosen by code and style; styles keep their names in all languages."""
         wordings = _ENGLISH if language == "en" else _OTHER
         wordings = wordings if self.tags else [wording for wording in wordings if "{tags}" not in wording]
         drawn = _share(f"{self.code} {self.style}")
@@ -105,7 +105,7 @@ class Emoji:
 
 
 def _share(text: str) -> float:
-    """A number in [0, 1) that follows from a text."""
+    """A number in [0, 1) computed from a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
@@ -113,12 +113,12 @@ def read_emoji(folder: str, language: str = "en", package_dir: str | None = None
     """All emoji in all styles, by style and in the order of emojibase.
 
     Args:
-      folder: a directory to fetch into; nothing stays there.
+      folder: a directory to fetch into; nothing remains there.
       language: one of `LANGUAGES`.
-      package_dir: a folder that holds the packages' archives; nothing is fetched then.
+      package_dir: a folder with the packages' archives, which are then not fetched.
 
     Raises:
-      UserError: a package cannot be fetched, is another one than it should be, or does not hold what it should.
+      UserError: a package cannot be fetched, is not the expected one, or lacks expected content.
     """
     wanted = {"icons.json", "chars.json", f"{language}/data.json"}
     found = contents(PACKAGES, folder, wanted.__contains__, package_dir)
@@ -136,12 +136,12 @@ def read_emoji(folder: str, language: str = "en", package_dir: str | None = None
 
 
 def _plain(code: str) -> str:
-    """Code points without the selector that only says whether to show text or a picture."""
+    """Code points without the selector that chooses between text and picture."""
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
 def _words(entries: list[dict]) -> Iterator[tuple[str, tuple[str, str, tuple[str, ...]]]]:
-    """By code: subject, label and tags; an emoji's skin tones follow it."""
+    """Subject, label and tags by code; an emoji is followed by its skin tones."""
     for entry in entries:
         subject = _plain(entry["hexcode"])
         for one in (entry, *entry.get("skins", ())):
@@ -156,7 +156,7 @@ def _drawings(files: Mapping[str, bytes]) -> dict[str, str]:
         icon = icons["icons"].get(name)
         if icon:
             width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-            side = max(width, height)  # a drawing that is not square stands in the middle
+            side = max(width, height)  # a drawing that is not square is centred
             left = icon.get("left", 0) - (side - width) / 2
             top = icon.get("top", 0) - (side - height) / 2
             found[_plain(code)] = (
@@ -167,16 +167,16 @@ def _drawings(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def require_renderer() -> None:
-    """Raise UserError, with the command that brings it, where there is no renderer of SVG."""
+    """Raise UserError, with the install command, if there is no renderer for SVG."""
     if importlib.util.find_spec("resvg_py") is None:
         raise UserError("emoji are drawn by resvg-py, which is not installed: `pip install '.[emoji]'`")
 
 
 def picture(svg: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """A drawing on white.
+    """A drawing on a white background.
 
     Raises:
-      UserError: there is no renderer, or the drawing is none.
+      UserError: there is no renderer, or the drawing is invalid.
     """
     require_renderer()
     import resvg_py

@@ -11,14 +11,14 @@ from diffusion_jax.data import emoji
 
 
 def config_name(size: int, language: str) -> str:
-    """What a size and a language are called in TFDS: "32", or "32_de"."""
+    """The TFDS name for a size and a language: "32", or "32_de"."""
     return str(size) if language == "en" else f"{size}_{language.replace('-', '_')}"
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """Emoji of three styles, which are the classes, with captions; `package_dir` holds archives in place of fetching.
+    """Captioned emoji in three styles, which are the classes; `package_dir` has archives that are then not fetched.
 
-    A config for each size and language: "emoji/32", in English, "emoji/64_de".
+    There is a config for each size and language: "emoji/32", in English, and "emoji/64_de".
     """
 
     VERSION = tfds.core.Version(f"{emoji.VERSION}.0.0")

@@ -1,10 +1,10 @@
 """A folder of images as a data set.
 
-Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}) if the folder has one, which may
-give each image a caption too (`"text": "a cat on a mat"`), else from the names of the sub-directories, else there are
-none. A class has one number in all splits of the folder: they are numbered over the split "train", and another may have
-no class that it has not. A folder without splits may hold out a share of its pictures. `listing` says which files
-count, `pictures` what becomes of one."""
+Classes come from `metadata.jsonl` (lines {"file_name": "a.png", "label": "cat" or 3}), which may also give each image a
+caption (`"text": "a cat on a mat"`), or else from the names of the sub-directories, or else there are none. A class has
+the same number in all splits of the folder: classes are numbered over the split "train", and no other split may have a
+class that "train" lacks. A folder without splits may hold out a share of its pictures. `listing` says which files
+count, `pictures` how one is decoded."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ _USUAL_SPLITS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files, read when asked for; RGB, or grey if `channels` is 1."""
+    """Image files, read on access; RGB, or grey if `channels` is 1."""
 
     root: str
     files: tuple[str, ...]
@@ -82,20 +82,19 @@ def open_folder(
     channels: int = 3,
     held_out: Annotated[float, Bounds(low=0.0, high=0.9)] = 0.0,
 ) -> Dataset:
-    """Open a folder of images, recursively, in the order of their names.
+    """Open a folder of images, including sub-directories, in the order of their names.
 
     Args:
-      path: the folder. If it has a sub-directory named like the split, that is the split, and its other sub-directories
+      path: the folder. If it has a sub-directory named like the split, that is the split, and the other sub-directories
         are splits too; otherwise the split must be "train" or "all" and is the whole folder.
       split: see `path`.
       data_dir: not used.
       channels: 3 (RGB) or 1 (grey).
-      held_out: share of the pictures of every class that are in the split "held_out" and in no other, chosen by their
-        names.
+      held_out: share of the pictures of every class that are only in the split "held_out", chosen by their names.
 
     Raises:
-      UserError: no such folder, no image in it, an image that is empty or listed twice, wrong metadata, sub-
-        directories that may be splits or classes, or too few pictures to hold one out.
+      UserError: there is no such folder, no image in it, an image that is empty or listed twice, wrong metadata,
+        sub-directories that could be splits or classes, or too few pictures to hold one out.
     """
     if not path or not isinstance(path, str):
         raise UserError("dataset 'folder' needs a path: dataset='folder:/path/to/images'")
@@ -132,9 +131,9 @@ def open_folder(
 
 
 def _kept(listing: Listing, share: float, held_out: bool) -> list[int]:
-    """The positions of the pictures that are held out, or of the others: of each class by the hashes of their names.
+    """The positions of the held-out pictures, or of the others, chosen for each class by the hashes of their names.
 
-    A class of two pictures or more gives one at least, and keeps one.
+    A class of at least two pictures gives at least one, and keeps one.
     """
     keys = [
         (str(name), hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest(), i)
@@ -156,7 +155,7 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
     """The directory of a split, and the directories of all splits.
 
     Raises:
-      UserError: no such split, or what is a split and what a class cannot be told.
+      UserError: there is no such split, or sub-directories could be splits or classes.
     """
     plain_name(f"the split of image folder {whole}", split)
     inside = sub_directories(whole)
@@ -186,8 +185,8 @@ def _numbered(
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Names of the classes of all splits, and the label of every file of the split `root`.
 
-    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train"; another
-    split may have fewer. Without such a split they are those of all splits together.
+    Strings are numbered in sorted order, integers are kept. The classes are those of the split "train"; another split
+    may have fewer. Without such a split they are those of all splits together.
     """
     if classes[0] is None:
         return (), None

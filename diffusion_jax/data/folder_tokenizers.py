@@ -1,13 +1,13 @@
-"""The tokenizer of a published folder, as the model in it was trained to read texts.
+"""The tokenizer of a published folder, with which its model was trained.
 
-    tokenizer.json             the tokenizer itself, of the `tokenizers` library
-    vocab.json, merges.txt     in its place, CLIP's: lower case, words, letters and their pairs, which end in </w>
-    tokenizer_config.json,     which tokens begin and end a text and stand behind it, how many a text may have, and
-    special_tokens_map.json,   tokens that were added later; of two that differ the map of special tokens is right
+    tokenizer.json             the tokenizer itself, for the `tokenizers` library
+    vocab.json, merges.txt     instead of it, CLIP's: lower case, words, letters and their pairs, which end in </w>
+    tokenizer_config.json,     which tokens begin, end and pad a text, how many tokens a text may have, and tokens that
+    special_tokens_map.json,   were added later; if two files differ, the map of special tokens is right
     added_tokens.json
 
-A token that stands for padding is found in texts too: with "!" for padding, as in Stable Diffusion 2, the mark at the
-end of "a fox!" is that token, and not the one of a mark at the end of a word.
+The padding token is also found in texts: with "!" for padding, as in Stable Diffusion 2, the mark at the end of "a
+fox!" becomes that token, and not the token for a mark at the end of a word.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from diffusion_jax.data.tokenizing import FileTokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json, read_text
 
-# Words of CLIP: what is cut off English words, letters, one digit, other marks.
+# CLIP's words: contractions of English words, letters, one digit, other marks.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_NO_LIMIT = 10**9  # configs say 10^30 where there is no limit
+_NO_LIMIT = 10**9  # configs say 10^30 if there is no limit
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -38,17 +38,17 @@ class FolderTokenizer(PromptTokenizer):
 
     Attributes:
       folder: the folder.
-      words: words that were added, each with its number of tokens; in a text a word stands for all of them.
+      words: added words, each with its number of tokens; in a text a word stands for all of them.
     """
 
     folder: str
     words: tuple[tuple[str, int], ...] = ()
 
     def with_word(self, word: str, count: int) -> "FolderTokenizer":
-        """With a word more, of `count` tokens, whose numbers follow those of all others.
+        """The tokenizer with one more word of `count` tokens, whose numbers follow those of all others.
 
         Raises:
-          UserError: one of the tokens is there already.
+          UserError: one of the tokens exists already.
         """
         for token in _tokens_of(word, count):
             if self.library.token_to_id(token) is not None:
@@ -57,7 +57,7 @@ class FolderTokenizer(PromptTokenizer):
 
     @property
     def library(self) -> Any:
-        """The tokenizer of the `tokenizers` library; it neither cuts nor pads."""
+        """The tokenizer of the `tokenizers` library, set neither to cut nor to pad."""
         return self._read["library"]
 
     @property
@@ -74,7 +74,7 @@ class FolderTokenizer(PromptTokenizer):
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens of a text with its frame; None where the folder does not say."""
+        """The most tokens of a text with its start and end tokens; None if the folder does not say."""
         return self._read["max_length"]
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
@@ -83,7 +83,7 @@ class FolderTokenizer(PromptTokenizer):
         return [np.asarray(one.ids, np.int32) for one in found]
 
     def cut(self, texts: Sequence[str], length: int) -> list[str]:
-        """What `rows` of this length leaves out of each text, as it was written; "" where that is nothing."""
+        """The part of each text that `rows` of this length cuts off, as written; "" if nothing."""
         room, left = self.longest(length), []
         for text in map(self._spelled, texts):
             found = self.library.encode(checked(text), add_special_tokens=False)
@@ -98,7 +98,7 @@ class FolderTokenizer(PromptTokenizer):
         return found
 
     def _spelled(self, text: str) -> str:
-        """A text with all tokens of its added words."""
+        """A text in which added words are replaced by all of their tokens."""
         for word, count in self.words:
             text = re.sub(rf"{re.escape(word)}(?!_\d)", " ".join(_tokens_of(word, count)), text) if count > 1 else text
         return text
@@ -109,7 +109,7 @@ def _tokens_of(word: str, count: int) -> list[str]:
 
 
 def read_tokenizer(folder: Path | str) -> FolderTokenizer:
-    """The tokenizer of a folder; its files are read now.
+    """The tokenizer of a folder; its files are read at once.
 
     Raises:
       UserError: a file is missing or damaged.
@@ -159,7 +159,7 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _word(token: Any) -> str | None:
-    """A token as a text, from a text or a description."""
+    """A token as a text, given as a text or as a description."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return token if isinstance(token, str) else None
 
@@ -197,10 +197,10 @@ def _of_merges(folder: Path, named: Mapping[str, str | None]) -> Any:
 
 
 def _add(library: Any, folder: Path, config: Mapping[str, Any], special: Sequence[Any]) -> None:
-    """Tokens that are found in a text before it is cut into words: special ones, and those that were added later.
+    """Add tokens that are found in a text before it is split into words: special ones, and those added later.
 
     Raises:
-      UserError: one of them has another number than the folder says.
+      UserError: one of them has another number than in the folder.
     """
     from tokenizers import AddedToken
 
@@ -229,7 +229,7 @@ def _add(library: Any, folder: Path, config: Mapping[str, Any], special: Sequenc
 
 
 def _flags(token: Any) -> dict[str, bool]:
-    """How a token is found in a text; one that is a text alone is found as it is written."""
+    """How a token is found in a text; a token given only as a text is found as it is written."""
     names = ("single_word", "lstrip", "rstrip", "normalized")
     described = token if isinstance(token, Mapping) else {}
     return {"normalized": False, **{name: bool(described[name]) for name in names if name in described}}

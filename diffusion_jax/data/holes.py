@@ -1,7 +1,7 @@
-"""Holes in which a network learns to draw, as functions of random words of each example.
+"""Holes in which a network learns to draw, computed from random words for each example.
 
-A mask is 1 where is drawn, float32 [batch, height, width, 1]. Of the examples a share is all hole, so that the network
-also draws from nothing.
+A mask is 1 where something is to be drawn, float32 [batch, height, width, 1]. In a share of the examples the hole is
+the whole picture, so that the network also learns to draw from nothing.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Masks = Float[np.ndarray, "batch height width 1"]
 
 
 class Holes(Protocol):
-    """Masks for pictures of a height and a width; `any` says whether there are holes at all."""
+    """Makes masks for pictures of a height and a width; `any` says whether there are holes at all."""
 
     any: bool
 
@@ -30,14 +30,14 @@ holes: Registry[Holes] = Registry("hole")
 
 
 def hole_words(seed: int, start: int, stop: int) -> UInt64[np.ndarray, "positions 12"]:
-    """Random words of the examples at these global positions."""
+    """Random words for the examples at these global positions."""
     return random_bits(seed, start, stop, stream=HOLES, words=12)
 
 
 @holes.register("none")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoHoles:
-    """There are none."""
+    """No holes."""
 
     any = False
 
@@ -48,14 +48,14 @@ class NoHoles:
 @holes.register("boxes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """One to `most` boxes, their sides uniform between two shares of the picture's; some pictures are all hole, or all
-    hole but for one side.
+    """One to `most` boxes whose sides are uniform between two shares of the picture's side; in some pictures the hole
+    is the whole picture, or all of it but a strip at one side.
 
     Attributes:
-      most: boxes of a picture.
-      smallest, largest: share of the picture's side that a box's side has.
-      whole: share of the pictures that are all hole.
-      beyond: share of the pictures of which a strip alone is left, as where a canvas grows.
+      most: largest number of boxes in a picture.
+      smallest, largest: bounds of a box's side, as a share of the picture's side.
+      whole: share of the pictures that are entirely hole.
+      beyond: share of the pictures in which only a strip remains, as when a canvas is enlarged.
     """
 
     any = True
@@ -82,7 +82,7 @@ class Boxes:
             found |= there[:, None, None] & self._box(u[:, 3 + 4 * box : 7 + 4 * box], rows, columns)
         kept = self.smallest / 2 + (1 - self.smallest) * u[:, 1]
         side, ends = (u[:, 3] * 4).astype(int), (rows / height, columns / width)
-        for number in range(4):  # what is left lies at this side
+        for number in range(4):  # the side at which the strip remains
             along = ends[number % 2][None, :]
             left = (along < kept[:, None]) if number < 2 else (along > 1 - kept[:, None])
             strip = ~(left[:, :, None] if number % 2 == 0 else left[:, None, :]) & np.ones((1, height, width), bool)

@@ -1,13 +1,13 @@
-"""Latents that a first stage has made of a data set, as a data set (`experiments.prepare_latents` writes it).
+"""A data set encoded by a first stage, as a data set of latents (`experiments.prepare_latents` writes it).
 
 <folder>/info.json                       the splits, the data, the first stage's fingerprint, the number format
          <split>/00000.npy ...           mean and standard deviation, [n, rows, columns, 2 x latent], float32 or float16
                  00000.<field>.npy       a further field of the same examples, such as "label"
                  00000.<field>.json      the same of text: a list of strings
 
-Every file but a split's last holds `shard_size` examples, in the order of the data. info.json comes last: while it is
-missing the data set is not finished. `LatentWriter` writes shard by shard, each whole or not at all, so that one that
-was killed goes on where it was and the bytes are the same.
+Every file but a split's last holds `shard_size` examples, in the order of the data. info.json is written last: without
+it the data set is not finished. `LatentWriter` writes shard by shard, each complete or not at all, so that a killed
+preparation continues where it was and gives the same bytes.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class LatentSource:
         return example | {name: opened[name][row] for name in self.texts_of}
 
     def texts(self, indices: Sequence[int]) -> list[str]:
-        """Captions alone."""
+        """The captions."""
         found = []
         for index in indices:
             shard, row = divmod(int(index), self.shard_size)
@@ -69,7 +69,7 @@ def _open_shard(root: str, shard: int, fields: tuple[str, ...], texts: tuple[str
     """The arrays of a shard, on disk, and its texts.
 
     Raises:
-      UserError: a file is missing, damaged, or of another number of examples.
+      UserError: a file is missing, damaged, or has another number of examples.
     """
     folder = Path(root)
     found: dict[str, Any] = {"image": read_npy(folder / f"{shard:05d}.npy", mmap=True)}
@@ -87,11 +87,11 @@ def open_latents(*, path: str | None = None, split: str = "train", data_dir: str
 
     Args:
       path: the folder that `experiments.prepare_latents` wrote.
-      split: one of those that it prepared.
+      split: one of the prepared splits.
       data_dir: not used.
 
     Raises:
-      UserError: no such folder or split, not finished, or damaged.
+      UserError: there is no such folder or split, or it is not finished or damaged.
     """
     if not path or not isinstance(path, str):
         raise UserError("dataset 'latents' needs a path: dataset='latents:/path/to/folder'")
@@ -121,7 +121,7 @@ def open_latents(*, path: str | None = None, split: str = "train", data_dir: str
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
-    """What info.json of prepared latents says.
+    """The content of info.json of prepared latents.
 
     Raises:
       UserError: there is none, or it is damaged; the message says what is missing.
@@ -153,10 +153,10 @@ class LatentWriter:
     """Writes one folder of prepared latents.
 
     Attributes:
-      folder: where.
-      of: what the latents are of, plain JSON: data, first stage, format. Another one in the same folder is refused.
+      folder: where to write.
+      of: description of the latents as plain JSON: data, first stage, format. A folder with another one is refused.
       shard_size: examples in a file.
-      number_format: of what is stored.
+      number_format: type of the stored numbers.
     """
 
     folder: Path
@@ -165,7 +165,7 @@ class LatentWriter:
     number_format: Literal["float32", "float16"] = "float32"
 
     def begin(self) -> bool:
-        """Claim the folder; False where all of it is there already.
+        """Claim the folder; False if it is complete already.
 
         Raises:
           UserError: it holds other latents, or something else.
@@ -193,18 +193,18 @@ class LatentWriter:
         )
 
     def missing(self, split: str, count: int) -> Iterator[tuple[int, range]]:
-        """Number and examples of each shard of a split that is not there yet."""
+        """Number and examples of each missing shard of a split."""
         for shard in range(-(-count // self.shard_size)):
             if not (self.folder / split / f"{shard:05d}.npy").is_file():
                 yield shard, range(shard * self.shard_size, min((shard + 1) * self.shard_size, count))
 
     def write(self, split: str, shard: int, latents: np.ndarray, fields: Mapping[str, Iterable[Any]]) -> None:
-        """One shard; the latents come last, so that a shard is there when they are.
+        """Write one shard; the latents come last, so that their presence means that the shard is complete.
 
         Raises:
           UserError: the latents are not finite, or too large for the format.
         """
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        with np.errstate(over="ignore"):  # numbers that are too large become infinite, and are refused
             kept = np.asarray(latents, self.number_format)
         if not np.isfinite(kept).all():
             raise UserError(
@@ -223,7 +223,7 @@ class LatentWriter:
         replace_file(folder / f"{shard:05d}.npy", _npy(kept))
 
     def finish(self, pictures: DatasetInfo, first_stage: str, counts: Mapping[str, int], **more: Any) -> None:
-        """Write info.json, and so declare the data set finished."""
+        """Write info.json, which marks the data set as finished."""
         splits = {split: self._described(split, count) for split, count in counts.items()}
         about = {
             "of": json.loads(json.dumps(dict(self.of))),

@@ -1,7 +1,7 @@
-"""The pictures of a folder and the class of each, every picture once; nothing is decoded.
+"""The pictures of a folder and the class of each, every picture once, without decoding them.
 
-Names that begin with a dot, and those that systems make for themselves, are passed over. Links to folders and files are
-followed where directories are walked; `metadata.jsonl` names files inside its folder only.
+Names that begin with a dot, and names that systems create for themselves, are skipped. Links to folders and files are
+followed when directories are searched; `metadata.jsonl` may only name files inside its folder.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from diffusion_jax.specs import CONTROL
 
 EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 METADATA = "metadata.jsonl"
-MOST_CLASSES = 2**16  # that integer labels may number; no published set comes near it
+MOST_CLASSES = 2**16  # limit of integer labels; no published set comes near it
 _OF_SYSTEMS = frozenset(
     {
         "__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler",
         "system volume information", "lost+found", "thumbs", "thumbs.db", "desktop.ini", "__pycache__",
     }
 )  # fmt: skip
-_ALL_BYTES = 2**28  # of pictures whose content is hashed whole
-_SAMPLE, _START = 1024, 2**16  # of larger folders: how many files' content counts, and bytes of each
+_ALL_BYTES = 2**28  # total bytes up to which all content is hashed
+_SAMPLE, _START = 1024, 2**16  # for larger folders: number of files whose content counts, and bytes of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Listing:
     Attributes:
       files: their paths below the folder, with "/".
       sizes: their bytes.
-      classes: of each the name or the number of its class, or None.
-      texts: the caption of each; () where there are none.
-      controls: of each the path of its control picture; () where there are none.
+      classes: the name or the number of each picture's class, or None.
+      texts: the caption of each; () if there are none.
+      controls: the path of each picture's control picture; () if there are none.
     """
 
     files: tuple[str, ...]
@@ -55,8 +55,8 @@ def list_pictures(root: Path) -> Listing:
     """The pictures of a folder, with classes from its metadata.jsonl or else from its sub-directories.
 
     Raises:
-      UserError: a picture that is listed twice, empty, not there or no file; wrong metadata; pictures both in class
-        directories and beside them.
+      UserError: a picture is listed twice, empty, missing or no file, the metadata is wrong, or there are pictures both
+        in class directories and beside them.
     """
     found = _from_metadata(root) if has_metadata(root) else _from_directories(root)
     numbers: dict[tuple[int, int], str] = {}
@@ -75,19 +75,19 @@ def list_pictures(root: Path) -> Listing:
 
 
 def has_metadata(root: Path) -> bool:
-    """Whether a metadata.jsonl says what the folder holds."""
+    """Whether the folder has a metadata.jsonl."""
     return os.path.lexists(root / METADATA)
 
 
 def classes_below(root: Path) -> list[str | int]:
-    """The classes of a folder's pictures, without a look at more of them than need be."""
+    """The classes of a folder's pictures, found by looking at as few pictures as possible."""
     if has_metadata(root):
         return [row.label for row in _rows(root) if row.label is not None]
     return [name for name in sub_directories(root) if holds_pictures(root / name)]
 
 
 def sub_directories(root: Path) -> list[str]:
-    """Names of the directories in a folder, in their order, without hidden ones and those of systems."""
+    """Names of the directories in a folder, sorted, without hidden ones and those of systems."""
     return [name for name, is_directory in _entries(root) if is_directory]
 
 
@@ -99,18 +99,18 @@ def holds_pictures(root: Path, *, directly: bool = False) -> bool:
 
 
 def alike(name: str) -> str:
-    """What is the same for names that some file systems do not tell apart."""
+    """A form of a name that is equal for names which some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> str:
     """A hash of the pictures that does not depend on where their folder lies.
 
-    It covers path, size, label and caption of every picture, in their order; and the bytes of all while they are 256
-    MiB together or less, of a larger folder the first 64 KiB of 1024 files, evenly spread over the list.
+    It covers path, size, label and caption of every picture in order, and all bytes up to 256 MiB in total; in a larger
+    folder the first 64 KiB of 1024 files, evenly spread over the list.
 
     Raises:
-      UserError: a file that cannot be read.
+      UserError: a file cannot be read.
     """
     digest, count = hashlib.sha256(), len(listing.files)
     beside = [column for column in (listing.texts, listing.controls) if column]
@@ -129,7 +129,7 @@ def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> 
 
 
 def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None, None, None]]:
-    """Files below `root` and the first directory on the way to each (None for those in `root` itself)."""
+    """Files below `root` with the first directory on their path (None for those in `root` itself)."""
     found = [
         (file, state, file.partition("/")[0] if "/" in file else None, None, None)
         for file, state in sorted(_walk(root), key=lambda one: one[0])
@@ -152,7 +152,7 @@ def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | No
 
 
 def _inside(root: Path, name: str) -> tuple[PurePosixPath, os.stat_result]:
-    """A file that metadata.jsonl names, and its state; UserError where it is none inside the folder."""
+    """A file named in metadata.jsonl, and its state; UserError if it is not inside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
@@ -203,7 +203,7 @@ def _rows(root: Path) -> Iterator[_Row]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """The pictures below a folder, in no order; each directory once."""
+    """The pictures below a folder, unordered; each directory once."""
     been: dict[tuple[int, int], str] = {}
     waiting = [""]
     while waiting:
@@ -225,7 +225,8 @@ def _is_picture(name: str) -> bool:
 
 
 def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """(name, whether it is a directory) of what is in a folder, in order, without what is hidden or of systems."""
+    """(name, whether it is a directory) for the entries of a folder, sorted, without hidden ones and those of
+    systems."""
     try:
         with os.scandir(folder) as entries:
             seen = [entry.name for entry in entries]

@@ -1,8 +1,8 @@
-"""Pictures as published models read them: resized by Pillow, as the models were trained, and normalised.
+"""Pictures prepared for published models: resized by Pillow, as in the models' training, and normalised.
 
-encoders     the shorter side to a size, bicubic, the middle cut out, (x / 255 - mean) / deviation
-first stages to a height and a width, Lanczos, x / 127.5 - 1
-masks        grey, to a height and a width, 1 where it is at least half white, else 0
+encoders     the shorter side resized, bicubic, the middle cut out, (x / 255 - mean) / deviation
+first stages resized to a height and a width, Lanczos, x / 127.5 - 1
+masks        grey, resized to a height and a width, 1 where at least half white, else 0
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ _UNREAD = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderPictures:
-    """What a folder's preprocessor_config.json says of pictures for an encoder.
+    """A folder's preprocessor_config.json for the pictures of an encoder.
 
     Attributes:
-      size: of the shorter side, or height and width; None: it stays.
+      size: size of the shorter side, or height and width; None: it stays.
       crop: height and width that are cut out of the middle; None: nothing is cut.
       resample: Pillow's number of the filter; 3 is bicubic.
-      factor: of the values; None: they stay from 0 to 255.
-      mean, deviation: of the channels; None: they are not normalised.
+      factor: factor on the values; None: they stay from 0 to 255.
+      mean, deviation: values for each channel; None: no normalisation.
     """
 
     size: int | tuple[int, int] | None = 224
@@ -48,16 +48,16 @@ class EncoderPictures:
 
     @classmethod
     def of_folder(cls, folder: Path | str) -> "EncoderPictures":
-        """What the folder says.
+        """Read a folder's file.
 
         Raises:
-          UserError: there is no such file, or it says something that is not known.
+          UserError: there is no such file, or it has an unknown field or value.
         """
         return cls.of_config(read_json(Path(folder).expanduser() / "preprocessor_config.json"))
 
     @classmethod
     def of_config(cls, said: Mapping[str, Any]) -> "EncoderPictures":
-        """What the fields of preprocessor_config.json say."""
+        """Read the fields of preprocessor_config.json."""
         read = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
         for name, value in said.items():
             if name not in read and name not in _UNREAD and value is not None:
@@ -74,10 +74,10 @@ class EncoderPictures:
         )
 
     def __call__(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "n height width 3"]:
-        """The pictures, all of one size.
+        """The prepared pictures, all of one size.
 
         Raises:
-          UserError: a picture is smaller than what is cut out of it, or has other channels than 3.
+          UserError: a picture is smaller than the crop, or does not have 3 channels.
         """
         return np.stack([self._one(picture) for picture in pictures])
 
@@ -106,12 +106,12 @@ class EncoderPictures:
 
 
 def codec_pixels(pictures: Sequence[Picture], height: int, width: int) -> Float[np.ndarray, "n height width 3"]:
-    """Pictures for a first stage, resized where they are of another size, in [-1, 1]."""
+    """Pictures for a first stage in [-1, 1], resized if their size differs."""
     return np.stack([_to_size(_image(picture), height, width).astype(np.float32) / 127.5 - 1 for picture in pictures])
 
 
 def mask_pixels(masks: Sequence[Picture], height: int, width: int) -> Float[np.ndarray, "n height width 1"]:
-    """Masks, resized where they are of another size: 1 where something is to be made, 0 where it is kept."""
+    """Masks, resized if their size differs: 1 where something is to be drawn, 0 where the picture is kept."""
     grey = [_to_size(_image(mask).convert("L"), height, width).astype(np.float32) / 255 for mask in masks]
     return (np.stack(grey)[..., None] >= 0.5).astype(np.float32)
 

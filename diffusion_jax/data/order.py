@@ -1,6 +1,6 @@
-"""What is random of the data, as functions of a seed and a position: the order of an epoch, and random words.
+"""The randomness of the data as functions of a seed and a position: the order of an epoch, and random words.
 
-Both come from a counter-based generator, which numpy keeps the same in all versions.
+Both come from a counter-based generator, which gives the same numbers in all versions of numpy.
 """
 
 import functools
@@ -21,7 +21,8 @@ def permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
 
 
 def in_order(positions: Int[np.ndarray, " positions"], count: int, seed: int | None) -> Int[np.ndarray, " positions"]:
-    """Which of `count` examples stand at these positions: an order for every epoch; theirs without a seed."""
+    """Which of `count` examples are at these positions: a new order in every epoch, or their own order without a
+    seed."""
     epochs, places = np.divmod(positions, count)
     if seed is None:
         return places
@@ -34,7 +35,7 @@ def in_order(positions: Int[np.ndarray, " positions"], count: int, seed: int | N
 def in_turns(
     positions: Int[np.ndarray, " positions"], counts: Sequence[int], seed: int | None
 ) -> Int[np.ndarray, " positions"]:
-    """The same of groups that lie one behind the other and take turns: position p is of group p mod len(counts)."""
+    """The same for groups that are stored one after the other and alternate: position p has group p mod len(counts)."""
     chosen, first = np.empty_like(positions), 0
     for turn, count in enumerate(counts):
         mine = positions % len(counts) == turn
@@ -46,12 +47,12 @@ def in_turns(
 def random_bits(
     seed: int, start: int, stop: int, *, stream: int = FLIP, words: int = _WORDS_PER_BLOCK
 ) -> UInt64[np.ndarray, "positions words"]:
-    """Random words of each global position, equation (2): whole blocks of a counter-based generator."""
+    """Random words for each global position, equation (2): whole blocks of a counter-based generator."""
     generator = np.random.Philox(key=seed + (stream << 64), counter=start * (words // _WORDS_PER_BLOCK))
     return generator.random_raw(words * (stop - start)).reshape(-1, words)
 
 
 def spread(total: int, most: int | None) -> Int[np.ndarray, " n"]:
-    """At most so many of the numbers 0 ... total - 1, evenly spread."""
+    """At most `most` of the numbers 0 ... total - 1, evenly spread."""
     count = total if most is None else min(total, most)
     return np.arange(count, dtype=np.int64) * total // max(count, 1)

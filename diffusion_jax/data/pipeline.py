@@ -1,6 +1,6 @@
 """The data pipeline: batches addressed by position, read by Grain.
 
-Example k of the global batch of step s has the global position p = s * batch_size + k. Everything about it follows
+Example k of the global batch for step s has the global position p = s * batch_size + k. Everything about it follows
 from (seed, p) alone:
 
     epoch, place = divmod(p, num_examples)
@@ -10,10 +10,10 @@ from (seed, p) alone:
 so the batch at step s does not depend on how many processes, worker processes or threads read it, nor on where the run
 was last resumed. Host h of H reads the rows h * batch_size / H ... (h + 1) * batch_size / H of every global batch.
 
-(1) sorts random words of a counter-based generator, which numpy keeps the same in all versions (it does not promise
-that of `Generator.permutation`); it is computed once an epoch, where Grain's index_shuffle would cost 15 us an example.
-Where some examples are of a subject and the others of its class (`DatasetInfo.num_prior`) they take turns: even
-positions are of the subject, odd ones of the class, and p // 2 stands in the place of p in (1) for each of the two.
+(1) sorts random words of a counter-based generator, which gives the same numbers in all versions of numpy (numpy does
+not promise this for `Generator.permutation`). It is computed once per epoch; Grain's index_shuffle would cost 15 us per
+example. If some examples show a subject and the others its class (`DatasetInfo.num_prior`), they alternate: even
+positions have the subject, odd ones the class, and p // 2 replaces p in (1) for each of the two.
 
 Grain sees a random-access source whose elements are whole batches: it prefetches them in threads or worker processes
 while the accelerator computes, at a cost per batch rather than per example.
@@ -58,7 +58,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import sampled_digest
 from diffusion_jax.registry import unknown_name
 
-_NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that file names had better not have
+_NO_NAMES = str.maketrans(dict.fromkeys("/[]:%+", "_"))  # characters of splits that are replaced in file names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,29 +69,29 @@ class Pipeline:
       dataset: name of the data set (see `sources.open_dataset`).
       split: split, or slice of one in TFDS notation.
       batch_size: size of the GLOBAL batch.
-      image_size: side of the square images that come out; None leaves images as they are.
+      image_size: side of the square output images; None leaves images as they are.
       crop: name in `transforms.crops`: none, adm, edm, pad.
       buckets: heights and widths such as "192x320": a picture goes to the one nearest in shape, is cut to it, and a
         batch is of one of them (see `buckets`); () for squares of image_size. What is drawn and judged is square still.
-      flip: mirror each image with probability 1/2; the network is not told.
+      flip: mirror each image with probability 1/2; the network does not receive this.
       augmentation: name in `augmentation.augmentations`, or a mapping {"name": ..., **arguments}; a batch then has
-        "augment", which says what was done.
+        "augment", the augmentation's parameters.
       holes: name in `holes.holes`, or a mapping {"name": ..., **arguments}; a batch then has "mask", 1 in the hole.
       augment: False leaves images as they are, neither flipped nor augmented ("augment" is zero).
-      shuffle: another order in every epoch; otherwise always the order of the source.
-      shuffle_captions: give every example the caption of another one of its split (see `shuffled`).
+      shuffle: use a new order in every epoch; otherwise always the order of the source.
+      shuffle_captions: give every example the caption of another example of its split (see `shuffled`).
       trigger: a word that is put before captions that lack it (see `trigger`); "" for none.
-      seed: of order and flips.
+      seed: seed of order and flips.
       channels: 1 or 3 to convert images to grey or RGB; None leaves them.
       options: arguments of the data set's opener, a mapping.
       data_dir: TFDS directory; None takes `sources.default_data_dir()`.
-      features: a file .npy [examples, tokens, channels] of another network's features of the examples of this split, in
-        the order of the source (`experiments.prepare_features`); they are of images that are neither flipped nor
+      features: a file .npy [examples, tokens, channels] with another network's features for the examples of this split,
+        in the order of the source (`experiments.prepare_features`), computed from images that are neither flipped nor
         augmented. "" for none.
       num_workers: worker processes; 0 reads in threads of this one.
       prefetch: batches kept ready (by each worker).
-      prepare: what becomes of raw fields such as "text", before they are put into batches; without it they are dropped.
-      memory_limit: bytes; a split that takes no more, decoded, is held in memory. 0 always reads from disk.
+      prepare: turns raw fields such as "text" into arrays for batches; without it they are dropped.
+      memory_limit: bytes; a split that takes no more, decoded, is kept in memory. 0 always reads from disk.
     """
 
     dataset: str
@@ -171,19 +171,19 @@ class Pipeline:
 
     @functools.cached_property
     def info(self) -> DatasetInfo:
-        """The split as it comes out of the pipeline; opens the data set, reads no example.
+        """The description of the split after the pipeline; opens the data set, reads no example.
 
-        Its fingerprint is of the data set and, where there are `features`, of their file.
+        Its fingerprint covers the data set and, if there are `features`, their file.
         """
         info = self._transformed(self._opened.info)
         if not self.features:
             return info
-        open_features(self.features)  # its errors name the field
+        open_features(self.features)  # raises errors that name the field
         of = f"{info.fingerprint} {sampled_digest(self.features)}"
         return dataclasses.replace(info, fingerprint=hashlib.sha256(of.encode()).hexdigest())
 
     def prepared_by(self, prepare: Preparation) -> "Pipeline":
-        """The same pipeline, whose raw fields are prepared; a data set that is open is not opened again."""
+        """The same pipeline with prepared raw fields; a data set that is open is not opened again."""
         other = dataclasses.replace(self, prepare=prepare)
         if "_opened" in self.__dict__:
             other.__dict__["_opened"] = self._opened
@@ -191,7 +191,7 @@ class Pipeline:
 
     @property
     def pictures(self) -> "Pipeline":
-        """Of prepared latents the pictures that they were made of, as they were encoded; else this pipeline.
+        """For prepared latents the pipeline of the pictures that were encoded; otherwise this pipeline.
 
         Raises:
           UserError: the latents are not there.
@@ -206,26 +206,26 @@ class Pipeline:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of text; None where the data is not text."""
+        """The tokenizer of text data; None for other data."""
         return self._opened.tokenizer
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is to be said of the data before a training."""
+        """Notes on the data, to be printed before training."""
         return self._opened.remarks
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """Texts to ask samples for, each with what it requires of a picture; () where the data has none."""
+        """Prompts for samples, each with what a picture must show; () if the data has none."""
         return self._opened.prompts
 
     @property
     def edits(self) -> Any:
-        """What is known of the edits of pairs; None where the data is of none."""
+        """The edits of pairs; None if the data has none."""
         return self._opened.edits
 
     def described(self) -> DatasetInfo:
-        """`info` as far as it is known of data that need not be there; `num_examples` may be 0."""
+        """`info` as far as it is known without the data; `num_examples` may be 0."""
         return self._transformed(
             describe_dataset(self.dataset, split=self.split, data_dir=self.data_dir, **dict(self.options))
         )
@@ -253,20 +253,20 @@ class Pipeline:
         """Training batches from step `start_step` on, without end.
 
         Args:
-          start_step: the first step; the stream from there is that of a run which never stopped.
+          start_step: the first step; the batches from there on equal those of an uninterrupted run.
           process_index: this host.
           process_count: number of hosts; must divide batch_size.
 
         Returns:
           An iterator of {"data": float32 [local_batch, height, width, channels] in [-1, 1], "label": int32
           [local_batch], "augment": float32 [local_batch, augment_labels]}; data without classes has no "label", a
-          pipeline without augmentation no "augment", one without holes no "mask"; what `prepare` makes is there by
-          its names; with `features` there is "features", float32 [local_batch, tokens, channels]. Where some examples
-          are of a class, "prior", float32 [local_batch], is 1 for these and 0 for those of the subject. Text is int32
+          pipeline without augmentation no "augment", one without holes no "mask". The outputs of `prepare` are added
+          under their names, and with `features` "features", float32 [local_batch, tokens, channels]. If some examples
+          show a class, "prior", float32 [local_batch], is 1 for these and 0 for those of the subject. Text is int32
           [local_batch, length, 1, 1].
 
         Raises:
-          UserError: batch_size does not divide among the hosts, or what opening and decoding the data may raise.
+          UserError: batch_size does not divide among the hosts; also the errors of opening and decoding the data.
         """
         if start_step < 0:
             raise UserError(f"start_step must not be negative, it is {start_step}")
@@ -277,9 +277,10 @@ class Pipeline:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Decoded examples: images uint8 [n, height, width, channels] and labels int32 [n], or None without classes.
 
-        Cropped as in training, not flipped. `split` may name another split of the same data. With `max_examples` they
-        are spread evenly over the split, so that a split sorted by class gives all classes. Images that together are
-        larger than `memory_limit` are put into a file in the directory `spill`, if there is one, and read from there.
+        They are cropped as in training and not flipped. `split` may name another split of the same data. With
+        `max_examples` they are spread evenly over the split, so that a split sorted by class gives all classes. If the
+        images together exceed `memory_limit`, they are written to a file in the directory `spill`, if given, and read
+        from there.
         """
         if split not in (None, self.split):
             return dataclasses.replace(self, split=split).arrays(max_examples=max_examples, spill=spill)
@@ -298,7 +299,7 @@ class Pipeline:
         return self._cropped.read_whole(indices)
 
     def texts(self, split: str | None = None, *, max_examples: int | None = None) -> list[str]:
-        """Captions of the split, or of another one of the same data, of the examples that `arrays` gives.
+        """Captions of this split or another one of the same data, for the examples that `arrays` gives.
 
         Raises:
           UserError: the data has no captions.
@@ -356,12 +357,12 @@ class Pipeline:
 
     @property
     def features_shape(self) -> tuple[int, ...] | None:
-        """Of "features" of one example; None where batches have none."""
+        """The shape of "features" for one example; None if batches have none."""
         return open_features(self.features).shape[1:] if self.features else None
 
     @property
     def augment_labels(self) -> int:
-        """Length of "augment" of an example; 0 where batches have none."""
+        """The length of "augment" for an example; 0 if batches have none."""
         return self._augmentation.num_labels
 
     @functools.cached_property
@@ -402,7 +403,7 @@ class Pipeline:
 
     @property
     def _cropped(self) -> TransformedSource:
-        """Cropped examples, decoded when read."""
+        """Cropped examples, decoded on access."""
         spec = self.info.spec
         return TransformedSource(self._opened.source, self._crop, spec.shape, spec.stored_dtype, self.prepare)
 
@@ -411,22 +412,22 @@ class Pipeline:
         """Cropped examples, from memory if they fit."""
         info, source = self.info, self._cropped
         size = math.prod(info.spec.shape) * source.dtype.itemsize
-        if self.prepare is not None and info.num_examples * size <= self.memory_limit:  # pictures are prepared, too
+        if self.prepare is not None and info.num_examples * size <= self.memory_limit:  # the prepared pictures fit, too
             size = sum(values.nbytes for values in source.read([0]).values())
         if info.num_examples * size > self.memory_limit:
             return source
         return _held(source)
 
     def _iterate(self, reader: BatchReader | BucketReader, start_step: int) -> Iterator[Batch]:
-        """Hand the reader to Grain: slice it at the start, read ahead."""
-        import grain  # 1 s; not needed for planning
+        """Pass the reader to Grain: start at the step and read ahead."""
+        import grain  # takes 1 s, and planning does not need it
 
         threads = 0 if reader.in_memory else min(self.prefetch, os.cpu_count() or 1, 16)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self.prefetch if threads else 0)
         batches = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(options)
         if self.num_workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, also where there is no absl.app
+                flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, even without absl.app
             workers = grain.MultiprocessingOptions(
                 num_workers=self.num_workers, per_worker_buffer_size=max(self.prefetch, 1)
             )

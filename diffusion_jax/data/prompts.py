@@ -1,12 +1,12 @@
-"""Captions and prompts as rows of tokens of one length: what a text encoder reads.
+"""Captions and prompts as rows of tokens with one length, the input of a text encoder.
 
     "a red star"   ->   begin a red star pad pad pad       and a mask of what is not padding
 
-Every text has at least one token, its beginning, so that an empty one is a text too. Three tokenizers:
+Every text has at least its start token, so that an empty one is a text too. There are three tokenizers:
 
     bytes    UTF-8, a token for each byte
     words    a list of words made from the captions of the training data, the most frequent first
-    file     tokenizer.json of the `tokenizers` library, framed as its model wants it ([CLS] ... [SEP] of BERT)
+    file     tokenizer.json of the `tokenizers` library, framed as its model requires ([CLS] ... [SEP] of BERT)
 """
 
 import collections
@@ -32,18 +32,18 @@ MOST_CHARACTERS = 2**16  # of one text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptTokenizer:
-    """Texts to tokens, with a frame around each text and padding behind it; `words` is a list made of captions."""
+    """Turns texts into tokens, with start and end tokens and padding; `words` is a list made from captions."""
 
     words: ClassVar[tuple[str, ...]] = ()
 
     @property
     def size(self) -> int:
-        """Number of tokens, those of the frame and of padding among them."""
+        """Number of tokens, including the frame's (start and end) and padding."""
         raise NotImplementedError
 
     @property
     def pad(self) -> int:
-        """The token of padding."""
+        """The padding token."""
         raise NotImplementedError
 
     @property
@@ -53,11 +53,11 @@ class PromptTokenizer:
 
     @property
     def learns(self) -> bool:
-        """Whether it has yet to see the captions that it is made from."""
+        """Whether it has to be made from captions first."""
         return False
 
     def learned(self, texts: Iterable[str]) -> "PromptTokenizer":
-        """The tokenizer made from these captions; itself, where it does not learn."""
+        """The tokenizer made from these captions; itself, if it does not learn."""
         return self
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
@@ -65,16 +65,16 @@ class PromptTokenizer:
         raise NotImplementedError
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text for which it has no tokens of their own, in their order."""
+        """The words of a text that have no token of their own, in order."""
         return []
 
     def rows(
         self, texts: Sequence[str], length: int
     ) -> tuple[Int[np.ndarray, "texts length"], Bool[np.ndarray, "texts length"]]:
-        """Framed tokens and the mask of what is not padding; what is too long is cut before the end of the frame.
+        """Framed tokens and the mask of everything but padding; texts that are too long are cut before the frame's end.
 
         Raises:
-          UserError: something is no text, or the length has no place for the frame.
+          UserError: a value is no text, or the length leaves no room for the frame.
         """
         before, after = self.frame
         room = length - len(before) - len(after)
@@ -87,15 +87,15 @@ class PromptTokenizer:
         return tokens, mask
 
     def longest(self, length: int) -> int:
-        """Tokens of a text that fit into rows of this length."""
+        """The number of a text's tokens that fit into rows of this length."""
         return length - sum(map(len, self.frame))
 
 
 def checked(text: Any) -> str:
-    """A text, if it is one.
+    """A text, after a check.
 
     Raises:
-      UserError: no string, half a character in it, or much too long.
+      UserError: it is no string, has half a character in it, or is much too long.
     """
     if not isinstance(text, str):
         raise UserError(f"a caption or prompt is a text, got {type(text).__name__} {str(text)[:40]!r}")
@@ -114,7 +114,7 @@ TOKENIZERS: Registry[PromptTokenizer] = Registry("tokenizer")
 @TOKENIZERS.register("bytes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bytes(PromptTokenizer):
-    """UTF-8; 256 begins a text, 257 is padding."""
+    """UTF-8 bytes; 256 begins a text, 257 is padding."""
 
     @property
     def size(self) -> int:
@@ -135,12 +135,12 @@ class Bytes(PromptTokenizer):
 @TOKENIZERS.register("words", example={"most": 5, "words": ("a", "red", "star")})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words(PromptTokenizer):
-    """Words and punctuation marks, in lower case; 0 is padding, 1 begins a text, 2 is any word not in the list.
+    """Words and punctuation marks in lower case; 0 is padding, 1 begins a text, 2 is any word that is not in the list.
 
     Attributes:
-      most: words that there may be; the size does not depend on how many are found, so that a network's parameters
+      most: largest number of words; the size does not depend on how many are found, so that a network's parameters
         follow from its config alone.
-      words: the list; () where it has yet to be made.
+      words: the list; () if it has not been made yet.
     """
 
     most: Annotated[int, Bounds(low=1, high=2**20)] = 1000
@@ -167,10 +167,11 @@ class Words(PromptTokenizer):
         return not self.words
 
     def learned(self, texts: Iterable[str]) -> "Words":
-        """With the words of these texts, the most frequent first, and in order of the alphabet where they are equal.
+        """The tokenizer with the words of these texts, the most frequent first, equally frequent ones in alphabetical
+        order.
 
         Raises:
-          UserError: there is no word in them.
+          UserError: the texts contain no word.
         """
         counts = collections.Counter(word for text in texts for word in split_words(text))
         if not counts:
@@ -193,14 +194,14 @@ class Words(PromptTokenizer):
 
 
 def split_words(text: str) -> list[str]:
-    """Words and punctuation marks in lower case, in one form of Unicode."""
+    """Words and punctuation marks in lower case, in normalised Unicode."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @TOKENIZERS.register("file", example={"path": "tokenizer.json"})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File(PromptTokenizer):
-    """tokenizer.json; a file that frames no text itself gets one token to begin with, behind its own.
+    """tokenizer.json; if the file adds no start token, one is added after its own tokens.
 
     Attributes:
       path: the file.
@@ -235,7 +236,7 @@ class File(PromptTokenizer):
 
     @functools.cached_property
     def _read(self) -> dict[str, Any]:
-        """What the file says besides how a text is cut."""
+        """The file's settings besides how a text is split."""
         library = self._file.library
         framed = library.encode("a", add_special_tokens=True)
         special = np.flatnonzero(np.asarray(framed.special_tokens_mask) == 0)

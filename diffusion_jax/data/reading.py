@@ -1,4 +1,4 @@
-"""Examples from storage: decoded and cropped as they are read, tried again where storage fails, many at once."""
+"""Examples from storage: decoded and cropped on access, read again if storage fails, many at once."""
 
 import concurrent.futures
 import dataclasses
@@ -19,7 +19,7 @@ from diffusion_jax.specs import CONTROL, FRAME
 
 
 class Preparation(Protocol):
-    """Raw fields of examples to arrays [examples, ...]; a function of each example alone.
+    """Turns raw fields of examples into arrays [examples, ...], each example by itself.
 
     Attributes:
       reads: names of the raw fields.
@@ -34,18 +34,18 @@ class Preparation(Protocol):
         ...
 
 
-PAUSES = (0.1, 1.0, 5.0)  # seconds before a read that failed is tried again
+PAUSES = (0.1, 1.0, 5.0)  # seconds before a failed read is repeated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransformedSource:
-    """A source whose images are converted and cropped as they are read, and other raw fields prepared.
+    """A source whose images are converted and cropped on access, and whose other raw fields are prepared.
 
     Attributes:
-      source: of examples.
-      crop: what becomes of an image.
-      shape, dtype: of an image then.
-      prepare: what becomes of raw fields such as texts; without it they are left behind.
+      source: source of the examples.
+      crop: the crop for images.
+      shape, dtype: form of a cropped image.
+      prepare: prepares raw fields such as texts; without it they are dropped.
     """
 
     source: Source
@@ -71,7 +71,7 @@ class TransformedSource:
         return {**batch, "label": np.array([example["label"] for example in examples], np.int32)}
 
     def _raw(self, name: str, examples: Sequence[Example]) -> list[Any]:
-        """A raw field of examples; pictures are cropped."""
+        """One raw field of the examples; pictures are cropped."""
         if name == FRAME:
             return [self._frame(example) for example in examples]
         values = [example[name] for example in examples]
@@ -79,20 +79,20 @@ class TransformedSource:
         return values if what is None else [self._converted(value, what) for value in values]
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[str]:
-        """The captions of the examples at `indices`, as they are."""
+        """The unchanged captions of the examples at `indices`."""
         alone = getattr(self.source, "texts", None)
         if alone is not None:
             return alone(indices)
         return [example["text"] for example in _patiently(self._examples, indices)]
 
     def read_whole(self, indices: Sequence[int] | Int[np.ndarray, " batch"]) -> list[Example]:
-        """The examples at `indices` with every field that the source has."""
+        """The examples at `indices` with every field of the source."""
         examples = _patiently(self._examples, indices)
         shown = [name for name in ("image", CONTROL) if examples and name in examples[0]]
         return [{**one, **{name: self._raw(name, [one])[0] for name in shown}} for one in examples]
 
     def _frame(self, example: Example) -> tuple[int, ...]:
-        """How a picture was cut, which is known here where the source does not say it."""
+        """How a picture was cropped, computed here if the source does not say it."""
         if FRAME in example:
             return example[FRAME]
         height, width = example["image"].shape[:2]
@@ -112,10 +112,10 @@ class TransformedSource:
 
 
 def _patiently(read: Callable[[Any], list[Example]], indices: Any) -> list[Example]:
-    """Read from storage that may fail for a moment, as network file systems do.
+    """Read from storage that may fail temporarily, as network file systems do.
 
     Raises:
-      RunError: it has failed again and again.
+      RunError: it failed repeatedly.
     """
     for pause in PAUSES:
         try:
@@ -136,7 +136,7 @@ def read_all(
     *,
     file: Path | None = None,
 ) -> Batch:
-    """The examples at `indices`, decoded by several threads; the images into a file, where one is named."""
+    """The examples at `indices`, decoded by several threads; the images go into a file if one is named."""
     if file is None and (isinstance(source, ArraySource) or len(indices) <= chunk):
         return source.read(indices)
     example = source.read(indices[:1])
@@ -156,5 +156,5 @@ def read_all(
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(fill, range(0, len(indices), chunk)):
-            pass  # raises what a thread raised
+            pass  # raises the exception of a thread
     return whole

@@ -1,8 +1,8 @@
-"""A control for models of texts: captions that belong to other examples.
+"""A control for models that draw from text: captions that belong to other examples.
 
-Example i keeps its picture and gets the caption of example (i + s) mod n, s being drawn once from 1 ... n - 1: every
-caption is there as often as before, and says nothing of the picture beside it. What a network then learns of pictures
-is what it learns without words, and its samples fit their prompts by chance alone.
+Example i keeps its picture and gets the caption of example (i + s) mod n, where s is drawn once from 1 ... n - 1. Every
+caption is as frequent as before, and says nothing about its picture. A network then learns of pictures what it can
+learn without words, and its samples fit their prompts only by chance.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ import numpy as np
 from diffusion_jax.data.sources import Dataset, Example, Source
 from diffusion_jax.errors import UserError
 
-_STREAM = 3  # of (seed, stream): none of the pipeline's
+_STREAM = 3  # (seed, stream), which the pipeline does not use
 
 
 @dataclasses.dataclass(frozen=True)
 class ShuffledCaptions:
-    """A source whose examples have the captions of others.
+    """A source whose examples have the captions of other examples.
 
     Attributes:
-      source: of examples with the field "text".
-      distance: from an example to that whose caption it gets, 1 ... len - 1.
+      source: source of examples with the field "text".
+      distance: distance to the example whose caption is taken, 1 ... len - 1.
     """
 
     source: Source
@@ -43,14 +43,14 @@ class ShuffledCaptions:
         return [{**example, "text": text} for example, text in zip(examples, captions, strict=True)]
 
     def texts(self, indices: Sequence[int]) -> list[str]:
-        """Captions alone."""
+        """The captions."""
         others = (np.asarray(indices, np.int64) + self.distance) % len(self)
         alone = getattr(self.source, "texts", None)
         return alone(others) if alone else [self.source[int(i)]["text"] for i in others]
 
 
 def shuffled_captions(opened: Dataset, seed: int) -> Dataset:
-    """The data set with shuffled captions; its fingerprint is another one.
+    """The data set with shuffled captions, and with another fingerprint.
 
     Raises:
       UserError: it has no captions, or only one.

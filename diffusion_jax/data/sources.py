@@ -1,4 +1,4 @@
-"""Random-access sources of examples, and the one function that opens any of them by name.
+"""Random-access sources of examples, and the function that opens any of them by name.
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
@@ -29,11 +29,12 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples. `__getitems__(indices) -> list`, if there is one, reads many at once, and
-    `texts(indices) -> list[str]` their captions alone.
+    """Random access to examples. `__getitems__(indices) -> list`, if it exists, reads many at once, and
+    `texts(indices) -> list[str]` only their captions.
 
-    An OSError means that the storage failed for the moment: the pipeline tries again. What does not mend by itself,
-    such as a damaged file, is a UserError.
+    An OSError means that the storage failed temporarily: the pipeline tries again. Lasting errors, such as a damaged
+      file,
+    are a UserError.
     """
 
     def __len__(self) -> int: ...
@@ -45,8 +46,8 @@ class Tokenizer(Protocol):
     """Text to numbers and back.
 
     Attributes:
-      size: of the vocabulary.
-      begin, end: tokens that frame an example, and `end` also a document; None where there are none.
+      size: size of the vocabulary.
+      begin, end: tokens that frame an example; `end` also ends a document; None if there are none.
     """
 
     size: int
@@ -61,7 +62,7 @@ class Tokenizer(Protocol):
 
 
 def storage_failed(error: Exception) -> bool:
-    """Whether the system reported a failed read, and not that there is no such file or that its content is wrong."""
+    """Whether the system reported a failed read, rather than a missing file or wrong content."""
     wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
     lasting = (None, errno.ELOOP, errno.ENAMETOOLONG)
     return isinstance(error, OSError) and error.errno not in lasting and not isinstance(error, wrong)
@@ -69,21 +70,21 @@ def storage_failed(error: Exception) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a split before any example is read.
+    """The description of a split, known before any example is read.
 
     Attributes:
       name: name of the data set.
-      split: the split, as asked for.
+      split: the split as requested.
       num_examples: number of examples in the split.
-      spec: the form of an example: what it is of, and its shape.
+      spec: kind and shape of an example.
       num_classes: number of classes, 0 if the data has none.
       class_names: their names, () if the data has no classes.
-      first_stage: of prepared latents, the fingerprint of the first stage that made them; else "".
+      first_stage: for prepared latents, the fingerprint of the first stage that made them; else "".
       fields: raw fields of an example besides image and label, such as "text", a caption.
-      num_prior: how many of the examples, the last ones, are of the class of a subject and not of the subject; they
-        take turns with the others, so that they are every second example of a batch.
-      fingerprint: a hash of the content, the same wherever the data lies; "" where it is not known, as of data that is
-        not prepared and in what earlier versions wrote.
+      num_prior: how many of the examples, at the end, show the class of a subject and not the subject itself; the two
+        alternate, so that they are every second example of a batch.
+      fingerprint: a hash of the content, wherever the data lies; "" if it is not known, as for data that is not
+        prepared and in what earlier versions wrote.
     """
 
     name: str
@@ -99,13 +100,13 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "DatasetInfo":
-        """From the JSON of `dataclasses.asdict`, also as earlier versions wrote it.
+        """Read the JSON of `dataclasses.asdict`, also in the form of earlier versions.
 
         Raises:
-          TypeError, KeyError or AttributeError: the fields are others, or of other types.
+          TypeError, KeyError or AttributeError: the fields or their types are wrong.
         """
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        if "spec" not in given:  # the form of an example was three fields
+        if "spec" not in given:  # earlier versions described an example by three fields
             kind = {"uint8": "pixels", "float32": "latents", "int32": "tokens"}[given.pop("dtype", "uint8")]
             shape, values = given.pop("image_shape"), given.pop("vocabulary", 0)
             given["spec"] = {"kind": kind, "shape": shape, "num_values": values}
@@ -115,13 +116,13 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An opened split: what it is, its examples and, of text, what the numbers mean.
+    """An opened split: its description, its examples and, for text, the meaning of the tokens.
 
-    `prompts` are texts to ask samples for, each with what it requires of a picture, and say in `requires` whether that
-    is a "scene" or a "word"; () where the data knows none.
-    `edits` knows the edits of its pairs (`scenes.edits.EditSource`); None where the data is of none.
-    `remarks` are what is to be said of the data before a training.
-    `sizes` gives height and width of every picture, [examples, 2]; None where all are of one size.
+    `prompts` are texts to draw samples for, each with what a picture must show; their `requires` says whether that is a
+    "scene" or a "word"; () if the data has none.
+    `edits` describes the edits of its pairs (`scenes.edits.EditSource`); None if the data has none.
+    `remarks` are notes on the data, to be printed before training.
+    `sizes` gives height and width of every picture, [examples, 2]; None if all have one size.
     """
 
     info: DatasetInfo
@@ -134,22 +135,22 @@ class Dataset:
 
 
 AT_A_PATH = ("folder", "latents")
-"""Data sets that lie where their name says: "folder:/path/to/images", "latents:/path/to/folder"."""
+"""Data sets whose name contains their path: "folder:/path/to/images", "latents:/path/to/folder"."""
 
 datasets: Registry[Dataset] = Registry("dataset")
 """Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
 
 describers: dict[str, Callable[..., DatasetInfo]] = {}
-"""Those of them that can be described before they are prepared: name -> describe(split, data_dir, **options)."""
+"""Those that can be described before they are prepared: name -> describe(split, data_dir, **options)."""
 
 
 def default_data_dir() -> str:
-    """Where prepared data lives: the environment's TFDS_DATA_DIR, else `data` in the current directory."""
+    """The directory of prepared data: the environment's TFDS_DATA_DIR, else `data` in the current directory."""
     return os.environ.get("TFDS_DATA_DIR") or "data"
 
 
 def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> Dataset:
-    """Open one split of a data set; cheap, reads no example.
+    """Open one split of a data set; this is cheap and reads no example.
 
     Args:
       name: one of `datasets`, `folder:/path/to/images`, `latents:/path/to/folder`, or any TFDS name ("cifar10",
@@ -159,7 +160,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
       **options: arguments of the opener, for example `path` of "folder" or `label_key` of TFDS data.
 
     Raises:
-      UserError: unknown name, option or split, or data that is not there or not prepared.
+      UserError: the name, option or split is unknown, or the data is missing or not prepared.
     """
     name, data_dir, options = resolved(name, data_dir, options)
     if name in datasets:
@@ -170,7 +171,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
 
 
 def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = None, **options: Any) -> DatasetInfo:
-    """Shape and classes of a split, as of `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
+    """The description of a split, like `open_dataset`; a data set of TFDS, or a text, need not be prepared."""
     name, data_dir, options = resolved(name, data_dir, options)
     describe = describers.get(name)
     if describe:
@@ -188,7 +189,7 @@ def describe_dataset(name: str, *, split: str = "train", data_dir: str | None = 
 
 
 def resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """Name, directory and options without shorthands; options of TFDS data are checked."""
+    """Name, directory and options without abbreviations; options of TFDS data are checked."""
     for kind in AT_A_PATH:
         if name.startswith(f"{kind}:"):
             name, options = kind, {"path": name.removeprefix(f"{kind}:"), **options}
@@ -204,12 +205,12 @@ def resolved(name: str, data_dir: str | None, options: dict[str, Any]) -> tuple[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples held in memory; reads a whole batch with one indexing operation.
+    """Examples in memory; a whole batch is read with one indexing operation.
 
     Attributes:
-      images: all of them.
+      images: all images.
       labels: their classes, if they have any.
-      fields: what was prepared of their raw fields, by name, [examples, ...].
+      fields: prepared raw fields by name, [examples, ...].
     """
 
     images: Shaped[np.ndarray, "examples height width channels"]
@@ -231,10 +232,10 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticLatents:
-    """A class-conditional Gaussian mixture in latent space: a stand-in for planning and timing, not data.
+    """A class-conditional Gaussian mixture in latent space: synthetic data for planning and timing.
 
-    Example i has label i mod num_classes and is mean[label] / sqrt(2) + noise / sqrt(2), both unit Gaussian, so that
-    the whole has unit variance. Every example is a function of (seed, index).
+    Example i has label i mod num_classes and is mean[label] / sqrt(2) + noise / sqrt(2), both unit Gaussian, so the
+    whole has unit variance. Every example is a function of (seed, index).
     """
 
     num_examples: int
@@ -267,7 +268,8 @@ def open_synthetic_latents(
     num_classes: int = 1000,
     seed: int = 0,
 ) -> Dataset:
-    """Made-up latents [size, size, channels] with labels (see `SyntheticLatents`); splits differ in their seed only."""
+    """Synthetic latents [size, size, channels] with labels (see `SyntheticLatents`); splits differ only in their
+    seed."""
     if min(num_examples, size, channels, num_classes) < 1:
         raise UserError("synthetic_latents: num_examples, size, channels and num_classes must be at least 1")
     if split not in ("train", "test"):
@@ -287,7 +289,7 @@ def open_synthetic_latents(
 
 @dataclasses.dataclass(frozen=True)
 class Inverted:
-    """A source whose pictures are light where they were dark."""
+    """A source with inverted pictures, light where they were dark."""
 
     source: Source
 
@@ -306,14 +308,14 @@ class Inverted:
 
 @datasets.register("digits")
 def open_digits(*, split: str = "train", data_dir: str | None = None, inverted: bool = False) -> Dataset:
-    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if need be (about 2 s, no network).
+    """scikit-learn's 1797 real 8x8 digits; prepared on the spot if necessary (about 2 s, no network).
 
     Args:
       split: "train", "test", or a slice of one in TFDS notation.
-      data_dir: where they are prepared.
-      inverted: dark on a light ground, and not light on a dark one: another set of the same subjects.
+      data_dir: directory in which they are prepared.
+      inverted: draw dark digits on a light ground instead of light on dark: another data set of the same subjects.
     """
-    from diffusion_jax.data import builders, tfds_source  # imports TFDS; registers "digits" there
+    from diffusion_jax.data import builders, tfds_source  # imports TFDS, and registers "digits" there
 
     data_dir = str(expanded(data_dir or default_data_dir()))
     if not tfds_source.is_prepared(tfds_source.get_builder("digits", data_dir)):

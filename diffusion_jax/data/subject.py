@@ -1,8 +1,8 @@
-"""A subject and its class, as DreamBooth learns from them (Ruiz et al. 2022, arXiv:2208.12242).
+"""A subject and its class, the data of DreamBooth (Ruiz et al. 2022, arXiv:2208.12242).
 
 A few pictures of one subject share a caption with a rare word, "a photo of a sks dog". Pictures of its class, with the
-caption "a photo of a dog", keep the model from forgetting what the class is: in a batch they take turns with those of
-the subject. They are a folder of the user's, or were drawn from the model before training.
+caption "a photo of a dog", keep the model from forgetting the class; in a batch the two alternate. The pictures of the
+class are in a folder that the user names, or were drawn from the model before training.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from diffusion_jax.specs import DataSpec
 
 @dataclasses.dataclass(frozen=True)
 class SubjectSource:
-    """Pictures of the subject, and behind them those of its class, each with its caption."""
+    """Pictures of the subject, followed by those of its class, each with its caption."""
 
     folders: tuple[FolderSource, ...]
     captions: tuple[str, ...]
@@ -52,21 +52,21 @@ def open_subject(
     num_class_images: Annotated[int, NOT_NEGATIVE] = 0,
     channels: int = 3,
 ) -> Dataset:
-    """Open the pictures of a subject, and those of its class.
+    """Open the pictures of a subject and those of its class.
 
     Args:
       split: "train"; there is no other.
       data_dir: not used.
-      instance: folder of pictures of the subject.
-      instance_prompt: the caption of each.
-      class_pictures: folder of pictures of its class.
-      class_prompt: the caption of each.
-      num_class_images: how many of these are used, the first by name; 0: none.
+      instance: folder with pictures of the subject.
+      instance_prompt: their caption.
+      class_pictures: folder with pictures of its class.
+      class_prompt: their caption.
+      num_class_images: number of pictures of the class to use, the first ones by name; 0: none.
       channels: 3 (RGB) or 1 (grey).
 
     Raises:
-      UserError: another split, a caption that is missing, a folder without pictures or of several subjects, or fewer
-        pictures of the class than asked for.
+      UserError: the split is another, a caption is missing, a folder has no pictures or those of several subjects, or
+        there are too few pictures of the class.
     """
     if split != "train":
         raise UserError(f"data.instance has the split 'train' and no {split!r}: nothing of a subject is held out")
@@ -105,7 +105,7 @@ def open_subject(
 
 
 def describe_subject(*, num_class_images: int = 0, channels: int = 3, **others: object) -> DatasetInfo:
-    """What is known of a subject whose pictures need not be there; `others` are the other arguments of its opener."""
+    """The description of a subject without its pictures; `others` are the other arguments of its opener."""
     return DatasetInfo(
         name="subject",
         split="train",
@@ -123,7 +123,7 @@ def _class(folder: str, prompt: str, count: int, channels: int) -> Dataset:
     """The pictures of the class.
 
     Raises:
-      UserError: no caption, no such folder, or too few pictures in it.
+      UserError: there is no caption, no such folder, or too few pictures in it.
     """
     if not prompt.strip():
         raise UserError('data.class_prompt is empty: it is the caption of the class, such as "a photo of a dog"')

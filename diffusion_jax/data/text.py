@@ -1,7 +1,7 @@
-"""Text as tokens: prepared once as one long row of numbers, read in pieces of equal length.
+"""Text as tokens: prepared once as one long row of numbers, and read in pieces of equal length.
 
 Every document is followed by the end token, and the row is cut into examples without regard to documents (sentence
-packing). With a begin token an example is `begin`, length - 2 tokens, `end`, as SEDD and MDLM do with GPT-2's
+packing). With a start token an example is `begin`, length - 2 tokens, `end`, as in SEDD and MDLM, which use GPT-2's
 <|endoftext|> for both (Sahoo et al. 2024, arXiv:2406.07524); without one it is `length` tokens.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["ByteTokenizer", "FileTokenizer", "PreparedText", "TextSource", "desc
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """Pieces of a row of tokens, read from the file when asked for."""
+    """Pieces of a row of tokens, read from the file on access."""
 
     path: str
     dtype: str
@@ -54,7 +54,7 @@ class TextSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
-        """Raises UserError where the file is no longer as it was opened, or holds what is no token."""
+        """Raises UserError if the file has changed since it was opened, or holds invalid tokens."""
         item = np.dtype(self.dtype).itemsize
         try:
             with open(self.path, "rb", buffering=0) as file:
@@ -82,17 +82,17 @@ class TextSource:
 def open_text(
     *, split: str = "train", data_dir: str | None = None, corpus: str = PYTHON_DOCS, length: int = 1024
 ) -> Dataset:
-    """A prepared text in examples [length, 1, 1] of tokens.
+    """Open a prepared text as examples [length, 1, 1] of tokens.
 
     Args:
       split: train or test.
-      data_dir: where it was prepared.
-      corpus: the name under which it was prepared; "python_docs", the reference topics that CPython carries, is
-      prepared on the spot.
+      data_dir: directory in which it was prepared.
+      corpus: name of the prepared text; "python_docs", the reference topics that come with CPython, is prepared on the
+        spot.
       length: tokens of an example.
 
     Raises:
-      UserError: it is not prepared or is damaged, or `corpus`, `length` or `split` make no sense.
+      UserError: it is not prepared or is damaged, or `corpus`, `length` or `split` is invalid.
     """
     if split not in SPLITS:
         raise UserError(f"text has the splits {' and '.join(SPLITS)}, not {split!r}")
@@ -130,7 +130,7 @@ def open_text(
 
 
 def describe_text(*, split: str, data_dir: str | None, corpus: str = PYTHON_DOCS, length: int = 1024) -> DatasetInfo:
-    """As `open_text`; of a text that is not prepared only the shape is known."""
+    """The description of a text, like `open_text`; if the text is not prepared, only the shape is known."""
     if is_there(store_directory(corpus, data_dir or default_data_dir())):
         return open_text(split=split, data_dir=data_dir, corpus=corpus, length=length).info
     spec = DataSpec(kind="tokens", shape=(length, 1, 1))

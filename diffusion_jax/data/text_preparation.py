@@ -1,4 +1,4 @@
-"""Files of text made into tokens, once: whole or not at all, by one process at a time."""
+"""Files of text turned into tokens, once: complete or not at all, by one process at a time."""
 
 import collections
 import dataclasses
@@ -28,13 +28,13 @@ from diffusion_jax.data.tokenizing import BYTES, ByteTokenizer, FileTokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, locked, open_text, read_json_rows, remove_ours, whole_directory
 
-_AT_ONCE = 256  # documents that are encoded together
-DOCUMENT_LIMIT = 2**31  # characters of one document, which is held in memory
+_AT_ONCE = 256  # documents that are encoded in one call
+DOCUMENT_LIMIT = 2**31  # characters of one document, which is kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedText:
-    """What a preparation left behind: the directory, the tokens of each split, whether it was there before."""
+    """The result of a preparation: the directory, the tokens of each split, whether it existed before."""
 
     directory: str
     tokens: Mapping[str, int]
@@ -53,24 +53,24 @@ def prepare_text(
     end: str | None = None,
     progress: bool = True,
 ) -> PreparedText:
-    """Turn files of text into tokens; nothing is done if the text is there.
+    """Turn files of text into tokens, unless the text is there already.
 
-    Any number of processes may do so at once: one prepares the text, the others wait and find it.
+    Any number of processes may call this at once: one prepares the text, the others wait.
 
     Args:
       corpus: the name of the text.
-      files: each one document, or with the ending .jsonl one of each line's "text"; either may be gzipped (.gz). Line
-        ends of a document become newlines.
-      data_dir: where to.
-      test_files: those held out.
-      held_out: without `test_files`, how many documents at the end are held out.
+      files: each is one document, or with the ending .jsonl has one document in each line's "text"; either may be
+        gzipped (.gz). Line ends of a document become newlines.
+      data_dir: directory to write to.
+      test_files: held-out files.
+      held_out: without `test_files`, the number of documents at the end that are held out.
       tokenizer: "bytes", or a file tokenizer.json of the `tokenizers` library.
-      begin, end: the tokenizer's words that frame an example; `end` also ends a document.
+      begin, end: the tokenizer's tokens that frame an example; `end` also ends a document.
       progress: show a bar.
 
     Raises:
-      UserError: a file can not be read, or nothing is held out or left for training, or the name of the text is no
-        plain name or is taken by something else.
+      UserError: a file cannot be read, nothing is held out or left for training, or the name of the text is no plain
+        name or is in use.
     """
     directory = store_directory(corpus, data_dir)
     if is_there(directory):
@@ -94,7 +94,7 @@ def prepare_text(
 
 
 def prepare_python_docs(data_dir: str) -> None:
-    """79 or so documents, half a million characters; every tenth is held out."""
+    """Prepare about 79 documents, half a million characters; every tenth is held out."""
     from pydoc_data.topics import topics
 
     names = sorted(topics)
@@ -106,12 +106,12 @@ def prepare_python_docs(data_dir: str) -> None:
 
 
 def _once(directory: Path, write: Callable[[Path], None]) -> tuple[Store, bool]:
-    """A text, written unless it is there or another process has written it meanwhile; and whether it was there."""
+    """A text, written unless this or another process has done so before; and whether it existed."""
     try:
         with locked(directory.parent / f".{directory.name}.lock", "process {holder} prepares it", wait=True):
             if is_there(directory):
                 return read_store(directory), True
-            remove_ours(directory)  # without an info.json it is of no use
+            remove_ours(directory)  # without an info.json it is useless
             with whole_directory(directory) as partial:
                 write(partial)
             return read_store(directory), False
@@ -129,7 +129,7 @@ def _write(
     tokenizer: Tokenizer,
     file: Path | None,
 ) -> None:
-    """The files of a text."""
+    """Write the files of a text."""
     dtype = "<u2" if tokenizer.size <= 2**16 else "<u4"
     with (directory / "train.bin").open("wb") as train_file, (directory / "test.bin").open("wb") as test_file:
         out = {"train": _Row(train_file, dtype, tokenizer.size), "test": _Row(test_file, dtype, tokenizer.size)}
@@ -153,7 +153,7 @@ def _write(
 
 
 class _Row:
-    """A file of tokens that is being written, how many there are and their hash."""
+    """A file of tokens being written, their number and their hash."""
 
     def __init__(self, file: BinaryIO, dtype: str, vocabulary: int):
         self.file, self.dtype, self.vocabulary = file, dtype, vocabulary
@@ -169,7 +169,7 @@ class _Row:
 
 
 def _encoded(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document, with the end token."""
+    """The tokens of each document, including the end token."""
     ending = [] if tokenizer.end is None else [tokenizer.end]
     batch: list[str] = []
 
@@ -186,7 +186,7 @@ def _encoded(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
 
 
 def _documents(files: Sequence[str], progress: bool) -> Iterator[str]:
-    """The documents of files, in their order."""
+    """The documents of files, in order."""
     for number, name in enumerate(files, 1):
         path = expanded(name)
         if progress:

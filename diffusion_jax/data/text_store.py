@@ -1,4 +1,4 @@
-"""Files of a prepared text, checked against what its info.json says.
+"""Files of a prepared text, checked against its info.json.
 
 <data_dir>/text/<corpus>/train.bin, test.bin   the tokens, uint16 or uint32, little-endian
                          info.json             the number of tokens, the tokenizer, and hashes of the files
@@ -34,13 +34,13 @@ class Store:
     """A prepared text.
 
     Attributes:
-      directory: where it lies.
-      tokens: of each split, how many.
-      dtype: of the tokens in the files, "<u2" or "<u4".
-      vocabulary: how many different tokens there are.
+      directory: its directory.
+      tokens: the number of tokens of each split.
+      dtype: type of the tokens in the files, "<u2" or "<u4".
+      vocabulary: number of different tokens.
       begin, end: the tokens that frame an example, or None.
       tokenizer: "bytes", or the name of the tokenizer's file.
-      sha256: of each split's file; empty in what earlier versions prepared.
+      sha256: hash of each split's file; empty in what earlier versions prepared.
     """
 
     directory: Path
@@ -56,7 +56,7 @@ class Store:
         """The tokens of a split.
 
         Raises:
-          UserError: there is no such file, or it is not as long as info.json says.
+          UserError: there is no such file, or its length differs from info.json.
         """
         path = regular_file(self.directory / f"{split}.bin")
         size, expected = path.stat().st_size, self.tokens[split] * np.dtype(self.dtype).itemsize
@@ -65,10 +65,10 @@ class Store:
         return path
 
     def open_tokenizer(self) -> Tokenizer:
-        """What turned the text into tokens.
+        """The tokenizer that made the text.
 
         Raises:
-          UserError: its file cannot be read, or is of another vocabulary.
+          UserError: its file cannot be read, or has another vocabulary.
         """
         if self.tokenizer == BYTES:
             return ByteTokenizer(begin=self.begin, end=self.end)
@@ -78,7 +78,7 @@ class Store:
         return made
 
     def fingerprint(self, split: str) -> str:
-        """A hash of the tokens of a split and of what they mean."""
+        """A hash of a split's tokens and their meaning."""
         file = self.file(split)
         content = self.sha256.get(split) or _sha256(file, file.stat().st_mtime_ns)
         words = b"" if self.tokenizer == BYTES else read_bytes(self.directory / self.tokenizer)
@@ -90,7 +90,7 @@ _AGAIN = "remove that directory and prepare the text again"
 
 
 def store_directory(corpus: str, data_dir: str | os.PathLike) -> Path:
-    """Of one text; the one that comes with Python is another in every version.
+    """The directory of a text; the text that comes with Python has one for every version of Python.
 
     Raises:
       UserError: the name of the text is no plain name.
@@ -105,10 +105,10 @@ def is_there(directory: Path) -> bool:
 
 
 def read_store(directory: Path) -> Store:
-    """What info.json says, every value checked.
+    """Read info.json and check every value.
 
     Raises:
-      UserError: it cannot be read, or says what cannot be.
+      UserError: it cannot be read, or has an invalid value.
     """
     path = directory / INFO
     found = read_json(path)
@@ -120,7 +120,7 @@ def read_store(directory: Path) -> Store:
 
 
 def _wrong(found: Mapping[str, Any]) -> str:
-    """What of an info.json cannot be; "" where all can."""
+    """The invalid value of an info.json, described; "" if all are valid."""
     tokens, dtype, vocabulary, name = (found.get(key) for key in ("tokens", "dtype", "vocabulary", "tokenizer"))
     if not isinstance(tokens, dict) or not all(_is_count(tokens.get(split)) for split in SPLITS):
         return f"tokens is {tokens!r}, not a number for each of {' and '.join(SPLITS)}"
@@ -150,6 +150,6 @@ def _is_count(value: object) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _sha256(path: Path, changed: int) -> str:
-    """Of a whole file; `changed` is when, so that another content is read again."""
+    """The hash of a whole file; `changed`, its time of change, makes the cache read changed files again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

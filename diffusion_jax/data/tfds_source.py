@@ -1,7 +1,7 @@
 """Any data set of TensorFlow Datasets as a random-access source, read from array_record files without TensorFlow.
 
-Opening never downloads and never prepares (TFDS's own `tfds.data_source` would, and fails half-way without
-TensorFlow): data that is not there is a UserError that names the command which brings it.
+Opening never downloads and never prepares (TFDS's own `tfds.data_source` would, and fails half-way without TensorFlow):
+missing data is a UserError that names the command which prepares it.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ def _is_not_tfds_noise(record: logging.LogRecord) -> bool:
 
 logging.getLogger("absl").addFilter(_is_not_tfds_noise)
 
-_MOST_PER_BYTE = 8  # examples: what is described as more than files can hold is not made room for
+_MOST_PER_BYTE = 8  # examples per byte; a description of more than files can hold is refused
 _MEND = "remove the directory of that dataset and prepare it again"
 _DAMAGED = (
     ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
     MemoryError, SyntaxError, OSError, message.Error,
 )  # fmt: skip
-"""What TFDS, protobuf, array_record and the decoders of pictures raise for files that are damaged."""
+"""The exceptions of TFDS, protobuf, array_record and picture decoders for damaged files."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def open_tfds(
     """Open one split of a prepared TFDS data set.
 
     Args:
-      name: TFDS name, with config and version if wanted: "lsun/church_outdoor:3.1.0".
+      name: TFDS name, optionally with config and version: "lsun/church_outdoor:3.1.0".
       split: TFDS split: "train", "train[:90%]".
       data_dir: directory in TFDS's layout, data_dir/name/[config/]version.
       image_key: the feature that holds the image.
@@ -98,7 +98,7 @@ def open_tfds(
       text_key: the feature that holds the caption; a data set without a feature "text" has no captions.
 
     Raises:
-      UserError: unknown data set, split or feature; data not prepared, or not as array_record.
+      UserError: the data set, split or feature is unknown, or the data is not prepared as array_record.
     """
     builder = get_builder(name, data_dir)
     info, label_key, text_key = _describe(builder, name, split, image_key, label_key, text_key)
@@ -125,9 +125,9 @@ def describe_tfds(
     label_key: str | None = "label",
     text_key: str | None = "text",
 ) -> DatasetInfo:
-    """What the code of a TFDS data set says of it, prepared or not; arguments and errors as of `open_tfds`.
+    """The description of a TFDS data set from its code, prepared or not; arguments and errors are those of `open_tfds`.
 
-    `num_examples` is 0 where only the files would tell.
+    `num_examples` is 0 if only the files would tell.
     """
     builder = get_builder(name, data_dir)
     info, _, _ = _describe(builder, name, split, image_key, label_key, text_key)
@@ -146,7 +146,7 @@ def _describe(
     label_key: str | None,
     text_key: str | None,
 ) -> tuple[DatasetInfo, str | None, str | None]:
-    """All but the number of examples, and the features that hold class and caption, if there are such."""
+    """All but the number of examples, and the features that hold class and caption, if any."""
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict):
         raise UserError(f"dataset {name!r} in {builder.data_dir} has no features by name: {features}")
@@ -177,10 +177,10 @@ def _describe(
 
 
 def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
-    """A hash of what the examples are and how they are ordered.
+    """A hash that identifies the examples and their order.
 
-    That is name, config and version; the checksums that TFDS demands of the files it is made from, or, of a data set
-    that it does not know, the content of the files (see `files.sampled_digest`); and how they are cut into files.
+    It covers name, config and version; the checksums that TFDS requires of the original files or, for a data set
+    unknown to TFDS, the content of the files (see `files.sampled_digest`); and how the examples are split into files.
     """
     splits = {name: list(info.shard_lengths) for name, info in sorted(builder.info.splits.items())}
     sources = {url: info.checksum for url, info in sorted((builder.url_infos or {}).items())}
@@ -193,7 +193,7 @@ def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
 
 
 def _require_regular(directory: str) -> None:
-    """Refuse what is no file where TFDS would open it, such as a pipe, which it would wait for."""
+    """Refuse anything but a regular file where TFDS would open it, such as a pipe, on which it would wait."""
     if "://" not in directory and os.path.isdir(directory):
         for entry in os.scandir(directory):
             if not os.path.isdir(entry.path):
@@ -201,14 +201,14 @@ def _require_regular(directory: str) -> None:
 
 
 def _bytes_in(directory: str) -> float:
-    """Of the files in a directory; without end where it is not on this machine."""
+    """The bytes of the files in a directory; infinite if it is not on this machine."""
     if not os.path.isdir(directory):
         return float("inf")
     return sum(entry.stat().st_size for entry in os.scandir(directory))
 
 
 def _require_sound(base: str, data_dir: str) -> None:
-    """Refuse descriptions of a data set that are no JSON, with the name of the file, which TFDS does not give."""
+    """Refuse descriptions of a data set that are no JSON, naming the file, which TFDS does not."""
     if "://" in data_dir or not re.fullmatch(r"\w+", base):
         return
     root = Path(data_dir, base)
@@ -227,7 +227,7 @@ def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.Dataset
     """TFDS's builder of a data set, from its code or from the files in `data_dir`.
 
     Raises:
-      UserError: no such data set; the message gives the nearest names.
+      UserError: there is no such data set; the message gives the nearest names.
     """
     base = name.split("/")[0].split(":")[0]
     _require_sound(base, data_dir)
@@ -239,7 +239,7 @@ def get_builder(name: str, data_dir: str, **arguments: Any) -> tfds.core.Dataset
         raise UserError(
             f"the description of dataset {name!r} in {data_dir} is damaged: {_first_line(error)}; {_MEND}"
         ) from error
-    except _DAMAGED as error:  # a name of wrong form, unknown config or version
+    except _DAMAGED as error:  # a malformed name, or an unknown config or version
         if base not in tfds.list_builders(with_community_datasets=False):
             raise UserError(_unknown(name, base)) from error
         configs = ", ".join(tfds.builder_cls(base).builder_configs)
@@ -257,7 +257,7 @@ def _unknown(name: str, base: str) -> str:
 
 
 def require_prepared(name: str, builder: tfds.core.DatasetBuilder, data_dir: str) -> None:
-    """Raise a UserError with the mend if a data set is not on disk, or in a format without random access."""
+    """Raise a UserError with the remedy if a data set is not on disk, or in a format without random access."""
     if not is_prepared(builder):
         raise UserError(
             f"dataset {name!r} is not prepared in {data_dir}; run: "

@@ -16,7 +16,7 @@ BYTES = "bytes"
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8, a token for each byte; documents end with a zero byte."""
+    """UTF-8, one token for each byte; documents end with a zero byte."""
 
     size: int = 256
     begin: int | None = None
@@ -39,10 +39,10 @@ class FileTokenizer:
 
     @classmethod
     def of(cls, path: str | Path, begin: str | None = None, end: str | None = None) -> "FileTokenizer":
-        """With framing tokens given as words, such as <|endoftext|>.
+        """Read the file; framing tokens are given as text, such as <|endoftext|>.
 
         Raises:
-          UserError: the file can not be read, or has no such token.
+          UserError: the file cannot be read, or has no such token.
         """
         bare = cls(str(path))
         numbers = {word: bare.library.token_to_id(word) for word in (begin, end) if word}
@@ -53,7 +53,7 @@ class FileTokenizer:
 
     @functools.cached_property
     def library(self) -> Any:
-        """The library's own tokenizer, which neither cuts nor pads."""
+        """The library's own tokenizer, set neither to cut nor to pad."""
         return _read_library(self.path)
 
     @property

@@ -1,11 +1,11 @@
 """Image transforms in numpy and PIL: crops to a target size, flips, and the map between uint8 and [-1, 1].
 
-Crops are deterministic, image [height, width, channels] -> image; they run once per example where the data fits into
-memory. Published FID references differ by the crop used (a test of a model must use its own):
+Crops are deterministic, image [height, width, channels] -> image; they run once per example if the data fits into
+memory. Published FID references differ in the crop (test a model with its own):
   adm   "center_crop_arr" of Dhariwal & Nichol 2021 (arXiv:2105.05233), also DiT: halve with a box filter while the
         short side is at least twice the target, resize the short side to the target (bicubic), cut the centre;
   edm   "center-crop" of Karras et al. 2022 (arXiv:2206.00364): cut the central square, resize it (Lanczos).
-The random transform, a flip, works on a batch and 64 random bits per example, so that it depends on nothing else.
+The random transform, a flip, takes a batch and 64 random bits per example, so that it depends on nothing else.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ Image = UInt8[np.ndarray, "height width channels"]
 
 
 class Crop(Protocol):
-    """Brings any image to size x size; does nothing to an image of that size.
+    """Brings any image to size x size; leaves an image of that size as it is.
 
-    `start`, which only networks that are told it need, says how many pixels are cut off at the top and at the left of
-    the resized image, given the height and the width of the image as it was.
+    `start`, which only networks with this condition need, gives the number of pixels cut off at the top and left of the
+    resized image, for the height and width of the original image.
     """
 
     size: int | None
@@ -42,7 +42,7 @@ crops: Registry[Crop] = Registry("crop")
 @crops.register("none")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoCrop:
-    """Takes images as they are; with a `size`, refuses any other."""
+    """Leaves images as they are; with a `size`, refuses any other."""
 
     size: int | None = None
 
@@ -81,7 +81,7 @@ class AdmCrop:
         return top, left
 
     def _sizes(self, height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        """Heights and widths of the halved images, and of the resized one."""
+        """Heights and widths of the halved images and of the resized one."""
         halved = []
         while min(height, width) >= 2 * self.size:
             height, width = height // 2, width // 2
@@ -113,7 +113,7 @@ class EdmCrop:
 @crops.register("pad", example={"size": 12})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pad:
-    """Adds a black border on all sides alike (28 -> 32 for MNIST)."""
+    """Adds a black border of equal width on all sides (28 -> 32 for MNIST)."""
 
     size: int
 
@@ -173,7 +173,7 @@ def from_pil(picture: PIL.Image.Image) -> Image:
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey to RGB by repetition, RGB to grey by ITU-R 601-2 luma (PIL), alpha on white; nothing if it fits."""
+    """Grey to RGB by repetition, RGB to grey by ITU-R 601-2 luma (PIL), alpha on white; unchanged if it fits."""
     if image.shape[-1] == channels or image.dtype != np.uint8:
         return image
     if channels == 3 and image.shape[-1] == 1:
@@ -208,5 +208,5 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 
 def as_stored(spec: DataSpec, examples: np.ndarray) -> np.ndarray:
-    """Examples of a batch in the form in which they are stored and shown: pixels as uint8, others as they are."""
+    """Examples of a batch in the form in which they are stored and shown: pixels as uint8, others unchanged."""
     return to_uint8(examples) if spec.kind == "pixels" else examples

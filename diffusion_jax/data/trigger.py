@@ -1,4 +1,4 @@
-"""A word that stands for what is learned: every caption has it, and a picture without a caption has it for one."""
+"""A word that stands for what is learned: it is in every caption, and is the caption of a picture without one."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,11 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Triggered:
-    """A source whose captions all have a word.
+    """A source whose captions all contain a word.
 
     Attributes:
-      source: of examples.
-      word: the word, or several.
+      source: source of the examples.
+      word: the word, or several words.
       captioned: whether the source has captions.
     """
 
@@ -35,7 +35,7 @@ class Triggered:
         return [{**example, "text": self._said(example.get("text", ""))} for example in examples]
 
     def texts(self, indices: Sequence[int]) -> list[str]:
-        """Captions alone."""
+        """The captions."""
         if not self.captioned:
             return [self.word] * len(indices)
         alone = getattr(self.source, "texts", None)
@@ -49,10 +49,10 @@ class Triggered:
 
 
 def with_trigger(opened: Dataset, word: str) -> Dataset:
-    """The data set with the word in every caption, which it may have had before; its fingerprint is another one.
+    """The data set with the word in every caption, which may have had it before; its fingerprint changes.
 
     Raises:
-      UserError: an empty word, or data of a subject and its class, which must not have the word.
+      UserError: the word is empty, or the data has a subject and its class, which must not have the word.
     """
     info, captioned = opened.info, "text" in opened.info.fields
     if not word.strip():

@@ -1,6 +1,6 @@
-"""How likely data are under a model: by the probability-flow ODE, by bounds, in bits per dimension.
+"""The likelihood of data under a model: by the probability-flow ODE, by bounds, in bits per dimension.
 
-`METRICS` is the table of `diffusion_jax.metrics` with the metrics of a model itself, which this room adds to it.
+`METRICS` is the table of `diffusion_jax.metrics`, to which this room adds metrics of a model itself.
 """
 
 from diffusion_jax.likelihood.bits import Likelihood, bits_per_dim

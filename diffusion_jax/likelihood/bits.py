@@ -1,4 +1,4 @@
-"""Bits per dimension, with the kind of the number attached, so that numbers of different kinds are never mixed up.
+"""Bits per dimension that carry their kind, so that numbers of different kinds are never mixed up.
 
     kind          what it is                                                            bits per dimension
     density       -log2 of a density of data in [-1, 1], continuous                     -log2 p / D
@@ -28,7 +28,7 @@ KINDS = ("density", "uniform", "discretised")
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["kind", "bins"])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """Bits per dimension of every example, [batch], and what kind of number they are."""
+    """Bits per dimension of every example, [batch], and their kind."""
 
     bits: Float[Array, " batch"]
     kind: Kind
@@ -38,13 +38,13 @@ class Likelihood:
 def bits_per_dim(
     log_likelihood: Float[Array, " batch"], dimensions: int, *, kind: Kind, bins: int | None = None
 ) -> Likelihood:
-    """From log-likelihoods in nats per example (the table above).
+    """Convert log-likelihoods in nats per example (the table above).
 
     Args:
-      log_likelihood: of every example; for "uniform" that of the dequantised data in [-1, 1].
+      log_likelihood: one for every example; for "uniform" that of the dequantised data in [-1, 1].
       dimensions: D, numbers per example.
       kind: "density", "uniform" or "discretised".
-      bins: levels of the data; needed for the last two, and not taken by "density".
+      bins: levels of the data; required for the last two kinds, and refused for "density".
 
     Raises:
       UserError: an unknown kind, or `bins` missing or meaningless.

@@ -1,12 +1,12 @@
-"""Variational bounds: of a chain of T Gaussian steps, term by term, and of a VDM.
+"""Variational bounds: for a chain of T Gaussian steps, term by term, and for a VDM.
 
 Chain (Sohl-Dickstein et al. 2015; Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021), in bits per dimension,
 
     (1)   -log2 p(x0) <= KL(q(x_T | x0) || N(0, I)) + sum_{n >= 1} KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n))
                           - log2 p(x0 | x_1),
 
-where p is Gaussian around the mean that the predicted x0 implies; its variance is that of `gaussian_chain.py`, eq. (2):
-small, large, or the learned one between. x0 has `bins` equally spaced values in [-1, 1].
+where p is Gaussian around the mean that the predicted x0 implies. Its variance is the small one, the large one, or the
+learned one between them (`gaussian_chain.py`, eq. (2)). x0 has `bins` equally spaced values in [-1, 1].
 
 VDM (Kingma et al. 2021, arXiv 2107.00630, eq. 11 to 18): see `elbo_terms`, and `continuous_bound` for any denoiser.
 """
@@ -41,7 +41,7 @@ def transition_bits(
     """One term of (1) for every example, in bits per dimension.
 
     Args:
-      steps: the chain's reverse steps, in the order of the grid: the last one ends in clean data.
+      steps: the chain's reverse steps, in the order of the grid: the last one leads to clean data.
       place: which transition, 0 ... T - 1.
       estimate: the prediction at xt, with a `variance_fraction`.
       x0: the data.
@@ -81,7 +81,7 @@ def elbo_terms(
         prior            KL(q(z_1 | x) || N(0, I))
         reconstruction   -log p(x | z_0),  p(x | z_0) ~ N(z_0; alpha_0 x, sigma_0^2) over the `bins` values of x;
 
-    their mean over t uniform (on the steps i / T), is the bound. Also returns the prediction at t.
+    their mean over t uniform (on the steps i / T) is the bound. Also returns the prediction at t.
     """
     estimate = denoiser(corrupt(schedule, x0, noise, t), t)
     if num_steps:
@@ -102,7 +102,7 @@ def elbo_terms(
 
 
 def _reconstruction(x0: Array, noise: Array, level: Array | float, bins: int) -> Array:
-    """-log p(x | x + level noise) where every one of `bins` values was as likely before, in nats per number."""
+    """-log p(x | x + level noise) if all `bins` values are equally likely a priori, in nats per number."""
     noisy = x0 + level * noise
 
     def add(total: Array, value: Array) -> tuple[Array, None]:
@@ -123,15 +123,16 @@ def continuous_bound(
     num_draws: int = 128,
     bins: int = 256,
 ) -> Float[Array, " batch"]:
-    """An upper bound on -log2 P(x0) in bits per dimension, of any denoiser on any schedule with Gaussian noise.
+    """An upper bound on -log2 P(x0) in bits per dimension, for any denoiser on any schedule with Gaussian noise.
 
-    The VDM's bound in continuous time depends on the schedule by the ends of its log-SNR alone (Kingma et al. 2021,
+    The VDM's bound in continuous time depends on the schedule only through the ends of its log-SNR (Kingma et al. 2021,
     eq. 18, with noise error = SNR x0 error):
 
         1/2 integral of SNR |x0 - x0_hat|^2 d log SNR  +  |x0|^2 SNR_1 / 2  -  log p(x0 | z_0),
 
-    estimated by `num_draws` values of log-SNR, equally spaced from a random start. It ends where the noise is an eighth
-    of the distance of two levels, or at the schedule's own end if that is earlier. `num_draws` evaluations.
+    estimated by `num_draws` values of log-SNR, equally spaced from a random start. The integral ends where the noise is
+    an eighth of the distance between two levels, or at the schedule's own end if that is earlier. `num_draws`
+    evaluations.
 
     Raises:
       UserError: fewer than one draw, or fewer than two levels.

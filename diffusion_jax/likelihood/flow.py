@@ -6,9 +6,9 @@ r with r = sqrt(alpha^2 + sigma^2), dz/du = v(z, u) = cos(u) noise - sin(u) x0. 
     (1)   d log p(z) / du = -div v(z, u),      log p(x) = log p(z) - D log r,
     (2)   log p(x_first) = log p(x_last) + D log(r_last / r_first) + integral of div v du,
 
-from the least noise (t_first, where the data are put) to t = 1, where x is Gaussian with the prior's standard
-deviation. The divergence is the trace of the Jacobian: exact, D forward-mode products; or Hutchinson's estimate e^T J e
-with random signs e, fixed along the path, unbiased, and exact where the Jacobian is diagonal.
+from the least noise (t_first, where the data are placed) to t = 1, where x is Gaussian with the prior's standard
+deviation. The divergence is the trace of the Jacobian, either exact, by D forward-mode products, or by Hutchinson's
+estimate e^T J e with random signs e that are fixed along the path: unbiased, and exact where the Jacobian is diagonal.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from diffusion_jax.schedulers.arrays import as_compute
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowLikelihood:
-    """Nats per example [batch]; where the data end at t = 1; the log-determinant of x_first -> x_1; evaluations."""
+    """Nats per example [batch]; the data's end point at t = 1; the log-determinant of x_first -> x_1; evaluations."""
 
     log_likelihood: Float[Array, " batch"]
     x_1: Float[Array, "batch ..."]
@@ -59,11 +59,11 @@ def log_likelihood(
     Args:
       denoiser: (xt, t) -> Prediction.
       schedule: its schedule.
-      x: data, [batch, ...], taken as x at t_first (at t = 0 where the schedule has noise left there).
-      key: for Hutchinson's signs.
+      x: data, [batch, ...], placed at t_first (at t = 0 if the schedule has noise left there).
+      key: key for Hutchinson's signs.
       divergence: "exact", D products per evaluation, or "hutchinson", `num_probes` of them.
       num_probes: signs per example; their estimates are averaged.
-      steps: fixed steps of the classical Runge-Kutta method, equal in u; 0 is the adaptive method.
+      steps: fixed steps of the classical Runge-Kutta method, equal in u; 0 selects the adaptive method.
       rtol: relative tolerance of the adaptive method.
       atol: its absolute tolerance.
       t_first: where to begin on schedules with sigma(0) = 0.

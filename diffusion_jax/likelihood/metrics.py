@@ -1,4 +1,4 @@
-"""Metrics of a model itself: how many bits, or how many choices, held-out data cost under its bound.
+"""Metrics of a model itself: the bits, or the choices per token, that held-out data cost under its bound.
 
 They are in `METRICS` beside those of samples, read "model" and "held_out", and are called with a `Judged` model.
 """
@@ -13,22 +13,22 @@ from jaxtyping import Float
 
 from diffusion_jax.metrics.base import METRICS, Number
 
-_Z = 1.959963984540054  # of the 95% interval of a mean
+_Z = 1.959963984540054  # for the 95% interval of a mean
 
 
 class Judged(Protocol):
-    """A trained model beside held-out data.
+    """A trained model together with held-out data.
 
     Attributes:
       bins: levels of every number of the data.
-      evaluations: of the network, for each example.
+      evaluations: network evaluations for each example.
     """
 
     bins: int
     evaluations: int
 
     def nats(self) -> Float[np.ndarray, " n"]:
-        """A bound on -log P of every held-out example, per number of it (per token of text), in float64."""
+        """A bound on -log P of every held-out example, per number (per token for text), in float64."""
 
 
 @METRICS.register("bits_per_dim")
@@ -67,7 +67,7 @@ class BitsPerDim:
 @METRICS.register("perplexity")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """exp of an upper bound on -log P of held-out text per token, by the data's own tokens."""
+    """exp of an upper bound on -log P per token of held-out text, with the data's own tokens."""
 
     title: ClassVar[str] = "Perplexity"
     about: ClassVar[str] = (

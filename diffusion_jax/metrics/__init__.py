@@ -1,11 +1,12 @@
-"""Metrics of generated images against real ones.
+"""Metrics that compare generated images with real ones.
 
     samples -> metric(samples, train=..., test=...) -> {"accuracy": 0.97, "accuracy_low": 0.95, ...}
 
 `METRICS` maps a name to a metric. Every metric says in its docstring what it measures and from which data, and states
-its facts (`Facts`): what it is called, which of its numbers decides, whether less of it is better, what it reads. Those
-of feature spaces are given one: Inception's, DINOv2's or CLIP's, with weights from a file of the user's, or the
-proxy's, a classifier trained on the real images, whose metrics are named `proxy_...` and are never called FID or KID.
+its facts (`Facts`): its title, which of its numbers decides, whether a lower value is better, what it reads. Metrics of
+a feature space receive one: Inception's, DINOv2's or CLIP's, with weights from a file that the user names, or the
+proxy's, a classifier trained on the real images. The proxy's metrics are named `proxy_...` and are never called FID or
+KID.
 """
 
 from diffusion_jax.metrics.base import METRICS, Facts, ImageSet, Metric, Number, evaluate_all

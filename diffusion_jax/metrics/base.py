@@ -1,12 +1,12 @@
-"""What a metric is: its inputs, its result, its facts, its registry.
+"""What a metric is: its inputs, its result, its facts, and the registry.
 
 A metric is a frozen dataclass, called with three sets of images: the `samples` of the model, the `train` images the
 model has seen, the `test` images it has not. It returns a flat dict of finite numbers. Two naming rules let a report
 show any of them: `<name>_low` and `<name>_high` are the 95% interval of `<name>`; `class_<k>` belongs to class k.
 
-Metrics of the model itself, which look at held-out data and at no sample, are in the same table
-(`diffusion_jax.likelihood`). Every metric states its facts (`Facts`) as class attributes; whoever ranks, shows or
-chooses metrics asks for those.
+Metrics of the model itself, which use held-out data and no samples, are in the same table
+(`diffusion_jax.likelihood`). Every metric states its facts (`Facts`) as class attributes, and code that ranks, shows or
+chooses metrics reads those.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class ImageSet:
 
     Attributes:
       images: uint8 [n, height, width, channels], n >= 1.
-      labels: integers [n], or None. For samples: the class that was asked for.
-      texts: n texts, or None. For samples: what was asked for in words.
+      labels: integers [n], or None. For samples: the requested class.
+      texts: n texts, or None. For samples: the prompts.
 
     Raises:
       UserError: another dtype or rank, no image at all, or a number of labels or texts that differs from the number of
@@ -75,7 +75,7 @@ class ImageSet:
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:limit]))
 
     def take(self, chosen: Int[np.ndarray, " m"]) -> "ImageSet":
-        """The images at these positions, with what belongs to them."""
+        """The images at these positions, with their labels and texts."""
         return ImageSet(
             images=self.images[chosen],
             labels=None if self.labels is None else self.labels[chosen],
@@ -84,20 +84,20 @@ class ImageSet:
 
 
 READS = ("samples", "train", "held_out", "texts", "prompts", "model", "reconstructions")
-"""What a metric may look at: samples; training data; held-out data; the texts that samples were asked for with; prompts
-of which the data knows what they require; the model's own likelihood; that sample i is the reconstruction of held-out
-example i."""
+"""What a metric may read: samples; training data; held-out data; the texts that samples were drawn for; prompts
+together with what the data knows about them; the model's own likelihood; reconstructions, where sample i belongs to
+held-out example i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number:
-    """What a report has to know of one number of a metric.
+    """What a report needs to know about one number of a metric.
 
     Attributes:
-      label: what the number is called.
-      kind: how it is shown.
-      lower_is_better: whether less is better, or more; None: neither.
-      target: where `lower_is_better` is None, the value near which it is best; None there: it does not rank.
+      label: its name.
+      kind: how it is formatted.
+      lower_is_better: whether a lower value is better, or a higher one; None: neither.
+      target: if `lower_is_better` is None, the best value; if this is None too, the number does not rank.
     """
 
     label: str
@@ -111,7 +111,7 @@ class Number:
         return self.lower_is_better is not None or self.target is not None
 
     def badness(self, value: float) -> float:
-        """A value whose order is that of worse and worse; infinite for one that is missing or not finite.
+        """A value that grows as the number gets worse; infinite if it is missing or not finite.
 
         Raises:
           UserError: the number does not rank.
@@ -126,7 +126,7 @@ class Number:
 
     @property
     def arrow(self) -> str:
-        """The direction, to stand behind a name."""
+        """The arrow that shows the direction, placed after a name."""
         if self.lower_is_better is None:
             return "" if self.target is None else f"→ {self.target:g}"
         return "↓" if self.lower_is_better else "↑"
@@ -141,11 +141,11 @@ COUNTS: Mapping[str, Number] = {
     "num_sequences": Number(label="held-out sequences", kind="count"),
     "network_evaluations": Number(label="Network evaluations per example", kind="count"),
 }
-"""Numbers that say what others rest on, known of every metric."""
+"""Numbers that say how much data the others are based on; they are known for every metric."""
 
 
 class Metric(Protocol):
-    """Numbers that describe a set of samples; see the module docstring for the names, and `Facts` for the rest."""
+    """Numbers that describe a set of samples; see the module docstring for their names, and `Facts` for the rest."""
 
     title: ClassVar[str]
     about: ClassVar[str]
@@ -163,28 +163,28 @@ class Metric(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a metric states as class attributes, the first five always.
+    """The class attributes of a metric, of which the first five are required.
 
     Attributes:
       title: its name for people.
-      about: one sentence or two: what it measures and how it is read.
-      headline: the key of its result that decides, always among the keys, unless `headline_may_lack`.
+      about: one or two sentences on what it measures and how to read it.
+      headline: the key of its result that decides; every result has it, unless `headline_may_lack`.
       lower_is_better: whether less of the headline is better; None: it is best near `target`.
-      reads: what it looks at, some of `READS`.
-      target: where `lower_is_better` is None, the best value.
-      of: what kind of data it judges.
-      also: further keys of its result that rank, and stand beside the headline in tables.
-      numbers: how its numbers are called and shown, with those of `COUNTS`; a key without an entry is shown as it is.
-      note: what stands below the headline on a card, with keys of the result in braces; left out where one is missing.
-      headline_may_lack: whether there are data for which the headline is not defined and its key is left out.
+      reads: what it reads, some of `READS`.
+      target: if `lower_is_better` is None, the best value.
+      of: the kind of data that it judges.
+      also: further keys of its result that rank and stand beside the headline in tables.
+      numbers: labels and formats of its numbers, together with those in `COUNTS`; other keys are shown as they are.
+      note: the line below the headline on a card, with keys of the result in braces; omitted if one is missing.
+      headline_may_lack: whether the headline is undefined for some data, and then missing.
       needs: the kind of feature space that its field `space` takes, or None.
-      least_side: the least height and width of pictures that it takes.
+      least_side: the least height and width of pictures that it accepts.
       reference_field: the field of config.evaluation that names a published file of statistics for its field
         `reference`, or "".
-      requires: where it reads prompts, what these say that a picture must show: a "scene" or a "word".
-      modules: Python modules of the engines that it judges by, besides those of every installation; such a metric says
-        in `judges`, a tuple of texts, which engines and versions these are.
-      extra: the extra of this package that brings them.
+      requires: for a metric that reads prompts, whether these require a "scene" or a "word".
+      modules: Python modules of the engines that it uses, beyond those of every installation; such a metric names the
+        engines and their versions in `judges`, a tuple of texts.
+      extra: the extra of this package that installs them.
     """
 
     title: str
@@ -206,7 +206,7 @@ class Facts:
     extra: str = ""
 
     def number(self, key: str) -> Number:
-        """What is known of a key of the result; the headline has the direction of the metric."""
+        """The facts about a key of the result; the headline has the direction of the metric."""
         plain = Number(label=key.removeprefix("num_").replace("_", " "))
         found = self.numbers.get(key) or COUNTS.get(key, plain)
         if key == self.headline:
@@ -223,10 +223,10 @@ _STATED = ("title", "about", "headline", "lower_is_better", "reads")
 
 
 def facts_of(metric: Any, name: str) -> Facts:
-    """What a metric, or the class of one, states; `name` is what an error calls it.
+    """The facts of a metric or its class; an error calls it `name`.
 
     Raises:
-      UserError: a fact is missing, or of another type than it should be.
+      UserError: a fact is missing, or has a wrong type.
     """
     missing = [fact for fact in _STATED if not hasattr(metric, fact)]
     if missing:
@@ -254,7 +254,7 @@ def _is_text(value: Any) -> bool:
 
 
 class MetricRegistry(Registry[Metric]):
-    """The table of metrics. A metric that does not state its facts is not taken."""
+    """The table of metrics. A metric without its facts cannot be registered."""
 
     def register(self, name: str, *, example: Mapping[str, Any] | None = None) -> Callable:
         """As of `Registry`.
@@ -271,7 +271,7 @@ class MetricRegistry(Registry[Metric]):
         return checked
 
     def facts(self, name: str) -> Facts:
-        """What a metric states.
+        """The facts of a metric.
 
         Raises:
           UserError: unknown metric.
@@ -289,29 +289,29 @@ def evaluate_all(
 
     Args:
       metrics: names, of metrics that need no feature space, or metrics by name.
-      samples: of the model.
+      samples: samples of the model.
       train: images it has seen.
       test: images it has not.
 
     Raises:
-      UserError: unknown metric (before any is computed), one of the model and not of samples, input that one of them
-        cannot take, or a result without the metric's headline.
+      UserError: an unknown metric (before any is computed), a metric of the model and not of samples, input that one of
+        them cannot take, or a result without the metric's headline.
     """
     if not isinstance(metrics, Mapping):
         metrics = {name: METRICS.build(name) for name in metrics}
     of_model = [name for name in metrics if name in METRICS and "model" in METRICS.facts(name).reads]
     if of_model:
-        raise UserError(f"{', '.join(of_model)}: of the model itself, not of samples; call it with a `Judged` model")
+        raise UserError(f"{', '.join(of_model)}: measures the model itself, not samples; call it with a `Judged` model")
     return {
         name: checked_result(name, metric, metric(samples, train=train, test=test)) for name, metric in metrics.items()
     }
 
 
 def checked_result(name: str, metric: Metric, result: Any) -> dict[str, float]:
-    """The result of a metric, if it is one.
+    """The result of a metric, checked.
 
     Raises:
-      UserError: no dict of numbers, or without the metric's headline.
+      UserError: it is no dict of numbers, or lacks the metric's headline.
     """
     if not isinstance(result, Mapping) or not all(isinstance(key, str) for key in result):
         raise UserError(f"metric {name!r} must return a dict of numbers by name, not {type(result).__name__}")
@@ -341,6 +341,6 @@ def check_same_shape(samples: ImageSet, *others: ImageSet) -> None:
 
 
 def proportion(name: str, hits: Bool[np.ndarray, " n"]) -> dict[str, float]:
-    """The share of hits as numbers of a metric: `name`, and `name_low` and `name_high`, its 95% interval by Wilson."""
+    """The share of hits as numbers of a metric: `name`, with its 95% Wilson interval `name_low` to `name_high`."""
     interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return {name: float(hits.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}

@@ -1,14 +1,14 @@
-"""Calibration of judges: what a metric that reads prompts says of pictures whose quality is known.
+"""Calibration of judges: the result of a metric that reads prompts on pictures whose quality is known.
 
     truth       true pictures of the prompts: the ceiling
-    shuffled    the true pictures of other prompts: chance
-    blank       pictures of one grey: nothing
+    shuffled    the true pictures of other prompts: the score by chance
+    blank       uniformly grey pictures, which show nothing
     blur        Gaussian, by its standard deviation in pixels
     noise       Gaussian, by its standard deviation of 255
-    round trip  true pictures through an autoencoder: what no sample of its latents can be expected to exceed
+    round trip  true pictures through an autoencoder: an upper bound for samples of its latents
 
-A judge is to be believed where truth is near its best value, where shuffled and blank are near its worst, and where
-pictures that are worse score worse.
+Trust a judge if truth is near its best value, if shuffled and blank are near its worst, and if worse pictures score
+worse.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ NOISES = (15, 30, 60)
 
 
 class Prompts(Protocol):
-    """Prompts of which the true pictures are known."""
+    """Prompts whose true pictures are known."""
 
     def __len__(self) -> int: ...
 
@@ -43,13 +43,13 @@ def blurred(images: Pictures, std: float) -> Pictures:
 
 
 def noisy(images: Pictures, std: float, seed: int = 0) -> Pictures:
-    """With Gaussian noise, cut to 0..255."""
+    """The pictures with Gaussian noise, clipped to 0..255."""
     noise = np.random.default_rng(seed).normal(0.0, std, images.shape)
     return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
 
 
 def conditions(true: Pictures, round_trip: Callable[[Pictures], Pictures] | None = None) -> dict[str, Pictures]:
-    """The pictures of each condition, by its name."""
+    """The pictures of each condition, by name."""
     return {
         "truth": true,
         "shuffled": np.roll(true, len(true) // 2, axis=0),
@@ -66,13 +66,13 @@ def calibrate(
     count: int,
     round_trip: Callable[[Pictures], Pictures] | None = None,
 ) -> dict[str, Any]:
-    """The cards of these metrics: {metric: {condition: {number: value}}}, with the engines that judged.
+    """The results of these metrics: {metric: {condition: {number: value}}}, and the engines that judged.
 
     Args:
-      metrics: those that read prompts, by name.
-      prompts: of the data that they judge.
-      count: prompts that are judged, the first ones.
-      round_trip: pictures through an autoencoder, where there is one.
+      metrics: metrics that read prompts, by name.
+      prompts: prompts of the data that they judge.
+      count: how many prompts are judged, from the first.
+      round_trip: sends pictures through an autoencoder, if there is one.
 
     Raises:
       UserError: fewer than two prompts, or one of the metrics reads none.
@@ -82,7 +82,7 @@ def calibrate(
         raise UserError(f"a calibration needs two prompts or more, not {count}")
     without = [name for name in metrics if "prompts" not in METRICS.facts(name).reads]
     if without:
-        raise UserError(f"{', '.join(without)}: of no prompts, so that no truth is known to calibrate by")
+        raise UserError(f"{', '.join(without)}: reads no prompts, so there are no true pictures to calibrate with")
     true, texts = prompts.pictures(range(count)), tuple(prompts[i].text for i in range(count))
     reference, pictures = ImageSet(images=true, texts=texts), conditions(true, round_trip)
     cards: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def calibrate(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Cards as one table of Markdown: a row for each condition, the headline of each metric with its interval."""
+    """The results as one Markdown table: a row for each condition, the headline of each metric with its interval."""
     cards = found["cards"]
     keys = {}
     for name, card in cards.items():

@@ -1,4 +1,4 @@
-"""Do class-conditional samples look like the class that was asked for, to a judge trained on real images?"""
+"""Do class-conditional samples look like the requested class, to a judge trained on real images?"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,18 +13,19 @@ from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_sha
 @METRICS.register("class_accuracy", example={"max_train": 200, "max_test": 100})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassAccuracy:
-    """Fraction of samples to which a classifier of REAL images gives the class that was asked for.
+    """Share of samples that a classifier of REAL images assigns to the requested class.
 
     The judge is a support-vector machine (RBF kernel, gamma = 1 / (pixels * variance)) on raw pixels in [-1, 1],
     fitted on at most `max_train` real training images. The generator's samples play no part in the fitting.
 
-    How to read it: the judge itself errs, so `classifier_test_accuracy`, its accuracy on real images that it has not
-    seen, is what perfect samples would score. It says nothing about variety (one good image per class, repeated, scores
-    100%), and on photographs, where pixels make a poor judge, the number means little; the test accuracy shows it.
+    How to read it: the judge itself errs, so perfect samples would score `classifier_test_accuracy`, its accuracy on
+      real
+    images that it has not seen. The metric says nothing about variety (one good image per class, repeated, scores
+    100%). On photographs, where pixels make a poor judge, the number means little, and the test accuracy shows it.
 
     Attributes:
-      max_train: training images the judge is fitted on (a fixed random subset of the split).
-      max_test: real test images its own accuracy is measured on (likewise).
+      max_train: training images that the judge is fitted on (a fixed random subset of the split).
+      max_test: real test images that its own accuracy is measured on (likewise).
       penalty: C of the support-vector machine.
     """
 
@@ -49,8 +50,8 @@ class ClassAccuracy:
     note: ClassVar[str] = "{classifier_test_accuracy} on real images"
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns `accuracy` and `classifier_test_accuracy` with 95% Wilson intervals, `class_<k>` for every class
-        that was asked for, and the numbers of images behind them."""
+        """Returns `accuracy` and `classifier_test_accuracy` with 95% Wilson intervals, `class_<k>` for every requested
+        class, and the numbers of images behind them."""
         check_same_shape(samples, train, test)
         for name, images in (("samples", samples), ("training images", train), ("test images", test)):
             if images.labels is None:

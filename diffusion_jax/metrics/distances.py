@@ -7,7 +7,7 @@
     precision_recall    features              each set with balls around the other           Kynkaanniemi et al. 2019
     density_coverage    features              the same, counting balls around reals only     Naeem et al. 2020
 
-What the features are is not said here: only with those of Inception-v3 are these FID and KID.
+The features can be any: only with those of Inception-v3 are these FID and KID.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from diffusion_jax.errors import UserError
 
-_ROWS = 2048  # of a matrix of pairs that is held at once
+_ROWS = 2048  # rows of a matrix of pairs that is held at once
 
 
 Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
@@ -49,8 +49,8 @@ def frechet_distance(
 ) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two Gaussians.
 
-    The trace of the root is the sum of the singular values of R1^T R2 with C = R R^T: it needs no root of a product
-    that is not symmetric, is real for singular covariances (fewer images than dimensions), and needs no small multiple
+    The trace of the root is the sum of the singular values of R1^T R2 with C = R R^T. This avoids the root of a product
+    that is not symmetric, is real for singular covariances (fewer images than dimensions), and needs no added multiple
     of the identity.
 
     Raises:
@@ -98,9 +98,9 @@ def kernel_distance_of_subsets(
     num_subsets: int = 100,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Mean and standard deviation of `kernel_distance` over random subsets, the form in which KID is published.
+    """Mean and standard deviation of `kernel_distance` over random subsets, as KID is published.
 
-    With its defaults it draws the subsets that torch-fidelity draws.
+    With its defaults it draws the same subsets as torch-fidelity.
 
     Raises:
       UserError: a set is smaller than a subset.
@@ -119,7 +119,7 @@ def kernel_distance_of_subsets(
 
 
 def gaussian_kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], *, width: float) -> float:
-    """The estimate of MMD^2 with the kernel exp(-|x - y|^2 / (2 width^2)) that counts a row with itself too (biased).
+    """The biased estimate of MMD^2 with the kernel exp(-|x - y|^2 / (2 width^2)): each row is also paired with itself.
 
     Raises:
       UserError: an empty set, or numbers of columns that differ.
@@ -152,7 +152,7 @@ def inception_score(log_probabilities: Float[np.ndarray, "n classes"], *, splits
     for i in range(splits):
         part = logs[i * len(logs) // splits : (i + 1) * len(logs) // splits]
         p = np.exp(part)
-        with np.errstate(divide="ignore"):  # a class that no image has takes no part: p log p is 0 there
+        with np.errstate(divide="ignore"):  # a class that no image has contributes nothing: p log p is 0 there
             marginal = np.log(p.mean(axis=0))
         terms = np.where(p > 0, p * (np.where(p > 0, part, 0.0) - np.where(p > 0, marginal, 0.0)), 0.0)
         scores.append(np.exp(terms.sum(axis=1).mean()))
@@ -162,7 +162,8 @@ def inception_score(log_probabilities: Float[np.ndarray, "n classes"], *, splits
 def precision_recall(
     fake: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Precision: the share of fakes inside a ball around some real; recall: of reals inside a ball around some fake.
+    """Precision: the share of fakes inside a ball around a real; recall: the share of reals inside a ball around a
+    fake.
 
     The ball of a point reaches to its k-th nearest neighbour in its own set (itself not counted).
 
@@ -179,7 +180,8 @@ def precision_recall(
 def density_coverage(
     fake: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], *, neighbours: int = 5
 ) -> tuple[float, float]:
-    """Density: real balls that a fake lies in, on average, over k; coverage: the share of real balls with a fake in it.
+    """Density: in how many real balls a fake lies on average, over k; coverage: the share of real balls with a fake in
+    them.
 
     Density is not bounded by 1. For two samples of one distribution its expectation is 1, and that of coverage is near
     1 - 2^-k.
@@ -195,7 +197,7 @@ def density_coverage(
 
 
 def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndarray:
-    """In how many balls of `centres` each point lies."""
+    """The number of balls of `centres` that each point lies in."""
     radii = _radii(centres, neighbours)
     return np.concatenate([(_squares(rows, centres) <= radii).sum(axis=1) for rows in _chunks(points)])
 

@@ -1,16 +1,17 @@
-"""Judges of edits: was the instruction done, did the rest stay, and did the picture move?
+"""Judges of edits: was the instruction carried out, did the rest stay, and did the picture move?
 
     done         a reader of scenes, which makes no mistake on true ones, finds what the instruction requires
     untouched    peak signal-to-noise ratio of the pixels that the true edit leaves as they were, in dB
     moved        shift in pixels, and zoom, of one picture against another, on some of its pixels
 
-The shift is that of a picture's first-order expansion (Lucas & Kanade 1981, IJCAI, with a scale beside the shift): with
-the gradient (gx, gy) of the reference R and coordinates (x, y) from the middle, the least squares solution of
+The shift is found from a picture's first-order expansion (Lucas & Kanade 1981, IJCAI, extended by a scale). With the
+gradient (gx, gy) of the reference R and coordinates (x, y) from the middle, it is the least squares solution of
 
     (1)   I - R = -(gx dx + gy dy + (gx x + gy y) z)
 
-over the pixels and channels; taken a few times, the reference resampled in between. It is right for shifts of up to
-about a pixel, which is what an edit may at most be off by; flat regions say nothing, and where all is flat it is nan.
+over pixels and channels, repeated a few times with the reference resampled in between. It is accurate for shifts up to
+about a pixel, the most that an edit may be off by. Flat regions carry no information; the result for a flat picture is
+nan.
 """
 
 import dataclasses
@@ -25,17 +26,17 @@ from diffusion_jax.data.scenes.vocabulary import GROUNDS
 from diffusion_jax.errors import UserError
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
-_GREY = 12  # of 255: a pixel with less chroma is one of the ground
-_ROUNDS = 4  # of eq. (1)
+_GREY = 12  # of 255: a pixel with less chroma belongs to the background
+_ROUNDS = 4  # rounds of eq. (1)
 MOST_DB = 99.0
-"""What stands for the ratio of equal pixels, which is infinite."""
+"""The value for equal pixels, whose ratio is infinite."""
 
 
 def done(images: Pictures, edits: Sequence[Edit]) -> Bool[np.ndarray, " n"]:
-    """Whether each picture is what its instruction makes of the one before: objects, places, and the ground.
+    """Whether each picture is what its instruction makes of the one before: objects, places and background.
 
     Raises:
-      UserError: pictures that the reader does not take, or another number of edits.
+      UserError: pictures that the reader does not accept, or another number of edits.
     """
     if len(images) != len(edits):
         raise UserError(f"{len(images)} pictures do not go with {len(edits)} edits: give one for each")
@@ -46,7 +47,7 @@ def done(images: Pictures, edits: Sequence[Edit]) -> Bool[np.ndarray, " n"]:
 
 
 def ground(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    """The name of the ground that the grey pixels are nearest to, by their median; "" where none is grey."""
+    """The name of the background nearest to the grey pixels, by their median; "" if none is grey."""
     grey = image[np.ptp(image, axis=-1) < _GREY]
     if not len(grey):
         return ""
@@ -55,12 +56,12 @@ def ground(image: UInt8[np.ndarray, "height width 3"]) -> str:
 
 
 def untouched(before: Pictures, after: Pictures) -> Bool[np.ndarray, "n height width"]:
-    """The pixels that true edits leave as they were."""
+    """The pixels that the true edits leave unchanged."""
     return (before == after).all(-1)
 
 
 def kept(images: Pictures, before: Pictures, where: Bool[np.ndarray, "n height width"]) -> Float[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio of these pixels in dB, at most `MOST_DB`; nan where there are none."""
+    """Peak signal-to-noise ratio of these pixels in dB, at most `MOST_DB`; nan if there are none."""
     errors = (images.astype(np.float64) - before) ** 2
     found = []
     for error, chosen in zip(errors, where, strict=True):
@@ -71,7 +72,7 @@ def kept(images: Pictures, before: Pictures, where: Bool[np.ndarray, "n height w
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-    """How far a picture has moved against another: to the right and down in pixels, and the factor of its size."""
+    """How far a picture has moved relative to another: to the right and down in pixels, and the factor of its size."""
 
     right: float
     down: float
@@ -88,7 +89,7 @@ def moved(
     reference: UInt8[np.ndarray, "height width channels"],
     where: Bool[np.ndarray, "height width"] | None = None,
 ) -> Motion:
-    """The motion of a picture against a reference, eq. (1), from the pixels `where`, by default from all."""
+    """The motion of a picture relative to a reference, eq. (1), from the pixels `where`, by default all."""
     from scipy import ndimage
 
     seen, still = image.astype(np.float64), reference.astype(np.float64)

@@ -1,9 +1,9 @@
-"""The metrics of feature spaces: FID and its kin with those of Inception, proxies with those of a small classifier.
+"""Metrics of feature spaces: FID and related ones with Inception's features, proxies with a small classifier's.
 
 Each is one formula of `distances.py` in one space. A name says both: `fid` is the Frechet distance in Inception's
-space, `fd_dinov2` in DINOv2's, `proxy_fd` in the proxy's. Images are put in an order of their own first, that of the
-hashes of their bytes, so that no result depends on how they came; the one exception are the subsets of KID, which are
-drawn from the images as they came, as torch-fidelity draws them.
+space, `fd_dinov2` in DINOv2's, `proxy_fd` in the proxy's. Images are first sorted by the hashes of their bytes, so that
+no result depends on their order. The one exception are the subsets of KID, which are drawn from the images in the given
+order, as in torch-fidelity.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ def _distance(key: str) -> dict[str, Number]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureMetric:
-    """What these metrics share.
+    """Base of these metrics.
 
     Attributes:
-      space: where the features come from; `needs` says which kind the metric's name promises.
+      space: the feature space; `needs` says which kind the metric's name promises.
     """
 
     space: FeatureSpace | None = None
@@ -66,11 +66,12 @@ class FeatureMetric:
 class FrechetInceptionDistance(FeatureMetric):
     """FID (Heusel et al. 2017): the Frechet distance of samples and training images by Inception's pool_3 features.
 
-    It falls as the number of samples grows: papers take 50,000. The reference is the set of training images, or a
-    published file of statistics; compare with published numbers only by the latter.
+    It falls as the number of samples grows: papers use 50,000. The reference is the set of training images, or a
+      published
+    file of statistics; only with such a file compare it with published numbers.
 
     Attributes:
-      reference: an .npz file of statistics (`references.py`) in the place of the training images.
+      reference: an .npz file of statistics (`references.py`) instead of the training images.
     """
 
     reference: str = ""
@@ -88,8 +89,8 @@ class FrechetInceptionDistance(FeatureMetric):
     part: ClassVar[str] = "pooled"
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the distance; `held_out`, that of the test images, which is not 0 only for want of images; and the
-        numbers of images."""
+        """Returns the distance; `held_out`, the distance of the test images, which differs from 0 only because they are
+        few; and the numbers of images."""
         check_same_shape(samples, train, test)
         if self.reference:
             real = read_gaussian(self.reference, self.space, part=self.part)
@@ -108,7 +109,7 @@ class FrechetInceptionDistance(FeatureMetric):
 @METRICS.register("sfid", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialFrechetInceptionDistance(FrechetInceptionDistance):
-    """sFID (Nash et al. 2021): the same with 7 channels of a 17 x 17 map of Inception, which see the layout."""
+    """sFID (Nash et al. 2021): the same with 7 channels of a 17 x 17 map of Inception, which depend on the layout."""
 
     title: ClassVar[str] = "sFID"
     about: ClassVar[str] = "The Fréchet distance by features of Inception that see the layout."
@@ -123,10 +124,10 @@ class KernelInceptionDistance(FeatureMetric):
     """KID (Binkowski et al. 2018): the unbiased squared MMD of samples and training images, kernel (x.y / d + 1)^3.
 
     Attributes:
-      subset_size: images in each of the subsets over which the published form is averaged; sets smaller than this are
-        compared whole only. With the defaults they are those that torch-fidelity draws from the same images in the same
-        order; the distance from all pairs depends on no order.
-      num_subsets: how many.
+      subset_size: images in each of the subsets over which the published form is averaged; smaller sets are compared
+        only as a whole. With the defaults the subsets are the same that torch-fidelity draws from the same images in
+        the same order. The distance from all pairs does not depend on the order.
+      num_subsets: number of subsets.
     """
 
     subset_size: int = 1000
@@ -140,8 +141,8 @@ class KernelInceptionDistance(FeatureMetric):
     note: ClassVar[str] = _FOR_HELD_OUT
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the distance from all pairs; where the sets are large enough also `subsets_mean` and `subsets_std`;
-        `held_out`, that of the test images; and the numbers of images."""
+        """Returns the distance from all pairs; if the sets are large enough, also `subsets_mean` and `subsets_std`;
+        `held_out`, the distance of the test images; and the numbers of images."""
         check_same_shape(samples, train, test)
         ours, real = self._features(samples).pooled, self._features(train).pooled
         subsets = {}
@@ -159,14 +160,15 @@ class KernelInceptionDistance(FeatureMetric):
 @METRICS.register("inception_score", example={**_EXAMPLE, "splits": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InceptionScore(FeatureMetric):
-    """IS (Salimans et al. 2016): samples that are each of one clear class, and together of many.
+    """IS (Salimans et al. 2016): high if each sample has one clear class, and all together have many.
 
-    The splits depend on the set of samples alone, not on the order in which they came: the samples are ordered by the
-    hashes of their bytes and then shuffled by one fixed permutation. Other programs split the samples as they came, or
-    shuffle those; the numbers differ by what the choice of splits does, and are equal for one split.
+    The splits depend only on the set of samples, not on their order: the samples are sorted by the hashes of their
+      bytes
+    and then shuffled by one fixed permutation. Other programs split the samples in their order, or shuffle that; the
+    results differ by the choice of splits, and agree for one split.
 
     Attributes:
-      splits: parts of which each gives a score.
+      splits: number of parts, each of which gives a score.
     """
 
     splits: int = 10
@@ -191,10 +193,10 @@ class InceptionScore(FeatureMetric):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeighbourMetric(FeatureMetric):
-    """What precision and recall, and density and coverage share.
+    """Base of precision and recall, and of density and coverage.
 
     Attributes:
-      neighbours: k, of the radius of a ball.
+      neighbours: k, which sets the radius of a ball.
       max_real: training images taken (a fixed random subset); papers take 10,000.
     """
 
@@ -208,7 +210,7 @@ class NeighbourMetric(FeatureMetric):
     in_order: ClassVar[tuple[str, str]]
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the two numbers that the metric is called after, and the numbers of images."""
+        """Returns the two numbers in the metric's name, and the numbers of images."""
         check_same_shape(samples, train, test)
         real = train.subset(self.max_real)
         features = self._features(samples).pooled, self._features(real).pooled
@@ -220,7 +222,7 @@ class NeighbourMetric(FeatureMetric):
 @METRICS.register("precision_recall", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecisionRecall(NeighbourMetric):
-    """Improved precision and recall (Kynkaanniemi et al. 2019): fidelity and variety apart, each between 0 and 1."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019): fidelity and variety as two numbers between 0 and 1."""
 
     neighbours: int = 3
     title: ClassVar[str] = "Precision and recall"
@@ -238,7 +240,7 @@ class PrecisionRecall(NeighbourMetric):
 @METRICS.register("density_coverage", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DensityCoverage(NeighbourMetric):
-    """Density and coverage (Naeem et al. 2020), which outliers do not inflate: near 1, and between 0 and 1."""
+    """Density and coverage (Naeem et al. 2020), robust to outliers: density near 1, coverage between 0 and 1."""
 
     neighbours: int = 5
     title: ClassVar[str] = "Density and coverage"
@@ -259,9 +261,10 @@ class DensityCoverage(NeighbourMetric):
 @METRICS.register("fd_dinov2", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrechetDinov2Distance(FrechetInceptionDistance):
-    """FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675): the Frechet distance by DINOv2's features, not those of classes.
+    """FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675): the Frechet distance in DINOv2's features, which are not of
+    classes.
 
-    Papers take ViT-L/14 and 50,000 samples.
+    Papers use ViT-L/14 and 50,000 samples.
     """
 
     title: ClassVar[str] = "FD-DINOv2"
@@ -277,9 +280,9 @@ class FrechetDinov2Distance(FrechetInceptionDistance):
 @METRICS.register("cmmd", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipMaximumMeanDiscrepancy(FeatureMetric):
-    """CMMD (Jayasumana et al. 2024, arXiv:2401.09603): 1000 MMD^2 by CLIP's embeddings, Gaussian kernel of width 10.
+    """CMMD (Jayasumana et al. 2024, arXiv:2401.09603): 1000 MMD^2 of CLIP's embeddings, Gaussian kernel of width 10.
 
-    The biased estimate, as published. Papers take ViT-L/14 at 336 pixels.
+    This is the biased estimate, as published. Papers use ViT-L/14 at 336 pixels.
 
     Attributes:
       max_real: training images taken (a fixed random subset); papers take 30,000.
@@ -296,7 +299,8 @@ class ClipMaximumMeanDiscrepancy(FeatureMetric):
     needs: ClassVar[str] = CLIP
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the distance to training images; `held_out`, that of the test images; and the numbers of images."""
+        """Returns the distance to training images; `held_out`, the distance of the test images; and the numbers of
+        images."""
         check_same_shape(samples, train, test)
         real = train.subset(self.max_real)
         of_real = self._features(real).pooled
@@ -311,12 +315,12 @@ class ClipMaximumMeanDiscrepancy(FeatureMetric):
 @METRICS.register("clip_score", example={**_EXAMPLE, "of_texts": ((1.0,) * 60, (0.5, -1.0) * 30, (-0.5, 1.0) * 30)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScore(FeatureMetric):
-    """CLIP score (Hessel et al. 2021, arXiv:2104.08718): 100 max(cos, 0) of an image and the text that asked for it.
+    """CLIP score (Hessel et al. 2021, arXiv:2104.08718): 100 max(cos, 0) of an image and its prompt.
 
-    Hessel et al. scale by 2.5 where most since scale by 100. Its value depends on the CLIP: compare like with like.
+    Hessel et al. scale by 2.5, most later papers by 100. The value depends on the CLIP model: compare only equal ones.
 
     Attributes:
-      of_texts: CLIP's embedding of the text of every class, of length 1.
+      of_texts: CLIP's embedding of every class's text, of length 1.
     """
 
     of_texts: tuple[tuple[float, ...], ...] = ()
@@ -330,14 +334,14 @@ class ClipScore(FeatureMetric):
     needs: ClassVar[str] = CLIP
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the mean over samples; `held_out`, that of the test images and their own texts."""
+        """Returns the mean over samples; `held_out`, the mean of the test images with their own texts."""
         check_same_shape(samples, train, test)
         score, held_out = self._score(samples), self._score(test)
         return {"clip_score": score, "held_out": held_out, "num_samples": len(samples), "num_held_out": len(test)}
 
     def _score(self, images: ImageSet) -> float:
         if images.labels is None:
-            raise UserError("the CLIP score needs to know which text each image was asked for: there are no labels")
+            raise UserError("the CLIP score needs the text of each image, and there are no labels")
         features, texts = self.space(images.images).pooled, np.asarray(self.of_texts)[images.labels]
         lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(texts, axis=1)
         return 100.0 * float(np.mean(np.maximum((features * texts).sum(axis=1) / lengths, 0.0)))
@@ -346,7 +350,7 @@ class ClipScore(FeatureMetric):
 @METRICS.register("proxy_fd", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProxyFrechetDistance(FrechetInceptionDistance):
-    """The Frechet distance in the space of a classifier of this very data (`proxy.py`); not a FID."""
+    """The Frechet distance in the features of a classifier of this data (`proxy.py`); not a FID."""
 
     title: ClassVar[str] = "Proxy Fréchet distance"
     about: ClassVar[str] = (
@@ -362,7 +366,7 @@ class ProxyFrechetDistance(FrechetInceptionDistance):
 @METRICS.register("proxy_kd", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProxyKernelDistance(KernelInceptionDistance):
-    """The kernel distance in the space of a classifier of this very data (`proxy.py`); not a KID."""
+    """The kernel distance in the features of a classifier of this data (`proxy.py`); not a KID."""
 
     title: ClassVar[str] = "Proxy kernel distance"
     about: ClassVar[str] = (
@@ -376,7 +380,7 @@ class ProxyKernelDistance(KernelInceptionDistance):
 @METRICS.register("proxy_precision_recall", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProxyPrecisionRecall(PrecisionRecall):
-    """Precision and recall in the space of a classifier of this very data (`proxy.py`)."""
+    """Precision and recall in the features of a classifier of this data (`proxy.py`)."""
 
     title: ClassVar[str] = "Proxy precision and recall"
     about: ClassVar[str] = (
@@ -388,7 +392,7 @@ class ProxyPrecisionRecall(PrecisionRecall):
 @METRICS.register("proxy_density_coverage", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProxyDensityCoverage(DensityCoverage):
-    """Density and coverage in the space of a classifier of this very data (`proxy.py`)."""
+    """Density and coverage in the features of a classifier of this data (`proxy.py`)."""
 
     title: ClassVar[str] = "Proxy density and coverage"
     about: ClassVar[str] = "By the features of a small classifier; near 1 for perfect samples."

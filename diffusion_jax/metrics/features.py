@@ -1,7 +1,7 @@
-"""Feature spaces: what a set of images becomes before its distance to another set is taken.
+"""Feature spaces: they map images to the vectors whose distances metrics measure.
 
-A space gives `Features` of uint8 images, and says in `settings` what a reader of the number must know of it. The values
-of one image do not depend on which other images are asked about.
+A space computes `Features` of uint8 images, and its `settings` record what the numbers depend on. The features of one
+image do not depend on the other images.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ _REMEMBERED = 4  # sets of images whose features are kept: samples, training ima
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What a space knows of n images; what it does not give is None.
+    """The features of n images; None for those that the space does not compute.
 
     Attributes:
       pooled: one vector per image.
-      spatial: a vector that still says what is where.
-      log_probabilities: of the classes of the network behind the space.
+      spatial: a vector that still depends on the layout.
+      log_probabilities: log-probabilities of the classes of the space's network.
     """
 
     pooled: Float[np.ndarray, "n d"]
@@ -39,13 +39,13 @@ class Features:
     log_probabilities: Float[np.ndarray, "n classes"] | None = None
 
     def rows(self, index: Int[np.ndarray, " m"]) -> "Features":
-        """Those of some images, in the order of `index`."""
+        """The features of some images, in the order of `index`."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Features(**{name: None if part is None else part[index] for name, part in parts.items()})
 
 
 def digests_of(images: Images) -> Shaped[np.ndarray, " n"]:
-    """A name for every image, of its bytes; sorted by it, a set is in an order that does not depend on how it came."""
+    """A hash of each image's bytes; sorting by it gives an order that does not depend on the given one."""
     return np.array([hashlib.sha256(image.tobytes()).digest() for image in images], "S32")
 
 
@@ -54,19 +54,19 @@ class FeatureSpace(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, for the record: at least `features`, the name of the space."""
+        """The settings that the numbers depend on, for the record: at least `features`, the name of the space."""
 
     def __call__(self, images: Images) -> Features:
         """The features of images.
 
         Raises:
-          UserError: images that the space can not take.
+          UserError: images that the space cannot take.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelFeatures:
-    """The pixels themselves, in [-1, 1]: the plainest space, and one that needs no network."""
+    """The pixels themselves, in [-1, 1]: the simplest space, without a network."""
 
     settings = {"features": "pixels"}  # noqa: RUF012 - a constant
 
@@ -82,9 +82,9 @@ class NetworkFeatures:
     Attributes:
       apply: (params, images as float32 0..255) -> {"pooled": ..., ...}, for a batch of any size.
       params: its parameters.
-      settings: for the record.
-      channels: that it takes; images of one channel are repeated, others are refused.
-      batch_size: images at once.
+      settings: settings for the record.
+      channels: channels that it takes; images of one channel are repeated, others are refused.
+      batch_size: images per batch.
     """
 
     apply: Callable[[PyTree, jax.Array], Mapping[str, jax.Array]]
@@ -117,7 +117,7 @@ class NetworkFeatures:
         return found.rows(np.argsort(order, kind="stable"))
 
     def _extract(self, images: Images, order: Int[np.ndarray, " n"]) -> Features:
-        """The features in this order. Of the images, which may be on disk, a batch at a time is in memory."""
+        """The features in this order. The images may be on disk; one batch at a time is read into memory."""
         if images.shape[-1] not in (1, self.channels):
             raise UserError(
                 f"the features {self.settings['features']} are of images of {self.channels} channels, "
@@ -138,7 +138,7 @@ class NetworkFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How images come to Inception: the resizer, and what is subtracted from values 0..255 and divided out."""
+    """How images are prepared for Inception: the resizer, and the offset and scale of values 0..255."""
 
     resize: str
     shift: float = 128.0
@@ -150,7 +150,7 @@ CONVENTIONS = {
     "pytorch_fid": Convention("torch_bilinear", 127.5, 127.5),
     "clean": Convention("pil_bicubic"),
 }
-"""tf: that of the TF-2015 graph, so of ADM, NVIDIA and torch-fidelity, and of most published numbers."""
+"""tf: the convention of the TF-2015 graph, and so of ADM, NVIDIA, torch-fidelity and most published numbers."""
 
 
 def inception_features(
@@ -159,10 +159,10 @@ def inception_features(
     """The space of FID.
 
     Args:
-      params: of `InceptionV3`.
-      fingerprint: of the file they came from, for the record.
+      params: parameters of `InceptionV3`.
+      fingerprint: hash of the file that they come from, for the record.
       convention: one of `CONVENTIONS`.
-      batch_size: images at once.
+      batch_size: images per batch.
 
     Raises:
       UserError: unknown convention.
@@ -190,13 +190,13 @@ def dinov2_features(
 ) -> NetworkFeatures:
     """The space of FD-DINOv2: the class token of 224 x 224 images (Stein et al. 2023, arXiv:2306.04675).
 
-    Images are resized by the bicubic filter on floats, as EDM2's code does it; Stein et al. round to whole numbers
-    after it.
+    Images are resized by the bicubic filter on floats, as in EDM2's code; Stein et al. round to whole numbers
+    afterwards.
 
     Args:
       network: DINOv2, with its `params`.
-      fingerprint: of the file they came from, for the record.
-      batch_size: images at once.
+      fingerprint: hash of the file that they come from, for the record.
+      batch_size: images per batch.
     """
     apply = _encoded(network, DINOV2_SIZE, *IMAGENET, unit=False)
     name = f"dinov2_{network.depth}x{network.width}"
@@ -207,9 +207,9 @@ def dinov2_features(
 def dinov2_patches(
     network: VisionTransformer, params: PyTree, *, fingerprint: str, grid: int, batch_size: int = 32
 ) -> NetworkFeatures:
-    """DINOv2's vectors of grid x grid patches, as REPA wants them; `pooled` is [n, grid^2 * width].
+    """DINOv2's vectors of grid x grid patches, as REPA uses them; `pooled` is [n, grid^2 * width].
 
-    Arguments as of `dinov2_features`; images are resized to `grid` patches along a side.
+    The arguments are those of `dinov2_features`; images are resized to `grid` patches per side.
     """
     encode = _encoded(network, grid * network.patch_size, *IMAGENET, unit=False, patches=True)
 
@@ -229,8 +229,8 @@ def clip_features(
 
     Args:
       network: CLIP's image encoder, with its `params`.
-      fingerprint: of the file they came from, for the record.
-      batch_size: images at once.
+      fingerprint: hash of the file that they come from, for the record.
+      batch_size: images per batch.
     """
     apply = _encoded(network, network.image_size, *_CLIP, unit=True)
     name = f"clip_{network.depth}x{network.width}_{network.image_size}"

@@ -1,8 +1,8 @@
-"""Inception-v3 as it was trained in 2015, the network behind every published FID.
+"""Inception-v3 as trained in 2015, the network behind every published FID.
 
 Szegedy et al. 2015 (arXiv 1512.00567), in the variant of the graph `classify_image_graph_def.pb`: batch normalisation
 with eps 1e-3, average pools that do not count the padding, a maximum pool in the last block, 1008 classes. Modules have
-the names by which the ports of its weights know them.
+the names that ports of its weights use.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 SIZE = 299
-SPATIAL_CHANNELS = 7  # of the 17 x 17 map, those that sFID takes (Nash et al. 2021)
+SPATIAL_CHANNELS = 7  # channels of the 17 x 17 map that sFID uses (Nash et al. 2021)
 
 _average = functools.partial(nn.avg_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
 _largest = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME")
@@ -46,13 +46,13 @@ class ConvBN(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side.
+    """Several branches applied to the same input and concatenated.
 
     Attributes:
-      branches: for each its layers, (name, features, kernel) in a row; a tuple of two layers in the place of one at the
-        end forks: both take what came before and are laid side by side.
-      pool: what is in front of the last branch; without a layer in that branch, the pool is the branch.
-      stride: of the last layer of every branch.
+      branches: the layers of each branch in order, (name, features, kernel). The last entry may be a tuple of two
+        layers: both receive the branch's output so far, and their results are concatenated.
+      pool: the pooling in front of the last branch; if that branch has no layer, it is the pool alone.
+      stride: stride of the last layer of every branch.
     """
 
     branches: tuple
@@ -155,7 +155,7 @@ _BLOCKS = {
 
 
 class InceptionV3(nn.Module):
-    """Images [n, 299, 299, 3], values (0..255 - 128) / 128, to what the metrics take."""
+    """Maps images [n, 299, 299, 3], values (0..255 - 128) / 128, to the features that metrics use."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n 299 299 3"]) -> dict[str, Float[Array, "n d"]]:

@@ -1,8 +1,8 @@
 """LPIPS: how different two images look, in the features of VGG-16 (Zhang et al. 2018, arXiv:1801.03924, version 0.1).
 
 The features after the last rectifier of each of VGG's five stages (Simonyan & Zisserman 2014, arXiv:1409.1556,
-configuration D) are divided by their length at every pixel; the squared differences are weighed by channel, averaged
-over the pixels and added.
+configuration D) are normalised to length 1 at every pixel. Their squared differences are weighted by channel, averaged
+over the pixels and summed over the stages.
 """
 
 from typing import ClassVar
@@ -22,10 +22,10 @@ Pictures = Float[Array, "n height width channels"]
 
 
 class Lpips(nn.Module):
-    """Two sets of images in [-1, 1], of one or three channels, to one distance for each pair.
+    """Maps two sets of images in [-1, 1], with one or three channels, to one distance for each pair.
 
-    Height and width are at least 16. The weights are those of files (`diffusion_jax.weights.read_lpips`). It is a
-    distance: less is more alike. It judges pairs, so it is no member of `METRICS`, which judge sets.
+    Height and width are at least 16. The weights come from files (`diffusion_jax.weights.read_lpips`). A lower distance
+    means more alike images. LPIPS judges pairs, so it is not in `METRICS`, whose members judge sets.
     """
 
     title: ClassVar[str] = "LPIPS"
@@ -34,8 +34,8 @@ class Lpips(nn.Module):
 
     @nn.compact
     def __call__(self, x: Pictures, y: Pictures) -> Float[Array, " n"]:
-        """Differentiable in both; where a pixel's features are all zero, its gradient is zero."""
-        # x and y go one after the other: side by side in one batch they would have to move between devices.
+        """Differentiable in both arguments; the gradient is zero at pixels whose features are all zero."""
+        # x and y are processed one after the other: in one batch they would have to move between devices.
         ours, theirs = _normalised(x), _normalised(y)
         distance = jnp.zeros(len(x), ours.dtype)
         for stage, (features, convolutions) in enumerate(STAGES):
@@ -58,13 +58,13 @@ def _unit(features: Float[Array, "n height width d"]) -> Float[Array, "n height 
 
 def _normalised(x: Pictures) -> Float[Array, "n height width 3"]:
     if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < 16:
-        raise UserError(f"LPIPS is of images of one or three channels and 16x16 pixels or more, not of {x.shape[1:]}")
+        raise UserError(f"LPIPS takes images with one or three channels and at least 16x16 pixels, not {x.shape[1:]}")
     mean, std = (jnp.asarray(values, x.dtype) for values in IMAGENET)
     return ((jnp.broadcast_to(x, (*x.shape[:-1], 3)) + 1) / 2 - mean) / std
 
 
 def init_lpips(key: Key[Array, ""]) -> PyTree:
-    """Parameters of `Lpips` with random values, in the place of the trained ones."""
+    """Random parameters of `Lpips`, instead of trained ones."""
     image = jnp.zeros((1, 16, 16, 3))
     return Lpips().init(key, image, image)["params"]
 
@@ -73,9 +73,9 @@ def lpips(params: PyTree, x: Pictures, y: Pictures, *, size: int = 0) -> Float[A
     """LPIPS of each pair, in float32.
 
     Args:
-      params: of `Lpips`.
+      params: parameters of `Lpips`.
       x, y: images in [-1, 1].
-      size: images are interpolated to size x size first (bilinear, without a filter); 0: taken as they are.
+      size: images are first interpolated to size x size (bilinear, without a filter); 0: they are used as they are.
 
     Raises:
       UserError: images with other than one or three channels, or with less than 16 pixels on a side.

@@ -24,12 +24,12 @@ _REFERENCE_CHUNK = 4096
 @METRICS.register("nearest_neighbours", example={"max_held_out": 100})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NearestNeighbours:
-    """Distance of each sample to its nearest training image, against the same distance for held-out real images.
+    """Distance of each sample to its nearest training image, compared with the same distance for held-out real images.
 
-    A model that has learned the distribution draws images as far from the training set as fresh real images are:
-    `distance_ratio` near 1, `fraction_closer` near 0.01. A model that memorises lies far closer. A ratio well above 1
-    means the opposite fault: samples unlike anything real, or noisy ones. The distance is of pixels, so a copy that is
-    shifted or recoloured escapes it.
+    A model that has learned the distribution draws images as far from the training set as new real images are:
+    `distance_ratio` near 1, `fraction_closer` near 0.01. A model that memorises draws images much closer to it. A ratio
+    well above 1 means samples unlike anything real, or noisy ones. The distance is between pixels, so it misses copies
+    that are shifted or recoloured.
 
     Attributes:
       max_held_out: test images in the baseline (a fixed random subset of the split).
@@ -91,7 +91,7 @@ class NearestNeighbours:
 def nearest(
     queries: UInt8[np.ndarray, "n height width channels"], references: UInt8[np.ndarray, "m height width channels"]
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The nearest reference of every query, by exhaustive search (Eq. 1); of equal ones the first.
+    """The nearest reference of every query, by exhaustive search (Eq. 1); the first one of equally near references.
 
     Memory beyond the inputs: one chunk of queries, one of references and their product, some 100 MB for 64x64x3 images
     at most; references are never copied to floats as a whole.

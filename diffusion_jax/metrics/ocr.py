@@ -1,8 +1,8 @@
-"""Readers of text in pictures: engines that have never seen our models, each run on the line that a picture shows.
+"""Readers of text in pictures: engines independent of our models, each applied to the line that a picture shows.
 
-    picture -> the ground from its border -> the box of all that is not ground -> enlarged -> one line of text
+    picture -> background from its border -> box of everything else -> enlarged -> one line of text
 
-A mark that does not belong to the text so counts: it is in the box that is read.
+A mark that does not belong to the text therefore counts as an error: it is in the box.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from jaxtyping import UInt8
 from diffusion_jax.data.glyphs import WordSuite
 from diffusion_jax.errors import RunError, UserError
 
-_INK = 40  # least difference from the ground in some channel, of 255, of what is read
-_BORDER = 2  # pixels on each side that show the ground
-_HEIGHT = 48  # least height in pixels of what an engine gets
-_PADDING = 0.2  # of the line's height, of ground around it
+_INK = 40  # least difference from the background in some channel, of 255, for a pixel of the text
+_BORDER = 2  # pixels on each side that show the background
+_HEIGHT = 48  # least height in pixels of an engine's input
+_PADDING = 0.2  # background around the line, as a share of its height
 _PATIENCE = 60  # seconds for one picture
 
 
 def line_of(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The part of a picture that is not ground, with some ground around it, large enough to be read; None for none."""
+    """The part of a picture that is not background, with a margin, large enough to be read; None if there is none."""
     image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
     edge = [image[:_BORDER], image[-_BORDER:], image[:, :_BORDER], image[:, -_BORDER:]]
     ground = np.median(np.concatenate([part.reshape(-1, 3) for part in edge]), axis=0)
@@ -50,29 +50,29 @@ def line_of(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextReader:
-    """Pictures to text, one line each; a function of the picture alone."""
+    """Reads pictures, one line each; the result depends only on the picture."""
 
     @property
     def described(self) -> str:
-        """Name and version, for the record."""
+        """The engine's name and version, for the record."""
         raise NotImplementedError
 
     def read(self, images: Sequence[UInt8[np.ndarray, "height width channels"]]) -> list[str]:
-        """What each picture says; "" where nothing is read.
+        """The text of each picture; "" if nothing is read.
 
         Raises:
-          UserError: the engine is not there.
+          UserError: the engine is not installed.
         """
         return [_remembered(self, np.ascontiguousarray(image).tobytes(), image.shape) for image in images]
 
     def read_line(self, line: UInt8[np.ndarray, "height width 3"]) -> str:
-        """What an enlarged line says."""
+        """The text of an enlarged line."""
         raise NotImplementedError
 
 
 @functools.lru_cache(maxsize=4096)
 def _remembered(reader: TextReader, content: bytes, shape: tuple[int, ...]) -> str:
-    """Metrics of the same pictures need them read once."""
+    """Read a line once and remember the result, since several metrics read the same pictures."""
     line = line_of(np.frombuffer(content, np.uint8).reshape(shape))
     return "" if line is None else reader.read_line(line)
 
@@ -91,7 +91,7 @@ class RapidOcr(TextReader):
 
 
 RAPID_OCR = ("rapidocr", "onnxruntime")
-"""The modules that `RapidOcr` needs."""
+"""The modules that `RapidOcr` imports."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -106,7 +106,7 @@ def _rapid_ocr():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tesseract(TextReader):
-    """The program tesseract with its English model, told that there is one line."""
+    """The program tesseract with its English model, set to expect one line."""
 
     @staticmethod
     def is_there() -> bool:
@@ -130,7 +130,7 @@ class Tesseract(TextReader):
                 capture_output=True,
                 timeout=_PATIENCE,
                 check=True,
-                env={**os.environ, "OMP_THREAD_LIMIT": "1"},  # several are slower, for so small a picture
+                env={**os.environ, "OMP_THREAD_LIMIT": "1"},  # several threads are slower for such small pictures
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise RunError(f"tesseract could not read a picture: {error}") from error
@@ -145,7 +145,7 @@ def _tesseract_version() -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByHeart(TextReader):
-    """A stand-in for an engine where metrics themselves are tested: knows the true pictures of some prompts, no others.
+    """Replaces an engine in tests of the metrics: it knows the true pictures of some prompts and reads no others.
 
     Attributes:
       prompts: the prompts.

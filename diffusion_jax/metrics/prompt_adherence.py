@@ -1,4 +1,4 @@
-"""Are samples what their prompts ask for, to a reader of scenes that makes no mistake on true ones?"""
+"""Do samples show what their prompts ask for, according to a reader that makes no mistake on true scenes?"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ from diffusion_jax.data.scenes.reading import read
 from diffusion_jax.errors import UserError
 from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_shape, proportion
 
-_MOST_COMPARED = 50  # other prompts that each picture is held against by chance
+_MOST_COMPARED = 50  # other prompts that each picture is compared with, to estimate chance
 
 
 def adherence(
     images: UInt8[np.ndarray, "n size size 3"], requirements: Sequence[Requirement]
 ) -> Bool[np.ndarray, " n"]:
-    """Whether each picture is what is required of it.
+    """Whether each picture shows what is required of it.
 
     Raises:
-      UserError: pictures that the reader does not take, or another number of requirements.
+      UserError: pictures that the reader does not accept, or another number of requirements.
     """
     if len(images) != len(requirements):
         raise UserError(f"{len(images)} pictures do not go with {len(requirements)} requirements: give one for each")
@@ -30,7 +30,7 @@ def adherence(
 
 
 def by_chance(seen: Sequence[Scene], prompts: Sequence[Prompt]) -> float:
-    """How often a picture is what another prompt asks for: the adherence of samples that do not heed theirs."""
+    """How often a picture fits another prompt: the adherence of samples that ignore their prompts."""
     others = sorted({prompt.text: prompt for prompt in prompts}.items())
     step = max(1, len(others) // _MOST_COMPARED)
     hits = [
@@ -52,23 +52,24 @@ def _met(seen: Sequence[Scene], requirements: Sequence[Requirement]) -> Bool[np.
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptAdherence:
-    """Share of samples that are what their prompt asks for: no less and no more, in shape, colour, number and place.
+    """Share of samples that show exactly what their prompt asks for, in shape, colour, number and place.
 
     The judge reads shapes, colours and places from the picture by rules (`data.scenes.reading`) and never sees the
-    prompt's words. Strict: one object too many is wrong.
+    prompt's words. It is strict: one object too many is an error.
 
-    How to read it: by category as GenEval has them (Ghosh et al. 2023, arXiv:2310.11513); and apart for prompts whose
-    pairs of shape and colour the training showed, and for those with one that it never showed. `ceiling` is what true
-    scenes for the same prompts score, `shuffled` what these samples score against other samples' prompts: chance. Of a
-    model of latents `round_trip` is what the true scenes score once its first stage has encoded and decoded them: no
-    sample of the model can be expected to be read better. It says nothing about variety.
+    How to read it: the score is also given by GenEval's categories (Ghosh et al. 2023, arXiv:2310.11513), and
+      separately for
+    prompts whose pairs of shape and colour occur in training and for those with a new pair. `ceiling` is the score of
+    true scenes for the same prompts. `shuffled` is the score of these samples against other samples' prompts, which is
+    chance. For a model of latents, `round_trip` is the score of the true scenes after its first stage has encoded and
+    decoded them, an upper bound for its samples. The metric says nothing about variety.
 
     Attributes:
-      prompts: with what they require; those of data.dataset=scenes.
-      round_trip: pictures through the first stage, where there is one.
+      prompts: prompts with their requirements, from data.dataset=scenes.
+      round_trip: sends pictures through the first stage, if there is one.
 
     Raises:
-      UserError: there are none.
+      UserError: there are no prompts.
     """
 
     prompts: PromptSuite | None = None
@@ -101,8 +102,8 @@ class PromptAdherence:
             )
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns `adherence`, the same of every category, of seen and of held-out pairs with 95% Wilson intervals,
-        `ceiling`, `round_trip` of latents, `shuffled` and the number of samples."""
+        """Returns `adherence`, for all prompts, for every category, for seen and for held-out pairs, with 95% Wilson
+        intervals; `ceiling`, `round_trip` for latents, `shuffled` and the number of samples."""
         check_same_shape(samples, train, test)
         asked = self._asked(samples)
         seen = read(samples.images)
@@ -130,7 +131,7 @@ class PromptAdherence:
         """The prompts of the samples.
 
         Raises:
-          UserError: samples without texts, or with others.
+          UserError: the samples have no texts, or others.
         """
         if samples.texts is None:
             raise UserError("prompt_adherence needs the texts that samples were asked for with, and they have none")
@@ -143,7 +144,7 @@ class PromptAdherence:
         return [known[text] for text in samples.texts]
 
     def _ceiling(self, asked: Sequence[Prompt]) -> dict[str, float]:
-        """The adherence of true scenes for these prompts, as they are and through the first stage."""
+        """The adherence of true scenes for these prompts, as they are and after the first stage."""
         texts = {prompt.text for prompt in asked}
         rows = [i for i, prompt in enumerate(self.prompts) if prompt.text in texts]
         pictures, wanted = self.prompts.pictures(rows), [self.prompts[i].requirement for i in rows]

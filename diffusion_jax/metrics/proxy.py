@@ -1,8 +1,8 @@
 """A feature space for small data: the last layer of a classifier that was trained on the real images themselves.
 
-Distances in it are called `proxy_...`: they rank models on one data set, with one and the same classifier, and mean
-nothing beside a FID. The classifier sees no sample of any model. Its test accuracy says how much to trust it. Each
-feature has mean 0 and standard deviation 1 over the training images.
+Its distances are called `proxy_...`: they rank models on one data set with the same classifier, and cannot be compared
+with a FID. The classifier sees no sample of any model. Its test accuracy says how far to trust it. Each feature has
+mean 0 and standard deviation 1 over the training images.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class ProxyClassifier(nn.Module):
     """Three 3x3 convolutions, two of them halving, the mean over space, one hidden layer: the features, 64 numbers.
 
     Attributes:
-      num_classes: of the data.
+      num_classes: classes of the data.
       features: numbers per image.
     """
 
@@ -53,7 +53,7 @@ class ProxyTraining:
 
 
 def fingerprint(train: ImageSet, how: ProxyTraining) -> str:
-    """Of everything that the classifier depends on: two runs with the same one may be compared."""
+    """A hash of everything that the classifier depends on: runs with the same one may be compared."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(how), sort_keys=True).encode())
     for array in (train.images, np.asarray(train.labels, np.int64)):
         digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
@@ -72,10 +72,10 @@ def network_of(train: ImageSet) -> ProxyClassifier:
 
 
 def train_proxy(train: ImageSet, how: ProxyTraining) -> PyTree:
-    """The classifier's parameters `network`, and `mean` and `std` of its features over the training images.
+    """The classifier's parameters, `network`, and `mean` and `std` of its features over the training images.
 
     Raises:
-      UserError: as `network_of`.
+      UserError: see `network_of`.
     """
     network = network_of(train)
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels, jnp.int32)
@@ -95,7 +95,7 @@ def train_proxy(train: ImageSet, how: ProxyTraining) -> PyTree:
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    for i in range(how.steps):  # no scan: convolutions in a loop take one thread on a CPU
+    for i in range(how.steps):  # no scan: on a CPU, convolutions in a loop run on one thread
         params, state = step(params, state, images, labels, i)
     features = jax.jit(lambda part: network.apply({"params": params}, _scaled(part))["pooled"])
     pooled = np.concatenate([features(images[i : i + 1000]) for i in range(0, len(images), 1000)]).astype(np.float64)
@@ -114,7 +114,7 @@ def proxy_shapes(train: ImageSet) -> PyTree:
 
 
 def proxy_features(params: PyTree, train: ImageSet, how: ProxyTraining) -> NetworkFeatures:
-    """The space of trained parameters."""
+    """The feature space of a classifier with these parameters."""
     network = network_of(train)
 
     def apply(params: PyTree, images: Array) -> Any:
@@ -126,7 +126,7 @@ def proxy_features(params: PyTree, train: ImageSet, how: ProxyTraining) -> Netwo
 
 
 def accuracy(space: NetworkFeatures, images: ImageSet) -> float:
-    """The share of images whose class the network behind a space names."""
+    """The share of images that a space's network classifies correctly."""
     return float((space(images.images).log_probabilities.argmax(axis=1) == images.labels).mean())
 
 

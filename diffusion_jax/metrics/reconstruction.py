@@ -1,6 +1,6 @@
-"""How near reconstructions are to their originals, picture by picture: PSNR and SSIM.
+"""How close reconstructions are to their originals, picture by picture: PSNR and SSIM.
 
-Sample i is the reconstruction of held-out image i, so these are of first stages, never of samples that a model draws.
+Sample i is the reconstruction of held-out image i, so these judge first stages, never samples that a model draws.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_sha
 
 RECONSTRUCTIONS = "reconstructions"
 _PEAK = 255.0
-_EXACT = 1.0 / 12.0  # the squared error of rounding to whole numbers: equal pictures are no better than that
+_EXACT = 1.0 / 12.0  # the squared error of rounding to whole numbers, used for equal pictures
 _SIDE, _SIGMA = 11, 1.5  # the window of SSIM
 _K1, _K2 = 0.01, 0.03
 
@@ -24,20 +24,21 @@ Pictures = UInt8[np.ndarray, "n height width channels"]
 
 
 def psnr(x: Pictures, y: Pictures) -> Float[np.ndarray, " n"]:
-    """Peak signal to noise of each pair, 10 log10(255^2 / mean squared error) in decibels; 58.9 for equal ones."""
+    """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / mean squared error) in decibels; 58.9 for equal
+    ones."""
     error = np.mean(np.square(x.astype(np.float64) - y), axis=(1, 2, 3))
     return 10 * np.log10(_PEAK**2 / np.maximum(error, _EXACT))
 
 
 def ssim(x: Pictures, y: Pictures) -> Float[np.ndarray, " n"]:
-    """Structural similarity of each pair (Wang et al. 2004, IEEE TIP 13, 600): Gaussian windows of 11 pixels with a
-    deviation of 1.5, channel by channel, a mean over windows that lie within the picture; 1 for equal ones.
+    """Structural similarity of each pair (Wang et al. 2004, IEEE TIP 13, 600) with Gaussian windows of 11 pixels and
+    standard deviation 1.5, per channel, averaged over the windows inside the picture; 1 for equal ones.
 
     Raises:
       UserError: pictures with less than 11 pixels on a side.
     """
     if min(x.shape[1:3]) < _SIDE:
-        raise UserError(f"SSIM is of pictures of {_SIDE}x{_SIDE} pixels or more, not of {x.shape[1]}x{x.shape[2]}")
+        raise UserError(f"SSIM takes pictures of at least {_SIDE}x{_SIDE} pixels, not {x.shape[1]}x{x.shape[2]}")
     weights = np.exp(-np.square(np.arange(_SIDE) - _SIDE // 2) / (2 * _SIGMA**2))
     inner = slice(_SIDE // 2, -(_SIDE // 2))
 
@@ -58,11 +59,11 @@ def ssim(x: Pictures, y: Pictures) -> Float[np.ndarray, " n"]:
 def _pairs(name: str, samples: ImageSet, test: ImageSet) -> None:
     check_same_shape(samples, test)
     if len(samples) != len(test):
-        raise UserError(f"{name} is of pairs: {len(samples)} reconstructions, but {len(test)} originals")
+        raise UserError(f"{name} compares pairs: {len(samples)} reconstructions, but {len(test)} originals")
 
 
 def _mean(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean over pictures with its 95% interval."""
+    """The mean over pictures, with its 95% interval."""
     half = 1.959963984540054 * float(values.std()) / len(values) ** 0.5
     mean = float(values.mean())
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half, "num_samples": len(values)}
@@ -71,7 +72,7 @@ def _mean(name: str, values: np.ndarray) -> dict[str, float]:
 @METRICS.register("psnr")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PSNR:
-    """Peak signal to noise ratio of reconstructions, a mean over pictures; see `psnr`."""
+    """Peak signal-to-noise ratio of reconstructions, averaged over pictures; see `psnr`."""
 
     title: ClassVar[str] = "PSNR"
     about: ClassVar[str] = (
@@ -92,7 +93,7 @@ class PSNR:
 @METRICS.register("ssim")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSIM:
-    """Structural similarity of reconstructions, a mean over pictures; see `ssim`."""
+    """Structural similarity of reconstructions, averaged over pictures; see `ssim`."""
 
     title: ClassVar[str] = "SSIM"
     about: ClassVar[str] = (

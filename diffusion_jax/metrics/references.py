@@ -1,4 +1,4 @@
-"""Files of reference statistics, in every form in which they are published.
+"""Files of reference statistics, in every published form.
 
 keys                          from
 mu, sigma                     pytorch-fid, ADM (there with mu_s, sigma_s, of sFID), NVIDIA, clean-fid
@@ -25,11 +25,11 @@ def read_gaussian(path: str | Path, space: FeatureSpace, *, part: str = "pooled"
 
     Args:
       path: an .npz file.
-      space: takes the features where the file holds images.
+      space: computes the features if the file holds images.
       part: "pooled" (FID) or "spatial" (sFID).
 
     Raises:
-      UserError: no file, not such a file, or one with other keys.
+      UserError: there is no file, it is no such file, or it has other keys.
     """
     path = expanded(path)
     if not os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Resizing images for a feature network, one function per convention: the choice moves FID by several points.
+"""Resizing images for a feature network, one function per convention: the choice changes FID by several points.
 
     name               kernel                                         used by
     tf1_bilinear       bilinear, corners of pixels at 0, no filter    the TF-2015 graph: ADM, NVIDIA, torch-fidelity
@@ -54,7 +54,7 @@ RESIZERS: dict[str, Resize] = {
 
 
 def resizer(name: str) -> Resize:
-    """The function of a name.
+    """The function with this name.
 
     Raises:
       UserError: unknown name.

@@ -1,4 +1,4 @@
-"""Can the words that samples were asked for be read in them, by engines that have seen no model of ours?"""
+"""Can the requested words be read in samples, by engines independent of our models?"""
 
 import dataclasses
 import unicodedata
@@ -15,23 +15,23 @@ from diffusion_jax.metrics.base import METRICS, ImageSet, Number, check_same_sha
 from diffusion_jax.metrics.ocr import RAPID_OCR, ByHeart, RapidOcr, Tesseract, TextReader
 
 RAPID, TESSERACT = RapidOcr(), Tesseract()
-_MOST_COMPARED = 50  # other words that each reading is held against by chance
+_MOST_COMPARED = 50  # other words that each reading is compared with, to estimate chance
 _MOST_TRUE = 200  # true pictures that are read for the ceiling
 _MOST_SECOND = 100  # samples, and true pictures, that a second engine reads
 Pictures = UInt8[np.ndarray, "n size size 3"]
 
 
 def compared(text: str, alphabet: str) -> str:
-    """A text as it is compared: one form of Unicode, single blanks; in small letters where the alphabet has no others.
+    """A text prepared for comparison: normalised Unicode, single blanks, and lower case if the alphabet has only that.
 
-    An alphabet of small letters alone leaves an engine no way to tell c from C but by their size.
+    With an alphabet of lower-case letters, an engine could tell c from C only by its size.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).split())
     return plain if any(c.isupper() for c in alphabet) else plain.lower()
 
 
 def edit_distance(a: str, b: str) -> float:
-    """Levenshtein's distance over the length of the longer text: 0 where both are the same, 1 where all differs."""
+    """Levenshtein's distance divided by the length of the longer text: 0 for equal texts, 1 if all letters differ."""
     if not a and not b:
         return 0.0
     row = list(range(len(b) + 1))
@@ -43,7 +43,7 @@ def edit_distance(a: str, b: str) -> float:
 
 
 def mean_with_interval(name: str, values: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """`name`, and `name_low` and `name_high`, the 95% interval of a mean by Student's t, within [0, 1]."""
+    """`name`, with the 95% interval of the mean by Student's t, within [0, 1], as `name_low` and `name_high`."""
     mean = float(values.mean())
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     half = float(scipy.stats.t.ppf(0.975, max(1, len(values) - 1))) * error
@@ -52,13 +52,13 @@ def mean_with_interval(name: str, values: Float[np.ndarray, " n"]) -> dict[str, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordReading:
-    """What both metrics of reading are made of.
+    """Base of both metrics of reading.
 
     Attributes:
-      prompts: with the word that each asks for; those of data.dataset=glyphs.
+      prompts: prompts with the word that each asks for, from data.dataset=glyphs.
       reader: the engine that decides.
-      second: another engine beside it; None takes tesseract where it is installed.
-      round_trip: pictures through the first stage, where there is one.
+      second: a second engine; None takes tesseract if it is installed.
+      round_trip: sends pictures through the first stage, if there is one.
 
     Raises:
       UserError: there are no prompts.
@@ -88,22 +88,22 @@ class WordReading:
 
     @property
     def _second(self) -> TextReader | None:
-        """The second engine, where there is one."""
+        """The second engine, if there is one."""
         return self.second or (TESSERACT if self.reader == RAPID and Tesseract.is_there() else None)
 
     def _score(self, read: str, wanted: str) -> float:
-        """Of one reading."""
+        """The score of one reading."""
         raise NotImplementedError
 
     def _summary(self, name: str, scores: Float[np.ndarray, " n"]) -> dict[str, float]:
-        """The mean, with its interval."""
+        """The mean with its interval."""
         raise NotImplementedError
 
     def scores(self, images: Pictures, words: Sequence[str], reader: TextReader | None = None) -> np.ndarray:
-        """How well each picture says its word, to one engine.
+        """How well an engine reads the word in each picture.
 
         Raises:
-          UserError: another number of words than of pictures.
+          UserError: the numbers of words and pictures differ.
         """
         if len(images) != len(words):
             raise UserError(f"{len(images)} pictures do not go with {len(words)} words: give one for each")
@@ -115,8 +115,8 @@ class WordReading:
         return np.array([self._score(compared(a, alphabet), compared(b, alphabet)) for a, b in pairs], np.float64)
 
     def __call__(self, samples: ImageSet, *, train: ImageSet, test: ImageSet) -> dict[str, float]:
-        """Returns the headline with its 95% interval, the same of words and fonts seen and held out, `ceiling`,
-        `round_trip` of latents, `shuffled`, what a second engine says, and the number of samples."""
+        """Returns the headline with its 95% interval, the same for seen and for held-out words and fonts, `ceiling`,
+        `round_trip` for latents, `shuffled`, the second engine's scores, and the number of samples."""
         check_same_shape(samples, train, test)
         asked = self._asked(samples)
         words, name = [prompt.word for prompt in asked], self.headline
@@ -141,7 +141,7 @@ class WordReading:
         """The prompts of the samples.
 
         Raises:
-          UserError: samples without texts, or with others.
+          UserError: the samples have no texts, or others.
         """
         if samples.texts is None:
             raise UserError(f"{self.headline} needs the texts that samples were asked for with, and they have none")
@@ -155,7 +155,7 @@ class WordReading:
         return [known[text] for text in samples.texts]
 
     def _bounds(self, asked: Sequence[WordPrompt], reader: TextReader, most: int) -> dict[str, float]:
-        """The score of true pictures for these prompts, as they are and through the first stage."""
+        """The score of true pictures for these prompts, as they are and after the first stage."""
         texts = {prompt.text for prompt in asked}
         rows = [i for i, prompt in enumerate(self.prompts) if prompt.text in texts][:most]
         pictures, words = self.prompts.pictures(rows), [self.prompts[i].word for i in rows]
@@ -165,7 +165,7 @@ class WordReading:
         return found
 
     def _by_chance(self, seen: Sequence[str], words: Sequence[str]) -> float:
-        """The score against the words of other samples: that of samples that do not heed their prompts."""
+        """The score against the words of other samples, as if samples ignored their prompts."""
         others = sorted(set(words))
         step = max(1, len(others) // _MOST_COMPARED)
         pairs = [(read, o) for read, word in zip(seen, words, strict=True) for o in others[::step] if o != word]
@@ -177,7 +177,7 @@ class WordReading:
 
 
 def _numbers(name: str, label: str, lower: bool, kind: str) -> dict[str, Number]:
-    """What is to be known of the keys that every result has."""
+    """Labels and formats of the keys that every result has."""
     return {
         name: Number(label=label, kind=kind),
         f"{name}_seen": Number(label="Of fonts and strings like those of training", kind=kind, lower_is_better=lower),
@@ -195,16 +195,17 @@ _EXAMPLE = {"prompts": _SUITE, "reader": ByHeart(prompts=_SUITE), "round_trip": 
 @METRICS.register("word_accuracy", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordAccuracy(WordReading):
-    """Share of samples in which RapidOCR reads exactly the word that was asked for, letter by letter.
+    """Share of samples in which RapidOCR reads exactly the requested word, letter by letter.
 
-    The judge sees the picture alone, cut to what is not ground (`metrics.ocr`): a stray mark makes it wrong.
+    The judge sees only the picture, cropped to its foreground (`metrics.ocr`): a stray mark makes it wrong.
 
-    How to read it: apart for fonts and strings like those of the training, and for those that it never showed.
-    `ceiling` is what true renders of at most 200 of the same prompts score, `shuffled` what the samples score against
-    the words of others: chance. `second_...` is what tesseract says of at most 100 of the samples and of their true
-    renders, where it is installed. Of a model of latents `round_trip` is what the true renders score once its first
-    stage has encoded and decoded them. It says nothing of colours, places and fonts. How the judge was tested:
-    docs/letters.md.
+    How to read it: the score is also given separately for fonts and strings like those in training, and for held-out
+      ones.
+    `ceiling` is the score of true renders of at most 200 of the same prompts. `shuffled` is the score of the samples
+    against the words of other samples, which is chance. `second_...` are tesseract's scores of at most 100 of the
+    samples and of their true renders, if it is installed. For a model of latents, `round_trip` is the score of the true
+    renders after its first stage has encoded and decoded them. The metric ignores colours, places and fonts.
+    docs/letters.md says how the judge was tested.
     """
 
     title: ClassVar[str] = "Word accuracy"
@@ -229,11 +230,11 @@ class WordAccuracy(WordReading):
 @METRICS.register("edit_distance", example=_EXAMPLE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditDistance(WordReading):
-    """Mean normalised edit distance between what RapidOCR reads in a sample and the word that was asked for.
+    """Mean normalised edit distance between what RapidOCR reads in a sample and the requested word.
 
-    Levenshtein's distance over the length of the longer text, 0 (exact) to 1 (nothing in common); how near a model
-    comes that writes no word exactly. 1 minus it is what some papers call normalised edit distance. The other keys are
-    as of `WordAccuracy`.
+    Levenshtein's distance divided by the length of the longer text, from 0 (exact) to 1 (nothing in common). It
+    measures progress while a model writes no word exactly. Some papers call 1 minus this the normalised edit distance.
+    The other keys are those of `WordAccuracy`.
     """
 
     title: ClassVar[str] = "Edit distance"

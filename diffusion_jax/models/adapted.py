@@ -1,12 +1,12 @@
-"""The kernel of a dense layer with a low-rank term beside it, which is never added up.
+"""The kernel of a dense layer with a low-rank term; the two are never summed.
 
     y = x W + (x A) B,    W [inputs, outputs],  A [inputs, rank],  B [rank, outputs]
 
-A tree of parameters may have such a kernel in the place of an array. Dense layers compute the two products; whatever
-else reads the kernel as an array is given the sum. A frozen W so needs neither a copy nor a gradient.
+A tree of parameters may have such a kernel instead of an array. Dense layers compute the two products; any other code
+that reads the kernel as an array gets the sum. So a frozen W needs neither a copy nor a gradient.
 
-With dropout y = x W + (d(x) A) B, where d leaves out a share of the numbers of x and makes the others larger (as in the
-code of Hu et al. 2021, arXiv:2106.09685). That is no sum of kernels, and reading it as an array is an error.
+With dropout y = x W + (d(x) A) B, where d zeroes a share of the numbers of x and scales up the others (as in the code
+of Hu et al. 2021, arXiv:2106.09685). This is not a sum of kernels, and reading it as an array is an error.
 """
 
 import flax.struct
@@ -19,14 +19,15 @@ from diffusion_jax.errors import UserError
 
 @flax.struct.dataclass
 class AdaptedKernel:
-    """A kernel and its term.
+    """A kernel and its low-rank term.
 
     Attributes:
       kernel: the layer's own, [inputs, outputs]; the first leaf, by which Flax checks the shape.
-      down: A. The columns of the kernel may be several layers side by side (query, key, value), each with an A.
-      up: B of each.
-      keys: of the masks of dropout, one for each example; None: nothing is left out.
-      dropout: share of the numbers of x that is left out.
+      down: A. The columns of the kernel may belong to several layers side by side (query, key, value), each with its
+        own A.
+      up: B, one for each A.
+      keys: keys of the dropout masks, one for each example; None: no dropout.
+      dropout: share of the numbers of x that is zeroed.
     """
 
     kernel: Float[Array, "*layers inputs outputs"]
@@ -36,7 +37,7 @@ class AdaptedKernel:
     dropout: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def dropped(self, x: Float[Array, "batch ... inputs"]) -> Float[Array, "batch ... inputs"]:
-        """What A is given of x: a mask for each example, of its own key.
+        """The input of A: x with a dropout mask for each example, from the example's key.
 
         Raises:
           UserError: the first axis of x is not that of the examples.
@@ -45,7 +46,7 @@ class AdaptedKernel:
             return x
         if x.shape[:1] != self.keys.shape:
             raise UserError(
-                f"dropout of an adapter: a layer is given {list(x.shape)}, and there are {self.keys.shape[0]} "
+                f"dropout of an adapter: a layer receives {list(x.shape)}, and there are {self.keys.shape[0]} "
                 "examples; leave this layer out of the targets, or set dropout=0"
             )
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.dropout, x.shape[1:]))(self.keys)
@@ -66,6 +67,6 @@ class AdaptedKernel:
 
 
 def side_by_side(parts: Float[Array, "*layers parts inputs outputs"]) -> Float[Array, "*layers inputs all_outputs"]:
-    """Kernels of the same inputs as one."""
+    """Concatenate the columns of kernels with the same inputs."""
     moved = jnp.moveaxis(parts, -3, -2)
     return moved.reshape(*moved.shape[:-2], -1)

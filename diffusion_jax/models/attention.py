@@ -1,19 +1,19 @@
-"""Attention by one function: several ways to the same result; shapes and platform decide which is taken.
+"""Attention behind one function, computed in one of several ways that depends on shapes and platform.
 
-    einsum      two products with the whole matrix of logits between; what short sequences want. On CPU the heads come
-                first, and the sum of the softmax divides the second product: one pass less over the matrix
+    einsum      two products with the whole matrix of logits between them, for short sequences. On CPU the heads come
+                first, and the softmax's sum divides the second product, which saves a pass over the matrix
     xla         jax.nn.dot_product_attention
     chunked     blocks of queries against blocks of keys, with a softmax whose greatest logit and sum go from block to
                 block (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682): memory grows
                 with the length, not with its square, forward and backward
     splash      the TPU's kernel, which never writes logits to memory; lengths that divide by 128
 
-Which one is taken where nobody says: einsum up to 2048 x 2048 logits of a head, and what is bounded above that. A block
+Without a choice of the caller einsum is taken up to 2048 x 2048 logits of a head, and a bounded way above that. A block
 of the chunked form has at most 2^21 logits of all examples and heads together (8 MiB in float32), or 128 x 128 of each
-head where that is more.
+head if that is more.
 
-All four differentiate forward and backward (jvp and grad): the kernel has rules for neither, its tangent is that of the
-chunked form.
+All four differentiate forward and backward (jvp and grad): the kernel has rules for neither, so it takes the tangent of
+the chunked form.
 """
 
 import functools
@@ -32,14 +32,14 @@ from diffusion_jax.registry import unknown_name
 
 Implementation = Literal["einsum", "xla", "chunked", "splash"]
 
-_WHOLE = 2048**2  # logits of a head that are still made at once
+_WHOLE = 2048**2  # most logits of a head that are computed at once
 _BLOCK = 2**21  # logits in one block, of all examples and heads
 _LEAST_SIDE = 128  # queries and keys of the smallest block
 _SPLASH_BLOCK = 128
-_LOWEST = -1e30  # a logit below all others, and finite, so that its derivative is
+_LOWEST = -1e30  # a logit below all others, finite so that its derivative is finite
 
 Segments = tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]]
-"""To which sequence each query belongs, and each key."""
+"""The sequence that each query, and each key, belongs to."""
 
 
 def attention(
@@ -56,11 +56,11 @@ def attention(
 
     Args:
       query, key, value: as named.
-      mask: which keys count, at least one of each example; the others have weight zero. The kernel takes none.
-      bias: added to the logits of every example: relative positions, or `causal`. The kernel takes none.
-      segments: to which sequence a token belongs, where several are packed into one: tokens attend within their own.
-        Queries and keys are of the same tokens then. The kernel takes none.
-      implementation: which way; None takes einsum for short sequences, and for longer ones the kernel where the
+      mask: which keys count, at least one for each example; the others have weight zero. The kernel takes no mask.
+      bias: added to the logits of every example: relative positions, or `causal`. The kernel takes no bias.
+      segments: the sequence that a token belongs to, where several are packed into one: tokens attend within their own.
+        Queries and keys must then be the same tokens. The kernel takes no segments.
+      implementation: one of the above; None takes einsum for short sequences, and for longer ones the kernel if the
         program is compiled for TPU and the lengths allow it, else blocks.
 
     Raises:
@@ -82,7 +82,7 @@ def attention(
 
 
 def causal(length: int) -> Float[np.ndarray, "1 length length"]:
-    """The bias by which a token attends to itself and to those before it."""
+    """The bias that lets a token attend only to itself and to earlier tokens."""
     return np.triu(np.full((1, length, length), _LOWEST, np.float32), k=1)
 
 
@@ -114,7 +114,7 @@ def _masked(
     bias: Float[Array, "heads_or_1 queries keys"] | None,
     segments: Segments | None,
 ) -> Array:
-    """The logits and their bias, those of keys that do not count so low that their weight is exactly zero."""
+    """The logits with their bias; those of keys that do not count are so low that their weight is exactly zero."""
     logits = logits if bias is None else logits + bias
     if segments is not None:
         of_queries, of_keys = segments
@@ -167,7 +167,7 @@ def _chunked(
     of_queries, of_keys = (None, None) if segments is None else segments
     blocks = (_cut(key, 2, columns), _cut(value, 2, columns), _cut(mask, 1, columns), _cut(of_keys, 1, columns))
 
-    # Backward, the logits of a block are computed again: kept, they would be the whole matrix.
+    # The backward pass computes the logits of a block again: stored, they would be the whole matrix.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def row(given: tuple[Array, Array | None, Array | None]) -> Array:
         query, bias, of_queries = given
@@ -214,7 +214,7 @@ def _run_splash(query: Array, key: Array, value: Array, *, interpret: bool) -> A
 
 
 def _with_chunked_tangent(primal: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
-    """The function with the derivative of the chunked form."""
+    """The function with the tangent of the chunked form."""
     function = jax.custom_jvp(primal)
     function.defjvp(lambda primals, tangents: jax.jvp(_chunked, primals, tangents))
     return function
@@ -263,7 +263,7 @@ def split_heads(
     """Query, key and value by heads; the last axis of each is head x channel.
 
     Raises:
-      UserError: it does not divide so.
+      UserError: the channels do not divide by num_heads.
     """
     batch, tokens, width = qkv[0].shape
     if width % num_heads:
@@ -278,6 +278,6 @@ def self_attention(
     mask: Bool[Array, "batch tokens"] | None = None,
     bias: Float[Array, "heads_or_1 tokens tokens"] | None = None,
 ) -> Float[Array, "batch tokens dim"]:
-    """Attention of tokens to each other, of query, key and value as in `split_heads`; the rest as in `attention`."""
+    """Attention of tokens to each other: query, key and value as in `split_heads`, the rest as in `attention`."""
     query, key, value = split_heads(qkv, num_heads)
     return attention(query, key, value, mask=mask, bias=bias).reshape(qkv[0].shape)

@@ -1,6 +1,7 @@
 """The classifier of noisy images that guides ADM (Dhariwal & Nichol 2021, sec. 4 and appendix G).
 
-It is the way down and the middle of ADM's U-Net, and attention that pools all positions into one vector (as in CLIP).
+It is the downward path and the middle of ADM's U-Net, with attention that pools all positions into one vector (as in
+CLIP).
 """
 
 import functools
@@ -52,14 +53,14 @@ class NoisyClassifier(nn.Module, kw_only=True):
 
     Attributes:
       image_size, image_channels: of the images.
-      num_classes: logits.
+      num_classes: number of logits.
       base_channels: channels of the first level, and the width of the sinusoidal time embedding.
-      channel_multipliers: of the levels; None means ADM's of the image size.
+      channel_multipliers: channels of the levels; None means ADM's for this image size.
       num_res_blocks: residual blocks of each level ("depth" in the paper's code).
       attention_resolutions: feature map sizes with self-attention.
       head_channels: channels of a head.
-      dropout: rate inside residual blocks; on when dropout keys are given.
-      dtype: what activations are computed in; parameters are float32 always.
+      dropout: rate inside residual blocks; active if dropout keys are given.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     image_size: int

@@ -1,7 +1,7 @@
-"""The way down of a text-conditioned U-Net: what ConditionalUNet and ControlNet have in common.
+"""The downward path of a text-conditioned U-Net, shared by ConditionalUNet and ControlNet.
 
-A `Stage` is one step of the network: a residual block, with a transformer behind it at the levels that attend to the
-text, or a change of resolution. The lists of stages are what the networks run, and what maps of names follow.
+A `Stage` is one step of the network: a residual block, followed by a transformer at the levels that attend to the text,
+or a change of resolution. The networks run lists of stages, and maps of names follow the same lists.
 """
 
 import functools
@@ -24,20 +24,20 @@ Depths = int | tuple[int | tuple[int, ...], ...]
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 IMAGE_PROMPT = "image_prompt"
-"""The slot of pictures that are attended to beside the text, which may be left out: by the name of a transformer, pairs
-of keys and values [batch, blocks, tokens, width], see `CrossAttention`."""
-_TRANSFORMER_EPS = 1e-6  # of the group norm before the blocks, whatever norm_eps says
+"""The optional slot of pictures that are attended to beside the text: for each transformer's name, pairs of keys and
+values [batch, blocks, tokens, width], see `CrossAttention`."""
+_TRANSFORMER_EPS = 1e-6  # of the group norm before the blocks; norm_eps does not change it
 
 
 class Stage(NamedTuple):
     """One step of the network.
 
     Attributes:
-      name: of its parameters; those of its transformer are at `attention_name`.
-      kind: what it does.
+      name: name of its parameters; those of its transformer are under `attention_name`.
+      kind: the kind of step.
       level: 0 at the full resolution.
-      inputs: channels that come in, on the way up with those of the kept result.
-      features: channels that go out.
+      inputs: input channels, on the upward path including those of the kept result.
+      features: output channels.
       depth: blocks of its transformer; 0: it has none.
     """
 
@@ -55,7 +55,7 @@ class Stage(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What every stage is told."""
+    """The inputs that every stage shares."""
 
     embedding: Float[Array, "batch dim"]
     context: Float[Array, "batch length width"]
@@ -65,34 +65,34 @@ class Run(NamedTuple):
 
 
 class ConditionalEncoder(Network, kw_only=True):
-    """The fields and the stages of a text-conditioned U-Net as far as its middle; the defaults are SD 1.x's.
+    """The fields and stages of a text-conditioned U-Net down to its middle; the defaults are SD 1.x's.
 
-    Takes images of any height and width. Parameters are as in `UNet`, but the blocks of a transformer are one scan.
+    Takes images of any height and width. Parameters are as in `UNet`, but a transformer's blocks are one scan.
 
     Attributes:
       channels: channels of each level.
       attends: which levels have transformers.
-      num_res_blocks: residual blocks of each level on the way down; on the way up a level has one more.
+      num_res_blocks: residual blocks of each level on the downward path; on the upward path a level has one more.
       num_heads: attention heads of each level.
       transformer_depth: blocks of the transformers of each level, or of every transformer of a level.
-      middle: "attention" has block, transformer, block; "block" one block; "none" nothing.
+      middle: "attention": block, transformer, block; "block": one block; "none": nothing.
       context_channels: width of conditions["context"], [batch, tokens, width], the text.
-      linear_projection: whether the maps around the blocks are published as linear layers or as convolutions of size 1,
-        which is the same here.
+      linear_projection: whether the maps around the blocks are published as linear layers or as 1x1 convolutions, which
+        are equivalent here.
       only_cross_attention: which levels attend to the text twice, instead of to themselves.
-      upcast_attention: whether logits are asked to be float32, which they are always.
+      upcast_attention: whether logits are requested in float32, which they always are.
       pooled_channels: width of conditions["pooled"], one vector for the whole text; 0 for none.
-      size_channels: waves of each number of conditions["sizes"], the sizes and the crop in pixels; 0 for none.
-      num_sizes: how many numbers those are: 6 of SDXL base, 5 of its refiner, which is told an aesthetic score. Pooled
-        and sizes go through one MLP side by side, so that another number of sizes may come with as much less pooled.
-      num_noise_levels: how many levels conditions["noise_level"] has, the noise in a low-resolution image; 0 for none.
+      size_channels: waves for each number of conditions["sizes"], the sizes and the crop in pixels; 0 for none.
+      num_sizes: number of these numbers: 6 for SDXL base, 5 for its refiner, which takes an aesthetic score. Pooled and
+        sizes go through one MLP side by side, so other numbers of sizes are allowed with correspondingly less pooled.
+      num_noise_levels: number of levels of conditions["noise_level"], the noise in a low-resolution image; 0 for none.
       scale_shift: time scales and shifts inside residual blocks, instead of being added.
-      dropout: rate inside residual blocks; on when dropout keys are given.
+      dropout: rate inside residual blocks; active if dropout keys are given.
       norm_groups: groups of a group norm.
       norm_eps: added to its variance, in residual blocks and at the end.
       flip_sin_to_cos, frequency_shift: convention of the time embedding, see `sinusoidal_embedding`.
-      downsample_padding: how stride-2 convolutions pad; "symmetric" one pixel all round, "same" below and right.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      downsample_padding: padding of stride-2 convolutions: "symmetric" one pixel all round, "same" below and right.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
     """
 
     is_convolutional: ClassVar[bool] = True
@@ -162,7 +162,7 @@ class ConditionalEncoder(Network, kw_only=True):
 
     @nn.nowrap
     def slots_beside(self, x: Image, conditions: Conditions) -> dict[str, ConditionSpec]:
-        """`takes` with so many sizes as are given, and as much less pooled."""
+        """`takes` with as many sizes as are given, and correspondingly less pooled."""
         slots = self.takes
         sizes = conditions.get("sizes")
         if "sizes" in slots and "pooled" in slots and sizes is not None and sizes.ndim == 2:
@@ -174,12 +174,12 @@ class ConditionalEncoder(Network, kw_only=True):
 
     @property
     def added_channels(self) -> int:
-        """Width of pooled and the waves of sizes together."""
+        """Width of pooled and of the waves of the sizes together."""
         return self.pooled_channels + self.num_sizes * self.size_channels
 
     @nn.nowrap
     def res_blocks(self, level: int) -> int:
-        """Residual blocks of a level on the way down."""
+        """Residual blocks of a level on the downward path."""
         return self.num_res_blocks if isinstance(self.num_res_blocks, int) else self.num_res_blocks[level]
 
     @nn.nowrap
@@ -193,7 +193,7 @@ class ConditionalEncoder(Network, kw_only=True):
 
     @nn.nowrap
     def down_stages(self) -> list[Stage]:
-        """The stages behind the first convolution, down to the lowest resolution."""
+        """The stages after the first convolution, down to the lowest resolution."""
         stages, width = [], self.channels[0]
         for level, features in enumerate(self.channels):
             for block in range(self.res_blocks(level)):
@@ -250,7 +250,7 @@ class ConditionalEncoder(Network, kw_only=True):
         return transformer(x, run.context, run.mask, run.image_prompt.get(stage.attention_name, ()))
 
     def _encode(self, h: Image, run: Run) -> tuple[list[Image], Image]:
-        """Every result on the way down, and that of the middle, from the first convolution's."""
+        """Every result on the downward path, and the middle's, from the first convolution's."""
         kept = [h]
         for stage in self.down_stages():
             if stage.kind == "block":
@@ -279,7 +279,7 @@ class ConditionalEncoder(Network, kw_only=True):
         return self._waves(time, self.channels[0])
 
     def _embed(self, time: Float[Array, " batch"], conditions: Conditions) -> Float[Array, "batch dim"]:
-        """Time, and what else is told by one vector, as a vector of 4 * channels[0]; float32 at least."""
+        """Time and all other vector conditions as one vector of 4 * channels[0]; at least float32."""
         first = self.channels[0]
         mlp = functools.partial(TimeMLP, features=4 * first, kernel_init=_glorot)
         embedding = mlp(name="time")(self._time_waves(time, conditions))
@@ -303,7 +303,7 @@ class ConditionalEncoder(Network, kw_only=True):
 
 
 def depth_at(depths: Depths, level: int, block: int) -> int:
-    """Blocks of the transformer behind a residual block of a level; -1 where the depths do not say."""
+    """Blocks of the transformer after a residual block of a level; -1 if the depths do not cover it."""
     depth = depths if isinstance(depths, int) else depths[level]
     if isinstance(depth, int):
         return depth

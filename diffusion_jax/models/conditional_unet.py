@@ -3,10 +3,10 @@
 One network, configured by data:
 
     SD 1.x         768 channels of context, 8 heads everywhere
-    SD 2.x         1024 channels of context, heads by level, linear projections; whether it predicts epsilon or v is the
-                   process's affair
+    SD 2.x         1024 channels of context, heads by level, linear projections; the process says whether it predicts
+                   epsilon or v
     SDXL           three levels, transformers of 2 and 10 blocks, pooled and sizes added to the time embedding
-    inpainting     `extra_channels=5`: the mask, and the latents of what is outside of it, in the slot "image"
+    inpainting     `extra_channels=5`: the mask, and the latents outside of it, in the slot "image"
     InstructPix2Pix  `extra_channels=4`: the latents of the picture to be edited
     x4 upscaler    `extra_channels=3`, `num_noise_levels=1000`
     LCM            `guidance_channels=256`: the guidance scale is a condition (Luo et al. 2023, arXiv:2310.04378)
@@ -31,7 +31,7 @@ from diffusion_jax.models.unet_blocks import Image
 from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
 CONTROL = "control"
-"""The slot of residuals, {"down": one image for every result on the way down, "mid": one for that of the middle}."""
+"""The slot of residuals, {"down": one image for every result on the downward path, "mid": one for the middle}."""
 
 
 @MODELS.register(
@@ -58,16 +58,16 @@ CONTROL = "control"
 class ConditionalUNet(ConditionalEncoder, kw_only=True):
     """The text-conditioned U-Net; the defaults are SD 1.x's (859,520,964 parameters with 4 channels of latents).
 
-    `time` is the step of the chain, 0 to 1000, whole or not. Sizes that cannot be halved evenly are rounded up on the
-    way down, and cut to the kept results on the way up.
+    `time` is the step of the chain, 0 to 1000, whole or not. Odd sizes are rounded up on the downward path, and cropped
+    to the kept results on the upward path.
 
     Attributes:
-      extra_channels: channels of conditions["image"], [batch, height, width, channels], which stands behind the input;
-        0: none.
+      extra_channels: channels of conditions["image"], [batch, height, width, channels], which is concatenated to the
+        input; 0: none.
       image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
       guidance_channels: waves of conditions["guidance"], LCM's w, which is the guidance scale less 1; 0: none. Their
         layer starts at zero.
-      up_transformer_depth: `transformer_depth` on the way up, by level from the full resolution, where it differs.
+      up_transformer_depth: `transformer_depth` of the upward path, by level from the full resolution, where it differs.
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -105,7 +105,7 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
 
     @nn.nowrap
     def up_stages(self) -> list[Stage]:
-        """The stages from the lowest resolution up; a block's inputs count the kept result that it takes along."""
+        """The stages from the lowest resolution up; a block's inputs include the kept result that it takes."""
         kept = [self.channels[0], *(stage.features for stage in self.down_stages())]
         depths = self.transformer_depth if self.up_transformer_depth is None else self.up_transformer_depth
         stages, width = [], self.channels[-1]
@@ -121,7 +121,7 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
 
     @nn.nowrap
     def transformers(self) -> list[Stage]:
-        """The stages with a transformer: on the way down, on the way up, and the middle's."""
+        """The stages with a transformer: on the downward path, on the upward path, and the middle."""
         return [stage for stage in (*self.down_stages(), *self.up_stages(), *self.middle_stages()) if stage.depth]
 
     @nn.compact
@@ -162,10 +162,10 @@ class ConditionalUNet(ConditionalEncoder, kw_only=True):
 
 
 def controlled(kept: list[Image], middle: Image, control: Mapping[str, Any]) -> tuple[list[Image], Image]:
-    """The results on the way down and of the middle with the residuals of a ControlNet added.
+    """The results of the downward path and the middle, with the residuals of a ControlNet added.
 
     Raises:
-      UserError: residuals of another network.
+      UserError: the residuals belong to another network.
     """
     if set(control) != {"down", "mid"}:
         raise UserError(f"control has the residuals 'down' and 'mid', got {sorted(control)}")
@@ -178,7 +178,7 @@ def controlled(kept: list[Image], middle: Image, control: Mapping[str, Any]) -> 
 
 
 def require_image_prompt(prompt: Mapping[str, Any], stages: Sequence[Stage], batch: int) -> None:
-    """Raise UserError where keys and values are not of these transformers."""
+    """Raise UserError if keys and values do not belong to these transformers."""
     wanted = {stage.attention_name: (batch, stage.depth, stage.features) for stage in stages}
     for name, pairs in prompt.items():
         if name not in wanted:

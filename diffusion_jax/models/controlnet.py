@@ -1,11 +1,11 @@
 """ControlNet (Zhang, Rao & Agrawala 2023, arXiv:2302.05543): a picture steers a text-conditioned U-Net.
 
-A copy of the U-Net's way down sees the same input, plus an embedding of the picture. Each of its results goes through a
-convolution of size 1 that starts at zero, and is added to the U-Net's own:
+A copy of the U-Net's downward path sees the same input, plus an embedding of the picture. Each of its results goes
+through a 1x1 convolution that starts at zero, and is added to the U-Net's own result:
 
     control["down"][i] = Z_i(h_i),    control["mid"] = Z(h_middle)              (equation 2)
 
-so that training starts from the U-Net as it is.
+so that training starts from the unchanged U-Net.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ _zeros = nn.initializers.zeros
 
 
 class ControlNet(ConditionalEncoder, kw_only=True):
-    """The copied way down of a `ConditionalUNet`; the defaults are SD 1.x's (361,279,120 parameters).
+    """The copied downward path of a `ConditionalUNet`; the defaults are SD 1.x's (361,279,120 parameters).
 
     Attributes:
-      control_channels: of conditions["control_image"], a picture in [0, 1].
-      embedding_channels: of the convolutions that bring the picture to the size of the latents, halving it between each
-        two of them.
-      channel_order: "bgr" for networks that were trained on pictures in that order; the slot is rgb always.
+      control_channels: channels of conditions["control_image"], a picture in [0, 1].
+      embedding_channels: channels of the convolutions that bring the picture to the size of the latents, with a halving
+        between each two of them.
+      channel_order: "bgr" for networks trained on pictures in that order; the slot is always rgb.
     """
 
     control_channels: int = 3
@@ -49,7 +49,7 @@ class ControlNet(ConditionalEncoder, kw_only=True):
 
     @property
     def downscaling(self) -> int:
-        """Pixels of the picture to one of the latents, along a side."""
+        """The ratio between a side of the picture and a side of the latents."""
         return 2 ** (len(self.embedding_channels) - 1)
 
     @property
@@ -59,7 +59,7 @@ class ControlNet(ConditionalEncoder, kw_only=True):
 
     @nn.nowrap
     def slots_beside(self, x: Image, conditions: Conditions) -> dict[str, ConditionSpec]:
-        """`takes` with the picture as large as x asks."""
+        """`takes` with a picture of the size that x requires."""
         height, width = (self.downscaling * side for side in x.shape[1:3])
         picture = ConditionSpec(shape=(height, width, self.control_channels))
         return {**super().slots_beside(x, conditions), "control_image": picture}
@@ -99,7 +99,8 @@ class ControlNet(ConditionalEncoder, kw_only=True):
 def scaled_control(
     control: Mapping[str, Any], scale: float | Float[Array, ""], *, guess_mode: bool = False
 ) -> dict[str, Any]:
-    """The residuals times a scale; in guess mode the finest count a tenth, the middle's all (section 3.4 there)."""
+    """The residuals times a scale; in guess mode from a tenth for the finest to all for the middle (section 3.4
+    there)."""
     count = len(control["down"])
     shares = np.logspace(-1, 0, count + 1, dtype=np.float32) if guess_mode else np.ones(count + 1, np.float32)
     down = tuple(residual * (scale * share) for residual, share in zip(control["down"], shares, strict=False))
@@ -107,10 +108,10 @@ def scaled_control(
 
 
 def summed_controls(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The residuals of several ControlNets of one U-Net together.
+    """The sum of the residuals of several ControlNets of one U-Net.
 
     Raises:
-      UserError: none, or residuals that do not fit each other.
+      UserError: there are none, or they do not fit each other.
     """
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(dict(control))) for control in controls}
     if len(shapes) != 1:
@@ -119,10 +120,10 @@ def summed_controls(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def controlnet_params(params: PyTree, unet_params: PyTree) -> PyTree:
-    """A ControlNet's fresh parameters with the way down of a trained U-Net in them.
+    """A ControlNet's initial parameters, with the downward path copied from a trained U-Net.
 
     Raises:
-      UserError: the U-Net is of another shape.
+      UserError: the U-Net has another shape.
     """
     copied = {name: part for name, part in unet_params.items() if name in params}
     for name, part in copied.items():

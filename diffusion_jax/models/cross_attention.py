@@ -1,6 +1,6 @@
-"""Attention of one sequence's tokens to another sequence's; a mask leaves some of those out.
+"""Attention of one sequence's tokens to another sequence's; a mask can exclude some of those.
 
-Beside the context may stand keys and values of pictures, each attended to for itself (IP-Adapter, Ye et al. 2023,
+Keys and values of pictures may be added to the context; each is attended to separately (IP-Adapter, Ye et al. 2023,
 arXiv:2308.06721, eq. 5):
 
     out = Attention(Q, K, V) + sum_i Attention(Q, K_i, s_i V_i)
@@ -15,18 +15,18 @@ from diffusion_jax.models.layers import Dense
 
 Mask = Bool[Array, "batch context"]
 Beside = tuple[tuple[Float[Array, "batch tokens dim"], Float[Array, "batch tokens dim"]], ...]
-"""Pairs (K_i, s_i V_i) that are projected already; the scale is in the values."""
+"""Pairs (K_i, s_i V_i), already projected; the values include the scale."""
 
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 class CrossAttention(nn.Module, kw_only=True):
-    """Attention of tokens to a context or to themselves, without biases but the last (Rombach et al. 2022, 3.3).
+    """Attention of tokens to a context or to themselves; only the last layer has a bias (Rombach et al. 2022, 3.3).
 
     Attributes:
       num_heads: attention heads.
-      dtype: of the computation.
-      last_init: of the last layer's kernel.
+      dtype: type of the computation.
+      last_init: initialiser of the last layer's kernel.
     """
 
     num_heads: int

@@ -1,8 +1,8 @@
 """DDiT, the transformer of discrete diffusion on text (Lou et al. 2024, SEDD; Sahoo et al. 2024, MDLM).
 
-DiT's blocks on tokens: layer norms have a scale, positions enter by rotary embeddings, and the last layer puts out one
-logit for every value a token can have. Tokens come as indices, [batch, length], or as one-hot channels of an image
-whose pixels are the sequence, row by row.
+DiT's blocks on tokens: layer norms have a scale, positions enter by rotary embeddings, and the last layer outputs one
+logit for every value of a token. Tokens are given as indices, [batch, length], or as one-hot channels of an image whose
+pixels are the sequence, row by row.
 """
 
 import functools
@@ -45,7 +45,7 @@ _zeros = nn.initializers.zeros
 
 
 class DDiTBlock(nn.Module, kw_only=True):
-    """One block, in the form that scan wants."""
+    """One block, in the form that a scan needs."""
 
     num_heads: int
     dropout: float
@@ -76,17 +76,17 @@ class DDiTBlock(nn.Module, kw_only=True):
 
 
 class DDiT(Network, kw_only=True):
-    """The transformer on tokens; `image_channels` is the number of values of a token, the mask among them.
+    """The transformer on tokens; `image_channels` is the number of values of a token, including the mask.
 
     Attributes:
       hidden_size: channels of a token.
       depth: transformer blocks.
       num_heads: attention heads of a block.
       conditioning_size: width of the time's vector.
-      dropout: rate on the residual branches; on when dropout keys are given.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
-      out_channels: logits for a token; None means image_channels.
-      length: tokens in a sequence of indices; 0 where the data are one-hot images.
+      dropout: rate on the residual branches; active if dropout keys are given.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
+      out_channels: logits per token; None means image_channels.
+      length: tokens in a sequence of indices; 0 if the data are one-hot images.
     """
 
     hidden_size: int = 768
@@ -198,7 +198,7 @@ def ddit(
     length: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> DDiT:
-    """A DDiT of a named size, tiny, small or medium; whatever is given besides overrides the size."""
+    """A DDiT of a named size, tiny, small or medium; other arguments override the size."""
     if size not in DDIT_SIZES:
         raise UserError(unknown_name("DDiT size", size, list(DDIT_SIZES)))
     named_depth, named_hidden_size, named_num_heads = DDIT_SIZES[size]

@@ -17,9 +17,8 @@ whose last layer starts at zero. Jointly: the context is a second stream with mo
 own, and both streams attend to both (MM-DiT, Esser et al. 2024, arXiv:2403.03206, figure 2). A text's pooled vector
 adds to c.
 
-For representation alignment (REPA, Yu et al. 2024, arXiv:2410.06940) the tokens after an early block go through an MLP
-of three layers into the space of another network's features; they are sown, and cost nothing where nobody asks for
-them.
+For representation alignment (REPA, Yu et al. 2024, arXiv:2410.06940) an MLP of three layers maps the tokens after an
+early block into the space of another network's features. They are sown, and cost nothing if nobody asks for them.
 """
 
 import functools
@@ -64,10 +63,10 @@ DIT_SIZES: dict[str, tuple[int, int, int]] = {
 
 
 def named_size(network: str, size: str, sizes: Mapping[str, Size], *, patches: tuple[int, ...]) -> tuple[Size, int]:
-    """What "XL/2" stands for: the entry of `sizes` before the stroke, and the side of a patch after it.
+    """The meaning of "XL/2": the entry of `sizes` before the slash, and the side of a patch after it.
 
     Raises:
-      UserError: neither; the message names the nearest of `sizes` with the usual `patches`.
+      UserError: a part is unknown; the message names the nearest of `sizes` with the usual `patches`.
     """
     name, stroke, patch = size.partition("/")
     if name not in sizes or not stroke or not patch.isdigit() or int(patch) == 0:
@@ -75,7 +74,7 @@ def named_size(network: str, size: str, sizes: Mapping[str, Size], *, patches: t
     return sizes[name], int(patch)
 
 
-# What of a block's activations the backward pass keeps; the rest is computed again.
+# What the backward pass keeps of a block's activations; the rest is computed again.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -85,7 +84,7 @@ REMAT_POLICIES = {
 def checkpointed(block: type[nn.Module], remat: str, *, is_loop: bool = True) -> type[nn.Module]:
     """The block with a named policy of what its backward pass keeps; "none" keeps everything.
 
-    Inside a loop the compiler cannot merge the second computation with the first; unrolled, it could.
+    Inside a loop the compiler cannot merge the recomputation with the first computation; in an unrolled loop it could.
 
     Raises:
       UserError: an unknown policy.
@@ -115,7 +114,7 @@ def unpatchify(tokens: Tokens, patch: int, height: int, width: int | None = None
 
 
 State = Tokens | tuple[Tokens, Tokens]
-"""What goes from block to block: image tokens, and the context where it is a stream of its own."""
+"""The state passed between blocks: image tokens, and the context if it is a stream of its own."""
 
 
 def _image_tokens(state: State) -> Tokens:
@@ -131,22 +130,22 @@ class DiT(Network, kw_only=True):
       depth: transformer blocks.
       num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
-      learn_sigma: put out 2 * image_channels channels, the prediction and the interpolated log variance.
+      learn_sigma: output 2 * image_channels channels, the prediction and the interpolated log variance.
       out_channels: channels of the output otherwise; None means image_channels.
       frequency_shift: shift of the frequencies of the time embedding; 0 in the paper's code, 1 in diffusers' DiT.
-      own_conditioning: every block embeds time and label with parameters of its own, as diffusers stores them (in the
-        published weights they are copies); the final layer sees the first block's.
+      own_conditioning: every block embeds time and label with its own parameters, as diffusers stores them (in the
+        published weights they are copies); the final layer uses the first block's.
       norm_eps: added to the variance of layer norms.
       final_norm_eps: added to the variance of the final layer's norm; None means norm_eps.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
-      scan_unroll: blocks to a step of the scan; `depth` makes it no loop, quicker on CPU and slower to compile.
-      align_depth: after how many blocks the tokens are projected for REPA; 0: never.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
+      scan_unroll: blocks per step of the scan; `depth` removes the loop, which is faster on CPU and slower to compile.
+      align_depth: the block after which the tokens are projected for REPA; 0: never.
       align_channels: channels of the features that the tokens are projected to.
       context_channels: width of conditions["context"], [batch, length, width], the tokens of a text; 0: there is none.
       pooled_channels: width of conditions["pooled"], one vector for the whole text; 0: there is none.
-      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
+      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network with this input (Meng
         et al. 2022, arXiv:2210.03142); 0: there are none. Their layer starts at zero.
-      context_by: how image tokens see the context: by "cross" attention, or by "joint" attention.
+      context_by: how image tokens attend to the context: by "cross" attention or by "joint" attention.
       size_channels: waves of each of the six numbers of conditions["sizes"] (see `conditioning.Sizes`), which are added
         to c (SDXL, Podell et al. 2023, arXiv:2307.01952, section 2.2); 0: there are none.
       positions: how a token knows its place: by "sine" waves that are added to it, or by "rotary" embeddings of queries
@@ -308,7 +307,7 @@ class DiT(Network, kw_only=True):
     def _with_context(
         self, h: Tokens, vector: Vector, conditions: Conditions, places: Float[np.ndarray, "tokens 2"]
     ) -> tuple[State, tuple[Any, ...]]:
-        """What goes from block to block, and what every block is told."""
+        """The state passed between blocks, and the inputs that all blocks share."""
         if not self.context_channels:
             turns = self._turns(places)
             return h, (vector, None, None, *turns) if turns else (vector,)
@@ -359,7 +358,7 @@ class DiT(Network, kw_only=True):
         }
 
     def _projected(self, h: Tokens) -> Tokens:
-        """Into the space of the other network's features."""
+        """Project into the space of the other network's features."""
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
         h = nn.silu(dense(PROJECTOR, name="projector_0")(h))
         h = nn.silu(dense(PROJECTOR, name="projector_1")(h))
@@ -410,9 +409,9 @@ def dit(
     attention: Literal["auto", "einsum", "chunked"] = "auto",
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
-    """A DiT of a named size: S, B, M, L or XL, a stroke, and the patch size, as in "XL/2".
+    """A DiT of a named size: S, B, M, L or XL, a slash, and the patch size, as in "XL/2".
 
-    Whatever is given besides overrides the size, so that {"size": "S/2", "depth": 4} is a shallow S/2.
+    Other arguments override the size: {"size": "S/2", "depth": 4} is a shallow S/2.
     """
     (named_depth, named_hidden_size, named_num_heads), patch = named_size("DiT", size, DIT_SIZES, patches=(2, 4, 8))
     return DiT(

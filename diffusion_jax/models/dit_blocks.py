@@ -1,4 +1,4 @@
-"""Parts of diffusion transformers: adaptive layer norms, blocks of one kind of tokens, and the last layer."""
+"""Parts of diffusion transformers: adaptive layer norms, blocks for one kind of tokens, and the last layer."""
 
 import functools
 
@@ -26,7 +26,7 @@ Tokens = Float[Array, "batch tokens dim"]
 Vector = Float[Array, "batch dim"]
 Mask = Bool[Array, "batch length"]
 
-TIME_WAVES = 256  # width of the sinusoidal embedding, at every size of network
+TIME_WAVES = 256  # width of the sinusoidal embedding, for every network size
 
 _xavier = nn.initializers.xavier_uniform()
 _normal = nn.initializers.normal(0.02)
@@ -39,23 +39,23 @@ def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
 
 
 def modulated_norm(x: Tokens, shift: Vector, scale: Vector, *, epsilon: float) -> Tokens:
-    """Layer norm whose gain and offset belong to the example."""
+    """Layer norm with a gain and an offset for each example."""
     return modulate(layer_norm(x, epsilon), shift, scale)
 
 
 class ConditioningEmbedding(nn.Module, kw_only=True):
-    """Time and, where there are any, label, the pooled vector of a text and a guidance scale as one vector.
+    """Time and, if present, label, a text's pooled vector and a guidance scale as one vector.
 
     Attributes:
       features: width of the vector.
-      num_classes, num_times: as of the network.
+      num_classes, num_times: see `Network`.
       frequency_shift: as in `sinusoidal_embedding`.
       pooled_channels: width of the pooled vector; 0: there is none.
       has_guidance: whether conditions["guidance"] is embedded, as a time is.
-      guidance_channels: waves of conditions["guidance"], which a layer that starts at zero adds to those of the time.
+      guidance_channels: waves of conditions["guidance"], which a layer that starts at zero adds to the time's waves.
       size_channels: waves of each number of conditions["sizes"]; 0: there are none.
-      time_scale: what times and guidance scales are multiplied by before their embedding.
-      dtype: of the label's table.
+      time_scale: factor on times and guidance scales before their embedding.
+      dtype: type of the label's table.
     """
 
     features: int
@@ -92,7 +92,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
         return vector
 
     def _embedded(self, number: Float[Array, " batch"], name: str, guided: Conditions | None = None) -> Vector:
-        """A number of the example through waves, to which those of the guidance may be added, and an MLP."""
+        """Embed a number of the example by waves, to which the guidance's may be added, and an MLP."""
         waves = sinusoidal_embedding(
             number * self.time_scale, TIME_WAVES, flip_sin_to_cos=True, frequency_shift=self.frequency_shift
         )
@@ -102,7 +102,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
 
 
 class DiTBlock(nn.Module, kw_only=True):
-    """One adaLN-Zero block, with cross-attention where there is a context; in the form that scan wants."""
+    """One adaLN-Zero block, with cross-attention if there is a context; in the form that a scan needs."""
 
     num_heads: int
     mlp_ratio: float

@@ -1,11 +1,11 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, "Analyzing and Improving the Training Dynamics").
 
-Every layer keeps the standard deviation of what it is given (configuration G of the paper): the kernels are divided by
-the norm of each output's weights (equation 47), sums and concatenations are weighted (88, 103), SiLU is divided by
-the standard deviation of its result (81); there are no biases and no group norms. Two kinds of gain, learned from
-zero, let the conditioning in and the output out.
+Every layer preserves the standard deviation of its input (configuration G of the paper). Kernels are divided by the
+norm of each output's weights (equation 47), sums and concatenations are weighted (88, 103), and SiLU is divided by the
+standard deviation of its result (81); there are no biases and no group norms. Two kinds of learned gains start at zero:
+one for the conditioning, one for the output.
 
-After an optimizer step the kernels are put back to norm sqrt(fan in) for each output ("forced weight normalisation",
+After an optimizer step the kernels are rescaled to norm sqrt(fan in) for each output ("forced weight normalisation",
 sec. 2.3): `EDM2UNet.constrain`, a pure function of the parameters.
 """
 
@@ -45,7 +45,7 @@ def mp_sum(a: Array, b: Array, balance: float) -> Array:
 
 
 def mp_concatenate(a: Image, b: Image, balance: float = 0.5) -> Image:
-    """Channels of both, b with the share `balance` of the magnitude (equation 103)."""
+    """Concatenated channels of both, where b has the share `balance` of the magnitude (equation 103)."""
     channels = a.shape[-1], b.shape[-1]
     common = math.sqrt(sum(channels) / ((1 - balance) ** 2 + balance**2))
     parts = ((a, 1 - balance, channels[0]), (b, balance, channels[1]))
@@ -57,7 +57,7 @@ def normalize(x: Array, axes: tuple[int, ...], epsilon: float = 1e-4) -> Array:
     count = math.prod(x.shape[axis] for axis in axes)
     wide = x.astype(at_least_float32(x.dtype))
     squares = jnp.sum(jnp.square(wide), axis=axes, keepdims=True)
-    # The square root has no derivative at zero; a vector of zeros stays one.
+    # The square root has no derivative at zero; a vector of zeros stays zero.
     norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
     return (wide / (epsilon + norm / math.sqrt(count))).astype(x.dtype)
 
@@ -83,7 +83,7 @@ class MPLinear(nn.Module, kw_only=True):
 
 
 class MPFourier(nn.Module, kw_only=True):
-    """sqrt(2) cos(frequency * x + phase) at random frequencies and phases, drawn once (equation 75)."""
+    """sqrt(2) cos(frequency * x + phase) with random frequencies and phases, drawn once (equation 75)."""
 
     features: int
 
@@ -102,7 +102,8 @@ class MPFourier(nn.Module, kw_only=True):
 
 
 class MPBlock(nn.Module, kw_only=True):
-    """Residual block with optional attention, for the way down ("enc") or up ("dec"); figure 21 of the paper."""
+    """Residual block with optional attention, for the downward ("enc") or upward ("dec") path; figure 21 of the
+    paper."""
 
     features: int
     flavor: Literal["enc", "dec"]
@@ -148,10 +149,10 @@ class EDM2UNet(Network, kw_only=True):
 
     Attributes:
       base_channels, channel_multipliers: channels of the levels.
-      num_res_blocks: blocks of each level on the way down; one more on the way up.
+      num_res_blocks: blocks of each level on the downward path; one more on the upward path.
       attention_resolutions: feature map sizes with self-attention.
       head_channels: channels of a head.
-      dropout: rate inside blocks; on when dropout keys are given.
+      dropout: rate inside blocks; active if dropout keys are given.
       label_balance: share of the label in the embedding.
       out_channels: channels of the output; None means image_channels.
     """
@@ -199,7 +200,7 @@ class EDM2UNet(Network, kw_only=True):
 
         attends = [self.image_size // 2**level in self.attention_resolutions for level in range(levels)]
         x = x.astype(self.dtype)
-        # A channel of ones stands for the biases that there are not.
+        # A channel of ones replaces the missing biases.
         h = linear(features=width[0], kernel_size=3, name="conv_in")(
             jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         )
@@ -278,7 +279,7 @@ def edm2(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> EDM2UNet:
-    """EDM2 of a named size, XXS to XXL; whatever is given besides overrides the size."""
+    """EDM2 of a named size, XXS to XXL; other arguments override the size."""
     if size not in EDM2_SIZES:
         raise UserError(unknown_name("EDM2 size", size, list(EDM2_SIZES)))
     return EDM2UNet(

@@ -1,8 +1,8 @@
-"""Multiplications and additions of a function, counted on its trace: nothing is compiled or run.
+"""Multiplications and additions of a function, counted on its trace, without compiling or running it.
 
-Matrix products and convolutions only, two operations for a multiplication with addition, loops multiplied out (the
-compiler's own count takes the body of a loop once). What is left out, element by element, is some per cent of a
-network.
+Only matrix products and convolutions count, with two operations for a multiplication with addition; the body of a loop
+counts once per iteration (the compiler's own count takes it once). The elementwise operations that are left out are a
+few per cent of a network.
 """
 
 import math
@@ -39,7 +39,7 @@ def _of_equation(equation: core.JaxprEqn) -> int:
 
 
 def _of_value(value: Any) -> int:
-    """Of a program that is a parameter of an operation."""
+    """Operations of a program that is a parameter of an operation."""
     if isinstance(value, core.ClosedJaxpr):
         return _of_jaxpr(value.jaxpr)
     return _of_jaxpr(value) if isinstance(value, core.Jaxpr) else 0

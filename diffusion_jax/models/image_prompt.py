@@ -1,14 +1,14 @@
 """Pictures as prompts of a text-conditioned U-Net: IP-Adapter (Ye et al. 2023, arXiv:2308.06721).
 
-An encoder of pictures gives a vector, or the states of its patches. They become a few tokens as wide as the text's, and
-every attention to the text has a key and a value of its own for them (`cross_attention.py`):
+A picture encoder gives a vector, or the states of its patches. They become a few tokens as wide as the text's, for
+which every attention to the text gets an additional key and value (`cross_attention.py`):
 
     base  tokens = norm(reshape(W e + b)),  e the projected vector of CLIP
     plus  tokens: learned queries that attend to the last but one states, the Perceiver's resampler
           (Alayrac et al. 2022, arXiv:2204.14198)
 
-The own parameters are one tree, {"projection": ..., "attention": {transformer: {"key", "value"}}}, kernels stacked over
-the blocks of a transformer. No parameter of the U-Net changes.
+The adapter's parameters are one tree, {"projection": ..., "attention": {transformer: {"key", "value"}}}, with kernels
+stacked over the blocks of a transformer. No parameter of the U-Net changes.
 """
 
 import functools
@@ -32,11 +32,11 @@ _norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class ImageProjection(nn.Module, kw_only=True):
-    """The vector of a picture as tokens.
+    """Turns a picture's vector into tokens.
 
     Attributes:
-      tokens: how many.
-      width: of a token, that of the text's.
+      tokens: number of tokens.
+      width: width of a token, equal to that of the text's.
     """
 
     reads_patches: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class ImageProjection(nn.Module, kw_only=True):
 
     @staticmethod
     def features(states: VisionStates) -> Features:
-        """What it reads of an encoder's states, one row for the vector."""
+        """The part of an encoder's states that it reads, one row for the vector."""
         return states.vector[:, None]
 
     @nn.compact
@@ -56,15 +56,15 @@ class ImageProjection(nn.Module, kw_only=True):
 
 
 class Resampler(nn.Module, kw_only=True):
-    """The states of a picture's patches as tokens: queries attend to them and to each other, in several layers.
+    """Turns the states of a picture's patches into tokens: queries attend to them and to each other, in several layers.
 
     Attributes:
-      tokens: how many.
-      width: of a token, that of the text's.
+      tokens: number of tokens.
+      width: width of a token, equal to that of the text's.
       hidden: width of the layers.
       depth: layers.
-      heads: of 64 channels each.
-      hidden_units: of the MLPs; 0: 4 times the width.
+      heads: heads with 64 channels each.
+      hidden_units: hidden units of the MLPs; 0: 4 times the width.
     """
 
     reads_patches: ClassVar[bool] = True
@@ -78,7 +78,7 @@ class Resampler(nn.Module, kw_only=True):
 
     @staticmethod
     def features(states: VisionStates) -> Features:
-        """What it reads of an encoder's states: the last but one."""
+        """The part of an encoder's states that it reads: the last but one."""
         return states.hidden[-2]
 
     @nn.compact
@@ -111,13 +111,13 @@ class ResamplerLayer(nn.Module, kw_only=True):
 
 
 def projection_shapes(projection: nn.Module, features: int) -> PyTree:
-    """The tree of a projection's parameters that reads states of so many channels; nothing is allocated."""
+    """The tree of a projection's parameters for states with so many channels; nothing is allocated."""
     states = jax.ShapeDtypeStruct((1, 1, features), jnp.float32)
     return jax.eval_shape(lambda states: projection.init(jax.random.key(0), states)["params"], states)
 
 
 def attention_shapes(stages: Sequence[Stage], width: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The kernels of keys and values for tokens of a width, of a U-Net's transformers."""
+    """The kernels of keys and values, for tokens of this width, in a U-Net's transformers."""
     return {
         stage.attention_name: {
             name: jax.ShapeDtypeStruct((stage.depth, width, stage.features), jnp.float32) for name in ("key", "value")
@@ -129,7 +129,8 @@ def attention_shapes(stages: Sequence[Stage], width: int) -> dict[str, dict[str,
 def init_image_prompt(
     projection: nn.Module, stages: Sequence[Stage], features: int, key: Key[Array, ""], base: PyTree
 ) -> dict[str, PyTree]:
-    """A fresh adapter: keys and values are those of the U-Net `base`, so that its tokens are read as the text's are."""
+    """Initial parameters of an adapter: keys and values are copied from the U-Net `base`, so its tokens are read like
+    text."""
     own = projection.init(key, jnp.zeros((1, 1, features), jnp.float32))["params"]
     copied = {
         stage.attention_name: {
@@ -144,12 +145,12 @@ def init_image_prompt(
 def keys_and_values(
     own: Mapping[str, PyTree], tokens: Float[Array, "batch tokens width"], scales: Mapping[str, float | Array]
 ) -> dict[str, tuple[Array, Array]]:
-    """What the slot "image_prompt" takes of one adapter: for each transformer its pair [batch, blocks, tokens, width].
+    """One adapter's part of the slot "image_prompt": for each transformer a pair [batch, blocks, tokens, width].
 
     Args:
       own: kernels of keys and values, {transformer: {"key", "value"}}.
-      tokens: of the pictures of an example, side by side.
-      scales: s of each transformer, in the values; at 0 the U-Net is as it was.
+      tokens: tokens of an example's pictures, side by side.
+      scales: s of each transformer, multiplied into the values; at 0 the U-Net is unchanged.
     """
     return {
         name: (
@@ -161,6 +162,6 @@ def keys_and_values(
 
 
 def together(prompts: Sequence[Mapping[str, tuple[Array, Array]]]) -> dict[str, tuple[tuple[Array, Array], ...]]:
-    """The slot "image_prompt" of several adapters, each attended to for itself."""
+    """The slot "image_prompt" for several adapters, each attended to separately."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt)
     return {name: tuple(prompt[name] for prompt in prompts if name in prompt) for name in names}

@@ -1,8 +1,8 @@
 """JiT, "just image transformers" (Li & He 2025): a plain transformer on large patches that predicts the image.
 
-The blocks are DiT's with today's parts: root-mean-square norms with a scale, queries and keys normalised likewise,
-rotary position embeddings of row and column, SwiGLU. The patch embedding goes through a bottleneck, as images lie near
-a low-dimensional manifold. From block `context_start` on, tokens that carry the class stand before the patches.
+The blocks are DiT's with newer parts: root-mean-square norms with a scale, queries and keys normalised likewise, rotary
+position embeddings of row and column, SwiGLU. The patch embedding goes through a bottleneck, since images lie near a
+low-dimensional manifold. From block `context_start` on, tokens that carry the class precede the patches.
 
 The module has nothing to do with `jax.jit`.
 """
@@ -60,9 +60,9 @@ _zeros = nn.initializers.zeros
 
 
 def rotary_turns(grid: int, dim: int, prefix: int, dtype: DTypeLike) -> Turns:
-    """For heads of `dim` channels: by the row in the first half, by the column in the second.
+    """Rotations for heads of `dim` channels: by the row in the first half, by the column in the second.
 
-    The `prefix` tokens before the patches are not turned.
+    The `prefix` tokens before the patches are not rotated.
     """
     patches = grid_positions(grid, grid)[:, 1:]
     positions = np.concatenate([np.zeros((prefix, 2)), patches])
@@ -123,11 +123,11 @@ class JiT(Network, kw_only=True):
       depth: transformer blocks.
       num_heads: attention heads of a block.
       bottleneck: width of the first of the two layers that embed a patch.
-      context_tokens: tokens that carry the class; 0 for none. There are none without classes.
-      context_start: the block that they come before.
+      context_tokens: tokens that carry the class; 0 for none. Without classes there are none.
+      context_start: the block before which they are inserted.
       mlp_ratio: 3/2 of the hidden units of the SwiGLU, in units of hidden_size.
-      dropout: rate in the blocks of the second and third quarter; on when dropout keys are given.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      dropout: rate in the blocks of the second and third quarter; active if dropout keys are given.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -266,7 +266,7 @@ def jit(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> JiT:
-    """A JiT of a named size: B, L, H or G, a stroke, and the patch size, as in "B/16"; overrides win."""
+    """A JiT of a named size: B, L, H or G, a slash, and the patch size, as in "B/16"; other arguments override it."""
     named, patch = named_size("JiT", size, JIT_SIZES, patches=(16, 32))
     return JiT(
         image_size=image_size,

@@ -1,8 +1,8 @@
-"""Blocks of joint attention: image tokens and a text that attend to both, as two streams or as one.
+"""Blocks of joint attention: image tokens and a text attend to both, as two streams or as one.
 
-Two streams (MM-DiT, Esser et al. 2024, arXiv:2403.03206, figure 2b): each has modulation, projections and an MLP of its
-own, and attention runs over the tokens of both. One stream (the single blocks of FLUX.1, as in Dehghani et al. 2023,
-arXiv:2302.05442, section 2): all tokens share the projections, and attention and MLP stand side by side
+Two streams (MM-DiT, Esser et al. 2024, arXiv:2403.03206, figure 2b): each has its own modulation, projections and MLP,
+and attention runs over the tokens of both. One stream (the single blocks of FLUX.1, as in Dehghani et al. 2023,
+arXiv:2302.05442, section 2): all tokens share the projections, and attention and MLP run in parallel
 
     x <- x + gate(c) * (attention(h) W_1 + gelu(h W_2) W_3 + b),    h = (1 + scale(c)) * norm(x) + shift(c)
 """
@@ -22,14 +22,14 @@ from diffusion_jax.models.rotary import Turns, turn_pairs
 
 Heads = tuple[Float[Array, "batch tokens heads channels"], ...]
 Streams = tuple[Tokens, Tokens]
-"""Image tokens, and the text."""
+"""Image tokens, and the text's tokens."""
 
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
 
 
 def _normalised(qkv: Heads, norms: tuple[nn.Module, nn.Module] | None) -> Heads:
-    """Query and key by their norms, and the value."""
+    """Query and key after their norms, and the value."""
     query, key, value = qkv
     return qkv if norms is None else (norms[0](query), norms[1](key), value)
 
@@ -37,7 +37,7 @@ def _normalised(qkv: Heads, norms: tuple[nn.Module, nn.Module] | None) -> Heads:
 def _attended(
     heads: Heads, mask: Mask | None, turns: Turns | None, implementation: Implementation | None = None
 ) -> Tokens:
-    """The result of attention, its heads side by side; queries and keys are turned by their tokens' positions."""
+    """The result of attention with its heads side by side; queries and keys are rotated by their positions."""
     query, key, value = heads
     if turns is not None:
         query, key = turn_pairs(query, turns), turn_pairs(key, turns)
@@ -46,7 +46,7 @@ def _attended(
 
 
 class Stream(nn.Module, kw_only=True):
-    """The part of a two-stream block that belongs to one kind of tokens: all of it but the attention.
+    """The part of a two-stream block for one kind of tokens: everything but the attention.
 
     Attributes:
       dim: channels of a token.
@@ -54,9 +54,9 @@ class Stream(nn.Module, kw_only=True):
       mlp_ratio: hidden units of the MLP, in units of dim.
       norm_eps: added to the variance of layer norms.
       qk_norm: whether queries and keys are divided by their root mean square in each head.
-      dual: whether the tokens attend to themselves by second projections.
-      ends: whether nothing comes after the attention.
-      dtype: of the computation.
+      dual: whether the tokens also attend to themselves, with second projections.
+      ends: whether nothing follows the attention.
+      dtype: type of the computation.
     """
 
     dim: int
@@ -89,7 +89,7 @@ class Stream(nn.Module, kw_only=True):
         self.gelu = recomputed(functools.partial(nn.gelu, approximate=True))
 
     def modulations(self, vector: Vector) -> list[Vector]:
-        """Shift, scale and gate of the attention, of the MLP, and of the second attention, as far as there are any."""
+        """Shift, scale and gate of the attention, of the MLP, and of the second attention, as far as they exist."""
         vectors = self.modulation(nn.silu(vector))
         return jnp.split(vectors, vectors.shape[-1] // self.dim, axis=-1)
 
@@ -115,13 +115,13 @@ class Stream(nn.Module, kw_only=True):
 
 
 class JointBlock(nn.Module, kw_only=True):
-    """Image tokens and a text, each a stream with parameters of its own, that attend to both.
+    """Image tokens and a text, each a stream with its own parameters, that attend to both.
 
     In the form that scan wants. Fields are those of `Stream`, and
 
     Attributes:
-      dual: whether image tokens attend to themselves besides (SD3.5 medium).
-      text_ends: whether the block only reads the text, so that there is none after it.
+      dual: whether image tokens also attend to themselves (SD3.5 medium).
+      text_ends: whether the block only reads the text, so that no text leaves it.
       attention: the way to attend; None goes by the length.
     """
 
@@ -146,11 +146,11 @@ class JointBlock(nn.Module, kw_only=True):
         """The streams after the block.
 
         Args:
-          streams: image tokens, and the text.
+          streams: image tokens, and the text's.
           vector: the conditioning vector.
           mask: which tokens of the text count; None: all do.
-          turns: of the positions of the text, and of the image behind it.
-          keep: whether the block does anything; None: it does.
+          turns: rotations for the positions of the text, followed by those of the image.
+          keep: whether the block has an effect; None: it has.
         """
         x, context = streams
         fields = {
@@ -175,7 +175,7 @@ class JointBlock(nn.Module, kw_only=True):
 
 
 class SingleBlock(nn.Module, kw_only=True):
-    """Text and image as one sequence, with attention and MLP side by side; arguments as of `JointBlock`."""
+    """Text and image as one sequence, with attention and MLP in parallel; the arguments are those of `JointBlock`."""
 
     num_heads: int
     mlp_ratio: float
@@ -192,7 +192,7 @@ class SingleBlock(nn.Module, kw_only=True):
         turns: Turns | None = None,
         keep: Bool[Array, ""] | None = None,
     ) -> tuple[Tokens, None]:
-        """The tokens after the block; `mask` is of all of them."""
+        """The tokens after the block; `mask` covers all of them."""
         dim = x.shape[-1]
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
         norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=self.dtype)
@@ -210,12 +210,12 @@ class SingleBlock(nn.Module, kw_only=True):
 
 
 def whole_mask(mask: Mask | None, image_tokens: int) -> Mask | None:
-    """Which tokens count of a text and an image behind it, from the mask of the text."""
+    """The mask for a text followed by an image, from the mask of the text."""
     if mask is None:
         return None
     return jnp.concatenate([mask, jnp.ones((mask.shape[0], image_tokens), bool)], axis=1)
 
 
 def kept(after: Streams | Tokens, before: Streams | Tokens, keep: Bool[Array, ""] | None) -> Streams | Tokens:
-    """What is after a block, or what was before it where it is not kept."""
+    """The output of a block, or its input if the block is skipped."""
     return after if keep is None else jax.tree.map(functools.partial(jnp.where, keep), after, before)

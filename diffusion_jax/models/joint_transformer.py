@@ -3,14 +3,14 @@
 One module, configured by data, is the network of Stable Diffusion 3 and 3.5 (MM-DiT, Esser et al. 2024,
 arXiv:2403.03206) and of FLUX.1 (dev, schnell, Fill, Kontext). What they share: patches as tokens, a conditioning vector
 of time, pooled text and perhaps a guidance scale, blocks in which both streams attend to both (`joint_blocks.py`), and
-a modulated last layer. What the data say:
+a modulated last layer. The fields determine which network it is:
 
     SD3       positions from a table, which is cropped at the centre for other sizes
-    SD3.5     query and key are normalised; in the medium size, image tokens of the first blocks attend
-              to themselves besides
-    FLUX.1    positions (image number, row, column) by rotary embeddings, query and key normalised, and after the blocks
-              of two streams blocks of one; dev embeds a guidance scale, Fill sees a masked image behind the channels of
-              x, Kontext has the tokens of a reference image behind those of x, as image number 1
+    SD3.5     query and key are normalised; in the medium size, image tokens of the first blocks also attend
+              to themselves
+    FLUX.1    positions (image number, row, column) by rotary embeddings, query and key normalised, and one-stream
+              blocks after the two-stream blocks; dev embeds a guidance scale, Fill has a masked image beside the
+              channels of x, Kontext has the tokens of a reference image after those of x, as image number 1
 
 x is [batch, height, width, channels] of any height and width that divide by the patch; FLUX.1's "packing" of 2 x 2
 latents is the patch. Blocks of equal shape are one scan over stacked parameters.
@@ -42,9 +42,9 @@ class Run(NamedTuple):
     """Blocks of two streams and equal shape that follow each other: one scan.
 
     Attributes:
-      start: number of the first.
-      length: how many.
-      dual, text_ends: as of `JointBlock`.
+      start: number of the first block.
+      length: number of blocks.
+      dual, text_ends: see `JointBlock`.
     """
 
     start: int
@@ -54,42 +54,43 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the module."""
+        """The module's name."""
         return f"double_{self.start}"
 
 
 class JointTransformer(Network, kw_only=True):
     """The joint-attention transformer.
 
-    Conditions beside those of every network: "context" [batch, length, context_channels], the tokens of a text,
-    perhaps with "context_mask"; "pooled", "guidance", "image" and "reference" as the fields say.
+    Further conditions: "context" [batch, length, context_channels], the tokens of a text, optionally with
+      "context_mask";
+    "pooled", "guidance", "image" and "reference" according to the fields.
 
     Attributes:
       image_size: nominal; x may have any height and width that divide by the patch.
       patch_size: side of a patch.
       hidden_size: channels of a token.
-      depth: blocks of two streams.
-      single_depth: blocks of one stream after them.
+      depth: two-stream blocks.
+      single_depth: one-stream blocks after them.
       num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLPs, in units of hidden_size.
       context_channels: width of a token of the text.
       pooled_channels: width of conditions["pooled"], one vector for the whole text; 0: there is none.
       has_guidance: whether conditions["guidance"], one scale for each example, is embedded beside the time.
-      time_scale: what the time, and the guidance scale, are multiplied by before their embedding: 1000 in FLUX.1, whose
-        time is in [0, 1].
-      extra_channels: channels of conditions["image"], [batch, height, width, channels], behind those of x; 0: none.
+      time_scale: factor on the time and the guidance scale before their embedding: 1000 in FLUX.1, whose time is in
+        [0, 1].
+      extra_channels: channels of conditions["image"], [batch, height, width, channels], concatenated to x; 0: none.
       has_reference: whether conditions["reference"], [batch, height, width, image_channels] of any size, gives tokens
-        behind those of x; the output has none for them.
+        after those of x; the output has none for them.
       table_size: side, in patches, of the table of positions; 0: there is none.
-      table_span: over how many positions the table is spread: the side that the network was first trained for.
-      rotary_dims: channels of a head that are turned by image number, row and column; (): none are.
+      table_span: number of positions that the table covers: the side that the network was first trained for.
+      rotary_dims: channels of a head rotated by image number, row and column; (): no rotation.
       rotary_theta: the base of the frequencies.
       qk_norm: whether queries and keys are divided by their root mean square.
-      dual_blocks: numbers of the blocks whose image tokens attend to themselves too.
-      text_ends: whether the last block of two streams only reads the text.
-      skipped_blocks: numbers of the blocks that are passed over, for skip-layer guidance; parameters are the same.
+      dual_blocks: numbers of the blocks whose image tokens also attend to themselves.
+      text_ends: whether the last two-stream block only reads the text.
+      skipped_blocks: numbers of the blocks that are skipped, for skip-layer guidance; the parameters stay the same.
       norm_eps: added to the variance of layer norms.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -163,7 +164,7 @@ class JointTransformer(Network, kw_only=True):
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The scans over blocks of two streams."""
+        """The scans over the two-stream blocks."""
         kinds = [(i in self.dual_blocks, self.text_ends and i == self.depth - 1) for i in range(self.depth)]
         runs, start = [], 0
         for kind, group in itertools.groupby(kinds):
@@ -231,7 +232,7 @@ class JointTransformer(Network, kw_only=True):
             )
 
     def _image_tokens(self, x: Array, conditions: Conditions) -> Tokens:
-        """Of x with what is told of each of its pixels, and of the reference behind it."""
+        """Tokens of x with the conditions of each of its pixels, followed by the reference's."""
         embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
         if self.extra_channels:
             x = jnp.concatenate([x, conditions["image"]], axis=-1)
@@ -265,13 +266,13 @@ class JointTransformer(Network, kw_only=True):
 
     @nn.nowrap
     def _turns(self, text_length: int, grids: list[tuple[int, int]], dtype: np.dtype) -> Turns:
-        """Of the text, which stands at (0, 0, 0), of x and of the reference."""
+        """Rotations for the text, which is at (0, 0, 0), for x and for the reference."""
         images = [grid_positions(*grid, first=number) for number, grid in enumerate(grids)]
         positions = np.concatenate([np.zeros((text_length, 3)), *images])
         return axial_turns(positions, self.rotary_dims, self.rotary_theta, dtype)
 
     def _double(self, streams: Streams, vector: Vector, mask: Mask | None, turns: Turns | None) -> Streams:
-        """The streams after all blocks of two."""
+        """The streams after all two-stream blocks."""
         for run in self.runs:
             fields = {"dual": run.dual, "text_ends": run.text_ends, "name": run.name}
             stack = self._stack(JointBlock, run.length, fields)
@@ -279,13 +280,13 @@ class JointTransformer(Network, kw_only=True):
         return streams
 
     def _single(self, h: Tokens, vector: Vector, mask: Mask | None, turns: Turns | None) -> Tokens:
-        """The tokens of text and image after all blocks of one stream."""
+        """The tokens of text and image after all one-stream blocks."""
         stack = self._stack(SingleBlock, self.single_depth, {"name": "single"})
         h, _ = stack(h, vector, mask, turns, self._keep(self.depth, self.single_depth))
         return h
 
     def _stack(self, block: type[nn.Module], length: int, fields: dict) -> nn.Module:
-        """Blocks as one module whose parameters have a leading axis of their number."""
+        """Blocks as one module whose parameters have a leading axis over the blocks."""
         stack = nn.scan(
             checkpointed(block, self.remat, is_loop=length > 1),
             variable_axes={"params": 0},

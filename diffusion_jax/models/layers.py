@@ -22,7 +22,7 @@ from diffusion_jax.specs import GUIDANCE
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """float32, or float64 where that is the dtype."""
+    """float32, or float64 if that is the dtype."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -32,10 +32,10 @@ def dot_rows(
     dimension_numbers: Any,
     **options: Any,
 ) -> Float[Array, "... outputs"]:
-    """`lax.dot_general` of a dense layer; on CPU with all positions of all examples as the rows of one matrix.
+    """`lax.dot_general` of a dense layer; on CPU all positions of all examples become the rows of one matrix.
 
     With two leading axes the gradient of the kernel would be a sum over two axes, for which XLA for CPU first
-    transposes both factors in memory. Tokens that are divided among devices stay an axis of their own.
+    transposes both factors in memory. Tokens that are divided among devices keep their own axis.
     """
     if isinstance(kernel, AdaptedKernel):
         own = dot_rows(x, kernel.kernel, dimension_numbers, **options)
@@ -64,7 +64,7 @@ def _low_rank(x: Array, kernel: AdaptedKernel, dimension_numbers: Any, **options
 
 
 def promoted(x: Array, kernel: Array | AdaptedKernel, bias: Array | None, *, dtype: DTypeLike | None = None) -> list:
-    """`flax.linen.dtypes.promote_dtype`, which leaves an adapted kernel in its parts."""
+    """`flax.linen.dtypes.promote_dtype`, which keeps an adapted kernel in parts."""
     if not isinstance(kernel, AdaptedKernel):
         return nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
     x, bias, own, down, up = nn.dtypes.promote_dtype(x, bias, kernel.kernel, kernel.down, kernel.up, dtype=dtype)
@@ -83,11 +83,11 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 class QKV(nn.Module, kw_only=True):
     """Query, key and value of tokens by one dense layer, whose columns are (query, key, value) x head x channel.
 
-    Where wide layers are divided among devices, each makes its own heads' query, key and value. These are not the
-    columns that it holds: it gets them from the others, weights being fewer than tokens.
+    If wide layers are divided among devices, each device computes the query, key and value of its own heads. These are
+    not the columns that it holds: it receives them from the others, since there are fewer weights than tokens.
 
     Attributes:
-      features: of a query; keys and values are as wide.
+      features: channels of a query; keys and values are as wide.
       use_bias, dtype, kernel_init: as in `flax.linen.Dense`.
     """
 
@@ -117,8 +117,8 @@ class QKV(nn.Module, kw_only=True):
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function for a block inside a scan; on CPU the backward pass keeps only its arguments.
 
-    For pointwise functions: computing them again costs less than writing their intermediates to memory and reading
-    them back. A GELU alone has five, each as large as its argument. Elsewhere `remat` decides what is kept.
+    For pointwise functions, recomputing costs less than writing their intermediates to memory and reading them back. A
+    GELU alone has five, each as large as its argument. On other platforms `remat` decides what is kept.
     """
     return jax.checkpoint(function, prevent_cse=False) if for_cpu() else function
 
@@ -159,10 +159,10 @@ def sinusoidal_embedding(
 def guidance_waves(
     scale: Float[Array, " batch"], channels: int, features: int, dtype: DTypeLike
 ) -> Float[Array, "batch features"]:
-    """A scale of guidance, as if it were a time of a chain of 1000 steps, to be added to the waves of the time.
+    """A guidance scale, embedded like a time of a chain of 1000 steps, to be added to the waves of the time.
 
     Meng et al. 2022 (arXiv:2210.03142), in the form of Luo et al. 2023 (arXiv:2310.04378). The layer, "guidance" of the
-    module that calls, starts at zero: a network that is told a scale begins as the one that is not.
+    calling module, starts at zero: a network with this input begins equal to one without it.
     """
     waves = sinusoidal_embedding(1000.0 * scale, channels)
     dense = Dense(features, use_bias=False, kernel_init=nn.initializers.zeros, name=GUIDANCE)
@@ -170,7 +170,7 @@ def guidance_waves(
 
 
 def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch 2*height 2*width channels"]:
-    """Every pixel twice in height and in width."""
+    """Repeat every pixel in height and in width."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
@@ -179,7 +179,7 @@ def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Ar
 def downsample_average(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height/2 width/2 channels"]:
-    """The mean of every two by two pixels."""
+    """The mean of each two by two pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
@@ -187,7 +187,7 @@ def downsample_average(
 def space_to_depth(
     x: Float[Array, "batch height width channels"], patch: int
 ) -> Float[Array, "batch height_over_patch width_over_patch patch_channels"]:
-    """Squares of `patch` x `patch` pixels as the channels of one; inside it (row, column, channel)."""
+    """Squares of `patch` x `patch` pixels become channels in the order (row, column, channel)."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)
@@ -205,7 +205,7 @@ def depth_to_space(
 def square_to_channels(
     x: Float[Array, "batch height width channels"], side: int
 ) -> Float[Array, "batch height_over_side width_over_side channels_square"]:
-    """Squares of `side` x `side` pixels as the channels of one; inside it (channel, row, column), PyTorch's order."""
+    """Squares of `side` x `side` pixels become channels in PyTorch's order (channel, row, column)."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // side, side, width // side, side, channels)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // side, width // side, channels * side * side)
@@ -226,13 +226,13 @@ def resample(
     taps: tuple[float, ...] = (1, 1),
     padding: int | None = None,
 ) -> Float[Array, "batch height2 width2 channels"]:
-    """Twice or half the resolution, through a separable filter (Karras et al. 2019, StyleGAN; score SDE's FIR).
+    """Double or halve the resolution through a separable filter (Karras et al. 2019, StyleGAN; score SDE's FIR).
 
     Args:
       x: images.
       direction: "up" or "down".
       taps: the symmetric filter in one dimension, of even length; (1, 1) is nearest or the average.
-      padding: zeros around the images before filtering downwards; len(taps) / 2 - 1 by default.
+      padding: zeros around the images before filtering when halving; len(taps) / 2 - 1 by default.
     """
     if tuple(taps) == (1, 1) and padding is None:
         return upsample_nearest(x) if direction == "up" else downsample_average(x)
@@ -256,13 +256,13 @@ def resample(
 class GroupNorm(nn.Module, kw_only=True):
     """Group normalisation (Wu & He 2018) over height, width and the channels of a group.
 
-    The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves `min_channels`
-    or more to a group. Computed as sums per channel: the groups are formed on [batch, channels], and the image is
-    read once for the sums and once for the affine map.
+    The number of groups is the largest that divides the channels, is at most `max_groups`, and leaves at least
+    `min_channels` per group. It is computed from sums per channel: the groups are formed on [batch, channels], and the
+    image is read once for the sums and once for the affine map.
 
-    A part of an image can be normalised as in the whole: the collection "statistics" gives `moments`, [2, batch,
-    channels], the mean and the mean square of each channel. What is normalised is sown as "inputs", where that
-    collection is asked for.
+    A part of an image can be normalised like the whole: the collection "statistics" then provides `moments`, [2, batch,
+    channels], the mean and the mean square of each channel. The input is sown as "inputs" if that collection is
+    requested.
     """
 
     max_groups: int = 32
@@ -310,10 +310,10 @@ class TimeMLP(nn.Module, kw_only=True):
 
 
 class Dropout(nn.Module, kw_only=True):
-    """Dropout whose mask belongs to the example: it does not depend on how a batch is split over devices.
+    """Dropout with a mask for each example, which does not depend on how a batch is split over devices.
 
     The mask of an example is drawn from its own key, folded with the path of this layer in the network, and with the
-    number of the layer where layers are the steps of a scan and share the path. There the rate may be traced.
+    number of the layer if layers are the steps of a scan and share the path. In a scan the rate may be traced.
     """
 
     rate: float | Float[Array, ""]
@@ -336,7 +336,7 @@ class Dropout(nn.Module, kw_only=True):
 
 
 class LabelEmbedding(nn.Module, kw_only=True):
-    """A vector for every class, and for the null class `num_classes`: a row of its own, or zero (ADM and EDM)."""
+    """A vector for every class and for the null class `num_classes`, which has its own row or is zero (ADM and EDM)."""
 
     num_classes: int
     features: int

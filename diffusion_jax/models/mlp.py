@@ -1,7 +1,7 @@
-"""A residual multilayer perceptron over all values of an example at once: for points in the plane and other small data.
+"""A residual multilayer perceptron over all values of an example: for points in the plane and other small data.
 
-Time and class enter every block by a scale and a shift, as in `dit.py`. The data keep the shape of an image,
-[batch, height, width, channels]: two numbers per example are images of size 1 with two channels.
+Time and class enter every block as a scale and a shift, as in `dit.py`. The data keep the shape of an image, [batch,
+height, width, channels]: two numbers per example are an image of size 1 with two channels.
 """
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ class MLP(Network, kw_only=True):
     Attributes:
       features: width of the hidden layers.
       depth: residual blocks.
-      dropout: rate inside the blocks; on when dropout keys are given.
+      dropout: rate inside the blocks; active if dropout keys are given.
       out_channels: channels of the output; None means image_channels.
     """
 

@@ -1,7 +1,7 @@
-"""What every network of this room is, and what one does with a network before training it.
+"""The base of all networks, and the functions that prepare a network for training.
 
 A network is a Flax linen module called as `module.apply({"params": p}, x, time, conditions, dropout_keys)`.
-As linen modules are dataclasses it is hashable and may be a static argument of jit.
+Linen modules are dataclasses, so a network is hashable and may be a static argument of jit.
 """
 
 import math
@@ -26,8 +26,8 @@ class Network(nn.Module, kw_only=True):
 
     Subclasses define `__call__(x, time, conditions, dropout_keys=None)`:
       x: [batch, height, width, channels].
-      time: float32 [batch], the input of the time embedding, scaled already.
-      conditions: the slots in `takes`, each [batch, ...], and masks beside those of any length (`ConditionSpec`).
+      time: float32 [batch], the already scaled input of the time embedding.
+      conditions: the slots in `takes`, each [batch, ...], and masks for those of any length (`ConditionSpec`).
       dropout_keys: one key per example switches dropout on; None means deterministic.
       Returns float32 [batch, height, width, output channels].
 
@@ -35,13 +35,13 @@ class Network(nn.Module, kw_only=True):
       image_size: height and width of the images.
       image_channels: channels of the images.
       num_classes: classes of the data; index num_classes is the null class. 0: unconditional.
-      num_times: 2 for a network that also sees a second time, as flow maps need: it is in the units of `time`, and
-        enters as the embedding of the interval time - second_time.
-      dtype: what activations are computed in; parameters are float32 always.
+      num_times: 2 for a network that takes a second time, as flow maps need: it has the units of `time`, and enters as
+        the embedding of the interval time - second_time.
+      dtype: type in which activations are computed; parameters are float32 always.
       zero_at_init: whether the class promises that a fresh network outputs zero.
-      published_without_class: whether published weights of such networks were trained without the class, too.
-      is_convolutional: whether it convolves, which in a loop XLA for CPU is slow at.
-      guidance_origin: what is taken off a scale of guidance before a network with the slot "guidance" is told it.
+      published_without_class: whether published weights of such networks were also trained without the class.
+      is_convolutional: whether it convolves, which XLA for CPU does slowly inside a loop.
+      guidance_origin: number subtracted from a guidance scale before it enters the slot "guidance".
     """
 
     zero_at_init: ClassVar[bool] = True
@@ -62,7 +62,8 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def takes(self) -> dict[str, ConditionSpec]:
-        """The slots: "label" where there are classes, "second_time" where there are two times, and more by network."""
+        """The slots: "label" if there are classes, "second_time" if there are two times, and further ones by
+        network."""
         slots = {}
         if self.num_classes:
             slots["label"] = ConditionSpec(dtype="int32", num_values=self.num_classes + 1)
@@ -82,23 +83,23 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def sows(self) -> dict[str, tuple[int, ...]]:
-        """What the network puts into its collection "sown" when asked, by name, and the shape for one example."""
+        """The values that the network puts into its collection "sown" on request: name -> shape for one example."""
         return {}
 
     @nn.nowrap
     def example_data(self, batch_size: int, image_shape: tuple[int, int, int] | None = None) -> Array:
-        """Zeros in the form of the data, by default of the network's own shape."""
+        """Zeros in the form of the data, by default with the network's own shape."""
         return jnp.zeros((batch_size, *(image_shape or self.image_shape)), jnp.float32)
 
     @nn.nowrap
     def slots_beside(self, x: Array, conditions: Conditions) -> dict[str, ConditionSpec]:
-        """`takes` as these inputs should fill it: a network of images of any size has slots that follow theirs."""
+        """`takes` for these inputs: a network for images of any size has slots whose size follows from theirs."""
         del x, conditions
         return self.takes
 
     @nn.nowrap
     def check_inputs(self, x: Array, time: Array, conditions: Conditions) -> None:
-        """Raise UserError where the shapes or the slots are not what the network is built for."""
+        """Raise UserError if the shapes or the slots are not those that the network is built for."""
         name = type(self).__name__
         if x.ndim != 4 or x.shape[-1] != self.image_channels:
             raise UserError(f"{name} takes images [batch, height, width, {self.image_channels}], got {x.shape}")
@@ -124,14 +125,14 @@ class Network(nn.Module, kw_only=True):
 
     @nn.nowrap
     def constrain(self, params: PyTree) -> PyTree:
-        """What an optimizer step is followed by: the nearest parameters that the network allows; here, all."""
+        """The nearest parameters that the network allows, applied after every optimizer step; here, the same."""
         return params
 
 
 def example_inputs(
     module: Network, batch_size: int = 1, image_shape: tuple[int, int, int] | None = None
 ) -> tuple[Array, Float[Array, " batch"], Conditions]:
-    """Inputs that say nothing, of the shapes that `module` takes: (x, time, conditions); (x, time) for a classifier."""
+    """Neutral inputs with the shapes that `module` takes: (x, time, conditions); (x, time) for a classifier."""
     if not isinstance(module, Network):
         size = module.image_size
         return jnp.zeros((batch_size, size, size, module.image_channels)), jnp.zeros((batch_size,))
@@ -142,16 +143,16 @@ def example_inputs(
 
 
 def null_value(spec: ConditionSpec, batch_size: int) -> Array:
-    """The last value for whole numbers, zeros for the rest; an axis of any length has length 2, more than nothing to
-    choose from."""
+    """The last value for whole numbers, zeros for the rest; an axis of any length gets length 2, so that attention has
+    a choice."""
     shape = (batch_size, *(2 if length is None else length for length in spec.shape))
     return jnp.full(shape, max(spec.num_values - 1, 0), spec.dtype)
 
 
 def init_params(module: Network, key: Key[Array, ""], image_shape: tuple[int, int, int] | None = None) -> PyTree:
-    """Initial parameters, float32: a function of the module and the key, whatever the devices and the sharding.
+    """Initial parameters, float32, as a function of the module and the key, whatever the devices and the sharding.
 
-    May be called inside jit with out_shardings, so that a large network is born sharded.
+    May be called inside jit with out_shardings, so that a large network is created sharded.
     """
 
     @jax.jit
@@ -173,6 +174,6 @@ def parameter_shapes(module: nn.Module) -> PyTree:
 
 
 def count_parameters(module: nn.Module, *, frozen: bool = False) -> int:
-    """Trainable parameters, counted from shapes alone; with `frozen`, the constants among them too."""
+    """The number of trainable parameters, from shapes alone; with `frozen` the constants count too."""
     leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(module))
     return sum(math.prod(leaf.shape) for path, leaf in leaves if frozen or not is_frozen(path))

@@ -1,15 +1,15 @@
-"""The single-stream transformer on packed sequences: text and image are tokens of one sequence from the first block on.
+"""The single-stream transformer on packed sequences: text and image tokens are one sequence from the first block on.
 
-The network of Ideogram 4. All tokens share all parameters; which is text and which is image says an embedding of two
-rows. Norms are root mean squares with a scale, before and after each branch, and the gates are bounded
+This is the network of Ideogram 4. All tokens share all parameters; an embedding of two rows marks text and image. Norms
+are root mean squares with a scale, before and after each branch, and the gates are bounded
 
     x <- x + tanh(gate_1(c)) * norm(attention((1 + scale_1(c)) * norm(x)))
     x <- x + tanh(gate_2(c)) * norm(swiglu   ((1 + scale_2(c)) * norm(x)))
 
-Positions have three axes (time, row, column) that turn interleaved pairs of channels (Wang et al. 2024, Qwen2-VL,
-arXiv:2409.12191, section 2.1): those of a text are 0, 1, 2 ... on all three, those of an image begin at 65,536, so that
-they are never less than float32. Several examples may be packed into one sequence, each with a time of its own: tokens
-attend within their segment.
+Positions have three axes (time, row, column) that rotate interleaved pairs of channels (Wang et al. 2024, Qwen2-VL,
+arXiv:2409.12191, section 2.1). A text has 0, 1, 2 ... on all three axes, an image begins at 65,536, so positions are
+always at least float32. Several examples may be packed into one sequence, each with its own time: tokens attend within
+their segment.
 """
 
 import functools
@@ -44,7 +44,7 @@ from diffusion_jax.specs import ConditionSpec
 
 IMAGE_POSITIONS = 65_536
 """The position, on every axis, of the first token of an image."""
-TEXT, IMAGE = 0, 1  # rows of the embedding of roles
+TEXT, IMAGE = 0, 1  # rows of the embedding that marks text and image
 _HEAD_EPS = 1e-5  # of the norms of queries and keys
 _FINAL_EPS = _TEXT_EPS = 1e-6
 
@@ -53,16 +53,16 @@ _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros
 
 Vectors = Float[Array, "batch one_or_tokens dim"]
-"""Conditioning vectors: one for all tokens of a sequence, or one for each."""
+"""Conditioning vectors: one for all tokens of a sequence, or one for each token."""
 
 
 class Packing(NamedTuple):
     """How sequences are packed.
 
     Attributes:
-      order: for every place of the sequence its token: a number among those of the text and, counted on, of the image.
+      order: for every place of the sequence, the number of its token among the text's tokens followed by the image's.
       positions: (time, row, column) of every token.
-      segments: which tokens belong together.
+      segments: tokens with equal numbers belong together.
     """
 
     order: Int[Array, "batch tokens"]
@@ -71,7 +71,7 @@ class Packing(NamedTuple):
 
 
 class PackedBlock(nn.Module, kw_only=True):
-    """One block, in the form that scan wants; fields as of `PackedTransformer`."""
+    """One block, in the form that a scan needs; the fields are those of `PackedTransformer`."""
 
     num_heads: int
     mlp_size: int
@@ -110,9 +110,9 @@ class PackedBlock(nn.Module, kw_only=True):
 class PackedTransformer(Network, kw_only=True):
     """The single-stream transformer on packed sequences.
 
-    Conditions beside those of every network: "context" [batch, length, context_channels], what a language model makes
-    of a text, perhaps of length 0, and perhaps with "context_mask": what does not count may stand anywhere, positions
-    are counted over what does.
+    Further conditions: "context" [batch, length, context_channels], a language model's states of a text, possibly of
+      length
+    0, and optionally "context_mask". Masked tokens may be anywhere; positions count only the unmasked ones.
 
     Attributes:
       image_size: nominal; x may have any height and width that divide by the patch.
@@ -123,11 +123,11 @@ class PackedTransformer(Network, kw_only=True):
       mlp_size: hidden units of the SwiGLU.
       modulation_size: width of the conditioning vector.
       context_channels: width of a token of the text.
-      time_scale: what the time is multiplied by before its embedding.
-      rotary_sections: pairs of channels that are turned by time, row and column; what of a head they leave, time turns.
+      time_scale: factor on the time before its embedding.
+      rotary_sections: pairs of channels rotated by time, row and column; time rotates the remaining pairs of a head.
       rotary_theta: the base of the frequencies.
       norm_eps: added to the mean square of the blocks' norms.
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
     """
 
     patch_size: int = 1
@@ -220,13 +220,13 @@ class PackedTransformer(Network, kw_only=True):
         context: Float[Array, "batch text_tokens context_channels"],
         packing: Packing,
     ) -> Float[Array, "batch tokens patch_channels"]:
-        """The output for sequences into which several examples are packed; at the places of texts it says nothing.
+        """The output for sequences into which several examples are packed; at the places of texts it has no meaning.
 
         Args:
           tokens: the patches of all images of a sequence, one image after the other.
-          time: of every place of the sequence.
+          time: time of every place of the sequence.
           context: the tokens of all texts of a sequence.
-          packing: where each token stands, and what it belongs to.
+          packing: the place and the segment of each token.
         """
         h = jnp.take_along_axis(self._embedded(tokens, context, None), packing.order[..., None], axis=1)
         vectors = self._vectors(time, {})
@@ -235,7 +235,7 @@ class PackedTransformer(Network, kw_only=True):
         return h.astype(at_least_float32(h.dtype))
 
     def _embedded(self, patches: Tokens, context: Tokens, mask: Mask | None) -> Tokens:
-        """The tokens of the text, and those of the image behind them."""
+        """The tokens of the text, followed by those of the image."""
         text = self.context_embedding(self.context_norm(context))
         if mask is not None:
             text = jnp.where(mask[..., None], text, 0)
@@ -256,7 +256,8 @@ class PackedTransformer(Network, kw_only=True):
         return waves.reshape(*time.shape, -1)
 
     def _turns(self, positions: Int[Array, "batch tokens 3"], dtype: DTypeLike) -> Turns:
-        """Pair i turns by row where i = 1, by column where i = 2 modulo 3, as far as the sections go, or by time."""
+        """Pair i is rotated by row where i = 1, by column where i = 2 modulo 3, within the sections, and else by
+        time."""
         wide = at_least_float32(dtype)
         head = self.hidden_size // self.num_heads
         axes = np.zeros(head // 2, np.int32)
@@ -273,7 +274,7 @@ class PackedTransformer(Network, kw_only=True):
 def _positions(
     text: tuple[int, int], mask: Bool[Array, "batch length"] | None, rows: int, columns: int
 ) -> Int[Array, "batch tokens 3"]:
-    """Of a text of shape [batch, length], counted over what its mask has, and of an image behind it."""
+    """Positions of a text with the shape [batch, length], counted over its mask, followed by those of an image."""
     mask = jnp.ones(text, bool) if mask is None else mask
     of_text = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0).astype(jnp.int32)
     of_image = IMAGE_POSITIONS + grid_positions(rows, columns).astype(np.int32)

@@ -9,5 +9,5 @@ MODELS: Registry[Network] = Registry("model")
 
 
 def reading_tokens() -> list[str]:
-    """The names of the networks that read tokens themselves where they are given their number, `length`."""
+    """The names of the networks that read tokens as numbers if they get the sequence's length, `length`."""
     return [name for name in MODELS if "length" in inspect.signature(MODELS[name]).parameters]

@@ -1,8 +1,9 @@
-"""Rotary position embeddings (Su et al. 2021, RoFormer, arXiv:2104.09864): channels of queries and keys turn in pairs.
+"""Rotary position embeddings (Su et al. 2021, RoFormer, arXiv:2104.09864): channels of queries and keys rotate in
+pairs.
 
-A pair of channels is turned by an angle that is a product of the token's position and of the pair's frequency, so that
-the product of a query and a key knows how far apart they stand. Where a position has several axes, each axis turns
-pairs of its own. Positions, frequencies and angles are never less than float32: at bfloat16 neighbours fall together.
+A pair of channels is rotated by the product of the token's position and the pair's frequency, so the product of a query
+and a key depends on their distance. If a position has several axes, each axis rotates its own pairs. Positions,
+frequencies and angles are at least float32: in bfloat16 neighbours would coincide.
 """
 
 from collections.abc import Sequence
@@ -29,14 +30,15 @@ def grid_positions(height: int, width: int, first: int = 0) -> Float[np.ndarray,
 def axial_turns(
     positions: Float[np.ndarray, "tokens axes"], dims: Sequence[int], theta: float, dtype: np.dtype
 ) -> Turns:
-    """The turns of known positions, computed on the host: axis i turns dims[i] / 2 pairs, one axis after the other."""
+    """The rotations for known positions, computed on the host: axis i rotates dims[i] / 2 pairs, one axis after the
+    other."""
     angles = [positions[:, axis, None] * rotary_frequencies(dim, theta) for axis, dim in enumerate(dims)]
     angle = np.concatenate(angles, axis=-1)
     return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
 
 
 def turn_pairs(x: Float[Array, "batch tokens heads dim"], turns: Turns) -> Float[Array, "batch tokens heads dim"]:
-    """Channels 2 i and 2 i + 1 turned by angle i."""
+    """Rotate channels 2 i and 2 i + 1 by angle i."""
     cos, sin = (part[..., :, None, :] for part in turns)
     first, second = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -44,7 +46,7 @@ def turn_pairs(x: Float[Array, "batch tokens heads dim"], turns: Turns) -> Float
 
 
 def turn_halves(x: Float[Array, "batch tokens heads dim"], turns: Turns) -> Float[Array, "batch tokens heads dim"]:
-    """Channels i and i + dim / 2 turned by angle i."""
+    """Rotate channels i and i + dim / 2 by angle i."""
     cos, sin = (part[..., :, None, :] for part in turns)
     first, second = (half.astype(cos.dtype) for half in jnp.split(x, 2, axis=-1))
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

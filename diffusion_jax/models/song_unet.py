@@ -1,11 +1,11 @@
 """DDPM++ and NCSN++, the U-Nets of score SDE (Song et al. 2021, appendix H), in the form that EDM gave them.
 
-They differ from DDPM's in that resolution changes inside residual blocks (as in BigGAN), that every sum is scaled by
-1/sqrt(2), and that attention on the way up follows the last block of a level only. NCSN++ besides embeds the noise
-level with random Fourier features, resamples through the filter (1, 3, 3, 1), and feeds the image at every resolution
-into the way down ("residual" or "skip"), or reads one off the way up at every resolution ("skip").
+They differ from DDPM's in three ways: resolution changes inside residual blocks (as in BigGAN), every sum is scaled by
+1/sqrt(2), and on the upward path attention follows only the last block of a level. NCSN++ also embeds the noise level
+with random Fourier features and resamples through the filter (1, 3, 3, 1). It feeds the image into the downward path at
+every resolution ("residual" or "skip"), or reads one off the upward path at every resolution ("skip").
 
-EDM (Karras et al. 2022, appendix F) adds class labels and labels of the augmentations that the image went through.
+EDM (Karras et al. 2022, appendix F) adds class labels, and labels of the augmentations applied to the image.
 """
 
 import functools
@@ -26,9 +26,9 @@ from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, re
 from diffusion_jax.specs import ConditionSpec
 
 _glorot = nn.initializers.xavier_uniform()
-# 1e-5 times Glorot: all but zero, as the papers' codes have it.
+# 1e-5 times Glorot, almost zero, as in the papers' code.
 _small = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
-# Of query, key and value; three kernels side by side have twice the mean fan of one.
+# For query, key and value: three kernels side by side have twice the mean fan of one.
 _attention = nn.initializers.variance_scaling(0.4, "fan_avg", "uniform")
 
 
@@ -47,7 +47,7 @@ class FourierEmbedding(nn.Module, kw_only=True):
 
 
 class FusedDownsample(nn.Module, kw_only=True):
-    """3x3 convolution over a wider border, then the filter at every second pixel: one linear map."""
+    """3x3 convolution over a wider border, then the filter at every second pixel, as one linear map."""
 
     features: int
     taps: tuple[float, ...]
@@ -62,15 +62,16 @@ class FusedDownsample(nn.Module, kw_only=True):
 
 
 class SongUNet(Network, kw_only=True):
-    """Score SDE's U-Net; the defaults are DDPM++ on CIFAR-10 as EDM has it (55,732,739 parameters).
+    """Score SDE's U-Net; the defaults are EDM's DDPM++ for CIFAR-10 (55,732,739 parameters).
 
     Attributes:
       base_channels, channel_multipliers: channels of the levels.
-      num_res_blocks: residual blocks of each level on the way down; one more on the way up.
+      num_res_blocks: residual blocks of each level on the downward path; one more on the upward path.
       attention_resolutions: feature map sizes with self-attention.
       modulation: how time enters residual blocks, "add" or "double_norm", see `ResBlock`.
-      dropout: rate inside residual blocks; on when dropout keys are given.
-      augment_channels: length of conditions["augment"], what was done to the image (zeros: nothing); 0 for none.
+      dropout: rate inside residual blocks; active if dropout keys are given.
+      augment_channels: length of conditions["augment"], the augmentation's parameters (zeros: none); 0 for no such
+        slot.
       embedding: form of the time embedding, "positional" or "fourier".
       noise_channel_multiplier: width of the time embedding, in units of base_channels.
       encoder: "standard"; "residual" or "skip" also feed the image in at every resolution.

@@ -1,15 +1,15 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B) and its descendants: iDDPM, ADM, latent diffusion, consistency models.
 
 Levels l = 0 ... L-1 work at 1 / 2^l of the resolution with `base_channels * channel_multipliers[l]` channels. On the
-way down each level has `num_res_blocks` residual blocks and keeps every result; on the way up it has one block more,
-each taking one kept result along. At the resolutions of `attention_resolutions` self-attention follows every residual
-block, down and up; the middle has block, attention, block. The time embedding enters every residual block by
+downward path each level has `num_res_blocks` residual blocks and keeps every result; on the upward path it has one
+block more, and each takes one kept result. At the resolutions of `attention_resolutions` self-attention follows every
+residual block on both paths; the middle has block, attention, block. The time embedding enters every residual block by
 addition, or by scale and shift after the second norm (iDDPM, "adaptive group normalisation").
 
 The last layer of every residual branch, and of the network, starts at zero (DDPM's code scales it by 1e-10): a fresh
 network outputs zero.
 
-`UNet` states every choice; `unet_sizes.py` names the networks of those papers.
+`UNet` has a field for every choice; `unet_sizes.py` has the papers' networks by name.
 """
 
 import functools
@@ -38,7 +38,7 @@ from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.unet_blocks import AttentionBlock, Image, ResBlock, SpatialTransformer, require_halvings
 from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
-_glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, of what is not zero
+_glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's, for what is not zero
 _zeros = nn.initializers.zeros
 
 
@@ -58,51 +58,51 @@ _zeros = nn.initializers.zeros
 class UNet(Network, kw_only=True):
     """A U-Net; the defaults are DDPM's CIFAR-10 network (35,746,307 parameters at 32x32x3).
 
-    Takes images whose height and width divide by 2^(levels - 1), not only of `image_size`; attention stays at the
-    levels where `image_size` puts it. With classes, an embedding of the label adds to the time embedding.
+    Takes images whose height and width divide by 2^(levels - 1), not only those of `image_size`; attention stays at the
+    levels that `image_size` determines. With classes, an embedding of the label is added to the time embedding.
 
     Attributes:
       base_channels: the unit of channel_multipliers; also the width of the sinusoidal time embedding.
       channel_multipliers: channels of each level, in units of base_channels.
-      num_res_blocks: residual blocks of each level on the way down.
+      num_res_blocks: residual blocks of each level on the downward path.
       attention_resolutions: feature map sizes, in pixels of an image of `image_size`, that get self-attention.
-      up_attention: after "every" residual block of a level on the way up, or the "last" only, as score SDE has it.
-      middle_attention_norm: whether the attention in the middle has a norm; in diffusers' UNet2DModel with scale_shift
-        it has none.
+      up_attention: on the upward path, after "every" residual block of a level or only the "last", as in score SDE.
+      middle_attention_norm: whether the attention in the middle has a norm; diffusers' UNet2DModel with scale_shift has
+        none.
       num_heads: attention heads.
       head_channels: channels of a head, instead of `num_heads`.
       scale_shift: time scales and shifts inside residual blocks, instead of being added.
       resampling: "conv" changes resolution by a convolution, "residual" by a residual block (ADM, from BigGAN), "pool"
         by averages and repetition alone.
       null_label: whether the null class has a "row" in the table of labels, or is "zero".
-      patch_size: the network sees squares of so many pixels a side as one, and gives them back (Luhman & Luhman 2022,
-        arXiv:2207.04316): the levels count from there, and each costs 1 / patch_size^2 of what it did.
-      context_channels: width of conditions["context"], [batch, tokens, width]; where it is not 0, transformers that
-        attend to the context take the place of self-attention (latent diffusion); with a mask beside it, to those of
-        its tokens that count.
+      patch_size: the network takes squares with this side in pixels as one position, and returns such squares (Luhman &
+        Luhman 2022, arXiv:2207.04316): the levels count from there, and each costs 1 / patch_size^2 as much.
+      context_channels: width of conditions["context"], [batch, tokens, width]; if not 0, transformers that attend to
+        the unmasked tokens of the context replace self-attention (latent diffusion).
       pooled_channels: width of conditions["pooled"], one vector for a whole text, which an MLP adds to the time
         embedding (SDXL, Podell et al. 2023, arXiv:2307.01952); 0 for none.
-      label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of being given.
+      label_context: the context is one token, the embedding of the label (LDM on ImageNet), instead of an input.
       transformer_depth: blocks of each transformer.
-      low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` beside the input (the
-        upsampled image of a super-resolution model); 0 for none.
-      canvas_channels: channels of conditions["canvas"], a picture of letters that stands behind the input, pixel on
-        pixel, at `image_size`; 0 for none.
-      extra_channels: channels of conditions["image"], which stands behind the input, pixel on pixel: a picture to be
-        edited, or a mask and what is left of a picture with a hole; 0 for none.
+      low_resolution_channels: channels of conditions["low_resolution"], images of `image_size` concatenated to the
+        input (the upsampled image of a super-resolution model); 0 for none.
+      canvas_channels: channels of conditions["canvas"], a picture of letters of `image_size`, concatenated to the
+        input; 0 for none.
+      extra_channels: channels of conditions["image"], concatenated to the input: a picture to be edited, or a mask and
+        the rest of a picture with a hole; 0 for none.
       image_role: whether that image is "told", or "asked" for and null for guidance (InstructPix2Pix).
-      augment_channels: length of conditions["augment"], what was done to the image (EDM; zeros: nothing); 0 for none.
-      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network that is told it (Meng
+      augment_channels: length of conditions["augment"], the augmentation's parameters (EDM; zeros: none); 0 for no
+        slot.
+      guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network with this input (Meng
         et al. 2022, arXiv:2210.03142); 0 for none. Their layer starts at zero.
-      dropout: rate inside residual blocks; on when dropout keys are given.
+      dropout: rate inside residual blocks; active if dropout keys are given.
       out_channels: channels of the output; None means image_channels.
-      norm_groups: most groups of a group norm.
-      norm_channels: fewest channels of a group; 4 in DDPM's and EDM's code, 1 in diffusers', which has `norm_groups`
-        groups everywhere.
+      norm_groups: largest number of groups of a group norm.
+      norm_channels: least number of channels of a group; 4 in DDPM's and EDM's code, 1 in diffusers', which has
+        `norm_groups` groups everywhere.
       norm_eps: added to its variance.
       flip_sin_to_cos, frequency_shift: convention of the time embedding, see `sinusoidal_embedding`.
-      downsample_padding: how stride-2 convolutions pad; "same" pads below and right as DDPM and TensorFlow do,
-        "symmetric" pads one pixel all round as ADM does.
+      downsample_padding: padding of stride-2 convolutions: "same" pads below and right as in DDPM and TensorFlow,
+        "symmetric" pads one pixel all round as in ADM.
     """
 
     is_convolutional: ClassVar[bool] = True
@@ -170,7 +170,7 @@ class UNet(Network, kw_only=True):
     def takes(self) -> dict[str, ConditionSpec]:
         slots = super().takes
         if self.context_channels and not self.label_context:
-            slots["context"] = ConditionSpec(shape=(None, self.context_channels))  # of any number of tokens
+            slots["context"] = ConditionSpec(shape=(None, self.context_channels))  # with any number of tokens
         if self.pooled_channels:
             slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
         if self.low_resolution_channels:
@@ -321,7 +321,7 @@ class UNet(Network, kw_only=True):
         return embedding
 
     def _label_context(self, conditions):
-        """The label's embedding, as the one token to attend to."""
+        """The label's embedding as the only token to attend to."""
         table = LabelEmbedding(
             num_classes=self.num_classes, features=self.context_channels, dtype=self.dtype, name="label"
         )

@@ -20,9 +20,9 @@ Image = Float[Array, "batch height width channels"]
 Direction = Literal["up", "down"] | None
 Modulation = Literal["add", "scale_shift", "double_norm"]
 
-# Glorot's rule, uniform: DDPM's initialisation of everything that is not zero.
+# Glorot's rule, uniform: DDPM's initialisation of everything but zeros.
 _glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-# Three [C, C] kernels side by side have twice the mean fan of one: scale 2 gives each the variance of its own.
+# Three [C, C] kernels side by side have twice the mean fan of one: scale 2 gives each its own variance.
 _glorot_qkv = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros
 
@@ -34,16 +34,16 @@ class ResBlock(nn.Module, kw_only=True):
       features: channels of the output.
       dropout: rate before the second convolution.
       norm: makes a group norm.
-      dtype: of the computation.
+      dtype: type of the computation.
       modulation: time is added before the second norm ("add"), or scales and shifts its result: by 1 + scale in
-        "scale_shift" (ADM), by scale and shift of unit mean square in "double_norm", where derivatives in time stay
-        bounded (adaptive double normalization, Lu & Song 2024, arXiv:2410.11081, section 4.1).
+        "scale_shift" (ADM), or by scale and shift of unit mean square in "double_norm", which bounds derivatives in
+        time (adaptive double normalization, Lu & Song 2024, arXiv:2410.11081, section 4.1).
       direction: "up" or "down" changes the resolution, between the first SiLU and convolution and on the shortcut.
       taps: the filter of the change of resolution.
-      project: whether a shortcut that changes the resolution has a convolution always, as score SDE's does.
-      residual_scale: of the sum; 1/sqrt(2) in score SDE.
-      init: of the kernels.
-      last_init: of the second convolution.
+      project: whether a shortcut that changes the resolution always has a convolution, as in score SDE.
+      residual_scale: scale of the sum; 1/sqrt(2) in score SDE.
+      init: initialiser of the kernels.
+      last_init: initialiser of the second convolution.
     """
 
     features: int
@@ -84,7 +84,7 @@ class ResBlock(nn.Module, kw_only=True):
 
 
 def pixel_norm(x: Image) -> Image:
-    """Every position divided by the root mean square of its channels (Karras et al. 2018, arXiv:1710.10196)."""
+    """Divide every position by the root mean square of its channels (Karras et al. 2018, arXiv:1710.10196)."""
     wide = x.astype(at_least_float32(x.dtype))
     return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-8)).astype(x.dtype)
 
@@ -116,12 +116,12 @@ class AttentionBlock(nn.Module, kw_only=True):
 
 
 class TransformerBlock(nn.Module, kw_only=True):
-    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch behind a layer norm.
+    """Self-attention, attention to the context, gated MLP (GEGLU), each on a residual branch after a layer norm.
 
     Attributes:
       num_heads: attention heads.
-      dtype: of the computation.
-      only_cross: whether the first attention is to the context too (the x4 upscaler of Stable Diffusion).
+      dtype: type of the computation.
+      only_cross: whether the first attention is also to the context (the x4 upscaler of Stable Diffusion).
     """
 
     num_heads: int
@@ -153,10 +153,10 @@ class SpatialTransformer(nn.Module, kw_only=True):
       num_heads: attention heads.
       depth: blocks.
       norm: makes the group norm.
-      dtype: of the computation.
-      only_cross: of the blocks, see `TransformerBlock`.
-      scanned: whether the blocks are one scan over stacked parameters, "blocks", or "block_0", "block_1", ...
-      remat: what the backward pass keeps of a block of the scan, see `dit.checkpointed`.
+      dtype: type of the computation.
+      only_cross: see `TransformerBlock`.
+      scanned: whether the blocks are one scan over stacked parameters, "blocks", or modules "block_0", "block_1", ...
+      remat: what the backward pass keeps of a block in the scan, see `dit.checkpointed`.
     """
 
     num_heads: int
@@ -198,8 +198,8 @@ class SpatialTransformer(nn.Module, kw_only=True):
 
 
 def require_halvings(network: Network, levels: int, patch_size: int = 1) -> int:
-    """How often a network of so many levels halves its images; UserError where it has none, or `image_size` does not
-    divide so.
+    """The number of halvings in a network with so many levels; UserError if there is no level, or if `image_size` does
+    not divide accordingly.
     """
     if not levels:
         raise UserError(f"{type(network).__name__} needs at least one level: channel_multipliers is empty")

@@ -58,10 +58,10 @@ def adm(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> UNet:
-    """ADM (Dhariwal & Nichol 2021); the defaults are the ImageNet 64 network, and of consistency models and EDM there.
+    """ADM (Dhariwal & Nichol 2021); the defaults are the ImageNet 64 network, which consistency models and EDM use too.
 
     iDDPM's networks (Nichol & Dhariwal 2021) are those with resampling="conv", head_channels=None, num_heads=4 and
-    attention_resolutions=(16, 8). `channel_multipliers` default to those of the image size; `learn_sigma` doubles the
+    attention_resolutions=(16, 8). `channel_multipliers` default to those for the image size; `learn_sigma` doubles the
     output's channels.
     """
     if channel_multipliers is None:
@@ -98,11 +98,11 @@ def adm(
 
 @dataclasses.dataclass(frozen=True)
 class LDMSize:
-    """What tells the U-Nets of Rombach et al. 2022 (appendix D, tables 12-15) apart."""
+    """The differences between the U-Nets of Rombach et al. 2022 (appendix D, tables 12-15)."""
 
     base_channels: int
     channel_multipliers: tuple[int, ...]
-    attention_at: tuple[int, ...]  # in units of downsampling
+    attention_at: tuple[int, ...]  # factors of downsampling
     num_heads: int = 1
     head_channels: int | None = None
     context_channels: int = 0

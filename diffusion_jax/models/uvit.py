@@ -1,7 +1,8 @@
-"""U-ViT (Bao et al. 2023): a vision transformer of tokens for time, label, text and patches, with long skips.
+"""U-ViT (Bao et al. 2023): a vision transformer over tokens of time, label, text and patches, with long skips.
 
-Block i of the first half hands its tokens to block depth - 1 - i of the second, where a dense layer merges the two;
-each half is one scan over stacked parameters. A 3x3 convolution after the last layer smooths the seams of patches.
+Block i of the first half passes its tokens to block depth - 1 - i of the second half, where a dense layer merges the
+two; each half is one scan over stacked parameters. A 3x3 convolution after the last layer smooths the seams between
+patches.
 """
 
 import functools
@@ -29,7 +30,7 @@ from diffusion_jax.models.network import Conditions, Network
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.specs import ConditionSpec
 
-# Table 1 of the paper: name -> (depth, hidden size, heads); depth counts all blocks but the middle one.
+# Table 1 of the paper: name -> (depth, hidden size, heads); depth counts all blocks except the middle one.
 UVIT_SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 512, 8),
     "S-deep": (16, 512, 8),
@@ -39,14 +40,14 @@ UVIT_SIZES: dict[str, tuple[int, int, int]] = {
     "S-text": (12, 512, 8),  # MS-COCO
     "S-deep-text": (16, 512, 8),
 }
-# Channels and tokens of the text that stands before the patches: CLIP ViT-L/14's (the authors' libs/uvit_t2i.py).
+# Channels and tokens of the text before the patches: CLIP ViT-L/14's (the authors' libs/uvit_t2i.py).
 UVIT_CONTEXTS: dict[str, tuple[int, int]] = {"S-text": (768, 77), "S-deep-text": (768, 77)}
 
 _init = nn.initializers.truncated_normal(0.02)
 
 
 class UViTBlock(nn.Module, kw_only=True):
-    """Merge with the skip, where there is one; attention and MLP, each on a residual branch behind a layer norm."""
+    """Merge with the skip, if there is one; attention and MLP, each on a residual branch after a layer norm."""
 
     num_heads: int
     mlp_ratio: float
@@ -73,16 +74,16 @@ class UViT(Network, kw_only=True):
     Attributes:
       patch_size: side of a patch, in pixels.
       hidden_size: channels of a token.
-      depth: transformer blocks, an even number; the one in the middle does not count.
+      depth: transformer blocks, an even number that does not count the middle one.
       num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       time_mlp: whether the time embedding goes through two dense layers.
-      last_convolution: whether a 3x3 convolution follows the patches; the paper leaves it out on latents of size H.
+      last_convolution: whether a 3x3 convolution follows the patches; the paper has none on latents for size H.
       null_row: whether the null class has a row in the table of labels.
       context_channels: channels of the slot "context", [batch, context_tokens, context_channels]; every vector
         becomes a token; 0: none. The null context is zeros.
       context_tokens: vectors of the slot "context".
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -221,7 +222,7 @@ def uvit(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> UViT:
-    """A U-ViT of a named size: S, S-deep, M, L, H, S-text or S-deep-text, a stroke, and the patch size, as in "H/2"."""
+    """A U-ViT of a named size: S, S-deep, M, L, H, S-text or S-deep-text, a slash, and the patch size, as in "H/2"."""
     (named_depth, named_hidden_size, named_num_heads), patch = named_size("UViT", size, UVIT_SIZES, patches=(2, 4))
     named_channels, named_tokens = UVIT_CONTEXTS.get(size.partition("/")[0], (0, 77))
     return UViT(

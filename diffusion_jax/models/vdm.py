@@ -1,7 +1,7 @@
 """The U-Net of variational diffusion models (Kingma et al. 2021, appendix B): it never changes the resolution.
 
-Fourier features of the noisy image, sin and cos of 2^n 2 pi x for n = 6 and 7, stand beside it, as fine details decide
-the likelihood; the noisy image is added to the output, so that a fresh network predicts the image as the noise.
+Fourier features of the noisy image, sin and cos of 2^n 2 pi x for n = 6 and 7, are concatenated to it, because fine
+details decide the likelihood. The noisy image is added to the output, so a new network predicts the image as the noise.
 """
 
 import functools
@@ -76,16 +76,16 @@ class VDMAttention(nn.Module, kw_only=True):
 class VDMUNet(Network, kw_only=True):
     """The score network of VDM; the defaults are the paper's for CIFAR-10, as released.
 
-    With the noise schedule's own parameters (2 where it is linear and learned, 3,074 for the monotone network) it has
-    30,578,181 and, with features=256, 122,140,677 of them. A label enters as a number beside the time embedding, as in
-    the paper's code; without classes that number is 0.
+    With the noise schedule's own parameters (2 if it is linear and learned, 3,074 for the monotone network) it has
+    30,578,181 parameters, and 122,140,677 with features=256. A label enters as a number beside the time embedding, as
+    in the paper's code; without classes that number is 0.
 
     Attributes:
       features: channels everywhere.
-      depth: residual blocks down; one more up.
-      attention: self-attention after every block, and not only in the middle.
-      fourier_features: whether the input has sines and cosines beside it.
-      dropout: rate inside blocks; on when dropout keys are given.
+      depth: residual blocks on the downward path; one more on the upward path.
+      attention: self-attention after every block, not only in the middle.
+      fourier_features: whether sines and cosines are concatenated to the input.
+      dropout: rate inside blocks; active if dropout keys are given.
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -142,7 +142,8 @@ class VDMUNet(Network, kw_only=True):
         return h + x if out_channels == x.shape[-1] else h
 
     def _fourier(self, x):
-        """Sines, then cosines, of every channel at 2^6 and 2^7 periods; float32, where the angles are exact enough."""
+        """Sines, then cosines, of every channel at 2^6 and 2^7 periods, in float32, where the angles are accurate
+        enough."""
         angles = jnp.repeat(x.astype(at_least_float32(x.dtype)), 2, axis=-1)
         angles *= jnp.tile(jnp.asarray([2 * math.pi * 2**n for n in (6, 7)], angles.dtype), x.shape[-1])
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,8 +1,8 @@
 """The plain vision transformer of Min-SNR (Hang et al. 2023): time, label and patches are tokens, without long skips.
 
-Pre-norm blocks with biases of query and value, none of key; the time is a row of a table, one for each of `num_steps`
-discrete times, and so is the label; no norm after the last block. A time between two rows is interpolated, smoothly, so
-that the network has a derivative in time; the authors round it.
+Pre-norm blocks have biases for query and value, and none for key. The time selects a row of a table with one row for
+each of `num_steps` discrete times, and so does the label; no norm follows the last block. A time between two rows is
+interpolated smoothly, so that the network has a derivative in time; the authors round it.
 """
 
 import functools
@@ -59,7 +59,7 @@ class ViT(Network, kw_only=True):
       num_heads: attention heads of a block.
       mlp_ratio: hidden units of the MLP, in units of hidden_size.
       num_steps: rows of the table of times (time_input discrete_index).
-      remat: what is kept for backward: "none" all, "full" only block inputs, "dots" the results of dense layers.
+      remat: what the backward pass keeps: all ("none"), block inputs ("full") or results of dense layers ("dots").
       out_channels: channels of the output; None means image_channels.
     """
 
@@ -122,7 +122,7 @@ class ViT(Network, kw_only=True):
         return unpatchify(h, self.patch_size, self.image_size)
 
     def _time_token(self, time: Float[Array, " batch"], name: str) -> Float[Array, "batch 1 hidden_size"]:
-        """The rows of a table around a time, weighted by how near they are."""
+        """The rows of a table around a time, weighted by their distance."""
         table = self.param(name, nn.initializers.normal(1.0), (self.num_steps, self.hidden_size), jnp.float32)
         table, place = jnp.asarray(table), jnp.clip(time, 0, self.num_steps - 1)
         below = jnp.minimum(jnp.floor(place).astype(jnp.int32), self.num_steps - 2)
@@ -160,7 +160,7 @@ def vit(
     out_channels: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> ViT:
-    """A ViT of a named size: B, L or XL, a stroke, and the patch size, as in "XL/2"."""
+    """A ViT of a named size: B, L or XL, a slash, and the patch size, as in "XL/2"."""
     (named_depth, named_hidden_size, named_num_heads), patch = named_size("ViT", size, VIT_SIZES, patches=(2, 4))
     return ViT(
         image_size=image_size,

@@ -14,10 +14,10 @@ evaluations share their dropout masks; the target has no gradient.
     ect                       t log-normal, r = t ratio(k, t)    same params     pseudo-Huber  1 / (s_t - s_r)
     consistency_distillation  18 levels, uniform                 EMA, 0.95       squared       1, Heun step of a teacher
 
-with s = sigma / alpha. Levels are equal in t; on the edm schedule these are the paper's. Pseudo-Huber is sqrt(|a - b|^2
-+ c^2) - c with c = 0.00054 sqrt(dimensions) (Song & Dhariwal 2023, arXiv 2310.14189), the squared distance a mean. Song
-et al. 2023 have LPIPS in the place of the squared distance: distance="lpips", a network with weights of its own, which
-are the objective's state. For it images of less than 256 pixels are enlarged to 224, as in the authors' code.
+with s = sigma / alpha. Levels are equally spaced in t; on the edm schedule these are the paper's. Pseudo-Huber is
+sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(dimensions) (Song & Dhariwal 2023, arXiv 2310.14189); the squared
+distance is a mean. Song et al. 2023 use LPIPS instead of the squared distance: distance="lpips" is a network whose
+weights are the objective's state. Images of less than 256 pixels are then enlarged to 224, as in the authors' code.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ _LPIPS_SIZE = 224
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Objective):
-    """The loss (1) with its distance and weight; each member states the pairs of times.
+    """The loss (1) with its distance and weight; each subclass states the pairs of times.
 
     Attributes:
       distance: distance d of (1) between the two evaluations.
@@ -93,7 +93,7 @@ class Consistency(Objective):
         return init_lpips(jax.random.key(0)) if self.reads_lpips else None
 
     def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
-        return state  # trained long ago
+        return state  # it was trained before
 
     def times(self, key: BatchKey, step: Int[Array, ""] | int) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
         """(t, r) with r < t, for every example."""
@@ -114,7 +114,8 @@ class Consistency(Objective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Eq. (1); metrics `mse`, the squared distance of the two ends, and `x0_mse`, that to the data."""
+        """Eq. (1); metrics `mse`, the squared distance of the two outputs, and `x0_mse`, the squared distance to the
+        data."""
         self.require(context)
         x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
@@ -123,7 +124,7 @@ class Consistency(Objective):
         end = denoise_fn(xt, t).x0
         xr = self.earlier(xt, x0, noise, t, r, context)
         target = self.target(denoise_fn, context)(xr, jnp.maximum(r, 0.0)).x0
-        target = jnp.where(like_data(r < 0, x0), x0, target)  # r < 0 stands for clean data
+        target = jnp.where(like_data(r < 0, x0), x0, target)  # r < 0 means clean data
         target = jax.lax.stop_gradient(target)
         mse = mean_square(end - target)
         distance = self._distance(end, target, mse, context)
@@ -176,7 +177,7 @@ class DiscreteConsistency(Consistency):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithTargetNetwork(DiscreteConsistency):
-    """f_target with averaged parameters, of decay `decay`, or mu(k) from `initial_decay` if it is given."""
+    """f_target with averaged parameters, whose decay is `decay`, or mu(k) if `initial_decay` is given."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"target"})
 

@@ -1,4 +1,4 @@
-"""How consistency training refines its discretisation as it goes on: pure functions of the optimizer step k.
+"""How consistency training refines its discretisation over time: pure functions of the optimizer step k.
 
     CT    N(k) = ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1,     mu(k) = exp(s0 log mu0 / N(k))
     iCT   N(k) = min(s0 2^floor(k / K'), s1) + 1,    K' = floor(K / (log2(s1 / s0) + 1))

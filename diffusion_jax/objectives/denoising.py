@@ -4,8 +4,8 @@
     (2)   target = a(t) x0 + b(t) noise                              the loss's kind of prediction
     (3)   loss = E[ w(t) mean over dims (target - prediction)^2 ]    w: `weighting.py`
 
-The kind in which the loss is taken need not be the kind that the network returns: `denoise_fn` gives (x0, noise), and
-every kind follows from those.
+The loss may use another kind of prediction than the network's output: `denoise_fn` gives (x0, noise), from which every
+kind follows.
 
     paper                          schedule         times               loss kind    weighting
     Ho et al. 2020, eq. 14         ddpm_linear      discrete_uniform    epsilon      uniform
@@ -18,19 +18,18 @@ every kind follows from those.
     Li & He 2025, JiT              rectified_flow   logit_normal        x0           clipped_velocity
     Karras et al. 2024, EDM2       edm              log_normal          edm          uniform, learned uncertainty
 
-`flow_matching`, `stochastic_interpolant` and `jit` are the same objective under the names and defaults of their fields.
-`repa` adds to it the cosine between features of the network and those of another one (Yu et al. 2024, arXiv:2410.06940,
-eq. 8):
+`flow_matching`, `stochastic_interpolant` and `jit` are the same objective with other names and defaults. `repa` adds
+the cosine between the network's features and those of another network (Yu et al. 2024, arXiv:2410.06940, eq. 8):
 
     (4)   loss - weight E[ mean over tokens cos(h(xt), y(x0)) ].
 
-Where half of the examples are of a subject's class and not of the subject (batch["prior"] is 1), the loss is that of
+If half of the examples show a subject's class and not the subject (batch["prior"] is 1), the loss is that of
 DreamBooth with prior preservation (Ruiz et al. 2022, arXiv:2208.12242, eq. 2):
 
     (5)   loss = (mean over examples of the subject) + prior_loss_weight (mean over those of the class).
 
-With a learned uncertainty u(t) (`uncertainty.py`) the loss is E[w mse e^{-u} + u]. A time sampler that learns from the
-losses it caused gets them back through `update_state`; the factors that keep the loss unbiased are in (3).
+With a learned uncertainty u(t) (`uncertainty.py`) the loss is E[w mse e^{-u} + u]. `update_state` passes the losses to
+a time sampler that adapts to them; the factors that keep the loss unbiased are in (3).
 """
 
 import dataclasses
@@ -131,7 +130,7 @@ class Denoising(Objective):
         t: Float[Array, " batch"],
         context: Context = NO_CONTEXT,
     ) -> tuple[Float[Array, " batch"], Metrics]:
-        """Every example's loss for given noise and times, and the metrics besides `loss`."""
+        """The loss of every example for given noise and times, and the metrics besides `loss`."""
         estimate = denoise_fn(corrupt(self.schedule, x0, noise, t), t)
         target = Prediction(x0=x0, noise=noise).value(self.prediction, self.schedule, t)
         mse = mean_square(estimate.value(self.prediction, self.schedule, t) - target)
@@ -189,14 +188,14 @@ def stochastic_interpolant(
 ) -> Denoising:
     """The velocity of a one-sided interpolant alpha(t) x0 + sigma(t) noise (Albergo et al. 2023, arXiv 2303.08797).
 
-    With a Gaussian at one end the velocity determines the score, and so the sampler `sit_sde` needs nothing else.
+    With a Gaussian at one end the velocity determines the score, so the sampler `sit_sde` needs nothing else.
     """
     return flow_matching(schedule, time_sampler, prior_loss_weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(Denoising):
-    """Eq. (4): denoising, and features of the noisy image that resemble another network's of the clean one."""
+    """Eq. (4): denoising, with features of the noisy image that shall resemble another network's of the clean image."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"aligned"})
     reads_prior: ClassVar[bool] = False
@@ -206,7 +205,8 @@ class Alignment(Denoising):
     def loss_and_observed(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
-        """As `Denoising`; batch["features"], [batch, tokens, channels], are y. Without them, in validation, the rest.
+        """As `Denoising`; y is batch["features"], [batch, tokens, channels]. Without it, in validation, only the
+        denoising loss.
 
         Metric `alignment` is the mean cosine.
         """
@@ -227,7 +227,7 @@ class Alignment(Denoising):
 
 
 def cosine(a: Float[Array, "... d"], b: Float[Array, "... d"]) -> Float[Array, "..."]:
-    """Of the angle between vectors; 0 where one of them is zero."""
+    """The cosine of the angle between vectors; 0 if one of them is zero."""
     norms = jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1)
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(norms, 1e-24))
 
@@ -251,9 +251,10 @@ def jit(
     least: float = 0.05,
     prior_loss_weight: PriorWeight = 1.0,
 ) -> Denoising:
-    """JiT: the network predicts x0 and is judged by the velocity that follows, with 1 / t clipped at 1 / `least`.
+    """JiT: the network predicts x0, and the loss is on the velocity that follows from it, with 1 / t clipped at 1 /
+    `least`.
 
-    Their times are sigmoid(N(-0.8, 0.8^2)) with 1 for data, so here logit_normal with mean 0.8.
+    The paper's times are sigmoid(N(-0.8, 0.8^2)) with 1 for data, so here logit_normal has mean 0.8.
     """
     return denoising(
         schedule=schedule,
@@ -278,10 +279,10 @@ def data_of(batch: Batch) -> Float[Array, "batch ..."]:
 def prior_preserving(
     losses: Float[Array, " batch"], prior: Float[Array, " batch"], weight: float | Float[Array, ""]
 ) -> Metrics:
-    """Eq. (5) and its two terms from the loss of every example; `prior` is 1 for those of the class.
+    """Eq. (5) and its two terms from the loss of every example; `prior` is 1 for examples of the class.
 
-    Half of the global batch is of the class. So each term is twice a mean over all examples with zeros in the place of
-    the others, and stays right as the mean over microbatches and devices, whichever examples these have.
+    Half of the global batch shows the class. So each term is twice a mean over all examples with zeros for the others,
+    and averages correctly over microbatches and devices, whichever examples these have.
     """
     instance, own = 2.0 * jnp.mean((1.0 - prior) * losses), 2.0 * jnp.mean(prior * losses)
     return {"loss": instance + weight * own, "instance_loss": instance, "prior_loss": own}

@@ -1,4 +1,4 @@
-"""Distribution matching distillation: a generator whose samples two scores compare, a teacher's and their own.
+"""Distribution matching distillation: two scores compare a generator's samples, a teacher's and the samples' own.
 
 Yin et al. 2023 (arXiv:2311.18828) and 2024 (arXiv:2405.14867, DMD2, without its adversarial term). The student's x0 at
 t_k = k / K is a sample, x = G(x_t, t). Noise at a time u tells the distribution of samples from that of the data: with
@@ -8,13 +8,14 @@ the x0 of the guided teacher and of a *fake score*, a denoiser of the samples, t
           x_u = alpha_u x + sigma_u z,
     (2)   matching = E[ mean over dims (x - stop(x - g))^2 / 2 ].
 
-The difference of the scores is weighed in x0, where it stays bounded as u goes to 1. The fake score is a copy of the
-network, trained beside it on samples without gradient,
+The difference of the scores is weighted in x0, where it stays bounded as u goes to 1. The fake score is a copy of the
+network. It is trained on samples, without gradient to them, by
 
     (3)   denoising = E[ mean over dims (target(x, z) - fake(x_u, u))^2 ],    the target in the process's kind,
 
-in every step, and the network in one of `every` steps, by (2) alone. What G is given at t_k < 1 is what sampling gives
-it (DMD2's backward simulation): its own samples at t = 1 ... t_(k+1), noised to the next time, without gradient.
+in every step, while the network is trained only by (2), in one of `every` steps. The input of G at t_k < 1 is what
+sampling would give it (DMD2's backward simulation): its own samples at t = 1 ... t_(k+1), noised to the next time,
+without gradient.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ from diffusion_jax.schedulers import (
 from diffusion_jax.schedulers.arrays import like_data
 
 FAKE = "fake"
-_FIRST, _LAST = 0.02, 0.98  # of the times u
+_FIRST, _LAST = 0.02, 0.98  # bounds of the times u
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class DistributionMatching(Objective):
 
     Attributes:
       num_steps: K, the steps in which the student samples.
-      every: steps of the fake score for one of the network.
+      every: steps of the fake score per step of the network.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "with_network"})
@@ -77,7 +78,7 @@ class DistributionMatching(Objective):
     def inputs(
         self, denoise: Denoiser, like: Array, key: BatchKey
     ) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
-        """(x_t, t): what G is given in one of the steps of sampling, drawn for every example."""
+        """(x_t, t): the input of G in one of the sampling steps, drawn for every example."""
         count = self.num_steps
         k = jnp.minimum(jnp.floor(key.fold_in("step").uniform() * count), count - 1) + 1.0
 
@@ -118,7 +119,8 @@ class DistributionMatching(Objective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """(2) and (3); metrics: both as `matching` and `mse`, and `x0_mse`, of samples to data, which does not fall."""
+        """(2) and (3); metrics: both as `matching` and `mse`, and `x0_mse`, from samples to data, which does not
+        decrease."""
         self.require(context)
         data = data_of(batch)
         own = (context.params or {}).get(FAKE)

@@ -9,21 +9,21 @@ and u(x, t, t) is the velocity v. MeanFlow (Geng et al. 2025, arXiv 2505.13447, 
     (2)   u = v - (t - s) du/dt,     du/dt by one forward-mode product with tangents (v, 1, 0) of (x, t, s),
     (3)   loss = E[ w |u - stop(v - (t - s) du/dt)|^2 ],     w = stop(1 / (|.|^2 + c)^p),  |.|^2 summed over dimensions,
 
-with v = noise - x0 of the example, or that of a teacher, guided or not ("meanflow_distillation"), or with guidance
-trained in (their eq. 19): v = omega (noise - x0) + kappa u(x, t, t) + (1 - omega - kappa) u(x, t, t | no condition). A
-share `instantaneous` of the batch has s = t.
+with v = noise - x0 of the example, or a teacher's velocity, guided or not ("meanflow_distillation"), or with guidance
+built into the training (their eq. 19): v = omega (noise - x0) + kappa u(x, t, t) + (1 - omega - kappa) u(x, t, t | no
+condition). A share `instantaneous` of the batch has s = t.
 
 Shortcut models (Frans et al. 2024, arXiv 2410.12557, algorithm 1) let two jumps teach one of twice the length d:
 
     (4)   u(x_t, t, t - 2d) = ( u(x_t, t, t - d) + u(x', t - d, t - 2d) ) / 2,    x' = x_t - d u(x_t, t, t - d),
 
-with the right side from the averaged parameters, for a share `bootstrap` of the batch and 2d = 1, 1/2, ... down to
-2 / M, M = base_steps; the rest is flow matching, at s = t, or matches a teacher's velocity there
-("shortcut_distillation"). Times of (4) are multiples of 2d. The least length, 1 / M,
-is no length of its own: there the network is asked for the velocity itself, at s = t (the paper: d = 0 in the place of
-the least d), in (4) and while sampling (`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M
-instead. So M steps are M steps of Euler, and a perfect shortcut model jumps to where Euler's M steps end: its distance
-from the exact flow falls as 1 / M (docs/sampler_orders.md).
+with the right side from the averaged parameters, for a share `bootstrap` of the batch and 2d = 1, 1/2, ... down to 2 /
+M, M = base_steps. The rest of the batch is flow matching at s = t, or matches a teacher's velocity there
+("shortcut_distillation"). Times in (4) are multiples of 2d. At the least length, 1 / M, the network predicts the
+velocity itself, at s = t (the paper: d = 0 instead of the least d), in (4) and while sampling
+(`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M instead. So M steps are M steps of Euler,
+and a perfect shortcut model jumps to where Euler's M steps end: its distance from the exact flow falls as 1 / M
+(docs/sampler_orders.md).
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def velocity(denoise_fn: Denoiser, xt: Array, t: Array, s: Array) -> Float[Array
 
 
 def velocity_of(prediction: Prediction) -> Float[Array, "batch ..."]:
-    """That of the straight path, which a prediction implies."""
+    """The velocity of the straight path that a prediction implies."""
     return prediction.noise - prediction.x0
 
 
@@ -104,7 +104,7 @@ class MeanFlow(FlowMapObjective):
         return t, jnp.where(key.fold_in("instantaneous").uniform() < self.instantaneous, t, s)
 
     def slope(self, denoise_fn: Denoiser, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
-        """v, with guidance trained in where it is asked for."""
+        """v, with guidance built in if omega or kappa ask for it."""
         v = noise - x0
         if self.omega == 1.0 and self.kappa == 0.0:
             return v
@@ -124,7 +124,7 @@ class MeanFlow(FlowMapObjective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Eq. (3); metrics `mse`, the mean of |.|^2 / D, and `x0_mse`, of the jump from t to clean data."""
+        """Eq. (3); metrics `mse`, the mean of |.|^2 / D, and `x0_mse`, for the jump from t to clean data."""
         x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
         t, s = self.times(key)
@@ -142,7 +142,7 @@ class MeanFlow(FlowMapObjective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeanFlowDistillation(MeanFlow):
-    """The velocity is a teacher's; `omega` and `kappa` are not read, the teacher is guided itself."""
+    """The velocity is a teacher's; `omega` and `kappa` are not used, since the teacher itself is guided."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
@@ -178,11 +178,11 @@ class Shortcut(FlowMapObjective):
         return self.base_steps
 
     def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:
-        """The velocity that is matched at s = t."""
+        """The velocity to match at s = t."""
         return noise - x0
 
     def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
-        """The flow map, asked for length 0 where a step is at most 1 / M long: no length between is trained."""
+        """The flow map, called with length 0 for steps of at most 1 / M, because shorter lengths are not trained."""
         least = (1.0 + 1e-3) / self.base_steps  # times are rounded
 
         def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
@@ -193,7 +193,7 @@ class Shortcut(FlowMapObjective):
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Both parts in one; metrics `mse`, `flow_matching` and `bootstrap`, the mean squares of the parts."""
+        """Both parts together; metrics `mse`, `flow_matching` and `bootstrap`, the mean squares of the parts."""
         self.require(context)
         x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)
@@ -223,7 +223,7 @@ class Shortcut(FlowMapObjective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShortcutDistillation(Shortcut):
-    """What is matched at s = t is a teacher's velocity."""
+    """Matches a teacher's velocity at s = t."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "teacher"})
 

@@ -1,12 +1,12 @@
-"""Guidance distillation: a student that is told the scale predicts in one evaluation what its teacher does in two.
+"""Guidance distillation: a student with the scale as input predicts in one evaluation what its teacher does in two.
 
 Meng et al. 2022 (arXiv:2210.03142), section 3, the first of its two stages. For the guided teacher of
-`training/teaching.py`, at a scale that the student is told,
+`training/teaching.py`, with a scale that the student receives as input,
 
     (1)   loss = E[ w(t) mean over dims (teacher - student)^2 ],
 
-in one kind of prediction, at the noisy data of any denoising loss. The student is a denoiser: it is sampled as its
-teacher was, and progressive distillation, the paper's second stage, may start from it.
+in one kind of prediction, on noisy data as in any denoising loss. The student is a denoiser: it is sampled like its
+teacher, and progressive distillation, the paper's second stage, may start from it.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Imitation(Denoising):
         t: Float[Array, " batch"],
         context: Context = NO_CONTEXT,
     ) -> tuple[Float[Array, " batch"], Metrics]:
-        """Every example's loss; metrics `mse`, to the teacher, and `x0_mse`, of the student's x0 to the data."""
+        """The loss of every example; metrics `mse`, to the teacher, and `x0_mse`, from the student's x0 to the data."""
         self.require(context)
         xt = corrupt(self.schedule, x0, noise, t)
         estimate, taught = denoise_fn(xt, t), context.teacher(xt, t)

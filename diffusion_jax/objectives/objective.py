@@ -3,13 +3,13 @@
     loss, metrics = objective.loss(denoise_fn, batch, key, context)
 
 `denoise_fn` is a Denoiser with parameters, conditioning and dropout bound, so an objective knows nothing of networks.
-The loss is the mean over the examples it is given; whoever shards the batch averages over the shards. Random numbers
+The loss is the mean over the given examples; code that shards the batch averages over the shards. Random numbers
 come from the per-example keys only, so an example's share of the loss does not depend on how the batch is split.
 
-What some losses need besides comes in a `Context`, explicitly: the step of training (curricula), the same network with
-averaged parameters (consistency training, shortcut models), a frozen teacher (distillation), what the network makes of
-its input on the way (representation alignment), parameters of the loss's own (a learned noise schedule or uncertainty),
-and state of its own (importance sampling of times).
+Some losses need more, which a `Context` passes explicitly: the training step (curricula), the same network with
+averaged parameters (consistency training, shortcut models), a frozen teacher (distillation), the network's intermediate
+features (representation alignment), the loss's own parameters (a learned noise schedule or uncertainty), and its own
+state (importance sampling of times).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ Metrics = dict[str, Float[Array, ""]]
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a loss may need besides denoiser, batch and keys.
+    """The inputs of a loss besides denoiser, batch and keys.
 
     Attributes:
       step: optimizer steps done, an int32 scalar or a Python number.
@@ -46,7 +46,8 @@ class Context:
       unconditional: the denoiser with the null conditioning, for losses that train guidance into the network.
       aligned: the denoiser that also returns what the network sows: "features" of every token, [batch, tokens,
         channels].
-      with_network: parameters of a network like the trained one -> its denoiser, told the same, without gradient there.
+      with_network: parameters of a network like the trained one -> its denoiser, with the same conditions and without
+        gradient to these.
       params: the objective's own trainable parameters, from `init_params`, and its copies of the network.
       state: the objective's own state, from `init_state`.
     """
@@ -68,13 +69,13 @@ NO_CONTEXT = Context()
 class Objective:
     """A training loss.
 
-    `process_kind` is the kind of process that the loss is of, as the process says it itself.
+    `process_kind` is the kind of process that the loss belongs to, in the process's own words.
     `discrete` says what the denoiser takes: numbers (a `Denoiser`), or tokens (a `TokenDenoiser`).
-    `needs` names the fields of `Context` that must not be None: of "target", "teacher", "aligned".
+    `needs` names the fields of `Context` that must not be None, out of "target", "teacher", "aligned".
     `num_times` is 2 for a loss that calls the denoiser as a flow map, (xt, t, s).
-    `reads_prior` says whether it weighs examples of a class beside those of a subject, by batch["prior"].
-    `makes` is what the trained denoiser is, as samplers ask for it (`Sampler.denoiser_kind`).
-    `copies` names those of the objective's own parameters that begin as a copy of the network's.
+    `reads_prior` says whether it weights examples of a class against those of a subject, by batch["prior"].
+    `makes` is what the trained denoiser is, in the terms of `Sampler.denoiser_kind`.
+    `copies` names those of the objective's own parameters that start as a copy of the network's.
     """
 
     process_kind: ClassVar[str] = "gaussian"
@@ -87,41 +88,41 @@ class Objective:
 
     @property
     def network_every(self) -> int:
-        """The steps of which one updates the network, where the objective's own parameters are updated in each."""
+        """N, where the network is updated in one of N steps and the objective's own parameters in each."""
         return 1
 
     @property
     def reads(self) -> frozenset[str]:
-        """The groups of a config that only some objectives read: times are drawn by one that has a `time_sampler`."""
+        """The config groups that only some objectives read: an objective with a `time_sampler` draws times."""
         return frozenset({"time_sampler"} & {field.name for field in dataclasses.fields(self)})
 
     @property
     def squared_error(self) -> "Objective | None":
-        """The part of the loss that is a weighted squared error, a `Denoising` of its own; None where there is none."""
+        """The part of the loss that is a weighted squared error, as a `Denoising`; None if there is none."""
         return None
 
     @property
     def reads_lpips(self) -> bool:
-        """Whether the objective's state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
+        """Whether the objective's state is LPIPS's network, whose weights are in its files `vgg` and `lpips`."""
         return False
 
     @property
     def bounds_likelihood(self) -> bool:
-        """Whether what is trained has a likelihood, or a bound on one: a network that only jumps to the end of the flow
-        has none."""
+        """Whether the trained model has a likelihood, or a bound on one: a network that only jumps to the end of the
+        flow has none."""
         return self.makes != "consistency"
 
     @property
     def most_steps(self) -> int | None:
-        """The most steps that the loss trains to sample in; None where there is no end."""
+        """The largest number of sampling steps that the loss trains for; None if there is no limit."""
         return None
 
     def init_params(self, key: Key[Array, ""]) -> Any:
-        """The objective's own trainable parameters; None where it has none."""
+        """The objective's own trainable parameters; None if it has none."""
         return None
 
     def init_state(self) -> Any:
-        """The objective's own state, which `update_state` carries on from step to step; None where it has none."""
+        """The objective's own state, which `update_state` updates in each step; None if it has none."""
         return None
 
     def update_state(self, state: Any, observed: Mapping[str, Float[Array, " batch"]]) -> Any:
@@ -136,28 +137,28 @@ class Objective:
         return 0.0
 
     def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
-        """The denoiser as samplers may ask it: at no times but those at which this loss trains it."""
+        """The denoiser for samplers: called only at times at which this loss trains it."""
         return denoise_fn
 
     def constrain(self, params: Any) -> Any:
-        """What an optimizer step is followed by: the nearest parameters of the loss's own that it allows."""
+        """The nearest parameters of the loss that it allows, applied after every optimizer step."""
         return params
 
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The scalar to differentiate, and the scalars to log, "loss" among them."""
+        """The scalar to differentiate, and the scalars to log, including "loss"."""
         raise NotImplementedError
 
     def loss_and_observed(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Float[Array, " batch"]]]]:
-        """The loss, and (metrics, per-example values for `update_state`); the latter only where there is a state."""
+        """The loss, and (metrics, per-example values for `update_state`); the latter only if there is a state."""
         loss, metrics = self.loss(denoise_fn, batch, key, context)
         return loss, (metrics, {})
 
     def require(self, context: Context) -> None:
-        """Raise UserError where the context lacks what the objective needs."""
+        """Raise UserError if the context lacks something that the objective needs."""
         missing = sorted(name for name in self.needs if getattr(context, name) is None)
         if "aligned" in missing:
             raise UserError(
@@ -172,7 +173,7 @@ class Objective:
 
 
 def with_copies(objective: Objective, own: Any, network: Any) -> Any:
-    """The objective's own parameters, with its copies of the network's; None where there are neither."""
+    """The objective's own parameters, with its copies of the network's; None if there are neither."""
     copies = {name: jax.tree.map(jnp.copy, network) for name in objective.copies}
     return {**(own or {}), **copies} if copies else own
 
@@ -181,5 +182,5 @@ OBJECTIVES: Registry[Objective] = Registry("objective")
 
 
 def of_process(kind: str) -> list[str]:
-    """The names of the objectives of a kind of process."""
+    """The names of the objectives for a kind of process."""
     return [name for name in OBJECTIVES if OBJECTIVES.example(name).process_kind == kind]

@@ -1,13 +1,12 @@
 """Progressive distillation: a student learns to do in one DDIM step what its teacher does in two.
 
 Salimans & Ho 2022 (arXiv 2202.00512), algorithm 2. For a student of N steps, at t = i / N with t' = t - 1 / (2 N) and
-t'' = t - 1 / N, the teacher goes z_t -> z_t' -> z_t'' by DDIM, and the x0 with which one DDIM step from z_t ends there
-is
+t'' = t - 1 / N, the teacher goes z_t -> z_t' -> z_t'' by DDIM. One DDIM step from z_t ends at the same point if x0 is
 
     (1)   x = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t),
     (2)   loss = E[ max(SNR, 1) |x - x0_student(z_t, t)|^2 ].
 
-Where the step ends in clean data (i = 1), (1) is the teacher's own x0 at t'. A student becomes the next teacher, with
+If the step ends in clean data (i = 1), (1) is the teacher's own x0 at t'. A student becomes the next teacher, with
 N halved: `teacher.workdir` names the run before.
 """
 
@@ -86,7 +85,7 @@ def progressive_distillation(
     weighting: Spec | Weighting | None = None,
     num_steps: int = 8,
 ) -> ProgressiveDistillation:
-    """Halve the teacher's steps to `num_steps`; the default weight is max(SNR, 1), which has no other end."""
+    """Halve the teacher's steps to `num_steps`; the default weight is max(SNR, 1)."""
     return ProgressiveDistillation(
         schedule=built(SCHEDULES, schedule),
         prediction=built(PREDICTIONS, prediction),

@@ -1,4 +1,4 @@
-"""What the training of a first stage minimises (Rombach et al. 2022, section 3.1; Esser et al. 2021, arXiv:2012.09841).
+"""The loss that trains a first stage (Rombach et al. 2022, section 3.1; Esser et al. 2021, arXiv:2012.09841).
 
     y          = decoder(encoder(x))
     distortion = l1 |x - y| + l2 (x - y)^2 + perceptual LPIPS(x, y)                                           (1)
@@ -6,9 +6,9 @@
     L_D        = factor (relu(1 - D(x)) + relu(1 + D(sg(y)))) / 2                                             (3)
     lambda     = |d distortion / d w| / (|d D(y) / d w| + 1e-4), at most 1e4                                  (4)
 
-D is a patch discriminator, w the kernel of the decoder's last convolution, sg the stop of the gradient; factor is 0
-before the step `adversarial_start` and 1 from then on. Both losses are minimised at once: (2) holds D's parameters
-fixed and (3) the codec's, so that one gradient of their sum serves both.
+D is a patch discriminator, w the kernel of the decoder's last convolution, and sg stops the gradient; factor is 0
+before the step `adversarial_start` and 1 afterwards. Both losses are minimised at once: (2) treats D's parameters as
+constant and (3) the codec's, so that one gradient of their sum serves both.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from diffusion_jax.registry import Registry
 
 Images = Float[Array, "batch height width channels"]
 Metrics = dict[str, Float[Array, ""]]
-_MOST = 1e4  # of lambda
-_LEAST_SIDE = 16  # of pictures that LPIPS takes
+_MOST = 1e4  # bound of lambda
+_LEAST_SIDE = 16  # least side of pictures for LPIPS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class ReconstructionLoss:
     Attributes:
       l1: weight of the mean absolute error.
       l2: weight of the mean squared error.
-      penalty_weight: weight of what the codec adds: 1e-6 in the paper for Gaussian latents, 1 for quantised ones.
+      penalty_weight: weight of the codec's penalty: 1e-6 in the paper for Gaussian latents, 1 for quantised ones.
       perceptual: weight of LPIPS; 0: its network is not built.
       vgg, lpips: files of LPIPS's weights (`diffusion_jax.weights.read_lpips`).
       adversarial: weight of the discriminator; 0: there is none.
-      adversarial_start: step from which on the discriminator counts.
+      adversarial_start: step from which the discriminator counts.
       adaptive: whether the discriminator's weight is multiplied by lambda.
       discriminator_channels: channels of the discriminator's first convolution.
       discriminator_depth: how often the discriminator halves the resolution.
@@ -68,18 +68,18 @@ class ReconstructionLoss:
 
     @property
     def discriminator(self) -> Discriminator | None:
-        """The network of (3); None where its weight is 0."""
+        """The network of (3); None if its weight is 0."""
         if not self.adversarial:
             return None
         return Discriminator(base_channels=self.discriminator_channels, depth=self.discriminator_depth)
 
     @property
     def reads_lpips(self) -> bool:
-        """Whether its state is the network of LPIPS, whose weights are in its files `vgg` and `lpips`."""
+        """Whether its state is LPIPS's network, whose weights are in its files `vgg` and `lpips`."""
         return bool(self.perceptual)
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise UserError where pictures of this shape are too small for the networks of the loss."""
+        """Raise UserError if pictures of this shape are too small for the networks of the loss."""
         side = min(shape[:2])
         least = 3 * 2**self.discriminator_depth
         if self.adversarial and side < least:
@@ -94,13 +94,13 @@ class ReconstructionLoss:
             )
 
     def init_params(self, key: Key[Array, ""], shape: tuple[int, int, int]) -> PyTree:
-        """Parameters of the discriminator for pictures of this shape; None where there is none."""
+        """Parameters of the discriminator for pictures of this shape; None if there is none."""
         if self.discriminator is None:
             return None
         return self.discriminator.init(key, jnp.zeros((1, *shape)))["params"]
 
     def init_state(self) -> PyTree:
-        """LPIPS's parameters, with random values in the place of those of the files; None without it."""
+        """LPIPS's parameters, with random values instead of those from files; None without LPIPS."""
         return init_lpips(jax.random.key(0)) if self.perceptual else None
 
     def update_state(self, state: PyTree, observed: Any) -> PyTree:
@@ -127,12 +127,12 @@ class ReconstructionLoss:
         step: Int[Array, ""] | int,
         state: PyTree = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """(2) + (3) to differentiate, and what to log: `loss`, its terms, and what the codec observes.
+        """(2) + (3) to differentiate, and the values to log: `loss`, its terms, and the codec's own.
 
         Args:
           codec: the first stage.
           params: its parameters.
-          discriminator: those of the discriminator; None leaves (3) and its part of (2) out, as validation does.
+          discriminator: parameters of the discriminator; None leaves out (3) and its part of (2), as validation does.
           x: pictures in [-1, 1].
           keys: one for each example, for the noise of the latents; None: no noise.
           step: optimizer steps done.
@@ -155,7 +155,7 @@ class ReconstructionLoss:
         return self.discriminator.apply({"params": discriminator}, x)
 
     def _adversarial(self, codec, params, discriminator, x, made, state) -> tuple[Array, Array]:
-        """-D(y), which moves the codec alone, and its weight, through which no gradient goes."""
+        """-D(y), whose gradient only changes the codec, and its weight, which has no gradient."""
         frozen = jax.lax.stop_gradient(discriminator)
 
         def fooling(y: Images) -> Array:

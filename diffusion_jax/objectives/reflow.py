@@ -1,11 +1,11 @@
 """Reflow: flow matching on the pairs of noise and data that a trained flow connects.
 
-Liu et al. 2022 (arXiv 2209.03003), algorithm 1. A trained flow takes noise z to data x(z). On those pairs, not on
-independent ones, the straight interpolation is matched anew,
+Liu et al. 2022 (arXiv 2209.03003), algorithm 1. A trained flow takes noise z to data x(z). The straight interpolation
+is matched again on these pairs instead of independent ones,
 
     (1)   E | velocity(xt, t) - (z - x(z)) |^2,      xt = (1 - t) x(z) + t z,
 
-and the new flow's paths are straighter, so that fewer steps go further. The pairs are made while training, by `steps`
+and the new flow's paths are straighter, so that fewer steps suffice. The pairs are made during training, by `steps`
 deterministic steps of the teacher; or they are in the batch, as batch["data"] and batch["noise"].
 """
 
@@ -53,7 +53,7 @@ class Reflow(Denoising):
         return loss, ({"loss": loss, **metrics}, {})
 
     def carried(self, teacher: Denoiser, noise: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-        """x(z): where the teacher takes the noise."""
+        """x(z): the data that the teacher makes of the noise."""
         grid = GRIDS.build("uniform")(self.schedule, self.steps)
         times = as_compute(grid.times[:-1])
         ends = (as_compute(grid.alphas[1:]), as_compute(grid.sigmas[1:]))

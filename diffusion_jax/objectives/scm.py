@@ -1,7 +1,7 @@
 """Continuous-time consistency models: no discretisation, a derivative along the path instead.
 
 Lu & Song 2024 (arXiv 2410.11081), eq. 6 to 8 and algorithm 1, on the schedule `trigflow`, whose angle is a = pi t / 2.
-In units of `sigma_data`, that of the schedule, which divides everything below,
+In units of the schedule's `sigma_data`, by which everything below is divided,
 
     (1)   x_a = cos(a) x0 + sin(a) z,      f(x_a, a) = cos(a) x_a - sin(a) F(x_a, a),
     (2)   g = -cos(a)^2 (F - dx/da) - r cos(a) sin(a) (x_a + dF/da)          cos(a) df/da, for r = 1
@@ -67,7 +67,7 @@ class ContinuousConsistency(Objective):
         return self.uncertainty.init(key)
 
     def output(self, prediction: Prediction, t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
-        """F: minus what EDM's network puts out."""
+        """F, which is minus the output of EDM's network."""
         return -prediction.value(EDMOutput(sigma_data=self.schedule.sigma_data), self.schedule, t)
 
     def slope(self, xt, x0, noise, t, context: Context) -> Float[Array, "batch ..."]:

@@ -5,22 +5,23 @@ n drawn from 1 ... N, and the guided teacher's (x0, noise) at x_t, one step of D
 
     (1)   x_r = alpha_r x0 + sigma_r noise,        x_t = alpha_t data + sigma_t noise',
 
-and the student's answer at x_t is held to that of its average, without gradient, at x_r; at r = 0 that is x_r itself.
+and the student's output at x_t is compared with that of its average, without gradient, at x_r; at r = 0 that is x_r
+itself.
 
-LCM (Luo et al. 2023, arXiv:2310.04378, algorithm 1; "lcm") compares where the flow ends,
+LCM (Luo et al. 2023, arXiv:2310.04378, algorithm 1; "lcm") compares the flow's end points,
 
     (2)   f(x, t) = c_skip x + c_out x0(x, t),    c_skip = b^2 / (s^2 + b^2),   c_out = s / sqrt(s^2 + b^2),
 
 with s = scaling max(T t - 1, 0), T = 1000, scaling = 10 and b = 1/2, so that f is the identity up to the first step of
-the chain. TCD (Zheng et al. 2024, arXiv:2402.19159; "tcd") compares where it is at a time u, drawn from [0, r],
+the chain. TCD (Zheng et al. 2024, arXiv:2402.19159; "tcd") compares the points at a time u, drawn from [0, r],
 
     (3)   f(x, t, u) = alpha_u x0(x, t) + sigma_u noise(x, t),
 
-the identity at u = t whatever the network says: it needs no second time. The distance is pseudo-Huber by coordinate,
+which is the identity at u = t for any network, so it needs no second time. The distance is pseudo-Huber per coordinate,
 
     (4)   loss = E[ mean over dims sqrt(d^2 + c^2) - c ],    c = 0.001.
 
-Guidance is in the teacher (`training/teaching.py`): a student that is told its scale learns all scales at once.
+The teacher is guided (`training/teaching.py`): a student with the scale as input learns all scales at once.
 """
 
 import dataclasses
@@ -52,12 +53,12 @@ _SIGMA_DATA = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skipping(Objective):
-    """The pairs of times, (1) and (4); each member states what is compared.
+    """The pairs of times, (1) and (4); each subclass states what is compared.
 
     Attributes:
       solver_steps: N, the teacher's steps of DDIM from noise to data.
       huber: error at which the pseudo-Huber distance turns from a square into an absolute value.
-      decay: that of the average which answers at x_r.
+      decay: decay of the average that is evaluated at x_r.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "teacher"})
@@ -87,13 +88,13 @@ class Skipping(Objective):
         return (n + 1.0) / self.solver_steps, n / self.solver_steps
 
     def answers(self, denoise: Denoiser, x: Array, t: Array, key: BatchKey, r: Array) -> Float[Array, "batch ..."]:
-        """f of (2) or (3) at x; what else is drawn, from `key`, is the same for both answers."""
+        """f of (2) or (3) at x; further random draws, from `key`, are the same for both outputs."""
         raise NotImplementedError
 
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Eq. (4); metrics `mse`, the mean of d^2, and `x0_mse`, of the student's x0 to the data."""
+        """Eq. (4); metrics `mse`, the mean of d^2, and `x0_mse`, from the student's x0 to the data."""
         self.require(context)
         x0 = data_of(batch)
         noise = key.fold_in("noise").normal(x0.shape[1:], x0.dtype)

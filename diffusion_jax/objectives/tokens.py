@@ -5,16 +5,16 @@ token denoiser's logits (`schedulers/tokens.py`).
 
 D3PM (Austin et al. 2021, arXiv 2107.03006, eq. 1 and 5), on a chain of T steps, in bits per token:
 
-    (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) in the place of n = 1,
+    (1)   vb = T E_n[ KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n)) ], with -log p(x0 | x_1) instead of n = 1,
     (2)   hybrid = vb + lambda E_n[-log p(x0 | x_n)]            `normalization` "paper", lambda = 0.001,
     (3)   hybrid = vb / T + lambda E_n[-log p(x0 | x_n)]        `normalization` "code", lambda = 0.001,
 
-both terms in bits. (3) is what the authors' code minimises (google-research, d3pm/images/diffusion_categorical.py,
-`training_losses`): its mean over steps lacks the factor T, so that the cross-entropy weighs T times as much as in (2),
-and gradients are T times smaller before they are clipped.
+with both terms in bits. (3) is what the authors' code minimises (google-research, d3pm/images/diffusion_categorical.py,
+`training_losses`): its mean over steps lacks the factor T, so the cross-entropy has T times the weight that it has in
+(2), and gradients are T times smaller before they are clipped.
 
-MDLM (Sahoo et al. 2024, arXiv 2406.07524, eq. 10), masks in continuous time; the weight is -kept' / (1 - kept), 1 / t
-for the linear schedule, and tokens that are not masked are known and cost nothing:
+MDLM (Sahoo et al. 2024, arXiv 2406.07524, eq. 10) masks tokens in continuous time. The weight is -kept' / (1 - kept), 1
+/ t for the linear schedule; tokens that are not masked are known and cost nothing:
 
     (4)   E_t[ rate kept / (1 - kept) sum over masked of -log p(x0 | x_t) ].
 
@@ -24,7 +24,7 @@ one given x0, over values y != x_t to which the reversed process may go:
     (5)   E_t[ rate sum over tokens, y of c (s_y - r_y log s_y + r_y (log r_y - 1)) ],
 
 with c = 1 for masks and 1 / K for uniform noise. The network's logits are log s_y, for masks log(s_y (e^sigma - 1)), so
-that they are log p(x0) where they are right.
+that correct logits equal log p(x0).
 
 Discrete flow matching (Gat et al. 2024, arXiv 2407.15595, eq. 25): the cross-entropy of x0, over all tokens.
 
@@ -53,7 +53,7 @@ _LEAST_IN_BOUNDS = 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenObjective(Objective):
-    """Base: a process, and tokens of a batch."""
+    """Base: the losses of a process, on the tokens of a batch."""
 
     process_kind: ClassVar[str] = "tokens"
     discrete: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class TokenObjective(Objective):
         """x0.
 
         Raises:
-          UserError: there is none, or it is no tokens.
+          UserError: there is no data, or it is not tokens.
         """
         if DATA not in batch:
             raise UserError(f"an objective on tokens needs batch['data'], got {sorted(batch)}")
@@ -81,7 +81,7 @@ class TokenObjective(Objective):
         """An unbiased estimate, at one time drawn for each example, of an upper bound on -log P(x0), in nats per token.
 
         Raises:
-          UserError: this objective bounds no likelihood.
+          UserError: this objective does not bound the likelihood.
         """
         raise UserError(f"the loss of {type(self).__name__} bounds no likelihood")
 
@@ -133,7 +133,7 @@ class D3PM(TokenObjective):
         return loss, {"loss": loss, "vb": jnp.mean(vb), "cross_entropy": jnp.mean(cross_entropy)}
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
-        """(1) at one step for each example, and the divergence of the chain's end from its prior."""
+        """(1) at one step for each example, and the divergence between the chain's end and its prior."""
         chain = self.process
         step = self._steps(key)
         xt = chain.corrupt(x0, step, key.fold_in("corrupt"))
@@ -143,7 +143,7 @@ class D3PM(TokenObjective):
         return terms + _mean(jnp.sum(end * ratio, axis=-1)[x0])
 
     def _steps(self, key: BatchKey) -> Int[Array, " batch"]:
-        """1 ... T, of low discrepancy."""
+        """1 ... T, with low discrepancy."""
         u = key.fold_in("time").low_discrepancy() * self.process.num_steps
         return jnp.minimum(jnp.floor(u), self.process.num_steps - 1).astype(jnp.int32) + 1
 
@@ -165,7 +165,7 @@ class D3PM(TokenObjective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinuousTime(TokenObjective):
-    """Base of the losses in continuous time: how t is drawn."""
+    """Base of the losses in continuous time, which draws t."""
 
     process: TokenProcess
     least_time: float = 1e-3
@@ -175,7 +175,7 @@ class ContinuousTime(TokenObjective):
             raise UserError(f"an objective of tokens needs 0 < least_time < 1, got {self.least_time}")
 
     def times(self, key: BatchKey) -> Float[Array, " batch"]:
-        """t in [least_time, 1], of low discrepancy."""
+        """t in [least_time, 1], with low discrepancy."""
         return self.least_time + (1.0 - self.least_time) * key.fold_in("time").low_discrepancy()
 
 
@@ -203,7 +203,7 @@ class MDLM(ContinuousTime):
         return loss, {"loss": loss, "bits": loss / math.log(2.0), "cross_entropy": cross_entropy}
 
     def bound(self, denoise_fn: TokenDenoiser, x0: Int[Array, "batch ..."], key: BatchKey) -> Float[Array, " batch"]:
-        """(4) over all shares of masks from 0 to 1, where the loss, as in the paper, ends at 1 - eps."""
+        """(4) over all shares of masks from 0 to 1; the loss, as in the paper, ends at 1 - eps."""
         share = jnp.maximum(key.fold_in("time").low_discrepancy(), 1e-6)
         masked = key.fold_in("replaced").uniforms(x0.shape[1:]) < like_data(share, x0)
         logits = denoise_fn(jnp.where(masked, self.process.mask, x0), share)
@@ -218,7 +218,8 @@ class MDLM(ContinuousTime):
 @OBJECTIVES.register("sedd", example={"process": TokenProcess(num_tokens=4)})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDD(ContinuousTime):
-    """Score entropy, eq. (5). The authors' network hears sigma = -log kept: its process has `told` "sigma"."""
+    """Score entropy, eq. (5). The authors' network has sigma = -log kept as time input: its process has `told`
+    "sigma"."""
 
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
@@ -280,7 +281,7 @@ class DiscreteFlow(ContinuousTime):
     def loss(
         self, denoise_fn: TokenDenoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Metric `cross_entropy` is that over the replaced tokens."""
+        """Metric `cross_entropy` is over the replaced tokens."""
         x0, t = self.tokens(batch), self.times(key)
         xt, replaced = self.process.corrupt(x0, t, key.fold_in("corrupt"))
         costs = -log_likelihood(denoise_fn(xt, t), x0)

@@ -7,11 +7,11 @@ Kingma et al. 2021 (arXiv 2107.00630), eq. 11 to 18. With gamma(t) = -log_snr(t)
     (2)   prior:           KL(q(z_1 | x) || N(0, I)),
     (3)   reconstruction:  -log p(x | z_0),  p(x | z_0) ~ N(z_0; alpha_0 x, sigma_0^2) over the `bins` values of x.
 
-(1) in continuous time depends on gamma only through its ends; its course between them changes the variance of the
-estimate alone. The paper (app. I.2) learns that course by descending the squared loss; the authors' released code
-descends the loss itself in all parameters, and so does this: the ends are learned, the course between them only where T
-is finite. The network keeps its own clock: it is asked at the time of its fixed schedule at which the log-SNR is
-that of the learned one (`on_schedule`), so that one denoiser serves both.
+(1) in continuous time depends on gamma only through its ends; its course between them only changes the variance of the
+estimate. The paper (app. I.2) learns that course by descending the squared loss. The authors' released code descends
+the loss itself in all parameters, and so does this: the ends are learned, and the course between them only if T is
+finite. The network keeps the time of its fixed schedule: it is evaluated at the time at which that schedule has the
+learned log-SNR (`on_schedule`), so that one denoiser serves both.
 """
 
 import dataclasses

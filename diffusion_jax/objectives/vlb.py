@@ -5,8 +5,8 @@ p(x_{n-1} | x_n) Gaussian around the mean that the predicted x0 implies and with
 `schedulers/gaussian_chain.py`, eq. (2),
 
     (1)   L_n = KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n))   n >= 1,     L_0 = -log p(x0 | x_1), of the bin of x0,
-    (2)   vlb = T E_n[L_n]        (the prior's KL, which no network changes, is left out; see `likelihood/`)
-    (3)   hybrid = E[mse] + lambda vlb,   lambda = 0.001, where the vlb does not move the mean.
+    (2)   vlb = T E_n[L_n]        (without the prior's KL, which no network changes; see `likelihood/`)
+    (3)   hybrid = E[mse] + lambda vlb,   lambda = 0.001, where the vlb has no gradient to the mean.
 
 x0 is taken to have `bins` equally spaced values in [-1, 1].
 """
@@ -66,7 +66,7 @@ class VariationalBound(Denoising):
         t: Float[Array, " batch"],
         context: Context = NO_CONTEXT,
     ) -> tuple[Float[Array, " batch"], Metrics]:
-        """Every example's loss, with `vlb` in bits per dimension among the metrics; t must be times of steps."""
+        """The loss of every example, with `vlb` in bits per dimension among the metrics; t must be times of steps."""
         xt = corrupt(self.schedule, x0, noise, t)
         estimate = denoise_fn(xt, t)
         simple, metrics = super().terms(lambda xt, t: estimate, x0, noise, t, context)
@@ -110,7 +110,7 @@ def hybrid(
     vlb_weight: float = 1e-3,
     bins: int = 256,
 ) -> VariationalBound:
-    """iDDPM's L_hybrid: eq. (3); `weighting` is of its first part."""
+    """iDDPM's L_hybrid: eq. (3); `weighting` applies to its first part."""
     return _bound(True, schedule, time_sampler, prediction, weighting, num_steps, vlb_weight, bins)
 
 

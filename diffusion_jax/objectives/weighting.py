@@ -1,4 +1,4 @@
-"""How much the error at each noise level counts.
+"""The weight of the error at each noise level.
 
 A loss compares target = a x0 + b noise with its prediction. At fixed xt an error in the target and the error it implies
 in x0 are proportional (see `schedulers/prediction.py`, eq. 2; d = alpha b - sigma a is the kind's determinant):
@@ -14,7 +14,7 @@ so a weight stated for squared x0 errors becomes, for any kind,
     v           1 / (SNR + 1)                             v-MSE is x0-MSE weighted by SNR + 1
     edm         c_out^2                                   EDM's weight is one: c_out^2 = 1 / lambda
 
-A weighting is written once, for x0, and (2) gives the rest.
+A weighting is written once, for x0, and (2) converts it.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ WEIGHTINGS: Registry[Weighting] = Registry("loss weighting", Weighting)
 @WEIGHTINGS.register("uniform")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformWeighting(Weighting):
-    """1 in whatever kind the loss is taken: the "simple" loss of Ho et al. 2020, eq. 14, for epsilon."""
+    """1 for whatever kind the loss uses: the "simple" loss of Ho et al. 2020, eq. 14, for epsilon."""
 
     def __call__(
         self, kind: PredictionKind, schedule: NoiseSchedule, t: Float[Array, " batch"]
@@ -63,8 +63,8 @@ class UniformWeighting(Weighting):
 class SNRWeighting(Weighting):
     """The SNR, clipped to [minimum, maximum], on squared x0 errors.
 
-    Unclipped it is the plain epsilon-MSE whatever the kind; minimum = 1 is the truncated SNR of Salimans & Ho 2022
-    (arXiv 2202.00512, sec. 4).
+    Unclipped it is the plain epsilon-MSE for every kind; minimum = 1 is the truncated SNR of Salimans & Ho 2022 (arXiv
+    2202.00512, sec. 4).
     """
 
     minimum: float = 0.0
@@ -72,7 +72,7 @@ class SNRWeighting(Weighting):
 
     def __post_init__(self):
         if not isinstance(self.minimum, int | float) or not isinstance(self.maximum, int | float):
-            return  # traced: of several trainings as one program
+            return  # traced: several trainings run as one program
         if not 0 <= self.minimum <= self.maximum or self.maximum == 0:
             raise UserError(f"weighting snr needs 0 <= minimum <= maximum, got {self.minimum}, {self.maximum}")
 
@@ -86,8 +86,8 @@ class SNRWeighting(Weighting):
 class MinSNRWeighting(Weighting):
     """min(SNR, gamma) on squared x0 errors (Hang et al. 2023, arXiv 2303.09556, Min-SNR).
 
-    Where the SNR is 0, as at the end of a schedule without signal, the weight is 1 whatever the kind, as in the
-    authors' code (guided_diffusion/gaussian_diffusion.py): the loss of x0 would else be nothing there.
+    Where the SNR is 0, as at the end of a schedule without signal, the weight is 1 for every kind, as in the authors'
+    code (guided_diffusion/gaussian_diffusion.py): the loss of x0 would otherwise vanish there.
     """
 
     gamma: float = 5.0
@@ -143,8 +143,8 @@ class RateWeighting(Weighting):
     """Base of the weights per unit of log-SNR, with t uniform: w(log_snr) |d log_snr / dt| on squared epsilon errors.
 
     Every such weight is an integral over log-SNR, and so the same loss on every schedule that covers the same noise
-    levels (Kingma et al. 2021; Kingma & Gao 2023, arXiv 2303.00848, eq. 4). Infinite where the log-SNR is: keep t_min
-    and t_max of the time sampler away from such an end.
+    levels (Kingma et al. 2021; Kingma & Gao 2023, arXiv 2303.00848, eq. 4). It is infinite where the log-SNR is: keep
+    t_min and t_max of the time sampler away from such an end.
     """
 
     def epsilon_weight(self, log_snr: Float[Array, " batch"]) -> Float[Array, " batch"]:

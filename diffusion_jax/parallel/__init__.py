@@ -1,4 +1,4 @@
-"""Meshes, sharding rules and the two ways to run one step on many devices. Nothing here knows of diffusion."""
+"""Meshes, sharding rules and the two ways to run one step on many devices. This room knows nothing of diffusion."""
 
 from diffusion_jax.parallel.hosts import any_process, initialize_hosts, is_primary, require_same, wait_for_all
 from diffusion_jax.parallel.layout import LAYOUTS, JitLayout, Layout, PmapLayout

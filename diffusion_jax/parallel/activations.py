@@ -1,8 +1,8 @@
-"""How activations lie on a mesh: every device keeps its own examples, and of long sequences its own tokens.
+"""How activations are placed on a mesh: every device keeps its own examples and, for long sequences, its own tokens.
 
-The rules of `rules.py` divide parameters. What is computed from them must be told apart: left alone, the compiler may
-gather the activations of the whole batch where it should gather the weights of one layer (DiT-XL/2, 16 devices, fsdp:
-seven times the bytes). `JitLayout` puts its mesh in force while a step is traced; without one (one device, `pmap`, a
+The rules of `rules.py` place parameters. Activations need their own constraints: without them the compiler may gather
+the activations of the whole batch where it should gather the weights of one layer (seven times the bytes for DiT-XL/2
+with fsdp on 16 devices). `JitLayout` sets its mesh while a step is traced; without a mesh (one device, `pmap`, a
 network called by itself) nothing happens here.
 """
 
@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array
 
 BATCH_AXES = ("data", "fsdp")
-"""Mesh axes that divide the examples of a batch."""
+"""The mesh axes that divide the examples of a batch."""
 CONTEXT = "context"
 """The mesh axis that divides the tokens of one example."""
 TENSOR = "tensor"
@@ -30,19 +30,19 @@ def in_force(mesh: Mesh) -> Iterator[None]:
 
 
 def for_cpu() -> bool:
-    """Whether the program that is being traced is for CPUs: the mesh in force says so, or else JAX's default.
+    """Whether the program being traced is for CPUs, by the mesh in force, or else by JAX's default.
 
-    For layers that have a form which only XLA for CPU profits from. Accelerators' compilers see the plain one, also
-    where they are asked on a machine that has only CPUs (`experiments.plan`).
+    Some layers have a form from which only XLA for CPU profits. Accelerators' compilers get the plain form, also when
+    they run on a machine that has only CPUs (`experiments.plan`).
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 def batch_sharded(x: Array) -> Array:
-    """`x`, whose leading axis is the batch, divided by examples; tokens [batch, tokens, channels] by tokens besides.
+    """`x`, whose leading axis is the batch, divided by examples; tokens [batch, tokens, channels] also by tokens.
 
-    The compiler may place the other axes as it likes; all of them, if the batch does not divide among the devices.
+    The compiler may place the other axes as it likes, and all axes if the batch does not divide among the devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch, tokens = batch_spec(mesh, x.shape[0]), token_spec(mesh, x.shape)
@@ -56,7 +56,7 @@ def batch_sharded(x: Array) -> Array:
 
 
 def batch_spec(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
-    """The axes of a mesh that divide a batch of this size; None if there are none, or it does not divide."""
+    """The axes of a mesh that divide a batch of this size; None if there are none, or if it does not divide."""
     axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
     return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
@@ -74,16 +74,17 @@ def divides_tensor(width: int) -> str | None:
 
 
 def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
-    """`operation(x, kernel)` of a layer, every device for its own examples: a kernel sharded over fsdp is gathered.
+    """`operation(x, kernel)` of a layer, where every device computes its own examples: a kernel sharded over fsdp is
+    gathered.
 
-    It is gathered anew for the backward pass, not kept. Of a layer that takes one row per example (the modulation of a
-    transformer's block: a third of DiT's parameters) less is sent if the rows are gathered and each device computes
-    the columns that it holds; then that is done.
+    The kernel is gathered again for the backward pass, not kept. For a layer that takes one row per example (the
+    modulation of a transformer's block, a third of DiT's parameters), less is sent if the rows are gathered and each
+    device computes the columns that it holds; then that is done.
 
     Args:
-      operation: of activations and weights; the leading axis of `x` and of the result is the batch.
+      operation: a function of activations and weights; the leading axis of `x` and of the result is the batch.
       x: activations.
-      kernel: the layer's weights, perhaps sharded.
+      kernel: the layer's weights, possibly sharded.
     """
     mesh = jax.sharding.get_abstract_mesh()
     length = mesh.shape.get("fsdp", 1)
@@ -95,7 +96,7 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
             rows = jax.lax.with_sharding_constraint(batch_sharded(x), PartitionSpec("data", None))
             columns = jax.lax.with_sharding_constraint(operation(rows, kernel), PartitionSpec("data", "fsdp"))
             return batch_sharded(columns)
-    if mesh.shape.get(TENSOR, 1) > 1:  # which columns or rows of the kernel are whose is for the compiler to see
+    if mesh.shape.get(TENSOR, 1) > 1:  # the compiler then decides which columns or rows of the kernel each device has
         return batch_sharded(operation(batch_sharded(x), kernel))
 
     def with_gathered(x: Array, kernel: Array) -> Array:
@@ -106,7 +107,7 @@ def by_example(operation: Callable[[Array, Array], Array], x: Array, kernel: Arr
 
 @jax.custom_jvp
 def _gathered(kernel: Array) -> Array:
-    """The whole kernel on every device; its gradient is not, it is summed to where the compiler wants its parts."""
+    """The whole kernel on every device; its gradient is summed into the parts that the compiler wants."""
     return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*[None] * kernel.ndim))
 
 
@@ -124,13 +125,13 @@ def attention_by_example(
     bias: Array | None = None,
     segments: Array | None = None,
 ) -> Array:
-    """`operation(query, key, value)` of attention, every device for its own examples, heads and queries.
+    """`operation(query, key, value)` of attention, where every device computes its own examples, heads and queries.
 
     All are [batch, tokens, heads, channels]; a mask, [batch, tokens] of the keys, is the fourth argument, a bias of the
     logits, [heads or 1, queries, keys], the fifth, and the segments of tokens, [batch, tokens], the sixth, where they
     are a pair, of the queries and of the keys; each may be None. Where tokens are divided, a device gathers the keys
     and values of all tokens for its own queries, and sends back their gradients summed: memory grows with the length,
-    and nothing else is sent. The operation is not seen by the compiler's partitioner, which can not divide a kernel
+    and nothing else is sent. The operation is not seen by the compiler's partitioner, which cannot divide a kernel
     written by hand.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -143,7 +144,7 @@ def attention_by_example(
     divides = context > 1 and query.shape[1] % context == 0 and key.shape[1] % context == 0
     tokens = CONTEXT if divides else None
     heads = TENSOR if tensor > 1 and query.shape[2] % tensor == 0 else None
-    # An axis that the spec does not name would be summed over backward, also one of a single device.
+    # An axis that the spec does not name would be summed over in the backward pass, even with a single device.
     single = tuple(axis for axis, length in mesh.shape.items() if length == 1)
 
     def local(query: Array, key: Array, value: Array, extra: dict[str, Array]) -> Array:

@@ -1,9 +1,9 @@
-"""What a compiled program does, read from its own text: multiplications, memory traffic, communication.
+"""The costs of a compiled program, read from its text: multiplications, memory traffic, communication.
 
-The compiler's cost analysis takes the body of a loop once, and the TPU's text, unlike the CPU's, states no trip counts.
-Here every loop is multiplied out: `for (i = start; i < end; i += step)` is read from the loop's condition, its body and
-the tuple that enters it. A loop that does not have this form is counted once, and `Program.unknown_loops` says how many
-there are.
+The compiler's cost analysis counts the body of a loop once, and the TPU's text, unlike the CPU's, states no trip
+counts. Here the body is counted once for each iteration: `for (i = start; i < end; i += step)` is read from the loop's
+condition, its body and the tuple that enters it. A loop of another form is counted once, and `Program.unknown_loops`
+says how many of these there are.
 
     flops     of convolutions, which matrix products are on TPU, and dots: 2 per multiplication with addition that
               touches data (not padding or dilation)
@@ -86,7 +86,7 @@ class Program:
 
     @functools.cached_property
     def unknown_loops(self) -> int:
-        """Loops whose number of trips can not be read; they are counted once."""
+        """Loops whose number of iterations cannot be read; they are counted once."""
         return sum(
             self._trips(name, instruction) is None
             for name in self._times
@@ -121,7 +121,8 @@ class Program:
         return max(0, -(-(end - start) // step))
 
     def _constant(self, computation: str, name: str) -> int | None:
-        """The value of a scalar constant, also behind a copy, and of one that a loop carries through unchanged."""
+        """The value of a scalar constant, also behind a copy, or of a constant that a loop carries through
+        unchanged."""
         inside = self._computations[computation]
         instruction = self._behind_copies(computation, name)
         index = element(instruction)
@@ -142,7 +143,7 @@ class Program:
 
     @functools.cached_property
     def _loops(self) -> dict[str, tuple[str, Instruction]]:
-        """Body -> the computation that its loop is in, and the loop."""
+        """Body -> the computation that contains its loop, and the loop."""
         return {
             instruction.attribute(r"body=%?([\w.\-]+)"): (name, instruction)
             for name, computation in self._computations.items()
@@ -151,7 +152,7 @@ class Program:
         }
 
     def _step(self, body_name: str, name: str, index: int) -> int | None:
-        """By how much the loop's counter, element `index` of its state, grows: `counter + constant`."""
+        """The growth of the loop's counter, element `index` of its state, per iteration: `counter + constant`."""
         body = self._computations[body_name]
         added = 0
         while True:
@@ -169,7 +170,7 @@ class Program:
                 which = 0 if numbers[0] is not None else 1
                 added += numbers[which]
                 name = instruction.operands[1 - which]
-            elif instruction.opcode == "fusion":  # of one addition
+            elif instruction.opcode == "fusion":  # a fusion of one addition
                 inner = self._computations[called_by(instruction)[0]]
                 result = list(inner.values())[-1]
                 numbers = [number_of(inner.get(operand)) for operand in result.operands]
@@ -187,7 +188,7 @@ class Program:
                 yield name, instruction, count
 
     def _deep(self, computation: str, count: int) -> Iterator[tuple[str, Instruction, int]]:
-        """Every operation of a computation, also those inside fusions."""
+        """Every operation of a computation, including those inside fusions."""
         for instruction in self._computations[computation].values():
             yield computation, instruction, count
             if instruction.opcode not in _CONTROL:
@@ -236,7 +237,7 @@ class Program:
         )
 
     def _bytes_used(self, fusion: Instruction, position: int, whole: int) -> int:
-        """Bytes that a fusion reads of the operand at a position: those of its slices, or `whole`, all of them."""
+        """Bytes that a fusion reads of the operand at a position: the bytes of its slices, or `whole`, all of them."""
         inner = self._computations[called_by(fusion)[0]]
         parameter = next(i for i in inner.values() if i.opcode == "parameter" and i.argument == str(position))
         names, used = [parameter.name], 0
@@ -276,7 +277,7 @@ class Program:
 
     @staticmethod
     def _bytes_of_result(around: dict[str, Instruction], result: Instruction, shape: Shape) -> int:
-        """What is written of a result that lies as `shape` says: an update in place writes the update alone."""
+        """Bytes written for a result of this `shape`: an update in place writes only the update."""
         while result.opcode == "bitcast":
             result = around[result.operands[0]]
         if shape.fast:
@@ -287,11 +288,11 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> dict[str, Collective]:
-        """What is sent between the devices, by kind.
+        """The collectives between the devices, by kind.
 
-        One that is hidden behind computation is spread over several fusions, perhaps those of a loop that it does not
-        belong to, all with one chain_id: it is counted once, where it is rarest. An all-reduce inside a fusion that
-        gives a part of its result only is a reduce-scatter.
+        A collective that is hidden behind computation is spread over several fusions, possibly of a loop that it does
+        not belong to, all with one chain_id. It is counted once, where it is rarest. An all-reduce inside a fusion that
+        returns only a part of its result is a reduce-scatter.
         """
         found: dict[tuple[str, str], Collective] = {}
         for name, instruction, count in self._all():
@@ -311,7 +312,7 @@ class Program:
                 given = taken
             size = group_size(instruction, self.num_devices)
             chain = instruction.attribute(r'chain_id="(\d+)"')
-            if kind == "all-gather" and chain is not None:  # its parts give what else their fusions compute
+            if kind == "all-gather" and chain is not None:  # its parts return what else their fusions compute
                 given = sum(shape.bytes for shape in instruction.shapes)
             if kind == "all-reduce" and given * size == taken:
                 kind = "reduce-scatter"
@@ -343,7 +344,7 @@ class Program:
     def given_to_network(self) -> dict[str, int]:
         """Bytes of one device that enter an operation between slices, by kind, such as "ALL_REDUCE".
 
-        In a TPU program these are no collectives: the host's runtime is handed the data.
+        In a TPU program these are not collectives: the data is passed to the host's runtime.
         """
         found: collections.Counter[str] = collections.Counter()
         for _, instruction, count in self._scheduled():
@@ -354,5 +355,5 @@ class Program:
 
 
 def _bytes(shapes: Sequence[Shape]) -> int:
-    """In main memory."""
+    """The bytes in main memory."""
     return sum(shape.bytes for shape in shapes if not shape.fast)

@@ -1,4 +1,4 @@
-"""The text of a compiled program (HLO) as computations of instructions, and what one instruction says of itself."""
+"""The text of a compiled program (HLO), parsed into computations of instructions."""
 
 import dataclasses
 import functools
@@ -39,13 +39,13 @@ class Instruction:
     attributes: str
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a pattern in what follows the operands."""
+        """The first group of a pattern in the text after the operands."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
 
 
 def parse(text: str) -> dict[str, dict[str, Instruction]]:
-    """The instructions of every computation by name, in order; the one that is run is "ENTRY" too."""
+    """The instructions of every computation by name, in order; the entry computation is also under "ENTRY"."""
     found: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] | None = None
     for line in text.splitlines():
@@ -53,7 +53,7 @@ def parse(text: str) -> dict[str, dict[str, Instruction]]:
             current = found[header[2]] = {}
             if header[1]:
                 found["ENTRY"] = current
-        elif line.rstrip() == "}":  # a kernel's metadata has lines of its own that begin so
+        elif line.rstrip() == "}":  # a kernel's metadata has lines that begin like this
             current = None
         elif current is not None and (match := _INSTRUCTION.match(line)):
             instruction = _instruction(match[1], match[2])
@@ -72,7 +72,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that opens a text has been closed."""
+    """The position at which the text's opening parenthesis is closed."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -98,7 +98,7 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
 
 
 def called_by(instruction: Instruction) -> list[str]:
-    """The computations that an instruction runs, other than the few operations of a reduction."""
+    """The computations that an instruction runs, except the few operations of a reduction."""
     if instruction.opcode == "conditional":
         several = instruction.attribute(r"branch_computations=\{([^}]*)\}")
         if several:
@@ -110,7 +110,7 @@ def called_by(instruction: Instruction) -> list[str]:
 
 
 def element(instruction: Instruction | None) -> int | None:
-    """Which element of a loop's state an instruction takes out."""
+    """The index of the element of a loop's state that an instruction reads."""
     if instruction is None or instruction.opcode != "get-tuple-element":
         return None
     return int(instruction.attribute(r"index=(\d+)"))
@@ -144,7 +144,7 @@ def dot_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int,
 
 
 def is_attention_kernel(instruction: Instruction) -> bool:
-    """Whether it is the one kernel written by hand that our programs call: splash attention, forward."""
+    """Whether it is the only hand-written kernel that our programs call: splash attention, forward."""
     return instruction.opcode == "custom-call" and instruction.name.startswith("splash_mha_fwd")
 
 
@@ -154,7 +154,7 @@ def attention_kernel_flops(query: tuple[int, ...], key: tuple[int, ...]) -> int:
 
 
 def convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Two for every pair of an output and an input that a weight joins; padding and holes are no inputs."""
+    """Two for every pair of an output and an input that a weight connects; padding and holes are no inputs."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     axes = [label for label in labels[1] if label.isdigit()]
     output = instruction.shapes[0].dims
@@ -185,7 +185,7 @@ def convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tu
 
 @functools.cache
 def valid_pairs(*, inputs: int, outputs: int, size: int, stride: int, low: int, spread: int, holes: int) -> int:
-    """How many pairs of an output and a weight along one axis meet an input."""
+    """The number of pairs of an output and a weight along one axis that meet an input."""
     total = 0
     for output, weight in itertools.product(range(outputs), range(size)):
         at = output * stride + weight * holes - low

@@ -1,4 +1,4 @@
-"""Several processes as one program: joining, agreeing, who writes, and ending together."""
+"""Several processes as one program: how they join, agree, choose the writer, and end together."""
 
 import zlib
 
@@ -8,15 +8,15 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead and the others end; JAX's own choice is 100
-SHUTDOWN_SECONDS = 30  # for which a process that ends waits for the others; JAX's own choice is 300
+HEARTBEAT_SECONDS = 30  # seconds after which a silent process counts as dead and the others end; JAX's default is 100
+SHUTDOWN_SECONDS = 30  # seconds that an ending process waits for the others; JAX's default is 300
 
 
 def initialize_hosts(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Join the other processes of this run; must precede any other use of JAX.
+    """Join the other processes of this run; call this before any other use of JAX.
 
-    With all three arguments None, the cluster (Cloud TPU, Slurm, GKE) is detected by JAX itself. SIGTERM stays with
-    the caller: JAX's own handler, which would take it for a notice of preemption, is not installed.
+    If all three arguments are None, JAX detects the cluster (Cloud TPU, Slurm, GKE). The caller handles SIGTERM: JAX's
+    own handler, which would take it for a notice of preemption, is not installed.
 
     Raises:
       UserError: only some of the three are given, there is no such process, or the others did not answer.
@@ -45,7 +45,7 @@ def is_primary() -> bool:
 
 
 def any_process(here: bool) -> bool:
-    """Whether it holds in any process; every process must ask, and gets the same answer."""
+    """Whether `here` is true in any process; every process must call this, and gets the same answer."""
     if jax.process_count() == 1:
         return here
     return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
@@ -64,6 +64,6 @@ def require_same(what: str, text: str) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here."""
+    """Return when every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

@@ -4,14 +4,14 @@ A layout places the training state and the batches, and compiles `step(state, ba
 
 - `jit`: one program over a mesh with axes data, fsdp, tensor and context; the compiler partitions it. The state is
   sharded by rules.
-- `pmap`: the plain data-parallel way; every device holds the whole state under a leading device axis, and the step
-  averages what it must over the axis name that it is given.
+- `pmap`: plain data parallelism; every device holds the whole state under a leading device axis, and the step averages
+  over the axis name that it receives.
 
-Every host reads its own rows of a batch, in one piece: `host_index` of `host_count` equal shares. The meshes are
-ordered so that this is possible, and the rows lie in the global batch as they would on one host.
+Every host reads its own contiguous rows of a batch: share `host_index` of `host_count` equal shares. The meshes are
+ordered so that this is possible, and the rows have the same place in the global batch as on one host.
 
-Outside the step the state is seen in its *canonical* form, without a device axis: that is what is saved, restored,
-evaluated and sampled from, so a run may go on under the other layout.
+Outside the step the state has its *canonical* form, without a device axis. That form is saved, restored, evaluated and
+sampled from, so a run may resume under the other layout.
 """
 
 import abc
@@ -44,7 +44,7 @@ class Layout(abc.ABC):
 
     @property
     def num_batch_shards(self) -> int:
-        """Over how many devices the examples of a batch are spread."""
+        """The number of devices that share the examples of a batch."""
         return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
 
     def check_batch(self, batch_size: int, accumulation: int = 1) -> None:
@@ -64,17 +64,17 @@ class Layout(abc.ABC):
 
     @property
     def host_index(self) -> int:
-        """Which share of every batch this host reads; hosts that split examples between them read the same."""
+        """The share of every batch that this host reads; hosts that split examples between them read the same share."""
         return self._host_share[0]
 
     @property
     def host_count(self) -> int:
-        """Into how many shares the hosts divide a batch."""
+        """The number of shares into which the hosts divide a batch."""
         return self._host_share[1]
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of what every device holds whole."""
+        """The sharding of values that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
@@ -108,7 +108,7 @@ class Layout(abc.ABC):
         """Compile the step; its state argument is donated."""
 
     def placed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A canonical computation to be compiled, with its activations on this mesh (see `activations.py`)."""
+        """A canonical computation, ready to be compiled with its activations on this mesh (see `activations.py`)."""
 
         @functools.wraps(function)
         def traced(*arguments: Any) -> Any:
@@ -118,23 +118,23 @@ class Layout(abc.ABC):
         return traced
 
     def init(self, init_fn: Callable[[], Any]) -> Any:
-        """The step's state made by `init_fn`, created in place on every device that holds a part of it."""
+        """The step's state made by `init_fn`, where every device creates its own part in place."""
         made = jax.jit(init_fn, out_shardings=self.canonical_shardings(jax.eval_shape(init_fn)))()
         return self.from_canonical(made)
 
     def fetch(self, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-        """Scalars of the step on the host; waits for the step to be done."""
+        """Scalars of the step on the host; waits until the step is done."""
         return {name: float(value.addressable_shards[0].data.reshape(())) for name, value in metrics.items()}
 
 
 def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices, or those given; one axis length may be -1, "the rest".
+    """A mesh over all devices, or the given ones; one axis length may be -1, "the rest".
 
-    JAX orders devices along the links between them, which may lead through one host several times. Then they are
-    ordered host by host instead, so that every host's shards of a batch, whose axes come first, are neighbours.
+    JAX orders devices along the links between them, which may pass one host several times. In that case they are
+    ordered host by host instead, so that every host's shards of a batch, whose axes come first, are contiguous.
 
-    Several slices, which only a data centre's network connects, divide the first axis: between them goes nothing but
-    what that axis sends, the gradients.
+    Several slices, connected only by a data centre's network, divide the first axis: the only traffic between them is
+    that of this axis, the gradients.
     """
     devices = list(jax.devices() if devices is None else devices)
     known = math.prod(length for length in shape.values() if length != -1)
@@ -170,7 +170,7 @@ def _mesh(shape: Mapping[str, int], batch_axes: Sequence[str], devices: Sequence
 
 
 def _shards_by_host(mesh: Mesh, num_shards: int) -> dict[int, range] | None:
-    """The shards of a batch that each host's devices hold; None unless they are equal shares in one piece each."""
+    """The shards of a batch that each host's devices hold; None unless these are equal and contiguous shares."""
     owned: dict[int, set[int]] = {}
     for shard, devices in enumerate(mesh.devices.reshape(num_shards, -1)):
         for device in devices:
@@ -189,9 +189,9 @@ class JitLayout(Layout):
       data: devices that hold copies of the parameters and different examples; -1 for all the rest.
       fsdp: devices over which parameters, optimizer and EMA are sharded; they hold different examples too.
       tensor: devices over which the wide layers of one example are split.
-      context: devices over which the tokens of one example are split, where they divide: for long sequences.
+      context: devices over which the tokens of one example are split, if the number divides, for long sequences.
       rules: sharding rules (see `rules.py`); by default those for the axes that are longer than 1.
-      devices: which devices; all there are by default. Those of a topology that is not there can be compiled for.
+      devices: devices to use; by default all. Devices of a topology that is not present can be compiled for.
     """
 
     batch_axes = BATCH_AXES

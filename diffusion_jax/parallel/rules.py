@@ -22,8 +22,8 @@ REPLICATED_RULES: Rules = ((r".*", ()),)
 # Matrices, kernels and embeddings are sharded; biases and norms are too small to be worth a gather.
 FSDP_RULES: Rules = ((r"(kernel|embedding)$", "largest:fsdp"), (r".*", ()))
 
-# The wide layers of a transformer by columns, then by rows (Shoeybi et al. 2019, sec. 3), and over fsdp the other way.
-# Each device computes some heads' query, key and value: columns that do not lie side by side, so that they are kept by
+# A transformer's wide layers are split by columns, then by rows (Shoeybi et al. 2019, sec. 3); over fsdp vice versa.
+# Each device computes the query, key and value of some heads. These columns are not contiguous, so they are stored by
 # rows and exchanged where they are used (`models/layers.py`, QKV).
 TENSOR_RULES: Rules = (
     (r"qkv/kernel$", (..., "tensor", "fsdp")),

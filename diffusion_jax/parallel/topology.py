@@ -1,10 +1,10 @@
-"""TPU slices that are not there: what their chips can do, and devices that the real TPU compiler compiles for.
+"""TPU slices that are not present: the figures of their chips, and devices that the real TPU compiler compiles for.
 
     topology_devices("v5e:4x4")    16 devices, to build a mesh from and to compile for; needs libtpu, no TPU
 
-Numbers of a chip are those of Google Cloud's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x). It
-states links in both directions together; of v4 only the all-reduce of a pod, here divided by its chips, which for v5e
-gives its links in one direction. v5e's share of the data centre's network is the pod's, divided likewise.
+The figures of a chip come from Google Cloud's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x). It
+states both directions of the links together. For v4 it states only a pod's all-reduce, divided here by its chips, which
+for v5e gives its links in one direction. v5e's share of the data centre's network is the pod's, divided likewise.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from diffusion_jax.registry import unknown_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What is published of one chip.
+    """The published figures of one chip.
 
     Attributes:
       flops: bfloat16 operations per second, at most.
       memory: bytes of main memory (HBM).
-      bandwidth: bytes per second to and from it.
+      bandwidth: bytes per second to and from main memory.
       interconnect: bytes per second that it can send to its neighbours, all links together.
-      network: bytes per second of the data centre's network, its share of a host's; None where nothing is published.
-      dimensions: of the grid or torus of its slices.
-      devices: that JAX sees for one chip.
+      network: the chip's share of its host's data centre network in bytes per second; None if nothing is published.
+      dimensions: dimensions of the grid or torus of its slices.
+      devices: devices that JAX sees for one chip.
       sizes: slices, from small to large, that a plan may propose.
     """
 
@@ -103,7 +103,7 @@ def parse_topology(name: str) -> tuple[Chip, int]:
     """The chip of "v5e:4x4", and how many of them; "v5e:4x4*2" is two such slices.
 
     Raises:
-      UserError: no such chip, or not a shape of its slices.
+      UserError: there is no such chip, or its slices have no such shape.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
@@ -120,7 +120,7 @@ def parse_topology(name: str) -> tuple[Chip, int]:
 
 
 def number_of_slices(name: str) -> int:
-    """2 of "v5e:4x4*2", 1 of "v5e:4x4"."""
+    """2 for "v5e:4x4*2", 1 for "v5e:4x4"."""
     return int(name.partition("*")[2] or 1)
 
 
@@ -142,7 +142,7 @@ def topology_devices(name: str) -> tuple[jax.Device, ...]:
     parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is missing: pip install -e '.[tpu]' (no TPU is needed)")
-    os.environ |= {  # the compiler alone is asked: no metadata server, no chips that only one process may have
+    os.environ |= {  # only the compiler is used: no metadata server, and no chips that one process would lock
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -161,7 +161,7 @@ def topology_devices(name: str) -> tuple[jax.Device, ...]:
 
 
 def needed_memory(compiled: Any) -> dict[str, int]:
-    """Bytes on one device while a compiled program runs: `arguments`, `temporaries`, `code`, and `peak` of all."""
+    """Bytes on one device while a compiled program runs: `arguments`, `temporaries`, `code`, and `peak` in total."""
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     # Temporaries are sometimes not reported, the peak of what lives at once sometimes leaves out gaps between them.

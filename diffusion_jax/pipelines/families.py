@@ -18,7 +18,7 @@ class Family:
       reading: the same of tokens, of `conditioning.published.READINGS`; None where prompts are packed with the picture.
       encoders: how many text encoders there are.
       steps, guidance, strength: what a call leaves out; `strength` of image-to-image and of inpainting.
-      side: of a picture in pixels.
+      side: side of a picture in pixels.
       length: tokens of the long text encoder.
       patch: latents along a side that the network takes together.
       rounds_kept: whether the number of steps that image-to-image takes is rounded down, and not that of those it

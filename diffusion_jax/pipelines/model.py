@@ -31,7 +31,7 @@ def read_model(
 
     Args:
       folder: of the pipeline.
-      dtype: of activations.
+      dtype: type of activations.
       image_size: side of the pictures in pixels, where the network's config names no size (Flux).
 
     Raises:

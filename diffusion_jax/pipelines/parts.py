@@ -121,10 +121,10 @@ def read_parts(
 
     Args:
       folder: with model_index.json.
-      dtype: of activations.
+      dtype: type of activations.
       held_in: in which type parameters are held; by default that of activations.
       controlnet: folders of ControlNets.
-      scheduler: in the place of the folder's own: a config, or the name of a sampler.
+      scheduler: instead of the folder's own: a config, or the name of a sampler.
       place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
       others: of any part, another folder in its place; None leaves it out. Any other name is a field of
         model_index.json.

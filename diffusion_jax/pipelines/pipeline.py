@@ -80,9 +80,9 @@ class Pipeline:
 
         Args:
           folder: with model_index.json.
-          dtype: of activations, and in which parameters are held.
+          dtype: type of activations, and in which parameters are held.
           controlnet: folders of ControlNets.
-          scheduler: a sampler by name, such as "dpmpp_2m", or a scheduler's config, in the place of the folder's own.
+          scheduler: a sampler by name, such as "dpmpp_2m", or a scheduler's config, instead of the folder's own.
           pipeline_class: what the model is used as, where that is not what model_index.json says.
           place: (part, path, parameter) -> the parameter on its devices; by default on the first one.
           parts: of any part, another folder in its place, as `unet=...`; None leaves it out.
@@ -144,7 +144,7 @@ class Pipeline:
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
         """Put the adapter of a file in force, beside those that are.
 
-        Files of LoRA and its kin are read as diffusers, PEFT, kohya's programs and LyCORIS write them.
+        Files of LoRA and its variants are read as diffusers, PEFT, kohya's programs and LyCORIS write them.
 
         Args:
           path: the file, or a folder with pytorch_lora_weights.safetensors.
@@ -190,7 +190,7 @@ class Pipeline:
         """Teach the text encoders a word from a file of textual inversion; returns the word.
 
         Args:
-          path: of the file, as diffusers, A1111 or SDXL's trainers write it.
+          path: path of the file, as diffusers, A1111 or SDXL's trainers write it.
           token: the word; by default what the file calls it, or the file's own name.
 
         Raises:
@@ -298,6 +298,7 @@ class Pipeline:
         guidance_schedule: Sequence[float] | None = None,
         true_cfg_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        guidance: str | Mapping[str, Any] | None = None,
         image_guidance_scale: float = 1.5,
         height: int | None = None,
         width: int | None = None,
@@ -350,12 +351,14 @@ class Pipeline:
           prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
           first_image: the number of the first picture of each prompt, for calls that go on where another ended.
           latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
+          guidance: a rule of `samplers.guidance.GUIDANCE` by its name, or {"name": ..., its fields}, in the place of
+            classifier-free guidance of the network's outputs; its scale is guidance_scale.
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
           ip_adapter_image: with an IP-Adapter the picture that is a prompt beside the text; with several adapters a
             list, one for each. An entry of a list may be a list of pictures, which are told together.
           control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
-          seed: of all random numbers.
-          draws: Gaussian draws in the place of the seed: "latents", and of the autoencoder "encode" and "masked", each
+          seed: seed of all random numbers.
+          draws: Gaussian draws instead of the seed: "latents", and of the autoencoder "encode" and "masked", each
             [n, h, w, c]; "low", the small picture's; "steps", [steps, n, h, w, c].
           cross_attention_kwargs: {"scale": s}, what the weights of adapters are multiplied by in this call.
           output_type: "pil", "np" or "latent".

@@ -1,7 +1,7 @@
 """Published models by name, as their folders describe them: what is planned, or read from a single file, without one.
 
 The fields are those of the config.json files that the models were published with, as far as they differ from the
-defaults of their classes here. Sizes follow from them: `parts_of` gives shapes in the place of parameters.
+defaults of their classes here. Sizes follow from them: `parts_of` gives shapes instead of parameters.
 """
 
 import dataclasses
@@ -285,8 +285,8 @@ def parts_of(name: str, dtype: DTypeLike = jnp.float32) -> Parts:
     """The parts of a published model, with shapes for parameters, float32: to be planned and counted, not to be run.
 
     Args:
-      name: of `PUBLISHED`.
-      dtype: of activations.
+      name: name of `PUBLISHED`.
+      dtype: type of activations.
 
     Raises:
       UserError: none has that name.

@@ -182,7 +182,7 @@ def read_single_file(
       dtype, held_in, place: as of `read_parts`.
       config: a folder of the same model: of its sizes, scheduler and tokenizers, and of parts that the file has not.
         By default the folder in which the file lies, where that is one.
-      scheduler: in the place of the folder's, or the published one.
+      scheduler: instead of the folder's, or the published one.
       others: folders of parts, such as tokenizer, tokenizer_2 or text_encoder_3.
 
     Raises:

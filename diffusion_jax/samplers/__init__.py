@@ -1,4 +1,4 @@
-"""The way back: samplers that walk a time grid from noise to data, guidance, projections, inversion and editing."""
+"""From noise to data: samplers that walk a time grid, guidance, projections, inversion and editing."""
 
 from diffusion_jax.samplers import (  # noqa: F401  (fill SAMPLERS)
     adams,
@@ -29,7 +29,6 @@ from diffusion_jax.samplers.sampler import (
     Transition,
     Walk,
     evaluation_times,
-    require_memory,
     sample,
     samplers_of,
     transitions,
@@ -57,7 +56,6 @@ __all__ = [
     "edit",
     "evaluation_times",
     "guided",
-    "require_memory",
     "sample",
     "sample_given",
     "sample_tokens",

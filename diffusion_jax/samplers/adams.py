@@ -11,10 +11,10 @@ The noise is replaced by the polynomial through its last k predictions, in some 
     ipndm   as if the steps were equal: the constants 3/2, -1/2; 23/12, ...  (Zhang & Chen 2022, sec. 4.2; Liu et al.)
     pndm    the same constants, and a start of two evaluations (Liu et al. 2022, arXiv 2202.09778, without Runge-Kutta)
 
-and integrated exactly over rho. The first steps use what there is. Order of convergence: that of the polynomial, where
-the short start does not count (on Karras's grid); where it does, as in equal times of rectified_flow, the published
-start leaves 2, and `start="runge_kutta"` of lms and deis gives the polynomial's (`multistep.HighOrderStart`). The
-constants of ipndm and pndm have it only on grids whose steps change slowly.
+and integrated exactly over rho. The first steps use the predictions that exist. The order of convergence is that of the
+polynomial where the short start does not matter (on Karras's grid). Where it does, as in equal times of rectified_flow,
+the published start limits it to 2, and `start="runge_kutta"` of lms and deis restores the polynomial's order
+(`multistep.HighOrderStart`). The constants of ipndm and pndm have it only on grids whose steps change slowly.
 
 At rho_{i+1} = 0 LMS can still integrate its polynomial; log rho has no value there, and DEIS takes first order.
 """

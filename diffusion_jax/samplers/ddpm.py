@@ -1,7 +1,7 @@
 """DDPM: ancestral sampling, one Gaussian step of the reversed chain at a time.
 
 Ho et al. 2020 (arXiv 2006.11239), algorithm 2, written for any schedule: x_s is drawn from q(x_s | x_t, x0) of
-`schedulers/gaussian_chain.py`, eq. (1), with the predicted x0 in the place of x0. Its variance is
+`schedulers/gaussian_chain.py`, eq. (1), with the predicted x0 instead of x0. Its variance is
 
     small      that of q(x_s | x_t, x0)
     large      that of q(x_t | x_s)

@@ -14,7 +14,7 @@ m is replaced by its Taylor polynomial at s, with differences D1, D2 of known pr
           noise form, phi = e^{h} - 1:   g2 = -sigma_t ((phi - h) / h^2 - 1/2),
                                          g1 = -sigma_t (phi / h - 1)  or  -sigma_t phi / 2.
 
-The second form of g1 ("midpoint") is that of the papers' algorithms of second order, the first ("heun") is the exact
+The second form of g1 ("midpoint") is used in the papers' algorithms of second order, the first ("heun") is the exact
 integral; the difference is of higher order.
 
 Multistep ("2m", "3m"): the differences come from the points before s. With r0 = (l_s - l_{s-1}) / h and r1 likewise,
@@ -23,14 +23,14 @@ Multistep ("2m", "3m"): the differences come from the points before s. With r0 =
     (5)   E0 = (m_s - m_{s-1}) / r0,  E1 = (m_{s-1} - m_{s-2}) / r1,  w = r0 / (r0 + r1),
           D1 = E0 + w (E0 - E1),  D2 = (E0 - E1) / (r0 + r1)                                   third order
 
-(5) is what the papers' code computes. The second derivative times h^2 is twice that D2, and so the published multistep
-solvers converge with order 2; `second_derivative="exact"` puts the factor in, and they converge with order 3, on grids
-whose first steps count only with `start="runge_kutta"` (`multistep.HighOrderStart`).
+(5) is what the papers' code computes. The second derivative times h^2 is twice that D2, so the published multistep
+solvers converge with order 2. `second_derivative="exact"` includes the factor, and they converge with order 3, on grids
+whose first steps matter only with `start="runge_kutta"` (`multistep.HighOrderStart`).
 
 Single-step ("2s", "3s"): a step spans two or three transitions of the grid, whose points in between are the solver's
-own intermediate points: with r = (l_between - l_s) / h, D1 = (m_between - m_s) / r. Two transitions are one step of
-second order, three of third order; what does not divide ends with steps of lower order (2206.00927, sec. 3.4). In equal
-steps of log-SNR the intermediate points are those of the papers. One evaluation per transition, whichever the method.
+intermediate points: with r = (l_between - l_s) / h, D1 = (m_between - m_s) / r. Two transitions are one step of second
+order, three of third order; remaining transitions are steps of lower order (2206.00927, sec. 3.4). With equal steps of
+log-SNR the intermediate points are those of the papers. Every method has one evaluation per transition.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def taylor_gains(grid: TimeGrid, predicts: str, i: int, j: int, solver_type: str
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolver(LinearMultistep):
-    """Base of the four families: which form, and which form of g1 in steps of second order."""
+    """Base of the four families: the form, and the form of g1 in steps of second order."""
 
     form: ClassVar[str]
     top_order: ClassVar[int]
@@ -128,7 +128,7 @@ class Singlestep(DPMSolver):
         return True
 
     def spans(self, grid: TimeGrid) -> list[int]:
-        """How many transitions each step spans."""
+        """The number of transitions that each step spans."""
         finite = np.isfinite(grid.log_snrs)
         first, last = (0 if finite[0] else 1), grid.num_steps - (0 if finite[-1] else 1)
         inner = max(0, last - first)

@@ -5,18 +5,18 @@ arXiv:2010.02502, eq. 13) is, in z = xt / alpha and rho = sigma / alpha,
 
     (1)   z_s = z_t + (rho_s - rho_t) noise(x_t, t).
 
-Run backwards with the noise predicted at s in the place of that at t it is their sec. 4.3 (and what null-text inversion
-starts from); the error is of first order in the step. Each fixed-point iteration
+Run backwards with the noise predicted at s instead of at t, it is their sec. 4.3 (and the start of null-text
+inversion); the error is of first order in the step. Each fixed-point iteration
 
     (2)   z_t <- z_s - (rho_s - rho_t) noise(alpha_t z_t, t)
 
 comes closer to the exact inverse of (1) (Pan et al. 2023, arXiv:2309.04907), where it contracts.
 
-`rk45` inversion integrates the probability-flow ODE to its tolerances, whatever the grid between its ends is; sampler
-rk45 comes back.
+`rk45` inversion integrates the probability-flow ODE to its tolerances, independently of the grid between its ends; the
+sampler rk45 leads back.
 
-`edit` inverts with one denoiser and samples with another, as one told of another class (Hertz et al. 2022,
-arXiv:2208.01626, start from this). `sdedit` begins in the middle instead, from data with noise added (Meng et al. 2021,
+`edit` inverts with one denoiser and samples with another, for example one for another class (Hertz et al. 2022,
+arXiv:2208.01626, start from this). `sdedit` starts in the middle instead, from data with added noise (Meng et al. 2021,
 arXiv:2108.01073).
 """
 
@@ -44,7 +44,8 @@ from diffusion_jax.schedulers.arrays import as_compute
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["noise", "nfe"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inverse:
-    """The noise [batch, ...], in units of the prior so that `sample` takes it, and the evaluations of the denoiser."""
+    """The noise [batch, ...], in units of the prior so that `sample` accepts it, and the number of denoiser
+    evaluations."""
 
     noise: Float[Array, "batch ..."]
     nfe: int | Int[Array, ""]
@@ -52,18 +53,18 @@ class Inverse:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inversion:
-    """A way from data to the noise that gives it."""
+    """A method that finds the noise which gives the data."""
 
     @property
     def sampler(self) -> str:
-        """The name of the sampler that comes back."""
+        """The name of the sampler that leads back to the data."""
         raise NotImplementedError
 
     def check(self, grid: TimeGrid) -> None:
-        """Raise UserError where a grid cannot be walked backwards."""
+        """Raise UserError if a grid cannot be walked backwards."""
 
     def nfe(self, num_steps: int) -> int:
-        """Evaluations of the denoiser on a grid of so many transitions; the least of an adaptive method."""
+        """Evaluations of the denoiser on a grid with so many transitions; for an adaptive method, the least number."""
         raise NotImplementedError
 
     def __call__(self, denoiser: Denoiser, grid: TimeGrid, x0: Float[Array, "batch ..."]) -> Inverse:
@@ -71,7 +72,7 @@ class Inversion:
 
         Args:
           denoiser: (xt, t) -> Prediction.
-          grid: the grid to be sampled with.
+          grid: the grid to sample with.
           x0: data at the last point of the grid.
         """
         raise NotImplementedError
@@ -83,12 +84,12 @@ INVERSIONS: Registry[Inversion] = Registry("inversion")
 @INVERSIONS.register("ddim")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIMInversion(Inversion):
-    """Eq. (1) backwards, with `iterations` of (2) at every step, each of them one evaluation more.
+    """Eq. (1) backwards, with `iterations` of (2) at every step, each of which needs one more evaluation.
 
-    At clean data, where no noise can be predicted, the noise predicted at the next point is taken.
+    At clean data, where no noise can be predicted, the noise predicted at the next point is used.
 
     Attributes:
-      iterations: refinements of every step, each of one evaluation.
+      iterations: refinements of every step, each with one evaluation.
 
     Raises:
       UserError: the grid starts where alpha = 0, whose z has no finite value.
@@ -145,8 +146,8 @@ class FlowInversion(Inversion):
     Attributes:
       rtol: relative tolerance.
       atol: absolute tolerance.
-      t_first: the time at which data is put where the grid ends at clean data and the schedule has no noise there.
-      max_steps: the most steps; where they do not suffice the noise is NaN.
+      t_first: the time at which data is placed if the grid ends at clean data and the schedule has no noise there.
+      max_steps: the largest number of steps; the noise is NaN if more are needed.
     """
 
     rtol: Annotated[float, POSITIVE] = 1e-5
@@ -192,18 +193,18 @@ def edit(
     strength: float = 1.0,
     **options: Any,
 ) -> SampleResult:
-    """What `to_denoiser` makes of the noise that gives x0 under `from_denoiser`; the same denoiser gives x0 again.
+    """Invert x0 to noise with `from_denoiser` and sample with `to_denoiser`; equal denoisers give x0 again.
 
     Args:
-      sampler: the way there; that of the inversion comes back most exactly.
-      inversion: the way to the noise.
-      from_denoiser: what x0 is taken to be, for example of its class.
-      to_denoiser: what the result shall be.
+      sampler: the sampler; that of the inversion leads back most exactly.
+      inversion: finds the noise.
+      from_denoiser: denoiser for the given data, for example for its class.
+      to_denoiser: denoiser for the wanted result.
       grid: the noise levels.
       x0: data, [batch, ...].
-      key: for a sampler that draws noise.
-      strength: the time up to which x0 is inverted; the less, the more of x0 stays.
-      **options: of `sample`.
+      key: key for a sampler that draws noise.
+      strength: the time up to which x0 is inverted; a lower one keeps more of x0.
+      **options: options of `sample`.
 
     Raises:
       UserError: strength is not in (0, 1], or leaves no transition.

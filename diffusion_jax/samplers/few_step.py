@@ -1,7 +1,7 @@
 """Samplers for networks that jump: consistency models, LCM, sCM, TCD, and flow maps (shortcut, MeanFlow).
 
-A *consistency* function predicts, as x0, where the probability-flow ODE ends. Its samplers alternate between that end
-and fresh noise (Song et al. 2023, arXiv 2303.01469, algorithm 1),
+A *consistency* function predicts, as x0, the end point of the probability-flow ODE. Its samplers alternate between that
+end point and fresh noise (Song et al. 2023, arXiv 2303.01469, algorithm 1),
 
     (1)   x_s = alpha_s x0(x_t, t) + std_s z,
 
@@ -10,7 +10,7 @@ with std_s = alpha_s sqrt(rho_s^2 - rho_0^2) for a function that ends at the sch
 et al. 2023, arXiv 2310.04378) and sCM (Lu & Song 2024, arXiv 2410.11081; on trigflow (1) is their cos(s) x0 + sin(s)
 z).
 
-A *flow map* predicts where the ODE is at time s (see `schedulers.Denoiser`), and so
+A *flow map* predicts the point of the ODE at time s (see `schedulers.Denoiser`), and so
 
     (2)   x_s = alpha_s x0(x_t, t, s) + sigma_s noise(x_t, t, s)
 

@@ -7,9 +7,8 @@ Along the marginal flow (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, 
 
 On rectified_flow alpha' = -1 and sigma' = 1, so velocity = noise - x0 and (2) coincides with DDIM.
 
-A transition to clean data returns the predicted x0. On rectified_flow that is what (2) says anyway; on other schedules
-(2) cannot say it, because sigma' is unbounded at t = 0 (tables of betas) or because the jump to clean data takes no
-time (edm).
+A transition to clean data returns the predicted x0. On rectified_flow (2) gives the same. On other schedules (2)
+cannot, because sigma' is unbounded at t = 0 (tables of betas) or because the jump to clean data takes no time (edm).
 """
 
 import dataclasses

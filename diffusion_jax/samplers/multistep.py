@@ -1,29 +1,29 @@
-"""One frame for every solver whose step is a linear combination of what is known already.
+"""The base of all solvers whose step is a linear combination of known values.
 
-Let m_i be what the network predicts at point i of the grid, as x0 or as noise. Multistep solvers, single-step solvers
+Let m_i be the network's prediction at point i of the grid, as x0 or as noise. Multistep solvers, single-step solvers
 whose intermediate points are points of the grid, and predictor-corrector pairs all compute
 
-    (1)   corrected = x_i + sum_j K_ij (known)           once m_i is there, where the method corrects at all,
+    (1)   corrected = x_i + sum_j K_ij (known)           once m_i is known, if the method corrects at all,
     (2)   x_{i+1} = A_i x_i + P_i p + sum_{j < k} B_ij m_{i-j} + C_i z,        z ~ N(0, I),
 
-with p an earlier state (the start of a single-step solver's step). One evaluation per transition, and every number in
-(1), (2) follows from the grid: a member only computes them, on the host, in float64. See `dpm_solver.py`, `adams.py`,
-`unipc.py`.
+with p an earlier state (the start of a single-step solver's step). There is one evaluation per transition, and every
+number in (1), (2) follows from the grid: a subclass only computes these numbers, on the host, in float64. See
+`dpm_solver.py`, `adams.py`, `unipc.py`.
 
 With lambda = log_snr / 2 and h = lambda_{i+1} - lambda_i > 0, a step of first order is (Lu et al. 2022, 2206.00927 eq.
-3.7 and 2211.01095 eq. 9), in the two forms which are the same number,
+3.7 and 2211.01095 eq. 9), in two equivalent forms,
 
     (3)   x0 form:     x_{i+1} = sigma_{i+1} / sigma_i x_i - alpha_{i+1} (e^{-h} - 1) x0_i,
     (4)   noise form:  x_{i+1} = alpha_{i+1} / alpha_i x_i - sigma_{i+1} (e^{h} - 1) noise_i.
 
-At sigma_{i+1} = 0 and at alpha_i = 0 h is infinite; there (3) still holds, and (4) where alpha_i > 0. Steps that touch
-an infinite h are taken in first order.
+At sigma_{i+1} = 0 and at alpha_i = 0 h is infinite; there (3) still holds, and (4) if alpha_i > 0. Steps with an
+infinite h are of first order.
 
-Before a polynomial of degree k - 1 has its k points a method of order k starts with lower orders, as all published ones
-do. The error of these few steps is of second order in their length, and so is then that of the whole, wherever the flow
-is as curved at the start of the grid as elsewhere; on a grid like Karras's, whose first steps change almost nothing, it
+A method of order k starts with lower orders until its polynomial of degree k - 1 has k points, like all published ones.
+The error of these few steps is of second order in their length. So is then the error of the whole, wherever the flow is
+as curved at the start of the grid as elsewhere; on a grid like Karras's, whose first steps change almost nothing, this
 does not show. `HighOrderStart` takes the first transitions by the classical Runge-Kutta method of fourth order, with
-three evaluations more for each, in variables in which the right side is the network's prediction alone:
+three more evaluations for each, in variables in which the right side is just the network's prediction:
 
     (5)   noise form:  d(x / alpha) / d(sigma / alpha) = noise,
           x0 form:     d(x / sigma) / d(alpha / sigma) = x0,        finite also where alpha = 0.
@@ -50,10 +50,10 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "start", "history"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultistepState:
-    """The current xt, [batch, ...]; an earlier state p, where the method uses one; and the last predictions.
+    """The current xt, [batch, ...]; an earlier state p, if the method uses one; and the last predictions.
 
-    `history` is a ring, [k, batch, ...]: m_i is in place i mod k. Nothing is shifted; the weights of (1), (2) are put
-    in the order of the places beforehand.
+    `history` is a ring, [k, batch, ...]: m_i is in place i mod k. Nothing is shifted; the weights of (1), (2) are
+    ordered by place beforehand.
     """
 
     x: Float[Array, "batch ..."]
@@ -68,9 +68,9 @@ class Coefficients:
     Attributes:
       x: A, [N].
       history: B, [N, k]; column j belongs to m_{i-j}.
-      start: P, [N], where the method uses an earlier state.
+      start: P, [N], if the method uses an earlier state.
       restart: [N], whether x_i becomes that earlier state at the start of transition i.
-      fresh: C, [N], where the method draws noise.
+      fresh: C, [N], if the method draws noise.
       corrector: [N, k + 3] weights of (x_i, p, m_i, m_{i-1}, ..., m_{i-k}) in the corrected x_i.
     """
 
@@ -84,7 +84,7 @@ class Coefficients:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearMultistep(Sampler):
-    """Eq. (1), (2). A member says what it interpolates, "x0" or "noise", and its coefficients."""
+    """Eq. (1), (2). A subclass says what it interpolates, "x0" or "noise", and its coefficients."""
 
     @property
     def predicts(self) -> str:
@@ -93,7 +93,7 @@ class LinearMultistep(Sampler):
 
     @property
     def memory(self) -> int:
-        """k: how many predictions a step uses, with the current one."""
+        """k: the number of predictions that a step uses, including the current one."""
         return 1
 
     def coefficients(self, grid: TimeGrid) -> Coefficients:
@@ -162,8 +162,9 @@ class LinearMultistep(Sampler):
 class HighOrderStart(LinearMultistep):
     """Multistep with a choice of `start`: "lower_order", as published, or "runge_kutta", eq. (5).
 
-    Eq. (5) serves the first `memory` transitions in the x0 form, as the first may begin without signal and then is no
-    point of a polynomial in log-SNR, and the first `memory` - 1 in the noise form; never a jump to clean data.
+    Eq. (5) is used in the x0 form for the first `memory` transitions, since the first one may begin without signal and
+    is then no point of a polynomial in log-SNR, and in the noise form for the first `memory` - 1; never for a jump to
+    clean data.
     """
 
     start: Literal["lower_order", "runge_kutta"] = "lower_order"
@@ -173,7 +174,7 @@ class HighOrderStart(LinearMultistep):
             raise UserError(f"start of {type(self).__name__} is 'lower_order' or 'runge_kutta', got {self.start!r}")
 
     def _started(self, num_steps: int, ends_clean: bool) -> int:
-        """How many transitions are taken by (5)."""
+        """The number of transitions that are taken by (5)."""
         if self.start == "lower_order":
             return 0
         return min(self.memory - (self.predicts == "noise"), num_steps - ends_clean)
@@ -256,10 +257,10 @@ def first_order(grid: TimeGrid, predicts: str, i: int, j: int) -> tuple[float, f
 
 
 def orders_of(grid: TimeGrid, order: int, *, lower_order_final: bool, below: float = 15) -> np.ndarray:
-    """The order of every transition: as much as the history and finite values of h allow.
+    """The order of every transition, as high as the history and finite values of h allow.
 
-    `lower_order_final` ends a grid of fewer than `below` transitions with orders ..., 2, 1, which is steadier: 15 in
-    the DPM-Solver family and DEIS (Lu et al. 2022, 2211.01095, sec. 6, and diffusers), any number in UniPC.
+    `lower_order_final` ends a grid of fewer than `below` transitions with orders ..., 2, 1, for stability: 15 in the
+    DPM-Solver family and DEIS (Lu et al. 2022, 2211.01095, sec. 6, and diffusers), any number in UniPC.
     """
     finite = np.isfinite(grid.log_snrs)
     steps = grid.num_steps
@@ -290,7 +291,7 @@ def lagrange_integrals(
     """Integrals from `first` to `last` of weight(u) l_j(u), l_j the Lagrange polynomials of `nodes`.
 
     By Gauss-Legendre quadrature with 40 points, which is exact to rounding for a polynomial and for exp over the length
-    of any step that one would take.
+    of any reasonable step.
     """
     points, weights = np.polynomial.legendre.leggauss(40)
     u = 0.5 * (first + last) + 0.5 * (last - first) * points

@@ -7,9 +7,9 @@ Song et al. 2021 (arXiv 2011.13456), algorithms 2 to 5. At time t, with score = 
     (2)   predictor:  "ancestral", x_s from q(x_s | x_t, x0) of `ddpm.py`, or
                       "reverse_diffusion", x_s = (2 - alpha_ts) x_t + sigma_ts^2 score + sigma_ts z,
 
-where alpha_ts, sigma_ts^2 are those of q(x_t | x_s). For a variance-preserving schedule alpha_ts is sqrt(1 - beta), and
-for a variance-exploding one it is 1. The norms in (1) are those of each example; the paper takes their means over the
-batch, and so a sample would depend on its neighbours. The transition to clean data returns the predicted x0.
+where alpha_ts, sigma_ts^2 are those of q(x_t | x_s). For a variance-preserving schedule alpha_ts is sqrt(1 - beta), for
+a variance-exploding one it is 1. The norms in (1) are per example; the paper takes their means over the batch, which
+would make a sample depend on its neighbours. The transition to clean data returns the predicted x0.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from diffusion_jax.schedulers import Denoiser, ReverseSteps, TimeGrid
 class PredictorCorrector(Sampler):
     """Eq. (1), (2); `snr` as in the paper, 0.16 for its VE models.
 
-    `corrector` "annealed" puts sigma_t in the place of |z| / |score|, which is what that is in many dimensions (the
-    paper's annealed Langevin dynamics); in few dimensions the norm of the score comes near zero, and "langevin" fails.
+    `corrector` "annealed" replaces |z| / |score| by sigma_t, to which it is equal in many dimensions (the paper's
+    annealed Langevin dynamics); in few dimensions the norm of the score can come near zero, and "langevin" fails.
     """
 
     predictor: Literal["ancestral", "reverse_diffusion"] = "reverse_diffusion"
@@ -90,7 +90,7 @@ class PredictorCorrector(Sampler):
         def noisy() -> Array:
             return mean() + c["std"] * key.normal(x.shape[1:], x.dtype)
 
-        # The last step draws nothing; and without the cond, both moves would be one pointwise kernel, a slow one.
+        # The last step draws nothing; without the cond, both moves would be fused into one slow pointwise kernel.
         return State(x=jax.lax.cond(c["std"] > 0, noisy, mean))
 
 

@@ -1,10 +1,10 @@
-"""Restart: Heun's method that goes back up in noise, several times over one interval.
+"""Restart: Heun's method that repeatedly returns to a higher noise level within one interval.
 
 Xu et al. 2023 (arXiv 2306.14878), algorithm 1, in z = xt / alpha with the noise level rho = sigma / alpha. When the
 main grid first reaches `s_min` (its point nearest to it), K times
 
-    (1)   z <- z + sqrt(s_max^2 - s_min^2) eps          forward, at once
-    (2)   Heun from s_max down to s_min in `inner_steps` steps spaced as Karras et al. space theirs.
+    (1)   z <- z + sqrt(s_max^2 - s_min^2) eps          forward in one jump
+    (2)   Heun from s_max down to s_min in `inner_steps` steps with the spacing of Karras et al.
 
 The large fresh noise in (1) forgets the errors made above s_max; (2) is short. 2 N - 1 + 2 K inner_steps evaluations.
 """

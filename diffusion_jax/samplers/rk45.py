@@ -7,10 +7,10 @@ Then z = cos(u) x0 + sin(u) noise, and the probability-flow ODE is
 
 whose right side, the v of Salimans & Ho 2022, stays bounded from pure noise (u = pi / 2) to clean data (u = 0).
 
-The points of the grid are visited, and between them the solver takes the steps that its tolerances ask for: every
-example its own, so that a sample does not depend on its neighbours. The transition to clean data integrates down to
-`t_end` (or to the schedule's own least noise, if it has any) and returns the x0 predicted there, as Song et al. 2021
-(arXiv 2011.13456) and most others do. `SampleResult.nfe` counts the evaluations that the slowest example needed.
+The points of the grid are visited, and between them the solver takes the steps that its tolerances require, separately
+for every example, so that a sample does not depend on its neighbours. The transition to clean data integrates down to
+`t_end` (or to the schedule's own least noise, if it has any) and returns the x0 predicted there, as in Song et al. 2021
+(arXiv 2011.13456) and most other work. `SampleResult.nfe` counts the evaluations that the slowest example needed.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class CountingState:
 class RK45(Sampler):
     """Eq. (1) to the given tolerances, which are relative to z and absolute.
 
-    `first_step` is the share of a transition that is tried first. Where `max_steps` do not suffice the sample is NaN.
+    `first_step` is the share of a transition that is tried first. If `max_steps` do not suffice, the sample is NaN.
     """
 
     order: ClassVar[None] = None  # set by the tolerances, not by the grid

@@ -1,4 +1,4 @@
-"""The way back from noise to data: the frame that every sampler fills, and the loop that drives it.
+"""From noise to data: the base of every sampler, and the loop that runs it.
 
 A sampler walks a `TimeGrid` from t = 1 to clean data and sees the model only as a Denoiser, (xt, t) -> (x0, noise):
 
@@ -7,13 +7,13 @@ A sampler walks a `TimeGrid` from t = 1 to clean data and sees the model only as
         state = step(denoise, state, transition, key)
     x0 = finish(state)
 
-`init`, `step` and `finish` are pure, and the loop is one `lax.scan`, so the network is compiled once whatever N is.
-Constants of the update rule are computed before, in `constants(grid)`: on the host, in float64, for all transitions at
-once; there a sampler also says whether it can walk the grid. The state is float32 (float64 under x64) whatever the
+`init`, `step` and `finish` are pure, and the loop is one `lax.scan`, so the network is compiled once for any N.
+Constants of the update rule are computed beforehand, in `constants(grid)`: on the host, in float64, for all transitions
+at once; there a sampler also refuses a grid that it cannot walk. The state is float32 (float64 under x64), whatever the
 precision of the network.
 
-Noise is drawn per example, from keys folded from (key, step, position in the global batch): what an example becomes
-does not depend on how the batch is split.
+Noise is drawn per example, from keys folded from (key, step, position in the global batch), so an example does not
+depend on how the batch is split.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Transition:
     """One step of the grid, from time t to the less noisy time s; scalars, or [N] for a whole grid.
 
     log_snr_t is -inf where alpha_t = 0, log_snr_s is +inf at clean data. `constants` are the sampler's own, with any
-    axes after that of the steps.
+    axes after the axis of the steps.
     """
 
     index: Int[Array, "*steps"]
@@ -66,22 +66,22 @@ class Transition:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-    """What a one-step sampler carries: the current xt, [batch, ...]."""
+    """The state of a one-step sampler: the current xt, [batch, ...]."""
 
     x: Float[Array, "batch ..."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """An update rule t -> s. A member gives `step`, and what of the rest differs from these defaults.
+    """An update rule t -> s. A subclass gives `step` and overrides these defaults where it differs.
 
-    `process_kind` is the kind of process that the sampler is of, as the process says it itself.
+    `process_kind` is the kind of process that the sampler belongs to, in the process's own words.
 
-    `order` is the order of convergence to the exact solution of the probability-flow ODE, of a sampler that draws no
+    `order` is the order of convergence to the exact solution of the probability-flow ODE, for a sampler that draws no
     noise with its default options; the conformance tests measure it.
 
     `denoiser_kind` is what the denoiser must be: "denoiser", x0 is the mean of the data given xt; "consistency", x0 is
-    where the probability-flow ODE ends; "flow_map", called with a second time (see `schedulers.Denoiser`).
+    the end point of the probability-flow ODE; "flow_map", called with a second time (see `schedulers.Denoiser`).
     """
 
     process_kind: ClassVar[str] = "gaussian"
@@ -95,12 +95,12 @@ class Sampler:
 
     @property
     def one_step(self) -> bool:
-        """Whether every step depends on the current xt alone, so that steps may be taken again."""
+        """Whether every step depends only on the current xt, so that steps may be repeated."""
         return type(self).init is Sampler.init
 
     @property
     def asks_in_loops(self) -> bool:
-        """Whether a step first asks the denoiser within a loop of its own, out of which no memory comes."""
+        """Whether a step first calls the denoiser within its own loop, which cannot pass on a memory."""
         return False
 
     def nfe(self, num_steps: int, *, ends_clean: bool = True) -> int:
@@ -128,7 +128,7 @@ class Sampler:
         return state.x
 
     def evaluations(self, state: Any, num_steps: int, *, ends_clean: bool = True) -> int | Int[Array, ""]:
-        """Evaluations made: `nfe`, but for an adaptive sampler, which counts them in its last state."""
+        """Evaluations made: `nfe`; for an adaptive sampler, the count in its last state."""
         return self.nfe(num_steps, ends_clean=ends_clean)
 
 
@@ -137,28 +137,28 @@ SAMPLERS: Registry[Any] = Registry("sampler")
 
 
 def samplers_of(process_kind: str) -> list[str]:
-    """The names of the samplers that are of one kind of process ("gaussian", "tokens", "token_chain")."""
+    """The names of the samplers for one kind of process ("gaussian", "tokens", "token_chain")."""
     return [name for name in SAMPLERS if SAMPLERS.example(name).process_kind == process_kind]
 
 
 Correction = Callable[[Float[Array, "batch ..."], Transition, BatchKey | None], Float[Array, "batch ..."]]
-"""(x_s, transition t -> s, key) -> x_s: a correction of the state at time s; key is None where `sample` got none."""
+"""(x_s, transition t -> s, key) -> x_s: a correction of the state at time s; key is None if `sample` got none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Walk:
-    """Transitions in the order in which they are taken, some of them backwards.
+    """Transitions in the order in which they are taken, including backward ones.
 
     Attributes:
-      index: of every move, which transition t -> s of the grid.
-      up: of every move, whether noise is added instead, s -> t.
+      index: for every move, the index of the grid's transition t -> s.
+      up: for every move, whether noise is added instead, s -> t.
     """
 
     index: tuple[int, ...]
     up: tuple[bool, ...]
 
     def nfe(self, sampler: Sampler, num_steps: int, *, ends_clean: bool = True) -> int:
-        """Evaluations of the denoiser by a one-step sampler."""
+        """Evaluations of the denoiser with a one-step sampler."""
         down = [index for index, up in zip(self.index, self.up, strict=True) if not up]
         last = sampler.nfe(1, ends_clean=ends_clean)
         earlier = sampler.nfe(2, ends_clean=ends_clean) - last
@@ -198,11 +198,12 @@ def sample(
       noise: unit Gaussian [batch, ...], which is scaled by the schedule's `prior_std` here; or the shape of one
         example, whose noise is then drawn from `key`.
       key: per-example keys; may be left out when `noise` is given and the sampler is deterministic.
-      x0_transform: applied to every prediction of x0, for example clipping; the predicted noise is made to agree.
+      x0_transform: applied to every prediction of x0, for example clipping; the predicted noise is adjusted to it.
       project: applied to the state after every step, for example to put known pixels back (see `projections/`).
       walk: the order in which transitions are taken, for a one-step sampler; by default each once.
-      memory: x_1 -> what a denoiser that remembers begins with. Such a denoiser is called with `memory=` and returns
-        (Prediction, memory). All evaluations of a step see the same memory, and the first one makes that of the next.
+      memory: x_1 -> the initial memory of a denoiser that has one. Such a denoiser is called with `memory=` and returns
+        (Prediction, memory). All evaluations of a step receive the same memory, and the first one gives the next
+        step's.
       return_trajectory: also return the state at every point of the grid.
 
     Raises:
@@ -220,7 +221,7 @@ def sample(
     step_keys = None if key is None else key.fold_in("sampler").counter_based()
 
     def down(state: Any, remembered: Any, transition: Transition, step_key: BatchKey | None) -> tuple[Any, Any]:
-        after: list[Any] = []  # the memory that each evaluation leaves, in the order of the calls
+        after: list[Any] = []  # the memory after each evaluation, in the order of the calls
         asked = denoiser if memory is None else _with_memory(denoiser, remembered, after)
         state = sampler.step(_in_compute_dtype(asked, grid, x0_transform), state, transition, step_key)
         if project is not None:
@@ -254,7 +255,7 @@ def sample(
 
 
 def require_memory(sampler: Sampler) -> None:
-    """Refuse a sampler through whose steps no memory can be carried."""
+    """Refuse a sampler whose steps cannot carry a memory."""
     if sampler.asks_in_loops:
         raise UserError(
             f"sampler {type(sampler).__name__} asks the network within a loop of its own, where guidance with momentum "
@@ -263,7 +264,7 @@ def require_memory(sampler: Sampler) -> None:
 
 
 def _moves(sampler: Sampler, grid: TimeGrid, walk: Walk | None) -> tuple[Transition, Array, Array | None]:
-    """Every move of the loop: the transition, the number by which its noise is drawn, and whether it goes up."""
+    """Every move of the loop: the transition, the number for drawing its noise, and whether it goes up."""
     steps = transitions(sampler, grid)
     if walk is None:
         return steps, steps.index, None
@@ -272,27 +273,27 @@ def _moves(sampler: Sampler, grid: TimeGrid, walk: Walk | None) -> tuple[Transit
 
 
 def _noised(x: Float[Array, "batch ..."], transition: Transition, key: BatchKey) -> Float[Array, "batch ..."]:
-    """The state at t from that at s, with the noise that lies between: a draw of q(x_t | x_s)."""
+    """The state at t from that at s, with the noise between them: a draw of q(x_t | x_s)."""
     ratio = transition.alpha_t / transition.alpha_s
     std = jnp.sqrt(jnp.maximum(transition.sigma_t**2 - (ratio * transition.sigma_s) ** 2, 0.0))
     return ratio * x + std * key.fold_in("back").normal(x.shape[1:], x.dtype)
 
 
 def _with_memory(denoiser: Denoiser, memory: Any, after: list[Any]) -> Denoiser:
-    """A denoiser that remembers, with its memory bound; what it leaves is added to `after`."""
+    """A denoiser with its memory bound; its new memory is appended to `after`."""
 
     def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
         prediction, left = denoiser(xt, t, *s, memory=memory)
-        after.append(jax.tree.map(as_compute, left))
+        after.append(jax.tree.map(lambda x: as_compute(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, left))
         return prediction
 
     return denoise
 
 
 def evaluation_times(sampler: Sampler, grid: TimeGrid) -> Float[np.ndarray, " evaluations"]:
-    """The times at which a sampler asks the denoiser, in order; of an adaptive one, on data that is zero.
+    """The times at which a sampler calls the denoiser, in order; for an adaptive sampler, on data that is zero.
 
-    Found by running it on one number.
+    They are found by running it on one number.
     """
     times: list[float] = []
 
@@ -300,7 +301,7 @@ def evaluation_times(sampler: Sampler, grid: TimeGrid) -> Float[np.ndarray, " ev
         times.append(float(t))
         return Prediction.from_x0(grid.schedule, jnp.zeros_like(xt), xt, t)
 
-    with jax.disable_jit():  # so that only the branches that are taken are called, with numbers
+    with jax.disable_jit():  # so that only the branches taken are called, with concrete numbers
         sample(sampler, zero, grid, jnp.ones((1, 1, 1, 1)), BatchKey.create(jax.random.key(0), 1))
     return np.array(times)
 
@@ -325,7 +326,7 @@ def transitions(sampler: Sampler, grid: TimeGrid) -> Transition:
 
 
 def require_signal(sampler: Sampler, grid: TimeGrid) -> None:
-    """For samplers that work with sigma / alpha: refuse a grid that starts at alpha = 0."""
+    """Refuse a grid that starts at alpha = 0, for samplers that work with sigma / alpha."""
     if grid.alphas[0] == 0:
         raise UserError(
             f"sampler {type(sampler).__name__} steps in sigma / alpha, which is infinite at t = 1 of "

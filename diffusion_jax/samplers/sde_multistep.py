@@ -1,15 +1,16 @@
 """Multistep solvers of the reverse SDE: DPM-Solver++ 2M SDE and 3M SDE, and SA-Solver.
 
 The family of SDEs with the right marginals (Lu et al. 2022, arXiv 2211.01095, sec. 5; Xue et al. 2023, arXiv
-2309.05019, prop. 3.1) has one function to choose, tau >= 0: no noise for tau = 0, the reverse of the forward process
-for tau = 1. With constant tau, k = 1 + tau^2 and x0(l) the prediction at log-SNR / 2 = l, over a step of length h,
+2309.05019, prop. 3.1) has one free function tau >= 0: tau = 0 adds no noise, tau = 1 is the reverse of the forward
+process. With constant tau, k = 1 + tau^2 and x0(l) the prediction at log-SNR / 2 = l, over a step of length h,
 
     (1)   x_s = sigma_s / sigma_t e^{-tau^2 h} x_t + alpha_s integral k e^{-k (l_s - l)} x0(l) dl
                 + sigma_s sqrt(1 - e^{-2 tau^2 h}) z.
 
 DPM-Solver++ 2M SDE and 3M SDE (their eta is tau^2) replace x0(l) by its Taylor polynomial at t with differences of past
-predictions, as `dpm_solver.py` does; SA-Solver by the Lagrange polynomial through them, integrated exactly, and
-corrects x_s with the new prediction, at the same noise. A transition to clean data is of first order and returns x0.
+predictions, like `dpm_solver.py`. SA-Solver replaces it by the Lagrange polynomial through them, integrated exactly,
+and corrects x_s with the new prediction and the same noise. A transition to clean data is of first order and returns
+x0.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ def _kept_and_fresh(grid: TimeGrid, tau_squared: float) -> tuple[np.ndarray, np.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDEMultistep(LinearMultistep):
-    """Base: what comes with `eta` = tau^2."""
+    """Base of the solvers with `eta` = tau^2."""
 
     eta: float = 1.0
 
@@ -157,7 +158,7 @@ class SASolver(SDEMultistep):
     def weights(self, grid: TimeGrid, i: int) -> np.ndarray:
         order = orders_of(grid, self.predictor_order, lower_order_final=False)[i]
         weights = np.zeros(self.memory)
-        if order == 1:  # also where h is infinite
+        if order == 1:  # this includes an infinite h
             weights[0] = -grid.alphas[i + 1] * np.expm1(-(1.0 + self.eta) * _lengths(grid)[i])
         else:
             weights[:order] = self._integrals(grid, i, half_log_snrs(grid)[i::-1][:order])

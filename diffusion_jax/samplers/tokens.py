@@ -4,10 +4,10 @@ With p = softmax of the token denoiser's logits at (x_t, t), for a step t -> s:
 
     d3pm_ancestral       x_{n-1} from the chain's posterior, averaged over p (Austin et al. 2021, eq. 4).
                          N is the chain's T.
-    mdlm                 Every mask is lifted with probability (kept_s - kept_t) / (1 - kept_t), to a draw of p
+    mdlm                 Every mask is removed with probability (kept_s - kept_t) / (1 - kept_t), for a draw of p
                          (Sahoo et al. 2024, eq. 6).
-    mdlm_cached          The same; where no token changed in the last step the logits are those of before, so that
-                         the network is asked less often. For networks that do not see the time.
+    mdlm_cached          The same; if no token changed in the last step, the previous logits are used again, so that
+                         the network is evaluated less often. For networks without a time input.
     sedd_euler           A jump to y with probability h rate s_y (times 1 / K for uniform noise), h = t - s
                          (Lou et al. 2023).
     sedd_tau_leaping     The same with 1 - exp(-h rate sum_y s_y): at most one jump in a step.
@@ -15,7 +15,7 @@ With p = softmax of the token denoiser's logits at (x_t, t), for a step t -> s:
                          (Lou et al. 2023, eq. 19).
     discrete_flow_euler  With probability h rate kept / (1 - kept) a new draw of p (Gat et al. 2024, eq. 22 to 24).
 
-After the last step tokens that are still masked become draws of p (d3pm and mdlm have none left).
+After the last step, tokens that are still masked become draws of p (d3pm and mdlm have none left).
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ class TokenSamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSampler:
-    """A rule for one step t -> s, given the logits at t; `process_kind` is the kind of process that it is of."""
+    """A rule for one step t -> s, given the logits at t; `process_kind` is the kind of process that it belongs to."""
 
     process_kind: ClassVar[str] = "tokens"
     caches: ClassVar[bool] = False
 
     def check(self, process: Any, num_steps: int) -> None:
-        """Raise UserError where the sampler cannot run on this process in so many steps."""
+        """Raise UserError if the sampler cannot run on this process with so many steps."""
         if process.process_kind != self.process_kind:
             raise UserError(
                 f"sampler {type(self).__name__} runs in continuous time; for a d3pm chain use d3pm_ancestral"
@@ -119,8 +119,8 @@ def sample_tokens(
 class D3PMAncestral(TokenSampler):
     """The chain itself, step by step.
 
-    The last step draws from p(x0 | x_1), which gives the model's own distribution, or with `last_step` "argmax" takes
-    the likeliest value, as the authors' code does (google-research, d3pm/images/diffusion_categorical.py, `p_sample`).
+    The last step draws from p(x0 | x_1), which gives the model's own distribution; with `last_step` "argmax" it takes
+    the likeliest value, as in the authors' code (google-research, d3pm/images/diffusion_categorical.py, `p_sample`).
     """
 
     process_kind: ClassVar[str] = "token_chain"
@@ -168,7 +168,7 @@ class MDLMSampler(TokenSampler):
 @SAMPLERS.register("mdlm_cached")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLMCached(MDLMSampler):
-    """Lift masks, and ask the network only after a change."""
+    """Remove masks, and evaluate the network only after a change."""
 
     caches: ClassVar[bool] = True
 
@@ -196,7 +196,7 @@ class ScoreSampler(TokenSampler):
 @SAMPLERS.register("sedd_euler")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDDEuler(ScoreSampler):
-    """Jump with the probabilities that are linear in h."""
+    """Jump with probabilities that are linear in h."""
 
     def step(self, logits, x, t, s, process, key):
         jumps = (t - s) * self.rates(logits, x, t, process)
@@ -205,14 +205,14 @@ class SEDDEuler(ScoreSampler):
         return jnp.where(moves, draw_categorical(jumps, key.fold_in("draw")), x)
 
     def probability(self, total: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-        """Of a jump, from h times the total rate."""
+        """The probability of a jump, from h times the total rate."""
         return jnp.minimum(total, 1.0)
 
 
 @SAMPLERS.register("sedd_tau_leaping")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEDDTauLeaping(SEDDEuler):
-    """Jump with the probability that a Poisson process has jumped."""
+    """Jump with the probability that a Poisson process jumps at least once."""
 
     def probability(self, total: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
         return -jnp.expm1(-total)

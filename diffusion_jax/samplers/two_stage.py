@@ -1,8 +1,8 @@
 """Samplers with two evaluations per transition, with or without fresh noise: DPM2, DPM++ 2S ancestral, DPM++ SDE.
 
-All work in z = xt / alpha with the noise level rho = sigma / alpha (see `euler.py`); what they do is known from
-k-diffusion, and goes back to Karras et al. 2022 (arXiv 2206.00364, app. D) and Lu et al. 2022 (arXiv 2211.01095). An
-*ancestral* step from rho_t to rho_s is a deterministic step further down, to rho_down, and fresh noise rho_up on top:
+All work in z = xt / alpha with the noise level rho = sigma / alpha (see `euler.py`). They are known from k-diffusion,
+and go back to Karras et al. 2022 (arXiv 2206.00364, app. D) and Lu et al. 2022 (arXiv 2211.01095). An *ancestral* step
+from rho_t to rho_s is a deterministic step further down, to rho_down, followed by adding fresh noise rho_up:
 
     (1)   rho_up = min(rho_s, eta sqrt(rho_s^2 (rho_t^2 - rho_s^2) / rho_t^2)),   rho_down^2 = rho_s^2 - rho_up^2,
 

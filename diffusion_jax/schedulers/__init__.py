@@ -1,4 +1,4 @@
-"""The way in: noise schedules, predictions, parameterisations, and the times that training and sampling visit."""
+"""Noise schedules, predictions, parameterisations, and the times that training and sampling visit."""
 
 from diffusion_jax.schedulers import (  # noqa: F401  (fill SCHEDULES)
     continuous,

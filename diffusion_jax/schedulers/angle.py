@@ -24,7 +24,7 @@ def angle_velocity(
     noisy: tuple[Array | float, Array | float],
     clean: tuple[Array | float, Array | float],
 ) -> Float[Array, "batch ..."]:
-    """Eq. (1), every example at its own angle; `noisy` and `clean` are (angle, time) of the ends of the way."""
+    """Eq. (1), each example at its own angle; `noisy` and `clean` are (angle, time) at the two ends of the path."""
     at_noisy = u >= noisy[0]
     inner = jnp.where(at_noisy, 0.5 * (noisy[0] + clean[0]), jnp.maximum(u, clean[0]))  # a finite log-SNR
     t = schedule.time_of_log_snr(-2.0 * jnp.log(jnp.tan(inner)))

@@ -1,4 +1,4 @@
-"""Formulas that run on the host in float64 and on the device in the run's precision, from one text.
+"""Formulas written once for both the host, in float64, and the device, in the run's precision.
 
 Time grids and constants are computed once, on the host, with numpy in float64; a training step computes the same
 formula on traced arrays. A formula written with `array_module(x)` serves both.

@@ -45,7 +45,7 @@ class LinearBetaSDE(NoiseSchedule):
         return self.beta_min + (self.beta_max - self.beta_min) * as_float(t)
 
     def time_of_integral(self, integral: Array) -> Array:
-        """The quadratic formula, in the form without cancellation."""
+        """Solve B(t) = integral for t by the quadratic formula, in the form without cancellation."""
         xp = array_module(integral)
         root = xp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
         return 2 * integral / (self.beta_min + root)
@@ -153,7 +153,7 @@ class VESDE(NoiseSchedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trigonometric(NoiseSchedule):
-    """alpha = cos(angle), sigma = sin(angle), angle = pi t / 2; alpha(1) = 0 exactly, as t is turned round at 1."""
+    """alpha = cos(angle), sigma = sin(angle), angle = pi t / 2; alpha(1) is exactly 0, computed from 1 - t."""
 
     def alpha(self, t: Array) -> Array:
         t = as_float(t)
@@ -183,7 +183,7 @@ SCHEDULES.register("gvp")(Trigonometric)
 class TrigFlow(Trigonometric):
     """alpha = cos(angle), sigma = sigma_data sin(angle): noise as large as the data (Lu & Song 2024, sec. 3.1).
 
-    tan(angle) is EDM's noise level in units of `sigma_data`, and minus the kind `edm` is the paper's F.
+    tan(angle) is EDM's noise level in units of `sigma_data`, and the paper's F is minus the kind `edm`.
     """
 
     sigma_data: float = 1.0
@@ -243,7 +243,7 @@ class ClippedCosine(ByLogSNR):
         first, last = self._angles
         t = as_float(t)
         xp = array_module(t)
-        # tan is one over the tangent of what is left to a right angle: both halves keep their accuracy.
+        # tan near a right angle is computed as 1 / tan of the rest, so that both halves keep their accuracy.
         small, large = first + t * (last - first), (math.pi / 2 - last) + (1.0 - t) * (last - first)
         return xp.where(small < large, -2.0 * xp.log(xp.tan(small)), 2.0 * xp.log(xp.tan(large)))
 
@@ -279,7 +279,7 @@ class Sigmoid(NoiseSchedule):
     """alpha^2 = (S(end) - S(x)) / (S(end) - S(start)), x = start + t (end - start), S(x) = sigmoid(x / tau).
 
     alpha(1) = 0 exactly. Differences of sigmoids are computed as S(a) - S(b) = sinh((a - b) / 2 tau) /
-    (2 cosh(a / 2 tau) cosh(b / 2 tau)), without cancellation, and so both ends are exact.
+    (2 cosh(a / 2 tau) cosh(b / 2 tau)), without cancellation, so both ends are exact.
     """
 
     start: float = -3.0
@@ -310,12 +310,12 @@ class Sigmoid(NoiseSchedule):
         return xp.sqrt(xp.sinh(t * (high - low)) * math.cosh(high) / math.sinh(high - low) / xp.cosh(here))
 
     def alpha_derivative(self, t: Array) -> Array:
-        """Minus infinity at t = 1, where alpha ends as a square root."""
+        """d alpha / dt; minus infinity at t = 1, where alpha ends as a square root."""
         with np.errstate(divide="ignore"):
             return -self._rate(t) / self.alpha(t)
 
     def sigma_derivative(self, t: Array) -> Array:
-        """Infinite at t = 0, where sigma starts as a square root."""
+        """d sigma / dt; infinite at t = 0, where sigma starts as a square root."""
         with np.errstate(divide="ignore"):
             return self._rate(t) / self.sigma(t)
 
@@ -327,7 +327,7 @@ class Sigmoid(NoiseSchedule):
         return 0.5 * (high - low) / (math.tanh(high) - math.tanh(low)) / xp.cosh(here) ** 2
 
     def time_of_log_snr(self, log_snr: Array) -> Array:
-        """From sigma^2 / alpha^2 = sinh(t d) cosh(high) / (sinh((1 - t) d) cosh(low)), d = high - low."""
+        """Invert sigma^2 / alpha^2 = sinh(t d) cosh(high) / (sinh((1 - t) d) cosh(low)), d = high - low."""
         log_snr = as_float(log_snr)
         xp = array_module(log_snr)
         low, high = self._ends

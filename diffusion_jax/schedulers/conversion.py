@@ -1,11 +1,11 @@
-"""A denoiser trained on one schedule, used on another.
+"""Use a denoiser that was trained on one schedule on another schedule.
 
-Two schedules pass through the same noise levels, at other times and in other units: at equal log-SNR
+Two schedules pass through the same noise levels at different times and in different units. At equal log-SNR
 
     (1)   x' = c xt,      c = alpha'(t') / alpha(t) = sigma'(t') / sigma(t),      log_snr'(t') = log_snr(t),
 
-and x0 and noise are the same. So a denoiser of one schedule is a denoiser of every other, after a change of time and a
-scale (Karras et al. 2022, arXiv 2206.00364, app. C; Kingma et al. 2021, sec. 5.1). Sampling commutes with (1).
+and x0 and noise are the same. So a denoiser for one schedule becomes a denoiser for every other by a change of time and
+a scale (Karras et al. 2022, arXiv 2206.00364, app. C; Kingma et al. 2021, sec. 5.1). Sampling commutes with (1).
 """
 
 from jaxtyping import Array, Float
@@ -16,9 +16,9 @@ from diffusion_jax.schedulers.schedule import NoiseSchedule
 
 
 def on_schedule(denoiser: Denoiser, trained_on: NoiseSchedule, target: NoiseSchedule) -> Denoiser:
-    """The denoiser of `target`, from one made for `trained_on`: eq. (1).
+    """The denoiser for `target`, made from one for `trained_on` by eq. (1).
 
-    Noise levels that `trained_on` does not have are taken at its nearest end.
+    For noise levels outside the range of `trained_on` its nearest end is used.
     """
 
     def time(t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

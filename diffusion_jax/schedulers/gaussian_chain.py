@@ -1,4 +1,4 @@
-"""The chain of T Gaussian steps that a schedule makes, and what likelihoods on it need.
+"""The chain of T Gaussian steps that a schedule defines, and the terms that its likelihoods need.
 
 For s < t (Ho et al. 2020, arXiv 2006.11239, eq. 6, 7; Kingma et al. 2021, arXiv 2107.00630, app. A), with
 alpha_ts = alpha_t / alpha_s and sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2,
@@ -6,8 +6,8 @@ alpha_ts = alpha_t / alpha_s and sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2,
     (1)   q(x_s | x_t, x0) = N( alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s sigma_ts^2 / sigma_t^2 x0,
                                 sigma_ts^2 sigma_s^2 / sigma_t^2 ).
 
-The variance in (1) is the "small" one of a reverse step, right for data at a point; sigma_ts^2 is the "large" one,
-right for unit Gaussian data. Between them (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15), with f in [0, 1],
+The variance in (1) is the "small" one of a reverse step, exact for data at a point; sigma_ts^2 is the "large" one,
+exact for unit Gaussian data. Between them (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15), with f in [0, 1],
 
     (2)   log variance = f log large + (1 - f) log small.
 
@@ -48,7 +48,7 @@ class ReverseSteps:
 
     @property
     def log_small(self) -> np.ndarray:
-        """log small, clipped at clean data to the value of the transition before (to log large if there is none)."""
+        """log small; at clean data clipped to the value of the transition before (to log large if there is none)."""
         clipped = np.where(self.small > 0, self.small, 0.0)
         if clipped[-1] == 0:
             clipped[-1] = clipped[-2] if len(clipped) > 1 else self.large[-1]
@@ -94,5 +94,5 @@ def discretised_log_likelihood(
 
 
 def prior_kl(x0: Float[Array, "..."], alpha: float, sigma: float) -> Float[Array, "..."]:
-    """KL(q(x_1 | x0) || N(0, 1)) in nats, elementwise; alpha and sigma are those of t = 1."""
+    """KL(q(x_1 | x0) || N(0, 1)) in nats, elementwise; alpha and sigma are the values at t = 1."""
     return normal_kl(alpha * x0, 2.0 * math.log(sigma), 0.0, 0.0)

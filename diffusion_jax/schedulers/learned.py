@@ -4,12 +4,12 @@ Kingma et al. 2021 (arXiv 2107.00630), sec. 4 and app. H. With all weights posit
 
     (1)   gamma~(t) = w1 t + b1 + w3 . (2 sigmoid(w2 (2 t - 1) + b2) - 1) / features,
 
-is increasing in t. Its ends are learned too, or with `fixed_ends` are put where they are wanted:
+is increasing in t. Its ends are learned too; with `fixed_ends` they are set to given values:
 
     (2)   gamma(t) = gamma_min + (gamma_max - gamma_min) (gamma~(t) - gamma~(0)) / (gamma~(1) - gamma~(0)).
 
-1,024 features make 3,074 parameters. `MonotoneGamma` is the description; `bind(params)` is a `NoiseSchedule` for as
-long as the parameters are what they are, and gradients flow through it.
+1,024 features make 3,074 parameters. `MonotoneGamma` is the description; `bind(params)` makes a `NoiseSchedule` with
+these parameters, through which gradients flow.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class MonotoneGamma:
             raise UserError(f"a learned gamma needs gamma_min < gamma_max and features >= 1, got {self}")
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
-        """Parameters, float32: w1, b1 [], w2, b2, w3 [features]. Weights count by their absolute values."""
+        """Parameters, float32: w1, b1 [], w2, b2, w3 [features]. Only the absolute values of the weights are used."""
         first, second = jax.random.split(key)
         params = {
             "w1": jnp.float32(self.gamma_max - self.gamma_min),
@@ -51,7 +51,7 @@ class MonotoneGamma:
             "b2": jnp.zeros((self.features,), jnp.float32),
             "w3": jax.random.normal(second, (self.features,), jnp.float32),
         }
-        # The last term is odd about t = 1/2, so that it moves both ends by as much, apart; w1 and b1 take it back.
+        # The last term is odd about t = 1/2, so it moves both ends apart equally; w1 and b1 compensate for it.
         surplus = self._network(params, jnp.float32(1.0)) - self.gamma_max
         return {**params, "w1": params["w1"] - 2 * surplus, "b1": params["b1"] + surplus}
 
@@ -90,7 +90,7 @@ class LearnedSchedule(ByLogSNR):
         return -self.rule.gamma(self.params, t)
 
     def time_of_log_snr(self, log_snr: Array) -> Array:
-        """By bisection; log-SNRs beyond the ends give the ends."""
+        """Solve by bisection; log-SNRs beyond the ends give the ends."""
         log_snr = as_float(log_snr)
         xp = array_module(log_snr)
         low, high = xp.zeros_like(log_snr), xp.ones_like(log_snr)

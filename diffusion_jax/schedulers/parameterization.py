@@ -1,4 +1,4 @@
-"""From a raw network to a Denoiser: what goes in, what comes out, in which units.
+"""From a raw network to a Denoiser: the scale of its input, its time input, and the meaning of its output.
 
 A network is called as `network_fn(x, time) -> output`. Around it stand three choices, each named in the config:
 
@@ -10,8 +10,8 @@ A network is called as `network_fn(x, time) -> output`. Around it stand three ch
 EDM (Karras et al. 2022, table 1) is unit_variance, quarter_log_sigma and the kind `edm`; DDPM is identity,
 discrete_index and epsilon; SiT is identity, t or scaled_t and velocity.
 
-All coefficients are computed in float32 (float64 under x64) and the output is cast to it before it is combined, also
-for a network that computes in bfloat16: c_skip and 1 - c_skip do not survive bfloat16.
+All coefficients are computed in float32 (float64 under x64), and the output is cast to that before it is used, also for
+a network that computes in bfloat16: c_skip and 1 - c_skip would lose their accuracy in bfloat16.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 NetworkFn = Callable[..., Float[Array, "batch ..."]]
 """(scaled xt, time input) -> output, with parameters, conditioning and dropout bound.
 
-A network of two times is called (scaled xt, time input, second time input); see `Denoiser`.
+A network with two times is called as (scaled xt, time input, second time input); see `Denoiser`.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeInput:
-    """The number that the network's time embedding sees."""
+    """The number that the network's time embedding receives."""
 
     def __call__(self, schedule: NoiseSchedule, t: Array) -> Array:
         """Same shape as t."""
@@ -62,7 +62,7 @@ class DiscreteIndex(TimeInput):
 @TIME_INPUTS.register("scaled_t")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledT(TimeInput):
-    """1000 t, for embeddings made for step indices (SD3 and others); 999 t is that of continuous VP networks."""
+    """1000 t, for embeddings made for step indices (SD3 and others); 999 t is for continuous VP networks."""
 
     scale: float = 1000.0
 
@@ -91,7 +91,7 @@ class QuarterLogSigma(TimeInput):
 @TIME_INPUTS.register("log_half_sigma")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogHalfSigma(TimeInput):
-    """c_noise = ln(sigma / (2 alpha)): that of VE networks (Karras et al. 2022, table 1; Song et al. 2021)."""
+    """c_noise = ln(sigma / (2 alpha)), for VE networks (Karras et al. 2022, table 1; Song et al. 2021)."""
 
     def __call__(self, schedule: NoiseSchedule, t: Array) -> Array:
         return -0.5 * schedule.log_snr(t) - np.log(2.0)
@@ -140,9 +140,9 @@ class Parameterization:
     """
 
     discrete: ClassVar[bool] = False
-    """Whether what is diffused is tokens."""
+    """Whether the process diffuses tokens."""
     process_kind: ClassVar[str] = "gaussian"
-    """What objectives and samplers say that they are of."""
+    """The kind of process; objectives and samplers name the kind that they belong to."""
 
     schedule: NoiseSchedule
     prediction: PredictionKind
@@ -176,7 +176,7 @@ class Parameterization:
     ) -> "Parameterization":
         """Build from names, mappings {"name": ..., **arguments} or objects.
 
-        `input_scale` None means what the prediction kind was made for: unit_variance for edm, identity for the rest.
+        `input_scale` None means the one that suits the prediction kind: unit_variance for edm, identity for the rest.
         """
         prediction = built(PREDICTIONS, prediction)
         if input_scale is None:
@@ -192,7 +192,7 @@ class Parameterization:
     def network_inputs(
         self, xt: Float[Array, "batch ..."], t: Float[Array, "*batch"]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
-        """(x, time) as the network sees them; t is [] or [batch]."""
+        """(x, time) as the network receives them; t is [] or [batch]."""
         t, xt = as_compute(t), as_compute(xt)
         time = jnp.broadcast_to(self.time_input(self.schedule, t), xt.shape[:1])
         return like_data(self.input_scale(self.schedule, t), xt) * xt, time
@@ -202,8 +202,9 @@ class Parameterization:
     ) -> Prediction:
         """Read a network's output as a Prediction.
 
-        The first C channels are the prediction. A head of exactly 2 C channels has a learned variance in the others,
-        with -1 for the small and 1 for the large one (Nichol & Dhariwal 2021, eq. 15); any other surplus is not read.
+        The first C channels are the prediction. If the head has exactly 2 C channels, the others are a learned
+        variance, where -1 means the small and 1 the large one (Nichol & Dhariwal 2021, eq. 15); other extra channels
+        are ignored.
 
         Raises:
           UserError: the output has fewer channels than the data, or other leading axes.
@@ -222,7 +223,7 @@ class Parameterization:
     def denoiser(self, network_fn: NetworkFn) -> Denoiser:
         """The Denoiser of a network whose parameters, conditioning and dropout are bound.
 
-        With a second time s, which only a network of two times takes, it is a flow map (see `Denoiser`).
+        With a second time s, which only a network with two times takes, it is a flow map (see `Denoiser`).
         """
 
         def denoise(
@@ -239,7 +240,7 @@ class Parameterization:
     def target(
         self, x0: Float[Array, "batch ..."], noise: Float[Array, "batch ..."], t: Float[Array, "*batch"]
     ) -> Float[Array, "batch ..."]:
-        """What a perfect network would return for this x0 and noise."""
+        """The output of a perfect network for this x0 and noise."""
         return Prediction(x0=as_compute(x0), noise=as_compute(noise)).value(self.prediction, self.schedule, t)
 
 
@@ -247,6 +248,6 @@ def built(registry: Registry, spec: Any) -> Any:
     """`spec` itself when it is an object already, else what the registry builds from the name or mapping.
 
     Raises:
-      UserError: it is neither, as a number is.
+      UserError: it is neither, for example a number.
     """
     return registry.build(spec) if is_plain(spec) else spec

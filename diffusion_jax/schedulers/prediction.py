@@ -1,4 +1,4 @@
-"""What a network may predict, and how any prediction becomes any other.
+"""What a network may predict, and how one kind of prediction is converted to another.
 
 Every common target is a linear form in the data and the noise,
 
@@ -22,8 +22,8 @@ This one rule turns any kind into (x0, noise), and (1) turns that into any other
 
 d = 0 means that the kind does not determine x0 there: epsilon and score where alpha = 0, x0 and score where sigma = 0.
 
-Error by kind: the larger of the two divisions amplifies rounding by 1 / min(alpha, sigma), and no rule can do better,
-since that much of the answer is not in the input.
+Error by kind: the larger of the two divisions amplifies rounding by 1 / min(alpha, sigma). No rule can do better, since
+the input does not hold that much of the answer.
 """
 
 import dataclasses
@@ -149,7 +149,7 @@ class ConsistencyOutput(PredictionKind):
 
         x0 = c_skip xt / alpha + c_out F,   c_skip = sd^2 / ((s - e)^2 + sd^2),   c_out = sd (s - e) / sqrt(s^2 + sd^2).
 
-    F is not determined by x0 at s = e, where c_out = 0; the way from F to x0 is. Where e = 0 this is the kind `edm`.
+    x0 does not determine F at s = e, where c_out = 0, but F determines x0. Where e = 0 this is the kind `edm`.
     """
 
     sigma_data: float = 0.5
@@ -163,7 +163,7 @@ class ConsistencyOutput(PredictionKind):
         zero = t * 0 if isinstance(t, jax.Array) else np.float64(0.0)
         excess = xp.maximum(level - schedule.sigma(zero) / schedule.alpha(zero), 0.0)
         sd = self.sigma_data
-        # written for levels that may be infinite in all but name
+        # works for levels that are infinite in practice
         skip = 1.0 / (1.0 + (excess / sd) ** 2)
         return skip, sd * (excess / xp.hypot(level, sd * xp.ones_like(level)))
 
@@ -186,9 +186,9 @@ class ConsistencyOutput(PredictionKind):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "variance_fraction"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """An estimate of the data and of the noise that together made some xt; both [batch, ...].
+    """An estimate of the data and the noise that were mixed into some xt; both [batch, ...].
 
-    `variance_fraction` is what a network with a head for learned variances says besides (Nichol & Dhariwal 2021,
+    `variance_fraction` is the additional output of a network with a head for learned variances (Nichol & Dhariwal 2021,
     eq. 15): 0 is the small variance of the reverse step, 1 the large one, log-linear between; None without such a head.
     """
 
@@ -220,7 +220,7 @@ class Prediction:
         xt: Float[Array, "batch ..."],
         t: Float[Array, "*batch"],
     ) -> "Prediction":
-        """The prediction with this x0, for example after clipping, and the noise that xt then implies."""
+        """The prediction with a given x0, for example after clipping, and the noise that xt then implies."""
         return cls.from_target(X0(), schedule, x0, xt, t)
 
     def value(
@@ -231,16 +231,17 @@ class Prediction:
         return a * self.x0 + b * self.noise
 
     def at(self, schedule: NoiseSchedule, s: Float[Array, "*batch"]) -> Float[Array, "batch ..."]:
-        """alpha(s) x0 + sigma(s) noise: where a DDIM step (Song et al. 2020, eq. 12 with eta = 0) to time s ends."""
+        """alpha(s) x0 + sigma(s) noise: the end point of a DDIM step to time s (Song et al. 2020, eq. 12 with eta =
+        0)."""
         return corrupt(schedule, self.x0, self.noise, s)
 
 
 Denoiser = Callable[..., Prediction]
 """(xt, t) -> Prediction, with parameters and conditioning bound; t is [] or [batch].
 
-A *flow map* is called with a second time, (xt, t, s) -> Prediction, and means: alpha(s) x0 + sigma(s) noise is where
-the probability-flow ODE takes xt from t to s. At s = t it is an ordinary denoiser, and for every s a DDIM step with it
-is exact. Shortcut models, MeanFlow and consistency trajectories are flow maps in other words.
+A *flow map* is called with a second time, (xt, t, s) -> Prediction; its alpha(s) x0 + sigma(s) noise is the point to
+which the probability-flow ODE takes xt from t to s. At s = t it is an ordinary denoiser, and for every s a DDIM step
+with it is exact. Shortcut models, MeanFlow and consistency trajectories are flow maps under other names.
 """
 
 

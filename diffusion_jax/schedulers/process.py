@@ -1,11 +1,11 @@
-"""What is diffused, how it is corrupted, and what a network's input and output mean: one value, by name.
+"""Processes by name: what is diffused, how it is corrupted, and what a network's input and output mean.
 
     gaussian      xt = alpha x0 + sigma noise      (`parameterization.py`)
     tokens        kept or replaced, at any time    (`tokens.py`)
     token_chain   by matrices, in T steps          (`token_chains.py`)
 
-Every process has `denoiser(network_fn)`, says with `discrete` whether it is of tokens, and with `process_kind` which of
-the three it is. Objectives and samplers say the same of themselves: what differs does not fit.
+Every process has `denoiser(network_fn)`; its `discrete` says whether it diffuses tokens, and its `process_kind` is one
+of the three names. Objectives and samplers have a `process_kind` too, and fit only a process of the same kind.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ def gaussian(
     Args:
       schedule: noise schedule, which gives alpha and sigma.
       prediction: what the network's output means.
-      time_input: form in which the network is told the time.
-      input_scale: factor on the network's input; None for that which the prediction is made for.
+      time_input: form in which the network receives the time.
+      input_scale: factor on the network's input; None for the one that suits the prediction.
     """
     return Parameterization.build(
         schedule=schedule, prediction=prediction, time_input=time_input, input_scale=input_scale
@@ -69,5 +69,5 @@ def token_chain(
 
 
 def with_process(kind: str) -> list[str]:
-    """The names of the processes of a `kind`."""
+    """The names of the processes with this kind."""
     return [name for name in PROCESSES if PROCESSES.example(name).process_kind == kind]

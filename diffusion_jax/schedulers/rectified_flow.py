@@ -6,8 +6,8 @@ Lipman et al. 2022, arXiv 2210.02747) move on straight lines at constant speed:
     (1)   xt = (1 - t) x0 + t noise,        velocity = dx/dt = noise - x0,
     (2)   log_snr = 2 log((1 - t) / t),     t = sigmoid(-log_snr / 2).
 
-Both papers let t = 1 be data; here, as everywhere in this code base, t = 1 is noise (as in Esser et al. 2024, SD3), so
-their velocity has the opposite sign. At t = 1 nothing of the data is left: alpha(1) = 0 exactly.
+In both papers t = 1 is data; here, as everywhere in this code base, t = 1 is noise (as in Esser et al. 2024, SD3), so
+their velocity has the opposite sign. At t = 1 no data is left: alpha(1) = 0 exactly.
 """
 
 import dataclasses

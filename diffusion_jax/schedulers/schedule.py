@@ -9,13 +9,13 @@ and everything else about the process follows from the two curves (Kingma et al.
     (2)   log_snr(t) = log(alpha(t)^2 / sigma(t)^2),    strictly decreasing in t,
     (3)   dx/dt = alpha'(t) x0 + sigma'(t) noise        the velocity of the straight conditional path.
 
-`log_snr` is the clock that does not depend on the schedule: `time_of_log_snr` inverts (2), so any grid or any
-distribution over noise levels can be carried over to any schedule. Three families are told apart only by their curves:
+`log_snr` measures time independently of the schedule. `time_of_log_snr` inverts (2), so a grid or a distribution over
+noise levels can be transferred to any schedule. Three families differ only in their curves:
 variance preserving (alpha^2 + sigma^2 = 1), variance exploding (alpha = 1) and linear interpolants (alpha = 1 - t,
 sigma = t).
 
-Every method takes a number or numpy array and then computes on the host in float64, or takes a jax array or tracer
-and computes in its precision.
+Every method accepts a number or numpy array and then computes on the host in float64, or a jax array or tracer and then
+computes in its precision.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from diffusion_jax.schedulers.arrays import Array, array_module, as_float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """The curves alpha(t) and sigma(t) of (1); a member gives `alpha`, `sigma` and `time_of_log_snr`."""
+    """The curves alpha(t) and sigma(t) of (1); a subclass gives `alpha`, `sigma` and `time_of_log_snr`."""
 
     def alpha(self, t: Array) -> Array:
         """Scale of the data at time t, same shape as t; alpha(0) = 1."""
@@ -53,11 +53,11 @@ class NoiseSchedule:
             return 2.0 * (xp.log(alpha) - xp.log(sigma))
 
     def alpha_derivative(self, t: Array) -> Array:
-        """d alpha / dt, by forward-mode differentiation unless the member knows better."""
+        """d alpha / dt, by forward-mode differentiation unless the subclass has a formula."""
         return _derivative(self.alpha, t)
 
     def sigma_derivative(self, t: Array) -> Array:
-        """d sigma / dt, by forward-mode differentiation unless the member knows better."""
+        """d sigma / dt, by forward-mode differentiation unless the subclass has a formula."""
         return _derivative(self.sigma, t)
 
     def log_snr_derivative(self, t: Array) -> Array:

@@ -4,7 +4,7 @@ name             betas                                                          
 scaled_linear    linear in sqrt(beta)                                                    Rombach et al. 2022 (LDM)
 sigmoid_betas    beta_start + (beta_end - beta_start) sigmoid(-6 ... 6)                  Xu et al. 2022 (GeoDiff)
 beta_table       given                                                                   any
-respaced         of the steps kept, so that alpha at them is unchanged                   Nichol & Dhariwal 2021, eq. 19
+respaced         of the kept steps, chosen so that alpha there is unchanged              Nichol & Dhariwal 2021, eq. 19
 zero_terminal_snr of another table, sqrt(abar) shifted and scaled to end at zero         Lin et al. 2023, alg. 1
 """
 
@@ -24,7 +24,8 @@ from diffusion_jax.schedulers.variance_preserving import TableSchedule
 @SCHEDULES.register("scaled_linear")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledLinear(TableSchedule):
-    """Square roots of betas equally spaced; the defaults are Stable Diffusion's, LDM's own go to 0.0195 or 0.0155."""
+    """Square roots of betas equally spaced; the defaults are Stable Diffusion's, LDM itself ends at 0.0195 or
+    0.0155."""
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -71,13 +72,13 @@ def _table(spec: str | Mapping[str, Any] | NoiseSchedule, user: str) -> TableSch
 
 
 def space_timesteps(num_steps: int, sections: str | int | Sequence[int]) -> np.ndarray:
-    """Steps of 0 ... num_steps - 1 to keep (Nichol & Dhariwal 2021, as in the code of the paper).
+    """Steps of 0 ... num_steps - 1 to keep (Nichol & Dhariwal 2021, as in the paper's code).
 
     `sections` "250" spreads 250 steps from the first to the last; "10,15,20" divides the table into three equal parts
     with 10, 15 and 20 steps; "ddim50" takes the whole stride that gives exactly 50 steps, from step 0 (as DDIM does).
 
     Raises:
-      UserError: no such spacing.
+      UserError: there is no such spacing.
     """
     if isinstance(sections, str) and sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
@@ -116,7 +117,7 @@ class Respaced(TableSchedule):
 
     @property
     def timestep_map(self) -> np.ndarray:
-        """The base's step of every step."""
+        """For every step, the corresponding step of the base."""
         return space_timesteps(self.base.num_steps, self.steps)
 
     def betas(self) -> np.ndarray:
@@ -129,8 +130,9 @@ class Respaced(TableSchedule):
 class ZeroTerminalSNR(NoiseSchedule):
     """Another table's alphas, alpha -> (alpha - alpha_T) alpha_1 / (alpha_1 - alpha_T) (Lin et al. 2023, 2305.08891).
 
-    The first step keeps its alpha and the last has none. Between steps alpha is linear in t, as its logarithm ends at
-    minus infinity; between clean data at t = 0 and the first step, which the table does not say, it is linear too.
+    The first step keeps its alpha and the last has alpha 0. Between steps alpha, not its logarithm, is linear in t,
+    because the logarithm ends at minus infinity. From clean data at t = 0 to the first step, where the table says
+    nothing, it is linear too.
     """
 
     base: str | Mapping[str, Any] | TableSchedule = "ddpm_linear"
@@ -191,9 +193,9 @@ class ZeroTerminalSNR(NoiseSchedule):
 class Shifted(NoiseSchedule):
     """Another schedule with its log-SNR lowered by 2 log(shift), as higher resolutions want (SD3, eq. 23).
 
-    Esser et al. 2024 (arXiv 2403.03206); shift = sqrt(pixels / pixels of the base resolution). Time is moved and the
-    curves are not: alpha(t) = base.alpha(u) with base.log_snr(u) = base.log_snr(t) - 2 log(shift). On rectified_flow
-    that is u = shift t / (1 + (shift - 1) t), and computed so.
+    Esser et al. 2024 (arXiv 2403.03206); shift = sqrt(pixels / pixels of the base resolution). The curves stay and time
+    moves: alpha(t) = base.alpha(u) with base.log_snr(u) = base.log_snr(t) - 2 log(shift). On rectified_flow this is
+    u = shift t / (1 + (shift - 1) t), and is computed so.
     """
 
     base: str | Mapping[str, Any] | NoiseSchedule = "rectified_flow"

@@ -1,4 +1,4 @@
-"""Which noise levels sampling visits: N transitions from t = 1 down to clean data.
+"""The noise levels that sampling visits: N transitions from t = 1 down to clean data.
 
 A grid is made once, on the host, in float64. Its N + 1 points run from pure noise to data, and its last point is
 *clean*: alpha = 1, sigma = 0. Where sigma(0) = 0 the clean point is t = 0 itself. Where the schedule stops short of
@@ -14,21 +14,22 @@ A rule spaces its points in some measure of noise:
     exponential  another name of log_snr: equal ratios of noise levels
     beta       at quantiles of a Beta distribution over t, Lee et al. 2024 (arXiv 2407.12173)
 
-and those of a model of T discrete steps, step n at t = (n + 1) / T; N of them are visited, then clean data:
+and, for a model of T discrete steps with step n at t = (n + 1) / T, of which N are visited before clean data:
 
     linspace      equally from step T - 1 to step 0
-    leading       0, k, 2 k, ... with the whole stride k = T // N: the first is not T - 1
+    leading       0, k, 2 k, ... with the whole stride k = T // N; the first step is not T - 1
     trailing      T - 1, T - 1 - T / N, ...
-    quadratic     equal in the root, up to 0.8 T (Song et al. 2020, arXiv 2010.02502, app. D.2)
+    quadratic     equally spaced in the square root, up to 0.8 T (Song et al. 2020, arXiv 2010.02502, app. D.2)
     dpm_linspace  N + 1 equally from step T - 1 to step 0, rounded, without step 0
     dpm_leading   k, 2 k, ... with the whole stride k = T // (N + 1)
 
-The last two are diffusers' spacings "linspace" and "leading" of the DPM-Solver family, UniPC, DEIS and SA-Solver, which
-differ from those of its DDIM, PNDM and Euler. Without `to_clean` a grid ends at step 0, with its noise left, in the
-same number of transitions and with the same strides (diffusers' set_alpha_to_one=False, final_sigmas_type="sigma_min").
+The last two are diffusers' spacings "linspace" and "leading" for the DPM-Solver family, UniPC, DEIS and SA-Solver,
+which differ from those for its DDIM, PNDM and Euler. Without `to_clean` a grid ends at step 0, where noise is left,
+with the same number of transitions and the same strides (diffusers' set_alpha_to_one=False,
+final_sigmas_type="sigma_min").
 
-Two rules change another's grid: `shift` moves times towards noise (SD3), `edm_discretised` rounds noise levels to those
-of a discrete model.
+Two rules change the grid of another rule: `shift` moves times towards noise (SD3), `edm_discretised` rounds noise
+levels to those of a discrete model.
 
 karras and log_snr need finite noise levels. At an end where the schedule's log-SNR is infinite they space their points
 between t_min or t_max instead and reach that end by one more transition. All return N transitions exactly.
@@ -51,7 +52,7 @@ from diffusion_jax.schedulers.schedule import NoiseSchedule
 class TimeGrid:
     """N + 1 noise levels, from the noisiest to the cleanest; all arrays float64 [N + 1] on the host.
 
-    Two grids are equal when they hold the same numbers of the same schedule, so a grid may be static under jit.
+    Two grids are equal when they hold the same numbers for the same schedule, so a grid may be static under jit.
     """
 
     schedule: NoiseSchedule
@@ -71,7 +72,7 @@ class TimeGrid:
 
     @classmethod
     def from_times(cls, schedule: NoiseSchedule, times: np.ndarray, *, to_clean: bool = True) -> "TimeGrid":
-        """The grid through the given decreasing times; `to_clean` adds clean data as last point if it is not there."""
+        """The grid through the given decreasing times; `to_clean` appends clean data if it is not the last point."""
         times = np.asarray(times, np.float64)
         alphas, sigmas, log_snrs = schedule.alpha(times), schedule.sigma(times), schedule.log_snr(times)
         if to_clean and sigmas[-1] > 0:
@@ -82,7 +83,7 @@ class TimeGrid:
         return cls(schedule=schedule, times=times, alphas=alphas, sigmas=sigmas, log_snrs=log_snrs)
 
     def moved(self, change: Callable[[np.ndarray], np.ndarray]) -> "TimeGrid":
-        """The grid through `change(times)`; clean data that was jumped to stays the last point."""
+        """The grid through `change(times)`; if the last transition jumps to clean data, that point stays."""
         jumps = self.ends_clean and self.schedule.sigma(0.0) > 0
         times = self.times[:-1] if jumps else self.times
         return TimeGrid.from_times(self.schedule, change(times), to_clean=self.ends_clean)
@@ -109,7 +110,7 @@ class TimeGrid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridRule:
-    """How the points of a grid are spaced; `starts_at_one` says whether always from t = 1."""
+    """How the points of a grid are spaced; `starts_at_one` says whether the grid always starts at t = 1."""
 
     starts_at_one: ClassVar[bool] = True
 
@@ -140,8 +141,8 @@ class UniformGrid(GridRule):
 class NoiseLevelGrid(GridRule):
     """Base of the rules that space points in a function of the noise level.
 
-    t_min and t_max stand in for an end of the schedule where the log-SNR is infinite; elsewhere they are not used.
-    With `to_clean` False the grid stops at the last spaced point, with noise left, as DPM-Solver's own code does.
+    t_min and t_max replace an end of the schedule where the log-SNR is infinite; elsewhere they are not used. With
+    `to_clean` False the grid stops at the last spaced point, where noise is left, as DPM-Solver's own code does.
     """
 
     t_min: float = 1e-3
@@ -216,8 +217,8 @@ class BetaGrid(GridRule):
 class DiscreteGrid(GridRule):
     """Base of the rules that choose among T discrete steps.
 
-    `rounded` moves every choice to a whole step; without it a network of continuous time sees fractions. `offset` is
-    added to all steps (diffusers calls it steps_offset).
+    `rounded` moves every choice to a whole step; without it a network of continuous time receives fractions. `offset`
+    is added to all steps (diffusers calls it steps_offset).
     """
 
     num_train_steps: int = 1000
@@ -234,7 +235,7 @@ class DiscreteGrid(GridRule):
         return np.round(indices)
 
     def visited(self, num_steps: int) -> np.ndarray:
-        """All steps of a grid of N transitions, but for clean data: the choices, and step 0 where it ends there."""
+        """All steps of a grid with N transitions except clean data: the choices, and step 0 if the grid ends there."""
         chosen = self.indices(num_steps) + self.offset
         return chosen if self.to_clean else np.append(chosen, 0.0)
 
@@ -266,8 +267,8 @@ class LinspaceGrid(DiscreteGrid):
 class LeadingGrid(DiscreteGrid):
     """Whole strides from step 0 upwards.
 
-    Without `to_clean` the last transition goes from step `offset` to step 0, as Stable Diffusion's (offset 1) does;
-    with offset 0 step 0 is there already, and one stride more is taken at the top, if the model has that step.
+    Without `to_clean` the last transition goes from step `offset` to step 0, as in Stable Diffusion (offset 1). With
+    offset 0, step 0 is already there, so one more stride is taken at the noisy end, if the model has that step.
     """
 
     starts_at_one: ClassVar[bool] = False
@@ -296,7 +297,7 @@ class TrailingGrid(DiscreteGrid):
         return self.num_train_steps * (1 - np.arange(num_steps) / num_steps) - 1
 
     def whole(self, indices: np.ndarray) -> np.ndarray:
-        """Counted from 1, as diffusers does: halves go to the even number there."""
+        """The nearest whole steps, counted from 1 as in diffusers, where halves are rounded to even numbers."""
         return np.round(indices + 1) - 1
 
 
@@ -319,7 +320,7 @@ class QuadraticGrid(DiscreteGrid):
 @GRIDS.register("dpm_linspace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMLinspaceGrid(DiscreteGrid):
-    """Equally from step T - 1 downwards, as if to step 0 in N steps; whole steps."""
+    """Equally spaced downwards from step T - 1, as if to reach step 0 in N steps; rounded to whole steps."""
 
     rounded: bool = True
 
@@ -381,7 +382,7 @@ def shift_of_size(schedule: NoiseSchedule, tokens: int, trained: int) -> float:
 class EDMDiscretisedGrid(ChangedGrid):
     """Noise levels rounded to the nearest of a model's `num_train_steps` own (Karras et al. 2022, table 1, iDDPM).
 
-    Two points that round to one level are refused: fewer steps, or a model of more levels, will mend it.
+    Two points that round to one level are refused; use fewer steps or a model with more levels.
     """
 
     num_train_steps: int = 1000

@@ -1,16 +1,16 @@
-"""Which noise levels training sees: distributions over t.
+"""The noise levels that training draws: distributions over t.
 
-Each is given by its quantile function, t = Q(u) with u uniform in [0, 1), so that one option, `uniforms`, says for any
-of them how the u of a global batch hang together; each is uniform by itself, and the loss varies less when the noise
-levels are covered evenly:
+Each is given by its quantile function, t = Q(u) with u uniform in [0, 1). One option, `uniforms`, says for all of them
+how the u of a global batch depend on each other. Each u is uniform by itself, and the loss varies less when the u cover
+[0, 1) evenly:
 
-    independent        no two have to do with each other
+    independent        no dependence
     antithetic         pairs u, 1 - u
     stratified         u_i = (i + v_i) / batch, one in every stratum, jittered
     low_discrepancy    u_i = (u_0 + i / batch) mod 1 (Kingma et al. 2021, arXiv 2107.00630, app. I.1)
 
-One distribution learns from the losses that it caused: `loss_second_moment` (Nichol & Dhariwal 2021, sec. 3.3). Its
-memory is an explicit state, and every time comes with the weight that keeps the expected loss what it was.
+One distribution adapts to the losses of its own draws: `loss_second_moment` (Nichol & Dhariwal 2021, sec. 3.3). Its
+memory is an explicit state, and every time comes with a weight that keeps the expected loss unchanged.
 
 u = 0 and u = 1, where a Gaussian quantile is infinite, are moved inwards by half the spacing of float32 uniforms.
 """
@@ -42,7 +42,7 @@ _UNIFORMS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeSampler:
-    """A distribution over t; `uniforms` as in the table above."""
+    """A distribution over t; `uniforms` is explained in the table above."""
 
     uniforms: Literal["independent", "antithetic", "stratified", "low_discrepancy"] = "independent"
 
@@ -63,7 +63,7 @@ class TimeSampler:
         return jnp.clip(_UNIFORMS[self.uniforms](key, compute_dtype()), _SMALLEST_U, 1.0 - _SMALLEST_U)
 
     def init_state(self) -> Any:
-        """The memory of a distribution that learns; None for all others."""
+        """The memory of an adaptive distribution; None for all others."""
         return None
 
     def draw(
@@ -158,7 +158,7 @@ class LogitNormal(TimeSampler):
 @TIME_SAMPLERS.register("mode")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mode(TimeSampler):
-    """t = u - scale (sin^2(pi u / 2) - u): more of the middle for scale > 0 (Esser et al. 2024, eq. 20)."""
+    """t = u - scale (sin^2(pi u / 2) - u): more times near the middle for scale > 0 (Esser et al. 2024, eq. 20)."""
 
     scale: float = 1.29
 
@@ -184,7 +184,7 @@ class CosMap(TimeSampler):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["losses", "counts"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossHistory:
-    """The last losses of every step, float32, and how many there have been, int32."""
+    """The last losses of every step, float32, and the number of losses seen so far, int32."""
 
     losses: Float[Array, "num_steps history"]
     counts: Int[Array, " num_steps"]
@@ -196,7 +196,7 @@ class LossSecondMoment(DiscreteUniform):
     """Importance sampling, p_n ~ sqrt(E[loss_n^2]) (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 18).
 
     The mean is over the last `history` losses of step n. Until every step has that many, steps are uniform; after that
-    a share `uniform_share` of the probability stays uniform. The factor of a time is 1 / (num_steps p_n).
+    a share `uniform_share` of the probability stays uniform. The factor for a time is 1 / (num_steps p_n).
     """
 
     history: int = 10
@@ -236,7 +236,7 @@ class LossSecondMoment(DiscreteUniform):
         return as_compute((step + 1.0) / self.num_steps), as_compute(1.0 / (self.num_steps * p[step]))
 
     def update(self, state: LossHistory, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> LossHistory:
-        """Every loss takes the place of the oldest of its step, in the order of the batch."""
+        """Each loss replaces the oldest one of its step, in the order of the batch."""
         steps = jnp.clip(jnp.round(t * self.num_steps).astype(jnp.int32) - 1, 0, self.num_steps - 1)
 
         def put(state: LossHistory, seen: tuple[Array, Array]) -> tuple[LossHistory, None]:

@@ -1,4 +1,4 @@
-"""D3PM: chains of T steps over K values, given by transition matrices.
+"""D3PM: chains of T steps on tokens with K values, given by transition matrices.
 
 Austin et al. 2021 (arXiv 2107.03006), eq. 2, 3 and app. A. With rows summing to one,
 
@@ -11,7 +11,7 @@ Austin et al. 2021 (arXiv 2107.03006), eq. 2, 3 and app. A. With rows summing to
     gaussian    exp(-4 |i - j|^2 / ((K - 1)^2 beta)), divided by      linear, 1e-4 to 0.02
                 its sum over -K < i - j < K; the rest on the diagonal
 
-Step n = 1 ... T here is step n - 1 of a table of betas; it sits at t = n / T.
+Step n = 1 ... T here is step n - 1 of a table of betas, at t = n / T.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class TokenChain(OfTokens):
         return np.full(self.num_tokens, 1.0 / self.num_tokens)
 
     def prior(self, key: BatchKey, shape: tuple[int, ...]) -> Int[Array, "batch ..."]:
-        """Tokens of the end, [batch, *shape]."""
+        """Tokens from the distribution at the end of the chain, [batch, *shape]."""
         if self.kind == "absorbing":
             return jnp.full((key.index.shape[0], *shape), self.absorbing, jnp.int32)
         return jnp.minimum((key.uniforms(shape) * self.num_tokens).astype(jnp.int32), self.num_tokens - 1)
@@ -102,7 +102,7 @@ class TokenChain(OfTokens):
     ) -> Float[Array, "batch ... K"]:
         """(2), averaged over a distribution of x0 as in the paper's eq. 4, for n = step >= 1; normalised.
 
-        The average is of the joint q(x_{n-1}, x_n | x0), so x0 that could not have led to x_n do not count.
+        The average is over the joint q(x_{n-1}, x_n | x0), so an x0 that could not have led to x_n does not count.
         """
         single, cumulative = (jnp.asarray(table) for table in self.matrices)
         step = jnp.broadcast_to(step, xt.shape[:1]).reshape(-1, *(1,) * (xt.ndim - 1))
@@ -113,7 +113,7 @@ class TokenChain(OfTokens):
 
 
 def draw_categorical(probabilities: Float[Array, "batch ... K"], key: BatchKey) -> Int[Array, "batch ..."]:
-    """One draw from every distribution, by its distribution function."""
+    """One draw from every distribution, by inverting its distribution function."""
     cumulative = jnp.cumsum(probabilities, axis=-1)
     u = key.uniforms(probabilities.shape[1:-1]) * cumulative[..., -1]
     return jnp.minimum(jnp.sum(u[..., None] >= cumulative, axis=-1), probabilities.shape[-1] - 1).astype(jnp.int32)

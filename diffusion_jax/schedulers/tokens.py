@@ -1,15 +1,15 @@
-"""Diffusion of tokens in continuous time: which share of them is still there at time t, and what takes their place.
+"""Diffusion of tokens in continuous time: the share of tokens kept at time t, and what replaces the others.
 
-A token x0 of K values keeps its value up to time t with probability kept(t), and is replaced otherwise, independently
+A token x0 with K values keeps its value up to time t with probability kept(t), and is replaced otherwise, independently
 of all others (Austin et al. 2021, arXiv 2107.03006; Campbell et al. 2022; Sahoo et al. 2024, arXiv 2406.07524; Lou et
 al. 2023, arXiv 2310.16834; Gat et al. 2024, arXiv 2407.15595):
 
     (1)   q(x_t | x0) = kept(t) [x_t = x0] + (1 - kept(t)) noise(x_t),
 
-where the noise is all on the mask, or uniform on the K values.
+where the noise is always the mask, or uniform over the K values.
 
-Time runs as everywhere: t = 0 is data, kept(0) = 1, and at t = 1 nothing or almost nothing is kept. With sigma(t) =
--log kept(t), rate(t) = sigma'(t) is the rate at which tokens are replaced.
+As everywhere, t = 0 is data, with kept(0) = 1; at t = 1 no or almost no token is kept. With sigma(t) = -log kept(t),
+rate(t) = sigma'(t) is the rate at which tokens are replaced.
 
     schedule     kept(t)
     linear       1 - (1 - eps) t             log-linear in sigma: MDLM and SEDD
@@ -42,7 +42,7 @@ class TokenSchedule:
     """kept(t) of (1)."""
 
     def kept(self, t: Array) -> Array:
-        """The probability to be kept, same shape as t."""
+        """The probability that a token is kept, same shape as t."""
         raise NotImplementedError
 
     def rate(self, t: Array) -> Array:
@@ -93,24 +93,24 @@ class GeometricTokens(TokenSchedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfTokens:
-    """Base of the processes of tokens: what a network sees of tokens, and what its output means.
+    """Base of the token processes: how tokens become a network's input, and what its output means.
 
-    A network of images sees a one-hot channel for each value, and for the mask; it returns K channels for each of the
-    data's. With `sequences` the network takes the tokens themselves, [batch, length], and returns [batch, length, at
-    least K].
+    A network of images takes one one-hot channel for each value and for the mask; it returns K channels for each
+    channel of the data. With `sequences` the network takes the tokens themselves, [batch, length], and returns [batch,
+    length, at least K].
 
     Attributes:
       num_tokens: K, the values that a token can have, without the mask.
-      told: what the network hears of the time: "scaled_t", 1000 t; "sigma", -log kept(t); or "nothing", always 0, as in
-        MDLM, where the number of masks says it already; "" for "nothing" where there is a mask, else "scaled_t".
-      sequences: whether tokens are handed over as they are.
-      scale: of "scaled_t".
+      told: the network's time input: "scaled_t", 1000 t; "sigma", -log kept(t); or "nothing", always 0, as in MDLM,
+        where the number of masks determines the time; "" for "nothing" where there is a mask, else "scaled_t".
+      sequences: whether the network takes tokens instead of one-hot channels.
+      scale: factor in "scaled_t".
     """
 
     discrete: ClassVar[bool] = True
-    """Whether what is diffused is tokens."""
+    """Whether the process diffuses tokens."""
     process_kind: ClassVar[str] = "tokens"
-    """What objectives and samplers say that they are of."""
+    """The kind of process; objectives and samplers name the kind that they belong to."""
 
     num_tokens: int
     told: Literal["", "scaled_t", "sigma", "nothing"] = ""
@@ -119,21 +119,22 @@ class OfTokens:
 
     @property
     def has_mask(self) -> bool:
-        """Whether token K is the mask. A network that returns zeros then says log(1 / K): no value is likelier."""
+        """Whether token K is the mask. A network that returns zeros then means log(1 / K): all values are equally
+        likely."""
         return False
 
     def sigma(self, t: Array) -> Array:
         """-log kept(t), same shape as t.
 
         Raises:
-          UserError: the process does not say which share of the tokens is kept.
+          UserError: the process has no probability of keeping a token.
         """
         raise UserError(f"{type(self).__name__} has no sigma: its network is told 'scaled_t' or 'nothing'")
 
     def channels(self, data_channels: int) -> tuple[int, int]:
         """Channels into the network and out of it, for tokens [batch, height, width, data_channels]."""
         values = self.num_tokens + int(self.has_mask)
-        if self.sequences:  # the authors' networks have a logit for the mask, which is never asked for
+        if self.sequences:  # the authors' networks have a logit for the mask, which is never used
             return values, values
         return data_channels * values, data_channels * self.num_tokens
 
@@ -185,7 +186,7 @@ class TokenProcess(OfTokens):
         return self.num_tokens
 
     def prior(self, key: BatchKey, shape: tuple[int, ...]) -> Int[Array, "batch ..."]:
-        """Tokens of which nothing is kept, [batch, *shape]."""
+        """Tokens at t = 1, where none is kept, [batch, *shape]."""
         if self.has_mask:
             return jnp.full((key.index.shape[0], *shape), self.mask, jnp.int32)
         return jnp.minimum((key.uniforms(shape) * self.num_tokens).astype(jnp.int32), self.num_tokens - 1)

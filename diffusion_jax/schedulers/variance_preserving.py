@@ -1,15 +1,15 @@
-"""Variance-preserving schedules given by a table of T betas, read in continuous time.
+"""Variance-preserving schedules given by a table of T betas, extended to continuous time.
 
 Ho et al. 2020 (arXiv 2006.11239, eq. 2, 4) define a chain of T steps by betas, and with it
 
     (1)   alpha_n^2 = prod_{m <= n} (1 - beta_m),      sigma_n^2 = 1 - alpha_n^2,       n = 0 ... T-1.
 
-Step n sits at t = (n + 1) / T, and clean data, log alpha = 0, at t = 0. Between these T + 1 knots log alpha is linear
-in t, which is the continuous reading that DPM-Solver gives such tables (Lu et al. 2022, arXiv 2206.00927):
+Step n is at t = (n + 1) / T, and clean data, log alpha = 0, at t = 0. Between these T + 1 knots log alpha is linear
+in t, as DPM-Solver extends such tables (Lu et al. 2022, arXiv 2206.00927):
 
     (2)   log alpha(t) = linear interpolation of the knots,      sigma(t) = sqrt(-expm1(2 log alpha(t))),
     (3)   log_snr = 2 log alpha - log(-expm1(2 log alpha)),
-    (4)   log alpha = -softplus(-log_snr) / 2,  and t by interpolating the other way: a closed inverse.
+    (4)   log alpha = -softplus(-log_snr) / 2,  and t by inverse interpolation: a closed form.
 
 On the knots all of this is exact, so a discrete sampler sees exactly the table of the paper. `expm1` keeps sigma
 accurate where alpha is one to within rounding. The derivative of the log alpha curve is constant between knots; at a
@@ -87,7 +87,7 @@ class TableSchedule(NoiseSchedule):
         return self.alpha(t) * self._log_alpha_derivative(t)
 
     def sigma_derivative(self, t: Array) -> Array:
-        """From sigma^2 = 1 - alpha^2; infinite at t = 0, where sigma starts as a square root."""
+        """d sigma / dt from sigma^2 = 1 - alpha^2; infinite at t = 0, where sigma starts as a square root."""
         with np.errstate(divide="ignore"):
             return -self.alpha(t) * self.alpha_derivative(t) / self.sigma(t)
 

@@ -1,12 +1,12 @@
-"""A schedule that is a list of noise levels: what a published scheduler visits, and what the network is told at each.
+"""A schedule given as a list of noise levels: what a published scheduler visits, with the network's time at each.
 
-Published schedulers round steps, interpolate noise levels in one way or another, and tell the network a number that
-need not be where the level lies in the table of betas. Here all of that is written down, point by point:
+Published schedulers round steps, interpolate noise levels in various ways, and give the network a time that need not
+match the level's place in the table of betas. Here all of that is listed, point by point:
 
     time t_i falling from 1 to 0  ->  alpha_i, sigma_i, and the network's own time
 
-At the points everything is exact; between them it is linear in t, for solvers that ask in between have their points
-listed too. Such a schedule is for sampling, where the points are known beforehand, and not for training.
+At the points everything is exact, and between them it is linear in t; the points of solvers that evaluate between steps
+are listed too. Such a schedule is for sampling, where the points are known beforehand, not for training.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from diffusion_jax.schedulers.schedule import NoiseSchedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visited(NoiseSchedule):
-    """Noise levels by time.
+    """Noise levels as a function of time.
 
     Attributes:
       times: falling, from 1 to 0.
-      alphas, sigmas: at these times.
+      alphas, sigmas: values at these times.
     """
 
     times: tuple[float, ...]
@@ -47,7 +47,7 @@ class Visited(NoiseSchedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisitedTime(TimeInput):
-    """The network's own time, by the time of a `Visited` schedule."""
+    """The network's own time input, as a function of the time of a `Visited` schedule."""
 
     times: tuple[float, ...]
     told: tuple[float, ...]

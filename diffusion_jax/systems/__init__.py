@@ -1,4 +1,4 @@
-"""Whole models: what is trained, sampled, adapted, saved and loaded."""
+"""Whole models, which are trained, sampled, adapted, saved and loaded."""
 
 from diffusion_jax.systems.description import describe, rebuild
 from diffusion_jax.systems.first_stage import FirstStageFolder, load_first_stage, save_first_stage

@@ -1,10 +1,10 @@
-"""Models as JSON, and back: the parts by name with the fields that are not as by default.
+"""Models as JSON, and back: the parts by name, with the fields that differ from their defaults.
 
     describe(Label(num_classes=10)) == {"part": "Label", "num_classes": 10}
 
-Parts are frozen dataclasses, Flax modules among them, that derive from one of `BASES`: those of this package and those
-that a user's own modules define. A description is data. Reading one runs no code but the parts' own checks, and a name
-that no loaded part has is an error.
+Parts are frozen dataclasses or Flax modules that derive from one of `BASES`, in this package or in a user's own
+modules. A description is data: reading one runs no code except the parts' own checks, and a name that no loaded part
+has is an error.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def describe(value: Any) -> Any:
     """A part, or a value of one of its fields, as JSON types.
 
     Raises:
-      UserError: it is neither a part nor a plain value, such as a function.
+      UserError: it is neither a part nor a plain value; for example, a function.
     """
     if isinstance(value, bool | int | str | None):
         return value
@@ -80,7 +80,7 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(description: Any) -> Any:
-    """What `describe` described.
+    """Rebuild the value that `describe` described.
 
     Raises:
       UserError: an unknown part or field, or values that the part refuses.

@@ -1,12 +1,13 @@
-"""A trained first stage as files: what a latent model needs of it, and nothing of how it was trained.
+"""A trained first stage as files: what a latent model needs of it, without the details of its training.
 
 <folder>/first_stage.safetensors   the codec's parameters, with the measured shift and scale of its latents
          first_stage.json          the codec, its pictures, its fingerprint and its measurements
 
-A run writes them into its workdir when it is finished, the .json last: while it is missing there is no first stage.
+A run writes them into its workdir when it has finished, the .json last: without it there is no first stage.
 
-A published first stage is a folder of diffusers, with config.json and a file of tensors; of a folder with a whole
-pipeline it is the part `vae` (or `vqvae`). Its config has shift and scale, and it does not say which pictures it is of.
+A published first stage is a folder of diffusers, with config.json and a file of tensors; in a folder with a whole
+pipeline it is the part `vae` (or `vqvae`). Its config has shift and scale, but does not say which pictures it was
+trained on.
 """
 
 import dataclasses
@@ -32,19 +33,19 @@ from diffusion_jax.weights import read_state, write_state
 
 WEIGHTS, ABOUT = "first_stage.safetensors", "first_stage.json"
 PIPELINE, CONFIG = "model_index.json", "config.json"
-_BATCH = 64  # pictures at once
+_BATCH = 64  # pictures per batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstStageFolder:
-    """A first stage that lies in a folder.
+    """A first stage in a folder.
 
     Attributes:
       path: the folder.
       codec: the codec.
-      info: the pictures that it was trained on; None where its folder does not say.
-      fingerprint: of its parameters; what is kept of its latents is only of use with these.
-      about: all of first_stage.json.
+      info: the pictures that it was trained on; None if its folder does not say.
+      fingerprint: hash of its parameters; stored latents are only useful with the same hash.
+      about: the whole content of first_stage.json.
     """
 
     path: Path
@@ -57,7 +58,7 @@ class FirstStageFolder:
         """The codec's parameters, on the host.
 
         Raises:
-          UserError: the file is missing, damaged, or not the one that first_stage.json is of.
+          UserError: the file is missing, damaged, or not the one that first_stage.json describes.
         """
         file = self.path / WEIGHTS
         state = read_state(file)
@@ -71,7 +72,7 @@ class FirstStageFolder:
         return params
 
     def round_trip(self, images: UInt8[np.ndarray, "n height width channels"]) -> UInt8[np.ndarray, "n h w c"]:
-        """Pictures encoded and decoded, by the means of their latents."""
+        """Pictures encoded and decoded, using the means of their latents."""
         params = jax.device_put(self.read_params())
 
         @jax.jit
@@ -80,14 +81,14 @@ class FirstStageFolder:
 
         found = []
         for first in range(0, len(images), _BATCH):
-            rows = np.arange(first, first + _BATCH) % len(images)  # filled up: one program serves all batches
+            rows = np.arange(first, first + _BATCH) % len(images)  # filled up, so that one program serves all batches
             found.append(np.asarray(run(params, images[rows]))[: len(images) - first])
         return to_uint8(np.concatenate(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedFirstStage(FirstStageFolder):
-    """A first stage that lies in a folder of diffusers."""
+    """A first stage in a folder of diffusers."""
 
     def read_params(self) -> PyTree:
         _, params = weights.read_component(self.path)
@@ -99,7 +100,7 @@ class PublishedFirstStage(FirstStageFolder):
 def save_first_stage(
     folder: Path | str, codec: LearnedCodec, spec: Mapping[str, Any], params: PyTree, info: DatasetInfo, **about: Any
 ) -> FirstStageFolder:
-    """Write both files; `spec` is the codec as a config names it, `about` what else shall be recorded.
+    """Write both files; `spec` is the codec as a config names it, `about` are further entries for the record.
 
     Raises:
       RunError: the disk is full or not writable.
@@ -120,10 +121,10 @@ def save_first_stage(
 
 
 def _published(path: Path, dtype: DTypeLike) -> PublishedFirstStage | None:
-    """The first stage that a folder of diffusers holds; None if it is no such folder.
+    """The first stage in a folder of diffusers; None if it is no such folder.
 
     Raises:
-      UserError: its class is no first stage, or not known.
+      UserError: its class is unknown, or no first stage.
     """
     if os.path.lexists(path / PIPELINE):
         parts = [path / name for name in ("vae", "vqvae") if (path / name).is_dir()]
@@ -142,14 +143,14 @@ def _published(path: Path, dtype: DTypeLike) -> PublishedFirstStage | None:
 
 
 def load_first_stage(folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> FirstStageFolder:
-    """What first_stage.json in a folder says; its parameters are read when asked for.
+    """The first stage that first_stage.json in a folder describes; its parameters are read on request.
 
     Args:
       folder: the workdir of a finished training of a first stage, or a published one, a folder of diffusers.
-      dtype: what its activations shall be computed in.
+      dtype: type in which its activations are computed.
 
     Raises:
-      UserError: no such folder, a training that is not finished or of something else, or a damaged file.
+      UserError: there is no such folder, the training is not finished or of something else, or a file is damaged.
     """
     path = expanded(folder)
     about = path / ABOUT

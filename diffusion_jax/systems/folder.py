@@ -1,9 +1,9 @@
-"""A model as a folder: what it is, and its parameters.
+"""A model as a folder: its description and its parameters.
 
 <folder>/model.json          the parts (`description.py`), and the fingerprint of the parameters
-         model.safetensors   the parameters, "<group>/<name>"; a run has checkpoints in their place
+         model.safetensors   the parameters, "<group>/<name>"; a run has checkpoints instead
 
-The .json is written last: while it is missing there is no model.
+The .json is written last: without it there is no model.
 """
 
 import json
@@ -24,11 +24,11 @@ from diffusion_jax.systems.model import Model
 from diffusion_jax.weights import read_state, write_state
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
-_SEPARATOR = "//"  # between the names of a tree; a group's own name may hold one stroke
+_SEPARATOR = "//"  # separates the names of a tree; a group's own name may contain a single slash
 
 
 def write_description(folder: Path | str, model: Model, **about: Any) -> None:
-    """Write model.json, unless that is what it holds."""
+    """Write model.json, unless it already has this content."""
     path = Path(folder) / ABOUT
     content = (json.dumps({"model": describe(model), **about}, indent=2) + "\n").encode()
     if not path.is_file() or path.read_bytes() != content:
@@ -36,7 +36,7 @@ def write_description(folder: Path | str, model: Model, **about: Any) -> None:
 
 
 def read_description(folder: Path | str) -> tuple[Model, Mapping[str, Any]]:
-    """The model that model.json describes, and all that the file holds.
+    """The model that model.json describes, and the whole content of the file.
 
     Raises:
       UserError: there is none, or it is damaged.
@@ -53,7 +53,7 @@ def save_model(folder: Path | str, model: Model, params: Params) -> None:
     """Write a model and its parameters, of any types and on any devices, as a folder that `load_model` reads.
 
     Raises:
-      UserError: a part that can not be described, or a folder that can not be written.
+      UserError: a part cannot be described, or the folder cannot be written.
     """
     folder = expanded(folder)
     description = describe(model)
@@ -68,10 +68,10 @@ def save_model(folder: Path | str, model: Model, params: Params) -> None:
 
 
 def read_model(folder: Path | str) -> tuple[Model, Params]:
-    """A folder that `save_model` wrote.
+    """Read a folder that `save_model` wrote.
 
     Raises:
-      UserError: a file is missing or damaged, or they are not of each other.
+      UserError: a file is missing or damaged, or the two do not belong together.
     """
     folder = expanded(folder)
     model, about = read_description(folder)

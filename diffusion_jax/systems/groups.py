@@ -1,8 +1,8 @@
-"""Parameters in groups: which of them are trained, and by what the others are known.
+"""Parameters in groups: which groups are trained, and how the frozen ones are identified.
 
-Parameters are a mapping from the name of a group to its tree: "network", "codec", "objective", and, of parts of which
-there may be several, "conditioning/<slot>" and the like. What is trained is said by patterns of such names. The other
-groups are frozen: they come from a source and stay as they are, so that a run keeps their fingerprint in their place.
+Parameters are a mapping from the name of a group to its tree: "network", "codec", "objective", and, for parts of which
+there may be several, "conditioning/<slot>" and the like. Patterns of such names say which groups are trained. The other
+groups are frozen: they come from a source and never change, so a run stores their fingerprint instead of them.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def under(kind: str, parts: Mapping[str, PyTree]) -> Params:
 
 
 def within(kind: str, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The other way round: the parts of one kind by name."""
+    """The inverse of `under`: the parts of one kind by name."""
     start = f"{kind}/"
     return {name.removeprefix(start): tree for name, tree in params.items() if name.startswith(start)}
 
@@ -33,7 +33,7 @@ def split_groups(params: Mapping[str, PyTree], trained: Sequence[str]) -> tuple[
     """The groups whose whole name matches one of the patterns, and the rest.
 
     Raises:
-      UserError: a pattern that is none.
+      UserError: a pattern is invalid.
     """
     try:
         chosen = {name for name in params if any(re.fullmatch(pattern, name) for pattern in trained)}

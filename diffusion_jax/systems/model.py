@@ -1,10 +1,10 @@
-"""One value for a whole model: codec, conditioning, network and process. It knows no loss, no optimizer, no config.
+"""A whole model as one value: codec, conditioning, network and process, without loss, optimizer or config.
 
     batch["data"] --codec.encode--> z --process.corrupt--> z_t --+
     batch["label"], ... --conditioning--> conditions ------------+--> network --process--> prediction of z
     sample of z --codec.decode--> data
 
-Its parameters are a tree of groups, so that each may be trained, frozen, averaged, sharded or saved by its name:
+Its parameters are a tree of groups, so that each can be trained, frozen, averaged, sharded or saved by its name:
 
     params = {"network": ..., "conditioning/text": ..., "codec": ...}       groups without parameters are left out
 """
@@ -33,7 +33,7 @@ TILED = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is trained and sampled.
+    """The parts that are trained and sampled.
 
     Attributes:
       data: the form of the data.
@@ -41,8 +41,8 @@ class Model:
       process: what is diffused, and what the network's input and output mean.
       conditioning: fills the network's slots from raw fields of a batch.
       codec: the first stage.
-      adapters: what changes the parameters of the other parts, or fills a slot of the network from slots of its
-        own; each has a group of parameters, "adapters/<name>".
+      adapters: they change the parameters of other parts, or fill a slot of the network from their own slots; each has
+        a group of parameters, "adapters/<name>".
 
     Raises:
       UserError: two parts do not fit; the message names both.
@@ -120,17 +120,17 @@ class Model:
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the scale of guidance."""
+        """Whether the network takes the guidance scale as an input."""
         return GUIDANCE in self.network.takes
 
     def with_guidance(self, conditions: Conditions, scale: Array | float) -> Conditions:
-        """The same conditions for a network that is told the scale of guidance, [] or [batch]: of this scale."""
+        """The same conditions with this guidance scale, [] or [batch], for a network that takes one."""
         there = conditions[GUIDANCE]
         told = jnp.asarray(scale, there.dtype) - self.network.guidance_origin
         return {**conditions, GUIDANCE: jnp.broadcast_to(told, there.shape)}
 
     def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], PyTree]) -> Params:
-        """Parameters by group; the network's by `init_network(network, key)`."""
+        """Parameters by group; `init_network(network, key)` makes the network's."""
         groups = {
             NETWORK: init_network(self.network, key),
             CODEC: self.codec.init_params(fold_name(key, CODEC)),
@@ -140,14 +140,14 @@ class Model:
         return {**groups, **self.init_adapters(key, groups)}
 
     def init_adapters(self, key: Key[Array, ""], base: Params) -> Params:
-        """The groups of the adapters, with which the base is as it was."""
+        """The groups of the adapters, which leave the base unchanged."""
         keys = {one.name: fold_name(key, f"{ADAPTERS}/{one.name}") for one in self.adapters}
         own = {one.name: one.init(keys[one.name], base) for one in self.adapters if one.changes_parameters}
         own |= {one.name: one.init(keys[one.name], base, self.network) for one in self.steering}
         return under(ADAPTERS, own)
 
     def adapted(self, params: Params, kind: str = "", dropout_keys: Key[Array, " batch"] | None = None) -> Params:
-        """The groups, of one kind, as the adapters change them; with keys as they do in training, with dropout."""
+        """The groups of one kind, changed by the adapters; with keys, their dropout is active as in training."""
         if not self.adapters:
             return params
         own, groups = within(ADAPTERS, params), {n: tree for n, tree in params.items() if _is_of(n, kind)}
@@ -159,11 +159,11 @@ class Model:
         return groups
 
     def constrain(self, params: Params) -> Params:
-        """The parameters after an update, as the network allows them."""
+        """The nearest parameters that the network allows, applied after an update."""
         return {**params, NETWORK: self.network.constrain(params[NETWORK])} if NETWORK in params else params
 
     def encode(self, params: Params, data: Array, key: BatchKey | None = None) -> Array:
-        """A batch of data as it is diffused; with keys a draw where the codec is stochastic."""
+        """A batch of data as it is diffused; with keys, a random draw if the codec is stochastic."""
         keys = None if key is None else key.fold_in(CODEC).per_example()
         return self.codec.encode(params.get(CODEC), data, keys)
 
@@ -178,23 +178,24 @@ class Model:
         size: int,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Conditions:
-        """What the network is told of `size` examples, from the raw fields of their batch; with keys as in training."""
+        """The network's conditions for `size` examples, from the raw fields of their batch; with keys, as in
+        training."""
         return self.conditioning(self._of_conditioning(params, dropout_keys), batch, size)
 
     def beside(self, params: Params, batch: Mapping[str, Array], size: int) -> Conditions:
-        """The part of it that these raw fields suffice for."""
+        """The part of the conditions for which these raw fields suffice."""
         return self.conditioning.beside(self._of_conditioning(params), batch, size)
 
     def without(self, params: Params, conditions: Conditions, size: int) -> Conditions:
-        """The same where nothing is asked; what is told of the input stays."""
+        """The conditions with all "asked" slots null; "told" slots stay."""
         return self.conditioning.without(self._of_conditioning(params), conditions, size)
 
     def null(self, params: Params, size: int) -> Conditions:
-        """What the network is told where nothing is asked or known."""
+        """The network's conditions if nothing is asked or known."""
         return self.conditioning.null(self._of_conditioning(params), size)
 
     def dropped(self, params: Params, conditions: Conditions, key: BatchKey) -> Conditions:
-        """The same with conditioning dropout, as in training."""
+        """The conditions after conditioning dropout, as in training."""
         return self.conditioning.drop(self._of_conditioning(params), conditions, key)
 
     def denoiser(
@@ -202,7 +203,7 @@ class Model:
     ) -> Denoiser:
         """The denoiser with parameters, conditions and dropout masks bound: every call has the same masks.
 
-        A network of two times is a flow map; asked without a second time it denoises, with s = t.
+        A network with two times is a flow map; without a second time it denoises, with s = t.
         """
         return self.process.denoiser(self._network_fn(params, conditions, dropout_keys))
 
@@ -222,7 +223,7 @@ class Model:
         return within(CONDITIONING, self.adapted(params, CONDITIONING, dropout_keys))
 
     def _network_fn(self, params, conditions, dropout_keys, keep=None) -> Callable[..., Array]:
-        """The network as a function of (x, time, second time); `keep` is given what it sows."""
+        """The network as a function of (x, time, second time); `keep` receives what it sows."""
         network, own = self.adapted(params, NETWORK, dropout_keys)[NETWORK], within(ADAPTERS, params)
 
         def network_fn(x, time, second_time=None):
@@ -241,6 +242,6 @@ class Model:
 
 
 def _is_of(name: str, kind: str) -> bool:
-    """Whether a group, or a path in it, is of a kind; adapters are of none."""
+    """Whether a group, or a path in it, belongs to a kind; adapters belong to none."""
     own = name.partition("/")[0]
     return own != ADAPTERS and kind in ("", own)

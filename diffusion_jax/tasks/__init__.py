@@ -1,11 +1,11 @@
-"""What a trained model is asked to do besides drawing samples: requests to data, as pure functions.
+"""The tasks of a trained model besides drawing samples: pure functions from requests to data.
 
-inpaint         draw what a mask covers
-edit            make something else of a picture: invert as what it is, sample as what it shall be
-variation       draw a picture again, from the middle
-instruct        do with a picture what an instruction says, by a network that was trained to
-invert          the noise that gives a picture
-from_latents    the picture that given noise gives
+inpaint         draw the part under a mask
+edit            turn a picture into another: invert it with what it is, sample with what it shall be
+variation       draw a picture again, starting from the middle
+instruct        change a picture by an instruction, with a network trained for it
+invert          find the noise that gives a picture
+from_latents    draw the picture that given noise gives
 """
 
 from diffusion_jax.tasks.edit import Edit, Instruct, Variation

@@ -1,9 +1,9 @@
-"""Other versions of given data: `edit` makes something else of it, `variation` draws it again, `instruct` does as told.
+"""Other versions of given data: `edit` changes what it shows, `variation` draws it again, `instruct` follows words.
 
-`edit` and `variation` are of any network and begin at the time `strength`: the smaller it is, the more of the data
-stays. `edit` begins with the noise that gives the data under what it is said to be, so that what is not changed by the
-new condition stays; `variation` begins with the data under fresh noise (SDEdit). `instruct` begins with noise, and a
-network that was trained for it sees the data beside it (InstructPix2Pix, Brooks et al. 2022, arXiv:2211.09800).
+`edit` and `variation` work with any network and begin at the time `strength`: a smaller one keeps more of the data.
+`edit` starts from the noise that gives the data under its own description, so that whatever the new condition does not
+change stays the same; `variation` starts from the data with fresh noise (SDEdit). `instruct` starts from noise, and a
+network trained for it sees the data beside its input (InstructPix2Pix, Brooks et al. 2022, arXiv:2211.09800).
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ Strength = Annotated[float, Bounds(low=0, high=1, above=True)]
 @TASKS.register("edit")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit(Task):
-    """Invert with what the data is, sample with what is asked.
+    """Invert with what the data is, sample with what it shall be.
 
     Attributes:
-      inversion: the way to the noise.
+      inversion: finds the noise.
       strength: the time up to which the data is inverted.
     """
 
@@ -89,7 +89,7 @@ class Variation(Task):
 @TASKS.register("instruct")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instruct(Task):
-    """Draw what an instruction makes of the data, by a network that is told both."""
+    """Apply an instruction to the data, with a network that takes both as conditions."""
 
     needs: ClassVar[tuple[str, ...]] = ("image",)
 

@@ -1,14 +1,14 @@
-"""The frame of tasks: from a request to data, as a pure function of (parameters, request, keys).
+"""The base of all tasks: from a request to data, as a pure function of (parameters, request, keys).
 
-Every task does, in this order and nothing else:
+Every task has exactly these steps, in this order:
 
-    prepare      the given data as it is diffused, the mask in its size
-    conditions   what the network is told, and the guided denoiser
-    sample       the way back
+    prepare      encode the given data, and bring the mask to its size
+    conditions   compute the network's conditions and the guided denoiser
+    sample       go from noise to what is diffused
     decode       to data
-    compose      what was given and may not change is put over the result
+    compose      put back given data that may not change
 
-A task never looks at a whole batch, so an example becomes the same in any split of it.
+A task never looks at a whole batch, so the result for an example does not depend on how the batch is split.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from diffusion_jax.conditioning import Conditions, with_masks
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided
 from diffusion_jax.samplers.guidance import name_of as rule_name
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
@@ -32,9 +32,9 @@ from diffusion_jax.schedulers import Denoiser, TimeGrid
 from diffusion_jax.systems import Model, Params
 
 Raw = Mapping[str, Array]
-"""Raw fields of a batch, as the data names them."""
+"""Raw fields of a batch, under the data's names."""
 Others = Callable[[Raw | None, Denoiser], Mapping[str, Denoiser]]
-"""(raw fields, the conditional denoiser) -> what a guidance rule needs beside the network, by name."""
+"""(raw fields, the conditional denoiser) -> what a guidance rule needs besides the network, by name."""
 
 
 @functools.partial(
@@ -42,13 +42,13 @@ Others = Callable[[Raw | None, Denoiser], Mapping[str, Denoiser]]
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for; each field [batch, ...].
+    """A request; each field is [batch, ...].
 
     Attributes:
-      asked: raw fields that say what the sample shall be; None asks for nothing.
+      asked: raw fields that describe the wanted sample; None asks for nothing.
       image: data to start from.
       mask: 1 where data is to be drawn, of the data's height and width and one channel.
-      source: raw fields that say what `image` is; None says nothing.
+      source: raw fields that describe `image`; None describes nothing.
       latents: noise to start from, in units of the prior.
     """
 
@@ -61,17 +61,17 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """With what a task is done.
+    """The means by which a task is done.
 
     Attributes:
       model: the model.
-      sampler: the way back.
-      grid: at which times.
-      guidance: how the denoiser leans towards what is asked.
-      clip_x0: whether predictions are cut to [-1, 1].
-      denoiser: (parameters, conditions) -> the denoiser as samplers may ask it; by default the model's.
-      others: what the guidance rule needs beside the network.
-      negative: raw fields of one row that take the place of "nothing" in guidance.
+      sampler: the sampler.
+      grid: its noise levels.
+      guidance: the guidance rule.
+      clip_x0: whether predictions are clipped to [-1, 1].
+      denoiser: (parameters, conditions) -> the denoiser that samplers may call; by default the model's.
+      others: what the guidance rule needs besides the network.
+      negative: raw fields of one row that replace "nothing" in guidance.
     """
 
     model: Model
@@ -84,34 +84,27 @@ class Setting:
     negative: Raw | None = None
 
     def check(self) -> None:
-        """Raise UserError where the guidance rule does not fit the model or the sampler."""
+        """Raise UserError if the guidance rule does not fit the model or the sampler."""
         asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
         require_tellable(self.guidance, self.model)
         self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
-        if self.rule.remembers:
-            require_memory(self.sampler)
-        steps = self.grid.num_steps
-        if self.rule.reuse > 1 and self.sampler.nfe(steps, ends_clean=self.grid.ends_clean) != steps:
-            raise UserError(
-                f"guidance with reuse {self.rule.reuse} counts steps of one evaluation, and sampler "
-                f"{type(self.sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
-            )
+        self.rule.check_sampler(self.sampler, self.grid)
 
     @property
     def rule(self) -> Rule:
-        """What is made of several predictions: nothing, where the network is told the scale of guidance."""
+        """The rule that combines several predictions: none, if the network takes the guidance scale as an input."""
         return NoGuidance() if self.model.embeds_guidance else self.guidance
 
     @property
     def sampler_kind(self) -> str:
-        """What the sampler asks the network for, "denoiser" of tokens too."""
+        """The denoiser kind that the sampler needs; "denoiser" for tokens too."""
         return "denoiser" if self.model.process.discrete else self.sampler.denoiser_kind
 
     def conditions(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Conditions:
-        """What the network is told of `size` examples; of nothing, where there are no raw fields.
+        """The network's conditions for `size` examples; null, if there are no raw fields.
 
-        One that is told the scale of guidance is told the rule's, and at scale 1 what its model says where nobody does.
-        `beside` are raw fields of the task's own, such as a picture, which count for the parts that they suffice for.
+        A network that takes a guidance scale receives the rule's; at scale 1, the model's default. `beside` are raw
+        fields of the task itself, such as a picture, used by the parts for which they suffice.
         """
         model = self.model
         found = model.null(params, size) if raw is None else model.conditions(params, raw, size)
@@ -128,7 +121,7 @@ class Setting:
         return functools.partial(self.denoiser or self.model.denoiser, params)
 
     def guided(self, params: Params, raw: Raw | None, size: int, beside: Raw | None = None) -> Denoiser:
-        """The denoiser that samplers are given."""
+        """The denoiser that samplers receive."""
         conditions, bound = self.conditions(params, raw, size, beside), self.denoise(params)
         plain = bound(conditions)
         if self.rule.neutral:
@@ -149,7 +142,7 @@ class Setting:
         )
 
     def _said(self, params: Params, raw: Raw, size: int) -> Conditions:
-        """The slots of what is said negatively."""
+        """The slots for the negative description."""
         rows = {name: jnp.broadcast_to(v, (size, *jnp.shape(v)[1:])) for name, v in self.negative.items()}
         told = self.model.conditions(params, {**raw, **rows}, size)
         parts = [part for part in self.model.conditioning.parts if set(part.reads) & set(rows)]
@@ -158,7 +151,7 @@ class Setting:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of `sample`."""
+        """The options of `sample`."""
         found: dict[str, Any] = {"memory": self.rule.first_memory} if self.rule.remembers else {}
         return {**found, "x0_transform": clipped} if self.clip_x0 else found
 
@@ -167,13 +160,13 @@ class Setting:
         return self.model.encode(params, request.image)
 
     def mask(self, request: Request) -> Float[Array, "batch ..."]:
-        """The mask in the size of what is diffused: a latent is drawn where any of its pixels is."""
+        """The mask in the size of what is diffused: a latent is drawn if any of its pixels is."""
         (batch, height, width), (small, narrow) = request.mask.shape[:3], self.model.diffused.shape[:2]
         cells = request.mask.reshape(batch, small, height // small, narrow, width // narrow, 1)
         return cells.max(axis=(2, 4))
 
     def evaluations(self, of_denoiser: int) -> int:
-        """Network evaluations with guidance, from evaluations of the denoiser by the sampler."""
+        """Network evaluations with guidance, for a number of denoiser evaluations by the sampler."""
         return network_evaluations(
             self.rule,
             self.model.conditioning.asked,
@@ -188,7 +181,7 @@ class Setting:
 
 
 def require_tellable(rule: Rule, model: Model) -> None:
-    """Raise UserError where a network is told the scale of guidance, and the rule is more than a scale."""
+    """Raise UserError if the network takes a guidance scale, but the rule is more than a scale."""
     if model.embeds_guidance and not rule.can_be_told:
         raise UserError(
             f"the network is told the scale of guidance, and {rule_name(rule)} is more than a scale: use "
@@ -197,7 +190,7 @@ def require_tellable(rule: Rule, model: Model) -> None:
 
 
 def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    """x0 cut to [-1, 1]."""
+    """x0 clipped to [-1, 1]."""
     return jnp.clip(x0, -1, 1)
 
 
@@ -205,15 +198,15 @@ def clipped(x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
 class Task:
     """From a request to data.
 
-    `needs` names the fields of the request that it reads, and `gives` what it returns: "data" as the codec decodes it,
-    or "latents", noise in units of the prior.
+    `needs` names the fields of the request that it reads. `gives` is its result: "data" as the codec decodes it, or
+    "latents", noise in units of the prior.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[str] = "data"
 
     def check(self, setting: Setting) -> None:
-        """Hold the task against a setting.
+        """Check the task against a setting.
 
         Raises:
           UserError: they do not fit; the message names both sides.
@@ -223,7 +216,7 @@ class Task:
             raise UserError(f"task {name_of(self)} is of pixels or latents, and what is diffused here is tokens")
 
     def require_denoiser(self, setting: Setting) -> None:
-        """Refuse a sampler of networks that jump."""
+        """Refuse a sampler for networks that jump."""
         if setting.sampler.denoiser_kind != "denoiser":
             raise UserError(
                 f"task {name_of(self)} goes back along the flow and needs a denoiser, and sampler "
@@ -232,7 +225,7 @@ class Task:
             )
 
     def network_evaluations(self, setting: Setting) -> int:
-        """Evaluations of networks for one result; the least of an adaptive method."""
+        """Network evaluations for one result; for an adaptive method, the least number."""
         grid = setting.grid
         return setting.evaluations(setting.sampler.nfe(grid.num_steps, ends_clean=grid.ends_clean))
 

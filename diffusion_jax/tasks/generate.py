@@ -1,4 +1,4 @@
-"""Samples of a model in one call, for a script or a notebook."""
+"""Draw samples of a model with one call, for a script or a notebook."""
 
 import functools
 import math
@@ -44,18 +44,18 @@ def generate(
         generate(model, params, {"text": ["a red star", "two blue rings"]}, key=jax.random.key(0), guidance=3.0)
 
     Args:
-      model: as `load_model` gives it.
+      model: the model, from `load_model`.
       params: its parameters.
-      asked: what the samples shall be, by the names of the data, as a person says it: {"label": [3, 7]} or
-        {"text": ["a red star"]}; sample i is asked for row i, modulo their number. None asks for nothing.
-      key: of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
-      num_samples: by default one for each row of what is asked, else one.
-      sampler: name or {"name": ..., **options}, of those in `SAMPLERS` that fit the process.
-      steps: of the sampler.
-      grid: name or options, of `GRIDS`.
-      guidance: a scale of classifier-free guidance, or name and options, of `GUIDANCE`.
-      negative: what guidance leans away from, {"text": "a blue ring"}, in the place of nothing.
-      clip_x0: whether predictions are cut to [-1, 1].
+      asked: what the samples shall show, under the data's names and in words that people use: {"label": [3, 7]} or
+        {"text": ["a red star"]}; sample i uses row i, modulo the number of rows. None asks for nothing.
+      key: key of the random numbers; sample i depends on the key, i and its row, not on `batch_size`.
+      num_samples: by default one for each row of `asked`, else one.
+      sampler: name or {"name": ..., **options}, one of those in `SAMPLERS` that fit the process.
+      steps: steps of the sampler.
+      grid: name or options, from `GRIDS`.
+      guidance: a scale of classifier-free guidance, or name and options, from `GUIDANCE`.
+      negative: what guidance leads away from, {"text": "a blue ring"}, instead of nothing.
+      clip_x0: whether predictions are clipped to [-1, 1].
       batch_size: samples drawn at once.
       height, width: of pictures in pixels; by default those of the data.
       shift: how far times are moved towards noise; by default as far as the size wants (`shift_of_size`).
@@ -64,8 +64,8 @@ def generate(
       uint8 [num_samples, height, width, channels] for pixels, float32 for latents, int32 for tokens.
 
     Raises:
-      UserError: parts that do not fit, or something asked for that the model is not told.
-      RunError: samples that are not finite.
+      UserError: parts do not fit, or something is asked for that the model has no condition for.
+      RunError: samples are not finite.
     """
     if batch_size < 1 or (num_samples is not None and num_samples < 1):
         raise UserError(f"num_samples and batch_size must be at least 1, they are {num_samples} and {batch_size}")
@@ -123,7 +123,7 @@ def _draw(setting: Setting, size: int, params: Params, given: Mapping[str, Array
 
 
 def _prepared(model: Model, asked: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Raw fields from what a person says."""
+    """Raw fields from values that people use."""
     parts = {name: part for part in model.conditioning.parts for name in part.prepares}
     for name in asked:
         if name not in parts:

@@ -1,8 +1,8 @@
-"""Inpainting: what a mask covers is drawn, what it does not is left as it is.
+"""Inpainting: the part under a mask is drawn, the rest stays as it is.
 
-An ordinary network is made to do it by a projection. One with channels for a mask and for what is left of the picture
-is told both, and the projection holds what is left besides. The last step is taken in the space of the data: an
-autoencoder's round trip loses something, so that without it nothing outside the mask would be exact.
+An ordinary network does it by a projection. A network with channels for a mask and for the rest of the picture receives
+both, and the projection is applied in addition. The last step, putting back the given data, is taken in the space of
+the data: an autoencoder's round trip loses something, so otherwise nothing outside the mask would be exact.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task
 @TASKS.register("inpaint")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inpaint(Task):
-    """Draw what the mask covers.
+    """Draw the part under the mask.
 
     Attributes:
-      projection: how the sampler is told of what is known.
+      projection: makes the sampler agree with the known part.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "mask")

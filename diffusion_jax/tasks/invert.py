@@ -1,4 +1,4 @@
-"""Data as the noise that gives it, and data from given noise: two ways that undo each other."""
+"""Data to the noise that gives it, and noise to data: two tasks that undo each other."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,10 +15,10 @@ from diffusion_jax.tasks.frame import TASKS, Request, Setting, Task
 @TASKS.register("invert")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Invert(Task):
-    """The noise from which sampling, told the same and not guided, gives the data.
+    """Find the noise from which sampling, with the same conditions and without guidance, gives the data.
 
     Attributes:
-      inversion: the way to the noise.
+      inversion: finds the noise.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image",)
@@ -43,7 +43,7 @@ class Invert(Task):
 @TASKS.register("from_latents")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromLatents(Task):
-    """Sampling that begins with given noise."""
+    """Sampling that starts from given noise."""
 
     needs: ClassVar[tuple[str, ...]] = ("latents",)
 

@@ -1,8 +1,8 @@
-"""Checkpoints: written asynchronously by Orbax, verified on the way back, never silently replaced by another.
+"""Checkpoints: written asynchronously by Orbax, verified on reading, never silently replaced by another.
 
 A checkpoint holds the canonical training state, and a JSON record of what else a bit-exact resume needs (the position
-in the data, the metrics not yet logged) with a fingerprint of every array. A restore computes the fingerprints again:
-a file that lost a chunk, which the array store would read back as zeros, is found out.
+in the data, the metrics not yet logged) with a fingerprint of every array. A restore computes the fingerprints again,
+so it detects a file that lost a chunk, which the array store would read back as zeros.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ from diffusion_jax.parallel import any_process, is_primary, wait_for_all
 from diffusion_jax.parallel.rules import path_name
 from diffusion_jax.training.storage import one_line, quiet_threads, storage_errors
 
-_COMPLETE = "commit_success.txt"  # Orbax's last file of a checkpoint in a bucket
-_LOOKS = 20  # at a directory from which another process deletes
+_COMPLETE = "commit_success.txt"  # the last file that Orbax writes for a checkpoint in a bucket
+_LOOKS = 20  # attempts to list a directory from which another process deletes
 
 
 LAYOUT = 2
-"""Of the parameters in a checkpoint: 1, those of the network; 2, groups, those of the network under "network"."""
+"""Layout of the parameters in a checkpoint: 1, the network's; 2, groups, with the network's under "network"."""
 
 
 class CorruptCheckpointError(UserError):
-    """A checkpoint that can not be read back as it was written."""
+    """A checkpoint that cannot be read back as it was written."""
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as uint32, flattened in no particular order of meaning."""
+    """The bits of an array as uint32, flattened in an arbitrary order."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
@@ -49,7 +49,7 @@ def _words(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def fingerprints(state: Any) -> dict[str, jax.Array]:
-    """One uint32 per leaf: a position-weighted sum of its bits modulo 2^32, whatever its sharding."""
+    """One uint32 per leaf: a position-weighted sum of its bits modulo 2^32, independent of its sharding."""
 
     def fingerprint(x):
         words = _words(x)
@@ -62,7 +62,7 @@ def fingerprints(state: Any) -> dict[str, jax.Array]:
 
 
 def _while_deleted(look: Callable[[], Any]) -> Any:
-    """Look at a directory from which a trainer at work may delete a checkpoint at the moment it is listed."""
+    """Look at a directory while a running trainer may be deleting a checkpoint in it."""
     for _ in range(_LOOKS - 1):
         with contextlib.suppress(FileNotFoundError):
             return look()
@@ -70,10 +70,10 @@ def _while_deleted(look: Callable[[], Any]) -> Any:
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:
-    """Move a directory. In a bucket, where nothing can be renamed, its files are copied and then taken away.
+    """Move a directory. In a bucket, where nothing can be renamed, its files are copied and then removed.
 
-    The file by which Orbax knows a complete checkpoint goes last into the copy and first out of the original: killed
-    half-way, neither half is taken for a checkpoint.
+    The file by which Orbax recognises a complete checkpoint is copied last and removed first, so that after a kill
+    half-way neither half counts as a checkpoint.
     """
     if not _in_bucket(source):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,10 @@ def _in_bucket(path: str | Path | epath.Path) -> bool:
 
 
 def _open_bucket(directory: str | Path, *, write: bool) -> None:
-    """Look for what reads and writes such a bucket, and write there once: better refused now than at the first save.
+    """Look for the library that accesses such a bucket, and write there once, to fail now rather than at the first
+    save.
 
-    It lists what is there now, not what once was: other hosts and TensorStore write there too.
+    It lists what is there now, without a cache: other hosts and TensorStore write there too.
     """
     scheme = str(directory).partition("://")[0]
     try:
@@ -113,7 +114,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
             probe = epath.Path(directory) / "may_be_written"
             probe.write_text("")
             probe.unlink()
-        except Exception as error:  # of the store's own type
+        except Exception as error:  # the store's own exception type
             raise UserError(
                 f"can not write to {directory}: {one_line(error)}; does the bucket exist, and may this machine write "
                 "there?"
@@ -121,13 +122,13 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
-    """A hash of a record but for the hash itself."""
+    """A hash of a record without the hash itself."""
     fields = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which reads the metrics of all checkpoints when it opens a directory, but for damaged ones.
+    """Orbax's manager, which reads the metrics of all checkpoints when it opens a directory; damaged ones are skipped.
 
     A checkpoint whose metrics are damaged loses its rank as one of the best, and nothing else.
     """
@@ -151,12 +152,12 @@ class Checkpointer:
     """The checkpoints of one run, under `directory`.
 
     Args:
-      directory: created when missing.
-      keep_last: how many of the newest are kept.
-      keep_best: how many of the best by `best_metric` are kept besides.
-      best_metric: the name of a metric given to `save`; a checkpoint saved without it is never the best.
+      directory: directory of the checkpoints, created if it is missing.
+      keep_last: number of newest checkpoints that are kept.
+      keep_best: number of best checkpoints by `best_metric` that are also kept.
+      best_metric: name of a metric given to `save`; a checkpoint saved without it is never the best.
       best_mode: "min" or "max".
-      read_only: for looking at the checkpoints of a run that may be under way; nothing is changed, or cleaned up.
+      read_only: for looking at the checkpoints of a run that may be under way; nothing is changed or removed.
 
     Raises:
       UserError: no checkpoint would be kept, `best_mode` is neither, or nothing can be written there.
@@ -196,7 +197,7 @@ class Checkpointer:
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            best_fn=quality,  # Orbax reads the metrics of earlier checkpoints back only if this is there
+            best_fn=quality,  # without it Orbax does not read the metrics of earlier checkpoints
             best_mode=best_mode,
             cleanup_tmp_directories=True,
         )
@@ -206,7 +207,7 @@ class Checkpointer:
             self._manager = _while_deleted(lambda: _Manager(self.directory, options=options))
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, oldest first; none where the directory was removed."""
+        """The steps of the complete checkpoints, oldest first; none if the directory was removed."""
         try:
             _while_deleted(self._manager.reload)
         except (FileNotFoundError, NotADirectoryError):
@@ -218,7 +219,7 @@ class Checkpointer:
         jax.block_until_ready(fingerprints(state))
 
     def save(self, step: int, state: Any, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Begin to write a checkpoint; the values are those of now even if the state is donated afterwards.
+        """Start to write a checkpoint; it holds the present values even if the state is donated afterwards.
 
         Raises:
           RunError: this or the previous write failed, for example because the disk is full.
@@ -226,7 +227,7 @@ class Checkpointer:
         with storage_errors(self.directory):
             self._require_space(step, state)
         prints = {name: int(value) for name, value in jax.device_get(fingerprints(state)).items()}
-        # A copy: Orbax writes it later, when the caller may have added to its lists.
+        # A copy, because Orbax writes it later, when the caller may have added to its lists.
         frozen = json.loads(json.dumps({**record, "step": step, "fingerprints": prints, "layout": LAYOUT}))
         frozen["digest"] = record_digest(frozen)
         with storage_errors(self.directory):
@@ -241,13 +242,13 @@ class Checkpointer:
             )
 
     def _require_space(self, step: int, state: Any) -> None:
-        """Refuse to begin a write that can not end: Orbax would leave a torn directory and a page of tracebacks."""
+        """Refuse to start a write that cannot succeed: Orbax would leave a torn directory and a page of tracebacks."""
         if _in_bucket(self.directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))) + 2**20
-        self._manager.wait_until_finished()  # what is being written takes space too
+        self._manager.wait_until_finished()  # the write under way takes space too
         free = shutil.disk_usage(self.directory).free
-        if any_process(free < needed):  # the answer may be another one a moment later; all must give up or none
+        if any_process(free < needed):  # the answer may change a moment later, but all processes must decide alike
             raise RunError(
                 f"no space left for checkpoint {step} in {self.directory}: it needs {needed / 2**20:.0f} MB, "
                 f"{free / 2**20:.0f} MB are free; the last complete checkpoint is intact: free some space and run the "
@@ -261,19 +262,19 @@ class Checkpointer:
             self._manager.check_for_errors()
 
     def abandon(self) -> None:
-        """Take back the write under way, in a directory that was removed meanwhile and so came back in part."""
-        with contextlib.suppress(Exception):  # whatever Orbax makes of it
+        """Undo the write under way, in a directory that was removed meanwhile and so came back in part."""
+        with contextlib.suppress(Exception):  # whatever Orbax raises
             self._manager.wait_until_finished()
         if _in_bucket(self.directory):
             return
         for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(half, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty, or not there
+        with contextlib.suppress(OSError):  # not empty, or missing
             os.rmdir(self.directory)
             os.rmdir(self.directory.parent)
 
     def read_record(self, step: int) -> dict[str, Any]:
-        """The record alone; errors as of `restore`."""
+        """Read only the record; the errors are those of `restore`."""
         try:
             with quiet_threads():
                 record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
@@ -302,16 +303,16 @@ class Checkpointer:
 
         Args:
           step: one of `steps()`.
-          abstract_state: tree of ShapeDtypeStruct with shardings: the form in which the state is wanted.
+          abstract_state: tree of ShapeDtypeStruct with shardings: the wanted form of the state.
 
         Returns:
           The state and the record given to `save`.
 
         Raises:
-          CorruptCheckpointError: it can not be read, or is not what was written.
+          CorruptCheckpointError: it cannot be read, or is not what was written.
           UserError: an older version of this code wrote it.
         """
-        self.read_record(step)  # so that a checkpoint of another layout is named as one, not as corrupt
+        self.read_record(step)  # raises a clearer error for a checkpoint of another layout
         try:
             with quiet_threads():
                 read = self._manager.restore(
@@ -320,7 +321,7 @@ class Checkpointer:
                         state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
                     ),
                 )
-        except Exception as error:  # Orbax and TensorStore raise many types for a damaged file; all mean the same here
+        except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
             raise CorruptCheckpointError(
                 f"checkpoint {step} in {self.directory} is corrupt: {one_line(error)}"
             ) from error
@@ -329,17 +330,17 @@ class Checkpointer:
         return read.state, record
 
     def restore_params(self, step: int, average: str = "") -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """The parameters alone, on this process's first device: neither moments nor other averages are read.
+        """Read only the parameters, to this process's first device: neither moments nor other averages are read.
 
         Args:
           step: one of `steps()`.
-          average: which average; "" for the first, or the parameters where there is none, "params" for these.
+          average: which average; "" for the first, or the parameters if there is none; "params" for the parameters.
 
         Returns:
           The name of what was read, the trained groups, and the record given to `save`.
 
         Raises:
-          CorruptCheckpointError: it can not be read, or is not what was written.
+          CorruptCheckpointError: it cannot be read, or is not what was written.
           UserError: there is no such average, or an older version of this code wrote it.
         """
         record = self.read_record(step)
@@ -378,7 +379,7 @@ class Checkpointer:
             )
 
     def set_aside_after(self, step: int) -> list[epath.Path]:
-        """Move the checkpoints newer than `step` out of the way; returns where they went. For every process to call."""
+        """Move the checkpoints newer than `step` aside; returns where they went. Every process must call this."""
         newer = [s for s in reversed(self.steps()) if s > step]  # the newest first: killed half-way, the rest is older
         moved = [epath.Path(f"{self.directory}.set_aside") / str(s) for s in newer]
         wait_for_all("set aside: all have looked")
@@ -392,6 +393,6 @@ class Checkpointer:
         return moved
 
     def close(self) -> None:
-        """Wait for what is under way and let go of the directory."""
+        """Wait for the write under way and release the directory."""
         with storage_errors(self.directory):
             self._manager.close()

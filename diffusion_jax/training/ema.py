@@ -14,7 +14,7 @@ at time t the parameters of time s <= t have the density
 the decay being that of step n = 1, 2 ...
 
 It is named by its width, the standard deviation of p relative to t (EDM2 keeps 0.05 and 0.10). Averages stored at
-several steps combine linearly to the average of any other width, after training (`post_hoc_coefficients`).
+several steps can be combined linearly into the average of any other width, after training (`post_hoc_coefficients`).
 """
 
 import dataclasses
@@ -52,17 +52,18 @@ def _overlap(gamma: np.ndarray, t: np.ndarray, other_gamma: np.ndarray, other_t:
 def post_hoc_coefficients(
     widths: Sequence[float], steps: Sequence[float], *, width: float, step: float
 ) -> Float[np.ndarray, "stored"]:
-    """Which multiples of stored averages make the average of another width, in float64 (EDM2, algorithm 3).
+    """The coefficients with which stored averages add up to the average of another width, in float64 (EDM2, algorithm
+    3).
 
-    The least-squares fit of the wanted profile by the stored ones, among the multiples that sum to 1: without that
-    condition, which the paper leaves out, few stored averages give parameters that are too large or too small by some
-    per cent.
+    They are the least-squares fit of the wanted profile by the stored ones among coefficients that sum to 1. Without
+    that condition, which the paper leaves out, a few stored averages give parameters that are too large or too small by
+    a few per cent.
 
     Args:
-      widths: of the stored averages.
+      widths: widths of the stored averages.
       steps: optimizer steps done when each was stored.
-      width: the wanted one.
-      step: at which it is wanted; nothing stored later is of use.
+      width: the wanted width.
+      step: the step for which it is wanted; averages stored later are not used.
 
     Raises:
       UserError: widths out of range, or nothing stored.
@@ -80,13 +81,13 @@ def post_hoc_coefficients(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """Which averages to keep.
+    """The averages to keep.
 
     Attributes:
       decays: decays per optimizer step, each in (0, 1).
       half_lives: half-lives in images.
       widths: relative standard deviations of power-function averages (equation 2), each in (0, 0.2887).
-      ramp_up_ratio: bound of the half-life relative to the images seen so far (equation 1); None for no bound.
+      ramp_up_ratio: bound on a half-life relative to the images seen so far (equation 1); None for no bound.
     """
 
     decays: tuple[float, ...] = ()
@@ -121,7 +122,7 @@ class EmaConfig:
                 images = jnp.minimum(images, jnp.maximum(seen * self.ramp_up_ratio, 1e-8))
             gains.append(-jnp.expm1(math.log(0.5) * batch_size / images))
         n = jnp.asarray(step, jnp.float32) + 1
-        for width in self.widths:  # the first step forgets the initial parameters altogether
+        for width in self.widths:  # the first step forgets the initial parameters completely
             gains.append(-jnp.expm1((power_from_width(width) + 1) * jnp.log1p(-1 / n)))
         return dict(zip(self.names, gains, strict=True))
 

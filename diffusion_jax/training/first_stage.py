@@ -1,6 +1,6 @@
-"""A first stage as something to train: the other kind beside `Trainable`, for the same step, loop and checkpoints.
+"""Training of a first stage: the alternative to `Trainable`, with the same step, loop and checkpoints.
 
-params = {"codec": ..., "discriminator": ...}       the second only where the loss is adversarial
+params = {"codec": ..., "discriminator": ...}       the second only with an adversarial loss
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ class FirstStage:
 
     Attributes:
       data: the form of the pictures.
-      codec: what is trained.
+      codec: the codec to train.
       objective: the loss.
 
     Raises:
-      UserError: the codec or the loss cannot be of such pictures.
+      UserError: the codec or the loss does not accept such pictures.
     """
 
     data: DataSpec
@@ -41,26 +41,27 @@ class FirstStage:
         self.objective.check(self.data.shape)
 
     def init_params(self, key: Key[Array, ""], init_network: Callable[..., Any] | None = None) -> Params:
-        """Parameters by group; `init_network`, which other kinds of model have a use for, has none here."""
+        """Parameters by group; `init_network`, which other kinds of model use, is ignored here."""
         discriminator = self.objective.init_params(fold_name(key, DISCRIMINATOR), self.data.shape)
         own = {} if discriminator is None else {DISCRIMINATOR: discriminator}
         return {CODEC: self.codec.init_params(fold_name(key, CODEC)), **own}
 
     def constrain(self, params: Params) -> Params:
-        """The parameters after an update: as they are."""
+        """The parameters after an update, unchanged."""
         return params
 
     def loss(
         self, params: Params, state: TrainState, batch: dict[str, Array], key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
-        """The training loss, and (metrics, nothing that is observed)."""
+        """The training loss, and (metrics, None)."""
         keys = key.fold_in(CODEC).per_example()
         return self._loss(params, params.get(DISCRIMINATOR), state, batch, keys)
 
     def validation_loss(
         self, params: Params, state: TrainState, batch: dict[str, Array], key: BatchKey
     ) -> tuple[Float[Array, ""], Any]:
-        """The same without noise in the latents and without a discriminator: it falls as reconstructions improve."""
+        """The loss without noise in the latents and without a discriminator, which decreases as reconstructions
+        improve."""
         return self._loss(params, None, state, batch, None)
 
     def _loss(self, params, discriminator, state, batch, keys):

@@ -52,7 +52,7 @@ def learning_rate_schedule(
         decay_steps, 1)) at step n, counted from the beginning (Karras et al. 2024, EDM2, equation 67).
       warmup_steps: steps of the warm-up; 0 for none.
       total_steps: steps of the whole training.
-      decay_steps: where "inverse_sqrt" begins to fall.
+      decay_steps: the step at which "inverse_sqrt" starts to decrease.
     """
     if decay == "constant":
         after = optax.constant_schedule(peak)
@@ -77,13 +77,13 @@ def learning_rate_schedule(
 
 
 def in_turns(optimizer: optax.GradientTransformation, every: int, always: str) -> optax.GradientTransformation:
-    """The optimizer for networks that alternate: one group in every step, all others in one of `every` steps.
+    """An optimizer for networks that alternate: one group is updated in every step, all others in one of `every` steps.
 
-    Each side has a state of its own, clipping and learning rate included, which stays as it is while it pauses; the
-    others' begin with the first step.
+    Each side has its own state, including clipping and learning rate, which does not change while it pauses; the others
+    start with the first step.
 
     Args:
-      optimizer: of either side.
+      optimizer: optimizer for both sides.
       every: steps between updates of the others.
       always: the name of the group that is updated in every step.
     """
@@ -113,9 +113,9 @@ def make_optimizer(
     clip_norm: float = 0.0,
     is_frozen: Callable[[tuple[Any, ...]], bool] = lambda path: False,
 ) -> optax.GradientTransformation:
-    """The named optimizer behind clipping of the gradient's global norm (0: no clipping).
+    """The named optimizer after clipping of the gradient's global norm (0: no clipping).
 
-    Parameters at a path for which `is_frozen` holds are constants: not even a weight decay touches them.
+    Parameters at a path for which `is_frozen` holds are constants: even weight decay leaves them unchanged.
     """
     optimizer = OPTIMIZERS.build(spec, learning_rate=learning_rate)
     clipped = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer

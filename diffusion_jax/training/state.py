@@ -1,4 +1,4 @@
-"""The training state: everything that a step changes, or needs and was not in the config, in one pytree."""
+"""The training state: everything that a step changes, or needs beyond the config, in one pytree."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from diffusion_jax.training.ema import EmaConfig
 
 @flax.struct.dataclass
 class TrainState:
-    """What one step turns into the next.
+    """The value that a training step maps to the next one.
 
     Attributes:
       step: optimizer steps done.
-      params: float32 parameters that are trained, by group; those that belong to the objective are under "objective".
+      params: trained float32 parameters by group; those that belong to the objective are under "objective".
       opt_state: the optimizer's state.
       ema: averages of the parameters by name (see `EmaConfig.names`).
       nonfinite_step: the first step whose loss or gradient was not finite, or -1.
-      target: the averaged parameters that the objective compares with, where it needs them, else None.
+      target: the averaged parameters that the objective compares with, if it needs them, else None.
       teacher: the parameters of a frozen network to learn from, or None; they stay as they are.
       objective_state: the objective's own state, or None.
       frozen: the groups that are not trained, or None; they enter neither optimizer, nor averages, nor checkpoints.
@@ -41,18 +41,18 @@ class TrainState:
     frozen: Any = None
 
     def evaluation_params(self, name: str = "") -> Any:
-        """The parameters to evaluate: the named average, else the first average, else the parameters themselves; with
-        the frozen groups."""
+        """The parameters to evaluate: the named average, else the first average, else the parameters themselves;
+        together with the frozen groups."""
         trained = self.params if name == "params" or not self.ema else self.ema[name or next(iter(self.ema))]
         return self.whole(trained)
 
     def whole(self, trained: Any) -> Any:
-        """Trained groups with the frozen ones beside them."""
+        """Trained groups together with the frozen ones."""
         return {**trained, **self.frozen} if self.frozen else trained
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds, by field: all but the frozen groups, which come from elsewhere."""
+        """The content of a checkpoint by field: everything but the frozen groups, which come from elsewhere."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["frozen"]
         return fields

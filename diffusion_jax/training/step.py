@@ -7,7 +7,7 @@
     params, ema  = optimizer(gradient), ema + (1 - decay) (params - ema)
 
 The step gives the same update on one device, under `pmap`, under sharded `jit`, and with any number of microbatches,
-because an example's random numbers depend on its position in the global batch alone.
+because an example's random numbers depend only on its position in the global batch.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
-OBJECTIVE = "objective"  # the group of the objective's own parameters, beside those of the model
+OBJECTIVE = "objective"  # the group of the objective's own parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What is trained: a model, and the loss.
+    """A model and the loss that trains it.
 
     Attributes:
-      model: the network with everything around it.
+      model: network, codec, conditioning and process.
       objective: the loss.
-      teacher: the frozen model to learn from, where the objective needs one; its parameters are in the state.
-      guidance: bounds of the scales with which the teacher is guided, and which the model is told where it can be.
+      teacher: the frozen model to learn from, if the objective needs one; its parameters are in the state.
+      guidance: bounds of the teacher's guidance scales, which the model receives too if it takes one.
     """
 
     model: Model
@@ -61,18 +61,18 @@ class Trainable:
         return params if own is None else {**params, OBJECTIVE: own}
 
     def constrain(self, params: Params) -> Params:
-        """The parameters after an update, brought back to where the network and the loss want them."""
+        """The nearest parameters that the network and the loss allow, applied after an update."""
         loss = {OBJECTIVE: self.objective.constrain(params[OBJECTIVE])} if OBJECTIVE in params else {}
         return {**self.model.constrain(params), **loss}
 
     def denoiser(
         self, params: Params, conditions: Conditions, dropout_keys: Key[Array, " batch"] | None = None
     ) -> Denoiser:
-        """The model's denoiser for samplers, which asks the network only for times that the loss trains."""
+        """The model's denoiser for samplers, which calls the network only at times that the loss trains."""
         return self.objective.for_sampling(self.model.denoiser(params, conditions, dropout_keys))
 
     def teacher_params(self, state: TrainState) -> Params | None:
-        """The parameters of the teacher; an adapter's is its own model, whose groups are frozen."""
+        """The parameters of the teacher; for an adapter the teacher is its own model, whose groups are frozen."""
         return state.frozen if state.teacher is None and self.model.adapters else state.teacher
 
     def _with_network(self, params: Params, conditions: Conditions) -> Callable[[Any], Denoiser]:
@@ -140,7 +140,7 @@ def _microbatch(tree: Any, accumulation: int) -> Any:
 
 
 def _whole(observed: Any, accumulation: int, axis_name: str | None) -> Any:
-    """Per-example values of all microbatches and devices in the order of the global batch."""
+    """Per-example values of all microbatches and devices, in the order of the global batch."""
     if accumulation > 1:  # the inverse of `_microbatch`
         observed = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), observed)
     if axis_name is not None:
@@ -166,7 +166,7 @@ def make_train_step(
       ema: the averages kept in `state.ema`.
       learning_rate: reported in the metrics; the optimizer holds its own copy.
       batch_size: examples of the global batch.
-      seed: of all random streams.
+      seed: seed of all random streams.
       accumulation: microbatches per step; divides the batch of every device.
     """
 
@@ -193,7 +193,7 @@ def make_train_step(
                 terms, observed = gradient_of(*row)
                 return jax.tree.map(jnp.add, sums, terms), observed
 
-            # In a loop XLA for CPU is slow at the gradients of convolutions (benchmarks/models.py).
+            # In a loop XLA for CPU computes gradients of convolutions slowly (benchmarks/models.py).
             total, observed = jax.lax.scan(add, zeros, rows, unroll=for_cpu())
             gradient, metrics = jax.tree.map(lambda x: x / accumulation, total)
         if axis_name is not None:
@@ -230,8 +230,8 @@ def make_train_step(
 def make_validation_step(trainable: Trainable, *, seed: int) -> Callable[..., Metrics]:
     """Build `validation_step(params, state, batch, first, size) -> metrics`; an example's noise is always the same.
 
-    `params` are those to judge, an average perhaps; the rest of what the loss needs is in `state`. `first` is the
-    position of the batch's first row in the validation set of `size` examples.
+    `params` are the parameters to evaluate, possibly an average; the loss takes everything else from `state`. `first`
+    is the position of the batch's first row in the validation set of `size` examples.
     """
 
     def validation_step(params: Any, state: TrainState, batch: Batch, first: Array, size: int) -> Metrics:

@@ -1,4 +1,4 @@
-"""How storage fails, in one line each: full, removed, not ours; and silence while what is damaged is read."""
+"""Storage errors in one line each (full, removed, not ours), and suppressed output while damaged files are read."""
 
 import contextlib
 import errno
@@ -15,13 +15,13 @@ from diffusion_jax.errors import RunError, UserError
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, not longer than a terminal's line or two."""
+    """The first line of an error's message, shortened to a line or two of a terminal."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it, and so on."""
+    """An error and its chain of causes."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -55,7 +55,7 @@ def storage_errors(directory: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Swallow what Orbax's own threads print while it fails: a traceback for every array of a damaged checkpoint.
+    """Suppress what Orbax's own threads print while it fails: a traceback for every array of a damaged checkpoint.
 
     The error itself still reaches the caller.
     """
@@ -68,8 +68,8 @@ def quiet_threads() -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                time.sleep(0.5)  # the other reads under way fail in their own threads, and print there
-                gc.collect()  # abandoned coroutines complain when they are collected: let it be now
+                time.sleep(0.5)  # the other reads fail in their own threads, and print there
+                gc.collect()  # abandoned coroutines print when they are collected: make it happen now
                 level = logging.CRITICAL  # abandoned tasks do so whenever they are, also at exit: asyncio stays quiet
                 raise
     finally:

@@ -1,12 +1,13 @@
-"""How a frozen teacher is asked while a student learns: with its own conditioners, and guided.
+"""How a frozen teacher is evaluated while a student learns: with its own conditioners, and guided.
 
-A teacher of text-to-image draws well only with guidance, so it is the guided prediction that a student should reach in
-fewer steps. With the scale w of an example (Ho & Salimans 2022, arXiv:2207.12598),
+A text-to-image teacher draws well only with guidance, so a student should reach the guided prediction in fewer steps.
+With the scale w of an example (Ho & Salimans 2022, arXiv:2207.12598),
 
     (1)   teacher = unconditional + w (conditional - unconditional),      w ~ U[low, high],
 
-in x0 and in noise alike. A student that is told w (`Model.with_guidance`) learns all scales at once, and one evaluation
-of it stands for two of the teacher (Meng et al. 2022, arXiv:2210.03142). A teacher that is told w itself is told it.
+in x0 and in noise alike. A student with w as an input (`Model.with_guidance`) learns all scales at once, and one
+evaluation of it replaces two of the teacher (Meng et al. 2022, arXiv:2210.03142). A teacher that takes w as an input
+receives it.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from diffusion_jax.schedulers.arrays import like_data
 from diffusion_jax.systems import Model, Params
 
 UNGUIDED = (1.0, 1.0)
-"""Bounds of the scale of a teacher that is not guided."""
+"""Bounds of the scale for a teacher without guidance."""
 
 
 def drawn_scale(bounds: tuple[float, float], key: BatchKey) -> Float[Array, " batch"]:
@@ -54,10 +55,10 @@ def told(
     dropping: tuple[Model, BatchKey] | None,
     dropout_keys: Key[Array, " batch"] | None = None,
 ) -> Conditions:
-    """What a model is told of a batch.
+    """A model's conditions for a batch.
 
-    `dropping` is the model whose rates of dropout of conditions hold, and the keys; `dropout_keys` are those of the
-    units in what makes the conditions.
+    `dropping` is the model whose conditioning dropout rates apply, and the keys; `dropout_keys` are for the units in
+    the conditioners.
     """
     conditions = model.conditions(params, batch, size, dropout_keys)
     if dropping is None:
@@ -71,10 +72,10 @@ def told(
 def taught_by(
     model: Model, params: Params, conditions: Conditions, scale: Float[Array, " batch"] | None, student: Model
 ) -> Denoiser:
-    """The teacher's denoiser, guided with a scale where there is one, on the schedule of its student.
+    """The teacher's denoiser on the schedule of its student, guided if there is a scale.
 
     Raises:
-      UserError: it is to be guided, and there is nothing that it could be not told.
+      UserError: it is to be guided, but has no condition that could be dropped.
     """
     params = jax.lax.stop_gradient(params)
     if scale is not None and model.embeds_guidance:
@@ -82,7 +83,7 @@ def taught_by(
     denoise = model.denoiser(params, conditions)
     if scale is not None:
         if not model.conditioning.asked:
-            raise UserError("teacher.guidance_scale guides a teacher that is told nothing: leave it out")
+            raise UserError("teacher.guidance_scale guides a teacher that has no conditions: leave it out")
         null = model.without(params, conditions, jnp.shape(scale)[0])
         denoise = guided_by(denoise, model.denoiser(params, null), scale)
     own, theirs = student.process.schedule, model.process.schedule

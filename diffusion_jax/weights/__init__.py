@@ -1,4 +1,4 @@
-"""Published weights in and out: files read without running anything in them, and total maps of names."""
+"""Reading and writing published weights: files are read without running code in them, by complete maps of names."""
 
 from diffusion_jax.weights import published
 from diffusion_jax.weights.components import COMPONENTS, Component, class_name, read_component
@@ -15,7 +15,7 @@ from diffusion_jax.weights.reading import read_state, read_weights, write_state
 from diffusion_jax.weights.texts import bert_map, read_text_encoder
 from diffusion_jax.weights.torch_files import read_torch_file
 
-FOLDER_STEM = STEMS[0]  # the name of the file of weights in a folder of diffusers
+FOLDER_STEM = STEMS[0]  # the file name of weights in a folder of diffusers
 
 __all__ = [
     "ASSUMED",

@@ -1,4 +1,4 @@
-"""An average laid over the raw weights of the same file: for its names, or for what it does not average."""
+"""Combining an average with the raw weights of the same file, for names or for tensors that it lacks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ import numpy as np
 from diffusion_jax.errors import UserError
 
 Tensors = Mapping[str, np.ndarray]
-_PARTS = 4  # of a name that raw weights may have before that of the average
+_PARTS = 4  # parts of a name by which raw weights may exceed the average's
 
 
 def over(
     average: Tensors | Sequence[np.ndarray], raw: Sequence[Tensors], path: Path
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The average by name, with what it lacks from raw weights, and how many tensors these are.
+    """The average by name, with missing tensors taken from raw weights, and the number of these.
 
     Args:
       average: by name, or in the order of the trained tensors of the raw weights.
       raw: sets that it may be the average of.
-      path: what errors name.
+      path: the name of the file in errors.
 
     Raises:
-      UserError: a list that fits no raw weights.
+      UserError: a list does not fit any raw weights.
     """
     if isinstance(average, Mapping):
         for weights in raw:
@@ -46,7 +46,7 @@ def over(
 
 
 def by_name(average: Tensors, weights: Tensors) -> dict[str, np.ndarray] | None:
-    """The average with what it lacks; None where these are not the raw weights of the average."""
+    """The average with missing tensors filled in; None if these are not its raw weights."""
     for prefix in _prefixes(weights):
         inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         if all(name in inside and inside[name].shape == value.shape for name, value in average.items()):
@@ -62,7 +62,7 @@ def by_name(average: Tensors, weights: Tensors) -> dict[str, np.ndarray] | None:
 
 
 def _prefixes(weights: Tensors) -> list[str]:
-    """ "", and the starts of names up to a dot or stroke, the shortest first."""
+    """ "", and the beginnings of names up to a dot or slash, the shortest first."""
     found: dict[str, None] = {"": None}
     for name in weights:
         for part in list(re.finditer(r"[./]", name))[:_PARTS]:
@@ -75,10 +75,10 @@ def _letters(name: str) -> str:
 
 
 def _in_order(average: Sequence[np.ndarray], weights: Tensors) -> list[str]:
-    """The names of the tensors of a list, which has the trained tensors of the raw weights in their order.
+    """Names for the tensors of a list that follows the order of the trained tensors of the raw weights.
 
-    Which are trained is not said. Statistics and fixed frequencies (score SDE's vectors called W) are not; otherwise
-    the shapes have to leave one way only.
+    The list does not say which tensors are trained. Statistics and fixed frequencies (score SDE's vectors called W) are
+    not; apart from these, the shapes must allow only one assignment.
     """
     shapes = [value.shape for value in average]
     trained = [name for name, value in weights.items() if not _is_fixed(name, value)]
@@ -101,7 +101,7 @@ def _is_fixed(name: str, value: np.ndarray) -> bool:
 
 
 def _embedding(wanted: Sequence[tuple], there: Sequence[tuple]) -> list[int] | None:
-    """The earliest places where the wanted shapes are found in order."""
+    """The earliest positions at which the wanted shapes occur in order."""
     found, at = [], 0
     for shape in wanted:
         while at < len(there) and there[at] != shape:

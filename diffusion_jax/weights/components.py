@@ -1,4 +1,4 @@
-"""Parts of published folders: what a class that a folder names is here, and its tensors.
+"""Parts of published folders: for each class that a folder names, the module here and its tensors.
 
 A folder of a model has config.json, whose "_class_name" (diffusers) or "architectures" (transformers) names a class,
 and files of weights. A class is registered once, beside its map of names:
@@ -28,15 +28,15 @@ from diffusion_jax.weights.streaming import stream
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Component:
-    """A class of published models.
+    """A published class.
 
     Attributes:
-      build: the module, from the fields of config.json and the dtype of activations; a field that says something which
-        the module has not is a UserError that names it.
-      weight_map: the map of the module's parameters, given the names that a file has: files of one class differ in
+      build: makes the module from the fields of config.json and the dtype of activations; a field that asks for
+        something which the module lacks is a UserError that names it.
+      weight_map: the map of the module's parameters for the names in a file, since files of one class differ in
         prefixes and in older names.
       shapes: the module's tree of parameters as ShapeDtypeStruct.
-      authors_map: the map of the authors' own names, in which adapters may speak of modules; None: there are none.
+      authors_map: the map of the authors' own names, which adapters may use for modules; None: there are none.
     """
 
     build: Callable[[Mapping[str, Any], DTypeLike], nn.Module]
@@ -54,7 +54,7 @@ COMPONENTS: Registry[Component] = Registry("class of published models")
 
 
 def class_name(config: Mapping[str, Any]) -> str:
-    """The class that a config.json is of; "" where it names none."""
+    """The class in a config.json; "" if it names none."""
     architectures = config.get("architectures") or [""]
     name = config.get("_class_name") or architectures[0]
     return name if isinstance(name, str) else ""
@@ -62,13 +62,13 @@ def class_name(config: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A folder of a model, read.
+    """A model read from a folder.
 
     Attributes:
       module: the network.
       params: its parameters.
-      config: what config.json holds.
-      dtypes: of the tensors in the file, by name.
+      config: content of config.json.
+      dtypes: types of the tensors in the file, by name.
     """
 
     module: nn.Module
@@ -77,7 +77,7 @@ class Part:
     dtypes: Mapping[str, np.dtype]
 
     def state(self, params: PyTree | None = None) -> dict[str, np.ndarray]:
-        """The tensors of the parameters, its own by default, by the names and in the types of the file."""
+        """The tensors of the parameters, by default its own, with the names and types of the file."""
         component = COMPONENTS.build(class_name(self.config))
         params = jax.tree.map(np.asarray, self.params if params is None else params)
         tensors = component.weight_map(self.module, self.dtypes).state(params)
@@ -85,12 +85,12 @@ class Part:
 
     @property
     def widest(self) -> np.dtype:
-        """The type that holds the numbers of all tensors in the file."""
+        """The type that can hold the numbers of all tensors in the file."""
         kinds = [dtype for dtype in self.dtypes.values() if jnp.issubdtype(dtype, jnp.floating)]
         return np.dtype(functools.reduce(jnp.promote_types, kinds)) if kinds else np.dtype(np.float32)
 
     def renamed(self, names: WeightMap) -> dict[str, np.ndarray]:
-        """The tensors by the names of another map, all in the widest type of the file."""
+        """The tensors with the names of another map, all in the widest type of the file."""
         tensors = names.state(jax.tree.map(np.asarray, self.params))
         return {
             name: value.astype(self.widest) if value.dtype.kind not in "iu" else value
@@ -105,16 +105,16 @@ def read_part(
     held_in: DTypeLike = jnp.float32,
     place: Place | None = None,
 ) -> Part:
-    """The model of a folder, one tensor at a time.
+    """Read the model in a folder, one tensor at a time.
 
     Args:
-      folder: with config.json and the weights.
-      dtype: of activations.
-      held_in: the type of parameters; constants are float32 always.
-      place: (path, parameter) -> what stands for it in the tree of parameters, such as the same on devices.
+      folder: folder with config.json and the weights.
+      dtype: type of activations.
+      held_in: type of the parameters; constants are always float32.
+      place: (path, parameter) -> its replacement in the tree of parameters, such as the same on devices.
 
     Raises:
-      UserError: a class or a field that is unknown here, or tensors that are not the class's.
+      UserError: a class or a field is unknown here, or the tensors do not fit the class.
     """
     folder = expanded(folder)
     config = read_json(folder / "config.json")
@@ -129,10 +129,10 @@ def read_part(
 
 
 def component_of(config: Mapping[str, Any], origin: object = "config.json") -> Component:
-    """The class that a config.json is of.
+    """The class in a config.json.
 
     Raises:
-      UserError: it names none that is known here.
+      UserError: it names no class that is known here.
     """
     name = class_name(config)
     if name not in COMPONENTS:
@@ -149,7 +149,7 @@ def read_params(
     held_in: DTypeLike = jnp.float32,
     place: Place | None = None,
 ) -> PyTree:
-    """The parameters of a module from tensors by the names of a map, one at a time; arguments as of `read_part`."""
+    """The parameters of a module from tensors with the names of a map, one at a time; arguments as in `read_part`."""
     return weight_map.params(
         state,
         _shapes(class_name(config), module),
@@ -159,14 +159,14 @@ def read_params(
 
 
 def read_component(folder: Path | str, dtype: DTypeLike = jnp.float32) -> tuple[nn.Module, PyTree]:
-    """The module of a folder, and its parameters, float32, as `read_part` reads them."""
+    """The module of a folder and its float32 parameters, read by `read_part`."""
     part = read_part(folder, dtype)
     return part.module, part.params
 
 
 @functools.lru_cache(maxsize=32)
 def _shapes(name: str, module: nn.Module) -> PyTree:
-    """The tree of parameters of a module; tracing a large one takes seconds."""
+    """The tree of parameters of a module, cached because tracing a large one takes seconds."""
     return COMPONENTS.build(name).shapes(module)
 
 

@@ -1,6 +1,6 @@
 """The network that a diffusers folder's config.json describes, as a spec of `MODELS`, and a config.json of a network.
 
-A field that is not there has diffusers' default. What the networks here do not have is named in an error.
+A missing field has diffusers' default. An option that the networks here lack is an error that names it.
 """
 
 import math
@@ -60,7 +60,7 @@ _DIT = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-_TRANSFORMER = {  # of which DiT was a special case
+_TRANSFORMER = {  # DiT was a special case of it
     **_DIT,
     "attention_head_dim": 88,
     "in_channels": None,
@@ -88,7 +88,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "Transformer2DModel": _TRANSFORMER,
 }
 """Fields of diffusers' classes with their defaults."""
-_MOST, _LAYERS, _NUMBERS = 2**20, 1000, 2**28  # of a whole number, of layers, of the table of positions
+_MOST, _LAYERS, _NUMBERS = 2**20, 1000, 2**28  # limits: of a whole number, of layers, of the table of positions
 _LISTS = {"down_block_types": str, "up_block_types": str, "block_out_channels": int}
 _MAY_BE_NONE = ("attention_head_dim", "out_channels", "num_class_embeds", "num_embeds_ada_norm", "sample_size")
 # block -> (side, whether it attends, how it changes resolution; None: as the config says)
@@ -106,11 +106,11 @@ def network_spec(config: Mapping[str, Any], *, origin: object = "config.json") -
     """The spec, with image_size, image_channels and num_classes, and the format of its weights.
 
     Args:
-      config: what config.json holds.
-      origin: what errors call it.
+      config: content of config.json.
+      origin: its name in errors.
 
     Raises:
-      UserError: no such object, a value of the wrong type, or a class or an option that the networks here do not have.
+      UserError: it is no object, a value has a wrong type, or the networks here lack a class or an option.
     """
     if not isinstance(config, Mapping):
         raise UserError(f"{origin} holds a JSON {type(config).__name__}; it should be an object")
@@ -130,7 +130,7 @@ def network_spec(config: Mapping[str, Any], *, origin: object = "config.json") -
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Fields of config.json that its class does not have; diffusers passes over them."""
+    """Fields of config.json that its class does not have, and that diffusers ignores."""
     known = DEFAULTS.get(str(config.get("_class_name")), {})
     return [name for name in config if name not in known and not name.startswith("_")]
 
@@ -281,10 +281,10 @@ def _unet(fields: Mapping[str, Any], origin: object) -> tuple[dict[str, Any], st
 
 
 def _levels(fields: Mapping[str, Any], origin: object) -> tuple[list[bool], str]:
-    """Which levels attend, and how resolution is changed between them."""
+    """The levels that attend, and how the resolution changes between them."""
     named = {}
     for side in ("down", "up"):
-        blocks = [name.removeprefix("UNetRes") for name in fields[f"{side}_block_types"]]  # as they were called first
+        blocks = [name.removeprefix("UNetRes") for name in fields[f"{side}_block_types"]]  # their earlier names
         for block in blocks:
             if block not in _BLOCKS or _BLOCKS[block][0] != side:
                 known = ", ".join(name for name, (at, *_) in _BLOCKS.items() if at == side)
@@ -319,14 +319,14 @@ def describe(network: nn.Module) -> dict[str, Any]:
     """The config.json with which diffusers builds a network.
 
     Raises:
-      UserError: its class does not have what the network has; the message names the fields.
+      UserError: diffusers' class lacks something that the network has; the message names the fields.
     """
     if not isinstance(network, (UNet, DiT)):
         raise UserError(f"diffusers has no {type(network).__name__}: it has the networks unet and dit")
     config = _describe_unet(network) if isinstance(network, UNet) else _describe_dit(network)
     spec, _ = network_spec(config, origin="what diffusers can say of this network")
     there = MODELS.build(spec)
-    # what does not change the function that the network computes; a null class is a row there like any other
+    # fields that do not change the network's function; a null class is a row there like any other
     free = {"parent", "name", "dtype", "remat", "scan_unroll", "null_label"}
     free |= {"num_classes"} if config.get("num_class_embeds") else set()
     different = [
@@ -341,7 +341,7 @@ def describe(network: nn.Module) -> dict[str, Any]:
 
 
 def _value(network: nn.Module, field: str) -> Any:
-    """A field, where two values of one meaning are one."""
+    """A field, where two values with one meaning are made equal."""
     value = getattr(network, field)
     if field == "out_channels":
         return value or network.image_channels
@@ -349,7 +349,7 @@ def _value(network: nn.Module, field: str) -> Any:
         return network.norm_eps if value is None else value
     if field == "attention_resolutions":
         return sorted(value)
-    if field == "norm_channels" and isinstance(network, UNet):  # whether it makes the groups fewer anywhere
+    if field == "norm_channels" and isinstance(network, UNet):  # whether it reduces the number of groups anywhere
         widths = [round(network.base_channels * multiplier) for multiplier in network.channel_multipliers]
         return all(width >= value * network.norm_groups for width in widths)
     if field == "num_heads" and isinstance(network, UNet) and network.head_channels:

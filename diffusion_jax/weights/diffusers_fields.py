@@ -1,7 +1,7 @@
-"""One reading of the fields of scheduler_config.json, for training and for sampling alike.
+"""Reads the fields of scheduler_config.json, for both training and sampling.
 
-A field that no class of schedulers has is refused: it would say something, and nothing would be done of it. A field of
-another class is passed over, as diffusers does. A field that is not there has diffusers' default.
+A field that no scheduler class has is refused, since it would have an effect that is missing here. A field of another
+class is ignored, as in diffusers. A missing field has diffusers' default.
 """
 
 import math
@@ -45,12 +45,12 @@ def read_fields(config: Mapping[str, Any], kind: str, *, origin: object = "sched
     """All fields of a class of `FIELDS`, by name, defaults filled in.
 
     Args:
-      config: what scheduler_config.json holds.
+      config: content of scheduler_config.json.
       kind: the class, by diffusers' name.
-      origin: what errors call the config.
+      origin: its name in errors.
 
     Raises:
-      UserError: a field that no class has, a value of another type than the default, or a count out of its bounds.
+      UserError: a field belongs to no class, a value has another type than the default, or a count is out of bounds.
     """
     for name, value in config.items():
         if not name.startswith("_") and name not in _ANYWHERE and value not in (None, False):
@@ -58,7 +58,7 @@ def read_fields(config: Mapping[str, Any], kind: str, *, origin: object = "sched
     known = FIELDS[kind]
     fields = {**known, **{name: value for name, value in config.items() if name in known}}
     for name, value in fields.items():
-        if isinstance(known[name], bool) and value is None:  # what older files say for false
+        if isinstance(known[name], bool) and value is None:  # older files write null for false
             fields[name] = False
         elif not _fits(name, value, known[name]):
             raise UserError(f"{origin} has {name}={value!r}; it should be of the type of {known[name]!r}")

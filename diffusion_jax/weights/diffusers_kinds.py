@@ -1,4 +1,4 @@
-"""diffusers' classes of schedulers: their fields with their defaults, and the sampler here that each of them is."""
+"""diffusers' scheduler classes: their fields with defaults, and the corresponding samplers here."""
 
 import dataclasses
 import math
@@ -70,12 +70,12 @@ _VARIANCES = {
     "learned_range": "learned",
 }
 Say = Callable[[str], None]
-"""Takes a line that tells what could not be taken as it is."""
+"""Takes a line that describes a setting which cannot be used as it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A class of schedulers: its fields with their defaults, its sampler, and whose way of spacing steps it has."""
+    """A scheduler class: its fields with defaults, its sampler, and the way in which it spaces steps."""
 
     fields: Mapping[str, Any]
     sampler: Callable[[Mapping[str, Any], Say], dict[str, Any]]

@@ -1,8 +1,8 @@
-"""The noise schedule, the prediction and the sampler that a diffusers folder's scheduler_config.json describes.
+"""The noise schedule, prediction and sampler that a diffusers folder's scheduler_config.json describes.
 
-What defines the diffusion that the network was trained for (betas, prediction type) is taken exactly, or refused. What
-defines only how samples are drawn is taken where it is here; otherwise a line names the field and what is done instead.
-A field that is not there has diffusers' default.
+Settings that define the diffusion which the network was trained for (betas, prediction type) are used exactly, or
+refused. Settings of sampling are used if they exist here; otherwise a line names the field and what is done instead. A
+missing field has diffusers' default.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from diffusion_jax.schedulers import SCHEDULES, TIME_INPUTS
 from diffusion_jax.weights.diffusers_fields import read_fields
 from diffusion_jax.weights.diffusers_kinds import FLOWS, KINDS, SIGMAS, Say
 
-# Fields that are drawn with in one way only here, and what is done where the file says another.
+# Fields that have only one value here, and what is done if the file has another.
 _ONE_WAY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "thresholding": ((False,), "samples are not thresholded"),
     "use_beta_sigmas": ((False,), "the spacing is that of the other fields"),
@@ -48,11 +48,11 @@ _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Groups of a config, as specs, and lines that tell what could not be taken as it is.
+    """Groups of a config as specs, and lines about settings that could not be used as they are.
 
     Attributes:
       schedule, prediction, time_input, time_sampler, sampler, grid: specs of their registries.
-      steps: of sampling.
+      steps: steps of sampling.
       clip_x0: whether predicted data is clipped to [-1, 1].
       notes: the lines.
     """
@@ -80,18 +80,18 @@ ASSUMED = Sampling(
         "predicts the noise, and 50 steps of ddim are assumed",
     ),
 )
-"""What a network without a scheduler is taken for."""
+"""The assumptions for a network without a scheduler."""
 
 
 def read_sampling(config: Mapping[str, Any], *, origin: object = "scheduler_config.json") -> Sampling:
-    """What a scheduler's config describes.
+    """The settings that a scheduler's config describes.
 
     Args:
-      config: what scheduler_config.json holds.
-      origin: what errors and lines call it.
+      config: content of scheduler_config.json.
+      origin: its name in errors and lines.
 
     Raises:
-      UserError: no such object, a value of the wrong type, or a class, a table of betas or a prediction that is not
+      UserError: it is no object, a value has a wrong type, or a class, a table of betas or a prediction is unknown
         here.
     """
     kind = config.get("_class_name") if isinstance(config, Mapping) else None
@@ -126,7 +126,7 @@ def _teller(notes: list[str], origin: object) -> Say:
 
 
 def _fields(config: Mapping[str, Any], kind: str, say: Say, origin: object) -> dict[str, Any]:
-    """All fields of the class, with what is said of those that cannot be taken as they are."""
+    """All fields of the class, with lines about those that cannot be used as they are."""
     fields = read_fields(config, kind, origin=origin)
     others = [name for name in config if name not in fields and not name.startswith("_")]
     if others:
@@ -166,7 +166,7 @@ def _schedule(fields: Mapping[str, Any], origin: object) -> dict[str, Any]:
 
 
 def _ends_clean(fields: Mapping[str, Any], say: Say) -> bool:
-    """Whether the last step goes to clean data; the field's name differs."""
+    """Whether the last step goes to clean data; the name of the field varies."""
     if "set_alpha_to_one" in fields:
         field, clean = "set_alpha_to_one=false", fields["set_alpha_to_one"]
         stands = fields["timestep_spacing"] == "linspace"
@@ -236,9 +236,9 @@ def _flow(config: Mapping[str, Any], sampler: str, origin: object) -> Sampling:
 def describe_sampling(
     schedule: Mapping[str, Any], prediction: Mapping[str, Any], time_input: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The scheduler_config.json of a schedule and a prediction, given as specs; None where diffusers has none.
+    """The scheduler_config.json of a schedule and a prediction, given as specs; None if diffusers has none.
 
-    It draws by DDIM, or by Euler's method along a flow.
+    Its sampler is DDIM, or Euler's method along a flow.
     """
     time = _complete(TIME_INPUTS, time_input)
     if schedule["name"] == "rectified_flow" and prediction["name"] == "velocity" and time["name"] == "scaled_t":
@@ -276,7 +276,7 @@ def _describe_betas(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _complete(registry: Registry, spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with the defaults of what it names."""
+    """A spec together with the defaults of the part that it names."""
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     factory = registry[given["name"]]
     defaults = {

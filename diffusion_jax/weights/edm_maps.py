@@ -44,7 +44,7 @@ def _edm_block(there: str, channels: int, *, shortcut: bool, heads: int) -> tupl
 
 
 def _edm_name(stage: str, level: int, image_size: int) -> str:
-    """EDM names blocks by their resolution."""
+    """The name of a block, which in EDM contains its resolution."""
     side, kind = stage.split("_")[0], stage.split("_")[-1]
     half = "enc" if side == "down" else "dec"
     ending = {"downsample": "down", "upsample": "up"}.get(kind, f"in{kind}" if side == "middle" else f"block{kind}")
@@ -108,7 +108,7 @@ def edm_adm(network: UNet) -> WeightMap:
         entries |= prefixed("augment", dense("model.map_augment", bias=False))
     constants = {}
     for stage, kind, level, channels, shortcut, attend in unet_stages(network):
-        # A block that changes resolution is named by the resolution that it comes to.
+        # The name of a block that changes resolution contains the new resolution.
         to = level + {"downsample": 1, "upsample": -1}.get(stage.split("_")[-1], 0)
         there = f"model.{_edm_name(stage, to, size)}"
         heads = num_heads_at(network, channels) if attend else 0
@@ -122,7 +122,7 @@ def edm_adm(network: UNet) -> WeightMap:
 
 
 def edm2(network: EDM2UNet) -> WeightMap:
-    """EDM2's U-Net, inside its preconditioning (prefix "unet."); the head for the uncertainty is passed over."""
+    """EDM2's U-Net, inside its preconditioning (prefix "unet."); the head for the uncertainty is skipped."""
     size = network.image_size
     width = [network.base_channels * multiplier for multiplier in network.channel_multipliers]
     attends = [size // 2**level in network.attention_resolutions for level in range(len(width))]

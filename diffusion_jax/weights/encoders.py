@@ -1,4 +1,4 @@
-"""The weights of the encoders behind metrics (`models/encoders`), from the files in which they are published."""
+"""The weights of the encoders that metrics use (`models/encoders`), from their published files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ CLIP_SOURCE = (
     "pytorch_model.bin (SHA-256 c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801) or model.safetensors"
 )
 END_OF_TEXT = "<|endoftext|>"
-_HEAD_CHANNELS = 64  # of all sizes of both that are read here
+_HEAD_CHANNELS = 64  # in all sizes of both that are read here
 Entries = dict[TreePath, Entry]
 
 
@@ -47,7 +47,7 @@ class Clip:
 
     Attributes:
       image, text: the networks, and their parameters.
-      folder: where they were read, which has the tokenizer.
+      folder: the folder that they were read from, with the tokenizer.
       fingerprint: SHA-256 of the file of weights.
     """
 
@@ -59,7 +59,7 @@ class Clip:
     fingerprint: str
 
     def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n channels"]:
-        """Embeddings of texts, of length 1; what is longer than the encoder takes is cut off.
+        """Embeddings of texts, of length 1; texts that are too long for the encoder are cut.
 
         Raises:
           UserError: the folder has no tokenizer.
@@ -84,10 +84,10 @@ class Clip:
 
 
 def read_dinov2(path: Path | str) -> tuple[VisionTransformer, PyTree, str]:
-    """DINOv2 without registers, its parameters, and the SHA-256 of the file; ViT-L/14 is what FD-DINOv2 is defined by.
+    """DINOv2 without registers, its parameters, and the SHA-256 of the file; FD-DINOv2 is defined with ViT-L/14.
 
     Raises:
-      UserError: no such file (the error says where it is published), or other weights.
+      UserError: there is no such file (the error says where it is published), or it has other weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -132,10 +132,10 @@ def dinov2_map(network: VisionTransformer) -> WeightMap:
 
 
 def read_clip(path: Path | str) -> Clip:
-    """CLIP from a folder as Hugging Face's `transformers` writes it; ViT-L/14 at 336 pixels is what CMMD is defined by.
+    """CLIP from a folder written by Hugging Face's `transformers`; CMMD is defined with ViT-L/14 at 336 pixels.
 
     Raises:
-      UserError: no such folder (the error says where it is published), or other weights.
+      UserError: there is no such folder (the error says where it is published), or it has other weights.
     """
     path = Path(path)
     if not path.is_dir():

@@ -1,14 +1,14 @@
-"""Which of the sets of tensors in a file is meant: averages of the parameters before raw weights.
+"""Chooses among the sets of tensors in a file: averages of the parameters before raw weights.
 
 Training programs keep several sets in one file: the parameters, one or more averages of them, the optimizer's moments.
-No two programs do it in one way, so nothing here knows a program. A *set* is any table of tensors by name, or list of
-tensors, anywhere in the file; and a table whose names begin with the name of an average (`ema.`, `model_ema.`) holds
-more than one. A set is an average when the nearest part of its path that says so says so ("ema", "shadow_params",
-"averaged_model" ...); "online_model" or "collected_params" inside an average say that it is not. Optimizers are no
-weights, but an average inside one is.
+Each program does it differently, so this module knows no particular program. A *set* is any table of tensors by name,
+or list of tensors, anywhere in the file; a table in which some names begin with the name of an average (`ema.`,
+`model_ema.`) holds more than one. A set is an average if the nearest telling part of its path says so ("ema",
+"shadow_params", "averaged_model" ...); "online_model" or "collected_params" inside an average say that it is not.
+Optimizers are not weights, but an average inside one is.
 
-An average may lack what is not trained, may be a list without names, or may have names without dots (latent diffusion).
-It is then laid over the raw weights of the same file.
+An average may lack tensors that are not trained, may be a list without names, or may have names without dots (latent
+diffusion). It is then combined with the raw weights of the same file.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from diffusion_jax.weights.pickled import is_number
 
 _AVERAGES = {"ema", "emas", "average", "averaged", "averages", "avg", "shadow", "swa", "polyak"}
 _NOT_AVERAGES = {"online", "raw", "collected", "backup", "student", "non"}
-_IN_NAMES = _AVERAGES - {"avg"}  # a network may have layers called so
+_IN_NAMES = _AVERAGES - {"avg"}  # a network may have layers with such names
 _NO_WEIGHTS = re.compile(r"optim|^opt\d*$|^opt_|_opt$|sched|scaler|rng|random|^loops$|^callbacks$", re.IGNORECASE)
 _WRAPPERS = {
     "module",
@@ -38,8 +38,8 @@ _WRAPPERS = {
 }
 _USUAL = ("state_dict", "model", "net", "network", "unet", "params", "module", "generator", "denoiser", "weights")
 _COUNTERS = {"decay", "num_updates", "step", "initted", "n_averaged", "optimization_step"}
-_SMALL = 10  # a set of so many times fewer numbers than the largest is no candidate
-_DEPTH, _CONTAINERS = 8, 200_000  # how far a file is searched
+_SMALL = 10  # a set with so many times fewer numbers than the largest is no candidate
+_DEPTH, _CONTAINERS = 8, 200_000  # limits of the search in a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +47,9 @@ class TensorSet:
     """Tensors of a file that belong together.
 
     Attributes:
-      path: where in the file.
-      tensors: by name; a list where they have none.
-      is_average: whether its path says that it is one.
+      path: position in the file.
+      tensors: tensors by name, or a list if they have no names.
+      is_average: whether its path says that it is an average.
     """
 
     path: tuple[str, ...]
@@ -58,28 +58,28 @@ class TensorSet:
 
     @property
     def label(self) -> str:
-        """What `--entry` calls it."""
+        """Its name for `--entry`."""
         return ".".join(self.path) or "rest"
 
     @property
     def size(self) -> int:
-        """Numbers in it."""
+        """The number of values in it."""
         arrays = self.tensors.values() if isinstance(self.tensors, dict) else self.tensors
         return sum(array.size for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors that were taken, and what else there was.
+    """The chosen tensors, and the other sets of the file.
 
     Attributes:
-      tensors: by name.
+      tensors: tensors by name.
       source: the file or folder.
-      entry: the set that was taken; "" where the file has no parts.
+      entry: the chosen set; "" if the file has only one.
       is_average: whether it is an average of the parameters.
       averages, others: labels of the other sets.
-      borrowed: how many tensors that the average lacks were taken from the raw weights.
-      notes: what else should be told, a line each.
+      borrowed: number of tensors missing from the average and taken from the raw weights.
+      notes: further notes, one line each.
     """
 
     tensors: dict[str, np.ndarray]
@@ -92,7 +92,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
     def told(self) -> list[str]:
-        """Lines for the user: which weights these are."""
+        """Lines for the user that say which weights these are."""
         rest = (*self.averages, *self.others)
         if not self.entry and not rest:
             return list(self.notes)
@@ -120,15 +120,15 @@ def says_average(parts: Sequence[str]) -> bool:
 
 
 def _words(part: str) -> set[str]:
-    """Those of "model_ema", "EMACallback" and "net.ema1"."""
+    """The words in names such as "model_ema", "EMACallback" and "net.ema1"."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
 
 
 def choose(tree: Any, path: Path, entry: str | None = None, notes: tuple[str, ...] = ()) -> Weights:
-    """The set that is meant by `entry`, or by default.
+    """The set that `entry` names, or the default one.
 
     Raises:
-      UserError: no tensors by name; no such entry; or several that may be meant. The message names all there are.
+      UserError: there are no tensors by name, no such entry, or several candidates. The message lists all sets.
     """
     sets = find_sets(tree)
     if not sets:
@@ -172,7 +172,7 @@ def _by_default(sets: list[TensorSet], path: Path) -> TensorSet:
 
 
 def _belongs(average: TensorSet, sets: list[TensorSet]) -> bool:
-    """Whether raw weights of the file have the names of an average."""
+    """Whether the file has raw weights with the names of an average."""
     raw = [other.tensors for other in sets if not other.is_average and isinstance(other.tensors, dict)]
     return isinstance(average.tensors, dict) and any(by_name(average.tensors, weights) is not None for weights in raw)
 
@@ -205,13 +205,13 @@ def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 
 def find_sets(tree: Any) -> list[TensorSet]:
-    """All sets of tensors in what a file holds, in its order."""
+    """All sets of tensors in the content of a file, in order."""
     everything = list(_walk(tree, (), itertools.count()))
-    found = [part for part in everything if _keep(part)] or everything  # nothing but single numbers, say
+    found = [part for part in everything if _keep(part)] or everything  # there may be nothing but single numbers
     if isinstance(tree, list) and len(found) == 2:
         first, last = found
         alike = isinstance(first.tensors, dict) and isinstance(last.tensors, dict) and _shapes(first) == _shapes(last)
-        if alike and not first.is_average:  # NCSN's and DDIM's [model, optimizer, epoch, step, average]
+        if alike and not first.is_average:  # [model, optimizer, epoch, step, average] in NCSN and DDIM
             found = [first, dataclasses.replace(last, is_average=True)]
     return found
 
@@ -221,7 +221,7 @@ def _shapes(found: TensorSet) -> dict[str, tuple[int, ...]]:
 
 
 def _keep(found: TensorSet) -> bool:
-    """Whether a set can be weights: neither an optimizer's, nor counters, nor kept copies."""
+    """Whether a set can be weights, rather than an optimizer's state, counters or saved copies."""
     arrays = list(found.tensors.values() if isinstance(found.tensors, dict) else found.tensors)
     if all(array.size <= 1 or array.dtype.kind in "iub" for array in arrays):
         return False
@@ -249,7 +249,7 @@ def _walk(tree: Any, path: tuple[str, ...], visited: Iterator[int]) -> Iterator[
 
 
 def _flat(tensors: dict[str, np.ndarray], path: tuple[str, ...]) -> Iterator[TensorSet]:
-    """The sets in one table: those that prefixes of names call averages, and the rest."""
+    """The sets in one table: those whose name prefixes mark averages, and the rest."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     rest: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
@@ -259,7 +259,7 @@ def _flat(tensors: dict[str, np.ndarray], path: tuple[str, ...]) -> Iterator[Ten
         else:
             rest[name] = value
     for prefix, inner in list(groups.items()):
-        if not _pairs(inner, rest):  # layers that are called so
+        if not _pairs(inner, rest):  # ordinary layers with such names
             rest |= {name: tensors[name] for name in tensors if name.startswith((f"{prefix}.", f"{prefix}/"))}
             del groups[prefix]
     if not groups:
@@ -277,7 +277,7 @@ def _flat(tensors: dict[str, np.ndarray], path: tuple[str, ...]) -> Iterator[Ten
 
 
 def _average_prefix(name: str) -> str:
-    """The start of a name up to the first part that says that it is an average, and "" if none does."""
+    """The beginning of a name up to the first part that marks an average; "" if there is none."""
     for part in re.finditer(r"[./]", name):
         last = re.split(r"[./]", name[: part.start()])[-1]
         words = _words(last)
@@ -287,7 +287,7 @@ def _average_prefix(name: str) -> str:
 
 
 def _pairs(inner: Mapping[str, np.ndarray], rest: Mapping[str, np.ndarray]) -> bool:
-    """Whether tensors are averages of others: most of them have the shape of one whose name ends alike."""
+    """Whether tensors are averages of others: most have the shape of one whose name has the same end."""
     if not _without_counters(rest):
         return True
     ends = {(_letters(name)[-24:], value.shape) for name, value in rest.items()}
@@ -306,7 +306,7 @@ def _letters(name: str) -> str:
 
 
 def _without_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without what counts updates: single numbers that are whole, or called so."""
+    """The tensors without counters of updates: single numbers that are whole, or have such names."""
 
     def counts(name: str, value: np.ndarray) -> bool:
         return value.size == 1 and not re.search(r"[./]", name) and (value.dtype.kind in "iub" or name in _COUNTERS)
@@ -315,7 +315,7 @@ def _without_counters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names without what parallel training and compilation put into them, as often and wherever it is there."""
+    """Names without the prefixes of parallel training and compilation, wherever and however often they occur."""
 
     def short(name: str) -> str:
         parts = name.split(".")

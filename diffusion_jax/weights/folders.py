@@ -1,8 +1,8 @@
-"""Folders of weights: diffusers' models and pipelines, `transformers`' models, and what training programs leave.
+"""Folders of weights: diffusers' models and pipelines, `transformers`' models, and the output of training programs.
 
-A model of diffusers is `config.json` beside `diffusion_pytorch_model.safetensors` or `.bin`, whole or in shards that an
-index lists, in full precision or as a variant ("fp16", "non_ema"). A pipeline is `model_index.json` above folders of
-models and of a scheduler.
+A model of diffusers is `config.json` beside `diffusion_pytorch_model.safetensors` or `.bin`, either whole or in shards
+listed in an index, in full precision or as a variant ("fp16", "non_ema"). A pipeline is `model_index.json` above
+folders of models and of a scheduler.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from diffusion_jax.weights.sniffing import recognise
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")
-_PARTS = ("transformer", "unet", "denoiser", "model")  # of a pipeline
+_PARTS = ("transformer", "unet", "denoiser", "model")  # parts of a pipeline
 _NO_WEIGHTS = re.compile(r"(^|[^a-z])(opt|optim\w*|\w*sched\w*|scaler|random|rng|training_args|step)([^a-z]|$)")
 _STEM = f"(?P<stem>{'|'.join(STEMS)})" + r"(?:\.(?P<a>[\w-]+?))?"
 _SUFFIX = r"(?P<suffix>\.safetensors|\.bin)"
@@ -28,13 +28,13 @@ _INDEX = re.compile(_STEM + _SUFFIX + r"\.index(?:\.(?P<b>\w+))?\.json")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Located:
-    """Where the parts of a network lie.
+    """The files of a network.
 
     Attributes:
-      folder: with the network's files.
-      config: its config.json; None where there is none.
-      scheduler: the scheduler_config.json that belongs to it; None where there is none.
-      notes: what was chosen, a line each.
+      folder: folder with the network's files.
+      config: its config.json; None if there is none.
+      scheduler: its scheduler_config.json; None if there is none.
+      notes: what was chosen, one line each.
     """
 
     folder: Path
@@ -44,10 +44,10 @@ class Located:
 
 
 def locate(path: Path) -> Located:
-    """The network of a folder: its own, or that of a pipeline.
+    """The network in a folder: its own, or a pipeline's.
 
     Raises:
-      UserError: a pipeline without a network that is known here.
+      UserError: a pipeline has no network that is known here.
     """
     folder, notes = path, []
     if (path / "model_index.json").is_file():
@@ -99,17 +99,17 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _published(folder: Path) -> bool:
-    """Whether a folder has weights under the names that libraries give them."""
+    """Whether a folder has weights under the libraries' file names."""
     return folder.is_dir() and any(
         _FILE.fullmatch(file.name) or _INDEX.fullmatch(file.name) for file in folder.iterdir()
     )
 
 
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of one set of weights, all shards, and lines on what was chosen.
+    """The files of one set of weights, with all shards, and lines about the choice.
 
     Raises:
-      UserError: none, several that may be meant, or shards that are not there.
+      UserError: there is none, there are several candidates, or shards are missing.
     """
     variants: dict[tuple[str, str, str], list[Path]] = {}
     for file in sorted(folder.iterdir()):
@@ -163,7 +163,7 @@ def _whole(files: list[Path], folder: Path) -> list[Path]:
 
 
 def _other_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The one file of weights in a folder; the average, where raw weights lie beside it."""
+    """The only file of weights in a folder; the average, if raw weights are beside it."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     files = [file for file in files if not _NO_WEIGHTS.search(file.stem.lower())]
     averages = [file for file in files if says_average([file.stem])]
@@ -179,7 +179,7 @@ def _other_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _instead(folder: Path) -> str:
-    """What there is that cannot be read."""
+    """A hint at files that cannot be read."""
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix not in (".json", ".txt", ".md"):
             reader, what = recognise(file)
@@ -191,7 +191,7 @@ def _instead(folder: Path) -> str:
 
 
 def averages_beside(file: Path) -> Sequence[Path]:
-    """Files of averages that lie beside one of raw weights, of the same step where the names have steps."""
+    """Files of averages beside a file of raw weights, for the same step if the names contain steps."""
     steps = re.findall(r"\d+", file.stem)
     return [
         other
@@ -203,7 +203,7 @@ def averages_beside(file: Path) -> Sequence[Path]:
 
 
 def read_config(path: Path | str) -> dict | None:
-    """config.json of a folder's network; None where there is none.
+    """config.json of a folder's network; None if there is none.
 
     Raises:
       UserError: it is damaged, or no JSON object.

@@ -1,4 +1,4 @@
-"""The table of formats: what the weights of a network are called elsewhere."""
+"""The table of formats: the names of a network's weights elsewhere."""
 
 import functools
 import re
@@ -31,13 +31,13 @@ from diffusion_jax.weights.published import unet as conditional_unet
 
 
 def own(network: nn.Module) -> WeightMap:
-    """This package's own names: the paths of parameters with strokes."""
+    """This package's own names: the paths of parameters with slashes."""
     paths = flatten_dict(parameter_shapes(network))
     return WeightMap({path: same("/".join(path)) for path in paths})
 
 
 def vdm(network: VDMUNet) -> WeightMap:
-    """The score network of the VDM code's Flax checkpoints, flattened to names with strokes."""
+    """The score network in the VDM code's Flax checkpoints, flattened to names with slashes."""
     blocks = {"time": "cond_proj", "conv_0": "conv1", "conv_1": "conv2", "shortcut": "nin_shortcut"}
     attention = {"query": "q", "key": "k", "value": "v", "out": "proj_out", "norm": "GroupNorm_0"}
     norms = {"norm_0": "GroupNorm_0", "norm_1": "GroupNorm_1", "norm_out": "GroupNorm_0"}
@@ -87,7 +87,7 @@ def weight_map(name: str, network: nn.Module) -> WeightMap:
     """The map of a format for a network.
 
     Raises:
-      UserError: an unknown format, or one of another kind of network.
+      UserError: the format is unknown, or for another kind of network.
     """
     if name not in FORMATS:
         raise UserError(unknown_name("format of weights", name, list(FORMATS)))
@@ -97,7 +97,7 @@ def weight_map(name: str, network: nn.Module) -> WeightMap:
     return build(network)
 
 
-# Older names of tensors and today's: of diffusers' attention.
+# Older names of tensors and their present names, for diffusers' attention.
 _RENAMED = (
     (re.compile(r"\.(query|key|value)\.(?=weight$|bias$)"), lambda match: f".to_{match[1][0]}."),
     (re.compile(r"\.proj_attn\.(?=weight$|bias$)"), lambda match: ".to_out.0."),
@@ -105,24 +105,24 @@ _RENAMED = (
 
 
 def find_format(network: nn.Module, state: State) -> str:
-    """The format whose names are those of the tensors; see `fitted`."""
+    """The format that has the names of the tensors; see `fitted`."""
     return fitted(network, state)[0]
 
 
 def fitted(network: nn.Module, state: State, *, form: str | None = None) -> tuple[str, dict[str, np.ndarray]]:
-    """The format of tensors, and those of the network under the format's own names.
+    """The format of tensors, and the network's tensors under the format's own names.
 
-    All names may have one prefix more ("model.", "backbone.") or less than the format's; what lies outside of such a
-    prefix belongs to something else, and is left out. Older names become today's.
+    All names may have one prefix ("model.", "backbone.") more or less than the format's; tensors without that prefix
+    belong to something else and are left out. Older names are replaced by present ones.
 
     Args:
       network: the network here.
       state: tensors by name.
-      form: the format, where it is known; it is found by the names otherwise.
+      form: the format, if it is known; otherwise the names determine it.
 
     Raises:
-      UserError: the names are those of no format, where `form` is not given; the message says how the nearest one
-        differs. Or two prefixes hold the network.
+      UserError: `form` is not given and the names fit no format; the message describes the difference to the nearest
+        one. Or two prefixes hold the network.
     """
     names = {}
     for name, (kind, build) in FORMATS.items():
@@ -141,7 +141,7 @@ def fitted(network: nn.Module, state: State, *, form: str | None = None) -> tupl
             if found is not None:
                 return name, found
     if form is not None:
-        return form, dict(state)  # reading it says what is missing
+        return form, dict(state)  # reading it reports what is missing
     raise UserError(_nearest(network, names, state))
 
 
@@ -155,7 +155,7 @@ def _renamed(state: State) -> dict[str, np.ndarray]:
 
 
 def _below_prefix(wanted: Sequence[str], state: State) -> dict[str, np.ndarray] | None:
-    """The tensors under a prefix below which all wanted names are found, the format's own prefix or not."""
+    """The tensors under a prefix below which all wanted names exist; it may be the format's own prefix."""
     first = re.match(r"(?:[^./]+[./])*", wanted[0])[0]
     own = next((start for start in _starts(first) if all(name.startswith(start) for name in wanted)), "")
     for less in dict.fromkeys(("", own)):
@@ -179,12 +179,12 @@ def _below_prefix(wanted: Sequence[str], state: State) -> dict[str, np.ndarray] 
 
 
 def _starts(prefix: str) -> list[str]:
-    """A prefix and all shorter ones that end with a part of a name, the longest first."""
+    """A prefix and all shorter ones that end at a part of a name, the longest first."""
     return [prefix[: part.end()] for part in re.finditer(r"[./]", prefix)][::-1]
 
 
 def _nearest(network: nn.Module, names: Mapping[str, Sequence[str]], state: State) -> str:
-    """What an error says of tensors whose names are those of no format."""
+    """The error about tensors whose names fit no format."""
     absent = {name: [tensor for tensor in wanted if tensor not in state] for name, wanted in names.items()}
     nearest = min(absent, key=lambda name: len(absent[name]) / len(names[name]))
     start = (
@@ -198,12 +198,12 @@ def _nearest(network: nn.Module, names: Mapping[str, Sequence[str]], state: Stat
 
 
 def load_params(network: nn.Module, state: State, *, form: str | None = None) -> PyTree:
-    """The parameters of a network from tensors by name; the format is recognised where none is given.
+    """The parameters of a network from tensors by name; the format is detected if it is not given.
 
     Raises:
-      UserError: the tensors are not of this network.
+      UserError: the tensors do not belong to this network.
     """
     if form is not None:
-        weight_map(form, network)  # says what is wrong with the name
+        weight_map(form, network)  # reports what is wrong with the name
     form, tensors = fitted(network, state, form=form)
     return weight_map(form, network).params(tensors, parameter_shapes(network))

@@ -1,4 +1,4 @@
-"""The weights of Inception-v3 from the files in which they are published."""
+"""The weights of Inception-v3 from their published files."""
 
 import functools
 from pathlib import Path
@@ -21,10 +21,10 @@ SOURCE = (
 )
 _NORMS = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
-# NVIDIA's names are those of TensorFlow's graph. Blocks and layers by ours:
+# NVIDIA's names are those of TensorFlow's graph. Blocks and layers under our names:
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 _BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
-# of a block with the branches branchX_1, branchX_2 ... in a row, the tower of each X
+# for a block with the branches branchX_1, branchX_2 ... in sequence, the tower of each X
 _TOWERS = {
     "5": {"branch5x5": "tower", "branch3x3dbl": "tower_1"},
     "6a": {"branch3x3dbl": "tower"},
@@ -52,8 +52,7 @@ def inception_shapes() -> PyTree:
 
 
 def inception_map() -> WeightMap:
-    """The names of pytorch-fid and torch-fidelity, which are the same; the bias of the classes is not used by any
-    metric."""
+    """The names of pytorch-fid and torch-fidelity, which are equal; no metric uses the bias of the classes."""
 
     def entry(path: tuple[str, ...]) -> Entry:
         module, leaf = ".".join(path[:-1]), path[-1]
@@ -107,10 +106,10 @@ def nvidia_inception_map() -> WeightMap:
 
 def read_inception(path: Path | str) -> tuple[PyTree, str]:
     """Parameters of `InceptionV3`, and the SHA-256 of the file: pytorch-fid's `.pth` or torch-fidelity's, or NVIDIA's
-    `.pkl` or its TorchScript `.pt`. No code in the file is run.
+    `.pkl` or its TorchScript `.pt`. Reading runs no code in the file.
 
     Raises:
-      UserError: no such file (the error says where it is published), or not these weights.
+      UserError: there is no such file (the error says where it is published), or it has other weights.
     """
     path = Path(path)
     if not path.is_file():

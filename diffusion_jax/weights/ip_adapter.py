@@ -1,10 +1,10 @@
-"""Files of IP-Adapters (Ye et al. 2023, arXiv:2308.06721), read and written: base and plus.
+"""Reads and writes files of IP-Adapters (Ye et al. 2023, arXiv:2308.06721): base and plus.
 
     image_proj.*                               the projection of a picture to tokens
-    ip_adapter.{1,3,5,...}.to_k_ip.weight      keys and values of every attention to the text: of the transformers on
-    ip_adapter.{1,3,5,...}.to_v_ip.weight      the way down, then on the way up, then the middle's
+    ip_adapter.{1,3,5,...}.to_k_ip.weight      keys and values of every attention to the text: first the transformers
+    ip_adapter.{1,3,5,...}.to_v_ip.weight      of the downward path, then of the upward path, then the middle's
 
-The same names are in .safetensors, and in two tables of a .bin file.
+.safetensors files have these names; .bin files have them in two tables.
 """
 
 from collections.abc import Mapping
@@ -35,11 +35,11 @@ Entries = dict[TreePath, Entry | tuple[Entry, ...]]
 
 
 class IpAdapterFile(NamedTuple):
-    """An IP-Adapter, read.
+    """An IP-Adapter read from a file.
 
     Attributes:
-      projection: the module that makes tokens of pictures.
-      features: channels of what it reads of an encoder.
+      projection: the module that turns pictures into tokens.
+      features: channels of its input from the encoder.
       own: its parameters, see `models/image_prompt.py`.
     """
 
@@ -49,11 +49,11 @@ class IpAdapterFile(NamedTuple):
 
 
 def read_ip_adapter(path: Path | str, network: Any) -> IpAdapterFile:
-    """The adapter of a file, for a U-Net.
+    """Read the adapter in a file for a U-Net.
 
     Raises:
-      UserError: a network without attention to a text, a damaged file, one of another kind or for another network; the
-        message says what differs.
+      UserError: the network does not attend to a text, or the file is damaged, of another kind or for another network;
+        the message says what differs.
     """
     stages, width = require_unet(network)
     state = _state(Path(path).expanduser())
@@ -98,7 +98,7 @@ def ip_adapter_map(projection: nn.Module, network: ConditionalUNet) -> WeightMap
     for stage in network.transformers():
         blocks = []
         for _ in range(stage.depth):
-            number += 2  # an attention of tokens to themselves stands before each
+            number += 2  # after the self-attention before each
             there = f"ip_adapter.{number}"
             blocks.append({(n,): transposed(f"{there}.to_{n[0]}_ip.weight") for n in ("key", "value")})
         entries |= stacked(f"{ATTENTION}/{stage.attention_name}", blocks)
@@ -131,7 +131,7 @@ def _of_resampler(projection: Resampler) -> dict[TreePath, Entry]:
 
 
 def _state(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, those of two tables under one name each."""
+    """The tensors of a file; those of two tables get one name each."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the file of the IP-Adapter in it")
     if not path.is_file():
@@ -151,7 +151,7 @@ def _state(path: Path) -> dict[str, np.ndarray]:
 
 
 def _projection(state: State) -> tuple[nn.Module, int]:
-    """The module that `image_proj` is of, and the channels that it reads."""
+    """The module for `image_proj`, and the channels that it reads."""
     if "image_proj.latents" in state:
         layers = {name.split(".")[2] for name in state if name.startswith("image_proj.layers.")}
         queries, states, output, latents, units = (
@@ -185,7 +185,7 @@ def _matrix(state: State, name: str, ndim: int) -> tuple[int, ...]:
 
 
 def _require_base(state: State, network: ConditionalUNet) -> None:
-    """Raise UserError where the attentions are those of another network: how many, and how wide."""
+    """Raise UserError if the number or the widths of the attentions are those of another network."""
     stages = network.transformers()
     ours = [(stage.features, network.context_channels) for stage in stages for _ in range(stage.depth)]
     numbers = sorted({int(n) for n in (name.split(".")[1] for name in state if ".to_k_ip" in name) if n.isdigit()})

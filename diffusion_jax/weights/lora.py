@@ -1,8 +1,8 @@
-"""Files of LoRA and its kin, read for the parameters of this package's networks (`lora_writing.py` writes them).
+"""Reads files of LoRA and its variants for the networks here (`lora_writing.py` writes them).
 
-What a tensor of a file belongs to is found by the map of names of the network (`names.py`): the parameter, the layer of
-a scan, and the columns of a fused layer. An adapter is, by the path of a parameter, the leaves of one form
-(`diffusion_jax.adapters`). Ranks may differ from layer to layer: the lesser are filled up with zeros, which is exact.
+The network's map of names (`names.py`) finds what a tensor belongs to: the parameter, the layer of a scan, and the
+columns of a fused layer. An adapter has, for each path of a parameter, the leaves of one form
+(`diffusion_jax.adapters`). Ranks may differ between layers: smaller ones are padded with zeros, which is exact.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Leaves = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a module's weight lies among the parameters.
+    """The place of a module's weight among the parameters.
 
     Attributes:
-      path: of the parameter, in its group.
-      entry: how it is made of tensors.
-      position: of the module's tensor among those of the entry.
-      layer: of a scan; None where the parameter is not stacked.
-      shape: of the parameter, of one layer.
+      path: path of the parameter, in its group.
+      entry: how the parameter is made of tensors.
+      position: index of the module's tensor among those of the entry.
+      layer: layer of a scan; None if the parameter is not stacked.
+      shape: shape of the parameter, of one layer.
     """
 
     path: tuple[str, ...]
@@ -47,8 +47,8 @@ class Layout:
     """The names of one layout.
 
     Attributes:
-      places: of tensors, and of the parts of tensors that are cut.
-      cuts: the tensors that are cut, by name.
+      places: places of tensors, and of the parts of split tensors.
+      cuts: the split tensors, by name.
     """
 
     places: Mapping[str, Place]
@@ -62,12 +62,12 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A network that an adapter may change.
+    """A network that an adapter can change.
 
     Attributes:
       group: its group of parameters, "network" or "conditioning/<slot>".
-      maps: its maps of names, in the layouts in which files may name its modules.
-      shapes: its parameters, arrays or ShapeDtypeStruct by path.
+      maps: its maps of names, one for each layout that files may use for its modules.
+      shapes: its parameters, as arrays or ShapeDtypeStruct by path.
     """
 
     group: str
@@ -95,7 +95,7 @@ def read_lora(path: Path | str, targets: Mapping[str, Target]) -> dict[str, Leav
       targets: the networks, by component ("denoiser", "text_encoder", "text_encoder_2", "text_encoder_3").
 
     Raises:
-      UserError: a file that is damaged or of no adapter, tensors that find no place, or that are not finite.
+      UserError: the file is damaged or no adapter, or tensors have no place or are not finite.
     """
     path = Path(path)
     state, told = read_state(path), strengths(_metadata(path), str(path))
@@ -133,7 +133,7 @@ def _metadata(path: Path) -> Mapping[str, str]:
     try:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError, ValueError):  # of another format, which has none
+    except (SafetensorError, OSError, ValueError):  # of another format, without metadata
         return {}
 
 
@@ -171,7 +171,7 @@ def _find(layouts: Sequence[Layout], module: str, strokes: bool) -> tuple[Layout
 
 
 def _scale(factors: Mapping[str, np.ndarray], told: Strengths, component: str, module: str) -> float:
-    """alpha / rank: alpha is beside the factors, or in the metadata, or the rank itself."""
+    """alpha / rank, where alpha is beside the factors, in the metadata, or equal to the rank."""
     rank = _rank(factors)
     if not rank:
         return 1.0
@@ -182,7 +182,7 @@ def _scale(factors: Mapping[str, np.ndarray], told: Strengths, component: str, m
 
 
 def _rank(factors: Mapping[str, np.ndarray]) -> int:
-    """Rank of the factors; 0 where there are none."""
+    """Rank of the factors; 0 if there are none."""
     for name, axis in (("down", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
         if name in factors:
             return factors[name].shape[axis]
@@ -220,7 +220,8 @@ def _of_weight(path: Path, module: str, place: Place, factors: Mapping[str, np.n
 
 
 def _cut(path: Path, cut: Cut, factors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
-    """The factors of the parts of a tensor that is several parameters here: rows of B, or columns of A, are theirs."""
+    """The factors for the parts of a tensor that is several parameters here: rows of B, or columns of A, belong to
+    them."""
     of = {"difference": "difference", 0: "up", 1: "down"}
     name = of["difference"] if "difference" in factors else of[cut.axis]
     if name not in factors or "magnitude" in factors:
@@ -235,7 +236,7 @@ def _cut(path: Path, cut: Cut, factors: Mapping[str, np.ndarray]) -> Iterator[tu
 
 
 def _there(place: Place, tensor: np.ndarray) -> np.ndarray:
-    """The whole parameter here that has this tensor in the module's place and zeros elsewhere."""
+    """The whole parameter with this tensor at the module's place and zeros elsewhere."""
     return place.entry.read([tensor if i == place.position else np.zeros_like(tensor) for i in range(_count(place))])
 
 
@@ -260,7 +261,7 @@ def _read(path: Path, place: Place, tensor: np.ndarray) -> np.ndarray:
 def _low_rank(path: Path, place: Place, module: str, factors: Mapping[str, np.ndarray]) -> Leaves:
     """A and B. Where several modules are one layer here, B is zero in the columns of the others."""
     down, up = factors["down"], factors["up"]
-    if "middle" in factors:  # of a convolution: 1x1 down, the middle, 1x1 up
+    if "middle" in factors:  # for a convolution: 1x1 down, the middle, 1x1 up
         down = np.einsum("rskl,si->rikl", factors["middle"], down.reshape(down.shape[:2]))
     rank = down.shape[0]
     if up.shape[1] != rank or not rank:
@@ -283,7 +284,7 @@ def _low_rank(path: Path, place: Place, module: str, factors: Mapping[str, np.nd
 
 
 def _outputs(place: Place, up: np.ndarray) -> np.ndarray | None:
-    """[outputs of the module, rank] as [rank, outputs of the parameter]."""
+    """Turn [outputs of the module, rank] into [rank, outputs of the parameter]."""
     wide = place.shape[-1]
     for form in (up, up.reshape(*up.shape, 1, 1)):
         try:
@@ -297,7 +298,7 @@ def _outputs(place: Place, up: np.ndarray) -> np.ndarray | None:
 
 
 def _product(path: Path, place: Place, factors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What LoHa and LoKr add, whole, in the layout of the file."""
+    """The sum that LoHa and LoKr add, in the layout of the file."""
     try:
         if "hada_w1_a" in factors:
             first = factors["hada_w1_a"] @ factors["hada_w1_b"]
@@ -345,7 +346,7 @@ def _as_difference(leaves: Leaves, shape: tuple[int, ...]) -> Leaves:
 
 
 def _merged(own: Sequence[Leaves], shape: tuple[int, ...]) -> Leaves:
-    """Several modules of one layer as one term; each one's scale goes into its B."""
+    """Several modules of one layer as one term; the scale of each is multiplied into its B."""
     inputs, outputs = int(np.prod(shape[:-1])), shape[-1]
     if not own:
         return {

@@ -1,12 +1,12 @@
-"""The names under which files of LoRA and its kin keep their tensors: of which module, and which factor.
+"""The names of tensors in files of LoRA and its variants: which module, and which factor.
 
     PEFT, diffusers   unet.<module>.lora_A.weight            transformer.<module>.lora_B.weight
     diffusers         unet.<module>.lora.down.weight         text_encoder.<module>.lora_linear_layer.up.weight
     diffusers (old)   unet.<...>.attn1.processor.to_q_lora.down.weight
-    kohya             lora_unet_<module, dots as strokes>.lora_down.weight    lora_te1_<...>.alpha    .dora_scale
+    kohya             lora_unet_<module, dots as underscores>.lora_down.weight    lora_te1_<...>.alpha    .dora_scale
     LyCORIS           lora_unet_<...>.hada_w1_a    .lokr_w2_b    .diff    .diff_b    .lora_mid.weight
 
-A module is named as in its own network, by diffusers or by the original program.
+A module has its name in its own network, either diffusers' or the original program's.
 """
 
 import dataclasses
@@ -61,13 +61,13 @@ DENOISER = "denoiser"
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """What one tensor is.
+    """The meaning of one tensor.
 
     Attributes:
       component: "denoiser", "text_encoder", "text_encoder_2" or "text_encoder_3".
-      module: its module's name; with strokes for dots where `strokes`.
-      factor: which of the module's tensors.
-      strokes: whether the file has lost the dots.
+      module: name of its module, with underscores for dots if `strokes`.
+      factor: which of the module's tensors it is.
+      strokes: whether the file has underscores in place of dots.
     """
 
     component: str
@@ -77,7 +77,7 @@ class Named:
 
 
 def parse(name: str) -> Named | None:
-    """What the tensor of this name is; None where it is of no adapter that is known."""
+    """The meaning of a tensor's name; None if it belongs to no known kind of adapter."""
     prefix, module = _split_factor(name)
     if prefix is None:
         return None
@@ -92,7 +92,7 @@ def parse(name: str) -> Named | None:
 
 
 def _split_factor(name: str) -> tuple[str | None, str]:
-    """Which factor, and the name of the module."""
+    """The factor, and the name of the module."""
     old = _OLD.fullmatch(name)
     if old:
         text = "self_attn" in old["module"]
@@ -109,13 +109,13 @@ class Strengths:
     """alpha by component and module, from a file's metadata.
 
     Attributes:
-      settings: of PEFT, by component.
+      settings: PEFT's settings, by component.
     """
 
     settings: Mapping[str, Mapping[str, Any]]
 
     def scale(self, component: str, module: str, rank: int) -> float | None:
-        """alpha / rank, or alpha / sqrt(rank); None where the metadata does not say."""
+        """alpha / rank, or alpha / sqrt(rank); None if the metadata does not say."""
         own = self.settings.get(component)
         if own is None or not isinstance(own.get("lora_alpha"), int | float):
             return None
@@ -126,7 +126,7 @@ class Strengths:
 
 
 def strengths(metadata: Mapping[str, str], where: str) -> Strengths:
-    """What the metadata of a file says.
+    """Read the metadata of a file.
 
     Raises:
       UserError: it is damaged.
@@ -150,9 +150,9 @@ def strengths(metadata: Mapping[str, str], where: str) -> Strengths:
 
 
 def spellings(modules: Iterable[str], *, strokes: bool) -> dict[str, str]:
-    """Modules of a network by the names that files have for them.
+    """Modules of a network by the names that files use for them.
 
-    Text encoders are written with and without "text_model." in front.
+    Text encoders are written with and without the prefix "text_model.".
     """
     found = {}
     for module in modules:

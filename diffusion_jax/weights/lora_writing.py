@@ -1,4 +1,4 @@
-"""Adapters written as files of LoRA that other programs read."""
+"""Writes adapters as LoRA files that other programs read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ def write_lora(
 ) -> None:
     """Write low-rank terms, and magnitudes, under PEFT's names or kohya's.
 
-    s is folded into B, so that alpha is the rank. Modules that are as they were are left out, unless all are.
+    s is multiplied into B, so that alpha is the rank. Unchanged modules are left out, unless all are unchanged.
 
     Raises:
-      UserError: a form that these files do not have.
+      UserError: these files cannot hold the adapter's form.
     """
     state: dict[str, np.ndarray] = {}
     fresh = all(not np.any(np.asarray(leaves["up"])) for leaves in own.values() if "up" in leaves)
@@ -47,7 +47,7 @@ def write_lora(
 
 
 def _there(name: str, place: Place, leaves: Mapping[str, Any]) -> Factors:
-    """A [rank, inputs, ...] and B [outputs, rank, ...] of one module, without what is zero."""
+    """A [rank, inputs, ...] and B [outputs, rank, ...] of one module, without zero rows."""
     if "down" not in leaves:
         raise UserError(f"{name}: only low-rank terms can be written so, not {', '.join(sorted(leaves))}")
     layer = (lambda leaf: np.asarray(leaf)) if place.layer is None else (lambda leaf: np.asarray(leaf)[place.layer])
@@ -78,7 +78,7 @@ def _whole(down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined(cut: Cut, parts: Sequence[Factors | None]) -> Factors:
-    """The factors of a tensor whose parts have their own; the ranks add up."""
+    """The factors of a tensor whose parts have their own factors; the ranks add up."""
     ranks = [0 if part is None else part["down"].shape[0] for part in parts]
     ends = np.cumsum([0, *ranks])
     whole = next(part for part in parts if part is not None)
@@ -98,7 +98,7 @@ def _joined(cut: Cut, parts: Sequence[Factors | None]) -> Factors:
 def _spelled(component: str, module: str, factors: Factors, *, kohya: bool) -> dict[str, np.ndarray]:
     """The tensors by their names in the file."""
     rank = factors["up"].shape[1]
-    if not rank:  # an adapter that has not been trained
+    if not rank:  # an untrained adapter
         factors = {
             name: np.zeros((max(x.shape[0], 1), max(x.shape[1], 1), *x.shape[2:])) for name, x in factors.items()
         }

@@ -1,4 +1,4 @@
-"""The weights of LPIPS from the two files in which they are published."""
+"""The weights of LPIPS from their two published files."""
 
 import functools
 from pathlib import Path
@@ -41,7 +41,7 @@ def lpips_shapes() -> PyTree:
 
 
 def require_lpips(vgg: Path | str, lpips: Path | str) -> None:
-    """UserError where there is no such file; it says where it is published."""
+    """Raise UserError if there is no such file; the message says where it is published."""
     for path, name, source in ((vgg, "VGG-16", VGG_SOURCE), (lpips, "LPIPS", LPIPS_SOURCE)):
         if not Path(path).is_file():
             raise UserError(f"there are no weights of {name} at {str(path)!r}; they are published at {source}")
@@ -55,7 +55,7 @@ def read_lpips(vgg: Path | str, lpips: Path | str) -> PyTree:
       lpips: the weights of its channels, version 0.1.
 
     Raises:
-      UserError: no such file (the error says where it is published), or not these weights.
+      UserError: there is no such file (the error says where it is published), or it has other weights.
     """
     require_lpips(vgg, lpips)
     return lpips_map().params({**read_state(vgg), **read_state(lpips)}, lpips_shapes())

@@ -1,7 +1,7 @@
 """Maps between a network's parameters and the names and layouts of tensors elsewhere, exact in both directions.
 
-A map is data: for every parameter, from which tensors it is read and how it is written back. It is total: a tensor that
-is missing, one that nothing asks for, and one of the wrong shape are errors, listed by name, before anything is built.
+A map is data: for every parameter it says from which tensors it is read and how it is written back. It is complete: a
+tensor that is missing, unexpected or of a wrong shape is an error that lists its name, before anything is built.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from diffusion_jax.errors import UserError
 Path = tuple[str, ...]
 State = Mapping[str, np.ndarray]
 Place = Callable[[Path, np.ndarray], Any]
-_LISTED = 12  # names that an error shows
+_LISTED = 12  # names that an error lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Entry:
     write: Callable[[np.ndarray], Sequence[np.ndarray]]
 
     def then(self, read: Callable[[np.ndarray], np.ndarray], write: Callable[[np.ndarray], np.ndarray]) -> "Entry":
-        """The same tensors with one more step between them and the parameter."""
+        """The same entry with one more step between its tensors and the parameter."""
         return Entry(self.names, lambda tensors: read(self.read(tensors)), lambda ours: self.write(write(ours)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A tensor that is several parameters here: entries read and write its parts along an axis by their own names."""
+    """A tensor that is several parameters here: entries read and write its parts along an axis under their own
+    names."""
 
     name: str
     axis: int
@@ -49,7 +50,7 @@ class Cut:
         return tuple(f"{self.name}[{i}]" for i in range(len(self.sizes)))
 
     def part(self, tensor: np.ndarray, number: int) -> np.ndarray:
-        """A part of the tensor; ValueError where the sizes are not its."""
+        """A part of the tensor; ValueError if the sizes do not fit."""
         if tensor.ndim <= self.axis or tensor.shape[self.axis] != sum(self.sizes):
             raise ValueError(f"{self.name} has shape {tensor.shape}")
         start = sum(self.sizes[:number])
@@ -61,12 +62,12 @@ class WeightMap:
     """All parameters of a network.
 
     Attributes:
-      entries: for every path in the tree of parameters its entry; a tuple of entries where parameters of all layers of
+      entries: the entry for every path in the tree of parameters; a tuple of entries if the parameters of all layers of
         a scan are stacked.
       constants: tensors that are stored elsewhere and computed here; they are compared on reading, and written as
-        float32 where they are no whole numbers.
-      ignored: patterns of names of tensors that say nothing about the network.
-      unwritten: constants that older files have and today's have not: they are compared on reading, and not written.
+        float32 unless they are whole numbers.
+      ignored: patterns of the names of tensors that have no meaning for the network.
+      unwritten: constants of older files that newer ones lack: they are compared on reading, and not written.
       cuts: tensors whose parts are named in the entries.
     """
 
@@ -84,7 +85,7 @@ class WeightMap:
 
     @property
     def _parts(self) -> dict[str, tuple[Cut, int]]:
-        """Of which tensor a named part is, and which part."""
+        """The tensor that a named part belongs to, and the index of the part."""
         return {name: (cut, i) for cut in self.cuts for i, name in enumerate(cut.parts)}
 
     def _flat(self) -> Iterator[Entry]:
@@ -102,13 +103,13 @@ class WeightMap:
         """The parameters, float32, from tensors by name.
 
         Args:
-          state: the tensors; each is asked for when its parameter is made, so that they may lie in files until then.
+          state: the tensors; each is accessed when its parameter is made, so that they may stay in files until then.
           shapes: the network's tree of parameters as arrays or ShapeDtypeStruct.
-          held_in: path -> the type of the parameter, where that is not float32.
-          place: (path, parameter) -> what stands for it in the tree, for example on its devices; by default itself.
+          held_in: path -> the type of the parameter, if not float32.
+          place: (path, parameter) -> its replacement in the tree, for example on its devices; by default the parameter.
 
         Raises:
-          UserError: tensors that are missing, unexpected, of the wrong shape or not finite.
+          UserError: tensors are missing, unexpected, of a wrong shape or not finite.
         """
         wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
         if set(wanted) != set(self.entries):
@@ -151,7 +152,7 @@ class WeightMap:
         wrong: list[str],
         dtype: DTypeLike,
     ) -> np.ndarray | None:
-        """One parameter; None where a tensor does not fit, which is added to `wrong`."""
+        """One parameter; None if a tensor does not fit, which is appended to `wrong`."""
         parts, inner = (entry, shape[1:]) if isinstance(entry, tuple) else ((entry,), shape)
         found = aligned((len(parts), *inner), dtype)
         before = len(wrong)
@@ -174,13 +175,13 @@ class WeightMap:
         for name, value in self.constants.items():
             if name not in state:
                 continue
-            there = state[name]  # of any size, and perhaps a view that repeats a number: looked at first
+            there = state[name]  # it may be huge, or a view that repeats a number, so it is checked first
             same_shape = there.shape == value.shape
             if not same_shape or not np.allclose(np.asarray(there, np.float64), value, atol=2e-3 if there.size else 0):
                 raise UserError(f"{name} is a constant of this network, and the file has other values")
 
     def state(self, params: PyTree) -> dict[str, np.ndarray]:
-        """The tensors of these parameters, as `params` would read them back."""
+        """The tensors of these parameters, from which `params` reads them back."""
         found: dict[str, np.ndarray] = {}
         flat = flatten_dict(params)
         for path, entry in self.entries.items():
@@ -200,13 +201,13 @@ class WeightMap:
 
 
 class _WithParts(Mapping):
-    """Tensors by name, and parts of tensors by theirs."""
+    """Tensors by name, and parts of tensors by their own names."""
 
     def __init__(self, state: State, parts: Mapping[str, tuple[Cut, int]]):
         self._state, self._parts = state, parts
 
     def whole(self, name: str) -> np.ndarray:
-        """The tensor, or that which the part is of."""
+        """The tensor itself, or the tensor that the part belongs to."""
         return self._state[self._parts[name][0].name if name in self._parts else name]
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -223,7 +224,7 @@ class _WithParts(Mapping):
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An empty array at an address that XLA's CPU takes as it is, without a copy."""
+    """An empty array at an address that XLA for CPU can use without a copy."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
@@ -236,10 +237,10 @@ def _some(names: Sequence[str], separator: str = ", ") -> str:
 
 
 def _read(entry: Entry, state: State) -> np.ndarray | None:
-    """The parameter; None where the tensors have not the form that the entry is for."""
+    """The parameter; None if the tensors do not have the form that the entry expects."""
     try:
         return entry.read([np.asarray(state[name]) for name in entry.names])
-    except (ValueError, IndexError):  # numpy's, of a transposition or a reshape that is impossible
+    except (ValueError, IndexError):  # numpy's, for an impossible transposition or reshape
         return None
 
 
@@ -252,7 +253,7 @@ def same(name: str) -> Entry:
 
 
 def ones(shape: tuple[int, ...]) -> Entry:
-    """A parameter that the network there has not, where it is 1."""
+    """A parameter that the other network lacks, where it is equivalent to 1."""
 
     def write(ours):
         if not np.all(ours == 1):
@@ -302,7 +303,7 @@ def reordered(entry: Entry, order: np.ndarray) -> Entry:
 
 
 def qkv_order(channels: int, num_heads: int, layout: str) -> np.ndarray:
-    """Where (query, key, value) x head x channel are found in a fused layer with another order of these axes.
+    """The positions of (query, key, value) x head x channel in a fused layer with another order of these axes.
 
     `layout` names the axes there: "3hc" (as here), "h3c" (guided diffusion's legacy order), "hc3" (EDM).
     """
@@ -312,7 +313,7 @@ def qkv_order(channels: int, num_heads: int, layout: str) -> np.ndarray:
 
 
 def prefixed(path: str, entries: Mapping[Path, Entry]) -> dict[Path, Entry]:
-    """The entries of a submodule at `path`, a name or several with strokes."""
+    """The entries of a submodule at `path`, a name or several names with slashes."""
     return {(*path.split("/"), *rest): entry for rest, entry in entries.items()}
 
 
@@ -337,7 +338,7 @@ def norm(name: str, *, bias: bool = True) -> dict[Path, Entry]:
 def fused_qkv(
     name: str, channels: int, num_heads: int, layout: str, *, ndim: int = 2, bias: bool = True
 ) -> dict[Path, Entry]:
-    """A layer that puts out query, key and value, in the order of axes that `layout` says."""
+    """A layer that outputs query, key and value, with the order of axes in `layout`."""
     order = qkv_order(channels, num_heads, layout)
     return {path: reordered(entry, order) for path, entry in dense(name, bias=bias, ndim=ndim).items()}
 

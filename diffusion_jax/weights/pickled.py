@@ -1,4 +1,4 @@
-"""What a pickle of weights is made of: tensors, arrays, modules, and inert objects in the place of all others."""
+"""The building blocks of a pickle of weights: tensors, arrays, modules, and inert objects in place of all others."""
 
 import collections
 import dataclasses
@@ -36,18 +36,18 @@ DTYPES = {
 }
 """Types of numbers by the names that PyTorch and ml_dtypes give them."""
 
-_EXPANDED = 2**20  # numbers to which a smaller storage may be repeated
+_EXPANDED = 2**20  # numbers to which a smaller storage may be expanded
 
 
 def is_number(dtype: np.dtype) -> bool:
-    """Whether a type is one of numbers; those of `ml_dtypes` are void to NumPy."""
+    """Whether a type is numeric; NumPy treats the types of `ml_dtypes` as void."""
     return dtype.kind in "fiubc" or dtype in DTYPES.values()
 
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """Numbers in a row; in PyTorch's older form they come after whatever refers to them. `base` and `start`: it is a
-    part of another one."""
+    """Consecutive numbers; in PyTorch's older form they follow whatever refers to them. `base` and `start` are set if
+    it is a part of another storage."""
 
     dtype: np.dtype
     numel: int
@@ -74,7 +74,7 @@ class Tensor:
     dtype: np.dtype | None = None
 
     def array(self) -> np.ndarray:
-        """The numbers, a view of the storage that cannot be written: nothing is allocated.
+        """The numbers, as a read-only view of the storage: nothing is allocated.
 
         Raises:
           UserError: the view reaches outside its storage.
@@ -114,8 +114,8 @@ class Module:
 
 
 def state_dict(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A module's tensors by their names in PyTorch. TorchScript keeps them among the other attributes; Python's modules
-    keep them in tables, with buffers that are not saved."""
+    """A module's tensors under their names in PyTorch. TorchScript keeps them among the other attributes; Python's
+    modules keep them in tables, together with buffers that are not saved."""
     own = dict(attributes)
     if "_modules" in own:
         unsaved = own.get("_non_persistent_buffers_set", ())
@@ -130,7 +130,7 @@ def state_dict(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def module_attributes(value: Any) -> Mapping[str, Any] | None:
-    """The attributes of a module, of PyTorch's own classes or of the authors'; None where it is no module."""
+    """The attributes of a module, of PyTorch's own class or the authors'; None if it is no module."""
     if isinstance(value, Module):
         return value.attributes
     if isinstance(value, Inert) and isinstance(value.attributes.get("_modules"), Mapping):
@@ -161,7 +161,7 @@ _HARMLESS = frozenset(
     }.items()
     for name in names.split()
 )
-"""What is made inert though its name is a function's, or though it is of Python's own library."""
+"""Names that become inert objects although they name functions or belong to Python's own library."""
 
 
 def is_harmless(origin: str) -> bool:
@@ -170,7 +170,7 @@ def is_harmless(origin: str) -> bool:
 
 
 class InertType(type):
-    """The type of inert classes: to call one is what a pickle asks for where it calls a class or a function."""
+    """The type of inert classes; a pickle calls them where it calls a class or a function."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         cls.require_class()
@@ -178,12 +178,12 @@ class InertType(type):
 
 
 class Inert(dict, metaclass=InertType):
-    """An object kept beside the weights, without its class: what the file puts into it.
+    """An object stored beside the weights, without its class: it keeps what the file puts into it.
 
     Attributes:
       origin: module and name in the file.
-      attributes: those set after it was made.
-      rows: what was appended.
+      attributes: attributes set after its creation.
+      rows: appended values.
     """
 
     origin: str = "Inert"
@@ -201,12 +201,12 @@ class Inert(dict, metaclass=InertType):
 
     @classmethod
     def require_class(cls) -> None:
-        """Refuse to call what is named like a function."""
+        """Refuse to call a name that looks like a function's."""
         name = cls.origin.rpartition(".")[2].lstrip("_")
         if not name[:1].isupper() and not is_harmless(cls.origin):
             raise cls.refusal(cls.origin)
 
-    def __getattr__(self, name: str) -> Any:  # `__new__` alone makes objects, too
+    def __getattr__(self, name: str) -> Any:  # objects made only by `__new__` lack them
         if name in ("attributes", "rows"):
             value: Any = {} if name == "attributes" else []
             object.__setattr__(self, name, value)
@@ -259,7 +259,7 @@ class Array(Inert):
             self.dtype, self.order = kind.dtype, "F" if fortran else "C"
 
     def array(self) -> np.ndarray | None:
-        """The numbers; None where they are objects, or not as many as the shape says."""
+        """The numbers; None if they are objects, or their count does not fit the shape."""
         data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
         whole = isinstance(self.shape, tuple) and all(isinstance(n, int) and n >= 0 for n in self.shape)
         if not whole or not is_number(self.dtype) or not isinstance(data, (bytes, bytearray)):
@@ -294,7 +294,7 @@ def rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *res
 
 
 def rebuild_typed(storage: Any, offset: int, shape: tuple, strides: tuple, grad: Any, hooks: Any, dtype: Any, *_: Any):
-    """Of types that have no storage of their own, such as those of 8 bits."""
+    """Tensors of types without their own storage class, such as those with 8 bits."""
     tensor = rebuild_tensor(storage, offset, shape, strides)
     name = dtype.origin.rpartition(".")[2] if isinstance(dtype, type) and issubclass(dtype, Inert) else ""
     if name not in DTYPES:
@@ -314,7 +314,8 @@ def rebuild_parameter(data: Tensor, *rest: Any) -> Tensor:
 
 
 def rebuild_persistent(meta: Any) -> Module | Inert:
-    """What an object of `torch_utils.persistence` held. `meta` has the source of its class, too."""
+    """The state of an object of `torch_utils.persistence`. `meta` also has the source of its class, which is not
+    used."""
     state = meta.get("state") if isinstance(meta, dict) else None
     if not isinstance(state, dict):
         raise UserError("a persistent object of the file has no state by name")
@@ -331,7 +332,7 @@ def new(kind: Any, *rest: Any) -> Any:
 
 
 def attribute(owner: Any, name: Any) -> Inert:
-    """A member of an enumeration, as Python 3.11 writes it: of a class, and of nothing else."""
+    """A member of an enumeration, as Python 3.11 writes it; only members of a class are allowed."""
     if not (isinstance(owner, type) and issubclass(owner, Inert)):
         raise UserError("the file asks for an attribute of something that is no class")
     owner.require_class()

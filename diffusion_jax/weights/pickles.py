@@ -1,13 +1,13 @@
-"""Pickles read as data: tensors, arrays, containers and modules are built, every other object becomes inert settings.
+"""Reads pickles as data: tensors, arrays, containers and modules are built, all other objects become inert settings.
 
 A pickle is a program: it names classes and functions, and says which are called. Nothing that it names is imported. A
-name in `_BUILT` stands for one of our own functions, which puts a tensor, an array or a container together. Any other
-class becomes an `Inert` object, which holds what the file says that it held; so argparse's namespaces, OmegaConf's
-nodes, dataclasses, enums, paths and schedulers are read over. What would call a function, or make an object of Python's
+name in `_BUILT` stands for one of our own functions, which builds a tensor, an array or a container. Any other class
+becomes an `Inert` object, which keeps what the file puts into it; so argparse's namespaces, OmegaConf's nodes,
+dataclasses, enums, paths and schedulers can be read. A pickle that would call a function, or make an object of Python's
 own library that is not known to be harmless, is refused.
 
-The interpreter is the one that Python has in Python (`pickle._Unpickler`): the one in C allocates what numbers in the
-file ask for.
+The interpreter is the one that Python implements in Python (`pickle._Unpickler`): the one in C allocates whatever
+numbers in the file ask for.
 """
 
 import collections
@@ -60,7 +60,7 @@ _BUILT: dict[tuple[str, str], Any] = {
     ),
     ("_codecs", "encode"): pickled.encode,
 }
-_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as Python 2 called them
+_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # their names in Python 2
 _WAY_OUT = (
     "nothing was read. Where you trust the file, open it once with the authors' code and save the tensors alone: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that file"
@@ -68,7 +68,7 @@ _WAY_OUT = (
 
 
 class Bounded:
-    """A file of which no more is asked for than is left in it."""
+    """A file that is never asked for more than what is left in it."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -89,7 +89,7 @@ class Bounded:
         return self.file.readline()
 
     def numbers(self, dtype: np.dtype, count: int) -> np.ndarray | None:
-        """`count` numbers; None where the file does not have them."""
+        """`count` numbers; None if the file does not have them."""
         if count < 0 or count * dtype.itemsize > self.left:
             return None
         return np.frombuffer(self.read(count * dtype.itemsize), dtype)
@@ -99,13 +99,13 @@ class Unpickler(pickle._Unpickler):
     """Reads one pickle.
 
     Args:
-      file: where it begins.
-      path: what errors name.
+      file: the file, at the beginning of the pickle.
+      path: its name in errors.
       storage: (key, type, count) -> the storage that a tensor refers to.
       inner: (bytes) -> the storage in a file inside the pickle.
 
     Attributes:
-      named: the classes and functions of the file that are not built.
+      named: the classes and functions in the file that are not built.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
@@ -149,13 +149,13 @@ class Unpickler(pickle._Unpickler):
         if not isinstance(numel, int) or numel < 0:
             raise UserError(f"{self._path} refers to a storage of {numel!r} numbers")
         whole = self._storage(str(key), dtype, numel)
-        if rest and isinstance(rest[0], (tuple, list)) and len(rest[0]) == 3:  # before PyTorch 0.4: a part of it
+        if rest and isinstance(rest[0], (tuple, list)) and len(rest[0]) == 3:  # before PyTorch 0.4: a part of a storage
             _, start, count = rest[0]
             return Storage(dtype, count, base=whole, start=start)
         return whole
 
     def load_build(self) -> None:
-        """Give an object its state; what is shared with this process, such as a type of numbers, is left as it is."""
+        """Give an object its state; objects shared with this process, such as numeric types, are left unchanged."""
         if isinstance(self.stack[-2], (Inert, Module, collections.OrderedDict)):
             super().load_build()
         else:

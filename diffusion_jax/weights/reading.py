@@ -1,7 +1,7 @@
-"""Tensors by name from the files that weights are published in, and safetensors written.
+"""Reads tensors by name from published files of weights, and writes safetensors.
 
-weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin / .pkl, and folders (`folders.py`). What a file is
-its content says, not its name.
+weights.safetensors, weights.npz, weights.pt / .pth / .ckpt / .bin / .pkl, and folders (`folders.py`). The content of a
+file decides what it is, not its name.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ def read_state(path: Path | str, *, entry: str | None = None) -> dict[str, np.nd
 
     Args:
       path: a file, or a folder with a model.
-      entry: which of several sets of weights in a file, such as "ema" or "model"; by default the average where there
-        is one.
+      entry: which of several sets of weights in a file to read, such as "ema" or "model"; by default the average, if
+        there is one.
 
     Raises:
-      UserError: no such file, a damaged one, one that would run code, or no such entry.
+      UserError: there is no such file or entry, or the file is damaged or would run code.
     """
     return read_weights(path, entry=entry).tensors
 
 
 def read_weights(path: Path | str, *, entry: str | None = None) -> Weights:
-    """The tensors of a file or folder, and which of them these are; as `read_state`."""
+    """The tensors of a file or folder, and which of its sets they are; see `read_state`."""
     path = Path(path).expanduser()
     if not os.path.lexists(path):
         raise UserError(f"no file or folder {path}")
@@ -76,10 +76,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def read_tree(path: Path) -> Any:
-    """What a file holds: a table of arrays, or what `torch.save` was given.
+    """The content of a file: a table of arrays, or the object given to `torch.save`.
 
     Raises:
-      UserError: it is damaged or of another kind; the message says of which.
+      UserError: it is damaged or of another kind, which the message names.
     """
     reader, what = recognise(path)
     if (reader is None and what is None) or (reader is None and path.suffix == ".safetensors"):
@@ -93,7 +93,7 @@ def read_tree(path: Path) -> Any:
 
 
 def fingerprint(path: Path | str) -> str:
-    """SHA-256 of a file; of a folder, that of its files of weights one after the other."""
+    """SHA-256 of a file; for a folder, of its files of weights one after the other."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
     digest = hashlib.sha256()
@@ -105,7 +105,7 @@ def fingerprint(path: Path | str) -> str:
 
 
 def write_state(path: Path | str, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, completely or not at all."""
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same
     save_file({name: np.array(value, order="C") for name, value in state.items()}, part, dict(metadata or {}))
@@ -123,7 +123,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """NumPy has no name for bfloat16, and writes its numbers as two bytes each."""
+    """Read an .npz file; NumPy has no name for bfloat16, and writes its numbers as two bytes each."""
     arrays = read_npz(path)
     halves = np.dtype("V2")
     return {n: value.view(ml_dtypes.bfloat16) if value.dtype == halves else value for n, value in arrays.items()}

@@ -1,4 +1,4 @@
-"""What a file of weights really is, by its first bytes: endings of names are not to be relied on."""
+"""Detects the kind of a file of weights by its first bytes, since the endings of names are unreliable."""
 
 import re
 import struct
@@ -30,10 +30,10 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]*")
 
 
 def recognise(path: Path | str) -> tuple[str | None, str | None]:
-    """Which reader a file is for ("safetensors", "npz" or "torch"), and otherwise what it is, where that is known.
+    """The reader for a file ("safetensors", "npz" or "torch"); otherwise what the file is, if that is known.
 
     Raises:
-      UserError: no file, or none that can be read.
+      UserError: there is no file, or it cannot be read.
     """
     path = regular_file(path)
     size = path.stat().st_size

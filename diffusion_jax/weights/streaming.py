@@ -1,7 +1,7 @@
-"""Tensors that stay in their files until they are asked for, one at a time.
+"""Tensors that stay in their files until they are accessed, one at a time.
 
 A safetensors file is eight bytes with the length of a header, the header as JSON {name: {dtype, shape, data_offsets}},
-and the numbers. Files are read, not mapped, so that what has been read is counted once.
+and the numbers. Files are read, not memory-mapped, so that memory for what has been read is counted once.
 """
 
 import json
@@ -36,13 +36,13 @@ _MOST_HEADER = 2**27
 
 
 class Streamed(Mapping[str, np.ndarray]):
-    """The tensors of safetensors files by name; a value is read when it is asked for.
+    """The tensors of safetensors files by name; a value is read on access.
 
     Args:
       files: all shards.
 
     Raises:
-      UserError: a file that is truncated or damaged, or a name that two files have.
+      UserError: a file is truncated or damaged, or two files have the same name.
     """
 
     def __init__(self, files: list[Path]):
@@ -100,7 +100,7 @@ def _place(about: Any, base: int, size: int) -> tuple[np.dtype, tuple[int, ...],
 
 
 def stream(folder: Path) -> tuple[Mapping[str, np.ndarray], dict[str, np.dtype]]:
-    """The tensors of a folder and their types: left in their files where these are safetensors, else read.
+    """The tensors of a folder and their types: left in their files if these are safetensors, else read.
 
     Raises:
       UserError: no weights, or damaged ones.

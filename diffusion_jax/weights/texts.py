@@ -1,4 +1,4 @@
-"""The weights of encoders of texts that networks are told by, from the folders in which they are published."""
+"""The weights of text encoders for conditioning, from their published folders."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from diffusion_jax.weights.reading import read_state
 
 
 def read_text_encoder(encoder: Encoder) -> PyTree:
-    """The parameters of an encoder of texts, from the folder that describes it.
+    """The parameters of a text encoder, from the folder that describes it.
 
     Raises:
-      UserError: no weights there, or those of another network; the message names what differs.
+      UserError: there are no weights, or those of another network; the message names what differs.
     """
     state = {name.removeprefix("bert."): x for name, x in read_state(Path(encoder.source).expanduser()).items()}
     try:

@@ -1,11 +1,11 @@
-"""Tensors out of PyTorch's files without PyTorch, by an unpickler that builds tensors and runs nothing (`pickles.py`).
+"""Reads tensors from PyTorch's files without PyTorch, by an unpickler that only builds tensors (`pickles.py`).
 
-The zip archive of PyTorch 1.6 and later, also of TorchScript; the older sequence of pickles and raw storages; the tar
-archive of PyTorch before 0.1.10; and plain pickles: arrays by name, and those of NVIDIA's `torch_utils.persistence`
-(StyleGAN, EDM, EDM2), modules with their source: that is not looked at. A module comes out as the tensors of its
-`state_dict`.
+It reads the zip archive of PyTorch 1.6 and later, also TorchScript's; the older sequence of pickles and raw storages;
+the tar archive of PyTorch before 0.1.10; and plain pickles: arrays by name, and those of NVIDIA's
+`torch_utils.persistence` (StyleGAN, EDM, EDM2), modules with their source, which is ignored. A module is returned as
+the tensors of its `state_dict`.
 
-Nothing is allocated because a number in the file asks for it: what is read is there, and a tensor is a view of it.
+Nothing is allocated because a number in the file asks for it: the data must exist, and a tensor is a view of it.
 """
 
 import io
@@ -23,14 +23,14 @@ from diffusion_jax.files import regular_file
 from diffusion_jax.weights.pickled import Array, Inert, Storage, Tensor, module_attributes, state_dict
 from diffusion_jax.weights.pickles import Bounded, Unpickler
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the older form
-_EXPANSION, _ALLOWANCE = 32, 2**26  # an archive may hold so many times its own bytes, and so many more
+_MAGIC = 0x1950A86A20F9469CFC6C  # marks the older form
+_EXPANSION, _ALLOWANCE = 32, 2**26  # an archive may hold this many times its own bytes, and so many more
 _DEPTH = 64  # of containers in containers
 
 
 def read_torch_file(path: Path | str) -> Any:
-    """Whatever `torch.save`, `torch.jit.save` or `pickle.dump` wrote, with numpy arrays for tensors, tables of tensors
-    by name for modules, and tables of what they held for other objects.
+    """Read the output of `torch.save`, `torch.jit.save` or `pickle.dump`, with numpy arrays for tensors, tables of
+    tensors by name for modules, and tables of their content for other objects.
 
     Raises:
       UserError: no such file, a damaged one, or one that would call a function.
@@ -41,7 +41,7 @@ def read_torch_file(path: Path | str) -> Any:
             found = _read(file, path)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged pickle or archive can raise anything; all of it means the same
+    except Exception as error:  # a damaged pickle or archive can raise anything
         raise UserError(f"{path} is damaged or no PyTorch file: {type(error).__name__}: {error}") from error
     return found
 
@@ -63,7 +63,7 @@ def _read(file: BinaryIO, path: Path) -> Any:
 
 
 def _inner(path: Path) -> Callable[[bytes], Storage]:
-    """What reads a storage inside a plain pickle: it is a file of its own, of the older form."""
+    """Reads a storage inside a plain pickle, which is a separate file in the older form."""
 
     def read(data: Any) -> Storage:
         found, _ = _read_sequence(io.BytesIO(data), path)
@@ -127,7 +127,7 @@ def _read_sequence(file: BinaryIO, path: Path) -> tuple[Any, Unpickler]:
 
 
 def _fill(stored: Storage | None, key: Any, bounded: Bounded, path: Path) -> None:
-    """Read the numbers of a storage, which their count comes before."""
+    """Read the numbers of a storage, which follow their count."""
     header = bounded.read(8)
     if len(header) < 8:
         raise UserError(f"{path} is truncated before storage {key}")
@@ -198,15 +198,15 @@ def _member(archive: tarfile.TarFile, name: str, path: Path) -> Bounded:
 
 
 class _Plain:
-    """What was read with arrays for tensors, all through the containers; each object is turned round once."""
+    """The content read, with arrays for tensors, in all containers; each object is converted once."""
 
     def __init__(self):
-        self._done: dict[int, tuple[Any, Any]] = {}  # with the object, so that its number is not used again
+        self._done: dict[int, tuple[Any, Any]] = {}  # keeps the object, so that its id is not used again
 
     def tree(self, found: Any, depth: int = 0) -> Any:
         """The plain form of one object."""
         if depth > _DEPTH:
-            return None  # nothing that is written by a training program lies so deep
+            return None  # training programs write nothing as deep as this
         if isinstance(found, Tensor):
             return found.array()
         if isinstance(found, Array):

@@ -1,5 +1,5 @@
-"""Names of the transformers elsewhere: DiT and SiT, diffusers' DiT, U-ViT, JiT, Min-SNR's ViT, and DDiT of MDLM
-and SEDD."""
+"""Names of transformers elsewhere: DiT and SiT, diffusers' DiT, U-ViT, JiT, Min-SNR's ViT, and DDiT of MDLM and
+SEDD."""
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import DDiT, DiT, JiT, UViT, ViT

@@ -1,4 +1,4 @@
-"""Names of the U-Nets elsewhere: OpenAI's code (ADM, iDDPM, consistency models, LDM), diffusers, score SDE."""
+"""Names of U-Nets elsewhere: OpenAI's code (ADM, iDDPM, consistency models, LDM), diffusers, score SDE."""
 
 from diffusion_jax.models import NoisyClassifier, SongUNet, UNet
 from diffusion_jax.weights.names import (
@@ -97,12 +97,12 @@ def _openai_transformer(name: str, depth: int) -> Entries:
 def openai_unet(
     network: UNet, *, qkv: str = "h3c", prefix: str = "", label: str = "label_emb", ignored: tuple[str, ...] = ()
 ) -> WeightMap:
-    """Guided diffusion's UNetModel, improved diffusion's, the consistency models' and latent diffusion's.
+    """Guided diffusion's UNetModel, and those of improved diffusion, consistency models and latent diffusion.
 
     Args:
       network: the network here.
       qkv: the order of axes in the fused attention layers: "h3c", or "3hc" with use_new_attention_order.
-      prefix: before every name.
+      prefix: prefix of every name.
       label: name of the table of labels.
       ignored: patterns of further names in the file.
     """
@@ -127,7 +127,7 @@ def openai_unet(
             block = f"{p}{'input' if side == 'down' else 'output'}_blocks.{at[side]}"
             there, after = f"{block}.0", f"{block}.1"
         else:
-            there = f"{p}output_blocks.{at['up']}.{inner}"  # behind the last block of the level
+            there = f"{p}output_blocks.{at['up']}.{inner}"  # after the last block of the level
         if kind == "block" or network.resampling == "residual":
             entries |= prefixed(stage, _openai_block(there, shortcut=shortcut))
         elif network.resampling == "conv":
@@ -190,7 +190,7 @@ def openai_classifier(network: NoisyClassifier) -> WeightMap:
 
 
 def ldm_unet(network: UNet) -> WeightMap:
-    """A whole checkpoint of latent diffusion: its U-Net, and the table of labels; the autoencoder is passed over."""
+    """A whole checkpoint of latent diffusion: its U-Net and the table of labels; the autoencoder is skipped."""
     return openai_unet(
         network,
         prefix="model.diffusion_model.",
@@ -250,7 +250,7 @@ def diffusers_unet(network: UNet) -> WeightMap:
 
 
 def _nin(name: str) -> Entries:
-    """score SDE's layer of size 1, whose matrix is [in, out] there too."""
+    """score SDE's 1x1 layer, whose matrix is [in, out] there too."""
     return {("kernel",): same(f"{name}.W"), ("bias",): same(f"{name}.b")}
 
 
@@ -264,7 +264,7 @@ def _nin_attention(name: str) -> Entries:
 
 
 def score_sde_ddpm(network: UNet) -> WeightMap:
-    """score_sde_pytorch's `ddpm`: modules numbered in the order of computation."""
+    """score_sde_pytorch's `ddpm`, where modules are numbered in the order of computation."""
     entries: Entries = time_mlp("all_modules.0", "all_modules.1")
     number = 2
 
@@ -325,7 +325,7 @@ def song_stages(network: SongUNet) -> list[tuple[str, int, int, bool, bool]]:
 
 
 def score_sde_ncsnpp(network: SongUNet) -> WeightMap:
-    """score_sde_pytorch's `ncsnpp` with BigGAN blocks, which is DDPM++ too: modules numbered in order."""
+    """score_sde_pytorch's `ncsnpp` with BigGAN blocks, which is also DDPM++; modules are numbered in order."""
     number = 0
 
     def take() -> str:

@@ -36,7 +36,7 @@ from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
 
-_BROUGHT = ("model", "process", "conditioning")  # groups that the model is in the place of
+_BROUGHT = ("model", "process", "conditioning")  # groups that the model is instead of
 TEXT_ENCODERS = (rf"{systems.CONDITIONING}/.*/(\w*qkv|query|key|value|attention_out|out)/kernel",)
 """The attention of text encoders, which an adapter changes too where `train.text_encoder` says so."""
 _UNREAD = ("first_stage.path", "teacher.workdir")
@@ -219,7 +219,7 @@ class BaseExperiment(Experiment):
 
     @cached_property
     def adapter(self) -> Adapter | Steering | None:
-        """What is trained in the place of the model."""
+        """What is trained instead of the model."""
         if ADAPTER not in self.config:
             return None
         adapter, word = conditions.built_adapter(self.config.adapter, self.base.model), self.config.data.trigger
@@ -335,7 +335,7 @@ class BaseExperiment(Experiment):
         return self.model.init_adapters(stream_key(self.config.seed if seed is None else seed, "init"), base)
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
-        """The form of the state before the first step: with zeros in the place of the model (`first_state`)."""
+        """The form of the state before the first step: with zeros instead of the model (`first_state`)."""
         shapes = {**self.base.shapes, **conditions.picture_shapes(self.told_pictures)}
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return self._started(zeros, seed)

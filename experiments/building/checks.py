@@ -1,4 +1,4 @@
-"""What an experiment is held against before anything starts: whether the parts of its config fit each other."""
+"""What an experiment is compared with before anything starts: whether the parts of its config fit each other."""
 
 import re
 from collections.abc import Mapping

@@ -36,7 +36,7 @@ from experiments.ground.workdir import FILES
 
 VOCABULARY = "vocabulary.json"
 MOST_CAPTIONS = 100_000  # that a word list is made from, evenly spread over the split
-_MOST_LOOKED_AT = 10_000  # captions of a split that are held against length and word list before a run
+_MOST_LOOKED_AT = 10_000  # captions of a split that are compared with length and word list before a run
 
 
 def text_of(config: ConfigDict, dtype: Any) -> Text | None:

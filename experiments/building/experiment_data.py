@@ -59,14 +59,14 @@ class ExperimentData:
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
         """An experiment to look at, not to run: its data need not be prepared, its devices need not be there.
 
-        `assumed` says what stands in the place of what is not there.
+        `assumed` says what stands instead of what is not there.
         """
         info = cls(config)._pipeline(config.data.split).described()
         return cls(config, devices=devices, stored_info=info)
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """Of an experiment that is planned, lines on what stands in the place of files that are not there."""
+        """Of an experiment that is planned, lines on what stands instead of files that are not there."""
         return ()
 
     @property

@@ -1,4 +1,4 @@
-"""The training of a first stage, from a config with a group `codec` in the place of a denoiser's groups."""
+"""The training of a first stage, from a config with a group `codec` instead of a denoiser's groups."""
 
 import dataclasses
 from functools import cached_property
@@ -101,8 +101,8 @@ class FirstStageExperiment(Experiment):
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
         if config.data.buckets:
             raise UserError(
-                "data.buckets are of denoisers: a first stage learns on squares, and encodes every size that divides by "
-                "its factor; leave them out"
+                "data.buckets are for denoisers: a first stage learns on squares and encodes every size that divides "
+                "by its factor; leave them out"
             )
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)

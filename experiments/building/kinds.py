@@ -36,7 +36,7 @@ def inherited(config: ConfigDict) -> ConfigDict:
 
     With `init.folder` the data and the judges are those of the run in that folder; the model is it itself. Of the
     groups that are inherited a field of the student's counts where it is not the runner's default; a part that
-    it names, such as a schedule, takes the place of the teacher's whole.
+    it names, such as a schedule, replaces the teacher's whole.
 
     Raises:
       UserError: no teacher is named, or nothing was trained there.
@@ -68,7 +68,7 @@ def inherited(config: ConfigDict) -> ConfigDict:
 
 
 def _state(there: ConfigDict, own: ConfigDict, stated: set[str]) -> None:
-    """Put what a student states in the place of its teacher's: `stated` are the dotted names of its fields."""
+    """Put what a student states instead of its teacher's: `stated` are the dotted names of its fields."""
     for field in sorted({name.partition(".")[0] for name in stated}):
         value = own[field]
         deeper = {name.partition(".")[2] for name in stated if name.startswith(f"{field}.")}

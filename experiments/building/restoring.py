@@ -47,7 +47,7 @@ def restore_params(
 
     Args:
       directory: the workdir of a run.
-      step: of the checkpoint; the newest by default.
+      step: step of the checkpoint; the newest by default.
       ema: which average, or "params" for the parameters themselves; by default what the config says. A run that keeps
         power-function averages (`ema.widths`) has those of every other width too, as "width_0.07": they are put
         together from all of its checkpoints up to `step` (`diffusion_jax.training.post_hoc_coefficients`).

@@ -51,7 +51,7 @@ class Experiment(ExperimentData):
       devices: which devices to run on, or to compile for; by default all there are.
       stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
       directory: the workdir, where there is one already.
-      reconstructs: whether what is trained is a first stage, which has reconstructions in the place of samples.
+      reconstructs: whether what is trained is a first stage, which has reconstructions instead of samples.
       has_base: whether the config starts from a model.
     """
 
@@ -361,7 +361,7 @@ class Experiment(ExperimentData):
         """The pure train step `(state, batch, axis_name) -> (state, metrics)`.
 
         Args:
-          seed: of all random streams, may be traced; by default the config's.
+          seed: seed of all random streams, may be traced; by default the config's.
         """
         train = self.config.train
         return training.make_train_step(

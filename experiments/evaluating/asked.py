@@ -87,7 +87,7 @@ def shown_pictures(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
 def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:
     """What to ask for by default: balanced classes; captions of held-out data, evenly spread over the split.
 
-    `prompts` takes the data's own prompts in the place of captions; for each of them it is known what it requires.
+    `prompts` takes the data's own prompts instead of captions; for each of them it is known what it requires.
     Where nothing is held out the captions are those of the training data; of a subject and its class the two of them,
     in turns. Where captions and classes are told, both are of the same examples.
 

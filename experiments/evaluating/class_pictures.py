@@ -1,7 +1,7 @@
 """Pictures of a subject's class, drawn from the model before it is trained (prior preservation, DreamBooth).
 
 They lie in the workdir, one file each, and are the data of the run from then on. Picture i depends on the seed and i
-alone: a drawing that was stopped goes on with the batches of which a picture is missing.
+alone: a drawing that was stopped continues with the batches of which a picture is missing.
 """
 
 import io

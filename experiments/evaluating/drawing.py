@@ -1,4 +1,4 @@
-"""Samples on disk while they are drawn, so that an evaluation that was stopped goes on where it was.
+"""Samples on disk while they are drawn, so that an evaluation that was stopped continues where it was.
 
     evaluation-<digest>/samples.npy   as they come, [num_samples, ...]
                         drawn         how many of them are there

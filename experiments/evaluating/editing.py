@@ -54,7 +54,7 @@ def judge(
       params: its parameters.
       count: sessions, of the held-out split.
       turns: edits of each, one after the other.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
       **sampling: `sampler` and `steps` of `evaluation.generator`.
 
     Raises:

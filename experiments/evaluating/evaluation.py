@@ -59,7 +59,7 @@ def generator(
       sampler: the name of one, with its default options.
       steps: transitions of the grid.
       guidance_scale: the scale of the rule, instead of the config's.
-      negative: what stands in the place of nothing in guidance, in words; "" is nothing.
+      negative: what stands instead of nothing in guidance, in words; "" is nothing.
       batch_size: samples per call.
       task: what is done, instead of drawing from noise.
       model: the experiment's in another form, see `Generator`.

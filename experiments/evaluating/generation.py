@@ -56,7 +56,7 @@ class Generator:
       guidance: how predictions lean towards what is asked for.
       guide: the worse network, for a rule that needs one.
       classifier: the classifier of clean data, for a rule that needs one.
-      negative: raw fields of one row that stand in the place of "nothing" in guidance.
+      negative: raw fields of one row that stand instead of "nothing" in guidance.
       task: what is done with what is given; None draws samples from noise.
       model: the experiment's model in another form (`Experiment.picture_model`); None is as it was trained.
       batch_size: samples per call; rounded up to a multiple of the devices.

@@ -152,13 +152,13 @@ def build_metrics(
 
     Args:
       experiment: names the weights and the reference.
-      names: of metrics.
+      names: names of metrics.
       train: the images that a proxy is trained on; None where no metric has one.
       spaces: those there are already, by kind, of the same data and weights; what is built is added. A space remembers
         the features of the real images, so that several evaluations need them once.
 
     Raises:
-      UserError: weights that can not be read, or data that a proxy can not be trained on.
+      UserError: weights that cannot be read, or data that a proxy cannot be trained on.
     """
     config, spaces = experiment.config.evaluation, {} if spaces is None else spaces
     for kind in {space_kind(name) for name in names} - {None, *spaces}:

@@ -101,7 +101,7 @@ def save_animation(
 
     Args:
       frames: images of each moment, as many as `make_grid` takes; `layout` is its own.
-      path: of the file, which is written whole or not at all.
+      path: path of the file, which is written whole or not at all.
       seconds: all frames together.
       hold: how much longer the last frame stays.
 

@@ -117,7 +117,7 @@ def draw(
       begun: a picture to begin with; None draws from noise.
       height, width: of the pictures in pixels; by default those of the data.
       shift: how far times are moved towards noise; by default as far as the size wants (`shift_of_size`).
-      seed: of the random numbers.
+      seed: seed of the random numbers.
       batch_size: pictures at once.
       **sampling: `sampler`, `steps`, `guidance_scale` and `negative` of `evaluation.generator`.
 

@@ -251,7 +251,7 @@ def assign_flags(group: ConfigDict, *holders: flags.FlagHolder) -> None:
 
 
 def writable_directory(path: str | Path) -> Path:
-    """Create a directory, or say why it can not be written.
+    """Create a directory, or say why it cannot be written.
 
     Raises:
       UserError: not a directory, no permission, or not on this machine.

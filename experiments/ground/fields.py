@@ -34,7 +34,7 @@ class _NoDefault:
 CODEC: Final = "codec"
 """The group that a config has which trains a first stage, and no other."""
 ADAPTER: Final = "adapter"
-"""The group of what is trained in the place of a model."""
+"""The group of what is trained instead of a model."""
 INIT: Final = "init.folder"
 """The field that a config states which starts from a model."""
 REQUIRED: Final = _NoDefault("required")
@@ -277,7 +277,7 @@ def _left_out(config: ConfigDict) -> frozenset[str]:
 
 
 def _check_names(config: ConfigDict) -> None:
-    """Raise UserError for an unknown group or field of the runner, and for a value in the place of a group."""
+    """Raise UserError for an unknown group or field of the runner, and for a value instead of a group."""
     for group, value in config.items():
         if group in FIELDS:
             continue

@@ -329,7 +329,7 @@ class _Parser(flags.ArgumentParser):
 
 
 class _Loaded(flags.ArgumentParser):
-    """The config that has been loaded already, in the place of the file that is named."""
+    """The config that has been loaded already, instead of the file that is named."""
 
     def __init__(self, loaded: Callable[[], ConfigDict | None]):
         super().__init__()

@@ -29,7 +29,7 @@ def path_of(text: str) -> str:
     """A path with ~ written out.
 
     Raises:
-      ValueError: no text, an unknown user, or another flag in the place of the path.
+      ValueError: no text, an unknown user, or another flag instead of the path.
     """
     if plain_text(text).startswith("-"):
         raise Because("a path that begins with - is written ./-")

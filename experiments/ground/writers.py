@@ -103,7 +103,7 @@ class JsonlWriter:
 
     What is written for one step in several calls becomes one line; it reaches the disk with the first write of another
     step, with `flush` and with `close`. Flush before saving a checkpoint: rows up to a checkpoint must not be lost with
-    the process. Pictures, texts and hyperparameters have other homes in a workdir and are passed over.
+    the process. Pictures, texts and hyperparameters have other homes in a workdir and are skipped.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -278,7 +278,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       UserError: no such file, or a line other than the last is no row. A last line that a killed process left half
-        written is passed over.
+        written is skipped.
     """
     path = Path(path)
     if not path.is_file():

@@ -128,7 +128,7 @@ def read_papers(words: str = "") -> list[Paper]:
 
 
 def paper_named(name: str, known: Sequence[str]) -> str:
-    """The paper with this name, or the only one whose name begins with it and goes on with "_".
+    """The paper with this name, or the only one whose name begins with it and continues with "_".
 
     Raises:
       UserError: there is none, or there are several.

@@ -3,7 +3,7 @@
 What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
 the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps
 and averaged targets look back no further, samples take at most 16 steps (64 with a corrector) with x0 clipped (tokens,
-which have 17 values, one for each level of the digits, take 128). Squares take the place of LPIPS, whose weights are
+which have 17 values, one for each level of the digits, take 128). Squares replace LPIPS, whose weights are
 files. The objective, schedule, prediction, network options, optimizer and sampler are the recipe's. It has learned
 where its samples are less than half as far from the real digits as those of the same network before training, by the
 Fréchet distance of pixels, and clearly closer to them than the mean of all digits is: a network that draws only that
@@ -11,7 +11,7 @@ has learned little.
 
 A recipe for text gets the topics that come with Python, byte by byte in sequences of 64. It has learned where held-out
 text is likelier by the model (its perplexity, an upper bound) than by how often each byte occurs: it reads the context.
-For representation alignment a fixed random layer on patches of the digits takes the place of DINOv2.
+For representation alignment a fixed random layer on patches of the digits replaces DINOv2.
 """
 
 import contextlib

@@ -119,7 +119,7 @@ class Chart:
         )
 
     def _log_y(self, curves: Sequence["_Curve"]) -> bool | None:
-        """Whether the vertical axis shall be logarithmic; that of values that are not positive can not be."""
+        """Whether the vertical axis shall be logarithmic; that of values that are not positive cannot be."""
         return self.log_y if all(curve.values.min() > 0 for curve in curves) else False
 
     def _horizontal(self, curves: Sequence["_Curve"]) -> tuple[float, float]:
@@ -151,7 +151,7 @@ def save_charts(charts: Sequence[Chart], path: Path, *, columns: int = 1, panel:
 
     Args:
       charts: in rows, the first on the left.
-      path: of the file.
+      path: path of the file.
       columns: panels in a row.
       panel: width and height of one, in inches.
       legend: whether each panel has one, where it has several names.

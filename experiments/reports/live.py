@@ -34,7 +34,7 @@ class LivePage:
 
     Args:
       directory: the workdir.
-      steps: of the whole training.
+      steps: steps of the whole training.
       start: steps that were done before.
     """
 

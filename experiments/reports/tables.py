@@ -40,7 +40,7 @@ class Cell:
       about: what the mark means, shown on hover.
       link: where the text leads, relative to the page.
       value: what the column is sorted by, where the text is no plain number.
-      drawn: HTML in the place of the text, made by the caller from escaped parts; the other renderers show the text.
+      drawn: HTML instead of the text, made by the caller from escaped parts; the other renderers show the text.
     """
 
     text: str

@@ -19,11 +19,11 @@ from experiments.ground import workdir
 def require_same_training(
     record: Mapping[str, Any], step: int, experiment: Experiment, checkpoints: object, *, known_run: bool
 ) -> list[int]:
-    """Hold a checkpoint's record against the config that goes on from it; returns the numbers of steps of before.
+    """Hold a checkpoint's record against the config that continues from it; returns the numbers of steps of before.
 
     Args:
       record: of the checkpoint.
-      step: of the checkpoint.
+      step: step of the checkpoint.
       experiment: what is going to be trained.
       checkpoints: the directory, for messages.
       known_run: whether the workdir has been this run's already; another one takes no checkpoints of other steps.

@@ -77,7 +77,7 @@ class Population:
       how: "vmap" or "unroll"; "" chooses.
 
     Raises:
-      UserError: the configs differ in more than the seed and their numbers, or one can not be trained in this way.
+      UserError: the configs differ in more than the seed and their numbers, or one cannot be trained in this way.
     """
 
     def __init__(self, configs: Sequence[ConfigDict], directories: Sequence[Path], how: str = ""):

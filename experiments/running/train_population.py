@@ -4,7 +4,7 @@
 
 `experiments.ablate --population=N` calls it. A config is a JSON file such as a run's own config.json. The same command
 goes on where it was, from the newest checkpoint that all members have. `experiments.train` on one of the workdirs draws
-the final pictures, or goes on with that member alone.
+the final pictures, or continues with that member alone.
 """
 
 from experiments.ground import cli

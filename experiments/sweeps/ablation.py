@@ -48,7 +48,7 @@ class Cell:
 
     Attributes:
       values: name of the value on each axis.
-      seed: of training and sampling.
+      seed: seed of training and sampling.
       overrides: fields that differ from the ablation's config.
       trained: those of them that training sees.
       base: the ablation's config.
@@ -116,7 +116,7 @@ class Ablation:
         """Read a file.
 
         Args:
-          path: of the file.
+          path: path of the file.
           assignments: "field=value", other values in the config that every cell starts from; "base.field=value" in
             that of the model that is trained before.
 

@@ -1,7 +1,7 @@
 """Ablations of students: one of the cells teaches the others of its seed, and is trained before them.
 
 Until a teacher is trained its students can be checked against what describes it, its config and its data: a folder that
-holds these two stands in the place of its run, and goes when the process ends.
+holds these two stands instead of its run, and goes when the process ends.
 """
 
 import atexit

@@ -1,9 +1,9 @@
 """Glyphs: words and lines of letters and digits in many fonts, with captions, boxes and true renders of any prompt.
 
-    options -> strings: what is written, and captions -> rendering: pixels and boxes
-    fonts: families by set, seen and held out; experiments.prepare_data brings them
+options -> strings: the text, and captions -> rendering: pixels and boxes
+fonts: families by set, seen and held out; experiments.prepare_data fetches them
 
-`source` makes a data set of them, "glyphs"; `prompts` asks for strings and fonts that the training never shows.
+`source` makes the data set "glyphs" of them; `prompts` asks for strings and fonts that the training never shows.
 """
 
 from diffusion_jax.data.glyphs.canvas import canvases

@@ -1,7 +1,7 @@
-"""A glyph canvas: the letters that a text asks for, drawn plainly, a picture that a network sees beside its input.
+"""A glyph canvas: the letters that a text asks for, drawn plainly as a picture that a network sees beside its input.
 
-A network that sees words as numbers alone has to learn what each letter looks like and where it stands; one that is
-shown them has to learn only how to paint them. After GlyphControl (Yang et al. 2023, arXiv:2305.18259), which shows a
+A network that reads words as numbers has to learn each letter's shape and place. A network that sees the drawn letters
+only has to learn how to paint them. The idea follows GlyphControl (Yang et al. 2023, arXiv:2305.18259), which shows a
 rendered picture of the text, and TextDiffuser (Chen et al. 2023, arXiv:2305.10855).
 """
 
@@ -20,13 +20,14 @@ MIDDLE = (0.5, 0.5)
 
 
 def canvases(texts: Sequence[str], size: int, data_dir: str | None = None) -> UInt8[np.ndarray, "n size size 1"]:
-    """For each text what it has in quotation marks, in the middle and as large as fits, 0 (ground) to 255 (letter).
+    """For each text a drawing of its words in quotation marks, centred and as large as fits, 0 (ground) to 255
+    (letter).
 
-    In the font that the text names outside the quotation marks, held out or not; else in DejaVu Sans. A text without
-    quotation marks has an empty canvas.
+    The font is the one that the text names outside the quotation marks, held out or not; else DejaVu Sans. A text
+    without quotation marks has an empty canvas.
 
     Raises:
-      UserError: a character that the font does not have, letters too small to be read, or a font that is not there.
+      UserError: the font lacks a character, the letters would be too small to read, or the font is missing.
     """
     folder = data_dir or default_data_dir()
     return np.stack([_canvas(text, size, folder) for text in texts])
@@ -34,7 +35,7 @@ def canvases(texts: Sequence[str], size: int, data_dir: str | None = None) -> UI
 
 @functools.lru_cache(maxsize=65536)
 def _drawn(word: str, family: fonts.Family, size: int, folder: str) -> bytes:
-    """The coverage of the pixels; kept, for captions repeat."""
+    """The coverage of the pixels; cached, because captions repeat."""
     fonts.check_characters(word, (family,), folder)
     path = fonts.path_of(family, folder)
     em = min(rendering.largest_em(word, path, size), rendering.LARGEST * size)

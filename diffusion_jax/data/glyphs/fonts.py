@@ -1,8 +1,8 @@
-"""Fonts that letters are drawn in: which there are, which are held out, and which characters each of them has.
+"""Fonts for letters: the available ones, the held-out ones, and the characters of each.
 
-Two sets. "fetched": 18 families of the npm registry, of many designs, brought once by `experiments.prepare_data
---dataset=glyphs`. "bundled": the four families that come with matplotlib, for trials and tests without a network. In
-both some families are held out: only the split "held_out" shows them.
+There are two sets. "fetched": 18 families of the npm registry, with many designs, fetched once by
+`experiments.prepare_data --dataset=glyphs`. "bundled": the four families that come with matplotlib, for trials and
+tests without a network. In both sets some families are held out: only the split "held_out" shows them.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from diffusion_jax.files import expanded, locked, remove_ours, sampled_digest, w
 
 FontSet = Literal["fetched", "bundled"]
 FOLDER = "glyphs/fonts"
-"""Below the data directory: where fetched fonts are kept."""
+"""The folder for fetched fonts, below the data directory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A design of letters.
+    """A font family.
 
     Attributes:
-      name: as captions call it.
-      file: of its upright face of normal weight.
+      name: name in captions.
+      file: file with its upright face of normal weight.
       held_out: whether only the split "held_out" shows it.
-      package: what it is fetched from; None where it comes with matplotlib.
+      package: the package it is fetched from; None if it comes with matplotlib.
     """
 
     name: str
@@ -75,7 +75,7 @@ BUNDLED = (
     Family(name="DejaVu Serif", file="DejaVuSerif.ttf", held_out=True),
 )
 PLAIN = BUNDLED[0]
-"""What a canvas is drawn in where no family is named."""
+"""The font of a canvas if the text names no family."""
 SETS: dict[str, tuple[Family, ...]] = {"fetched": FETCHED, "bundled": BUNDLED}
 BY_NAME = {family.name.lower(): family for family in (*FETCHED, *BUNDLED)}
 
@@ -86,10 +86,10 @@ def families(font_set: FontSet, *, held_out: bool) -> tuple[Family, ...]:
 
 
 def path_of(family: Family, data_dir: str) -> Path:
-    """Where the file of a family is.
+    """The path of a family's file.
 
     Raises:
-      UserError: it is not there; the message gives the command that brings it.
+      UserError: it is missing; the message gives the command that fetches it.
     """
     if family.package is None:
         spec = importlib.util.find_spec("matplotlib")
@@ -105,13 +105,13 @@ def path_of(family: Family, data_dir: str) -> Path:
 
 
 def require(font_set: FontSet, data_dir: str) -> None:
-    """Raise UserError, with the command that brings them, unless all fonts of a set are there."""
+    """Raise UserError, with the command that fetches them, unless all fonts of a set exist."""
     for family in SETS[font_set]:
         path_of(family, data_dir)
 
 
 def digest(font_set: FontSet, data_dir: str) -> str:
-    """What identifies the fonts of a set: their files' hashes; of fetched ones those of their packages."""
+    """A hash that identifies the fonts of a set, from their files, or for fetched ones from their packages."""
     if font_set == "fetched":
         return " ".join(family.package.sha256 for family in FETCHED)
     return " ".join(sampled_digest(path_of(family, data_dir)) for family in BUNDLED)
@@ -147,13 +147,13 @@ def characters(path: Path) -> frozenset[int]:
 
 
 def lacking(text: str, family: Family, data_dir: str) -> str:
-    """The characters of a text that a family has no glyph for, each once, in their order; blanks need none."""
+    """The characters of a text for which a family has no glyph, each once, in order; blanks need none."""
     there = characters(path_of(family, data_dir))
     return "".join(dict.fromkeys(c for c in text if not c.isspace() and ord(c) not in there))
 
 
 def check_characters(text: str, chosen: Sequence[Family], data_dir: str) -> None:
-    """Raise UserError where one of these families has no glyph for a character of a text."""
+    """Raise UserError if one of these families has no glyph for a character of a text."""
     for family in chosen:
         missing = lacking(text, family, data_dir)
         if missing:
@@ -165,12 +165,12 @@ def check_characters(text: str, chosen: Sequence[Family], data_dir: str) -> None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedFonts:
-    """What a preparation left behind.
+    """The result of a preparation.
 
     Attributes:
-      directory: where the fonts are.
-      packages: what they were fetched from.
-      was_there: whether they were there before.
+      directory: the folder with the fonts.
+      packages: the packages that they were fetched from.
+      was_there: whether they existed before.
     """
 
     directory: str
@@ -179,10 +179,11 @@ class PreparedFonts:
 
 
 def prepare_fonts(data_dir: str, package_dir: str | None = None) -> PreparedFonts:
-    """Bring the fetched families into the data directory, once; of several processes one does, the others wait.
+    """Fetch the families into the data directory, once; if several processes call this, one fetches and the others
+    wait.
 
     Raises:
-      UserError: a package cannot be fetched, or is another one than it should be.
+      UserError: a package cannot be fetched, or is not the expected one.
     """
     directory, packages = expanded(data_dir) / FOLDER, tuple(family.package for family in FETCHED)
 
@@ -203,11 +204,11 @@ def prepare_fonts(data_dir: str, package_dir: str | None = None) -> PreparedFont
 
 
 def _bring(directory: Path, folder: str, package_dir: str | None) -> None:
-    """Fetch, check, and put the files of the families and their licences in place, all at once."""
+    """Fetch and check the families' files and licences, and put all of them in place at once."""
     members = {family: f"files/{Path(family.file).stem}-latin-400-normal.woff" for family in FETCHED}
     wanted = {"LICENSE", *members.values()}
     found = contents((family.package for family in FETCHED), folder, wanted.__contains__, package_dir)
-    remove_ours(directory)  # where a file of it is missing
+    remove_ours(directory)  # left incomplete, with a file missing
     with whole_directory(directory) as staging:
         for family in FETCHED:
             files = found[family.package]
@@ -220,7 +221,7 @@ def _bring(directory: Path, folder: str, package_dir: str | None) -> None:
 
 
 def _unpacked(woff: bytes) -> bytes:
-    """A font as TrueType, which is opened in a tenth of the time."""
+    """A font as TrueType, which opens ten times as fast."""
     from fontTools.ttLib import TTFont
 
     plain = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What samples of letters may be asked for: strings and fonts that the training never shows, and those that it does."""
+"""Prompts for letters: with strings and fonts that the training never shows, and with those that it shows."""
 
 import dataclasses
 import functools
@@ -12,17 +12,17 @@ from diffusion_jax.data.glyphs import strings
 from diffusion_jax.data.glyphs.source import GlyphOptions, Plan, plans
 from diffusion_jax.data.scenes.draws import Draws
 
-_STREAM = 1000  # of random numbers: none of a split
+_STREAM = 1000  # random numbers that no split uses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordPrompt:
-    """What is asked for.
+    """One prompt.
 
     Attributes:
-      text: in words.
-      word: the string that must be read.
-      held_out: whether string and font are ones that the training never shows.
+      text: the prompt.
+      word: the string that must be readable.
+      held_out: whether the training never shows this string and this font.
     """
 
     text: str
@@ -32,9 +32,9 @@ class WordPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class WordSuite(Sequence[WordPrompt]):
-    """Prompts for strings; of every two one has a held-out string in a held-out font, where there are such.
+    """Prompts for strings; every second one has a held-out string in a held-out font, if there are any.
 
-    `only_held_out` leaves out the others. `pictures` are true renders of what is asked for.
+    `only_held_out` drops the others. `pictures` are true renders of the prompts.
     """
 
     requires: ClassVar[str] = "word"
@@ -63,7 +63,7 @@ class WordSuite(Sequence[WordPrompt]):
         return {prompt.text: prompt for prompt in self}
 
     def pictures(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n size size 3"]:
-        """For each of these prompts a picture of what it asks for."""
+        """A true picture for each of these prompts."""
         made = _plans(self)
         return np.stack([made[i].picture(self.options.size, self.data_dir) for i in np.fromiter(indices, np.int64)])
 

@@ -1,6 +1,6 @@
 """Letters as pixels.
 
-A text is drawn by FreeType at four times the size and averaged, so that a pixel says how much of it the letters cover.
+FreeType draws a text at four times the size and the result is averaged, so a pixel is the share that letters cover.
 The same versions of Pillow and of the fonts give the same bytes.
 """
 
@@ -17,18 +17,18 @@ from diffusion_jax.data.glyphs import fonts
 from diffusion_jax.data.glyphs.strings import COLOURS, GROUNDS
 from diffusion_jax.errors import UserError
 
-FINE = 4  # points across a pixel
-MARGIN = 0.05  # of the side, free on every side
+FINE = 4  # subpixels per pixel and axis
+MARGIN = 0.05  # margin on every side, as a share of the picture's side
 LARGEST = 0.6  # of a font's em, as a share of the picture's side
 LEAST_HEIGHT = 7.0  # pixels of the font's em: smaller letters cannot be read
 _REFERENCE = 128  # size at which a text is measured
 Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels; right and bottom are the first ones outside."""
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lettering:
-    """What is written in a picture, and how.
+    """The text of a picture and how it is drawn.
 
     Attributes:
       text: one line.
@@ -36,8 +36,8 @@ class Lettering:
       family: name of the font.
       colour, ground: names in `COLOURS` and `GROUNDS`.
       em: size of the font in pixels of the picture.
-      box: what the letters touch.
-      words: the same of each word.
+      box: bounding box of the letters.
+      words: bounding box of each word.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Lettering:
 
 
 def room(size: int) -> float:
-    """Pixels that a text may be wide or high in a square picture."""
+    """The largest width or height in pixels of a text in a square picture."""
     return size * (1 - 2 * MARGIN)
 
 
@@ -66,10 +66,10 @@ def coverage(text: str, path: Path, size: int, em: float, place: tuple[float, fl
 
     Args:
       text: one line.
-      path: of the font.
+      path: path of the font.
       size: side of the picture.
       em: size of the font in pixels of the picture.
-      place: where between the left and the right, the upper and the lower edge it stands, each 0 to 1.
+      place: position between the left and right edge, and between the upper and lower edge, each 0 to 1.
     """
     font = fonts.load(path, max(1, int(em * FINE)))
     left, top, right, bottom = font.getbbox(text)
@@ -88,14 +88,14 @@ def paint(covered: UInt8[np.ndarray, "size size"], colour: str, ground: str) -> 
 
 @functools.lru_cache(maxsize=256)
 def _ramp(colour: str, ground: str) -> UInt8[np.ndarray, "256 3"]:
-    """The colour of a pixel by how much of it is covered."""
+    """The colour of a pixel as a function of its coverage."""
     share = np.arange(256, dtype=np.float32)[:, None] / 255
     letters, below = (np.array(found, np.float32) for found in (COLOURS[colour], GROUNDS[ground]))
     return np.rint(below + share * (letters - below)).astype(np.uint8)
 
 
 def boxes(covered: UInt8[np.ndarray, "size size"], text: str, path: Path, em: float) -> tuple[Box, tuple[Box, ...]]:
-    """The box of a text, and those of its words, from what it covers.
+    """The box of a text and those of its words, from its coverage.
 
     Raises:
       UserError: nothing is covered.

@@ -1,4 +1,4 @@
-"""The data set "glyphs": words and lines in many fonts, each made when it is read, from (options, split, index)."""
+"""The data set "glyphs": words and lines in many fonts, each drawn on access from (options, split, index)."""
 
 import dataclasses
 import hashlib
@@ -18,10 +18,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.specs import DataSpec
 
 VERSION = 1
-"""The generator's: another version, other bytes; part of the fingerprint."""
+"""The generator's version, which changes with its bytes; part of the fingerprint."""
 SPLITS = ("train", "validation", "test", "held_out")
-MOST_WORDS = 3  # of a line
-_ATTEMPTS = 1000  # at a string that belongs to a split
+MOST_WORDS = 3  # words of a line
+_ATTEMPTS = 1000  # attempts to draw a string that belongs to a split
 
 PlaceOfLetters = Literal["anywhere", "middle"]
 PictureSize = Annotated[int, Bounds(low=16, high=512)]
@@ -32,7 +32,7 @@ Count = Annotated[int, Bounds(low=1, high=2**31)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GlyphOptions:
-    """What pictures of letters are like.
+    """Options of pictures of letters.
 
     Attributes:
       size: side of the square pictures in pixels.
@@ -41,15 +41,15 @@ class GlyphOptions:
       alphabet: characters that words are made of.
       fonts: "fetched", by experiments.prepare_data, or "bundled", those of matplotlib.
       place: "anywhere", at 85 to 100% of the largest size that fits; or in the "middle" at that size, where a glyph
-        canvas has them.
+        canvas draws them.
       held_out: the share of strings of three characters or more that only the split "held_out" shows.
       num_examples: examples in the split "train".
       num_test: examples in every other split.
-      seed: another seed, other pictures; what is held out does not depend on it.
+      seed: seed of the pictures; the held-out strings do not depend on it.
 
     Raises:
-      UserError: a value of the wrong type or out of bounds; lengths the wrong way round; a character that is a blank, a
-        quotation mark or there twice; words that are too long to be read at this size.
+      UserError: a value has a wrong type or is out of bounds, the lengths are in the wrong order, a character is a
+        blank, a quotation mark or repeated, or words would be too long to read at this size.
     """
 
     size: PictureSize = 64
@@ -103,15 +103,15 @@ def check_split(options: GlyphOptions, split: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be written, before it is drawn.
+    """The text of a picture and how it is to be drawn.
 
     Attributes:
       text: one line.
       kind: "word" or "line".
       family: the font.
       colour, ground: names in `strings.COLOURS` and `strings.GROUNDS`.
-      share: as a part of the largest size that fits, 0.85 to 1.
-      place: where between the edges it stands, across and down, each 0 to 1.
+      share: size relative to the largest that fits, 0.85 to 1.
+      place: position between the edges, across and down, each 0 to 1.
     """
 
     text: str
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What captions may say."""
+        """The facts that captions may mention."""
         return {
             "text": self.text,
             "kind": self.kind,
@@ -134,7 +134,7 @@ class Plan:
         }
 
     def draw(self, size: int, data_dir: str) -> tuple[Lettering, UInt8[np.ndarray, "size size"]]:
-        """What is written in a picture of this side, with its boxes, and the coverage of the pixels."""
+        """The lettering of a picture with this side, with its boxes, and the coverage of the pixels."""
         path = fonts.path_of(self.family, data_dir)
         em = self.share * min(rendering.largest_em(self.text, path, size), rendering.LARGEST * size)
         covered = rendering.coverage(self.text, path, size, em, self.place)
@@ -147,7 +147,7 @@ class Plan:
 
 
 def plans(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[Plan]:
-    """What is to be written for each stream of random numbers; nothing is drawn and no font is needed."""
+    """A plan for each stream of random numbers; nothing is drawn and no font is needed."""
     choices = fonts.families(options.fonts, held_out=held_out)
     texts = _texts(options, draws, held_out=held_out)
     family, pair = draws.below(len(choices)), draws.below(len(strings.PAIRS))
@@ -169,7 +169,7 @@ def plans(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[Plan]:
 
 
 def _texts(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[str]:
-    """Strings that belong to a split: each the first of its candidates that does."""
+    """Strings that belong to a split: for each the first suitable candidate."""
     slots = 1 if options.kind == "word" else MOST_WORDS
     count = np.ones(len(draws.keys), np.int64) if slots == 1 else 2 + draws.below(MOST_WORDS - 1)
     least = max(options.least_length, strings.LEAST_HELD_OUT) if held_out else options.least_length
@@ -180,7 +180,7 @@ def _texts(options: GlyphOptions, draws: Draws, *, held_out: bool) -> list[str]:
 
 
 def _word(options: GlyphOptions, draws: Draws, slot: int, least: int, held_out: bool) -> str:
-    """One word; its numbers lie far from those of the rest of the picture."""
+    """One word, from random numbers far away from those for the rest of the picture."""
     draws.position = 2**20 * (slot + 1)
     length = least + int(draws.below(options.most_length - least + 1)[0])
     text = ""
@@ -211,11 +211,11 @@ class GlyphSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Example]:
-        """Many at once.
+        """Draw many at once.
 
         Raises:
           IndexError: an index is not in 0..len - 1.
-          UserError: a font is not there.
+          UserError: a font is missing.
         """
         return [
             {"image": plan.picture(self.options.size, self.data_dir), "text": text}
@@ -223,11 +223,11 @@ class GlyphSource:
         ]
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """The captions alone; nothing is drawn."""
+        """The captions; nothing is drawn."""
         return [text for _, text in self._made(indices)]
 
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Lettering, str]]:
-        """What is written, with its boxes, and the captions."""
+        """The lettering of each picture with its boxes, and the captions."""
         return [(plan.draw(self.options.size, self.data_dir)[0], text) for plan, text in self._made(indices)]
 
     def _made(self, indices) -> list[tuple[Plan, str]]:
@@ -244,7 +244,8 @@ class GlyphSource:
 
 
 def describe_glyphs(*, split: str = "train", data_dir: str | None = None, **options) -> DatasetInfo:
-    """What is known of a split without the fonts; arguments and errors as of `open_glyphs`, but for missing fonts."""
+    """The description of a split without its fonts; arguments and errors are those of `open_glyphs`, except missing
+    fonts."""
     chosen = GlyphOptions(**options)
     check_split(chosen, split)
     said = f"{VERSION} {chosen!r} {split} {fonts.digest(chosen.fonts, data_dir or default_data_dir())}"
@@ -280,11 +281,12 @@ def open_glyphs(
 ) -> Dataset:
     """Words and lines of letters and digits with captions; the arguments are those of `GlyphOptions`.
 
-    Splits: "train"; "validation" and "test", of the same fonts and of strings that are not held out; "held_out", of
-    fonts and strings that the others never show.
+    Splits: "train"; "validation" and "test", with the same fonts and strings that are not held out; "held_out", with
+      fonts
+    and strings that the others never show.
 
     Args:
-      data_dir: where fetched fonts are kept.
+      data_dir: directory with the fetched fonts.
       size: side of the square pictures in pixels.
       kind: "word", or "line", two or three words.
       least_length, most_length: characters of a word.
@@ -296,7 +298,7 @@ def open_glyphs(
       num_test: examples of every other split.
 
     Raises:
-      UserError: see `GlyphOptions`; an unknown split; a font that is not there, or that lacks a character.
+      UserError: see `GlyphOptions`; or the split is unknown, or a font is missing or lacks a character.
     """
     options = GlyphOptions(
         size=size,
@@ -315,7 +317,7 @@ def open_glyphs(
 
 
 def _opened(options: GlyphOptions, split: str, data_dir: str) -> Dataset:
-    from diffusion_jax.data.glyphs.prompts import WordSuite  # it makes pictures by this module
+    from diffusion_jax.data.glyphs.prompts import WordSuite  # which imports this module
 
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     info = describe_glyphs(split=split, data_dir=data_dir, **values)

@@ -1,8 +1,8 @@
-"""Strings of letters and digits, and captions that say them.
+"""Strings of letters and digits, and captions that contain them.
 
-Which strings are held out follows from the string alone: those whose hash falls into a share. Only strings of three
-characters or more are; of shorter ones there are too few. Every caption has its string in straight quotation marks, so
-that `quoted` finds in any prompt what is to be written.
+Whether a string is held out depends only on the string: its hash falls into a share. Only strings of at least three
+characters are held out, because there are too few shorter ones. Every caption has its string in straight quotation
+marks, so that `quoted` finds the text to draw in any prompt.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 CLEAR = "abcdefghijkmnpqrstuvwxyz23456789"
-"""Small letters and digits without l, o, 0 and 1, which many fonts draw like one another."""
+"""Small letters and digits without l, o, 0 and 1, which look alike in many fonts."""
 
 Kind = Literal["word", "line"]
 KINDS = ("word", "line")
@@ -51,7 +51,7 @@ TEMPLATES = (
     'a {ground} card with "{text}" in {colour} {family}',
     '"{text}" in {family}',
 )
-"""Wordings; a line is no word, so of a line "the word" becomes "the line"."""
+"""Wordings; for a line, "the word" becomes "the line"."""
 _FULL = TEMPLATES[5]  # names everything
 
 _QUOTED = re.compile('"([^"]*)"|\u201c([^\u201d]*)\u201d')
@@ -69,11 +69,11 @@ PAIRS = tuple(
     for ground, below in GROUNDS.items()
     if abs(luminance(of_letters) - luminance(below)) >= _CONTRAST
 )
-"""(colour of the letters, ground) that can be told apart."""
+"""(colour of the letters, ground) with enough contrast."""
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether the training never shows a string: a function of the string alone."""
+    """Whether the training never shows a string, which depends only on the string."""
     if len(text) < LEAST_HELD_OUT:
         return False
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
@@ -90,13 +90,14 @@ def full_caption(*, text: str, kind: Kind, colour: str, ground: str, family: str
 
 
 def quoted(prompt: str) -> str:
-    """What a prompt has in quotation marks, several as one line; "" where there is nothing."""
+    """The parts of a prompt in quotation marks, joined to one line; "" if there are none."""
     found = [(straight or curly).strip() for straight, curly in _QUOTED.findall(prompt)]
     return " ".join(filter(None, found))
 
 
 def family_named(prompt: str, names: Sequence[str]) -> str:
-    """The longest of these names that a prompt mentions outside its quotation marks, in small letters; "" for none."""
+    """The longest of these names that a prompt mentions outside its quotation marks, in small letters; "" if there is
+    none."""
     rest = _QUOTED.sub(" ", prompt).lower()
     found = [name for name in names if re.search(rf"\b{re.escape(name)}\b", rest)]
     return max(found, key=len, default="")

@@ -1,10 +1,10 @@
-"""Scenes: pictures of coloured shapes that need no file, with their graph, their captions and an exact reader.
+"""Scenes: generated pictures of coloured shapes, with their graph, their captions and an exact reader.
 
     options -> composing: what is where, from (seed, index) -> painting: bytes
                                                             -> captions: words, and what they require
     bytes -> reading: what is seen -> graph.Requirement: whether it is what was asked for
 
-`source` makes a data set of them, "scenes"; `prompts` asks for scenes by category, as GenEval does.
+`source` makes the data set "scenes" of them; `prompts` asks for scenes by category, as GenEval does.
 """
 
 from diffusion_jax.data.scenes.composing import Arrangement, SceneOptions, compose, held_out_pairs, training_pairs

@@ -1,12 +1,12 @@
-"""Words for scenes, and what exactly they require.
+"""Captions for scenes, and exactly what they require.
 
-    label        "red star": one object, the largest, and no word of the others
+    label        "red star": one object, the largest, without mentioning the others
     sentence     "two red circles and a blue star", "a drawing of a green ring to the left of a heart"
     description  "two objects on a dark striped ground: a small red star at the top left; a large blue ring in the
                  centre. the red star is left of the blue ring."
 
-One caption in seven of the first two densities names no colours. A caption says nothing that is not so, and a relation
-only where it is beyond dispute (`Scene.clearly`). What it requires is made together with it, and is never read from it.
+One caption in seven of the first two densities names no colours. A caption is always true, and states a relation only
+if it is beyond dispute (`Scene.clearly`). Its requirement is made together with it, and never parsed from it.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from diffusion_jax.data.scenes.graph import Requirement, Scene, SceneObject, Wanted, place_of
 
 NUMBER_OF_DRAWS = 12
-"""The random numbers that the wording of one caption takes."""
+"""The number of random numbers that the wording of one caption uses."""
 
 NUMBERS = ("no", "one", "two", "three", "four")
 OPENINGS = ("", "", "a picture of ", "a drawing of ", "an image with ")
-"""What a sentence may begin with."""
+"""The beginnings of a sentence."""
 _RELATION_WORDS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -29,7 +29,7 @@ _RELATION_WORDS = {
 SIZE_WORDS = {"small": ("small", "tiny"), "medium": ("medium", "middle-sized"), "large": ("large", "big")}
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 _UNCOLOURED = 1 / 7
-_RELATED = 0.7  # the share of sentences of two objects or more that state a relation, where one is clear
+_RELATED = 0.7  # share of sentences of at least two objects that state a relation, if one is clear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Choices:
 
 
 def caption(scene: Scene, density: str, numbers: Sequence[float]) -> tuple[str, Requirement]:
-    """Words for a scene, and what they require.
+    """A caption for a scene, and what it requires.
 
     Args:
-      scene: of shapes and colours that are known.
+      scene: a scene whose shapes and colours are known.
       density: "label", "sentence" or "description".
       numbers: `NUMBER_OF_DRAWS` random numbers in [0, 1), which choose the wording.
     """
@@ -58,7 +58,7 @@ def caption(scene: Scene, density: str, numbers: Sequence[float]) -> tuple[str, 
 
 
 def wanted_of(one: SceneObject, *, colours: bool = True) -> Wanted:
-    """An object by its shape, and by its colour too."""
+    """An object by its shape, optionally with its colour."""
     return Wanted(shape=one.shape, colour=one.colour if colours else None)
 
 
@@ -125,7 +125,7 @@ def _description(scene: Scene, choose: Choices) -> tuple[str, Requirement]:
 
 
 def grouped(scene: Scene, *, colours: bool = True) -> dict[Wanted, list[SceneObject]]:
-    """Objects that the same words describe, together."""
+    """Objects grouped by the words that describe them."""
     groups: dict[Wanted, list[SceneObject]] = {}
     for one in scene.objects:
         groups.setdefault(wanted_of(one, colours=colours), []).append(one)
@@ -135,7 +135,7 @@ def grouped(scene: Scene, *, colours: bool = True) -> dict[Wanted, list[SceneObj
 def _relation(
     scene: Scene, singles: Sequence[tuple[Wanted, SceneObject]], choose: Choices
 ) -> tuple[Wanted, str, Wanted, str] | None:
-    """One clear relation between two objects that the scene holds once each, and words for it."""
+    """One clear relation between two objects that are unique in the scene, and words for it."""
     found = [
         (one, relation, other)
         for one, first in singles
@@ -161,6 +161,6 @@ def the(wanted: Wanted) -> str:
 
 
 def place_words(place: tuple[int, int]) -> str:
-    """ "at the top left", of a cell of thirds (column, row)."""
+    """ "at the top left", for a cell of thirds (column, row)."""
     row, column = _ROWS[place[1]], _COLUMNS[place[0]]
     return f"at the {row} {column}".replace("  ", " ").strip() if row or column else "in the centre"

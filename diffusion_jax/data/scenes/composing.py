@@ -1,4 +1,4 @@
-"""What is where in each scene: a function of (options, split, index), of many scenes at once."""
+"""The content of scenes as a function of (options, split, index), for many scenes at once."""
 
 import dataclasses
 import functools
@@ -30,31 +30,31 @@ MaxObjects = Annotated[int, Bounds(low=1, high=4)]
 HeldOutShare = Annotated[float, Bounds(low=0, high=0.5)]
 Count = Annotated[int, Bounds(low=1, high=2**31 - 1)]
 
-_COPY = 0.3  # the probability that an object is of the shape and the colour of the one before
-_TEXTURED = 0.5  # the share of scenes whose ground has a texture, where any has
+_COPY = 0.3  # probability that an object repeats the shape and colour of the one before
+_TEXTURED = 0.5  # share of scenes with a textured ground, if textures are on
 EDGE = 1  # pixels between a box and the edge of the picture
 _ROUNDS, _CANDIDATES = 6, 12  # attempts at a layout, and places that each object tries in one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """Which scenes there are.
+    """Options of scenes.
 
     Attributes:
       size: side of the square pictures in pixels.
-      max_objects: a scene has 1 to this many, each number as often.
+      max_objects: a scene has 1 to this many objects, each number equally often.
       density: how much captions say: "label", one object; "sentence", all objects, their number and often a relation;
         "description", also sizes, places and the ground; "mixed", each of these in a third of the examples.
       textured: whether half of the grounds have a texture.
       held_out: the share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: the shapes and the colours that there are.
+      shapes, colours: the shapes and colours to use.
       num_examples: examples in the split "train".
       num_test: examples in every other split.
-      seed: another seed, other scenes; which pairs are held out does not depend on it.
+      seed: seed of the scenes; the held-out pairs do not depend on it.
 
     Raises:
-      UserError: a value of the wrong type or out of bounds, a shape or a colour named twice, or so much held out that
-        the training would not show each shape and each colour.
+      UserError: a value has a wrong type or is out of bounds, a shape or a colour is named twice, or so much is held
+        out that the training would not show each shape and each colour.
     """
 
     size: PictureSize = 32
@@ -92,16 +92,16 @@ class SceneOptions:
 
     @property
     def gap(self) -> int:
-        """The least distance between two boxes in pixels."""
+        """The least distance between two boxes, in pixels."""
         return max(2, round(self.size / 16))
 
 
 @functools.lru_cache(maxsize=64)
 def _pairs(options: SceneOptions) -> tuple[np.ndarray, np.ndarray]:
-    """All (shape, colour) as numbers, those of the training and those held out.
+    """All (shape, colour) pairs as numbers: those of the training, and those held out.
 
     They are held out along the diagonals of the table of shapes and colours, so that every shape and every colour loses
-    nearly as many.
+    almost equally many.
     """
     pairs = [(i, j) for i in range(len(options.shapes)) for j in range(len(options.colours))]
     diagonals = max(len(options.shapes), len(options.colours))
@@ -112,30 +112,30 @@ def _pairs(options: SceneOptions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_pairs(options: SceneOptions) -> Int[np.ndarray, "pairs 2"]:
-    """The pairs (shape, colour) that training, validation and test show, as positions in options.shapes, .colours."""
+    """The pairs (shape, colour) in training, validation and test, as positions in options.shapes and .colours."""
     return _pairs(options)[0]
 
 
 def held_out_pairs(options: SceneOptions) -> Int[np.ndarray, "pairs 2"]:
-    """The pairs that none of them shows."""
+    """The held-out pairs, which none of these splits shows."""
     return _pairs(options)[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Arrangement:
-    """Many scenes as arrays; objects beyond `count` are not there.
+    """Many scenes as arrays; objects beyond `count` do not exist.
 
     Attributes:
-      options: of what they are.
+      options: options of the scenes.
       count: objects in each scene.
       shape, colour: positions in options.shapes and options.colours.
       size: position in `SIZES`.
-      side, left, top: of boxes, in pixels.
+      side, left, top: sides and positions of boxes, in pixels.
       ground, level: position in `GROUNDS`, and the grey value.
       texture: position in `TEXTURES`.
-      period, phase, contrast: of the texture; periods in pixels, phases in periods.
-      upright: whether stripes stand upright, and shades run from left to right.
-      speckle: the seed of speckles.
+      period, phase, contrast: parameters of the texture; periods in pixels, phases in periods.
+      upright: whether stripes are vertical, and shades run from left to right.
+      speckle: seed of the speckles.
     """
 
     options: SceneOptions
@@ -159,7 +159,7 @@ class Arrangement:
         return len(self.count)
 
     def scene(self, row: int) -> Scene:
-        """The graph of one of them."""
+        """The graph of one scene."""
         sizes, options = tuple(SIZES), self.options
         objects = []
         for m in range(self.count[row]):
@@ -187,14 +187,14 @@ def check_split(options: SceneOptions, split: str) -> None:
 
 
 def draws_of(options: SceneOptions, split: str, indices: Int[np.ndarray, " n"]) -> Draws:
-    """The random numbers of these examples."""
+    """The random numbers for these examples."""
     return Draws.of(options.seed, SPLITS.index(split), indices)
 
 
 def compose(options: SceneOptions, split: str, indices: Int[np.ndarray, " n"]) -> tuple[Arrangement, Draws]:
-    """The scenes `indices` of a split, and the rest of their random numbers, for the words.
+    """The scenes `indices` of a split, and the rest of their random numbers, for the wording.
 
-    Scenes of the split "held_out" have one pair at least that the training never shows.
+    Scenes of the split "held_out" have at least one pair that the training never shows.
     """
     draws = draws_of(options, split, indices)
     most = options.max_objects
@@ -213,7 +213,7 @@ def compose(options: SceneOptions, split: str, indices: Int[np.ndarray, " n"]) -
 def arrange(
     options: SceneOptions, draws: Draws, count: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "n objects 2"]
 ) -> Arrangement:
-    """Scenes of given objects: sizes, places and grounds are drawn."""
+    """Scenes with given objects, whose sizes, places and grounds are drawn."""
     size, side, left, top = _layout(options, draws, count)
     ground = draws.below(len(GROUNDS))
     levels = np.array(list(GROUNDS.values()))[ground]
@@ -243,9 +243,9 @@ def arrange(
 def _layout(options: SceneOptions, draws: Draws, count: np.ndarray) -> tuple[np.ndarray, ...]:
     """Size, side, left and top of every box, all boxes `gap` apart.
 
-    Each object takes the first of its candidate places that is free. Where an object finds none, the scene is tried
-    again with one half of its objects one size smaller, then the other half; at last small objects take a quarter of
-    the picture each, which always does.
+    Each object takes the first free one of its candidate places. If an object finds none, the scene is tried again with
+    one half of its objects one size smaller, then the other half. In the end small objects take a quarter of the
+    picture each, which always succeeds.
     """
     n, most = len(count), options.max_objects
     drawn, share = draws.below(len(SIZES), most), draws.uniform(most)
@@ -253,7 +253,7 @@ def _layout(options: SceneOptions, draws: Draws, count: np.ndarray) -> tuple[np.
     waiting = np.arange(n)
     for attempt in range(_ROUNDS):
         places = draws.only(waiting).uniform(most, _CANDIDATES, 2) if len(waiting) else None
-        draws.position += most * _CANDIDATES * 2  # also where none is waiting: what follows is drawn at one position
+        draws.position += most * _CANDIDATES * 2  # even if no scene waits, so that later draws have a fixed position
         if places is None:
             continue
         smaller = np.maximum(drawn[waiting] - (attempt + np.arange(most) % 2) // 2, 0)
@@ -280,7 +280,7 @@ def _sides(options: SceneOptions, size: np.ndarray, share: np.ndarray) -> np.nda
 def _first_free(
     options: SceneOptions, side: np.ndarray, places: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (left, top) [n, objects, 2] at the first free candidates, and which scenes have all their objects."""
+    """Corners (left, top) [n, objects, 2] at the first free candidates, and which scenes placed all their objects."""
     room = options.size - 2 * EDGE + 1 - side
     corners = EDGE + (places * room[..., None, None]).astype(np.int64)
     chosen, found = np.zeros((*side.shape, 2), np.int64), np.ones(len(side), bool)

@@ -1,7 +1,7 @@
-"""Random numbers of many examples at once, each a function of (seed, stream, index) and of the place in the program.
+"""Random numbers for many examples at once, each a function of (seed, stream, index) and of its place in the program.
 
 SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, "Fast splittable pseudorandom number generators"): word j of a key is
-mix(key + j * golden ratio). numpy promises to keep no distribution the same from version to version; these are ours.
+mix(key + j * golden ratio). numpy does not promise to keep any distribution between versions, so these are our own.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ def _mix(words: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 @dataclasses.dataclass
 class Draws:
-    """A stream of numbers for each of `n` examples; every call goes on where the last one stopped.
+    """A stream of numbers for each of `n` examples; every call continues where the last one stopped.
 
     Attributes:
       keys: one for each example.
-      position: how many numbers of each were drawn.
+      position: how many numbers of each stream were drawn.
     """
 
     keys: UInt64[np.ndarray, " n"]
@@ -50,5 +50,5 @@ class Draws:
         return (self.uniform(*shape) * limit).astype(np.int64)
 
     def only(self, chosen: np.ndarray) -> "Draws":
-        """The streams of some of the examples, from here on."""
+        """The streams of some of the examples, from the current position on."""
         return Draws(self.keys[chosen], self.position)

@@ -1,4 +1,4 @@
-"""Pairs of scenes that differ by one edit, with the instruction that says which: exact before and after.
+"""Pairs of scenes that differ by one edit, with its instruction; both pictures are known exactly.
 
     add        "add a small blue ring at the top left"        resize   "make the red star large"
     remove     "take the red star away"                       ground   "give it a dark ground"
@@ -6,10 +6,10 @@
     move       "move the red star to the left"
     replace    "turn the red star into a blue ring"
 
-An instruction says all that the picture after it depends on: what is added or moved stands in the middle of its cell of
-thirds, as far as the edge lets it, and sizes are the middle ones of their names. An object is called by its shape where
-only one has it, else, or half of the time, by its colour too; one that has a twin is not spoken of. All other bytes
-stay.
+An instruction determines the picture after it. Anything that is added or moved is placed in the middle of its cell of
+thirds, as far as the edge allows, and sizes are the middle ones of their names. An object is called by its shape if
+that is unique; otherwise, or half of the time, also by its colour. An object with a twin is not mentioned. All other
+bytes stay.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from diffusion_jax.specs import DataSpec
 EditKind = Literal["add", "remove", "recolour", "move", "replace", "resize", "ground", "nothing"]
 EDITS: tuple[EditKind, ...] = ("add", "remove", "recolour", "move", "replace", "resize", "ground", "nothing")
 VERSION = 1
-"""Of the generator: another version, other bytes; part of the fingerprint."""
+"""The generator's version, which changes with its bytes; part of the fingerprint."""
 _DRAWS = 40  # random numbers of one edit
 _WORDINGS: dict[EditKind, tuple[str, ...]] = {
     "add": ("add {thing} {place}", "draw {thing} {place}", "put {thing} {place}"),
@@ -66,11 +66,11 @@ class Edit:
     """One edit.
 
     Attributes:
-      kind: which of `EDITS`.
-      instruction: in words.
+      kind: one of `EDITS`.
+      instruction: the instruction.
       before, after: the graphs of both pictures.
-      requirement: what must be seen after it: every object in its colour and its place, and the size where that is
-        what was asked for.
+      requirement: what the picture after it must show: every object with its colour and place, and the size if the
+        instruction asks for it.
     """
 
     kind: EditKind
@@ -95,17 +95,17 @@ class EditSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Example]:
-        """Many at once; raises IndexError where an index is not in 0..len - 1."""
+        """Read many at once; raises IndexError if an index is not in 0..len - 1."""
         before, after, edits = self._made(indices)
         pairs = zip(paint(before), paint(after), edits, strict=True)
         return [{"image": image, "source": source, "text": edit.instruction} for source, image, edit in pairs]
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """The instructions alone; nothing is painted."""
+        """The instructions; nothing is painted."""
         return [edit.instruction for edit in self.described(indices)]
 
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Edit]:
-        """What these edits are."""
+        """Descriptions of these edits."""
         return self._made(indices)[2]
 
     def _made(self, indices) -> tuple[Arrangement, Arrangement, list[Edit]]:
@@ -130,7 +130,7 @@ class EditSource:
     def sessions(
         self, indices: Sequence[int] | Int[np.ndarray, " n"], turns: int
     ) -> tuple[Pictures, list[tuple[list[Edit], Pictures]]]:
-        """The pictures before, and of each turn the edits and the true pictures after them.
+        """The pictures before, and for each turn the edits and the true pictures after them.
 
         The first turn is that of `described`.
         """
@@ -144,7 +144,7 @@ class EditSource:
 
 @dataclasses.dataclass(frozen=True)
 class _Editor:
-    """Changes one row of an arrangement; `pairs` are the shapes and colours of what is new."""
+    """Changes one row of an arrangement; `pairs` are the shapes and colours allowed for new objects."""
 
     before: Arrangement
     after: Arrangement
@@ -153,7 +153,7 @@ class _Editor:
     pairs: np.ndarray
 
     def edit(self, kinds: Sequence[EditKind]) -> Edit:
-        """The first of the kinds, in a drawn order, for which the scene has room."""
+        """The first of the kinds, in random order, that is possible in the scene."""
         kinds, scene = list(kinds), self.before.scene(self.row)
         while True:
             kind = kinds.pop(int(next(self.choose.numbers) * len(kinds))) if kinds else "nothing"
@@ -171,11 +171,11 @@ class _Editor:
         )
 
     def _size(self, kind, one, scene):
-        """The size that is asked for, of the object whose size that is."""
+        """The requested size, for the object that has it."""
         return one.size if kind == "resize" and one not in scene.objects else None
 
     def _named(self, scene: Scene) -> list[int]:
-        """The objects that words tell from the others."""
+        """The objects that words can distinguish from the others."""
         kinds = [(one.shape, one.colour) for one in scene.objects]
         return [m for m, kind in enumerate(kinds) if kinds.count(kind) == 1]
 
@@ -202,7 +202,7 @@ class _Editor:
         return True
 
     def _centred(self, cell: int, side: int) -> int:
-        """Where a box of this side begins that is in the middle of a third."""
+        """Where a box of this side begins if it is centred in a third."""
         most = self.before.options.size
         return min(max(round((cell + 0.5) / 3 * most - side / 2), EDGE), most - EDGE - side)
 
@@ -348,16 +348,16 @@ def open_scene_edits(
 ) -> Dataset:
     """Scenes before and after an edit, with the instruction; the other arguments are those of `SceneOptions`.
 
-    Splits are those of the data set scenes: what is new in the split "held_out" is of pairs of shape and colour that
-    the others never show. `data_dir` is not used.
+    Splits are those of the data set scenes: new objects in the split "held_out" have pairs of shape and colour that the
+    other splits never show. `data_dir` is not used.
 
     Args:
       size: side of the square pictures in pixels.
       max_objects: most objects of a scene.
       textured: whether half of the grounds have a texture.
       held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: names of those that there are.
-      kinds: names of the edits that there are; where a scene has no room for any, nothing is changed.
+      shapes, colours: names of the existing ones.
+      kinds: names of the edits to use; if none is possible in a scene, nothing is changed.
       num_examples: examples of the split "train".
       num_test: examples of every other split.
 

@@ -1,4 +1,4 @@
-"""What is in a scene, what may be asked of one, and whether the one is the other."""
+"""The content of a scene, the requirements on a scene, and whether the one meets the other."""
 
 import dataclasses
 import itertools
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from diffusion_jax.data.scenes.vocabulary import Colour, Shape, Size
 
 CLEAR = 0.15
-"""A relation is stated where centres are this share of the picture apart along it, and boxes do not overlap there."""
+"""A caption states a relation if centres are this share of the picture apart along it, and boxes do not overlap
+there."""
 ENOUGH = 0.08
-"""A relation that was asked for is there where centres are this share of the picture apart along it."""
+"""A requested relation holds if centres are this share of the picture apart along it."""
 NEAR = 0.08
-"""A place that was asked for may be missed by this share of the picture."""
+"""A requested place may be missed by this share of the picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,8 @@ class SceneObject:
     """One shape.
 
     Attributes:
-      shape: what it is; None where a reader cannot say.
-      colour: its colour; None likewise.
+      shape: its shape; None if a reader cannot tell.
+      colour: its colour; None if a reader cannot tell.
       size: small, medium or large.
       box: (left, top, right, bottom) in pixels, right and bottom not included.
     """
@@ -39,7 +40,7 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The graph of one picture: its side in pixels, its objects, and its ground, "" where that is not known."""
+    """The graph of one picture: its side in pixels, its objects, and its ground, "" if that is not known."""
 
     picture: int
     objects: tuple[SceneObject, ...]
@@ -47,7 +48,7 @@ class Scene:
     texture: str = ""
 
     def clearly(self, one: SceneObject, other: SceneObject) -> tuple[str, ...]:
-        """The relations of one object to another that nobody would dispute."""
+        """The relations of one object to another that are beyond dispute."""
         (x, y), (other_x, other_y) = one.centre, other.centre
         found = []
         for axis, step, names in ((0, other_x - x, ("left of", "right of")), (1, other_y - y, ("above", "below"))):
@@ -60,7 +61,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """An object as words describe it; what they leave open is None. `place` is a cell of thirds, (column, row)."""
+    """An object as words describe it; None for what they leave open. `place` is a cell of thirds, (column, row)."""
 
     shape: Shape | None = None
     colour: Colour | None = None
@@ -68,7 +69,7 @@ class Wanted:
     place: tuple[int, int] | None = None
 
     def fits(self, seen: SceneObject, picture: int) -> bool:
-        """Whether an object is as it was wanted."""
+        """Whether an object fits this description."""
         for name in ("shape", "colour", "size"):
             wanted = getattr(self, name)
             if wanted is not None and wanted != getattr(seen, name):
@@ -83,12 +84,12 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """What a text says must be seen: no more than it says.
+    """What a picture must show according to a text.
 
     Attributes:
-      objects: each of them another object of the picture.
-      relations: (i, relation, j): object i is in this relation to object j.
-      exact: whether nothing else may be seen.
+      objects: the wanted objects, each a different object of the picture.
+      relations: (i, relation, j): object i has this relation to object j.
+      exact: whether the picture must show nothing else.
     """
 
     objects: tuple[Wanted, ...]
@@ -96,7 +97,7 @@ class Requirement:
     exact: bool = True
 
     def holds(self, seen: Scene) -> bool:
-        """Whether some choice among the objects seen is all that was wanted."""
+        """Whether the picture's objects can be matched with everything that is wanted."""
         if len(seen.objects) < len(self.objects) or (self.exact and len(seen.objects) > len(self.objects)):
             return False
         return any(self._is_met_by(chosen, seen) for chosen in itertools.permutations(seen.objects, len(self.objects)))
@@ -109,13 +110,13 @@ class Requirement:
 
 
 def related(one: SceneObject, relation: str, other: SceneObject, picture: int) -> bool:
-    """Whether the centres lie so, by `ENOUGH` of the picture."""
+    """Whether the relation holds for the centres, by `ENOUGH` of the picture."""
     (x, y), (other_x, other_y) = one.centre, other.centre
     ahead = {"left of": other_x - x, "right of": x - other_x, "above": other_y - y, "below": y - other_y}
     return ahead[relation] >= ENOUGH * picture
 
 
 def place_of(seen: SceneObject, picture: int) -> tuple[int, int]:
-    """The cell of thirds in which the centre lies, (column, row)."""
+    """The cell of thirds that contains the centre, (column, row)."""
     column, row = (min(int(3 * coordinate / picture), 2) for coordinate in seen.centre)
     return column, row

@@ -1,4 +1,4 @@
-"""Scenes as bytes: a ground, and on it the shapes, whose edges are anti-aliased."""
+"""Scenes as bytes: a ground with anti-aliased shapes on it."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def stretched(scenes: Arrangement, sides: tuple[int, int]) -> Arrangement:
 
 
 def masks(scene: Scene) -> Bool[np.ndarray, "objects size size"]:
-    """The pixels of which each object covers half or more."""
+    """The pixels that each object covers at least half."""
     found = np.zeros((len(scene.objects), scene.picture, scene.picture), bool)
     for mask, one in zip(found, scene.objects, strict=True):
         left, top, right, bottom = one.box
@@ -52,11 +52,11 @@ def masks(scene: Scene) -> Bool[np.ndarray, "objects size size"]:
 
 
 def control_picture(scene: Scene, kind: str) -> UInt8[np.ndarray, "size size 3"]:
-    """What steers a picture, exact, since the scene is known.
+    """A control picture, which is exact because the scene is known.
 
-    edges  white where a pixel of an object lies beside one that is not of it
-    masks  every object in the colour of its shape's place in the list of all shapes
-    depth  the order in which objects are painted: the last one, nearest to the eye, is white, the ground black
+    edges  white where a pixel of an object lies beside a pixel outside it
+    masks  every object in the colour that belongs to its shape in the list of all shapes
+    depth  the painting order of the objects: the last one, nearest to the eye, is white, the ground black
     """
     owner = np.full((scene.picture, scene.picture), -1)
     for number, covered in enumerate(masks(scene)):

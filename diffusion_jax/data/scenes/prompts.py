@@ -1,14 +1,14 @@
-"""What samples may be asked for: prompts by category, as GenEval has them (Ghosh et al. 2023, arXiv:2310.11513).
+"""Prompts for samples by category, as in GenEval (Ghosh et al. 2023, arXiv:2310.11513).
 
-    single_object   "a star"                                    that there is one, and nothing else
+    single_object   "a star"                                    one, and nothing else
     two_objects     "a star and a ring"
     counting        "three red circles"
     colours         "a red star"
     position        "a red star to the left of a blue ring"
     colour_binding  "a red star, a blue ring and a pink heart"  each colour on its own shape
 
-A prompt carries what it requires; nobody reads that from its words. The first two categories name no colour. In the
-others every second prompt has a pair of shape and colour that the training never shows.
+A prompt carries its requirement, so nobody parses its words. The first two categories name no colour. In the others
+every second prompt has a pair of shape and colour that the training never shows.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ from diffusion_jax.data.scenes.painting import paint
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_binding")
 UNCOLOURED = CATEGORIES[:2]
-_OF_ONE = ("single_object", "colours")  # the others are of two objects or more
-_STREAM = 1000  # of random numbers: none of a split
+_OF_ONE = ("single_object", "colours")  # the others have at least two objects
+_STREAM = 1000  # random numbers that no split uses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is asked for.
+    """One prompt.
 
     Attributes:
-      text: in words; two prompts with one text are the same.
+      text: the prompt; two prompts with the same text are equal.
       category: one of `CATEGORIES`.
-      requirement: what must be seen.
-      held_out: whether a pair of shape and colour is one that the training never shows; None where no colour is named.
+      requirement: what a picture must show.
+      held_out: whether it has a pair of shape and colour that the training never shows; None if it names no colour.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class PromptSuite(Sequence[Prompt]):
-    """Prompts for scenes of some options, each category as often as the others, each in its turn."""
+    """Prompts for scenes with given options; the categories take turns and are equally frequent."""
 
     requires: ClassVar[str] = "scene"
 
@@ -68,7 +68,7 @@ class PromptSuite(Sequence[Prompt]):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that there are: where one object, one shape or one colour is all, only those of one object."""
+        """The possible categories: with only one object, one shape or one colour, only those with one object."""
         options = self.options
         several = min(options.max_objects, len(options.shapes), len(options.colours)) > 1
         return CATEGORIES if several else _OF_ONE
@@ -78,7 +78,7 @@ class PromptSuite(Sequence[Prompt]):
         return {prompt.text: prompt for prompt in self}
 
     def pictures(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n size size 3"]:
-        """For each of these prompts a scene that is what it asks for."""
+        """A true scene for each of these prompts."""
         scenes, chosen = _scenes(self), np.fromiter(indices, np.int64)
         rows = {f.name: getattr(scenes, f.name) for f in dataclasses.fields(Arrangement) if f.name != "options"}
         return paint(Arrangement(options=self.options, **{name: value[chosen] for name, value in rows.items()}))
@@ -86,7 +86,7 @@ class PromptSuite(Sequence[Prompt]):
 
 @functools.lru_cache(maxsize=8)
 def _scenes(suite: PromptSuite) -> Arrangement:
-    """A scene for each prompt; the words are made from these."""
+    """A scene for each prompt; the wording is made from these."""
     options, count = suite.options, suite.num_prompts
     draws = _draws(suite)
     numbers = draws.uniform(8).tolist()
@@ -102,7 +102,7 @@ def _draws(suite: PromptSuite) -> Draws:
 
 
 def _category(suite: PromptSuite, index: int) -> tuple[str, bool]:
-    """Category of a prompt, and whether it has a pair that is held out."""
+    """The category of a prompt, and whether it has a held-out pair."""
     turn, place = divmod(index, len(suite.categories))
     category = suite.categories[place]
     return category, category not in UNCOLOURED and turn % 2 == 1 and len(held_out_pairs(suite.options)) > 0
@@ -129,14 +129,14 @@ def _objects(suite: PromptSuite, index: int, numbers: Sequence[float]) -> list[t
         unlike = [pair for pair in others if pair[1] not in colours]
         if others:
             chosen.append(one_of(unlike or others))
-    first = int(next(numbers) * len(chosen))  # what is held out is not always named first
+    first = int(next(numbers) * len(chosen))  # so that the held-out pair is not always named first
     return chosen[first:] + chosen[:first]
 
 
 @functools.lru_cache(maxsize=8)
 def _prompts(suite: PromptSuite) -> tuple[Prompt, ...]:
     scenes, draws = _scenes(suite), _draws(suite)
-    draws.position = 2**20  # beyond what the scenes take
+    draws.position = 2**20  # beyond the numbers that scenes use
     numbers = draws.uniform(3).tolist()
     return tuple(_prompt(suite, index, scenes.scene(index), numbers[index]) for index in range(suite.num_prompts))
 

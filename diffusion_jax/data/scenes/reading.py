@@ -1,20 +1,20 @@
-"""What is in a picture of a scene, by rules: no network, nothing learned.
+"""Reads the content of a scene's picture by rules, without any network or learning.
 
-Grounds are grey, so the hue of a pixel is that of its object even at an edge, and its chroma, the largest less the
+Grounds are grey, so the hue of a pixel is that of its object even at an edge, and its chroma, the largest minus the
 smallest channel, says how much of it is covered (`vocabulary`). The reader
 
  1. gives every pixel the nearest hue of the palette, and its coverage, chroma / chroma of that colour, both less the
-    median chroma of the ground, which is 0 where there is no noise;
- 2. takes the connected components (8 neighbours) of pixels of one hue that are covered by half or more, and drops those
-    with less than a third of the area of the smallest shape that there is;
- 3. reads the colour where the hue of the most covered pixels is nearer to it than `MARGIN`, else none;
- 4. lays the stamp of each shape, of each side that may be, sharp and softened, over the coverage, centre on centre, and
+    median chroma of the ground, which is 0 without noise;
+ 2. takes the connected components (8 neighbours) of pixels with one hue that are at least half covered, and drops those
+    with less than a third of the area of the smallest possible shape;
+ 3. reads the colour if the hue of the most covered pixels is nearer to it than `MARGIN`, else none;
+ 4. lays the stamp of each shape, with each possible side, sharp and softened, over the coverage, centre on centre, and
     takes the best by soft intersection over union, <a, b> / (|a|^2 + |b|^2 - <a, b>); below `FIT` the shape is none.
 
-On true pictures it makes no mistake. The share of damaged pictures, of 24 and of 32 pixels with up to four objects, of
-which all shapes and colours are read right (1,000 of each): under a Gaussian blur of 0.7 pixels 100% and 100%, of 1
-pixel 89% and 100%, of 1.5 pixels 40% and 85%; under Gaussian noise of 10 grey levels 100% and 100%, of 20 88% and 96%,
-of 30 42% and 55%.
+On true pictures it makes no mistake. Shares of damaged pictures, of 24 and of 32 pixels with up to four objects, whose
+shapes and colours are all read right (1,000 of each): after a Gaussian blur of 0.7 pixels 100% and 100%, of 1 pixel 89%
+and 100%, of 1.5 pixels 40% and 85%; with Gaussian noise of 10 grey levels 100% and 100%, of 20 88% and 96%, of 30 42%
+and 55%.
 """
 
 import functools
@@ -28,13 +28,14 @@ from diffusion_jax.data.scenes.vocabulary import COLOURS, SHAPES, sides, size_of
 from diffusion_jax.errors import UserError
 
 MARGIN = 0.22
-"""Distance of hues, (rgb - smallest) / chroma, within which a colour is read: half of the least between two colours."""
+"""Distance of hues, (rgb - smallest) / chroma, up to which a colour is read: half of the least distance between
+colours."""
 SOFTNESS = (0.0, 0.6, 1.0)
-"""Standard deviations in pixels of the blurs with which stamps are tried."""
+"""Standard deviations in pixels of the blurs that are applied to stamps."""
 FIT = 0.7
 """The least intersection over union with which a shape is read."""
-_LARGER = 4  # pixels by which a box may be larger than its component
-_FRINGE = 2  # pixels beyond a box that a softened stamp has
+_LARGER = 4  # pixels by which a box may exceed its component
+_FRINGE = 2  # pixels by which a softened stamp exceeds its box
 _AROUND = np.ones((3, 3), bool)  # a pixel and its neighbours
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
@@ -43,10 +44,10 @@ _HUES = (_PALETTE - _PALETTE.min(1, keepdims=True)) / _CHROMA[:, None]
 
 
 def read(images: UInt8[np.ndarray, "n size size 3"]) -> list[Scene]:
-    """The graphs of these pictures; objects from the top to the bottom.
+    """The graphs of these pictures; objects are ordered from top to bottom.
 
     Raises:
-      UserError: not square uint8 pictures of three channels, or too small to hold a shape.
+      UserError: they are not square uint8 pictures of three channels, or too small to hold a shape.
     """
     images = np.asarray(images)
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
@@ -83,7 +84,7 @@ def _objects(image: UInt8[np.ndarray, "size size 3"]) -> Iterator[SceneObject]:
 
 @functools.lru_cache(maxsize=128)
 def _least_area(size: int) -> float:
-    """Pixels that an object has at least; what is less is a speck."""
+    """The least number of pixels of an object; anything smaller is a speck."""
     side = sides("small", size)[0]
     return min(float((stamp(shape, side) >= 0.5).sum()) for shape in SHAPES) / 3
 
@@ -95,7 +96,7 @@ def _object(
     component: Bool[np.ndarray, "size size"],
     colour: int,
 ) -> SceneObject:
-    """The object that a component is; `mask` is its coverage, and that of what is around it."""
+    """The object in a component; `mask` is the coverage of the component and its surroundings."""
     amount = coverage[component]
     core = pixels[component][amount >= min(0.95, np.quantile(amount, 0.75))].mean(0)
     near = np.linalg.norm((core - core.min()) / max(np.ptp(core), 1) - _HUES[colour]) <= MARGIN
@@ -111,7 +112,7 @@ def _object(
 def _best_stamp(
     mask: Float[np.ndarray, "size size"], component: Bool[np.ndarray, "size size"]
 ) -> tuple[str, float, tuple[int, int, int]]:
-    """The shape that fits best, how well, and where: left, top and side of its box."""
+    """The best fitting shape, its fit, and left, top and side of its box."""
     longest = max(int(np.ptp(np.flatnonzero(component.any(axis)))) + 1 for axis in (0, 1))
     pad = len(mask)
     around, total, centre = np.pad(mask, pad), float((mask**2).sum()), _centre(mask)
@@ -141,7 +142,7 @@ def _centre(mask: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "2"]:
 
 @functools.lru_cache(maxsize=256)
 def _stamps(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stamps of all shapes, for one softness after another.
+    """The stamps of all shapes, for one softness after the other.
 
     Returns:
       Columns [pixels, stamps], their squared norms [stamps], and their centres from the corner of the box [stamps, 2].

@@ -1,4 +1,4 @@
-"""The data set "scenes": every example is made when it is read, from (options, split, index)."""
+"""The data set "scenes": every example is made on access, from (options, split, index)."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ from diffusion_jax.specs import CONTROL, DataSpec
 
 _SHAPES = 64  # the first stream of the shapes of pictures, beside those of their contents
 VERSION = 1
-"""Of the generator: another version, other bytes; part of the fingerprint."""
+"""The generator's version, which changes with its bytes; part of the fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SceneSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Example]:
-        """Many at once, which costs less than one by one.
+        """Make many at once, which is cheaper than one by one.
 
         Raises:
           IndexError: an index is not in 0..len - 1.
@@ -61,7 +61,7 @@ class SceneSource:
         return {"image": image, "text": text}
 
     def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """The captions alone; nothing is painted."""
+        """The captions; nothing is painted."""
         return [text for _, text, _ in self._made(indices)[1]]
 
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
@@ -84,7 +84,7 @@ class SceneSource:
 
 @dataclasses.dataclass(frozen=True)
 class SteeredSceneSource(SceneSource):
-    """The same with control pictures: {"control": uint8 [size, size, 3]} besides."""
+    """Scenes with control pictures in addition: {"control": uint8 [size, size, 3]}."""
 
     control: str = "edges"
 
@@ -155,8 +155,9 @@ def open_scenes(
 ) -> Dataset:
     """Coloured shapes on grey grounds, with captions; the arguments are those of `SceneOptions`.
 
-    Splits: "train"; "validation" and "test", of the same pairs of shape and colour; "held_out", where every picture has
-    a pair that the others never show. `data_dir` is not used.
+    Splits: "train"; "validation" and "test", with the same pairs of shape and colour; "held_out", where every picture
+      has a
+    pair that the others never show. `data_dir` is not used.
 
     Args:
       size: side of the square pictures in pixels.
@@ -164,12 +165,12 @@ def open_scenes(
       density: how much captions say.
       textured: whether half of the grounds have a texture.
       held_out: share of the pairs (shape, colour) that only the split "held_out" shows.
-      shapes, colours: names of those that there are.
+      shapes, colours: names of the existing ones.
       num_examples: examples of the split "train".
       num_test: examples of every other split.
-      control: pictures that steer, made exactly from each scene: "edges" of its objects, "masks" in colours by shape,
-        or "depth", the order in which objects are painted.
-      pictures: heights and widths such as "192x320", each of equally many pictures, for `data.buckets`; () for squares.
+      control: control pictures, computed exactly from each scene: "edges" of its objects, "masks" in colours by shape,
+        or "depth", the painting order of its objects.
+      pictures: heights and widths such as "192x320", each as likely as the others, for `data.buckets`; () for squares.
 
     Raises:
       UserError: see `SceneOptions`; or an unknown split.

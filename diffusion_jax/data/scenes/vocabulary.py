@@ -1,8 +1,8 @@
-"""What scenes are made of: shapes as masks, colours, sizes, grounds, and the words for them.
+"""The elements of scenes: shapes as masks, colours, sizes, grounds, and the words for them.
 
-Every ground is grey and every colour is not: red, green and blue of a pixel then differ by alpha * (largest - smallest
-channel of the colour), whatever the ground is. An edge pixel so says exactly how much of it is covered, and its hue is
-that of the shape; `reading` rests on this. The hues are at least 27 degrees apart.
+Every ground is grey and every colour is not. The channels of a pixel then differ by alpha * (largest - smallest channel
+of the colour), whatever the ground is. So an edge pixel tells exactly how much of it is covered, and its hue is the
+shape's. `reading` is based on this. The hues are at least 27 degrees apart.
 """
 
 import functools
@@ -31,18 +31,18 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "pink": (250, 130, 190),
 }
 SIZES: Mapping[str, tuple[float, float]] = {"small": (0.26, 0.29), "medium": (0.36, 0.39), "large": (0.48, 0.52)}
-"""The side of a shape's box, least and most, as a share of the picture's."""
+"""The least and the greatest side of a shape's box, as shares of the picture's side."""
 
 GROUNDS: Mapping[str, tuple[int, int]] = {"dark": (24, 56), "grey": (112, 144), "light": (200, 232)}
-"""Grey levels of a ground, least and most."""
+"""The least and the greatest grey level of a ground."""
 TEXTURES = ("plain", "striped", "checked", "speckled", "shaded")
 CONTRAST = (8, 16)
-"""How far a texture departs from the level of its ground, least and most."""
+"""The least and the greatest deviation of a texture from its ground's level."""
 
 RELATIONS: Mapping[str, str] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 """Each relation and its inverse."""
 
-_FINE = 16  # points across a pixel, whose mean is its coverage
+_FINE = 16  # subpixels per pixel and axis, whose mean is the coverage
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,7 +63,7 @@ def sides(size: Size, picture: int) -> tuple[int, int]:
 
 
 def size_of(side: float, picture: int) -> Size:
-    """The size whose sides are nearest."""
+    """The size whose range of sides is nearest."""
 
     def distance(size: Size) -> float:
         least, most = sides(size, picture)
@@ -90,7 +90,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(x^2 + y^2 - 1)^3 <= x^2 y^3, of width 2 * 1.139 and height 1 + 1.236."""
+    """(x^2 + y^2 - 1)^3 <= x^2 y^3, with width 2 * 1.139 and height 1 + 1.236."""
     x, y = 1.139 * x, 0.118 - 1.118 * y
     return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
 

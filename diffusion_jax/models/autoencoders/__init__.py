@@ -1,4 +1,4 @@
-"""First stages: from data to what is diffused, and back."""
+"""First stages (autoencoders): from data to what is diffused, and back."""
 
 from diffusion_jax.models.autoencoders.autoencoder import SCALE, SHIFT, Autoencoder
 from diffusion_jax.models.autoencoders.codec import CODECS, Codec, Identity, Values, drawn, from_tokens, to_tokens

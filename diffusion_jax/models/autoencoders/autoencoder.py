@@ -1,9 +1,9 @@
-"""What first stages with parameters share: two networks, and latents of unit variance.
+"""Base of first stages with parameters: two networks, and latents of unit variance.
 
     h = encoder(x),  z = (h - shift) * scale,  x' = decoder(z / scale + shift)
 
-`shift` and `scale`, one number for each channel, are parameters too, but no optimizer moves them: their names begin
-with "frozen_".
+`shift` and `scale`, one number per channel, are parameters too, but no optimizer changes them: their names begin with
+"frozen_".
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Autoencoder(Codec):
 
     Attributes:
       data_channels: channels of the pictures.
-      dtype: what activations are computed in.
+      dtype: type in which activations are computed.
     """
 
     learned: ClassVar[bool] = True
@@ -53,12 +53,12 @@ class Autoencoder(Codec):
 
     @property
     def diffused_channels(self) -> int:
-        """Channels of the latents as they are diffused."""
+        """Channels of the scaled latents, which are diffused."""
         raise NotImplementedError
 
     @property
     def encoder(self) -> nn.Module:
-        """The network from pictures to what latents are made of."""
+        """The network from pictures to the latents' parameters."""
         raise NotImplementedError
 
     @property
@@ -73,7 +73,7 @@ class Autoencoder(Codec):
 
     @property
     def constants(self) -> tuple[float, float]:
-        """Shift and scale of all channels, before they are measured."""
+        """Initial shift and scale of all channels, before they are measured."""
         return 0.0, 1.0
 
     def spec(self, data: DataSpec) -> DataSpec:
@@ -92,7 +92,7 @@ class Autoencoder(Codec):
         return DataSpec(kind="latents", shape=(height // self.factor, width // self.factor, self.diffused_channels))
 
     def init_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Parameters of both networks, drawn; shift and scale are the codec's own."""
+        """Initial random parameters of both networks; shift and scale are the codec's own."""
 
         @jax.jit
         def init(key: Key[Array, ""]) -> dict[str, Any]:
@@ -114,11 +114,11 @@ class Autoencoder(Codec):
         return self._decoded(params, self._unscaled(params, z))[0]
 
     def decode_in_tiles(self, params: PyTree, z: Latents, *, tile: int = 512) -> Array:
-        """What `decode` gives, with the memory of a few tiles in the place of that of whole maps of the larger levels.
+        """The result of `decode`, with the memory of a few tiles instead of whole maps at the larger levels.
 
         Args:
-          params, z: as of `decode`.
-          tile: the side of a tile in pixels of the level that is made, without the overlap.
+          params, z: see `decode`.
+          tile: the side of a tile in pixels of the level being computed, without the overlap.
 
         Raises:
           UserError: this autoencoder has no stages.
@@ -126,7 +126,7 @@ class Autoencoder(Codec):
         return tiled(self.stages(params), self._quantised(params, self._unscaled(params, z)), tile)
 
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
-        """The decoder as stages of which each can be run on a part of its map."""
+        """The decoder as stages, each of which can run on a part of its map."""
         raise UserError(f"a first stage of kind {type(self).__name__} is not decoded in tiles: decode it whole")
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
@@ -134,11 +134,11 @@ class Autoencoder(Codec):
         return self.encoder.apply({"params": params["encoder"]}, x)
 
     def _quantised(self, params: PyTree, h: Latents) -> Latents:
-        """What the decoder takes of latents as they were before they were scaled."""
+        """The decoder's input for unscaled latents."""
         return h
 
     def _decoded(self, params: PyTree, h: Latents) -> tuple[Array, Array]:
-        """Pictures of latents as they were before they were scaled, and the input of the last convolution."""
+        """Pictures for unscaled latents, and the input of the last convolution."""
         return self.decoder.apply({"params": params["decoder"]}, self._quantised(params, h))
 
     def _init_constants(self) -> dict[str, Array]:
@@ -152,7 +152,7 @@ class Autoencoder(Codec):
         return (h - params[SHIFT]) * params[SCALE]
 
     def _spread(self, params: PyTree, std: Latents) -> Latents:
-        """Standard deviations of latents after they were scaled."""
+        """Standard deviations of the scaled latents."""
         return std * params[SCALE]
 
     def _unscaled(self, params: PyTree, z: Latents) -> Latents:

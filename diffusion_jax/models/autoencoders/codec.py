@@ -1,4 +1,4 @@
-"""The first stage: what is diffused is not always the data itself (Rombach et al. 2022, arXiv:2112.10752).
+"""The codec of a first stage: what is diffused need not be the data itself (Rombach et al. 2022, arXiv:2112.10752).
 
     z = encode(x),    x = decode(z)
 
@@ -20,9 +20,9 @@ from diffusion_jax.specs import DataSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codec:
-    """From batches of data to batches of what is diffused, and back.
+    """Maps batches of data to batches of what is diffused, and back.
 
-    `learned` says whether it has parameters, which a first stage's training finds (`LearnedCodec`).
+    `learned` says whether it has parameters that a first stage's training finds (`LearnedCodec`).
     """
 
     learned: ClassVar[bool] = False
@@ -45,16 +45,16 @@ class Codec:
         """The form of what is diffused.
 
         Raises:
-          UserError: this codec is not of such data.
+          UserError: this codec does not take such data.
         """
         raise NotImplementedError
 
     def init_params(self, key: Key[Array, ""]) -> PyTree:
-        """Parameters; None where it has none."""
+        """Parameters; None if it has none."""
         return None
 
     def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Array:
-        """Data as it is diffused; with a key for each example a draw, without the mean, where they differ."""
+        """Data as it is diffused: the mean, or, if a key for each example is given, a random draw."""
         raise NotImplementedError
 
     def decode(self, params: PyTree, z: Array) -> Array:
@@ -62,7 +62,7 @@ class Codec:
         raise NotImplementedError
 
     def posterior(self, params: PyTree, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of what `encode` draws; of a codec that draws nothing the latter is zero."""
+        """Mean and standard deviation of the draws of `encode`; the latter is zero for a codec that draws nothing."""
         mean = self.encode(params, x)
         return mean, jnp.zeros_like(mean)
 
@@ -90,8 +90,8 @@ class Identity(Codec):
 class Values(Codec):
     """Pixels as tokens: the nearest of `num_values` equally spaced values from -1 to 1.
 
-    A mask, which is token `num_values` and may be left while a picture is drawn, is decoded as 0, half-way between
-    black and white.
+    A mask, which is token `num_values` and may remain in an unfinished picture, is decoded as 0, half-way between black
+    and white.
 
     Attributes:
       num_values: values that a pixel may have.
@@ -116,7 +116,7 @@ class Values(Codec):
 
 
 def drawn(mean: Array, std: Array, keys: Key[Array, " batch"] | None) -> Array:
-    """mean + std * noise, the noise of each example by its own key; the mean without keys."""
+    """mean + std * noise, with each example's noise from its own key; without keys, the mean."""
     if keys is None:
         return mean
     return mean + std * jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], mean.dtype))(keys)

@@ -3,9 +3,9 @@
     encoder: conv, [residual blocks, halving] per level, residual, attention, residual, norm, SiLU, conv, 1x1 conv
     decoder: 1x1 conv, conv, residual, attention, residual, [residual blocks, doubling] per level, norm, SiLU, conv
 
-A level below the first has half the resolution of the one before. There is no time and no condition; norms have the
-epsilon 1e-6. Attention, of one head, is at the lowest resolution; some published models have it in levels too, others
-have none, and some leave the 1x1 convolutions out.
+Each level has half the resolution of the level before it. There is no time and no condition; norms have the epsilon
+1e-6. Attention, with one head, is at the lowest resolution. Some published models also have it in levels, others have
+none, and some have no 1x1 convolutions.
 """
 
 import functools
@@ -30,7 +30,7 @@ _init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 def group_norm(groups: int, dtype: DTypeLike) -> functools.partial:
-    """A maker of group norms of so many groups; of 0: as many as `GroupNorm` takes by itself."""
+    """Makes group norms with this number of groups; 0: the number that `GroupNorm` chooses."""
     fields = {"max_groups": groups, "min_channels": 1} if groups else {}
     return functools.partial(GroupNorm, dtype=dtype, **fields)
 
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module, kw_only=True):
 
 
 class Middle(nn.Module, kw_only=True):
-    """Residual block, attention over all positions where there is one, residual block."""
+    """Residual block, optional attention over all positions, residual block."""
 
     features: int
     norm_groups: int
@@ -75,15 +75,15 @@ class Encoder(nn.Module, kw_only=True):
     """Pictures to maps of `out_channels`.
 
     Attributes:
-      channels: of the levels.
+      channels: channels of the levels.
       num_res_blocks: residual blocks of each level.
-      out_channels: of the result.
-      norm_groups: groups of every norm; 0: as many as `GroupNorm` takes by itself.
+      out_channels: channels of the result.
+      norm_groups: groups of every norm; 0: the number that `GroupNorm` chooses.
       attention_levels: levels with attention behind each residual block.
       middle_attention: whether there is attention between the last two residual blocks.
-      quant: whether a 1x1 convolution ends it.
-      patch_size: squares of so many pixels a side are one position of the first level.
-      dtype: what activations are computed in; the result is float32 at least.
+      quant: whether the encoder ends with a 1x1 convolution.
+      patch_size: squares with this side in pixels become one position of the first level.
+      dtype: type in which activations are computed; the result is at least float32.
     """
 
     channels: tuple[int, ...]
@@ -108,7 +108,7 @@ class Encoder(nn.Module, kw_only=True):
                 if level in self.attention_levels:
                     name = f"down_{level}_{index}_attention"
                     h = AttentionBlock(num_heads=1, norm=norm, dtype=self.dtype, name=name)(h)
-            if level < len(self.channels) - 1:  # a row and a column of zeros below and at the right
+            if level < len(self.channels) - 1:  # one row and column of zeros below and at the right
                 halve = conv(features, (3, 3), strides=2, padding=((0, 1), (0, 1)), name=f"down_{level}_downsample")
                 h = halve(h)
         h = Middle(features=self.channels[-1], attention=self.middle_attention, **fields, name="middle")(h)
@@ -120,17 +120,17 @@ class Encoder(nn.Module, kw_only=True):
 
 
 class Decoder(nn.Module, kw_only=True):
-    """Latents to pictures, in as many stages as there are levels: the first at the resolution of the latents, each of
-    the others at twice that of the one before.
+    """Latents to pictures, in one stage per level: the first at the latents' resolution, each later one at twice that
+    of the one before.
 
     Attributes:
-      channels: of the levels, in the order of the encoder's.
-      num_res_blocks: of the encoder; each level has one more here.
-      out_channels: of the pictures.
+      channels: channels of the levels, in the order of the encoder's.
+      num_res_blocks: residual blocks of an encoder's level; each level has one more here.
+      out_channels: channels of the pictures.
       norm_groups, attention_levels, middle_attention: as in `Encoder`.
-      quant: whether a 1x1 convolution begins it.
-      patch_size: a position of the last level is a square of so many pixels a side.
-      dtype: what activations are computed in; the result is float32 at least.
+      quant: whether the decoder begins with a 1x1 convolution.
+      patch_size: a position of the last level becomes a square with this side in pixels.
+      dtype: type in which activations are computed; the result is at least float32.
     """
 
     channels: tuple[int, ...]
@@ -148,8 +148,8 @@ class Decoder(nn.Module, kw_only=True):
         """The pictures, and the input of the last convolution.
 
         Args:
-          h: latents, or what the stage before the first of `stages` gives.
-          stages: which are run, all by default; what one gives that is not the last is given twice.
+          h: latents, or the output of the stage before the first of `stages`.
+          stages: the stages to run, by default all; a stage that is not the last returns its output twice.
         """
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_init)
         for stage in range(len(self.channels)) if stages is None else stages:
@@ -183,25 +183,25 @@ class Decoder(nn.Module, kw_only=True):
         return h
 
     def stage_norms(self, stage: int) -> tuple[str, ...]:
-        """The norms of a stage behind the first, in their order."""
+        """The norms of a stage after the first, in order."""
         level = len(self.channels) - 1 - stage
         names = [f"up_{level}_{i}/norm_{j}" for i in range(self.num_res_blocks + 1) for j in range(2)]
         return (*names, "norm_out") if level == 0 else tuple(names)
 
     def stage_reach(self, stage: int) -> int:
-        """How many pixels away what a stage behind the first gives can still depend on what it was given."""
+        """How many pixels away an input can be that an output of a stage after the first depends on."""
         return 1 + 2 * (self.num_res_blocks + 1) + (stage == len(self.channels) - 1)
 
 
 class Discriminator(nn.Module, kw_only=True):
     """PatchGAN (Isola et al. 2017, arXiv:1611.07004): a logit for every patch, positive for real ones.
 
-    Group norm stands in the place of batch norm, so that an example's logits depend on no other example.
+    Group norm replaces batch norm, so that an example's logits depend on no other example.
 
     Attributes:
-      base_channels: of the first convolution; doubled at every halving, up to eight times as many.
+      base_channels: channels of the first convolution, doubled at every halving, up to eight times as many.
       depth: how often the resolution is halved; 3 in the paper.
-      dtype: what activations are computed in; logits are float32 at least.
+      dtype: type in which activations are computed; logits are at least float32.
     """
 
     base_channels: int = 64

@@ -1,16 +1,16 @@
-"""The deep compression autoencoder (DC-AE, Chen et al. 2024, arXiv:2410.10733), as it is published for SANA.
+"""The deep compression autoencoder (DC-AE, Chen et al. 2024, arXiv:2410.10733), as published for SANA.
 
     encoder: conv, [blocks, halving] per level, conv + averaged channels
     decoder: conv + repeated channels, [doubling, blocks] per level, norm, ReLU, conv
 
 A halving adds to its convolution the squares of 2 x 2 pixels as channels, averaged in groups; a doubling adds repeated
-channels as squares. Levels of high resolution have residual blocks, those of low resolution attention whose kernel is a
-rectifier, so that its cost grows with the number of positions:
+channels as squares. Levels of high resolution have residual blocks. Those of low resolution have attention with a
+rectifier as kernel, whose cost grows linearly with the number of positions:
 
     o_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + 1e-15)
 
-over heads of query, key and value, and over the same once more behind a convolution of each. Norms are RMS norms of
-the channels of one position, with a scale and an offset.
+over heads of query, key and value, and again over convolutions of each of them. Norms are RMS norms of the channels of
+one position, with a scale and an offset.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _ATTENTION_EPS = 1e-15
 
 
 class ChannelNorm(nn.Module, kw_only=True):
-    """RMS norm of each position with a scale and an offset; float32 at least inside."""
+    """RMS norm of each position with a scale and an offset; computed in at least float32."""
 
     dtype: DTypeLike
 
@@ -54,7 +54,7 @@ class ChannelNorm(nn.Module, kw_only=True):
 
 
 class ResidualUnit(nn.Module, kw_only=True):
-    """conv, activation, conv, norm; + what it was given."""
+    """conv, activation, conv, norm; + the input."""
 
     activation: Callable[[Array], Array]
     dtype: DTypeLike
@@ -67,14 +67,14 @@ class ResidualUnit(nn.Module, kw_only=True):
 
 
 class LinearAttention(nn.Module, kw_only=True):
-    """Attention with a rectifier as its kernel over one or more scales; + what it was given.
+    """Attention with a rectifier as kernel, at one or more scales; + the input.
 
-    Query, key and value of all heads lie side by side, and are cut into heads as runs of 3 * head_channels channels.
+    Query, key and value of all heads lie side by side, and are split into heads of 3 * head_channels channels.
 
     Attributes:
-      head_channels: of a head.
-      scales: sides of the convolutions of the further scales.
-      dtype: of the computation; the sums over positions are float32 at least.
+      head_channels: channels of a head.
+      scales: kernel sizes of the convolutions of the further scales.
+      dtype: type of the computation; sums over positions are at least float32.
     """
 
     head_channels: int
@@ -105,7 +105,7 @@ def linear_attention(
     key: Float[Array, "batch tokens heads channels"],
     value: Float[Array, "batch tokens heads channels"],
 ) -> Float[Array, "batch tokens heads channels"]:
-    """sum_j (q_i . k_j) v_j / sum_j (q_i . k_j), through sums over j alone."""
+    """sum_j (q_i . k_j) v_j / sum_j (q_i . k_j), computed from sums over j only."""
     with jax.default_matmul_precision("highest"):
         product = jnp.einsum("bnhk,bnhv->bhkv", key, value)
         found = jnp.einsum("bnhk,bhkv->bnhv", query, product)
@@ -114,7 +114,7 @@ def linear_attention(
 
 
 class GatedConv(nn.Module, kw_only=True):
-    """1x1 conv, SiLU, a 3x3 conv of each channel, half times SiLU of half, 1x1 conv, norm; + what it was given."""
+    """1x1 conv, SiLU, a 3x3 conv per channel, one half times SiLU of the other, 1x1 conv, norm; + the input."""
 
     dtype: DTypeLike
 
@@ -130,7 +130,7 @@ class GatedConv(nn.Module, kw_only=True):
 
 
 class Halving(nn.Module, kw_only=True):
-    """Half the resolution: a convolution, of stride 2 or of whose result squares become channels; + the shortcut."""
+    """Half the resolution: a convolution with stride 2, or one whose squares become channels; + the shortcut."""
 
     features: int
     strided: bool
@@ -146,7 +146,7 @@ class Halving(nn.Module, kw_only=True):
 
 
 class Doubling(nn.Module, kw_only=True):
-    """Twice the resolution: repeated pixels before a convolution, or squares of its channels; + the shortcut."""
+    """Twice the resolution: a convolution of repeated pixels, or one whose channels become squares; + the shortcut."""
 
     features: int
     repeated: bool
@@ -162,24 +162,24 @@ class Doubling(nn.Module, kw_only=True):
 
 
 def averaged(x: Image, features: int) -> Image:
-    """The means of as many channels, side by side, as leave `features` of them."""
+    """The means of groups of adjacent channels, so that `features` remain."""
     return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
 def repeated(x: Image, features: int) -> Image:
-    """Every channel as often, side by side, as makes `features` of them."""
+    """Every channel repeated side by side, so that there are `features` channels."""
     return jnp.repeat(x, features // x.shape[-1], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepLevel:
-    """Blocks of one resolution.
+    """The blocks of one resolution.
 
     Attributes:
-      channels: of the maps.
-      blocks: how many; none in the first level: then its halving, or doubling, is what ends the network.
-      kind: of the blocks.
-      scales: sides of the convolutions of attention's further scales.
+      channels: channels of the maps.
+      blocks: number of blocks; a first level without blocks has only its halving or doubling, at the network's end.
+      kind: kind of the blocks.
+      scales: kernel sizes of the convolutions of attention's further scales.
     """
 
     channels: int
@@ -189,15 +189,15 @@ class DeepLevel:
 
 
 class _Coder(nn.Module, kw_only=True):
-    """What encoder and decoder share.
+    """Base of encoder and decoder.
 
     Attributes:
-      levels: from the highest resolution on.
-      out_channels: of the result.
-      head_channels: of a head of attention.
-      strided: whether convolutions of stride 2 halve and repeated pixels double; else squares become channels.
-      shortcut: whether the channels of the lowest level are averaged (repeated) past the convolution there.
-      dtype: what activations are computed in; the result is float32 at least.
+      levels: the levels, from the highest resolution on.
+      out_channels: channels of the result.
+      head_channels: channels of a head of attention.
+      strided: whether stride-2 convolutions halve and repeated pixels double; otherwise squares become channels.
+      shortcut: whether averaged (repeated) channels of the lowest level are added to the convolution there.
+      dtype: type in which activations are computed; the result is at least float32.
     """
 
     levels: tuple[DeepLevel, ...]
@@ -247,11 +247,11 @@ class DeepEncoder(_Coder):
 
 
 class DeepDecoder(_Coder):
-    """Latents to pictures, in stages, one for each level with blocks; the first is that of the lowest resolution."""
+    """Latents to pictures, in one stage per level with blocks, from the lowest resolution on."""
 
     @nn.compact
     def __call__(self, h: Latents, stages: tuple[int, ...] | None = None) -> tuple[Image, Image]:
-        """The pictures, and the input of the last convolution; the arguments are as of `coder.Decoder`."""
+        """The pictures, and the input of the last convolution; the arguments are those of `coder.Decoder`."""
         conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         double = functools.partial(Doubling, repeated=self.strided, dtype=self.dtype)
         for stage in range(self.num_stages) if stages is None else stages:
@@ -274,21 +274,21 @@ class DeepDecoder(_Coder):
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are."""
+        """The number of stages."""
         return len(self.levels) - self.first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepCodec(Autoencoder):
-    """Latents without a spread, sides 32 times shorter: AutoencoderDC of diffusers.
+    """Latents without a standard deviation, with sides 32 times shorter: AutoencoderDC of diffusers.
 
     Attributes:
       latent_channels: channels of the latents.
-      encoder_levels, decoder_levels: from the highest resolution on.
-      head_channels: of a head of attention.
+      encoder_levels, decoder_levels: the levels, from the highest resolution on.
+      head_channels: channels of a head of attention.
       encoder_strided, decoder_repeated: how resolutions are halved and doubled, see `Halving` and `Doubling`.
       encoder_shortcut, decoder_shortcut: whether the latents' convolutions have shortcuts.
-      scale: of the latents.
+      scale: scale of the latents.
     """
 
     latent_channels: int
@@ -346,7 +346,7 @@ class DeepCodec(Autoencoder):
             number = len(decoder.levels) - 1 - stage
             level, last = decoder.levels[number], number == decoder.first
             doublings = (stage > 0) + (last and decoder.first > 0)
-            # Pixels of this level: the doubling, two for each block, and, doubled, what ends the network.
+            # Pixels of this level: the doubling, two for each block and, doubled, those of the network's end.
             reach = 2 + 2 * level.blocks + last
             return Stage(
                 run=lambda _, h: (decoder.apply(variables, h, (stage,))[0], {}),

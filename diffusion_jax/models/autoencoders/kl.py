@@ -2,9 +2,9 @@
 
     (mean, log variance) = encoder(x),    h = mean + exp(log variance / 2) noise
 
-Its penalty is the divergence from a unit Gaussian, KL = sum (mean^2 + variance - 1 - log variance) / 2, here divided by
-the numbers of the data, so that with a mean of absolute errors it has the weight that the paper gives it beside their
-sum: 1e-6.
+Its penalty is the divergence from a unit Gaussian, KL = sum (mean^2 + variance - 1 - log variance) / 2, divided by the
+number of values of the data. Together with a mean of absolute errors it then has the weight that the paper gives it
+together with their sum: 1e-6.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from diffusion_jax.models.autoencoders.autoencoder import Latents
 from diffusion_jax.models.autoencoders.codec import CODECS, drawn
 from diffusion_jax.models.autoencoders.learned import LearnedCodec, Reconstruction
 
-_LEAST, _MOST = -30.0, 20.0  # of the log variance
+_LEAST, _MOST = -30.0, 20.0  # bounds of the log variance
 
 
 @CODECS.register("kl", example={"size": "small_f2", "channels": (8, 8), "data_channels": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KL(LearnedCodec):
-    """Gaussian latents; see `LearnedCodec` for the fields. Size f8 is Stable Diffusion's, 83,653,863 parameters."""
+    """Gaussian latents; see `LearnedCodec` for the fields. Size f8 is Stable Diffusion's, with 83,653,863
+    parameters."""
 
     @property
     def encoded_channels(self) -> int:
@@ -34,7 +35,7 @@ class KL(LearnedCodec):
         return self._scaled(params, mean), self._spread(params, jnp.exp(0.5 * log_variance))
 
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
-        """See `LearnedCodec`; logs `kl`, nats per number of the data."""
+        """See `LearnedCodec`; logs `kl` in nats per value of the data."""
         mean, log_variance = self._moments(params, x)
         h = drawn(mean, jnp.exp(0.5 * log_variance), keys)
         y, hidden = self._decoded(params, h)

@@ -1,8 +1,8 @@
-"""First stages that are trained here: sizes, networks, and latents of unit variance.
+"""First stages that are trained here: their sizes and networks, and latents of unit variance.
 
-The networks are those of `coder.py`. Shift and scale (`autoencoder.py`) are 0 and 1 in training, and measured after it
-(`LearnedCodec.standardised`), so that what is diffused has mean 0 and variance 1. Published models have one number for
-all channels, 0.18215 for Stable Diffusion's.
+The networks are those of `coder.py`. Shift and scale (`autoencoder.py`) are 0 and 1 in training and are measured
+afterwards (`LearnedCodec.standardised`), so that what is diffused has mean 0 and variance 1. Published models have one
+number for all channels, 0.18215 for Stable Diffusion's.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ SIZES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
 @functools.partial(jax.tree_util.register_dataclass, meta_fields=[], data_fields=["x", "hidden", "penalty", "observed"])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """A batch that has gone through a first stage, as its training sees it.
+    """A batch after encoding and decoding, as the training of a first stage needs it.
 
     Attributes:
-      x: what came out.
+      x: the reconstruction.
       hidden: the input of the decoder's last convolution.
-      penalty: what holds the latents together, for each example and per number of the data.
+      penalty: the regularisation of the latents, for each example and per value of the data.
       observed: further scalars to log.
     """
 
@@ -60,18 +60,18 @@ class LearnedCodec(Autoencoder):
     """A convolutional autoencoder of pictures.
 
     Attributes:
-      size: name in `SIZES`; what the next three leave out is that size's.
+      size: name in `SIZES`, which gives the next three fields where they are not set.
       channels: channels of the levels; every level but the first has half the resolution of the one before it.
       num_res_blocks: residual blocks of a level.
       latent_channels: channels of the latents.
-      patch_size: the networks see squares of so many pixels a side as one, and give them back: the levels count from
-        there, and each costs 1 / patch_size^2 of what it did.
-      shortcut: whether linear maps run beside the networks, from the square of pixels that a latent stands for to the
-        latent, and back: a network then learns what they leave out (residual autoencoding, Chen et al. 2024,
-        arXiv:2410.10733, where the maps are averages and copies).
-      whiten: whether the latents are turned to their principal directions before they are scaled, so that what is
-        diffused has unit covariance, z = (h - shift) basis * scale: details whose variance is small beside that of the
-        rest are then not drowned by noise before the rest is.
+      patch_size: the networks take squares with this side in pixels as one position, and return such squares: the
+        levels count from there, and each costs 1 / patch_size^2 as much.
+      shortcut: whether linear maps are added to the networks, from the square of pixels of a latent to the latent, and
+        back, so that a network learns only the rest (residual autoencoding, Chen et al. 2024, arXiv:2410.10733, where
+        the maps are averages and copies).
+      whiten: whether the latents are rotated to their principal directions before they are scaled, so that what is
+        diffused has unit covariance, z = (h - shift) basis * scale: noise then does not hide details of small variance
+        earlier than the rest.
 
     Raises:
       UserError: there is no such size.
@@ -97,7 +97,7 @@ class LearnedCodec(Autoencoder):
 
     @property
     def factor(self) -> int:
-        """By how much a side of the latents is shorter than that of the data."""
+        """The ratio between a side of the data and a side of the latents."""
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
     @property
@@ -106,7 +106,7 @@ class LearnedCodec(Autoencoder):
 
     @property
     def encoded_channels(self) -> int:
-        """Channels that the encoder gives."""
+        """Channels of the encoder's output."""
         return self.latent_channels
 
     @property
@@ -115,7 +115,7 @@ class LearnedCodec(Autoencoder):
 
     @property
     def encoder(self) -> Encoder:
-        """The network from pictures to what latents are made of."""
+        """The network from pictures to the latents' parameters."""
         return Encoder(
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
@@ -170,15 +170,16 @@ class LearnedCodec(Autoencoder):
         )
 
     def standardised(self, params: PyTree, mean: Array, std: Array, covariance: Array | None = None) -> dict[str, Any]:
-        """Parameters of which the latents that had mean and standard deviation `mean` and `std` have 0 and 1.
+        """Parameters with which latents of mean `mean` and standard deviation `std` get mean 0 and standard deviation
+        1.
 
         Args:
-          params: their shift and scale are replaced, not composed with.
-          mean, std: of each channel (or of all), with shift 0 and scale 1.
-          covariance: of the channels likewise; needed where they are whitened, and not used elsewhere.
+          params: parameters whose shift and scale are replaced.
+          mean, std: for each channel (or for all), measured with shift 0 and scale 1.
+          covariance: covariance of the channels, measured likewise; needed and used only for whitening.
 
         Raises:
-          UserError: a standard deviation is zero or not finite: that channel says nothing.
+          UserError: a standard deviation is zero or not finite, so that channel carries no information.
         """
         shape = (self.latent_channels,)
         mean, std = (jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape) for value in (mean, std))
@@ -196,11 +197,11 @@ class LearnedCodec(Autoencoder):
         return {**params, SHIFT: mean, SCALE: scale, BASIS: jnp.asarray(basis, jnp.float32)}
 
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
-        """The way there and back, as it is trained; without keys no noise is drawn."""
+        """Encode and decode, as in training; without keys no noise is drawn."""
         raise NotImplementedError
 
     def last_layer(self, kernel: Array, params: PyTree, hidden: Array) -> Array:
-        """The decoder's last convolution with another kernel: what adversarial weights are measured at."""
+        """The decoder's last convolution with another kernel, at which adversarial weights are measured."""
         conv = Conv(self.data_channels * self.patch_size**2, (3, 3), padding=1, dtype=self.dtype)
         y = conv.apply({"params": {**params["decoder"]["conv_out"], "kernel": kernel}}, hidden)
         return depth_to_space(y, self.patch_size)
@@ -225,7 +226,7 @@ class LearnedCodec(Autoencoder):
         return (h @ params[BASIS].T if self.whiten else h) + params[SHIFT]
 
     def _features(self, params: PyTree, x: Array) -> Latents:
-        """What latents are made of."""
+        """The latents' parameters."""
         h = self.encoder.apply({"params": params["encoder"]}, x)
         if not self.shortcut:
             return h
@@ -233,14 +234,14 @@ class LearnedCodec(Autoencoder):
         return h.at[..., : self.latent_channels].add(straight)
 
     def _made(self, params: PyTree, q: Latents) -> tuple[Array, Array]:
-        """Pictures of what the decoder takes, and the input of the last convolution."""
+        """Pictures for the decoder's input, and the input of the last convolution."""
         y, hidden = self.decoder.apply({"params": params["decoder"]}, q)
         if not self.shortcut:
             return y, hidden
         return y + depth_to_space(q.astype(y.dtype) @ params[SHORTCUT]["decoder"], self.factor), hidden
 
     def _init_shortcut(self, key: Key[Array, ""]) -> dict[str, Array]:
-        """Both maps: at first the latents are a random projection of the pixels, which the way back transposes."""
+        """Both maps: initially a random projection of the pixels, and its transpose for the way back."""
         pixels, latent = self.data_channels * self.factor**2, self.latent_channels
         tall = (max(pixels, latent), min(pixels, latent))
         basis, _ = jnp.linalg.qr(jax.random.normal(fold_name(key, SHORTCUT), tall))

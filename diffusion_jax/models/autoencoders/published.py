@@ -1,8 +1,8 @@
-"""Published first stages: the convolutional ones of latent diffusion with the options that models differ in.
+"""Published first stages: the convolutional ones of latent diffusion, with the options in which models differ.
 
-Stable Diffusion's has 4 channels and 1x1 convolutions around the latents, SD3's and Flux's 16 channels, a shift, and no
-such convolutions; Flux.2's has 32 channels, whose squares of 2 x 2 are diffused as 128, standardised by the running
-statistics of a batch norm; LDM-4's has a table of 8192 rows.
+Stable Diffusion's has 4 channels and 1x1 convolutions around the latents. SD3's and Flux's have 16 channels, a shift,
+and no such convolutions. Flux.2's has 32 channels; its squares of 2 x 2 are diffused as 128 channels, standardised by
+the running statistics of a batch norm. LDM-4's has a table of 8192 rows.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ class PublishedCodec(LearnedCodec):
     """Options of published autoencoders.
 
     Attributes:
-      decoder_channels: channels of the decoder's levels; None: those of the encoder's.
+      decoder_channels: channels of the decoder's levels; None: the encoder's.
       norm_groups: groups of every norm.
       encoder_attention, decoder_attention: levels with attention behind each residual block.
       middle_attention: whether there is attention at the lowest resolution.
-      quant, post_quant: whether there is a 1x1 convolution behind the encoder, and one before the decoder.
-      shift, scale: of the latents: (h - shift) * scale is diffused.
+      quant, post_quant: whether there is a 1x1 convolution after the encoder, and one before the decoder.
+      shift, scale: constants of the latents: (h - shift) * scale is diffused.
     """
 
     decoder_channels: tuple[int, ...] | None = None
@@ -81,12 +81,12 @@ class PublishedKL(PublishedCodec, KL):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedVQ(PublishedCodec, VQ):
-    """Latents that are rows of a table: VQModel of diffusers. What is diffused is the encoding before the table."""
+    """Latents that are rows of a table: VQModel of diffusers. The encoding before the table is diffused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchNormKL(PublishedKL):
-    """Gaussian latents of which squares are the channels of one, standardised by a batch norm: AutoencoderKLFlux2.
+    """Gaussian latents whose squares become channels, standardised by a batch norm: AutoencoderKLFlux2.
 
         z = (square_to_channels(h) - mean) / sqrt(variance + epsilon),    order (channel, row, column)
 
@@ -111,7 +111,7 @@ class BatchNormKL(PublishedKL):
         return self.latent_channels
 
     def deviation(self, params: PyTree) -> Array:
-        """The standard deviation of each channel that is diffused."""
+        """The standard deviation of each diffused channel."""
         return jnp.sqrt(params[VARIANCE] + self.norm_eps)
 
     def _init_constants(self) -> dict[str, Array]:

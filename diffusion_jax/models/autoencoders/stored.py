@@ -1,4 +1,4 @@
-"""Latents that a first stage has made before: mean and standard deviation of each, side by side as channels."""
+"""Latents that a first stage has computed before: mean and standard deviation of each, side by side as channels."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,10 +15,11 @@ from diffusion_jax.specs import DataSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredLatents(Codec):
-    """From what is stored of an example, [rows, columns, 2 x latent], to its latent; back to pixels by the first stage.
+    """Turns an example's stored values, [rows, columns, 2 x latent], into its latent; the first stage decodes it to
+    pixels.
 
     Attributes:
-      first_stage: made what is stored, and its parameters are those that `decode` takes.
+      first_stage: computed the stored values; `decode` takes its parameters.
     """
 
     learned: ClassVar[bool] = True
@@ -56,5 +57,5 @@ class StoredLatents(Codec):
 
 
 def stored(mean: Array, std: Array) -> Array:
-    """What is stored of a batch."""
+    """The values to store for a batch."""
     return jax.numpy.concatenate([mean, std], axis=-1)

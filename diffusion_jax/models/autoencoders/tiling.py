@@ -1,14 +1,14 @@
-"""A decoder run in tiles, which gives what it gives of the whole, with bounded memory.
+"""A decoder run in tiles: it gives the same result as on the whole map, with bounded memory.
 
-A decoder is a chain of stages. A stage sees further than a pixel in two ways only: its convolutions reach some pixels,
-so that a tile is computed with a border that is thrown away; and its norms have statistics of the whole map. These are
-summed first, norm by norm, each with those before it known:
+A decoder is a chain of stages. An output pixel of a stage depends on distant inputs in two ways only. Its convolutions
+reach some pixels, so a tile is computed with a border that is then discarded. Its norms have statistics of the whole
+map. These are summed first, norm by norm, each with those before it known:
 
     for norm n:  moments_n = mean over the map of (x, x^2),  x the input of n, computed tile by tile with moments_<n
 
-so that no seam is left and nothing need be blended. A stage with n norms is computed about n / 2 times for that. What
-enters and leaves a stage is kept whole: of a decoder that doubles sides, a quarter and less of what is inside it.
-Stages that attend to all positions are run whole: they are those of the lowest resolutions.
+so that there is no seam and nothing need be blended. This computes a stage with n norms about n / 2 times. The input
+and output of a stage are kept whole; for a decoder that doubles sides they are at most a quarter of what is inside it.
+Stages that attend to all positions run whole: they are those of the lowest resolutions.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ class Stage:
     """A part of a decoder.
 
     Attributes:
-      run: from statistics of norms and a part of the map to that part of the result, and the inputs of the norms, trees
-        by the norms' paths.
-      factor: by how much a side of the result is longer.
-      reach: how many pixels of the result away it can depend on what is given.
-      norms: paths of the norms with statistics over the map, in their order; their inputs are as large as the result.
-      whole: whether it must be run on the whole map.
+      run: maps statistics of norms and a part of the map to that part of the result and the inputs of the norms, as
+        trees by the norms' paths.
+      factor: the ratio between a side of the result and a side of the input.
+      reach: distance in pixels of the result up to which it can depend on the input.
+      norms: paths of the norms with statistics over the map, in order; their inputs are as large as the result.
+      whole: whether it must run on the whole map.
     """
 
     run: Run
@@ -48,15 +48,15 @@ class Stage:
 
 
 def tiled(stages: Sequence[Stage], z: Map, tile: int) -> Map:
-    """The result of all stages one after the other.
+    """The result of applying all stages in order.
 
     Args:
-      stages: of a decoder.
-      z: what enters the first.
+      stages: stages of a decoder.
+      z: input of the first stage.
       tile: side of a tile, in pixels of a stage's result, without its border.
 
     Raises:
-      UserError: no size of a tile.
+      UserError: `tile` is no valid size.
     """
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
         raise UserError(f"a tile has a side of a whole number of pixels above 0, not {tile!r}")
@@ -69,11 +69,12 @@ def tiled(stages: Sequence[Stage], z: Map, tile: int) -> Map:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Cut:
-    """Tiles along one side.
+    """The tiles along one side.
 
     Attributes:
-      side: of the map; `core` of a tile, `window` of a tile with its border.
-      fresh, start, opened: of each tile, where what is in no tile before it begins, where it and its window begin.
+      side: side of the map; `core` of a tile, `window` of a tile with its border.
+      fresh, start, opened: for each tile, where the part that no earlier tile has begins, and where the tile and its
+        window begin.
     """
 
     side: int
@@ -137,7 +138,7 @@ def _assembled(
     cuts: tuple[_Cut, _Cut],
     batch: int,
 ) -> Map:
-    """The result, of which every tile is written at its place."""
+    """The result, assembled from all tiles."""
     rows, columns = cuts
     factor = stage.factor
 
@@ -155,7 +156,7 @@ def _assembled(
 
 
 def _counted(cut: _Cut, axis: int, fresh: Array, start: Array, opened: Array, factor: int) -> Array:
-    """Which rows (or columns) of a window's result are its tile's and no other's."""
+    """Which rows (or columns) of a window's result belong to its tile alone."""
     place = opened[axis] * factor + jnp.arange(cut.window * factor)
     return (place >= fresh[axis] * factor) & (place < (start[axis] + cut.core) * factor)
 

@@ -1,9 +1,9 @@
-"""The tiny autoencoder (TAESD, Bohan 2023, github.com/madebyollin/taesd): convolutions and rectifiers alone.
+"""The tiny autoencoder (TAESD, Bohan 2023, github.com/madebyollin/taesd): only convolutions and rectifiers.
 
     encoder: (x + 1) / 2, conv, [blocks, halving] per level, conv;  decoder: 3 tanh(z / 3), conv, [blocks, doubling] per
     level, conv, 2 y - 1;  a block is relu(conv relu conv relu conv x + x)
 
-Its latents are those of the model that it was distilled from, as they are diffused: nothing shifts or scales them.
+Its latents are the diffused latents of the model that it was distilled from: nothing shifts or scales them.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from diffusion_jax.models.autoencoders.tiling import Stage
 from diffusion_jax.models.layers import Conv, at_least_float32, upsample_nearest
 from diffusion_jax.models.unet_blocks import Image
 
-_MAGNITUDE = 3.0  # latents are within it
+_MAGNITUDE = 3.0  # bound of the latents
 
 
 class TinyBlock(nn.Module, kw_only=True):
-    """Three convolutions with rectifiers between, added to what they were given, and a rectifier."""
+    """Three convolutions with rectifiers between them, added to the input, and a rectifier."""
 
     features: int
     dtype: DTypeLike
@@ -40,10 +40,10 @@ class TinyEncoder(nn.Module, kw_only=True):
     """Pictures to latents.
 
     Attributes:
-      channels: of all levels.
-      blocks: how many each level has; every level but the first begins with a halving.
-      out_channels: of the latents.
-      dtype: what activations are computed in; the result is float32 at least.
+      channels: channels of all levels.
+      blocks: blocks of each level; every level but the first begins with a halving.
+      out_channels: channels of the latents.
+      dtype: type in which activations are computed; the result is float32 at least.
     """
 
     channels: int
@@ -65,7 +65,7 @@ class TinyEncoder(nn.Module, kw_only=True):
 
 
 class TinyDecoder(nn.Module, kw_only=True):
-    """Latents to pictures; `blocks` is of the levels from the lowest resolution on."""
+    """Latents to pictures; `blocks` lists the levels from the lowest resolution on."""
 
     channels: int
     blocks: tuple[int, ...]
@@ -87,7 +87,7 @@ class TinyDecoder(nn.Module, kw_only=True):
 
     @property
     def reach(self) -> int:
-        """How many pixels of a picture away it can depend on a latent."""
+        """The distance in pixels of a picture up to which it can depend on a latent."""
         sides = [2 ** (len(self.blocks) - 1 - level) for level in range(len(self.blocks))]
         convolutions = [3 * count + (level > 0) for level, count in enumerate(self.blocks)]
         return sides[0] + sum(side * count for side, count in zip(sides, convolutions, strict=True)) + 1
@@ -95,13 +95,13 @@ class TinyDecoder(nn.Module, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TinyCodec(Autoencoder):
-    """Latents without a spread: AutoencoderTiny of diffusers.
+    """Latents without a standard deviation: AutoencoderTiny of diffusers.
 
     Attributes:
       latent_channels: channels of the latents.
       encoder_channels, decoder_channels: channels of all levels.
-      encoder_blocks, decoder_blocks: blocks of each level, in the order in which they are run.
-      shift, scale: of the latents.
+      encoder_blocks, decoder_blocks: blocks of each level, in the order in which they run.
+      shift, scale: constants of the latents.
     """
 
     latent_channels: int = 4

@@ -2,9 +2,9 @@
 
     h = encoder(x),  q = the nearest row of the table,  x' = decoder(q),  d x' / d h = d x' / d q
 
-Its penalty is |sg(h) - q|^2 + commitment |h - sg(q)|^2, a mean over the latents, sg being the stop of the gradient. As
-in latent diffusion what is diffused is h, and the decoder begins with the table: errors of the sampler that are smaller
-than half the distance of two rows are gone.
+Its penalty is |sg(h) - q|^2 + commitment |h - sg(q)|^2, a mean over the latents, where sg stops the gradient. As in
+latent diffusion h is diffused, and the decoder begins with the table: it removes sampling errors smaller than half the
+distance between two rows.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class VQ(LearnedCodec):
 
     Attributes:
       num_codes: rows of the table.
-      commitment: weight of what draws the encoder to the table, beside what draws the table to the encoder.
+      commitment: weight of the term that draws the encoder to the table, relative to the opposite term.
     """
 
     num_codes: int = 8192
@@ -40,8 +40,8 @@ class VQ(LearnedCodec):
         return {**super().init_params(key), TABLE: table}
 
     def autoencode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Reconstruction:
-        """See `LearnedCodec`; logs `commitment`, the mean squared distance to the table, and `codes_used`, how many
-        equally frequent rows would be as varied as those of the batch."""
+        """See `LearnedCodec`; logs `commitment`, the mean squared distance to the table, and `codes_used`, the number
+        of equally frequent rows that would be as varied as the batch's."""
         h = self._encoded(params, x, keys)
         index = self.nearest(params, h)
         q = params[TABLE][index]
@@ -55,7 +55,7 @@ class VQ(LearnedCodec):
         return Reconstruction(x=y, hidden=hidden, penalty=distance + self.commitment * towards, observed=observed)
 
     def nearest(self, params: PyTree, h: Latents) -> Int[Array, "batch rows columns"]:
-        """The row of the table that is nearest to each latent, before it was scaled."""
+        """The row of the table that is nearest to each unscaled latent."""
         table = params[TABLE]
         return jnp.argmin(jnp.sum(table**2, axis=1) - 2 * h @ table.T, axis=-1)
 

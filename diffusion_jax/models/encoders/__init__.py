@@ -1,4 +1,4 @@
-"""Encoders: networks that turn texts and pictures into what another network is told, or what a metric compares."""
+"""Encoders: networks that turn texts and pictures into another network's conditions, or into features of a metric."""
 
 from diffusion_jax.models.encoders.bert import Bert
 from diffusion_jax.models.encoders.clip import ClipText, TextStates

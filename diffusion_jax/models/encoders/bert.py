@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2018, arXiv:1810.04805) as an encoder of texts: MiniLM and its kin, with weights that are read.
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) as a text encoder: MiniLM and similar models, with published weights.
 
-Layer norms stand behind the branches, and learned positions and the segment of a first sentence add to the tokens. The
-pooled vector is the mean of what is no padding, as sentence encoders have it (Reimers & Gurevych 2019,
-arXiv:1908.10084), not brought to length 1.
+Layer norms follow the branches, and learned positions and the first sentence's segment are added to the tokens. The
+pooled vector is the mean over all tokens but padding, as in sentence encoders (Reimers & Gurevych 2019,
+arXiv:1908.10084), and is not normalised to length 1.
 """
 
 import functools
@@ -20,7 +20,7 @@ from diffusion_jax.models.attention import self_attention
 from diffusion_jax.models.encoders.text import TEXT_ENCODERS, Encoded, Encoder, Mask, Tokens
 from diffusion_jax.models.layers import QKV, Dense, at_least_float32
 
-# Fields of config.json, and what they are called here.
+# Fields of config.json, and their names here.
 _SIZES = {
     "vocab_size": "vocabulary",
     "hidden_size": "width",
@@ -34,7 +34,7 @@ _SIZES = {
 
 
 class BertBlock(nn.Module, kw_only=True):
-    """Attention and MLP, each followed by a layer norm; in the form that scan wants."""
+    """Attention and MLP, each followed by a layer norm; in the form that a scan needs."""
 
     num_heads: int
     hidden_units: int
@@ -58,10 +58,10 @@ class Bert(Encoder, kw_only=True):
 
     Attributes:
       width, depth, num_heads, hidden_units: of the transformer and its MLPs.
-      positions: the most tokens of a text.
+      positions: the largest number of tokens of a text.
       segments: rows of the table of segments; the first is used.
-      norm_eps: of the layer norms.
-      folder: where its weights are.
+      norm_eps: epsilon of the layer norms.
+      folder: the folder with its weights.
     """
 
     width: int
@@ -108,16 +108,16 @@ class Bert(Encoder, kw_only=True):
 
 @TEXT_ENCODERS.register("bert")
 def bert(*, folder: str, vocabulary: int = 0, dtype: DTypeLike = jnp.float32) -> Bert:
-    """The encoder of a folder as Hugging Face's `transformers` writes it: config.json, model.safetensors, and beside
-    them tokenizer.json, which is the tokenizer to use (`{"name": "file", "path": ...}`).
+    """The encoder in a folder written by Hugging Face's `transformers`: config.json, model.safetensors, and beside them
+    tokenizer.json, which is the tokenizer to use (`{"name": "file", "path": ...}`).
 
     Args:
       folder: the folder; the weights are not read here.
-      vocabulary: tokens that the tokenizer has, none of which the encoder may lack.
-      dtype: of the computation.
+      vocabulary: number of tokens of the tokenizer, all of which the encoder must have.
+      dtype: type of the computation.
 
     Raises:
-      UserError: no such folder, another kind of network, or a tokenizer that is not the encoder's.
+      UserError: there is no such folder, it has another kind of network, or the tokenizer does not fit the encoder.
     """
     path = Path(folder).expanduser() / "config.json"
     config = read_json(path)

@@ -1,4 +1,4 @@
-"""The transformer block of published encoders of texts and pictures: attention and MLP, each behind a layer norm."""
+"""The transformer block of published text and picture encoders: attention and MLP, each after a layer norm."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class PreNormBlock(nn.Module, kw_only=True):
-    """Attention and MLP, each behind a layer norm on a residual branch; in the form that scan wants.
+    """Attention and MLP, each behind a layer norm on a residual branch; in the form that a scan needs.
 
     Attributes:
       num_heads: attention heads.
-      hidden_units: of the MLP.
-      activation: of the MLP.
-      norm_eps: of the layer norms.
+      hidden_units: hidden units of the MLP.
+      activation: activation of the MLP.
+      norm_eps: epsilon of the layer norms.
       layer_scale: whether a scale follows each branch (DINOv2).
-      dtype: of the computation.
+      dtype: type of the computation.
     """
 
     num_heads: int
@@ -68,10 +68,10 @@ def with_first(x: Tokens, states: Float[Array, "depth batch tokens width"]) -> H
 
 
 def scanned(block: type[nn.Module], depth: int) -> type[nn.Module]:
-    """Blocks of equal shape as one scan over stacked parameters; what they are told besides is the same for all."""
+    """Blocks of equal shape as one scan over stacked parameters; their further inputs are the same for all."""
     return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=depth)
 
 
 def stack_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict:
-    """The parameters of a module that is called with such inputs, as ShapeDtypeStruct."""
+    """The parameters of a module called with such inputs, as ShapeDtypeStruct."""
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]

@@ -1,10 +1,10 @@
-"""CLIP's encoder of texts (Radford et al. 2021, arXiv:2103.00020): L, H and bigG, as image generators read it.
+"""CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020) in the sizes L, H and bigG, for image generators.
 
     x_0 = tokens + positions,  x_i = block_i(x_{i-1}) under a causal mask,  last = norm(x_depth)
 
-The last state after the final norm is what Stable Diffusion 1 reads, an earlier one before it what SDXL and SD3 read;
-pooled is `last` at the token that ends the text, and projected is its image under a matrix. No mask is taken: what
-follows the end of a text is attended to by what follows it only, and generators attend to all of it.
+Stable Diffusion 1 reads the last state after the final norm; SDXL and SD3 read an earlier one before it. Pooled is
+`last` at the token that ends the text, and projected is a linear map of it. There is no mask: tokens after the end of a
+text are attended to only by later tokens, and generators attend to all of them.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from diffusion_jax.models.layers import Dense, at_least_float32
 
 
 class TextStates(NamedTuple):
-    """What an encoder of texts gives; float32 at least.
+    """The outputs of a text encoder; at least float32.
 
     Attributes:
       hidden: [depth + 1, batch, length, width], the embeddings first, all of them before the final norm.
@@ -37,18 +37,18 @@ class TextStates(NamedTuple):
 
 
 class ClipText(nn.Module, kw_only=True):
-    """CLIP's texts to states.
+    """Maps texts to CLIP's states.
 
     Attributes:
       vocabulary: number of tokens.
-      length: positions that there are.
+      length: number of positions.
       width, depth, num_heads, hidden_units: of the transformer and its MLPs.
       projection: channels of the projected vector; 0: there is none.
-      activation: of the MLPs.
-      norm_eps: of the layer norms.
-      end_token: the token whose first place is pooled; None: the place of the highest token of a text. A published
-        config with `eos_token_id: 2` means the latter, whatever its tokens are.
-      dtype: what activations are computed in; parameters are float32 always.
+      activation: activation of the MLPs.
+      norm_eps: epsilon of the layer norms.
+      end_token: the token whose first occurrence is pooled; None: the position of the highest token of a text. A
+        published config with `eos_token_id: 2` means the latter, whatever its tokens are.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     vocabulary: int

@@ -1,10 +1,10 @@
-"""Qwen3's decoder (Yang et al. 2025, arXiv:2505.09388) as an encoder of texts: Flux.2-klein, Z-Image, Ideogram 4.
+"""Qwen3's decoder (Yang et al. 2025, arXiv:2505.09388) as a text encoder: Flux.2-klein, Z-Image, Ideogram 4.
 
     x += attention(rms_norm(x)),  x += down (silu(gate h) * up h) with h = rms_norm(x);  last = rms_norm(x)
 
-A token attends to itself and to those before it; several heads of queries share one of keys and values. Queries and
-keys have an RMS norm of their own for each head, and are rotated by their position (Su et al. 2021, arXiv:2104.09864),
-the two halves of a head's channels being the two parts of what is rotated.
+A token attends to itself and to earlier ones; several heads of queries share one head of keys and values. Queries and
+keys have their own RMS norm for each head, and are rotated by their position (Su et al. 2021, arXiv:2104.09864); the
+two parts of a rotated pair are in the two halves of a head's channels.
 """
 
 import functools
@@ -25,7 +25,7 @@ Waves = tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]]
 
 
 class DecoderStates(NamedTuple):
-    """What the decoder gives; float32 at least.
+    """The outputs of the decoder; at least float32.
 
     Attributes:
       hidden: [depth + 1, batch, length, width], the embeddings first, all of them before the final norm.
@@ -37,7 +37,7 @@ class DecoderStates(NamedTuple):
 
 
 class Qwen3Block(nn.Module, kw_only=True):
-    """Attention and a gated MLP, each behind an RMS norm; in the form that scan wants."""
+    """Attention and a gated MLP, each behind an RMS norm; in the form that a scan needs."""
 
     num_heads: int
     num_key_heads: int
@@ -69,14 +69,14 @@ class Qwen3Block(nn.Module, kw_only=True):
 
 
 class Qwen3(nn.Module, kw_only=True):
-    """Qwen3's texts to states.
+    """Maps texts to Qwen3's states.
 
     Attributes:
       vocabulary: number of tokens.
       width, depth, num_heads, num_key_heads, head_channels, hidden_units: of the transformer and its MLPs.
       theta: base of the frequencies of rotation.
-      norm_eps: of the RMS norms.
-      dtype: what activations are computed in; parameters are float32 always.
+      norm_eps: epsilon of the RMS norms.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     vocabulary: int
@@ -98,7 +98,7 @@ class Qwen3(nn.Module, kw_only=True):
 
         Args:
           tokens: as named.
-          mask: which tokens are attended to; what is given for the others means nothing.
+          mask: which tokens are attended to; the outputs of the others have no meaning.
         """
         wide = at_least_float32(self.dtype)
         table = jnp.asarray(self.param("embedding", nn.initializers.normal(0.02), (self.vocabulary, self.width)))
@@ -128,7 +128,7 @@ def rotations(length: int, channels: int, theta: float) -> Waves:
 def rotated(
     x: Float[Array, "batch tokens heads channels"], waves: Waves
 ) -> Float[Array, "batch tokens heads channels"]:
-    """x with the first and the second half of its channels turned by the angle of their position, float32 at least."""
+    """x with the pairs of its channels' two halves rotated by the angle of their position, at least float32."""
     cosine, sine = (wave[None, :, None] for wave in waves)
     first, second = jnp.split(x.astype(at_least_float32(x.dtype)), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

@@ -2,9 +2,9 @@
 
     x += attention(rms_norm(x)),  x += wo (gelu(wi_0 h) * wi_1 h) with h = rms_norm(x);  last = rms_norm(x)
 
-Logits are not divided by sqrt(d). To them a learned number is added for the distance of key and query, in buckets:
-exact ones below a quarter of their number, and logarithmic ones up to a greatest distance, for either direction. The
-table of the first block serves all. There are no biases.
+Logits are not divided by sqrt(d). A learned number for the distance between key and query is added to them. Distances
+are sorted into buckets, in either direction: exact ones up to a quarter of the number of buckets, then logarithmic ones
+up to a largest distance. The first block's table serves all blocks. There are no biases.
 """
 
 import functools
@@ -22,7 +22,7 @@ from diffusion_jax.models.layers import QKV, Dense, at_least_float32
 
 
 class T5Block(nn.Module, kw_only=True):
-    """Attention with a bias of relative positions and a gated MLP, each behind an RMS norm; in the form for a scan."""
+    """Attention with a bias of relative positions and a gated MLP, each after an RMS norm; for use in a scan."""
 
     num_heads: int
     head_channels: int
@@ -53,16 +53,16 @@ class T5Block(nn.Module, kw_only=True):
 
 
 class T5Encoder(nn.Module, kw_only=True):
-    """T5's texts to one vector for each token.
+    """Maps texts to one vector for each token.
 
     Attributes:
       vocabulary: number of tokens.
       width, depth, num_heads, head_channels, hidden_units: of the transformer and its MLPs.
-      buckets, max_distance: of relative positions.
+      buckets, max_distance: buckets of relative positions, and the largest distance.
       gated: whether the MLP is a product of two branches (version 1.1).
-      activation: of the MLPs.
-      norm_eps: of the RMS norms.
-      dtype: what activations are computed in; parameters are float32 always.
+      activation: activation of the MLPs.
+      norm_eps: epsilon of the RMS norms.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     vocabulary: int
@@ -102,7 +102,7 @@ class T5Encoder(nn.Module, kw_only=True):
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "queries keys"]:
-    """The bucket of each pair of positions: half of them for keys behind the query, half for keys at it or before."""
+    """The bucket of each pair of positions: half for keys after the query, half for keys at or before it."""
     places = np.arange(length)
     offset = places[None, :] - places[:, None]
     half = buckets // 2

@@ -1,10 +1,10 @@
-"""Encoders of texts: tokens to one vector each, and to one for the whole text.
+"""Text encoders: they map tokens to one vector each, and to one for the whole text.
 
     tokens [batch, length], mask [batch, length]   ->   context [batch, length, width], pooled [batch, width]
 
-What the mask leaves out changes nothing: it is not attended to, its own vectors are zero, and the pooled vector is the
-mean of the others. Positions are fixed sines (Vaswani et al. 2017, arXiv:1706.03762, section 3.5), as strong as the
-embeddings of the tokens: in a small network learned positions that start near zero are found late, if at all.
+Masked tokens change nothing: they are not attended to, their own vectors are zero, and the pooled vector is the mean of
+the others. Positions are fixed sines (Vaswani et al. 2017, arXiv:1706.03762, section 3.5), as large as the embeddings
+of the tokens: a small network learns positions that start near zero late, if at all.
 """
 
 import functools
@@ -30,11 +30,11 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 class Encoder(nn.Module, kw_only=True):
-    """Base of all text encoders: `__call__(tokens, mask)` gives context and pooled vector, both float32.
+    """Base of all text encoders: `__call__(tokens, mask)` returns context and pooled vector, both float32.
 
     Attributes:
       vocabulary: number of tokens.
-      dtype: what activations are computed in; parameters are float32 always.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     vocabulary: int
@@ -47,7 +47,7 @@ class Encoder(nn.Module, kw_only=True):
 
     @property
     def source(self) -> str:
-        """The folder that its parameters come from; "" where they begin at random."""
+        """The folder that its parameters come from; "" if they are initialised at random."""
         return ""
 
 
@@ -55,7 +55,7 @@ TEXT_ENCODERS: Registry[Encoder] = Registry("text encoder")
 
 
 def init_encoder(encoder: Encoder, key: Key[Array, ""]) -> PyTree:
-    """Initial parameters, float32: a function of the module and the key."""
+    """Initial parameters, float32, as a function of the module and the key."""
     tokens, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
     return encoder.init({"params": counter_key(key)}, tokens, mask)["params"]
 
@@ -66,7 +66,7 @@ def encode(encoder: Encoder, params: PyTree, tokens: Int[Array, "batch length"],
 
 
 class EncoderBlock(nn.Module, kw_only=True):
-    """Attention and MLP, each behind a layer norm on a residual branch; in the form that scan wants."""
+    """Attention and MLP, each behind a layer norm on a residual branch; in the form that a scan needs."""
 
     num_heads: int
     dtype: DTypeLike
@@ -84,10 +84,10 @@ class EncoderBlock(nn.Module, kw_only=True):
 
 @TEXT_ENCODERS.register("transformer", example={"vocabulary": 7, "width": 8, "depth": 2, "num_heads": 2})
 class TextEncoder(Encoder, kw_only=True):
-    """A small transformer that sees the whole text, to be trained with the network that it informs.
+    """A small transformer over the whole text, trained together with the network that it conditions.
 
     Attributes:
-      width: channels of the transformer, and of what it gives.
+      width: channels of the transformer and of its output.
       depth: blocks, one scan over stacked parameters.
       num_heads: attention heads.
     """
@@ -110,7 +110,7 @@ class TextEncoder(Encoder, kw_only=True):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch length"], mask: Mask) -> Encoded:
-        """Context and pooled vector of each text; at least one token of each counts."""
+        """Context and pooled vector of each text, which has at least one unmasked token."""
         table = self.param("embedding", nn.initializers.normal(1.0), (self.vocabulary, self.width))
         positions = sinusoidal_embedding(jnp.arange(tokens.shape[1], dtype=jnp.float32), self.width)
         x = (table[tokens] + positions).astype(self.dtype)

@@ -1,8 +1,8 @@
-"""Vision transformers that are published with weights: DINOv2, and the image encoders of CLIP and SigLIP.
+"""Vision transformers with published weights: DINOv2, and the image encoders of CLIP and SigLIP.
 
 DINOv2 (Oquab et al. 2023, arXiv:2304.07193)   layer scale, exact GELU, a table of positions that is resampled
 CLIP (Radford et al. 2021, arXiv:2103.00020)   a layer norm before the blocks too, x sigmoid(1.702 x) for GELU
-SigLIP (Zhai et al. 2023, arXiv:2303.15343)    no class token; the vector is what one learned query attends to
+SigLIP (Zhai et al. 2023, arXiv:2303.15343)    no class token; one learned query attends to all for the vector
 """
 
 import functools
@@ -28,16 +28,16 @@ from diffusion_jax.models.encoders.blocks import (
 )
 from diffusion_jax.models.layers import QKV, Dense, at_least_float32
 
-# What DINOv2 adds to the number of patches before it takes the factor by which its table of positions is resampled.
+# DINOv2 adds this to the number of patches before it computes the resampling factor of its table of positions.
 _POSITION_OFFSET = 0.1
 
 
 class VisionStates(NamedTuple):
-    """What an encoder of pictures gives; float32 at least. Tokens are a class token, if there is one, and the patches,
+    """The outputs of a picture encoder; at least float32. Tokens are a class token, if there is one, and the patches,
     row by row.
 
     Attributes:
-      hidden: [depth + 1, batch, tokens, width], what enters the first block and what leaves each.
+      hidden: [depth + 1, batch, tokens, width], the input of the first block and the output of each block.
       last: [batch, tokens, width], the last of them after the last norm.
       pooled: [batch, width], the class token of `last`, or the result of the pooling head.
       projected: [batch, projection]; None where there is no projection.
@@ -50,25 +50,25 @@ class VisionStates(NamedTuple):
 
     @property
     def vector(self) -> Float[Array, "batch channels"]:
-        """One vector for a picture: projected, where there is a projection."""
+        """One vector for a picture: projected, if there is a projection."""
         return self.pooled if self.projected is None else self.projected
 
 
 class VisionTransformer(nn.Module, kw_only=True):
-    """Pictures, normalised as the weights were trained, to states.
+    """Maps pictures, normalised as the weights require, to states.
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      grid: patches along a side of the pictures that the table of positions is for; for others it is resampled.
+      grid: patches per side of the pictures that the table of positions is for; for others it is resampled.
       width, depth: of the transformer.
-      num_heads, hidden_units: of its attention and its MLPs; 0: a head for 64 channels, and 4 times the width.
+      num_heads, hidden_units: of its attention and its MLPs; 0: one head per 64 channels, and 4 times the width.
       projection: channels of the projected vector; 0: there is none.
       layer_scale, first_norm, patch_bias: whether there is a scale after each branch, a norm before the first block, a
         bias in the embedding of patches.
-      class_token: whether there is one, to be pooled; without it a learned query pools.
-      activation: of the MLPs.
-      norm_eps: of the layer norms.
-      dtype: what activations are computed in; parameters are float32 always.
+      class_token: whether there is a class token to pool; without it a learned query pools.
+      activation: activation of the MLPs.
+      norm_eps: epsilon of the layer norms.
+      dtype: type in which activations are computed; parameters are float32 always.
     """
 
     patch_size: int
@@ -101,7 +101,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         """The states of pictures, whose sides divide by the patch.
 
         Raises:
-          UserError: they do not.
+          UserError: they do not divide.
         """
         if images.shape[1] % self.patch_size or images.shape[2] % self.patch_size:
             raise UserError(f"pictures of {images.shape[1]}x{images.shape[2]} have no patches of {self.patch_size}")
@@ -158,7 +158,7 @@ class PoolingHead(nn.Module, kw_only=True):
         width = x.shape[-1]
         dense = functools.partial(Dense, dtype=self.dtype)
         probe = self.param("probe", nn.initializers.normal(1.0), (width,)).astype(x.dtype)
-        # One matrix holds the projections of query, key and value; the query's is asked of the probe alone.
+        # One matrix holds the projections of query, key and value; only the probe needs the query's.
         project = QKV(features=width, dtype=self.dtype, name="qkv")
         query = project(jnp.broadcast_to(probe, (len(x), 1, width)))[0]
         _, key, value = project(x)
@@ -170,7 +170,7 @@ class PoolingHead(nn.Module, kw_only=True):
 
 
 def bicubic_matrix(old: int, new: int, factor: float) -> Float[np.ndarray, "new old"]:
-    """Bicubic interpolation of a row as PyTorch does it without a filter: a = -3/4, borders repeated.
+    """Bicubic interpolation of a row as in PyTorch without a filter: a = -3/4, borders repeated.
 
     Pixel i of the result is at (i + 1/2) / factor - 1/2; `factor` need not be new / old.
     """

@@ -1,10 +1,10 @@
-"""Data of which something is known: known pixels, or a linear measurement.
+"""Projections: sampling with known pixels or a known linear measurement.
 
 projection     what it does                                                             paper
 replacement    known values are put back after every step                               2011.13456
 repaint        the same, and steps are taken again until both parts agree               2201.09865
 dps            the denoiser of the posterior; a measurement with noise                  2209.14687
-pigdm          the denoiser of the posterior; with the variance that is left in x0      PiGDM, ICLR 2023
+pigdm          the denoiser of the posterior; with the remaining variance of x0      PiGDM, ICLR 2023
 """
 
 from diffusion_jax.samplers.projections.known import Known, Measurement, Region

@@ -1,4 +1,4 @@
-"""What is known of data that is to be drawn: a region of it, or a linear measurement. Both are y = A x0 + noise."""
+"""Known facts about the data to draw: a region of it, or a linear measurement. Both are y = A x0 + noise."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import UserError
 
-_ITERATIONS = 64  # of conjugate gradients, which stop before where they have converged
+_ITERATIONS = 64  # most iterations of conjugate gradients, which stop earlier where they have converged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
-    """Data that is known outside a mask: A leaves out what the mask covers, and there is no noise.
+    """Data that is known outside a mask: A removes what the mask covers, and there is no noise.
 
     Attributes:
       mask: [batch or 1, ...], which broadcasts with the data; 1 where data is to be drawn, 0 where it is known.
-      source: the data, [batch, ...]; what the mask covers is not read.
+      source: the data, [batch, ...]; the part under the mask is not read.
     """
 
     mask: Float[Array, "#batch ..."]
@@ -40,7 +40,7 @@ class Region:
         return error / (variance + self.noise_std**2)
 
     def put_back(self, x: Float[Array, "batch ..."], known: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-        """x under the mask, what is known outside."""
+        """x under the mask, the known data outside."""
         return jnp.where(self.mask > 0, x, known)
 
 
@@ -51,7 +51,7 @@ class Measurement:
     Attributes:
       measure: A, which takes a batch [batch, ...] to [batch, ...], every example by itself.
       measured: y.
-      shape: of one example of the data.
+      shape: shape of one example of the data.
       noise_std: standard deviation of the noise of the measurement.
 
     Raises:

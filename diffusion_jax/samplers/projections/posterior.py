@@ -1,12 +1,12 @@
 """Projections that turn a denoiser into that of the posterior given y = A x0 + noise.
 
-The score gets the gradient of log p(y | xt). With x0 given xt taken to be Gaussian around the prediction D(xt),
+The score gains the gradient of log p(y | xt). With x0 given xt assumed Gaussian around the prediction D(xt),
 
     (1)   log p(y | xt) = log N(y; A D(xt), v(t) A A^T + noise_std^2),
     (2)   gradient      = J^T A^T (v(t) A A^T + noise_std^2)^-1 (y - A D(xt)),       J the Jacobian of D,
 
     dps      v = 0, which needs noise_std > 0 (Chung et al. 2022, arXiv:2209.14687, eq. 16)
-    pigdm    v the variance of x0 given xt for Gaussian data of deviation data_std (Song et al. 2023,
+    pigdm    v the variance of x0 given xt for Gaussian data with standard deviation data_std (Song et al. 2023,
              Pseudoinverse-Guided Diffusion Models), sigma^2 data_std^2 / (sigma^2 + alpha^2 data_std^2)
 
 Exact where x0 given xt is Gaussian with variance v. One evaluation of the network, with its gradient.
@@ -29,10 +29,10 @@ from diffusion_jax.schedulers.arrays import as_compute, like_data
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posterior(Projection):
-    """Eq. (2) times `scale`; a member gives v.
+    """Eq. (2) times `scale`; a subclass gives v.
 
     Attributes:
-      scale: factor of the correction; 1 as in (2).
+      scale: factor on the correction; 1 as in (2).
     """
 
     through_network: ClassVar[bool] = True
@@ -44,7 +44,7 @@ class Posterior(Projection):
         raise NotImplementedError
 
     def noise_std_of(self, known: Known) -> float:
-        """Deviation of the noise that the measurement is taken to have."""
+        """Standard deviation of the noise that the measurement is assumed to have."""
         return known.noise_std
 
     def denoiser(self, denoise: Denoiser, schedule: NoiseSchedule, known: Known) -> Denoiser:
@@ -78,8 +78,8 @@ class DPS(Posterior):
     """Eq. (2) with v = 0.
 
     Attributes:
-      noise_std: deviation of the noise that a measurement without noise is taken to have, in units of the data: the
-        smaller, the stiffer.
+      noise_std: standard deviation of the noise assumed for a measurement without noise, in units of the data; smaller
+        values make the correction stiffer.
     """
 
     noise_std: Annotated[float, POSITIVE] = 0.3
@@ -101,7 +101,7 @@ class PiGDM(Posterior):
     """Eq. (2) with the variance of Gaussian data.
 
     Attributes:
-      data_std: deviation of the data.
+      data_std: standard deviation of the data.
     """
 
     data_std: Annotated[float, Bounds(low=0, high=1e6, above=True)] = 1.0

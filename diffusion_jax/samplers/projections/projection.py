@@ -1,7 +1,7 @@
-"""The frame of projections: how a sampler is made to draw data of which something is known.
+"""The base of projections, which make a sampler draw data that agrees with known facts.
 
-A projection may change three things: the denoiser, which then is that of the posterior; the state after every step;
-and the order of the steps. `sample_given` puts them together with any sampler and with guidance.
+A projection may change three things: the denoiser, which becomes that of the posterior; the state after every step; and
+the order of the steps. `sample_given` combines them with any sampler and with guidance.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from diffusion_jax.schedulers.arrays import compute_dtype
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Projection:
-    """How what is known comes into the sample; a member changes one thing or several."""
+    """How the known data enters the sample; a subclass changes one or several things."""
 
     of_region: ClassVar[bool] = False
-    """Whether it needs data that is known at places (`Region`), and not any linear measurement."""
+    """Whether it needs data known at certain places (`Region`), and not any linear measurement."""
     through_network: ClassVar[bool] = False
     """Whether it takes gradients through the denoiser, which must be that of the mean of x0."""
 
     def check(self, sampler: Sampler, grid: TimeGrid) -> None:
-        """Hold the projection against a sampler and its grid.
+        """Check that the projection fits a sampler and its grid.
 
         Raises:
           UserError: they do not fit; the message names both.
@@ -51,15 +51,15 @@ class Projection:
             )
 
     def denoiser(self, denoise: Denoiser, schedule: NoiseSchedule, known: Known) -> Denoiser:
-        """The denoiser, given what is known."""
+        """The denoiser, given the known data."""
         return denoise
 
     def after_step(self, known: Known, noise: Float[Array, "batch ..."]) -> Correction | None:
-        """What is done to the state after every step; `noise` is the unit noise that sampling begins with."""
+        """The change to the state after every step; `noise` is the unit noise that sampling starts from."""
         return None
 
     def walk(self, num_steps: int) -> Walk | None:
-        """The order of the steps; None is each once."""
+        """The order of the steps; None: each step once."""
         return None
 
 
@@ -82,7 +82,7 @@ def sample_given(
     key: BatchKey,
     **options: Any,
 ) -> SampleResult:
-    """Draw samples of which something is known; arguments as of `sample`.
+    """Draw samples that agree with known data; the arguments are those of `sample`.
 
     Raises:
       UserError: the projection does not fit the sampler, the grid or what is known.

@@ -1,16 +1,16 @@
 """Projections that put known values back after every step.
 
-`replacement` (Song et al. 2021, arXiv:2011.13456, app. I.2): with the noise that sampling begins with, z,
+`replacement` (Song et al. 2021, arXiv:2011.13456, app. I.2): with z, the noise that sampling starts from,
 
     (1)   x_s <- alpha_s source + sigma_s z     outside the mask,
 
-and the source itself after the last step. Cheap and biased: the unknown part is drawn without regard to what is to
-come. One z for all steps keeps the known part on one path.
+and the source itself after the last step. It is cheap and biased: the unknown part is drawn without regard to later
+steps. Using the same z in all steps keeps the known part on one path.
 
-`repaint` (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1): (1) with fresh noise in every step, and of every
-`jump_length` steps the last ones are taken back by adding noise, `num_resamples` - 1 times, so that the two parts get
-to agree. Less biased, the more resamples the less. The steps nearest to pure noise are taken once, as in the authors'
-schedule.
+`repaint` (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1): (1) with fresh noise in every step. After every
+`jump_length` steps, these are undone by adding noise and taken again, `num_resamples` - 1 times, so that the two parts
+can adapt to each other. More resamples make it less biased. The steps nearest to pure noise are taken once, as in the
+authors' schedule.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ class Replacement(Projection):
 @PROJECTIONS.register("repaint", example={"num_resamples": 3, "jump_length": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RePaint(Projection):
-    """Eq. (1) with fresh noise, and steps that are taken again.
+    """Eq. (1) with fresh noise, and with repeated steps.
 
     Attributes:
       num_resamples: how often each step is taken, 10 in the paper.
-      jump_length: steps that are taken back at once, 10 of 250 in the paper.
+      jump_length: steps that are undone at once, 10 of 250 in the paper.
     """
 
     of_region: ClassVar[bool] = True
@@ -73,9 +73,10 @@ class RePaint(Projection):
         return project
 
     def walk(self, num_steps: int) -> Walk:
-        """The authors' schedule of jumps: at every multiple of `jump_length` up again, that often."""
+        """The authors' schedule of jumps: at every multiple of `jump_length` it goes back up, `num_resamples` - 1
+        times."""
         left = dict.fromkeys(range(0, num_steps - self.jump_length, self.jump_length), self.num_resamples - 1)
-        index, up, above = [], [], num_steps  # steps that are above clean data
+        index, up, above = [], [], num_steps  # steps that remain above clean data
         while above > 0:
             above -= 1
             index.append(num_steps - 1 - above)

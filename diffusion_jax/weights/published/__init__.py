@@ -1,5 +1,5 @@
 """Classes of published models: their networks, the fields of their configs, and the names of their tensors. Importing
-fills COMPONENTS."""
+this package fills COMPONENTS."""
 
 from diffusion_jax.weights.published import (
     autoencoders,

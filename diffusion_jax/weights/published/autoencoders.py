@@ -1,4 +1,4 @@
-"""Published first stages as `diffusers` writes them, and the convolutional ones as their authors did."""
+"""Published first stages in `diffusers`' format, and the convolutional ones also in their authors' format."""
 
 import dataclasses
 import re
@@ -51,7 +51,7 @@ _UNREAD = ("sample_size", "force_upcast")
 
 
 def _coder(config: Mapping[str, Any], found: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """The fields of `PublishedCodec` that all convolutional autoencoders have."""
+    """The fields of `PublishedCodec` that all convolutional autoencoders share."""
     counted(found, "in_channels", "layers_per_block", "latent_channels", "norm_num_groups")
     channels = _channels(found, "block_out_channels")
     decoder = _channels(config, "decoder_block_out_channels") if config.get("decoder_block_out_channels") else None
@@ -95,7 +95,7 @@ def _kinds(config: Mapping[str, Any], name: str, known: Mapping[str, bool], coun
 def kl(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> PublishedKL:
     """The `AutoencoderKL` that a config describes."""
     own = {"scaling_factor": 0.18215, "shift_factor": 0.0, "use_quant_conv": True, "use_post_quant_conv": True}
-    neutral = {**_NEUTRAL, "out_channels": (config.get("in_channels", 3),)}  # latents_mean and latents_std: null alone
+    neutral = {**_NEUTRAL, "out_channels": (config.get("in_channels", 3),)}  # latents_mean and latents_std: only null
     found = read_fields(config, read={**_CODER, **own}, neutral=neutral, ignored=_UNREAD)
     return PublishedKL(
         **_coder(config, found, dtype),
@@ -146,16 +146,16 @@ def vq(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> PublishedVQ
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the parts of an autoencoder are called; {level} counts from the highest resolution, {low} from the lowest.
+    """The names of an autoencoder's parts; {level} counts from the highest resolution, {low} from the lowest.
 
     Attributes:
-      prefix: before all names.
-      residual: of a coder's levels, "down" and "up".
-      attention: behind a residual block of a level, "down" and "up".
+      prefix: prefix of all names.
+      residual: residual blocks of a coder's levels, "down" and "up".
+      attention: attention after a residual block of a level, "down" and "up".
       resample: the convolution that halves, and the one that doubles.
-      middle: the two residual blocks; middle_attention: what is between them.
+      middle: the two residual blocks; middle_attention: the attention between them.
       norm_out: the last norm; shortcut: the convolution where channels change.
-      letters: norm, query, key, value and result of attention.
+      letters: norm, query, key, value and output of attention.
       ndim: axes of the kernels of query, key, value and result.
     """
 
@@ -200,8 +200,8 @@ _SINGLE_FILE = "first_stage_model."
 
 
 def layout_of(names: Collection[str]) -> Layout:
-    """How a file with these names calls the parts: as `diffusers` does, or did, or as the authors of latent diffusion
-    do, by themselves or in a file with the whole model.
+    """The layout of a file with these names: that of `diffusers`, today's or an older one, or that of the authors of
+    latent diffusion, alone or in a file with the whole model.
     """
     start = _SINGLE_FILE if any(name.startswith(_SINGLE_FILE) for name in names) else ""
     if any(".mid.block_1." in name for name in names):
@@ -210,7 +210,8 @@ def layout_of(names: Collection[str]) -> Layout:
 
 
 def coder_map(codec: PublishedCodec, names: Collection[str] = ()) -> WeightMap:
-    """The names of a convolutional autoencoder; in a file with the whole model those of other parts are left out."""
+    """The names of a convolutional autoencoder; in a file with the whole model the names of other parts are left
+    out."""
     layout = layout_of(names)
     start = layout.prefix
     entries = {
@@ -228,14 +229,14 @@ def coder_map(codec: PublishedCodec, names: Collection[str] = ()) -> WeightMap:
 
 
 def vq_map(codec: PublishedVQ, names: Collection[str] = ()) -> WeightMap:
-    """The names of `VQModel`: those of the coder, and the table."""
+    """The names of `VQModel`: the coder's and the table's."""
     coder = coder_map(codec, names)
     table = same(f"{layout_of(names).prefix}quantize.embedding.weight")
     return dataclasses.replace(coder, entries={**coder.entries, (TABLE,): table})
 
 
 def batch_norm_map(codec: BatchNormKL, names: Collection[str] = ()) -> WeightMap:
-    """The names of `AutoencoderKLFlux2`: those of the coder, and the batch norm's."""
+    """The names of `AutoencoderKLFlux2`: the coder's and the batch norm's."""
     coder = coder_map(codec, names)
     rest = {path: entry for path, entry in coder.entries.items() if path not in ((SHIFT,), (SCALE,))}
     count = same("bn.num_batches_tracked").then(
@@ -299,7 +300,7 @@ def _attention(there: str, layout: Layout) -> Entries:
 
 
 def constant(value: float, shape: tuple[int, ...]) -> Entry:
-    """A parameter that no tensor holds: a number of the config."""
+    """A parameter that no tensor holds, only a number in the config."""
     whole = np.full(shape, value, np.float32)
 
     def write(ours: np.ndarray) -> Sequence[np.ndarray]:

@@ -1,4 +1,4 @@
-"""CLIP's encoders of texts and pictures, and SigLIP's of pictures, as `transformers` writes them."""
+"""CLIP's text and picture encoders, and SigLIP's picture encoder, in `transformers`' format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -40,12 +40,12 @@ ACTIVATION_NAMES: Mapping[str, str] = {
     "silu": "silu",
     "swish": "silu",
 }
-_ARGMAX_EOS = 2  # what configs of before the end token was known there say, and mean the highest token of a text
+_ARGMAX_EOS = 2  # older configs have this end token, and mean the highest token of a text
 _TRAINING = ("attention_dropout", "dropout")
 
 
 def activation(config: Mapping[str, Any], name: str) -> str:
-    """The name here of the activation that a field names.
+    """The name here of the activation in a field.
 
     Raises:
       UserError: it is not known.
@@ -57,7 +57,7 @@ def activation(config: Mapping[str, Any], name: str) -> str:
 
 
 def clip_text(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32, *, projected: bool = False) -> ClipText:
-    """The encoder of texts that a config describes."""
+    """The text encoder that a config describes."""
     found = read_fields(
         config,
         read={
@@ -94,7 +94,7 @@ def clip_text(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32, *, proj
 
 
 def require_heads(config: Mapping[str, Any]) -> None:
-    """Raise UserError where the width does not divide into heads."""
+    """Raise UserError if the width does not divide into heads."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if width % heads:
         raise UserError(f"config.json says hidden_size = {width}, which does not divide into {heads} heads")
@@ -103,7 +103,7 @@ def require_heads(config: Mapping[str, Any]) -> None:
 def vision_transformer(
     config: Mapping[str, Any], dtype: DTypeLike = jnp.float32, *, projected: bool = False
 ) -> VisionTransformer:
-    """CLIP's encoder of pictures that a config describes."""
+    """CLIP's picture encoder that a config describes."""
     found = read_fields(
         config,
         read={
@@ -127,7 +127,7 @@ def vision_transformer(
 
 
 def siglip(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> VisionTransformer:
-    """SigLIP's encoder of pictures that a config describes; of SigLIP's two encoders, the one of pictures."""
+    """SigLIP's picture encoder that a config describes."""
     found = read_fields(
         config,
         read={
@@ -162,7 +162,7 @@ def _of_pictures(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clip_text_map(network: ClipText, names: Collection[str]) -> WeightMap:
-    """The names of `CLIPTextModel`: with the prefix "text_model.", or without it, as the file at hand has them."""
+    """The names of `CLIPTextModel`, with or without the prefix "text_model.", as in the given file."""
     prefixed_names = any(name.startswith("text_model.") for name in names)
     start = "text_model." if prefixed_names or not names else ""
     entries = {
@@ -197,7 +197,7 @@ def clip_image_map(network: VisionTransformer, names: Collection[str] = ()) -> W
 
 
 def siglip_map(network: VisionTransformer, names: Collection[str] = ()) -> WeightMap:
-    """The names of `SiglipVisionModel`: with the prefix "vision_model.", or without it."""
+    """The names of `SiglipVisionModel`, with or without the prefix "vision_model."."""
     start = "vision_model." if any(name.startswith("vision_model.") for name in names) else ""
     fused = {"kernel": "in_proj_weight", "bias": "in_proj_bias"}
     head = {
@@ -221,7 +221,7 @@ def siglip_map(network: VisionTransformer, names: Collection[str] = ()) -> Weigh
 
 
 def clip_block(there: str) -> Entries:
-    """A block of CLIP's or SigLIP's."""
+    """The names of a block of CLIP or SigLIP."""
     return {
         **prefixed("norm_1", norm(f"{there}.layer_norm1")),
         **prefixed("qkv", separate_qkv([f"{there}.self_attn.{letter}_proj" for letter in "qkv"])),
@@ -233,7 +233,7 @@ def clip_block(there: str) -> Entries:
 
 
 def position_ids(names: Collection[str], length: int) -> dict[str, np.ndarray]:
-    """The numbers 0 ... length - 1, which older files hold and newer ones do not."""
+    """The numbers 0 ... length - 1, which older files contain and newer ones do not."""
     return {name: np.arange(length)[None] for name in names if name.endswith("embeddings.position_ids")}
 
 
@@ -243,7 +243,7 @@ def vision_shapes(network: VisionTransformer) -> PyTree:
 
 
 def token_shapes(network: nn.Module) -> PyTree:
-    """The parameters of an encoder of tokens as ShapeDtypeStruct."""
+    """The parameters of a token encoder as ShapeDtypeStruct."""
     return stack_shapes(network, jax.ShapeDtypeStruct((1, 2), jnp.int32))
 
 

@@ -1,4 +1,5 @@
-"""Fields of a published config.json: those that are read, those that must have one value, those that say nothing."""
+"""Fields of a published config.json: those that are read, those with only one allowed value, and those without
+effect."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from diffusion_jax.domains import shown
 from diffusion_jax.errors import UserError
 
 REQUIRED = object()
-"""The default of a field that a config may not lack."""
+"""The default of a required field."""
 
 _ABOUT = frozenset(
     (
@@ -22,7 +23,7 @@ _ABOUT = frozenset(
         *("model_type", "torch_dtype", "dtype", "initializer_factor", "initializer_range", "use_cache"),
     )
 )
-"""What a class is called, who wrote the file, how parameters were drawn before their training."""
+"""The name of a class, the author of a file, the initialisation of parameters before training."""
 GENERATION = (
     *("add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward"),
     *("cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping"),
@@ -35,7 +36,7 @@ GENERATION = (
     *("tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "top_k", "top_p"),
     *("torchscript", "typical_p", "use_bfloat16"),
 )
-"""Fields that `transformers` writes, or wrote once, into any config: of the generation of texts, and of heads."""
+"""Fields that `transformers` writes, or once wrote, into any config: for text generation, and for heads."""
 
 
 def read_fields(
@@ -45,16 +46,16 @@ def read_fields(
     neutral: Mapping[str, Collection[Any]] | None = None,
     ignored: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The values of the fields in `read`; a field that is null or missing has the default there.
+    """The values of the fields in `read`; a field that is null or missing has its default there.
 
     Args:
       config: the content of config.json.
       read: fields and their defaults.
-      neutral: fields, and the values of which alone the network here is; None and a missing field are neutral too.
-      ignored: fields that say nothing of what the network computes.
+      neutral: fields with the values that are equivalent to the network here; None and a missing field are neutral too.
+      ignored: fields that do not affect the network's function.
 
     Raises:
-      UserError: a required field is missing, one has a value that the network here has not, or is not known.
+      UserError: a required field is missing, a field is unknown, or has a value that the network here does not support.
     """
     what = config.get("_class_name") or (config.get("architectures") or [config.get("model_type", "model")])[0]
     neutral = neutral or {}
@@ -76,7 +77,7 @@ def read_fields(
 
 
 def _check(what: str, name: str, value: Any, default: Any) -> None:
-    """Numbers that count something are above 0; a value is of its default's kind."""
+    """Check that counts are above 0 and that a value has its default's type."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if default is REQUIRED and number and value <= 0:
         raise UserError(f"config.json of {what} says {name} = {shown(value)}: it must be above 0")
@@ -87,7 +88,7 @@ def _check(what: str, name: str, value: Any, default: Any) -> None:
 
 
 def counted(config: Mapping[str, Any], *names: str) -> None:
-    """Raise UserError where one of these fields is no whole number above 0."""
+    """Raise UserError if one of these fields is no whole number above 0."""
     for name in names:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:

@@ -14,7 +14,7 @@ from diffusion_jax.weights.published.unet import (
 from diffusion_jax.weights.published.unet_config import build_controlnet
 
 ORIGINAL_PREFIX = "control_model."
-"""Before the ControlNet's names in single files."""
+"""The prefix of the ControlNet's names in single files."""
 
 
 def _inner_convolutions(network: ControlNet) -> int:
@@ -22,7 +22,7 @@ def _inner_convolutions(network: ControlNet) -> int:
 
 
 def diffusers_map(network: ControlNet) -> WeightMap:
-    """diffusers' ControlNetModel."""
+    """The names of diffusers' ControlNetModel."""
     embedding = "controlnet_cond_embedding"
     entries: Entries = {
         **diffusers_embeddings(network),
@@ -40,7 +40,7 @@ def diffusers_map(network: ControlNet) -> WeightMap:
 
 
 def original_map(network: ControlNet, prefix: str = ORIGINAL_PREFIX) -> WeightMap:
-    """The original layout: convolutions of the picture at even places, with activations between."""
+    """The original layout: convolutions of the picture at even positions, with activations between them."""
     inner = _inner_convolutions(network)
     hint = f"{prefix}input_hint_block"
     entries: Entries = {
@@ -58,7 +58,7 @@ def original_map(network: ControlNet, prefix: str = ORIGINAL_PREFIX) -> WeightMa
 
 
 def weight_map(network: ControlNet, names: Collection[str]) -> WeightMap:
-    """The map for a file with these names: the original layout where it is that, else diffusers'."""
+    """The map for a file with these names: the original layout or diffusers'."""
     for prefix in (ORIGINAL_PREFIX, ""):
         if f"{prefix}input_blocks.0.0.weight" in names:
             return original_map(network, prefix)

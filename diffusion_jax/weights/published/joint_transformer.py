@@ -1,8 +1,9 @@
-"""Stable Diffusion 3's and FLUX.1's transformers, as diffusers' folders and as the authors' files name their tensors.
+"""Stable Diffusion 3's and FLUX.1's transformers, with the tensor names of diffusers' folders and of the authors'
+files.
 
-Both layouts are of one module. What differs besides names: the authors keep query, key and value, and in FLUX.1's
-blocks of one stream the first layer of the MLP too, in one tensor; where a layer norm is modulated without a gate they
-write (shift, scale), diffusers (scale, shift); FLUX.1 orders what is in a patch (channel, row, column).
+Both layouts describe one module. They differ not only in names. The authors keep query, key and value in one tensor, in
+FLUX.1's one-stream blocks together with the first layer of the MLP. Where a layer norm is modulated without a gate,
+they write (shift, scale), and diffusers (scale, shift). FLUX.1 orders the values of a patch as (channel, row, column).
 """
 
 from collections.abc import Collection, Mapping
@@ -33,7 +34,7 @@ from diffusion_jax.weights.published.config_fields import counted, read_fields
 
 Entries = dict[Path, Entry]
 AUTHORS_PREFIX = "model.diffusion_model."
-"""What the authors' files have before the names of a network that lies beside other networks."""
+"""The prefix of the names in the authors' files for a network that is stored with other networks."""
 
 _SD3 = {
     "sample_size": 128,
@@ -63,12 +64,12 @@ _FLUX = {
     "guidance_embeds": False,
     "axes_dims_rope": (16, 56, 56),
 }
-_FLUX_PATCH = 2  # FLUX.1's configs speak of latents whose 2 x 2 squares are packed into channels already
+_FLUX_PATCH = 2  # FLUX.1's configs describe latents whose 2 x 2 squares are already packed into channels
 _FLUX_SIZE = 128  # latents of the 1024 x 1024 images that it was trained on; nothing depends on it
 
 
 def _fields(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config: counts are above 0, lists are of whole numbers."""
+    """The fields of a config, after a check: counts are above 0, lists contain whole numbers."""
     fields = read_fields(config, read=read)
     counted(fields, *(name for name, value in read.items() if type(value) is int and name != "num_single_layers"))
     for name in (name for name, value in read.items() if isinstance(value, tuple)):
@@ -80,7 +81,7 @@ def _fields(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any
 
 
 def build_sd3(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
-    """The network of an SD3Transformer2DModel's config.json. UserError for what this house has not."""
+    """The network of an SD3Transformer2DModel's config.json. UserError for options that are not supported here."""
     kind = "SD3Transformer2DModel"
     fields = _fields(config, _SD3)
     width = fields["num_attention_heads"] * fields["attention_head_dim"]
@@ -111,7 +112,7 @@ def build_sd3(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
 
 
 def build_flux(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
-    """The network of a FluxTransformer2DModel's config.json. UserError for what this house has not."""
+    """The network of a FluxTransformer2DModel's config.json. UserError for options that are not supported here."""
     kind = "FluxTransformer2DModel"
     fields = _fields(config, _FLUX)
     if fields["patch_size"] != 1:
@@ -143,7 +144,7 @@ def build_flux(config: Mapping[str, Any], dtype: DTypeLike) -> JointTransformer:
 
 
 def sd3_map(network: JointTransformer, names: Collection[str]) -> WeightMap:
-    """The map of diffusers' names, or of the authors' where `names` are these."""
+    """The map of diffusers' names, or of the authors' if `names` are these."""
     if any("joint_blocks." in name for name in names):
         return _authors_sd3(network, names)
     entries = {
@@ -162,7 +163,7 @@ def sd3_map(network: JointTransformer, names: Collection[str]) -> WeightMap:
 
 
 def flux_map(network: JointTransformer, names: Collection[str]) -> WeightMap:
-    """The map of diffusers' names, or of the authors' where `names` are these."""
+    """The map of diffusers' names, or of the authors' if `names` are these."""
     if any("double_blocks." in name for name in names):
         return _authors_flux(network, names)
     entries = {**_packed_ends(network, "x_embedder", "proj_out"), **_diffusers_ends(network, linear=False)}
@@ -195,7 +196,7 @@ def _table(name: str, size: int) -> Entry:
 
 
 def _swapped(entries: Mapping[Path, Entry], width: int) -> Entries:
-    """A layer whose halves, each of this width, lie the other way round."""
+    """A layer whose halves, each of this width, are exchanged."""
     order = np.roll(np.arange(2 * width), width)
     return {path: reordered(entry, order) for path, entry in entries.items()}
 
@@ -221,7 +222,7 @@ def _patch_order(channels: int, patch: int) -> np.ndarray:
 
 
 def _diffusers_ends(network: JointTransformer, *, linear: bool = True) -> Entries:
-    """What lies before and after the blocks."""
+    """The layers before and after the blocks."""
     embedders = {"time": "timestep_embedder", "pooled": "text_embedder"}
     if network.has_guidance:
         embedders["guidance"] = "guidance_embedder"
@@ -235,7 +236,7 @@ def _diffusers_ends(network: JointTransformer, *, linear: bool = True) -> Entrie
 
 
 def _embedding_mlps(there: Mapping[str, str], layer: str, first: int, step: int = 1) -> Entries:
-    """The two layers each of the embeddings of time, text and guidance."""
+    """The two layers of each embedding of time, text and guidance."""
     return {
         path: entry
         for here, name in there.items()

@@ -1,7 +1,6 @@
-"""OpenCLIP's names of its text encoder, in which Stable Diffusion 2 and XL hold it in their single files.
+"""OpenCLIP's names for its text encoder, used in single files of Stable Diffusion 2 and XL.
 
-Of the blocks in a file those that the encoder here has not are passed over: Stable Diffusion 2 reads the states before
-the last block.
+Blocks in a file that the encoder here lacks are skipped: Stable Diffusion 2 reads the states before the last block.
 """
 
 from collections.abc import Collection
@@ -17,7 +16,7 @@ def openclip_map(network: ClipText, names: Collection[str] = ()) -> WeightMap:
 
     Args:
       network: the encoder.
-      names: the tensors that a file has, with no use here.
+      names: the tensors in a file, not used here.
     """
     entries: dict[Path, Entry | tuple[Entry, ...]] = {
         ("token",): same("token_embedding.weight"),

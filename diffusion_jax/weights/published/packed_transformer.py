@@ -1,4 +1,4 @@
-"""Ideogram 4's transformer, as diffusers' folders name its tensors."""
+"""Ideogram 4's transformer, with the tensor names of diffusers' folders."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -28,10 +28,10 @@ _SIZE = 64  # squares of latents of a 1024 x 1024 image; nothing depends on it
 
 
 def build_ideogram4(config: Mapping[str, Any], dtype: DTypeLike) -> PackedTransformer:
-    """The network of an Ideogram4Transformer2DModel's config.json: its data are squares of 2 x 2 latents as channels.
+    """The network of an Ideogram4Transformer2DModel's config.json; its data are squares of 2 x 2 latents as channels.
 
     Raises:
-      UserError: what this house has not.
+      UserError: an option is not supported here.
     """
     fields = read_fields(config, read=_IDEOGRAM4)
     sections = fields["mrope_section"]

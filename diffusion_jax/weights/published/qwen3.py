@@ -1,4 +1,4 @@
-"""Qwen3's decoder as an encoder of texts, as `transformers` writes it."""
+"""Qwen3's decoder as a text encoder, in `transformers`' format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def qwen3(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Qwen3:
     rope = dict(found["rope_parameters"])
     kind = rope.pop("rope_type", "default")
     theta = rope.pop("rope_theta", found["rope_theta"])
-    # Axes of positions, which of a text are all the same.
+    # Axes of positions, which are equal for text.
     rope = {name: value for name, value in rope.items() if name not in ("mrope_section", "mrope_interleaved")}
     if kind != "default" or rope:
         raise UserError(f"config.json says rope_parameters = {found['rope_parameters']}: here its type is default")
@@ -64,7 +64,7 @@ def qwen3(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Qwen3:
 
 
 def qwen3_map(network: Qwen3, names: Collection[str]) -> WeightMap:
-    """The names of `Qwen3Model`, or of the language part of a model with other parts."""
+    """The names of `Qwen3Model`, or of the language part of a larger model."""
     table = "embed_tokens.weight"
     start = next((name.removesuffix(table) for name in names if name.endswith(table)), "")
 
@@ -101,14 +101,14 @@ def _qwen3() -> Component:
 
 
 def qwen3_vl(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Qwen3:
-    """The language part of a config of Qwen3-VL: what Ideogram 4 reads its prompts with."""
+    """The language part of Qwen3-VL's config, which reads Ideogram 4's prompts."""
     if not isinstance(config.get("text_config"), Mapping):
         raise UserError("config.json of Qwen3VLModel has no text_config")
     return qwen3(config["text_config"], dtype)
 
 
 def qwen3_vl_map(network: Qwen3, names: Collection[str]) -> WeightMap:
-    """The names of `Qwen3VLModel`; its encoder of pictures is left out."""
+    """The names of `Qwen3VLModel`; its picture encoder is left out."""
     table = "language_model.embed_tokens.weight"
     named = qwen3_map(network, [name for name in names if not name.startswith("visual.")] or [table])
     return WeightMap(named.entries, ignored=(r"visual\..*", r"model\.visual\..*"))

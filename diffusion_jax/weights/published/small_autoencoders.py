@@ -1,4 +1,4 @@
-"""The tiny and the deep compression autoencoder, as `diffusers` writes them."""
+"""The tiny and the deep compression autoencoder, in `diffusers`' format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ def tiny(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> TinyCodec
             "upsample_fn": ("nearest",),
             "upsampling_scaling_factor": (2,),
         },
-        # The first two say how latents become pictures of 8 bits, the others repeat fields or say nothing.
+        # The first two describe how latents become 8-bit pictures; the others repeat fields or have no effect.
         ignored=("latent_magnitude", "latent_shift", "block_out_channels", "force_upcast"),
     )
     counted(found, "in_channels", "latent_channels")
@@ -66,7 +66,7 @@ def tiny(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> TinyCodec
 
 
 def tiny_map(codec: TinyCodec, names: Collection[str] = ()) -> WeightMap:
-    """The names of `AutoencoderTiny`: layers are counted, activations and doublings too."""
+    """The names of `AutoencoderTiny`, where layers are counted, including activations and doublings."""
     entries: Entries = {
         (SHIFT,): constant(codec.shift, (codec.latent_channels,)),
         (SCALE,): constant(codec.scale, (codec.latent_channels,)),
@@ -95,12 +95,12 @@ def _tiny_encoder(network: TinyEncoder) -> Entries:
 
 
 def _tiny_decoder(network: TinyDecoder) -> Entries:
-    entries, number = prefixed("conv_in", conv("decoder.layers.0")), 2  # behind it an activation
+    entries, number = prefixed("conv_in", conv("decoder.layers.0")), 2  # an activation follows it
     for level, count in enumerate(network.blocks):
         for index in range(count):
             entries |= prefixed(f"block_{level}_{index}", _tiny_block(f"decoder.layers.{number}"))
             number += 1
-        if level < len(network.blocks) - 1:  # behind a doubling, which is a layer too
+        if level < len(network.blocks) - 1:  # after a doubling, which counts as a layer
             entries |= prefixed(f"up_{level}", conv(f"decoder.layers.{number + 1}", bias=False))
             number += 2
     return entries | prefixed("conv_out", conv(f"decoder.layers.{number}"))
@@ -152,7 +152,7 @@ def deep(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> DeepCodec
 
 
 def _repeats(config: Mapping[str, Any], name: str, value: str) -> tuple[list[str], ...]:
-    """The list in a config that says `value` of every level, as a further neutral value."""
+    """The list in a config that has `value` for every level, as a further neutral value."""
     there = config.get(name)
     return (there,) if isinstance(there, list | tuple) and set(there) == {value} else ()
 

@@ -1,4 +1,4 @@
-"""T5's and ByT5's encoders, as `transformers` writes them."""
+"""T5's and ByT5's encoders, in `transformers`' format."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from diffusion_jax.weights.published.config_fields import GENERATION, counted, r
 
 _TRAINING = ("dropout_rate", "classifier_dropout")
 _DECODER = ("num_decoder_layers", "eos_token_id", "pad_token_id", "scale_decoder_outputs")
-# Of the MLP "dense_act_fn" and "is_gated_act" repeat what "feed_forward_proj" says.
+# For the MLP, "dense_act_fn" and "is_gated_act" repeat "feed_forward_proj".
 _REPEATED = ("dense_act_fn", "is_gated_act")
 _EMBEDDING, _REPEATED_EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
 
@@ -45,7 +45,7 @@ def t5_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> T5E
     gated, name = (True, rest) if gate == "gated" else (False, found["feed_forward_proj"])
     if name not in ACTIVATION_NAMES:
         raise UserError(f"config.json says feed_forward_proj = {found['feed_forward_proj']!r}, which is not known")
-    # The name "gated-gelu" stands for the approximation by tanh there.
+    # There, the name "gated-gelu" means the approximation by tanh.
     approximate = found["feed_forward_proj"] == "gated-gelu"
     return T5Encoder(
         vocabulary=found["vocab_size"],
@@ -64,7 +64,7 @@ def t5_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> T5E
 
 
 def t5_map(network: T5Encoder, names: Collection[str]) -> WeightMap:
-    """The names of `T5EncoderModel`; the table of tokens may stand there twice, or under the second name alone."""
+    """The names of `T5EncoderModel`; the token table may occur under two names, or only under the second."""
 
     def block(i: int) -> dict[Path, Entry]:
         first, second = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
@@ -91,7 +91,7 @@ def t5_map(network: T5Encoder, names: Collection[str]) -> WeightMap:
 
 
 def _equal(names: Sequence[str]) -> Entry:
-    """One parameter that stands in a file under several names."""
+    """One parameter that a file holds under several names."""
 
     def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
         if any(not np.array_equal(tensors[0], other) for other in tensors[1:]):

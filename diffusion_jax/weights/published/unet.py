@@ -1,5 +1,5 @@
 """Names of the text-conditioned U-Net's tensors: diffusers' UNet2DConditionModel, and the original layout of latent
-diffusion and generative-models, in which Stable Diffusion 1, 2 and XL were published as single files."""
+diffusion and generative-models, used for single files of Stable Diffusion 1, 2 and XL."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from diffusion_jax.weights.published.unet_config import build_unet
 
 Entries = dict[Path, Entry | tuple[Entry, ...]]
 ORIGINAL_PREFIX = "model.diffusion_model."
-"""Before the U-Net's names in single files, which hold the other parts too."""
+"""The prefix of the U-Net's names in single files, which also hold the other parts."""
 
 
 def _mlp(here: str, first: str, second: str) -> Entries:
@@ -38,7 +38,7 @@ def _transformer_block(there: str) -> Entries:
 
 
 def transformer(there: str, depth: int, *, linear: bool) -> Entries:
-    """A transformer, whose names are the same in both layouts."""
+    """A transformer, which has the same names in both layouts."""
     ndim = 2 if linear else 4
     blocks = [_transformer_block(f"{there}.transformer_blocks.{layer}") for layer in range(depth)]
     return {
@@ -107,7 +107,7 @@ def diffusers_map(network: ConditionalUNet) -> WeightMap:
 
 
 def original_block(network: ConditionalEncoder, stage: Stage, block: str, place: int = 0) -> Entries:
-    """A stage at a place of a block in the original names; its transformer is at the next."""
+    """A stage at a place in a block under the original names; its transformer is at the next place."""
     if stage.kind != "block":
         return prefixed(stage.name, conv(f"{block}.{place}.{'op' if stage.kind == 'downsample' else 'conv'}"))
     entries = prefixed(stage.name, _res_block(f"{block}.{place}", stage, _ORIGINAL))
@@ -118,7 +118,7 @@ def original_block(network: ConditionalEncoder, stage: Stage, block: str, place:
 
 
 def original_encoder(network: ConditionalEncoder, prefix: str) -> Entries:
-    """The way down, the middle and the embeddings in the original names."""
+    """The downward path, the middle and the embeddings under the original names."""
     entries = {
         **prefixed("conv_in", conv(f"{prefix}input_blocks.0.0")),
         **_mlp("time", f"{prefix}time_embed.0", f"{prefix}time_embed.2"),
@@ -137,7 +137,7 @@ def original_encoder(network: ConditionalEncoder, prefix: str) -> Entries:
 
 
 def original_map(network: ConditionalUNet, prefix: str = ORIGINAL_PREFIX) -> WeightMap:
-    """The original layout, in which what has not the prefix belongs to other parts."""
+    """The original layout, where names without the prefix belong to other parts."""
     entries = {
         **original_encoder(network, prefix),
         **prefixed("norm_out", norm(f"{prefix}out.0")),
@@ -156,7 +156,7 @@ def original_map(network: ConditionalUNet, prefix: str = ORIGINAL_PREFIX) -> Wei
 
 
 def weight_map(network: ConditionalUNet, names: Collection[str]) -> WeightMap:
-    """The map for a file with these names: the original layout where it is that, else diffusers'."""
+    """The map for a file with these names: the original layout or diffusers'."""
     for prefix in (ORIGINAL_PREFIX, ""):
         if f"{prefix}input_blocks.0.0.weight" in names:
             return original_map(network, prefix)

@@ -1,6 +1,6 @@
 """config.json of diffusers' UNet2DConditionModel and ControlNetModel, as fields of the networks here, and back.
 
-A field that is not there has diffusers' default. What the networks here do not have is an error that names the field.
+A missing field has diffusers' default. An option that the networks here lack is an error that names the field.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ _CONTROLNET = {
     "controlnet_conditioning_channel_order": "rgb",
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
 }
-# Fields that say nothing but this here, and None where that is it too.
+# Fields with only this value here; None is allowed if it means the same.
 _NEUTRAL_SHARED = {
     "mid_block_scale_factor": 1,
     "act_fn": "silu",
@@ -79,8 +79,8 @@ _NEUTRAL_UNET = {
     "timestep_post_act": None,
 }
 _NEUTRAL_CONTROLNET = {**_NEUTRAL_SHARED, "global_pool_conditions": False}
-_UNREAD = {"addition_embed_type_num_heads": 64}  # of an addition_embed_type that is refused
-_DEFAULT_SIZE = 64  # of networks whose config names no sample_size; they take any
+_UNREAD = {"addition_embed_type_num_heads": 64}  # used only by an addition_embed_type that is refused
+_DEFAULT_SIZE = 64  # for networks whose config has no sample_size; they take any
 
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -88,14 +88,14 @@ _MIDDLE = {"UNetMidBlock2DCrossAttn": "attention", "UNetMidBlock2D": "block", No
 _SCALE_SHIFT = {"default": False, "scale_shift": True}
 _PADDING = {1: "symmetric", 0: "same"}
 SDXL_SIZES, REFINER_SIZES = 6, 5
-"""Numbers in the slot "sizes": of SDXL base, and of its refiner."""
+"""The numbers in the slot "sizes": for SDXL base, and for its refiner."""
 
 
 def build_unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> ConditionalUNet:
     """The network of a UNet2DConditionModel's config.json.
 
     Raises:
-      UserError: a field says what the network here has not; the message names it.
+      UserError: a field asks for something that the network here lacks; the message names it.
     """
     fields = _read(config, _UNET, _NEUTRAL_UNET)
     ups = _translated("up_block_types", fields, _UP)
@@ -126,7 +126,7 @@ def build_controlnet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) 
     """The network of a ControlNetModel's config.json.
 
     Raises:
-      UserError: a field says what the network here has not; the message names it.
+      UserError: a field asks for something that the network here lacks; the message names it.
     """
     fields = _read(config, _CONTROLNET, _NEUTRAL_CONTROLNET)
     return _made(
@@ -235,8 +235,8 @@ def _shared(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _added(fields: Mapping[str, Any]) -> dict[str, int]:
-    """Pooled and sizes. How the width divides is not in the config: the refiner's is known by its one encoder, whose
-    pooled vector is as wide as the context; the network takes other numbers of sizes too."""
+    """The widths of pooled and sizes. The config does not say how the width divides: the refiner is recognised by its
+    single encoder, whose pooled vector is as wide as the context; the network also takes other numbers of sizes."""
     kind = fields["addition_embed_type"]
     if kind is None:
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
@@ -259,9 +259,9 @@ def _added(fields: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _read(config: Mapping[str, Any], known: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with their defaults, lists as tuples; UserError for what is not here."""
+    """The fields with their defaults, lists as tuples; UserError for unsupported values."""
     for name, value in config.items():
-        silent = not value and not neutral.get(name, value)  # None and False say the same
+        silent = not value and not neutral.get(name, value)  # None and False mean the same
         if name in neutral and value != neutral[name] and not silent:
             raise UserError(f"config.json: {name}={shown(value)} is not here; known: {shown(neutral[name])}")
         if name not in known and name not in neutral and name not in _UNREAD and not name.startswith("_") and value:
@@ -270,7 +270,7 @@ def _read(config: Mapping[str, Any], known: Mapping[str, Any], neutral: Mapping[
 
 
 def _made(network: type[ConditionalEncoder], **fields: Any) -> Any:
-    """The network; an error of one of its fields says that it is of config.json."""
+    """The network; an error about one of its fields mentions config.json."""
     try:
         check_arguments(network.__name__, network, fields)
         return network(**fields)
