@@ -77,8 +77,9 @@ def main(argv: Sequence[str]) -> None:
         text = read_text(PAGE.value)
         if text.count(BEGIN) != 1 or text.count(END) != 1:
             raise UserError(f"--page={PAGE.value} has not the two markers, {BEGIN} and {END}")
+        lines = "\n".join(table.markdown())
         before, after = text.split(BEGIN)[0], text.split(END)[1]
-        replace_file(PAGE.value, f"{before}{BEGIN}\n{table.markdown()}\n{END}{after}".encode())
+        replace_file(PAGE.value, f"{before}{BEGIN}\n{lines}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":
