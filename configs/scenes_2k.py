@@ -11,8 +11,6 @@ Not compiled for a TPU and not trained yet: its plan is made by
     python -m experiments.plan --config=configs/scenes_2k.py --topology=v5p:4x4x4
 """
 
-import math
-
 from ml_collections import ConfigDict
 
 from configs.base import runner
@@ -30,7 +28,7 @@ def get_config() -> ConfigDict:
             prediction=dict(name="x0"),
             time_input=dict(name="scaled_t", scale=1000.0),
         ),
-        time_sampler=dict(name="logit_normal", mean=0.8 + math.log(8.0), std=0.8),
+        time_sampler=dict(name="logit_normal", mean=2.879, std=0.8),
         objective=dict(name="jit", least=0.05),
         train=dict(steps=100_000, batch_size=64, conditioning_dropout=0.1, dtype="bfloat16"),
         optimizer=dict(name="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
