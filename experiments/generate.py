@@ -7,7 +7,7 @@
     python -m experiments.generate --model=FOLDER --prompt="a fox" --guidance=apg --set=guidance.eta=0.2
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
     python -m experiments.generate --model=FOLDER --prompt="a house" --ip_adapter=FILE --reference=a.png[:0.6]
-    python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
+    python -m experiments.generate --workdir=runs/scenes --prompt="a red star" [--height=48 --width=32]
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --mask=m.png --out=b.png
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --expand=0,0,12,0
     python -m experiments.generate --workdir=runs/edits --image=a.png --instruction="make the star green"
@@ -17,7 +17,8 @@ which --model_config says the folder of its sizes and tokenizers, where it does 
 each picture, with what it was made from in its text "parameters", and grid.png; --out=b.png writes one picture alone.
 Picture k of a prompt depends on the seed and k, and on no other prompt. A picture of any size may have a hole: the run
 is shown a part of it, and outside the mask the result has the bytes of the picture. --expand gives the pixels to add on
-the left, top, right and bottom.
+the left, top, right and bottom. A run draws other sizes than it was trained at (--height, --width): its times are
+shifted for them, and large pictures are decoded in tiles (docs/sizes.md).
 """
 
 from experiments.ground import cli
@@ -66,6 +67,8 @@ SAMPLING = SamplingFlags(FLAGS)
 SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
 HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
 WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
+SHIFT = FLAGS.number("shift", None, "of a run, how far times move to noise; by default sqrt(pixels / those trained)",
+                     lower=1e-3, upper=1000)  # fmt: skip
 DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
 OUT = FLAGS.path("out", "pictures", "folder to write into, or for one picture a .png file")
@@ -166,6 +169,8 @@ def what_is_said() -> list[str]:
 
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a published model, and what they were made with."""
+    if SHIFT.value is not None:
+        raise UserError("--shift is of a run (--workdir): a published model brings the shift of its own scheduler")
     if EXPAND.value:
         raise UserError("--expand is of a run (--workdir): give a published model a larger --image and its --mask")
     if MASK.value is not None and IMAGE.value is None:
@@ -299,7 +304,7 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
         strength=STRENGTH.value,
         expand=None if EXPAND.value is None else [int(pixels) for pixels in EXPAND.value],
     )
-    size = {"height": HEIGHT.value, "width": WIDTH.value}
+    size = {"height": HEIGHT.value, "width": WIDTH.value, "shift": SHIFT.value}
     if parallel.is_primary():
         for remark in prompted.remarks(experiment, [*prompts, NEGATIVE.value or ""], begun, size):
             print(remark, file=sys.stderr, flush=True)

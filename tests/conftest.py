@@ -34,7 +34,7 @@ def _forget_programs():
 @pytest.fixture(scope="module")
 def optimised():
     """Compile the programs of a file as users do: where a test looks at them, or computes for long."""
-    chosen = jax.config.jax_disable_most_optimizations
+    chosen = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", chosen)

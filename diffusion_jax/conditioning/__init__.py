@@ -8,6 +8,7 @@ from diffusion_jax.conditioning.pictures import PICTURES, BesidePicture, Hole, S
 from diffusion_jax.conditioning.published import PublishedText
 from diffusion_jax.conditioning.steering import ControlPicture, ReferencePicture
 from diffusion_jax.conditioning.text import Text
+from diffusion_jax.conditioning.told import Sizes
 
 __all__ = [
     "CONDITIONERS",
@@ -23,6 +24,7 @@ __all__ = [
     "Numbers",
     "PublishedText",
     "ReferencePicture",
+    "Sizes",
     "Source",
     "Text",
     "with_masks",

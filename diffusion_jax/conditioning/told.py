@@ -22,6 +22,11 @@ class Sizes(Numbers):
 
     slot: str = "sizes"
 
+    def beside(self, shape: tuple[int, ...]) -> "Sizes":
+        """The same for whole pictures of this shape, where it is told six numbers."""
+        height, width = map(float, shape[:2])
+        return dataclasses.replace(self, unsaid=(height, width, 0.0, 0.0, height, width)) if self.count == 6 else self
+
     @property
     def prepares(self) -> tuple[str, ...]:
         return (FRAME,)

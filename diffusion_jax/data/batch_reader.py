@@ -37,6 +37,11 @@ class BatchReader:
     num_positions: int | None = None  # None: infinitely many
     num_prior: int = 0
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether no example is decoded when it is read; then threads would cost more than they save."""
+        return isinstance(self.source, ArraySource)
+
     def __len__(self) -> int:
         return sys.maxsize if self.num_positions is None else -(-self.num_positions // self.batch_size)
 

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+from jaxtyping import Int
+
 from diffusion_jax.data.listing import (
     EXTENSIONS,
     METADATA,
@@ -26,7 +29,7 @@ from diffusion_jax.data.listing import (
     list_pictures,
     sub_directories,
 )
-from diffusion_jax.data.pictures import read_image
+from diffusion_jax.data.pictures import read_image, read_size
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.domains import Bounds
 from diffusion_jax.errors import UserError
@@ -61,6 +64,10 @@ class FolderSource:
         if self.controls:
             example[CONTROL] = read_image(os.path.join(self.root, self.controls[index]), self.channels)
         return example if self.labels is None else {**example, "label": self.labels[index]}
+
+    def sizes(self) -> Int[np.ndarray, "examples 2"]:
+        """Height and width of every picture, as it stands when it is read; only the beginnings of files are read."""
+        return np.array([read_size(os.path.join(self.root, file)) for file in self.files], np.int64).reshape(-1, 2)
 
     def texts(self, indices: Sequence[int]) -> list[str]:
         return [self.captions[int(index)] for index in indices]
@@ -120,7 +127,7 @@ def open_folder(
         fields=tuple(n for n, column in (("text", listing.texts), (CONTROL, listing.controls)) if column),
     )
     source = FolderSource(str(root), listing.files, labels, channels, listing.texts, listing.controls)
-    return Dataset(info=info, source=source)
+    return Dataset(info=info, source=source, sizes=source.sizes)
 
 
 def _kept(listing: Listing, share: float, held_out: bool) -> list[int]:

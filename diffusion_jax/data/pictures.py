@@ -11,6 +11,7 @@ A profile that is damaged, or for other channels than the picture's, is ignored,
 colour by more than 2 of 255 counts as a copy of sRGB, and values stay as they are.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -18,10 +19,11 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
@@ -63,14 +65,32 @@ def read_image(path: str, channels: int = 3) -> transforms.Image:
       UserError: the file is missing, no image or damaged, or has several frames or more than 8 bits per channel.
       OSError: the storage failed; the next attempt may succeed.
     """
+    with _opened(path) as picture:
+        _check(picture, path)
+        picture.load()
+        PIL.ImageOps.exif_transpose(picture, in_place=True)
+        return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, from the beginning of the file.
+
+    Raises:
+      UserError, OSError: as `read_image`, as far as the beginning shows it.
+    """
+    with _opened(path) as picture:
+        lies = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (picture.width, picture.height) if lies else (picture.height, picture.width)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[PIL.Image.Image]:
+    """The picture of a file, not decoded yet; what goes wrong with it is an error that names the file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             regular_file(path)  # reports what it is instead
         with PIL.Image.open(path, formats=tuple(FORMATS)) as picture:
-            _check(picture, path)
-            picture.load()
-            PIL.ImageOps.exif_transpose(picture, in_place=True)
-            return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+            yield picture
     except UserError:
         raise
     except _DAMAGED as error:

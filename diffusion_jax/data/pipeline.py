@@ -17,6 +17,8 @@ positions have the subject, odd ones the class, and p // 2 replaces p in (1) for
 
 Grain sees a random-access source whose elements are whole batches: it prefetches them in threads or worker processes
 while the accelerator computes, at a cost per batch rather than per example.
+
+Pictures of several shapes go into `buckets`: p counts within a bucket then, and the batches of all take turns.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ from absl import flags
 from diffusion_jax.data import latents, transforms
 from diffusion_jax.data.augmentation import Augmentation, augmentations
 from diffusion_jax.data.batch_reader import BatchReader, open_features
+from diffusion_jax.data.buckets import BucketReader, bucket_seed, bucketed, cover_of, sides_of
 from diffusion_jax.data.holes import Holes, holes
 from diffusion_jax.data.order import spread
 from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
@@ -68,6 +71,8 @@ class Pipeline:
       batch_size: size of the GLOBAL batch.
       image_size: side of the square output images; None leaves images as they are.
       crop: name in `transforms.crops`: none, adm, edm, pad.
+      buckets: heights and widths such as "192x320": a picture goes to the one nearest in shape, is cut to it, and a
+        batch is of one of them (see `buckets`); () for squares of image_size. What is drawn and judged is square still.
       flip: mirror each image with probability 1/2; the network does not receive this.
       augmentation: name in `augmentation.augmentations`, or a mapping {"name": ..., **arguments}; a batch then has
         "augment", the augmentation's parameters.
@@ -94,6 +99,7 @@ class Pipeline:
     batch_size: int
     image_size: int | None = None
     crop: str = "none"
+    buckets: tuple[str, ...] = ()
     flip: bool = False
     augmentation: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
     holes: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = "none"
@@ -127,11 +133,25 @@ class Pipeline:
             raise UserError(f"data.channels must be 1, 3 or None, not {self.channels!r}")
         if self.crop != "none" and self.image_size is None:
             raise UserError(f"data.crop={self.crop!r} needs data.image_size")
+        if self.buckets:
+            self._check_buckets()
         if self.features and (self.flip or self._augmentation.num_labels):
             raise UserError(
                 "data.features are of images as they are: set data.flip=False and data.augmentation to none"
             )
         _ = (self._crop, self._augmentation, self.drawn_holes)
+
+    def _check_buckets(self) -> None:
+        object.__setattr__(self, "buckets", tuple(self.buckets))
+        _ = self._sides
+        if self.image_size is None:
+            raise UserError("data.buckets needs data.image_size, the side of the squares that are drawn and judged")
+        if self.crop != "none":
+            raise UserError(
+                f"data.crop={self.crop!r} cuts squares, and data.buckets cut otherwise: leave data.crop out"
+            )
+        if self.features:
+            raise UserError("data.features are of squares: leave them out, or data.buckets")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pipeline":
@@ -290,9 +310,23 @@ class Pipeline:
             raise UserError(f"the data set {self.dataset!r} has no captions")
         return self._cropped.texts(spread(self.info.num_examples, max_examples))
 
-    def reader(self, process_index: int = 0, process_count: int = 1) -> BatchReader:
-        """Random access to this host's part of the batches: `reader[step]` is the batch for that step."""
-        return self._reader(self.batch_size, process_index, process_count)
+    def reader(self, process_index: int = 0, process_count: int = 1) -> BatchReader | BucketReader:
+        """Random access to this host's part of the batches: `reader[step]` is the batch of that step."""
+        whole = self._reader(self.batch_size, process_index, process_count)
+        if not self.buckets:
+            return whole
+        sources = self._bucket_sources
+        return BucketReader(
+            tuple(
+                dataclasses.replace(whole, source=one, num_examples=len(one), seed=bucket_seed(self.seed, sides))
+                for sides, one in sources.items()
+            )
+        )
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the pictures of a batch: of those buckets that have any; else the one that all have."""
+        return tuple(self._bucket_sources) if self.buckets else (self.info.spec.shape[:2],)
 
     def _reader(self, batch_size: int, process_index: int, process_count: int) -> BatchReader:
         if not 0 <= process_index < process_count:
@@ -306,7 +340,7 @@ class Pipeline:
                 f"{self.split!r} of {self.dataset} has {self.info.num_examples}"
             )
         return BatchReader(
-            source=self._source,
+            source=self._cropped if self.buckets else self._source,
             num_examples=self.info.num_examples,
             batch_size=batch_size,
             first_row=process_index * local,
@@ -349,8 +383,22 @@ class Pipeline:
         opened = with_trigger(opened, self.trigger) if self.trigger else opened
         return shuffled_captions(opened, self.seed) if self.shuffle_captions else opened
 
+    @property
+    def _sides(self) -> tuple[tuple[int, int], ...]:
+        return sides_of(self.buckets, "data.buckets")
+
+    @functools.cached_property
+    def _bucket_sources(self) -> dict[tuple[int, int], ArraySource | TransformedSource]:
+        """The examples of each bucket that has any, cut to its shape; from memory if all of them fit."""
+        found = bucketed(self._opened, self.info, self._sides, self.prepare)
+        if sum(len(one) * math.prod(one.shape) for one in found.values()) > self.memory_limit:
+            return found
+        return {sides: _held(one) for sides, one in found.items()}
+
     @functools.cached_property
     def _crop(self) -> transforms.Crop:
+        if self.buckets:
+            return cover_of((self.image_size, self.image_size))
         return transforms.crops.build(self.crop, size=self.image_size)
 
     @property
@@ -368,16 +416,13 @@ class Pipeline:
             size = sum(values.nbytes for values in source.read([0]).values())
         if info.num_examples * size > self.memory_limit:
             return source
-        batch = read_all(source, np.arange(info.num_examples))
-        fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
-        return ArraySource(batch["image"], batch.get("label"), fields)
+        return _held(source)
 
-    def _iterate(self, reader: BatchReader, start_step: int) -> Iterator[Batch]:
+    def _iterate(self, reader: BatchReader | BucketReader, start_step: int) -> Iterator[Batch]:
         """Pass the reader to Grain: start at the step and read ahead."""
         import grain  # takes 1 s, and planning does not need it
 
-        in_memory = isinstance(reader.source, ArraySource)  # then threads would cost more than they save
-        threads = 0 if in_memory else min(self.prefetch, os.cpu_count() or 1, 16)
+        threads = 0 if reader.in_memory else min(self.prefetch, os.cpu_count() or 1, 16)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self.prefetch if threads else 0)
         batches = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(options)
         if self.num_workers:
@@ -391,3 +436,10 @@ class Pipeline:
         stream = (batch for batch in iterator)
         weakref.finalize(stream, iterator.close)  # ends threads and workers, also at exit
         return stream
+
+
+def _held(source: TransformedSource) -> ArraySource:
+    """All examples, in memory."""
+    batch = read_all(source, np.arange(len(source)))
+    fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
+    return ArraySource(batch["image"], batch.get("label"), fields)

@@ -29,6 +29,10 @@ class Preparation(Protocol):
 
     def __call__(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]: ...
 
+    def beside(self, shape: tuple[int, ...]) -> "Preparation":
+        """The same beside pictures of this shape."""
+        ...
+
 
 PAUSES = (0.1, 1.0, 5.0)  # seconds before a failed read is repeated
 

@@ -122,6 +122,7 @@ class Dataset:
     "scene" or a "word"; () if the data has none.
     `edits` describes the edits of its pairs (`scenes.edits.EditSource`); None if the data has none.
     `remarks` are notes on the data, to be printed before training.
+    `sizes` gives height and width of every picture, [examples, 2]; None if all have one size.
     """
 
     info: DatasetInfo
@@ -130,6 +131,7 @@ class Dataset:
     prompts: Sequence[Any] = ()
     edits: Any = None
     remarks: tuple[str, ...] = ()
+    sizes: Callable[[], np.ndarray] | None = None
 
 
 AT_A_PATH = ("folder", "latents")

@@ -3,8 +3,14 @@
     einsum      two products with the whole matrix of logits between them, for short sequences. On CPU the heads come
                 first, and the softmax's sum divides the second product, which saves a pass over the matrix
     xla         jax.nn.dot_product_attention
-    chunked     some queries at a time against all keys: memory grows with the length, not with its square
+    chunked     blocks of queries against blocks of keys, with a softmax whose greatest logit and sum go from block to
+                block (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682): memory grows
+                with the length, not with its square, forward and backward
     splash      the TPU's kernel, which never writes logits to memory; lengths that divide by 128
+
+Without a choice of the caller einsum is taken up to 2048 x 2048 logits of a head, and a bounded way above that. A block
+of the chunked form has at most 2^21 logits of all examples and heads together (8 MiB in float32), or 128 x 128 of each
+head if that is more.
 
 All four differentiate forward and backward (jvp and grad): the kernel has rules for neither, so it takes the tangent of
 the chunked form.
@@ -13,7 +19,7 @@ the chunked form.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +33,8 @@ from diffusion_jax.registry import unknown_name
 Implementation = Literal["einsum", "xla", "chunked", "splash"]
 
 _WHOLE = 2048**2  # most logits of a head that are computed at once
-_CHUNK = 2**20  # logits of a head in one chunk
+_BLOCK = 2**21  # logits in one block, of all examples and heads
+_LEAST_SIDE = 128  # queries and keys of the smallest block
 _SPLASH_BLOCK = 128
 _LOWEST = -1e30  # a logit below all others, finite so that its derivative is finite
 
@@ -54,7 +61,7 @@ def attention(
       segments: the sequence that a token belongs to, where several are packed into one: tokens attend within their own.
         Queries and keys must then be the same tokens. The kernel takes no segments.
       implementation: one of the above; None takes einsum for short sequences, and for longer ones the kernel if the
-        program is compiled for TPU and the lengths allow it, else chunks.
+        program is compiled for TPU and the lengths allow it, else blocks.
 
     Raises:
       UserError: an unknown implementation, or lengths that the kernel does not take.
@@ -115,6 +122,25 @@ def _masked(
     return logits if mask is None else jnp.where(mask[:, None, None], logits, _LOWEST)
 
 
+def _block_sides(heads: int, queries: int, keys: int) -> tuple[int, int]:
+    """Queries and keys of a block, which are nearly as many; `heads` counts those of all examples."""
+    logits = max(_BLOCK // heads, _LEAST_SIDE**2)
+    side = max(_LEAST_SIDE, math.isqrt(logits) // _LEAST_SIDE * _LEAST_SIDE)
+    of_keys = min(keys, side)
+    return min(queries, max(side, logits // of_keys)), of_keys
+
+
+def _cut(x: Array | None, axis: int, size: int) -> Array | None:
+    """An axis in pieces of `size`, which lead: [..., length, ...] to [pieces, ..., size, ...]; zeros fill the last."""
+    if x is None:
+        return None
+    count = -(-x.shape[axis] // size)
+    wide = [(0, 0)] * x.ndim
+    wide[axis] = (0, count * size - x.shape[axis])
+    padded = jnp.pad(x, wide)
+    return jnp.moveaxis(padded.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+
+
 def _chunked(
     query: Array,
     key: Array,
@@ -123,24 +149,50 @@ def _chunked(
     bias: Array | None = None,
     segments: Segments | None = None,
 ) -> Array:
-    length = query.shape[1]
-    size = max(1, min(length, _CHUNK // key.shape[1]))
-    count = -(-length // size)
+    """With the logits l of one block of keys after another, from m = -inf, s = 0 and o = 0:
 
-    def cut(x: Array) -> Array:
-        """Reshape [n, queries, ...] to [chunk, n, queries of one, ...]."""
-        padded = jnp.pad(x, ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2)))
-        return padded.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+    m' = max(m, max l),   s' = s exp(m - m') + sum exp(l - m'),   o' = o exp(m - m') + exp(l - m') V,   result o / s
+    """
+    batch, length, heads, dim = query.shape
+    keys, kind = key.shape[1], value.dtype
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    rows, columns = _block_sides(batch * heads, length, keys)
+    if keys % columns:  # the zeros that fill the last block do not count
+        there = jnp.arange(-(-keys // columns) * columns) < keys
+        mask = jnp.broadcast_to(there, (batch, len(there))) & jnp.pad(
+            jnp.ones((batch, keys), bool) if mask is None else mask, ((0, 0), (0, len(there) - keys))
+        )
+    query = query * np.asarray(1.0 / math.sqrt(dim), query.dtype)
+    query, key, value = (jnp.moveaxis(x, 1, 2) for x in (query, key, value))  # [batch, heads, tokens, dim]
+    of_queries, of_keys = (None, None) if segments is None else segments
+    blocks = (_cut(key, 2, columns), _cut(value, 2, columns), _cut(mask, 1, columns), _cut(of_keys, 1, columns))
 
-    # The backward pass computes a chunk's logits again: stored, they would be the whole matrix.
+    # The backward pass computes the logits of a block again: stored, they would be the whole matrix.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(chunk: tuple[Array, Array | None, Array | None]) -> Array:
-        query, bias, of_queries = chunk
-        return _einsum(query, key, value, mask, bias, None if segments is None else (of_queries, segments[1]))
+    def row(given: tuple[Array, Array | None, Array | None]) -> Array:
+        query, bias, of_queries = given
 
-    of_queries = None if segments is None else cut(segments[0])
-    found = jax.lax.map(one, (cut(query), None if bias is None else cut(bias), of_queries))
-    return found.swapaxes(0, 1).reshape(query.shape[0], count * size, *query.shape[2:-1], value.shape[-1])[:, :length]
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def add(state: tuple[Array, Array, Array], block: tuple[Array | None, ...]) -> tuple[Any, None]:
+            highest, total, found = state
+            (key, value, mask, of_keys), bias = block
+            logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
+            pair = None if of_keys is None else (of_queries, of_keys)
+            logits = _masked(logits, mask, bias, pair)
+            higher = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(axis=-1, keepdims=True)))
+            weights, kept = jnp.exp(logits - higher), jnp.exp(highest - higher)
+            total = total * kept + weights.sum(axis=-1, keepdims=True)
+            new = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(kind), value, preferred_element_type=wide)
+            return (higher, total, found * kept + new), None
+
+        edge = (*query.shape[:3], 1)
+        none = (jnp.full(edge, -jnp.inf, wide), jnp.zeros(edge, wide), jnp.zeros((*edge[:3], value.shape[-1]), wide))
+        (_, total, found), _ = jax.lax.scan(add, none, (blocks, _cut(bias, 2, columns)))
+        return (found / total).astype(kind)
+
+    found = jax.lax.map(row, (_cut(query, 2, rows), _cut(bias, 1, rows), _cut(of_queries, 1, rows)))
+    found = jnp.moveaxis(found, 0, 2).reshape(batch, heads, -1, value.shape[-1])
+    return jnp.moveaxis(found, 1, 2)[:, :length]
 
 
 def _splash_kernel(queries: int, keys: int, heads: int, *, interpret: bool) -> Callable[[Array, Array, Array], Array]:

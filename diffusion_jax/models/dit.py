@@ -43,7 +43,9 @@ from diffusion_jax.models.dit_blocks import (
 from diffusion_jax.models.joint_blocks import JointBlock
 from diffusion_jax.models.layers import Dense, at_least_float32, depth_to_space, space_to_depth
 from diffusion_jax.models.network import Conditions, Network
+from diffusion_jax.models.positions import sine_embedding, spread_positions
 from diffusion_jax.models.registry import MODELS
+from diffusion_jax.models.rotary import Turns, axial_turns
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.specs import GUIDANCE, ConditionSpec
 
@@ -99,24 +101,16 @@ PROJECTOR = 2048  # hidden units of the MLP of REPA
 _xavier = nn.initializers.xavier_uniform()
 
 
-@functools.lru_cache
-def position_embedding(size: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
-    """Fixed sine-cosine embedding of a size x size grid, row by row: the first half of `dim` encodes the column."""
-    frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim / 4))
-    row, column = np.mgrid[:size, :size].reshape(2, -1, 1) * frequencies
-    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1)
-
-
 def patchify(x: Float[Array, "batch height width channels"], patch: int) -> Tokens:
     """Tokens in row order; inside a token (row, column, channel)."""
     x = space_to_depth(x, patch)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def unpatchify(tokens: Tokens, patch: int, size: int) -> Float[Array, "batch size size channels"]:
-    """The inverse of `patchify` for square images."""
-    grid = size // patch
-    return depth_to_space(tokens.reshape(tokens.shape[0], grid, grid, -1), patch)
+def unpatchify(tokens: Tokens, patch: int, height: int, width: int | None = None) -> Float[Array, "batch h w channels"]:
+    """The inverse of `patchify` for images of height x width pixels; square ones without a width."""
+    grid = (height // patch, (width or height) // patch)
+    return depth_to_space(tokens.reshape(tokens.shape[0], *grid, -1), patch)
 
 
 State = Tokens | tuple[Tokens, Tokens]
@@ -152,6 +146,13 @@ class DiT(Network, kw_only=True):
       guidance_channels: waves of conditions["guidance"], the guidance scale less 1, for a network with this input (Meng
         et al. 2022, arXiv:2210.03142); 0: there are none. Their layer starts at zero.
       context_by: how image tokens attend to the context: by "cross" attention or by "joint" attention.
+      size_channels: waves of each of the six numbers of conditions["sizes"] (see `conditioning.Sizes`), which are added
+        to c (SDXL, Podell et al. 2023, arXiv:2307.01952, section 2.2); 0: there are none.
+      positions: how a token knows its place: by "sine" waves that are added to it, or by "rotary" embeddings of queries
+        and keys (Su et al. 2021, arXiv:2104.09864), the row in half of the channels of a head and the column in half.
+      other_sizes: where the tokens of an image of another size than image_size stand: "spread" over the area of those
+        of the training (see `spread_positions`), or "continued" one after the other.
+      attention: the way to attend; "auto" goes by the length (see `attention`).
     """
 
     published_without_class: ClassVar[bool] = True
@@ -175,6 +176,10 @@ class DiT(Network, kw_only=True):
     pooled_channels: int = 0
     context_by: Literal["cross", "joint"] = "cross"
     guidance_channels: int = 0
+    size_channels: int = 0
+    positions: Literal["sine", "rotary"] = "sine"
+    other_sizes: Literal["spread", "continued"] = "spread"
+    attention: Literal["auto", "einsum", "chunked"] = "auto"
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,10 +194,16 @@ class DiT(Network, kw_only=True):
                 f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
                 "(sine and cosine of two coordinates)"
             )
-        if self.own_conditioning and (self.context_channels or self.pooled_channels or self.guidance_channels):
+        more = (self.context_channels, self.pooled_channels, self.guidance_channels, self.size_channels)
+        if self.own_conditioning and (any(more) or self.positions != "sine"):
             raise UserError(
-                "DiT: own_conditioning is of time and label alone: set context_channels, pooled_channels and "
-                "guidance_channels to 0"
+                "DiT: own_conditioning is of time and label alone, with sine positions: set context_channels, "
+                "pooled_channels, guidance_channels and size_channels to 0, and positions to sine"
+            )
+        if self.positions == "rotary" and self.hidden_size // self.num_heads % 4:
+            raise UserError(
+                f"DiT: rotary positions turn pairs of channels by row and column: the {self.hidden_size} channels of "
+                f"hidden_size in num_heads={self.num_heads} heads must be a multiple of 4 each"
             )
         checkpointed(DiTBlock, self.remat)
 
@@ -205,7 +216,13 @@ class DiT(Network, kw_only=True):
             slots["pooled"] = ConditionSpec(shape=(self.pooled_channels,))
         if self.guidance_channels:
             slots[GUIDANCE] = ConditionSpec(role="told")
+        if self.size_channels:
+            slots["sizes"] = ConditionSpec(shape=(6,), role="told")
         return slots
+
+    @property
+    def side_unit(self) -> int:
+        return self.patch_size
 
     @property
     def sows(self) -> dict[str, tuple[int, ...]]:
@@ -220,16 +237,22 @@ class DiT(Network, kw_only=True):
         conditions: Conditions,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
-        """See `Network`. There is no dropout: `dropout_keys` changes nothing. UserError for other image sizes."""
+        """See `Network`. There is no dropout: `dropout_keys` changes nothing.
+
+        Raises:
+          UserError: sides that the patches do not divide.
+        """
         del dropout_keys
         self.check_inputs(x, time, conditions)
-        if x.shape[1:3] != (self.image_size, self.image_size):
-            raise UserError(f"DiT is built for {self.image_size} x {self.image_size} images, got {x.shape[1:3]}")
+        height, width = x.shape[1:3]
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(f"DiT: {height}x{width} does not divide by patch_size={self.patch_size}")
 
         embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
-        position = position_embedding(self.image_size // self.patch_size, self.hidden_size)
         h = embed(patchify(x, self.patch_size))
-        h += jnp.asarray(position, h.dtype)
+        places = self._places(height // self.patch_size, width // self.patch_size)
+        if self.positions == "sine":
+            h += jnp.asarray(sine_embedding(places, self.hidden_size), h.dtype)
         embedding = ConditioningEmbedding
         if self.own_conditioning:
             embedding = nn.vmap(
@@ -242,11 +265,12 @@ class DiT(Network, kw_only=True):
             frequency_shift=self.frequency_shift,
             pooled_channels=self.pooled_channels,
             guidance_channels=self.guidance_channels,
+            size_channels=self.size_channels,
             dtype=self.dtype,
             name="conditioning",
         )(time, conditions)
 
-        state, told = self._with_context(h, vector, conditions)
+        state, told = self._with_context(h, vector, conditions, places)
         if self.align_depth and (self.is_initializing() or self.is_mutable_collection("sown")):
             state, early = self._blocks_and_early(state, told)
             self.sow("sown", "features", self._projected(early), reduce_fn=lambda _, new: new, init_fn=lambda: None)
@@ -263,18 +287,37 @@ class DiT(Network, kw_only=True):
             dtype=self.dtype,
             name="final",
         )
-        h = unpatchify(final(h, vector), self.patch_size, self.image_size)
+        h = unpatchify(final(h, vector), self.patch_size, height, width)
         return h.astype(at_least_float32(h.dtype))
 
-    def _with_context(self, h: Tokens, vector: Vector, conditions: Conditions) -> tuple[State, tuple[Any, ...]]:
+    def _places(self, height: int, width: int) -> Float[np.ndarray, "tokens 2"]:
+        """(row, column) of the tokens of a grid."""
+        if self.other_sizes == "continued":
+            return np.mgrid[:height, :width].reshape(2, -1).T.astype(np.float64)
+        return spread_positions(height, width, self.image_size // self.patch_size)
+
+    def _turns(self, places: Float[np.ndarray, "tokens 2"], before: int = 0) -> tuple[Turns, ...]:
+        """The turns of image tokens behind so many that are not turned; () where places are told otherwise."""
+        if self.positions == "sine":
+            return ()
+        half = self.hidden_size // self.num_heads // 2
+        rows = np.concatenate([np.zeros((before, 2)), places])
+        return (axial_turns(rows, (half, half), 10_000.0, at_least_float32(self.dtype)),)
+
+    def _with_context(
+        self, h: Tokens, vector: Vector, conditions: Conditions, places: Float[np.ndarray, "tokens 2"]
+    ) -> tuple[State, tuple[Any, ...]]:
         """The state passed between blocks, and the inputs that all blocks share."""
         if not self.context_channels:
-            return h, (vector,)
+            turns = self._turns(places)
+            return h, (vector, None, None, *turns) if turns else (vector,)
         embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="context_embedding")
         context, mask = embed(conditions["context"]), conditions.get("context_mask")
         if mask is None:
             mask = jnp.ones(context.shape[:2], bool)
-        return ((h, context), (vector, mask)) if self.context_by == "joint" else (h, (vector, context, mask))
+        if self.context_by == "joint":
+            return (h, context), (vector, mask, *self._turns(places, context.shape[1]))
+        return h, (vector, context, mask, *self._turns(places))
 
     def _blocks(self, num_told: int) -> nn.Module:
         """All blocks as one module whose parameters have a leading axis of length `depth`."""
@@ -309,6 +352,7 @@ class DiT(Network, kw_only=True):
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
             "norm_eps": self.norm_eps,
+            "attention": None if self.attention == "auto" else self.attention,
             "dtype": self.dtype,
             "name": "blocks",
         }
@@ -359,6 +403,10 @@ def dit(
     pooled_channels: int = 0,
     context_by: Literal["cross", "joint"] = "cross",
     guidance_channels: int = 0,
+    size_channels: int = 0,
+    positions: Literal["sine", "rotary"] = "sine",
+    other_sizes: Literal["spread", "continued"] = "spread",
+    attention: Literal["auto", "einsum", "chunked"] = "auto",
     dtype: DTypeLike = jnp.float32,
 ) -> DiT:
     """A DiT of a named size: S, B, M, L or XL, a slash, and the patch size, as in "XL/2".
@@ -390,5 +438,9 @@ def dit(
         pooled_channels=pooled_channels,
         context_by=context_by,
         guidance_channels=guidance_channels,
+        size_channels=size_channels,
+        positions=positions,
+        other_sizes=other_sizes,
+        attention=attention,
         dtype=dtype,
     )

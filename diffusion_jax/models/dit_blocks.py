@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax.models.attention import self_attention
+from diffusion_jax.models.attention import Implementation, attention, split_heads
 from diffusion_jax.models.cross_attention import CrossAttention
 from diffusion_jax.models.layers import (
     QKV,
@@ -19,6 +19,7 @@ from diffusion_jax.models.layers import (
     sinusoidal_embedding,
 )
 from diffusion_jax.models.network import Conditions
+from diffusion_jax.models.rotary import Turns, turn_pairs
 from diffusion_jax.specs import GUIDANCE
 
 Tokens = Float[Array, "batch tokens dim"]
@@ -52,6 +53,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
       pooled_channels: width of the pooled vector; 0: there is none.
       has_guidance: whether conditions["guidance"] is embedded, as a time is.
       guidance_channels: waves of conditions["guidance"], which a layer that starts at zero adds to the time's waves.
+      size_channels: waves of each number of conditions["sizes"]; 0: there are none.
       time_scale: factor on times and guidance scales before their embedding.
       dtype: type of the label's table.
     """
@@ -63,6 +65,7 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
     pooled_channels: int = 0
     has_guidance: bool = False
     guidance_channels: int = 0
+    size_channels: int = 0
     time_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
 
@@ -81,6 +84,11 @@ class ConditioningEmbedding(nn.Module, kw_only=True):
         if self.pooled_channels:
             mlp = TimeMLP(features=self.features, kernel_init=_normal, name="pooled")
             vector += mlp(conditions["pooled"].astype(vector.dtype))
+        if self.size_channels:
+            sizes = conditions["sizes"]
+            waves = sinusoidal_embedding(sizes.reshape(-1), self.size_channels, flip_sin_to_cos=True, frequency_shift=0)
+            mlp = TimeMLP(features=self.features, kernel_init=_normal, name="sizes")
+            vector += mlp(waves.reshape(sizes.shape[0], -1))
         return vector
 
     def _embedded(self, number: Float[Array, " batch"], name: str, guided: Conditions | None = None) -> Vector:
@@ -99,12 +107,19 @@ class DiTBlock(nn.Module, kw_only=True):
     num_heads: int
     mlp_ratio: float
     norm_eps: float
+    attention: Implementation | None = None
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
-        self, x: Tokens, vector: Vector, context: Tokens | None = None, mask: Mask | None = None
+        self,
+        x: Tokens,
+        vector: Vector,
+        context: Tokens | None = None,
+        mask: Mask | None = None,
+        turns: Turns | None = None,
     ) -> tuple[Tokens, None]:
+        """The tokens after the block; `turns` are of their positions."""
         dim = x.shape[-1]
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=_xavier)
         normed = recomputed(functools.partial(modulated_norm, epsilon=self.norm_eps))
@@ -113,7 +128,11 @@ class DiTBlock(nn.Module, kw_only=True):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         qkv = QKV(features=dim, dtype=self.dtype, kernel_init=_xavier, name="qkv")(normed(x, shift_1, scale_1))
-        x += gate_1[:, None] * dense(dim, name="attention_out")(self_attention(qkv, self.num_heads))
+        query, key, value = split_heads(qkv, self.num_heads)
+        if turns is not None:
+            query, key = turn_pairs(query, turns), turn_pairs(key, turns)
+        h = attention(query, key, value, implementation=self.attention).reshape(x.shape)
+        x += gate_1[:, None] * dense(dim, name="attention_out")(h)
         if context is not None:
             cross = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, last_init=_zeros, name="cross")
             x += cross(x, context, mask)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.attention import attention, split_heads
-from diffusion_jax.models.dit import checkpointed, named_size, patchify, position_embedding, unpatchify
+from diffusion_jax.models.dit import checkpointed, named_size, patchify, unpatchify
 from diffusion_jax.models.dit_blocks import TIME_WAVES, Tokens, Vector, modulate
 from diffusion_jax.models.layers import (
     QKV,
@@ -31,6 +31,7 @@ from diffusion_jax.models.layers import (
     sinusoidal_embedding,
 )
 from diffusion_jax.models.network import Conditions, Network
+from diffusion_jax.models.positions import position_embedding
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.models.rotary import Turns, axial_turns, grid_positions, turn_pairs
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax.models.attention import attention, split_heads
+from diffusion_jax.models.attention import Implementation, attention, split_heads
 from diffusion_jax.models.dit_blocks import Mask, Tokens, Vector, modulated_norm
 from diffusion_jax.models.layers import QKV, Dense, recomputed
 from diffusion_jax.models.rotary import Turns, turn_pairs
@@ -34,12 +34,14 @@ def _normalised(qkv: Heads, norms: tuple[nn.Module, nn.Module] | None) -> Heads:
     return qkv if norms is None else (norms[0](query), norms[1](key), value)
 
 
-def _attended(heads: Heads, mask: Mask | None, turns: Turns | None) -> Tokens:
+def _attended(
+    heads: Heads, mask: Mask | None, turns: Turns | None, implementation: Implementation | None = None
+) -> Tokens:
     """The result of attention with its heads side by side; queries and keys are rotated by their positions."""
     query, key, value = heads
     if turns is not None:
         query, key = turn_pairs(query, turns), turn_pairs(key, turns)
-    h = attention(query, key, value, mask=mask)
+    h = attention(query, key, value, mask=mask, implementation=implementation)
     return h.reshape(*h.shape[:2], -1)
 
 
@@ -120,6 +122,7 @@ class JointBlock(nn.Module, kw_only=True):
     Attributes:
       dual: whether image tokens also attend to themselves (SD3.5 medium).
       text_ends: whether the block only reads the text, so that no text leaves it.
+      attention: the way to attend; None goes by the length.
     """
 
     num_heads: int
@@ -128,6 +131,7 @@ class JointBlock(nn.Module, kw_only=True):
     qk_norm: bool = False
     dual: bool = False
     text_ends: bool = False
+    attention: Implementation | None = None
     dtype: DTypeLike
 
     @nn.compact
@@ -162,7 +166,7 @@ class JointBlock(nn.Module, kw_only=True):
         of_image, of_text = image.modulations(vector), text.modulations(vector)
         pairs = zip(text.projected(context, of_text), image.projected(x, of_image), strict=True)
         heads = tuple(jnp.concatenate(pair, axis=1) for pair in pairs)
-        h = _attended(heads, whole_mask(mask, x.shape[1]), turns)
+        h = _attended(heads, whole_mask(mask, x.shape[1]), turns, self.attention)
         length = context.shape[1]
         of_own = None if turns is None else tuple(part[..., length:, :] for part in turns)
         after = image.finished(x, h[:, length:], of_image, of_own)

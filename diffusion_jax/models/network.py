@@ -77,6 +77,11 @@ class Network(nn.Module, kw_only=True):
         return False
 
     @property
+    def side_unit(self) -> int:
+        """What the sides of an image must divide by; 1 where the network pads what it can not divide."""
+        return 1
+
+    @property
     def sows(self) -> dict[str, tuple[int, ...]]:
         """The values that the network puts into its collection "sown" on request: name -> shape for one example."""
         return {}

@@ -163,6 +163,10 @@ class UNet(Network, kw_only=True):
                 raise UserError(f"{field} is {' or '.join(map(repr, known))}, got {getattr(self, field)!r}")
 
     @property
+    def side_unit(self) -> int:
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
     def takes(self) -> dict[str, ConditionSpec]:
         slots = super().takes
         if self.context_channels and not self.label_context:
@@ -193,8 +197,7 @@ class UNet(Network, kw_only=True):
     ) -> Image:
         """See `Network`. Raises UserError for sizes that cannot be halved often enough."""
         self.check_inputs(x, time, conditions)
-        levels = len(self.channel_multipliers)
-        divisor = self.patch_size * 2 ** (levels - 1)
+        levels, divisor = len(self.channel_multipliers), self.side_unit
         if x.shape[1] % divisor or x.shape[2] % divisor:
             raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {divisor}")
 

@@ -366,6 +366,17 @@ class ShiftGrid(ChangedGrid):
         return self.base(schedule, num_steps).moved(lambda t: self.shift * t / (1.0 + (self.shift - 1.0) * t))
 
 
+def shift_of_size(schedule: NoiseSchedule, tokens: int, trained: int) -> float:
+    """The shift for pictures of `tokens` positions by a model of `trained`, sqrt(tokens / trained) (ibid.).
+
+    It leaves as much of a picture to be seen through the noise at a time: an average over more pixels removes more of
+    it. That holds on the straight path, alpha = 1 - t and sigma = t; other schedules are left as they are, 1.
+    """
+    times = np.linspace(0.1, 0.9, 9)
+    straight = np.allclose(schedule.alpha(times), 1.0 - times) and np.allclose(schedule.sigma(times), times)
+    return (tokens / trained) ** 0.5 if straight else 1.0
+
+
 @GRIDS.register("edm_discretised")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDMDiscretisedGrid(ChangedGrid):

@@ -27,6 +27,8 @@ from diffusion_jax.systems.groups import Params, under, within
 
 NETWORK, CONDITIONING, CODEC, ADAPTERS = "network", "conditioning", "codec", "adapters"
 SECOND_TIME = "second_time"
+TILED = 1024
+"""A picture with a longer side is decoded in tiles."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,42 @@ class Model:
     def diffused(self) -> DataSpec:
         """The form of what is diffused."""
         return self.codec.spec(self.data)
+
+    def of_size(self, height: int | None = None, width: int | None = None) -> "Model":
+        """The model as one of pictures of these sides in pixels, by default as large as those of its data.
+
+        One that was trained on prepared latents has the first stage that made them in front of it. Pictures with a side
+        above `TILED` pixels are decoded in tiles, where the first stage has such parts, so that memory is bounded.
+
+        Raises:
+          UserError: data that is no pictures, or sides that first stage and network do not divide.
+        """
+        codec, data = self.codec.of_pictures, self.data
+        if codec is not self.codec:
+            rows, columns = (side * codec.factor for side in data.shape[:2])
+            data = DataSpec(kind="pixels", shape=(rows, columns, codec.data_channels))
+        shape = (height or data.shape[0], width or data.shape[1], data.shape[-1])
+        if (height or width) and shape != data.shape:
+            if data.kind == "tokens" or self.process.discrete:
+                raise UserError(
+                    "sizes are of pictures of continuous values, and this model is of tokens: leave them out"
+                )
+            self._require_sides(shape[:2], codec.factor)
+        if max(shape[:2]) > TILED and data.kind == "pixels":
+            codec = codec.decoding_in_tiles()
+        parts = tuple(part.beside(shape) for part in self.conditioning.parts)
+        told = dataclasses.replace(self.conditioning, parts=parts)
+        return dataclasses.replace(self, data=dataclasses.replace(data, shape=shape), codec=codec, conditioning=told)
+
+    def _require_sides(self, sides: tuple[int, int], factor: int) -> None:
+        unit = factor * self.network.side_unit
+        for side in sides:
+            if side % unit:
+                near = " or ".join(str(size) for size in (side // unit * unit, (side // unit + 1) * unit) if size)
+                raise UserError(
+                    f"{sides[0]}x{sides[1]} pixels do not divide by {unit}, {factor} of the first stage times "
+                    f"{self.network.side_unit} of the network: take {near} in the place of {side}"
+                )
 
     @property
     def is_flow_map(self) -> bool:

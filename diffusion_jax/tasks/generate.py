@@ -1,6 +1,7 @@
 """Draw samples of a model with one call, for a script or a notebook."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import GUIDANCE, SAMPLERS, sample, sample_tokens, samplers_of
-from diffusion_jax.schedulers import GRIDS, SCHEDULES
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, ShiftGrid, TimeGrid, shift_of_size
 from diffusion_jax.systems import Model, Params
 from diffusion_jax.tasks.frame import Setting
 
@@ -34,6 +35,9 @@ def generate(
     negative: Mapping[str, Any] | None = None,
     clip_x0: bool = False,
     batch_size: int = 64,
+    height: int | None = None,
+    width: int | None = None,
+    shift: float | None = None,
 ) -> np.ndarray:
     """Draw samples.
 
@@ -53,6 +57,8 @@ def generate(
       negative: what guidance leads away from, {"text": "a blue ring"}, instead of nothing.
       clip_x0: whether predictions are clipped to [-1, 1].
       batch_size: samples drawn at once.
+      height, width: of pictures in pixels; by default those of the data.
+      shift: how far times are moved towards noise; by default as far as the size wants (`shift_of_size`).
 
     Returns:
       uint8 [num_samples, height, width, channels] for pixels, float32 for latents, int32 for tokens.
@@ -63,6 +69,8 @@ def generate(
     """
     if batch_size < 1 or (num_samples is not None and num_samples < 1):
         raise UserError(f"num_samples and batch_size must be at least 1, they are {num_samples} and {batch_size}")
+    trained = model.diffused.shape
+    model = model.of_size(height, width) if height or width else model
     rows = _prepared(model, asked or {})
     count = num_samples or max((len(value) for value in rows.values()), default=1)
     rule = {"name": "classifier_free", "scale": float(guidance)} if isinstance(guidance, int | float) else guidance
@@ -77,7 +85,7 @@ def generate(
     setting = Setting(
         model=model,
         sampler=way,
-        grid=GRIDS.build("uniform" if discrete else grid)(schedule, steps),
+        grid=_grid("uniform" if discrete else grid, schedule, steps, shift, trained, model.diffused.shape),
         guidance=GUIDANCE.build(rule),
         clip_x0=clip_x0,
         negative={name: value[0] for name, value in _prepared(model, _alone(negative)).items()} or None,
@@ -94,6 +102,14 @@ def generate(
     if len(bad):
         raise RunError(f"{len(bad)} of {count} samples are not finite, the first is {bad[0]}")
     return as_stored(model.data, found)
+
+
+def _grid(spec: Spec, schedule: Any, steps: int, shift: float | None, trained: Any, wanted: Any) -> TimeGrid:
+    """The grid of a rule, shifted for pictures of another size."""
+    rule = GRIDS.build(spec)
+    if shift is None and wanted != trained:
+        shift = shift_of_size(schedule, math.prod(wanted[:2]), math.prod(trained[:2]))
+    return (rule if shift in (None, 1.0) else ShiftGrid(base=rule, shift=shift))(schedule, steps)
 
 
 def _draw(setting: Setting, size: int, params: Params, given: Mapping[str, Array], key: Array, index: Array) -> Array:

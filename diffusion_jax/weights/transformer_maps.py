@@ -1,8 +1,9 @@
 """Names of transformers elsewhere: DiT and SiT, diffusers' DiT, U-ViT, JiT, Min-SNR's ViT, and DDiT of MDLM and
 SEDD."""
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.models import DDiT, DiT, JiT, UViT, ViT
-from diffusion_jax.models.dit import position_embedding
+from diffusion_jax.models.positions import position_embedding
 from diffusion_jax.weights.names import (
     Entry,
     Path,
@@ -24,8 +25,14 @@ def _position(network: DiT | JiT):
     return position_embedding(network.image_size // network.patch_size, network.hidden_size)
 
 
+def _require_sines(network: DiT) -> None:
+    if network.positions != "sine":
+        raise UserError(f"published DiTs have sine positions, and this one {network.positions}: keep it as a run")
+
+
 def dit(network: DiT) -> WeightMap:
     """The `.pt` files of DiT and SiT (they differ in nothing here)."""
+    _require_sines(network)
     entries = {
         **prefixed(
             "patch_embedding",
@@ -54,6 +61,7 @@ def dit(network: DiT) -> WeightMap:
 
 def diffusers_dit(network: DiT) -> WeightMap:
     """diffusers' DiTTransformer2DModel, where every block has its own copy of the embeddings of time and label."""
+    _require_sines(network)
     entries = {
         **prefixed(
             "patch_embedding",

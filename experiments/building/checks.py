@@ -4,11 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import weights
+from diffusion_jax.data.buckets import sides_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import METRICS
+from diffusion_jax.models import example_inputs, parameter_shapes
 from diffusion_jax.objectives import Objective
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import SAMPLERS
@@ -205,6 +208,23 @@ def _unread_by_tokens(config: ConfigDict) -> list[str]:
     return [f"sampling.{name}" for name in [*groups, *(["clip_x0"] if sampling.clip_x0 else [])]]
 
 
+def check_buckets(experiment: "Experiment") -> None:
+    """Raise UserError where sizes are told that nobody knows, or first stage or network take no picture of a bucket."""
+    spec, config = experiment.info.spec, experiment.config
+    if experiment.told_beside and spec.kind != "pixels":
+        raise UserError(
+            "model.size_channels tells the network how a picture was cut, which prepared latents do not say: set it to "
+            "0, or first_stage.online=True and pictures as data"
+        )
+    for height, width in sides_of(tuple(config.data.buckets), "data.buckets"):
+        try:
+            model = experiment.model.of_size(height, width)
+            inputs = example_inputs(model.network, 1, model.diffused.shape)
+            jax.eval_shape(model.network.apply, {"params": parameter_shapes(model.network)}, *inputs)
+        except UserError as error:
+            raise UserError(f"data.buckets has {height}x{width}: {error}") from error
+
+
 def check_picture(experiment: "Experiment") -> None:
     """Raise UserError where holes are drawn that nothing is told, or where the two pictures of an edit would part."""
     told, data = experiment.told_picture, experiment.config.data
@@ -281,6 +301,7 @@ def check_class(config: ConfigDict, objective: Objective) -> None:
 
 def check_groups(experiment: "Experiment") -> None:
     """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+    check_buckets(experiment)
     check_picture(experiment)
     check_captions(experiment)
     state = experiment.abstract_state

@@ -229,5 +229,9 @@ class Preparation:
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.prepares))
 
+    def beside(self, shape: tuple[int, ...]) -> "Preparation":
+        """The same beside pictures of this shape."""
+        return Preparation(parts=tuple(part.beside(shape) for part in self.parts))
+
     def __call__(self, raw: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         return {k: v for part in self.parts for k, v in part.prepare({n: raw[n] for n in part.prepares}).items()}

@@ -78,10 +78,12 @@ class ExperimentData:
     def pipeline(self) -> data.Pipeline:
         """The training data."""
         plain = self._pipeline(self.config.data.split)
-        parts = list(self.told_pictures)
+        of_pixels = bool(self.told_beside) and plain.info.spec.kind == "pixels"
+        beside = (part.beside(plain.info.spec.shape) if of_pixels else part for part in self.told_beside)
+        parts = [*beside, *self.told_pictures]
         if self.told_text is not None:
             self._check_captions(plain.info)
-            parts = [self._with_words(plain), *self.told_beside, *parts]
+            parts = [self._with_words(plain), *parts]
         picture = conditions.picture_of(self.config, lambda: plain.info.spec.shape)
         if picture is not None and not picture.needs_holes:
             self._check_sources(plain.info, picture)
@@ -90,8 +92,12 @@ class ExperimentData:
 
     @property
     def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
-        """What the network is told of each picture beside its text."""
-        return ()
+        """What the network is told of each picture beside its text: its size and how it was cut, if `size_channels` is
+        set."""
+        network = self.config.model if "model" in self.config else {}
+        if "size_channels" not in network or not network["size_channels"]:
+            return ()
+        return (conditioning.Sizes(count=6),)
 
     def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
         """What reads the captions, with the word list of the workdir, or else of this data."""

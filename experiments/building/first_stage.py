@@ -99,6 +99,11 @@ class FirstStageExperiment(Experiment):
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
         if self.info.spec.kind != "pixels":
             raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
+        if config.data.buckets:
+            raise UserError(
+                "data.buckets are for denoisers: a first stage learns on squares and encodes every size that divides "
+                "by its factor; leave them out"
+            )
         _ = (self.trainable, self.optimizer)
         self.known_ema(config.sampling.ema)
         check_groups(self)

@@ -27,6 +27,7 @@ from diffusion_jax.schedulers import (
     PROCESSES,
     SCHEDULES,
     Process,
+    ShiftGrid,
     TimeGrid,
     built,
 )
@@ -95,6 +96,7 @@ class Experiment(ExperimentData):
             parts.append(self.told_text)
         if self.told_picture is not None:
             parts.append(self.told_picture)
+        parts += [part.beside(self.info.spec.shape) for part in self.told_beside]
         everything = conditioning.Conditioning(parts=tuple(parts)).asked
         dropout = {everything: self.config.train.conditioning_dropout} if everything else {}
         for told in (self.told_text, self.told_picture):
@@ -179,13 +181,7 @@ class Experiment(ExperimentData):
           height, width: of the pictures in pixels; by default those of the data. Not every network takes others, which
             it says when it is given them.
         """
-        spec = self.shown.spec
-        shape = (height or spec.shape[0], width or spec.shape[1], spec.shape[2])
-        codec = self.first_stage.codec if self.info.first_stage else self.codec
-        parts = tuple(part.beside(shape) for part in self.model.conditioning.parts)
-        told = dataclasses.replace(self.model.conditioning, parts=parts)
-        form = dataclasses.replace(spec, shape=shape)
-        return dataclasses.replace(self.model, data=form, codec=codec, conditioning=told)
+        return self.model.of_size(height, width)
 
     @cached_property
     def trainable(self) -> training.Trainable:
@@ -378,18 +374,20 @@ class Experiment(ExperimentData):
             accumulation=train.accumulation,
         )
 
-    def abstract_batch(self, rows: int) -> dict[str, np.ndarray]:
-        """Zeros in the form of `rows` rows of a batch."""
-        batch = {DATA: np.zeros((rows, *self.info.spec.shape), self.info.spec.dtype)}
+    def abstract_batch(self, rows: int, sides: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """Zeros in the form of `rows` rows of a batch, of pictures of these sides where they may differ."""
+        shape = (*(sides or self.info.spec.shape[:2]), *self.info.spec.shape[2:])
+        batch = {DATA: np.zeros((rows, *shape), self.info.spec.dtype)}
         if self.info.num_classes:  # the pipeline gives labels also to an unconditional network
             batch["label"] = np.zeros((rows,), np.int32)
         if self.info.num_prior:
             batch[PRIOR] = np.zeros((rows,), np.float32)
         if "aligned" in self.objective.needs:
             batch[FEATURES] = np.zeros((rows, *self.network.sows[FEATURES]), np.float32)
-        told = () if self.told_text is None else (self.told_text, *self.told_beside)
+        told = (() if self.told_text is None else (self.told_text,)) + self.told_beside
         for part in (*told, *self.told_pictures, *(() if self.told_picture is None else (self.told_picture,))):
-            batch |= {n: np.zeros((rows, *shape), dtype) for n, (shape, dtype) in part.fields.items()}
+            fields = (part if sides is None else part.beside(shape)).fields
+            batch |= {n: np.zeros((rows, *form), dtype) for n, (form, dtype) in fields.items()}
         if labels := self._pipeline(self.config.data.split, features="").augment_labels:
             batch["augment"] = np.zeros((rows, labels), np.float32)
         return batch
@@ -421,8 +419,8 @@ class Experiment(ExperimentData):
         rule.check(self.conditioning.asked, self.model.diffused, is_flow_map=is_flow_map)
         return rule
 
-    def grid(self, steps: int | None = None) -> TimeGrid:
-        """The config's sampling-time grid, with as many steps as asked."""
+    def grid(self, steps: int | None = None, shift: float = 1.0) -> TimeGrid:
+        """The config's sampling-time grid, with as many steps as asked, its times shifted towards noise."""
         sampling, most = self.config.sampling, self.objective.most_steps
         if most is not None and (steps or sampling.steps) > most:
             raise UserError(
@@ -431,7 +429,9 @@ class Experiment(ExperimentData):
             )
         if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
-        return GRIDS.build(sampling.grid)(self.process.schedule, steps or sampling.steps)
+        rule = GRIDS.build(sampling.grid)
+        rule = rule if shift == 1.0 else ShiftGrid(base=rule, shift=shift)
+        return rule(self.process.schedule, steps or sampling.steps)
 
     def known_ema(self, name: str) -> str:
         """The average of the parameters to evaluate; "" means the first one.

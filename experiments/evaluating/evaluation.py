@@ -49,6 +49,7 @@ def generator(
     batch_size: int | None = None,
     task: Task | None = None,
     model: Model | None = None,
+    shift: float = 1.0,
     stand_in: bool = False,
 ) -> Generator:
     """The config's way of sampling, or as asked.
@@ -62,6 +63,7 @@ def generator(
       batch_size: samples per call.
       task: what is done, instead of drawing from noise.
       model: the experiment's in another form, see `Generator`.
+      shift: how far times are moved towards noise, as pictures of other sizes want; 1: not at all.
       stand_in: let the null condition stand in for a guide that is not named: for programs that are planned or counted.
 
     Raises:
@@ -77,7 +79,7 @@ def generator(
     return Generator(
         experiment=experiment,
         sampler=experiment.sampler(sampler),
-        grid=experiment.grid(steps),
+        grid=experiment.grid(steps, shift),
         guidance=rule,
         guide=read_guide(rule.guide, rule.guide_ema) if needs_guide else None,
         classifier=_classifier(experiment) if "classifier" in rule.others and not rule.neutral else None,

@@ -1,6 +1,7 @@
 """Pictures of prompts, drawn by a run: from noise, from a picture, in its hole, or by an instruction."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import example_inputs
 from diffusion_jax.samplers import PROJECTIONS
+from diffusion_jax.schedulers import shift_of_size
 from diffusion_jax.specs import SOURCE
 from diffusion_jax.systems import NETWORK, Model
 from experiments.building.wiring import Experiment
@@ -97,6 +99,7 @@ def draw(
     begun: Begun | None = None,
     height: int | None = None,
     width: int | None = None,
+    shift: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
     **sampling: Any,
@@ -113,6 +116,7 @@ def draw(
       first: the number of the first of these.
       begun: a picture to begin with; None draws from noise.
       height, width: of the pictures in pixels; by default those of the data.
+      shift: how far times are moved towards noise; by default as far as the size wants (`shift_of_size`).
       seed: seed of the random numbers.
       batch_size: pictures at once.
       **sampling: `sampler`, `steps`, `guidance_scale` and `negative` of `evaluation.generator`.
@@ -136,7 +140,9 @@ def draw(
         task = tasks.Variation(**({} if begun.strength is None else {"strength": begun.strength}))
         given["image"] = requests.in_unit_range(resized(begun.image, rows, columns)[None])
     total = each * len(prompts)
-    make = evaluation.generator(experiment, batch_size=min(batch_size, total), task=task, model=model, **sampling)
+    shift = shift_of(experiment, model) if shift is None else shift
+    sampling |= {"task": task, "model": model, "shift": shift}
+    make = evaluation.generator(experiment, batch_size=min(batch_size, total), **sampling)
     asked = asked_in_words(experiment, [prompt for prompt in prompts for _ in range(each)])
     numbers = first + np.tile(np.arange(each), len(prompts))
     drawn = evaluation.draw(make, params, asked, total, seed, given, numbers=numbers)
@@ -177,6 +183,12 @@ def require_editor(experiment: Experiment) -> None:
             "this run does not edit by instruction: train one with configs/edits.py, or give experiments.generate "
             "--image with --prompt, and --strength or --mask"
         )
+
+
+def shift_of(experiment: Experiment, model: Model) -> float:
+    """How far times are moved towards noise for the size of a model's pictures."""
+    own, wanted = (math.prod(one.diffused.shape[:2]) for one in (experiment.model, model))
+    return shift_of_size(experiment.process.schedule, wanted, own)
 
 
 def _sized(experiment: Experiment, params: Any, height: int | None, width: int | None) -> Model:

@@ -77,6 +77,13 @@ FIELDS: Mapping[str, Field] = {
     "data.class_pictures": Field(
         str, "", ANY, "folder of pictures of the subject's class; empty: drawn from the model before training"
     ),
+    "data.buckets": Field(
+        tuple[str, ...],
+        (),
+        ANY,
+        'heights and widths such as "192x320": pictures are cut to the nearest in shape, a batch to one; empty: '
+        "squares",
+    ),
     "data.class_prompt": Field(str, "", ANY, "caption of every picture of the class, without the rare word"),
     "data.num_class_images": Field(
         int, 0, Bounds(low=0, high=10**6), "pictures of the class, for prior preservation; 0: none"

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax import parallel, training
 from diffusion_jax.errors import RunError, UserError
+from diffusion_jax.specs import DATA
 from experiments.building.wiring import Experiment
 from experiments.evaluating import evaluation
 from experiments.evaluating.reconstruction import draw_pairs
@@ -133,16 +134,21 @@ class Loop:
         return layout.to_canonical(running)
 
     def _compile(self, state: training.TrainState, start: int) -> tuple[Any, Any]:
-        """The state as the step takes it, and the step, compiled ahead of time; so is what a checkpoint needs."""
+        """The state as the step takes it, and the step, compiled ahead of time for pictures of every bucket; so is what
+        a checkpoint needs."""
         began = time.perf_counter()
         running = self.layout.from_canonical(state)
         rows = self.config.train.batch_size // self.layout.host_count
-        example = self.layout.place_batch(self.experiment.abstract_batch(rows))
         step_fn = self.layout.compile(self.experiment.train_step(), self.experiment.abstract_state)
-        compiled = step_fn.lower(running, example).compile()
+        programs = {}
+        for sides in self.experiment.pipeline.shapes:
+            example = self.layout.place_batch(self.experiment.abstract_batch(rows, sides))
+            programs[sides] = step_fn.lower(running, example).compile()
         self.checkpointer.prepare(self.layout.to_canonical(running.saved))
         self.writer.write_timings(start, {"compile_seconds": time.perf_counter() - began})
-        return running, compiled
+        if len(programs) == 1:
+            return running, next(iter(programs.values()))
+        return running, lambda state, batch: programs[batch[DATA].shape[-3:-1]](state, batch)
 
     def _next(self, batches: Iterator[Any], step: int) -> Any:
         """The batch of a step; an error of the data's says in addition what is kept."""

@@ -101,6 +101,8 @@ class Population:
             raise UserError("a training with frozen parameters can not be a member of a population: train.trained")
         if self.base.objective.reads_lpips:
             raise UserError("a training by the distance lpips can not be a member of a population")
+        if self.config.data.buckets:
+            raise UserError("a training with data.buckets can not be a member of a population: it has several programs")
         if self.config.checkpoint.keep_last < 2:
             raise UserError(
                 "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"

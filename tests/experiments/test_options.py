@@ -27,9 +27,9 @@ COMMANDS = sorted(
 NUMBERS = {
     *("steps", "num_samples", "seed", "batch_size", "checkpoint", "resume_from", "profile_steps", "num_processes"),
     *("process_id", "jobs", "population", "held_out", "depth", "batch", "kills", "workers", "members", "rounds"),
-    *("saves", "guidance_scale", "seconds", "limit", "labels", "seeds", "shape", "serve"),
+    *("saves", "guidance_scale", "seconds", "limit", "labels", "seeds", "shape", "sides", "serve"),
     *("num_images", "height", "width", "weights", "side", "resolution", "num_prompts"),
-    *("expand", "turns", "judge", "image_scale"),
+    *("expand", "shift", "turns", "judge", "image_scale"),
 }
 NO_NUMBERS = ("10**22", str(10**22), str(2**63), "-1", "-9" * 30, "9" * 5000, "nan", "inf", "-inf", "1e400", "seven",
               "0x10", "²", "1,,2", "None", "True")  # fmt: skip

@@ -1,5 +1,6 @@
 """Attention: one result by every implementation, forward and both derivatives; bounded memory where it is promised."""
 
+import functools
 import importlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.attention import attention
+from diffusion_jax.models.attention import attention, causal
 
 IMPLEMENTATIONS = ["einsum", "xla", "chunked", "splash"]
 
@@ -20,8 +21,9 @@ def inputs(queries=256, keys=128, heads=2, dim=8, dtype=jnp.float32):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of 96 queries, which do not divide the length."""
-    monkeypatch.setattr(importlib.import_module("diffusion_jax.models.attention"), "_CHUNK", 96 * 128)
+    """Blocks of 96 queries and 56 keys, which do not divide the lengths."""
+    module = importlib.import_module("diffusion_jax.models.attention")
+    monkeypatch.setattr(module, "_block_sides", lambda heads, queries, keys: (min(96, queries), min(56, keys)))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
@@ -65,6 +67,33 @@ def test_long_sequences_do_not_make_the_matrix_of_logits(backward):
     assert temporaries(function, shape, shape, shape) < 2**26
 
 
+def test_a_block_is_bounded_for_all_examples_and_heads():
+    """Two examples of 8 heads of 16,384 tokens, forward and backward: the matrices of logits would take 16 GiB."""
+    shape = jax.ShapeDtypeStruct((2, 16_384, 8, 16), jnp.float32)  # 16 MiB
+    gradient = jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), argnums=(0, 1, 2))
+    assert temporaries(gradient, shape, shape, shape) < 2**28
+
+
+def test_blocks_whose_keys_do_not_count_leave_nothing(small_chunks):
+    """The first block of keys is masked whole for one example; a bias forbids what came before."""
+    q, k, v = inputs(queries=130, keys=130)
+    mask = jnp.stack([jnp.arange(130) >= 60, jnp.arange(130) % 3 < 2])
+    told = {
+        "mask": mask,
+        "bias": 0.3 * jax.random.normal(jax.random.key(9), (2, 130, 130)) + causal(130).swapaxes(1, 2),
+    }
+
+    def both(name):
+        def f(*qkv):
+            return attention(*qkv, **told, implementation=name)
+
+        gradient = jax.grad(lambda *qkv: jnp.sum(jnp.sin(f(*qkv))), argnums=(0, 1, 2))
+        return jax.jit(lambda *qkv: (f(*qkv), gradient(*qkv)))(q, k, v)
+
+    for ours, dense in zip(jax.tree.leaves(both("chunked")), jax.tree.leaves(both("einsum")), strict=True):
+        np.testing.assert_allclose(ours, dense, atol=3e-6)
+
+
 def test_short_sequences_are_two_products():
     jaxpr = str(jax.make_jaxpr(attention)(*inputs()))
     assert jaxpr.count("dot_general") == 2
@@ -87,8 +116,9 @@ def test_tokens_attend_within_their_segment(small_chunks):
         def f(*qkv):
             return jnp.sum(jnp.sin(attention(*qkv, segments=segments, implementation=name)))
 
-        return attention(q, k, v, segments=segments, implementation=name), jax.grad(f, argnums=(0, 1, 2))(q, k, v)
+        return jax.jit(lambda *qkv: (attention(*qkv, segments=segments, implementation=name), grad(f)(*qkv)))(q, k, v)
 
+    grad = functools.partial(jax.grad, argnums=(0, 1, 2))
     parts = [attention(*(x[:, a:b] for x in (q, k, v))) for a, b in ((0, 120), (120, 200))]
     found, gradient = whole("einsum")
     np.testing.assert_allclose(found, jnp.concatenate(parts, axis=1), atol=3e-6)

@@ -9,8 +9,9 @@ import pytest
 from diffusion_jax.counter_prng import counter_key
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import MODELS, count_parameters, example_inputs, init_params
-from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
+from diffusion_jax.models.dit import patchify, unpatchify
 from diffusion_jax.models.dit_blocks import DiTBlock
+from diffusion_jax.models.positions import position_embedding, sine_embedding, spread_positions
 
 IMAGENET = {"image_size": 32, "image_channels": 4, "num_classes": 1000}
 
@@ -166,7 +167,65 @@ def test_wrong_fields(fields, message):
         build(**fields)
 
 
-def test_other_image_sizes_are_refused(tiny):
-    module, params = tiny
-    with pytest.raises(UserError, match="4 x 4"):
-        module.apply({"params": params}, *example_inputs(module, 2, (8, 8, 2)))
+def applied(module, x, scale=0.3, **told):
+    """The output for random parameters, and for nothing else that is told."""
+    shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: np.float32(scale * draw.standard_normal(p.shape)), shapes)
+    _, time, conditions = example_inputs(module, len(x))
+    return np.asarray(jax.jit(module.apply)({"params": params}, x, time + 0.3, {**conditions, **told}))
+
+
+def test_positions_of_other_sizes_are_on_the_scale_of_the_training():
+    np.testing.assert_array_equal(sine_embedding(spread_positions(8, 8, 8), 16), position_embedding(8, 16))
+    large = spread_positions(32, 32, 8)
+    np.testing.assert_allclose(large.mean(0), [3.5, 3.5])
+    assert large.min() > -0.5
+    assert large.max() < 7.5
+    wide = spread_positions(4, 16, 8).reshape(4, 16, 2)  # as many tokens: as far from each other as in training
+    np.testing.assert_allclose(np.diff(wide[..., 0], axis=0), 1.0)
+    np.testing.assert_allclose(np.diff(wide[..., 1], axis=1), 1.0)
+    np.testing.assert_allclose(wide.mean((0, 1)), [3.5, 3.5])
+
+
+@pytest.mark.parametrize(("context_by", "positions"), [("cross", "sine"), ("joint", "rotary")])
+def test_pictures_of_other_sizes(tiny, context_by, positions):
+    """With a text, other sides give pictures of these sides, and the ways to attend agree."""
+    x = np.random.default_rng(1).standard_normal((2, 8, 12, 2), np.float32)
+    module = tiny[0].clone(depth=1, context_channels=5, context_by=context_by, positions=positions)
+    spread = applied(module, x)
+    assert spread.shape == x.shape
+    assert np.abs(spread - applied(module.clone(other_sizes="continued"), x)).max() > 1e-3
+    np.testing.assert_allclose(applied(module.clone(attention="chunked"), x), spread, atol=1e-5)
+
+
+def test_rotary_positions_are_relative(tiny):
+    """Where all patches are the same so is the output; where they are not, their order counts."""
+    module = tiny[0].clone(positions="rotary")
+    same = applied(module, np.ones((1, 8, 8, 2), np.float32))
+    np.testing.assert_allclose(same, np.broadcast_to(np.tile(same[:, :2, :2], (1, 4, 4, 1)), same.shape), atol=1e-5)
+    x = np.random.default_rng(1).standard_normal((1, 8, 8, 2), np.float32)
+    rows = [2, 3, 4, 5, 6, 7, 0, 1]
+    assert np.abs(applied(module, x[:, rows]) - applied(module, x)[:, rows]).max() > 1e-3
+
+
+def test_sizes_are_told(tiny):
+    module = tiny[0].clone(size_channels=8)
+    assert module.takes["sizes"].role == "told"
+    x = np.ones((1, 4, 4, 2), np.float32)
+    told = [np.float32([[4, 4, 0, 0, 4, side]]) for side in (4, 8)]
+    assert np.abs(applied(module, x, sizes=told[0]) - applied(module, x, sizes=told[1])).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "message"),
+    [
+        ({}, (6, 7, 2), "6x7 does not divide by patch_size=2"),
+        ({"num_heads": 8, "positions": "rotary"}, (4, 4, 2), "must be a multiple of 4 each"),
+        ({"own_conditioning": True, "positions": "rotary"}, (4, 4, 2), "positions to sine"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny, fields, shape, message):
+    with pytest.raises(UserError, match=message) as error:
+        applied(tiny[0].clone(**fields), np.zeros((1, *shape), np.float32))
+    assert "\n" not in str(error.value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid, shift_of_size
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 50])
@@ -176,3 +176,16 @@ def test_edm_discretised_rounds_to_the_levels_of_the_model():
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-9)
     wanted = GRIDS.build("karras")(schedule, 18)
     np.testing.assert_allclose(grid.log_snrs[:-1], wanted.log_snrs[:-1], atol=0.5)
+
+
+def test_times_are_shifted_for_the_size_on_the_straight_path_alone():
+    """Esser et al. 2024, eq. 23: with sqrt(m / n) times as much noise to signal, m positions show what n showed."""
+    schedule = SCHEDULES.build("rectified_flow")
+    shift = shift_of_size(schedule, 64 * 64, 16 * 16)
+    assert shift == 4.0
+    plain, moved = GRIDS.build("uniform")(schedule, 5), GRIDS.build({"name": "shift", "shift": shift})(schedule, 5)
+    inner = slice(1, -1)
+    ratio = (moved.sigmas / moved.alphas)[inner] / (plain.sigmas / plain.alphas)[inner]
+    np.testing.assert_allclose(ratio, 4.0)
+    assert shift_of_size(SCHEDULES.build("edm"), 4096, 256) == 1.0
+    assert shift_of_size(SCHEDULES.build("ddpm_linear"), 4096, 256) == 1.0

@@ -25,7 +25,7 @@ from diffusion_jax.data.scenes.vocabulary import (
 from diffusion_jax.domains import Bounds, check_arguments
 from diffusion_jax.errors import UserError
 
-PictureSize = Annotated[int, Bounds(low=24, high=512)]
+PictureSize = Annotated[int, Bounds(low=24, high=2048)]
 MaxObjects = Annotated[int, Bounds(low=1, high=4)]
 HeldOutShare = Annotated[float, Bounds(low=0, high=0.5)]
 Count = Annotated[int, Bounds(low=1, high=2**31 - 1)]

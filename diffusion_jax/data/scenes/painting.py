@@ -1,5 +1,7 @@
 """Scenes as bytes: a ground with anti-aliased shapes on it."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -11,10 +13,10 @@ from diffusion_jax.data.scenes.vocabulary import COLOURS, SHAPES, TEXTURES, stam
 CONTROLS = ("edges", "masks", "depth")
 
 
-def paint(scenes: Arrangement) -> UInt8[np.ndarray, "n size size 3"]:
-    """The pictures of these scenes."""
+def paint(scenes: Arrangement, sides: tuple[int, int] | None = None) -> UInt8[np.ndarray, "n height width 3"]:
+    """The pictures of these scenes; of other `sides`, height and width, where they are as `stretched` has them."""
     options = scenes.options
-    ground = np.rint(_grounds(scenes)).astype(np.uint8)
+    ground = np.rint(_grounds(scenes, sides or (options.size, options.size))).astype(np.uint8)
     images = np.repeat(ground[..., None], 3, axis=-1)
     palette = np.array([COLOURS[name] for name in options.colours], np.float32)
     parts = (scenes.count, scenes.shape, scenes.colour, scenes.side, scenes.left, scenes.top)
@@ -24,6 +26,20 @@ def paint(scenes: Arrangement) -> UInt8[np.ndarray, "n size size 3"]:
             under = image[top : top + side, left : left + side]
             under[...] = under + covered * (palette[colour] - under) + np.float32(0.5)
     return images
+
+
+def stretched(scenes: Arrangement, sides: tuple[int, int]) -> Arrangement:
+    """The same scenes in pictures whose shorter side is that of the square: what is where is a share of each side.
+
+    Objects keep their sizes and move apart along the longer side. So every caption stays true: relations, thirds of the
+    picture, and which boxes do not overlap are all of one side at a time.
+    """
+    size = scenes.options.size
+    moved = []
+    for corner, side in ((scenes.top, sides[0]), (scenes.left, sides[1])):
+        centre = (corner + scenes.side / 2) * side / size
+        moved.append(np.floor(centre - scenes.side / 2 + 0.5).astype(np.int64))
+    return dataclasses.replace(scenes, top=moved[0], left=moved[1])
 
 
 def masks(scene: Scene) -> Bool[np.ndarray, "objects size size"]:
@@ -58,11 +74,11 @@ def control_picture(scene: Scene, kind: str) -> UInt8[np.ndarray, "size size 3"]
     return found
 
 
-def _grounds(scenes: Arrangement) -> Float[np.ndarray, "n size size"]:
+def _grounds(scenes: Arrangement, sides: tuple[int, int]) -> Float[np.ndarray, "n height width"]:
     """Grey levels in 0..255."""
-    size = scenes.options.size
-    where = np.arange(size) + 0.5
-    grounds = np.tile(scenes.level[:, None, None], (1, size, size))
+    height, width = sides
+    down, across = (np.arange(height) + 0.5)[None, :, None], (np.arange(width) + 0.5)[None, None, :]
+    grounds = np.tile(scenes.level[:, None, None], (1, height, width))
     for kind, name in enumerate(TEXTURES):
         rows = np.flatnonzero(scenes.texture == kind)
         if name == "plain" or not len(rows):
@@ -71,15 +87,14 @@ def _grounds(scenes: Arrangement) -> Float[np.ndarray, "n size size"]:
         contrast, period, phase = (
             values[rows, None, None] for values in (scenes.contrast, scenes.period, scenes.phase)
         )
-        across, down = where[None, None, :], where[None, :, None]
         if name == "striped":
             pattern = _square_wave(np.where(upright, across, down) / period + phase)
         elif name == "checked":
             pattern = _square_wave(across / period + phase) * _square_wave(down / period + phase)
         elif name == "speckled":
-            pattern = 2 * Draws.of(0, 0, scenes.speckle[rows]).uniform(size, size) - 1
+            pattern = 2 * Draws.of(0, 0, scenes.speckle[rows]).uniform(height, width) - 1
         else:
-            pattern = 2 * np.where(upright, across, down) / size - 1
+            pattern = 2 * np.where(upright, across / width, down / height) - 1
         grounds[rows] += contrast * pattern
     return grounds
 

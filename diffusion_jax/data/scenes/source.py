@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from diffusion_jax.data.buckets import sides_of
 from diffusion_jax.data.scenes.captions import NUMBER_OF_DRAWS, caption
 from diffusion_jax.data.scenes.composing import (
     Count,
@@ -18,15 +19,17 @@ from diffusion_jax.data.scenes.composing import (
     check_split,
     compose,
 )
+from diffusion_jax.data.scenes.draws import Draws
 from diffusion_jax.data.scenes.graph import Requirement, Scene
-from diffusion_jax.data.scenes.painting import CONTROLS, control_picture, paint
+from diffusion_jax.data.scenes.painting import CONTROLS, control_picture, paint, stretched
 from diffusion_jax.data.scenes.prompts import PromptSuite
-from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, Colour, Density, Shape
+from diffusion_jax.data.scenes.vocabulary import COLOURS, DENSITIES, SHAPES, SPLITS, Colour, Density, Shape
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example, datasets
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.specs import CONTROL, DataSpec
 
+_SHAPES = 64  # the first stream of the shapes of pictures, beside those of their contents
 VERSION = 1
 """The generator's version, which changes with its bytes; part of the fingerprint."""
 
@@ -89,6 +92,49 @@ class SteeredSceneSource(SceneSource):
         return {"image": image, "text": text, CONTROL: control_picture(scene, self.control)}
 
 
+@dataclasses.dataclass(frozen=True)
+class ShapedSceneSource(SceneSource):
+    """Scenes of several shapes: picture i has one of `pictures`, heights and widths, each as likely as the others."""
+
+    pictures: tuple[tuple[int, int], ...] = ()
+
+    def sizes(self) -> Int[np.ndarray, "examples 2"]:
+        """Height and width of every picture."""
+        return np.array(self.pictures)[self._which(np.arange(len(self)))]
+
+    def __getitems__(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[Example]:
+        """Many at once, in their order."""
+        found: dict[int, Example] = {}
+        for sides, rows, (arrangement, captions) in self._by_shape(indices):
+            images = paint(stretched(arrangement, sides), sides)
+            made = (self._example(image, *made) for image, made in zip(images, captions, strict=True))
+            found.update(zip(rows.tolist(), made, strict=True))
+        return [found[row] for row in range(len(found))]
+
+    def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
+        """As of the squares of which the pictures are stretched; boxes are in their pixels."""
+        found: dict[int, tuple[Scene, str, Requirement]] = {}
+        for _, rows, (_, captions) in self._by_shape(indices):
+            found.update(zip(rows.tolist(), captions, strict=True))
+        return [found[row] for row in range(len(found))]
+
+    def texts(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[str]:
+        return [text for _, text, _ in self.described(indices)]
+
+    def _by_shape(self, indices: Sequence[int] | Int[np.ndarray, " n"]):
+        """Shape by shape: the sides, which of the examples have them, and these as squares of the shorter side."""
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        which = self._which(indices)
+        for number, sides in enumerate(self.pictures):
+            if (rows := np.flatnonzero(which == number)).size:
+                squares = SceneSource(dataclasses.replace(self.options, size=min(sides)), self.split)
+                yield sides, rows, squares._made(indices[rows])
+
+    def _which(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        draws = Draws.of(self.options.seed, _SHAPES + SPLITS.index(self.split), indices)
+        return draws.below(len(self.pictures))
+
+
 @datasets.register("scenes", example={"num_examples": 8, "num_test": 4, "size": 24})
 def open_scenes(
     *,
@@ -105,6 +151,7 @@ def open_scenes(
     num_test: Count = 2_000,
     seed: int = 0,
     control: Literal["none", "edges", "masks", "depth"] = "none",
+    pictures: tuple[str, ...] = (),
 ) -> Dataset:
     """Coloured shapes on grey grounds, with captions; the arguments are those of `SceneOptions`.
 
@@ -123,6 +170,7 @@ def open_scenes(
       num_test: examples of every other split.
       control: control pictures, computed exactly from each scene: "edges" of its objects, "masks" in colours by shape,
         or "depth", the painting order of its objects.
+      pictures: heights and widths such as "192x320", each as likely as the others, for `data.buckets`; () for squares.
 
     Raises:
       UserError: see `SceneOptions`; or an unknown split.
@@ -143,6 +191,8 @@ def open_scenes(
     if control not in ("none", *CONTROLS):
         raise UserError(unknown_name("kind of control picture", str(control), ["none", *CONTROLS]))
     source = SceneSource(options, split) if control == "none" else SteeredSceneSource(options, split, control)
+    if pictures:
+        source = ShapedSceneSource(options, split, _shapes(pictures, control))
     info = DatasetInfo(
         name="scenes",
         split=split,
@@ -151,4 +201,15 @@ def open_scenes(
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
         fields=("text",) if control == "none" else ("text", CONTROL),
     )
-    return Dataset(info=info, source=source, prompts=PromptSuite(options))
+    sizes = source.sizes if pictures else None
+    return Dataset(info=info, source=source, prompts=PromptSuite(options), sizes=sizes)
+
+
+def _shapes(pictures: Sequence[str], control: str) -> tuple[tuple[int, int], ...]:
+    if control != "none":
+        raise UserError("dataset 'scenes': control pictures are of squares: leave pictures out, or control")
+    found = sides_of(pictures, "dataset 'scenes': pictures")
+    for sides in found:
+        if min(sides) < 24 or max(sides) > 2048:
+            raise UserError(f"dataset 'scenes': pictures have sides of 24 to 2048 pixels, not {sides[0]}x{sides[1]}")
+    return found

@@ -41,8 +41,15 @@ class Autoencoder(Codec):
 
     @property
     def factor(self) -> int:
-        """The ratio between a side of the data and a side of the latents."""
         raise NotImplementedError
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether the decoder can be run in tiles."""
+        return False
+
+    def decoding_in_tiles(self) -> Codec:
+        return InTiles(whole=self) if self.has_stages else self
 
     @property
     def diffused_channels(self) -> int:
@@ -150,3 +157,37 @@ class Autoencoder(Codec):
 
     def _unscaled(self, params: PyTree, z: Latents) -> Latents:
         return z / params[SCALE] + params[SHIFT]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InTiles(Codec):
+    """An autoencoder that decodes in tiles, to the same pictures (see `tiling`).
+
+    Attributes:
+      whole: the autoencoder.
+      tile: side of a tile in pixels.
+    """
+
+    learned: ClassVar[bool] = True
+
+    whole: Autoencoder
+    tile: int = 512
+
+    @property
+    def factor(self) -> int:
+        return self.whole.factor
+
+    def spec(self, data: DataSpec) -> DataSpec:
+        return self.whole.spec(data)
+
+    def init_params(self, key: Key[Array, ""]) -> PyTree:
+        return self.whole.init_params(key)
+
+    def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Latents:
+        return self.whole.encode(params, x, keys)
+
+    def posterior(self, params: PyTree, x: Array) -> tuple[Latents, Latents]:
+        return self.whole.posterior(params, x)
+
+    def decode(self, params: PyTree, z: Latents) -> Array:
+        return self.whole.decode_in_tiles(params, z, tile=self.tile)

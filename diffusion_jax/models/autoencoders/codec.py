@@ -27,6 +27,20 @@ class Codec:
 
     learned: ClassVar[bool] = False
 
+    @property
+    def factor(self) -> int:
+        """By how much a side of what is diffused is shorter than that of the data."""
+        return 1
+
+    @property
+    def of_pictures(self) -> "Codec":
+        """The codec of pictures, where the data was encoded before; else this one."""
+        return self
+
+    def decoding_in_tiles(self) -> "Codec":
+        """The same, which decodes with the memory of some tiles where it can."""
+        return self
+
     def spec(self, data: DataSpec) -> DataSpec:
         """The form of what is diffused.
 

@@ -335,6 +335,10 @@ class DeepCodec(Autoencoder):
             dtype=self.dtype,
         )
 
+    @property
+    def has_stages(self) -> bool:
+        return True
+
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
         decoder, variables = self.decoder, {"params": params["decoder"]}
 

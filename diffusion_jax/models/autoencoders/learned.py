@@ -101,6 +101,10 @@ class LearnedCodec(Autoencoder):
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
     @property
+    def has_stages(self) -> bool:
+        return self.patch_size == 1 and not self.shortcut
+
+    @property
     def encoded_channels(self) -> int:
         """Channels of the encoder's output."""
         return self.latent_channels
@@ -140,7 +144,7 @@ class LearnedCodec(Autoencoder):
         return params
 
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
-        if self.patch_size > 1 or self.shortcut:
+        if not self.has_stages:
             return super().stages(params)
         decoder, variables = self.decoder, params["decoder"]
 

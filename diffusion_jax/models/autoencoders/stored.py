@@ -26,6 +26,14 @@ class StoredLatents(Codec):
 
     first_stage: Autoencoder
 
+    @property
+    def factor(self) -> int:
+        return self.first_stage.factor
+
+    @property
+    def of_pictures(self) -> Codec:
+        return self.first_stage
+
     def spec(self, data: DataSpec) -> DataSpec:
         if data.kind != "latents" or data.shape[-1] != 2 * self.first_stage.diffused_channels:
             raise UserError(

@@ -142,6 +142,10 @@ class TinyCodec(Autoencoder):
             dtype=self.dtype,
         )
 
+    @property
+    def has_stages(self) -> bool:
+        return True
+
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
         decoder, variables = self.decoder, {"params": params["decoder"]}
         run = lambda _, z: (decoder.apply(variables, z)[0], {})  # noqa: E731
