@@ -4,6 +4,7 @@
     python -m experiments.generate --model=FOLDER --prompts=prompts.txt [--sampler=dpmpp_2m --steps=20 --seed=7]
     python -m experiments.generate --model=FOLDER --prompt="snow" --image=a.png [--mask=m.png] --strength=0.6
     python -m experiments.generate --model=FOLDER --prompt="a house" --control=CONTROLNET_FOLDER:edges.png[:0.7]
+    python -m experiments.generate --model=FOLDER --prompt="a fox" --guidance=apg --set=guidance.eta=0.2
     python -m experiments.generate --model=FOLDER --prompt="a house" --lora=style.safetensors[:0.8]
     python -m experiments.generate --model=FOLDER --prompt="a house" --ip_adapter=FILE --reference=a.png[:0.6]
     python -m experiments.generate --workdir=runs/scenes --prompt="a red star"
@@ -20,6 +21,7 @@ top, right and bottom.
 """
 
 from experiments.ground import cli
+from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
 MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
@@ -60,10 +62,7 @@ REFERENCE = FLAGS.repeated(
 )  # fmt: skip
 IMAGE_ENCODER = FLAGS.path("image_encoder", None, "its image encoder; by default the model's own, or beside the file")
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
-STEPS = FLAGS.integer("steps", None, "of the sampler; by default what the model was published with", lower=1,
-                      upper=cli.MOST_STEPS)  # fmt: skip
-SCALE = FLAGS.number("guidance_scale", None, "how far to lean towards the prompt", lower=0, upper=1000)
-SAMPLER = FLAGS.string("sampler", None, "such as euler, dpmpp_2m or unipc; by default the model's own")
+SAMPLING = SamplingFlags(FLAGS)
 SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
 HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
 WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
@@ -191,8 +190,9 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
     for number, (file, weight) in enumerate(LORA.value):
         pipe.load_lora_weights(file, adapter_name=f"{number}", weight=weight)
     given |= referred(pipe)
-    steps = STEPS.value or pipe.family.steps
-    scale = pipe.family.guidance if SCALE.value is None else SCALE.value
+    steps = SAMPLING.steps.value or pipe.family.steps
+    rule = SAMPLING.of_model()
+    scale = pipe.family.guidance if SAMPLING.scale.value is None else SAMPLING.scale.value
     images: list[Image.Image] = []
     batches = list(divided(len(prompts), NUM_IMAGES.value, BATCH_SIZE.value))
     with ProgressBar(total=steps * len(batches), description="draw", primary=parallel.is_primary()) as bar:
@@ -204,7 +204,8 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
                     [prompts[row] for row in rows],
                     negative_prompt=NEGATIVE.value,
                     num_inference_steps=steps,
-                    guidance_scale=SCALE.value,
+                    guidance_scale=SAMPLING.scale.value,
+                    guidance=rule,
                     num_images_per_prompt=count,
                     first_image=first,
                     seed=SEED.value,
@@ -218,7 +219,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
             bar.update(on_step.before)
     if hole is not None:
         images = [put_back(made, given["image"], hole) for made in images]
-    return images, {"steps": steps, "sampler": SAMPLER.value or pipe.parts.scheduler.kind, "scale": scale,
+    return images, {"steps": steps, "sampler": SAMPLING.sampler.value or pipe.parts.scheduler.kind, "scale": scale,
                     "name": Path(expanded(MODEL.value)).name}  # fmt: skip
 
 
@@ -230,13 +231,15 @@ def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
                 f"--model_config is of a model in one file, and --model={MODEL.value} is none: leave it out"
             )
         return Pipeline.from_pretrained(
-            MODEL.value, dtype=dtype, scheduler=SAMPLER.value, controlnet=list(controls) or None
+            MODEL.value, dtype=dtype, scheduler=SAMPLING.sampler.value, controlnet=list(controls) or None
         )
     if controls:
         raise UserError(
             "--control wants a model in a folder: python -m experiments.convert --source=FILE --target=FOLDER makes one"
         )
-    parts, notes = read_single_file(MODEL.value, config=MODEL_CONFIG.value, dtype=dtype, scheduler=SAMPLER.value)
+    parts, notes = read_single_file(
+        MODEL.value, config=MODEL_CONFIG.value, dtype=dtype, scheduler=SAMPLING.sampler.value
+    )
     for note in notes:
         print(f"note: {note}")
     return Pipeline(parts)
@@ -280,8 +283,8 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     if EXPAND.value and len(EXPAND.value) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, four numbers and not {len(EXPAND.value)}")
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
-    if SAMPLER.value:
-        check_sampler(SAMPLER.value)
+    if SAMPLING.sampler.value:
+        check_sampler(SAMPLING.sampler.value)
     experiment, params, _ = restore_params(WORKDIR.value)
     if experiment.told_pictures:
         raise UserError(
@@ -300,9 +303,10 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     if parallel.is_primary():
         for remark in prompted.remarks(experiment, [*prompts, NEGATIVE.value or ""], begun, size):
             print(remark, file=sys.stderr, flush=True)
-    guidance = experiment.config.sampling.guidance
-    if SCALE.value is not None and guidance.name == "none":
-        experiment.config.sampling.guidance = ConfigDict({"name": "classifier_free", "scale": SCALE.value})
+    sampling, scale = experiment.config.sampling, SAMPLING.scale.value
+    if scale is not None and sampling.guidance.name == "none":
+        sampling.guidance = ConfigDict({"name": "classifier_free", "scale": scale})
+    SAMPLING.apply(sampling)
     drawn, make = prompted.draw(
         experiment,
         params,
@@ -311,14 +315,14 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
         begun=begun,
         seed=SEED.value,
         batch_size=BATCH_SIZE.value,
-        sampler=SAMPLER.value,
-        steps=STEPS.value,
-        guidance_scale=SCALE.value,
+        sampler=SAMPLING.sampler.value,
+        steps=SAMPLING.steps.value,
+        guidance_scale=scale,
         negative=NEGATIVE.value,
         **size,
     )
     images = [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in drawn]
-    return images, {"steps": make.grid.num_steps, "sampler": SAMPLER.value or experiment.config.sampling.sampler.name,
+    return images, {"steps": make.grid.num_steps, "sampler": SAMPLING.sampler.value or sampling.sampler.name,
                     "scale": make.guidance.scale, "name": Path(WORKDIR.value).name}  # fmt: skip
 
 

@@ -33,6 +33,8 @@ from diffusion_jax.pipelines.levels import logit_normal_sigmas
 from diffusion_jax.pipelines.parts import Parts
 from diffusion_jax.pipelines.prompts import Asked, Reader, Told
 from diffusion_jax.pipelines.scheduling import Walk
+from diffusion_jax.samplers.guidance import Rule
+from diffusion_jax.specs import DataSpec
 
 
 class Call:
@@ -356,7 +358,7 @@ class Call:
             inside = (index > steps * a.skip_layer_guidance_start) & (index < steps * a.skip_layer_guidance_stop)
             found["skip_scale"] = np.where(inside, a.skip_layer_guidance_scale, 0.0)
         scales, starts, ends = (
-            self._by_control(name)
+            checks.by_control(name, getattr(a, name), len(self.facts.controls))
             for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
         )
         for number, (scale, start, end) in enumerate(zip(scales, starts, ends, strict=True)):
@@ -371,23 +373,15 @@ class Call:
             raise UserError(f"guidance_schedule has {len(found)} scales for {steps} steps: give one for each")
         return np.array(found, np.float64)
 
-    def _by_control(self, name: str) -> list[float]:
-        value, count = getattr(self.asked, name), len(self.facts.controls)
-        found = [value] * count if isinstance(value, int | float) else list(value)
-        if len(found) != count:
-            raise UserError(f"{name} has {len(found)} numbers for {count} ControlNets: give one for each")
-        return found
-
     def plan(self, given: Given) -> Plan:
         """What is compiled."""
         a, facts, count = self.asked, self.facts, len(given.rows)
-        rule = {1: "plain", 2: "classifier_free", 3: "two_scales"}[count]
         steered = (True, *(not a.guess_mode,) * (count - 1))
         skipped = tuple(a.skip_guidance_layers)
         return Plan(
             network=facts.network,
             walk=self.walk,
-            rule=rule,
+            guidance=self._rule(given),
             unconditional=self.parts.models["unconditional_transformer"].module if facts.has_unconditional else None,
             skipping=facts.network.clone(skipped_blocks=skipped) if skipped else None,
             controls=tuple(
@@ -399,6 +393,14 @@ class Call:
             trajectory=a.return_trajectory,
             on_step=a.on_step,
         )
+
+    def _rule(self, given: Given) -> Rule | None:
+        a, scale = self.asked, self.asked.true_cfg_scale if self.family.embeds_guidance else self.asked.guidance_scale
+        data, count = DataSpec(kind="latents", shape=(*self.small, self.facts.channels)), len(given.rows)
+        rule = checks.rule_of(a.guidance, scale, self.family.guidance, given.rows[0], count, data)
+        if rule is not None:
+            rule.check_sampler(self.walk.sampler, self.walk.grid)
+        return rule
 
     def latents(self) -> tuple[Array, Array | None]:
         """The latents of all pictures, filled up to a multiple of the devices, and their states if asked for."""

@@ -1,11 +1,13 @@
 """What a call asks for, held against the model: nothing that is given is skipped in silence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.pipelines.families import Family
+from diffusion_jax.samplers.guidance import GUIDANCE, Rule
+from diffusion_jax.specs import DataSpec
 
 # What a call may give only where something else is there: the arguments, whether it is, and what that is.
 Need = tuple[tuple[str, ...], bool, str]
@@ -48,7 +50,16 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
         (("strength",), asked.image is not None and not model.edits, "of a picture to begin with (image=...)"),
         (("mask_image", "denoising_start"), asked.image is not None, "of a call with image=..."),
         (("padding_mask_crop",), asked.mask_image is not None, "of inpainting (mask_image=...)"),
-        (("image_guidance_scale",), model.is_edit, "of InstructPix2Pix"),
+        (
+            ("image_guidance_scale",),
+            model.is_edit and asked.guidance is None,
+            "of InstructPix2Pix without guidance=..., whose rule two_scales has an image_scale",
+        ),
+        (
+            ("guidance",),
+            not model.has_unconditional and not asked.skip_guidance_layers,
+            "of models with one network, without skip_guidance_layers",
+        ),
         (("noise_level",), "noise_level" in model.takes, "of the upscaler"),
         (
             ("original_size", "crops_coords_top_left", "target_size", "negative_original_size",
@@ -72,7 +83,11 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
         (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "of models that read CLIP"),
         (("max_sequence_length",), family.length > 77, "of models with a long text encoder"),
         (("max_area",), family.edits == "reference", "of Kontext"),
-        (("guidance_rescale",), not family.embeds_guidance and not model.has_unconditional, "of no use to this model"),
+        (
+            ("guidance_rescale",),
+            not family.embeds_guidance and not model.has_unconditional and asked.guidance is None,
+            "of no use to this model, or to guidance=..., whose rules have a rescale",
+        ),
         (
             ("negative_prompt", "negative_prompt_2", "negative_prompt_3"),
             not model.has_unconditional and (not family.embeds_guidance or asked.true_cfg_scale > 1),
@@ -100,6 +115,56 @@ def shares(asked: SimpleNamespace) -> None:
         value = getattr(asked, name)
         if value is not None and len(value) != 2:
             raise UserError(f"{name}={value} must be two numbers, height and width")
+
+
+def by_control(name: str, value: float | Sequence[float], count: int) -> list[float]:
+    """The number `name` of each of `count` ControlNets, from one for all or one for each.
+
+    Raises:
+      UserError: another number of them.
+    """
+    found = [value] * count if isinstance(value, int | float) else list(value)
+    if len(found) != count:
+        raise UserError(f"{name} has {len(found)} numbers for {count} ControlNets: give one for each")
+    return found
+
+
+def rule_of(
+    guidance: str | Mapping[str, Any] | None, scale: float | None, default: float, slots: Sequence[str],
+    evaluations: int, data: DataSpec,
+) -> Rule | None:  # fmt: skip
+    """The rule of GUIDANCE that a call asks for, held against its model; None where it asks for none.
+
+    Args:
+      guidance: its name, or its name and fields.
+      scale: what the call says beside it; None where it says nothing.
+      default: the scale where neither says one.
+      slots: what the network is told.
+      evaluations: how often the call asks the network: once where it leans on nothing.
+      data: the form of the latents.
+
+    Raises:
+      UserError: a rule that needs something which a published model has not, a scale that is said twice, or guidance
+        that would do nothing.
+    """
+    if guidance is None:
+        return None
+    spec = {"name": guidance} if isinstance(guidance, str) else dict(guidance)
+    if "scale" in spec and scale not in (None, 1.0, spec["scale"]):
+        raise UserError(f"guidance has the scale {spec['scale']}, and the call says {scale}: say one of them")
+    rule = GUIDANCE.build({"scale": default if scale is None else scale, **spec})
+    name = spec.get("name")
+    if rule.others:
+        raise UserError(f"guidance {name} needs another network ({', '.join(rule.others)}): use classifier_free or apg")
+    if rule.negative != "":
+        raise UserError(f"guidance {name} is told here by negative_prompt=..., not by its field negative")
+    if rule.neutral or evaluations == 1:
+        raise UserError(
+            f"guidance {name} does nothing in a call that asks the network once: say a scale above 1 (for Flux a "
+            "true_cfg_scale and a negative_prompt), or leave it out"
+        )
+    rule.check(tuple(slots), data)
+    return rule
 
 
 def size_of(height: int, width: int, multiple: int) -> tuple[int, int]:

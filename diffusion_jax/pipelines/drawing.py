@@ -17,7 +17,8 @@ from diffusion_jax.models.controlnet import scaled_control, summed_controls
 from diffusion_jax.pipelines.scheduling import Walk
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.samplers import Transition, sample
-from diffusion_jax.schedulers import Prediction
+from diffusion_jax.samplers.guidance import Rule, extrapolated, extrapolated_twice, guided, rescaled
+from diffusion_jax.schedulers import Denoiser, Prediction
 from diffusion_jax.schedulers.arrays import as_compute, compute_dtype
 
 Params = Mapping[str, Any]
@@ -47,7 +48,8 @@ class Plan:
     Attributes:
       network: the denoiser.
       walk: sampler and noise levels.
-      rule: how the outputs of the evaluations become one: "plain", "classifier_free", "two_scales".
+      guidance: the rule by which the predictions of the evaluations become one; None: their outputs do, by the scales
+        of each step, as the published pipelines do it.
       unconditional: another network for the last evaluation, with the group "unconditional"; None: the same one.
       skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
       controls: the ControlNets.
@@ -60,7 +62,7 @@ class Plan:
 
     network: nn.Module
     walk: Walk
-    rule: str = "plain"
+    guidance: Rule | None = None
     unconditional: nn.Module | None = None
     skipping: nn.Module | None = None
     controls: tuple[Control, ...] = ()
@@ -128,14 +130,9 @@ def draw(
     """The latents at the end of a walk, from the state at its start; and all states, where the plan keeps them."""
     walk = plan.walk
 
-    def denoise(xt: Array, t: Array) -> Prediction:
-        step = jnp.minimum(jnp.sum(as_compute(walk.grid.times) > t), walk.grid.num_steps - 1)
-        x, time = walk.process.network_inputs(xt, t)
-        time = time / plan.time_unit
-        if plan.reversed_flow:
-            time = 1.0 - time
-        output = _guided(plan, params, given, x, time, step)
-        return walk.process.prediction_of(-output if plan.reversed_flow else output, xt, t)
+    denoise = _by_scales(plan, params, given)
+    if plan.guidance is not None:
+        denoise = _by_rule(plan, params, given, len(start))
 
     def project(x: Array, transition: Transition, _: BatchKey | None) -> Array:
         if plan.on_step is not None:
@@ -155,77 +152,115 @@ def draw(
         key,
         x0_transform=(lambda x0: jnp.clip(x0, -1.0, 1.0)) if walk.clip_x0 else None,
         project=project if watches else None,
+        memory=plan.guidance.first_memory if plan.guidance is not None and plan.guidance.remembers else None,
         return_trajectory=plan.trajectory,
     )
     z = found.x0 / walk.grid.alphas[-1] if walk.unscaled else found.x0
     return z, found.trajectory
 
 
-def _guided(plan: Plan, params: Params, given: Given, x: Array, time: Array, step: Array) -> Array:
-    """The output of the network, or what guidance makes of several."""
+def _by_scales(plan: Plan, params: Params, given: Given) -> Denoiser:
+    """The denoiser whose outputs are leaned by the scales of each step."""
+
+    def denoise(xt: Array, t: Array) -> Prediction:
+        x, time, step = _inputs(plan, xt, t)
+        return _predicted(plan, _leaned(plan, params, given, x, time, _numbers(given, step)), xt, t)
+
+    return denoise
+
+
+def _by_rule(plan: Plan, params: Params, given: Given, batch: int) -> Denoiser:
+    """The denoiser of a rule of guidance."""
+
+    def denoise(xt: Array, t: Array, told: Mapping[str, Array]) -> Prediction:
+        x, time, step = _inputs(plan, xt, t)
+        output = _evaluated(plan, params, given, x, time, told, len(xt) // batch, _numbers(given, step))
+        return _predicted(plan, output, xt, t)
+
+    schedule = plan.walk.process.schedule
+    return guided(plan.guidance, denoise, given.rows[0], schedule=schedule, null=given.rows[-1])
+
+
+def _inputs(plan: Plan, xt: Array, t: Array) -> tuple[Array, Array, Array]:
+    """What the network is given as x and as time, and the number of the step."""
+    walk = plan.walk
+    step = jnp.minimum(jnp.sum(as_compute(walk.grid.times) > t), walk.grid.num_steps - 1)
+    x, time = walk.process.network_inputs(xt, t)
+    time = time / plan.time_unit
+    return x, 1.0 - time if plan.reversed_flow else time, step
+
+
+def _predicted(plan: Plan, output: Array, xt: Array, t: Array) -> Prediction:
+    return plan.walk.process.prediction_of(-output if plan.reversed_flow else output, xt, t)
+
+
+def _numbers(given: Given, step: Array) -> Mapping[str, Array]:
+    return {name: values[step] for name, values in given.numbers.items()}
+
+
+def _leaned(
+    plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]
+) -> Array:  # fmt: skip
+    """The output of the network, or what the scales of a step make of several."""
     rows = given.rows
-    numbers = {name: values[step] for name, values in given.numbers.items()}
     if plan.unconditional is not None:
         own = plan.network.apply({"params": params["network"]}, x, time, rows[0])
         other = plan.unconditional.apply({"params": params["unconditional"]}, x, time, rows[1])
         outputs = [own, other]
     else:
-        outputs = _evaluated(plan, params, given, x, time, numbers)
-    found = _combined(plan.rule, outputs, numbers)
+        count = len(rows)
+        told, x_all, time_all = _interleaved(rows), _interleaved([x] * count), _interleaved([time] * count)
+        output = _evaluated(plan, params, given, x_all, time_all, told, count, numbers)
+        apart = output.reshape(-1, count, *output.shape[1:])
+        outputs = [apart[:, i] for i in range(count)]
+    found = _combined(outputs, numbers)
     if plan.skipping is None:
         return found
 
-    def leaned() -> Array:
+    def further() -> Array:
         skipped = plan.skipping.apply({"params": params["network"]}, x, time, rows[0])
         return found + numbers["skip_scale"] * (outputs[0] - skipped)
 
-    return jax.lax.cond(numbers["skip_scale"] != 0.0, leaned, lambda: found)
+    return jax.lax.cond(numbers["skip_scale"] != 0.0, further, lambda: found)
 
 
 def _evaluated(
-    plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]
-) -> list[Array]:
-    """The outputs of all evaluations, whose rows take turns in one call of the network."""
-    count = len(given.rows)
-    stacked, x, time = _interleaved(given.rows), _interleaved([x] * count), _interleaved([time] * count)
+    plan: Plan, params: Params, given: Given, x: Array, time: Array, told: Mapping[str, Array], count: int,
+    numbers: Mapping[str, Array],
+) -> Array:  # fmt: skip
+    """The output of one call of the network for `count` evaluations of each example, whose rows take turns."""
     if plan.controls:
-        stacked = {**stacked, "control": _control(plan, params, given, stacked, x, time, numbers)}
-    output = plan.network.apply({"params": params["network"]}, x, time, stacked)
-    apart = output.reshape(-1, count, *output.shape[1:])
-    return [apart[:, i] for i in range(count)]
+        told = {**told, "control": _control(plan, params, given, told, x, time, count, numbers)}
+    return plan.network.apply({"params": params["network"]}, x, time, told)
 
 
 def _control(
-    plan: Plan, params: Params, given: Given, stacked: Mapping[str, Array], x: Array, time: Array,
+    plan: Plan, params: Params, given: Given, told: Mapping[str, Array], x: Array, time: Array, count: int,
     numbers: Mapping[str, Array],
 ) -> Mapping[str, Any]:  # fmt: skip
     """What the ControlNets add, all of them together."""
-    count, found = len(given.rows), []
+    found = []
     for number, control in enumerate(plan.controls):
-        told = {name: value for name, value in stacked.items() if name in control.network.takes}
-        told["control_image"] = _interleaved([given.pictures[number]] * count)
-        residuals = control.network.apply({"params": params["controlnet"][number]}, x, time, told)
+        own = {name: value for name, value in told.items() if name in control.network.takes}
+        own["control_image"] = _interleaved([given.pictures[number]] * count)
+        residuals = control.network.apply({"params": params["controlnet"][number]}, x, time, own)
         residuals = scaled_control(residuals, numbers[f"control_{number}"], guess_mode=control.guess_mode)
-        if not all(control.evaluations):
-            on = jnp.tile(jnp.array(control.evaluations, jnp.float32), x.shape[0] // count)
+        if not all(control.evaluations[:count]):
+            on = jnp.tile(jnp.array(control.evaluations[:count], jnp.float32), x.shape[0] // count)
             residuals = jax.tree.map(lambda r, on=on: r * on.reshape(-1, *(1,) * (r.ndim - 1)), residuals)
         found.append(residuals)
     return summed_controls(found)
 
 
-def _combined(rule: str, outputs: list[Array], numbers: Mapping[str, Array]) -> Array:
-    if rule == "plain":
+def _combined(outputs: list[Array], numbers: Mapping[str, Array]) -> Array:
+    """One output: that of the only evaluation, away from a second, or with two scales away from two others."""
+    if len(outputs) == 1:
         return outputs[0]
-    if rule == "two_scales":
-        both, image, nothing = outputs
-        return nothing + numbers["scale"] * (both - image) + numbers["image_scale"] * (image - nothing)
+    if len(outputs) == 3:
+        return extrapolated_twice(*outputs, numbers["scale"], numbers["image_scale"])
     asked, nothing = outputs
-    found = nothing + numbers["scale"] * (asked - nothing)
-    if "rescale" not in numbers:
-        return found
-    axes = tuple(range(1, found.ndim))
-    ratio = jnp.std(asked, axis=axes, keepdims=True) / jnp.std(found, axis=axes, keepdims=True)
-    return found * (numbers["rescale"] * ratio + 1.0 - numbers["rescale"])
+    found = extrapolated(nothing, asked, numbers["scale"])
+    return rescaled(found, asked, numbers["rescale"]) if "rescale" in numbers else found
 
 
 def _interleaved(rows: Any) -> Any:

@@ -298,6 +298,7 @@ class Pipeline:
         guidance_schedule: Sequence[float] | None = None,
         true_cfg_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        guidance: str | Mapping[str, Any] | None = None,
         image_guidance_scale: float = 1.5,
         height: int | None = None,
         width: int | None = None,
@@ -350,6 +351,8 @@ class Pipeline:
           prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
           first_image: the number of the first picture of each prompt, for calls that go on where another ended.
           latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
+          guidance: a rule of `samplers.guidance.GUIDANCE` by its name, or {"name": ..., its fields}, in the place of
+            classifier-free guidance of the network's outputs; its scale is guidance_scale.
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
           ip_adapter_image: with an IP-Adapter the picture that is a prompt beside the text; with several adapters a
             list, one for each. An entry of a list may be a list of pictures, which are told together.

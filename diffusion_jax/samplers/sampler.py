@@ -284,7 +284,7 @@ def _with_memory(denoiser: Denoiser, memory: Any, after: list[Any]) -> Denoiser:
 
     def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
         prediction, left = denoiser(xt, t, *s, memory=memory)
-        after.append(jax.tree.map(as_compute, left))
+        after.append(jax.tree.map(lambda x: as_compute(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, left))
         return prediction
 
     return denoise

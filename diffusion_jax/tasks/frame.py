@@ -24,7 +24,7 @@ from diffusion_jax.conditioning import Conditions, with_masks
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
-from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided, require_memory
+from diffusion_jax.samplers import NoGuidance, Rule, Sampler, guided
 from diffusion_jax.samplers.guidance import name_of as rule_name
 from diffusion_jax.samplers.guidance import network_evaluations
 from diffusion_jax.samplers.sampler import evaluation_times
@@ -88,14 +88,7 @@ class Setting:
         asked, is_map = self.model.conditioning.asked, self.sampler_kind == "flow_map"
         require_tellable(self.guidance, self.model)
         self.rule.check(asked, self.model.diffused, is_flow_map=is_map)
-        if self.rule.remembers:
-            require_memory(self.sampler)
-        steps = self.grid.num_steps
-        if self.rule.reuse > 1 and self.sampler.nfe(steps, ends_clean=self.grid.ends_clean) != steps:
-            raise UserError(
-                f"guidance with reuse {self.rule.reuse} counts steps of one evaluation, and sampler "
-                f"{type(self.sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
-            )
+        self.rule.check_sampler(self.sampler, self.grid)
 
     @property
     def rule(self) -> Rule:

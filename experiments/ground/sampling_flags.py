@@ -62,19 +62,36 @@ class SamplingFlags:
             for field, holder in given.items():
                 if holder.value is not None:
                     _assign(sampling.guidance, field, holder.value)
-            for option in self.options.value:
-                path, _, text = option.partition("=")
-                group, _, field = path.partition(".")
-                if group not in self.parts or not field or "." in field:
-                    known = ", ".join(f"{name}.OPTION" for name in self.parts)
-                    raise UserError(f"--set={option}: it sets {known}; other fields are set when a run is trained")
-                if group not in sampling:
-                    raise UserError(f"--set={option}: the config names no {group}; give --{group} too")
-                _assign(sampling[group], field, _value(text))
+            self._set(sampling)
             if self.guide.value is not None and sampling.guidance.scale == 1.0:
                 raise UserError(
                     "--guide does nothing at scale 1: give --guidance_scale=..., such as 2, or leave it out"
                 )
+
+    def of_model(self) -> dict[str, Any] | None:
+        """The guidance rule and its options for a published model, which has no config; None where no rule is given.
+
+        Raises:
+          UserError: a guide, which only a run has, or an option without its rule.
+        """
+        for holder, name in ((self.guide, "guide"), (self.guide_ema, "guide_ema")):
+            if holder.value is not None:
+                raise UserError(f"--{name} is of a run (--workdir): a published model has no worse network")
+        sampling = ConfigDict({} if self.guidance.value is None else {"guidance": {"name": self.guidance.value}})
+        self._set(sampling)
+        return sampling.guidance.to_dict() if "guidance" in sampling else None
+
+    def _set(self, sampling: ConfigDict) -> None:
+        """Write the options of --set."""
+        for option in self.options.value:
+            path, _, text = option.partition("=")
+            group, _, field = path.partition(".")
+            if group not in self.parts or not field or "." in field:
+                known = ", ".join(f"{name}.OPTION" for name in self.parts)
+                raise UserError(f"--set={option}: it sets {known}; other fields are set when a run is trained")
+            if group not in sampling:
+                raise UserError(f"--set={option}: no {group} is named; give --{group} too")
+            _assign(sampling[group], field, _value(text))
 
     def _rule(self) -> str | None:
         """The name of the rule that the flags select."""

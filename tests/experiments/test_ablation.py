@@ -126,7 +126,7 @@ def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(fil
 
 
 SLOW = {"scenes_captions", "scenes_attention", "scenes_text_encoder", "prediction_schedule_weighting"}
-SLOW |= {"objectives_nfe_fashion"}
+SLOW |= {"objectives_nfe_fashion", "few_step_text"}
 FONTS = {"letters": ["data.options.fonts=bundled"]}  # the others are fetched
 
 

@@ -112,6 +112,7 @@ def trained(pictures, tmp_path_factory):
     return directory, first, last, again
 
 
+@pytest.mark.slow
 def test_an_adapter_begins_as_nothing_with_the_magnitudes_of_the_model(trained):
     _, first, _, _ = trained
     flat = {"/".join(path): leaf for path, leaf in flatten_dict(dj.load_model(SD15)[1]).items()}

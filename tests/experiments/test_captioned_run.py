@@ -183,6 +183,7 @@ def test_pictures_are_not_mirrored_away_from_their_captions(config_file):
         experiment.check()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_encoder_of_texts_is_loaded(command, config_file, tmp_path):
     """Its checkpoints do not hold the encoder, and its source is looked at again."""
     encoder, workdir = bert_folder(tmp_path), tmp_path / "run"

@@ -43,6 +43,10 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         ((f"--model={MODEL}", "--instruction=a", "--prompt=a"), "give one of them"),
         ((f"--model={MODEL}", "--instruction=a", "--image=tests/golden/digit.png"), "does not edit by instruction"),
         ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is of a run"),
+        ((f"--model={SD15}", "--prompt=a", "--guidance=apgg"), "did you mean 'apg'"),
+        ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "does nothing"),
+        ((f"--model={SD15}", "--prompt=a", "--set=guidance.eta=0.5"), "give --guidance too"),
+        ((f"--model={SD15}", "--prompt=a", "--guide=runs/worse"), "--guide is of a run"),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}"), "each IP-Adapter has one picture"),
         ((f"--model={SD15}", "--prompt=a", "--reference=tests/golden/digit.png"), "each IP-Adapter has one picture"),
         ((f"--model={SD15}", "--prompt=a", f"--image_encoder={ENCODER}"), "--image_encoder is of --ip_adapter"),
@@ -79,6 +83,16 @@ def test_outside_the_mask_of_a_published_model_the_bytes_are_those_of_the_pictur
     assert (drawn[mask > 0] != given[mask > 0]).any()
     for name, message in (("black", "is all black"), ("other", "they must be of one size")):
         assert message in command.fails("generate", *flags, f"--mask={tmp_path / name}.png", f"--out={tmp_path}")
+
+
+def test_the_rule_of_guidance_is_that_of_the_flags(command, tmp_path):
+    flags = [f"--model={SD15}", "--prompt=a", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
+    drawn = {}
+    for eta in (0.0, 1.0):
+        rule, out = ["--guidance=apg", f"--set=guidance.eta={eta}"], tmp_path / f"{eta}.png"
+        command.run("generate", *flags, *rule, "--guidance_scale=30", f"--out={out}")
+        drawn[eta] = np.asarray(Image.open(out)).astype(int)
+    assert np.abs(drawn[0.0] - drawn[1.0]).max() > 0
 
 
 @pytest.mark.slow  # the same without a command: tests/pipelines/test_image_prompts.py

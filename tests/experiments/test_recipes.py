@@ -60,6 +60,7 @@ def test_missing_features_are_one_clear_line(name, data_dir):
         Experiment(config_of(name, data_dir)).check()
 
 
+@pytest.mark.slow
 def test_lpips_comes_from_the_files_that_the_config_names(data_dir, tmp_path):
     """A training begins with their weights in its state, and is refused without them."""
     config = config_of("consistency_training", data_dir)

@@ -38,8 +38,17 @@ def training(command, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("harm", [gone, replaced, lambda path: path.rename(path.with_name("moved"))])
-@pytest.mark.parametrize("what", [".", "checkpoints"])
+@pytest.mark.parametrize(
+    ("what", "harm"),
+    [
+        (".", gone),
+        ("checkpoints", replaced),
+        pytest.param(".", replaced, marks=pytest.mark.slow),
+        pytest.param("checkpoints", gone, marks=pytest.mark.slow),
+        *(pytest.param(what, lambda path: path.rename(path.with_name("moved")), marks=pytest.mark.slow)
+          for what in (".", "checkpoints")),
+    ],
+)  # fmt: skip
 def test_training(training, what, harm):
     process, place = training
     harm(place / what)

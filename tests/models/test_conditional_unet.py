@@ -190,6 +190,7 @@ def test_guess_mode_weakens_the_finest_most():
     np.testing.assert_allclose(found, 0.5 * 10 ** (np.arange(13) / 12 - 1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_controlnet_is_trained(params, inputs):
     """The control image reaches the loss once the zero convolutions have left zero."""
     x, time, context, picture = (part[:2] for part in inputs)
@@ -216,6 +217,7 @@ def test_eight_devices_compute_what_one_does(params, inputs):
     np.testing.assert_allclose(divided, run(params, x, time, context), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_computing_again_gives_the_same_gradients(params, inputs):
     x, time, context, _ = (part[:1] for part in inputs)
 

@@ -25,7 +25,8 @@ TOLD_A_TEXT = {
 }  # fmt: skip
 
 
-SHARED = {"adm", "ldm_unet", "ncsnpp", "unet, text"}  # of the blocks of networks that are tried here too
+# Made of the blocks of networks that are tried here too, or held against published outputs by tests of their own.
+SHARED = {"adm", "ldm_unet", "ncsnpp", "vdm", "unet, text", "dit, text", "conditional_unet", "joint_transformer"}
 
 
 def example(name):

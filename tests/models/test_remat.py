@@ -10,7 +10,9 @@ from diffusion_jax.models import MODELS, example_inputs, init_params
 
 
 @pytest.mark.parametrize("policy", ["full", "dots"])
-@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "vit", "ddit"])
+@pytest.mark.parametrize(
+    "name", ["dit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("jit", "uvit", "vit", "ddit"))]
+)
 def test_same_gradients(name, policy):
     plain = MODELS.example(name)
     params = init_params(plain, jax.random.key(0))

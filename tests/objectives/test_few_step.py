@@ -89,6 +89,7 @@ def test_the_exact_consistency_function_has_no_loss_on_one_point(name):
     np.testing.assert_allclose(loss, 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_distance_lpips_is_of_enlarged_images_and_its_network_stays(x64):
     """Of images below 256 pixels, at 224; the loss has no gradient in the state, and a step leaves it as it was."""
     objective = OBJECTIVES.build({"name": "consistency_training", "total_steps": 100, "distance": "lpips"})

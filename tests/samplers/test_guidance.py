@@ -21,7 +21,7 @@ from diffusion_jax.samplers.guidance import (
     thresholded,
     towards,
 )
-from diffusion_jax.schedulers import GRIDS, SCHEDULES
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
 from diffusion_jax.specs import DataSpec
 from tests.samplers.closed_form import Gaussian
 
@@ -369,3 +369,23 @@ def test_a_difference_is_kept_for_some_steps_and_counted():
     for options in ({"interval": (0.1, 1.0)}, {"rescale": 0.5}):
         with pytest.raises(UserError, match="with reuse 2 keeps a difference from step to step"):
             GUIDANCE.build({"name": "classifier_free", "scale": 3.0, "reuse": 2, **options})
+
+
+def test_a_walk_that_keeps_a_constant_velocity_is_the_whole_walk():
+    """Of straight lines the difference that is kept is right in every step, so that keeping it changes nothing."""
+    schedule, velocities = SCHEDULES.build("rectified_flow"), jnp.array([1.0, -0.4, 0.3])
+
+    def denoise(xt, t, conditions):
+        v = velocities[conditions["label"]][:, None]
+        return Prediction(x0=xt - t * v, noise=xt + (1.0 - t) * v)
+
+    def walked(reuse):
+        rule = GUIDANCE.build({"name": "classifier_free", "scale": 3.0, "reuse": reuse})
+        memory = rule.first_memory if rule.remembers else None
+        noise = jnp.array([[0.3, 1.0], [-2.0, 0.1]])
+        grid = GRIDS.build("uniform")(schedule, 7)
+        return sample(SAMPLERS.build("flow_euler"), bound(rule, denoise, schedule), grid, noise, memory=memory).x0
+
+    expected = jnp.array([[0.3, 1.0], [-2.0, 0.1]]) - (0.3 + 3.0 * (velocities[:2] - 0.3))[:, None]
+    for reuse in (1, 2, 3):
+        np.testing.assert_allclose(walked(reuse), expected, rtol=1e-5)

@@ -15,7 +15,14 @@ add for several steps (`reuse`). `guided` binds a rule to a model.
 """
 
 from diffusion_jax.samplers.guidance.classifier import Classifier, of_clean, towards
-from diffusion_jax.samplers.guidance.linear import Autoguidance, ClassifierFree, Negative, TwoScales
+from diffusion_jax.samplers.guidance.linear import (
+    Autoguidance,
+    ClassifierFree,
+    Negative,
+    TwoScales,
+    extrapolated,
+    extrapolated_twice,
+)
 from diffusion_jax.samplers.guidance.projected import AdaptiveProjected
 from diffusion_jax.samplers.guidance.rule import (
     GUIDANCE,
@@ -25,6 +32,7 @@ from diffusion_jax.samplers.guidance.rule import (
     in_interval,
     name_of,
     network_evaluations,
+    rescaled,
     with_x0,
 )
 from diffusion_jax.samplers.guidance.thresholding import DynamicThreshold, thresholded
@@ -40,11 +48,14 @@ __all__ = [
     "NoGuidance",
     "Rule",
     "TwoScales",
+    "extrapolated",
+    "extrapolated_twice",
     "guided",
     "in_interval",
     "name_of",
     "network_evaluations",
     "of_clean",
+    "rescaled",
     "thresholded",
     "towards",
     "with_x0",

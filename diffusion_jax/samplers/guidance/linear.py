@@ -27,9 +27,14 @@ from diffusion_jax.samplers.guidance.rule import GUIDANCE, Rule, Scale
 from diffusion_jax.specs import DataSpec
 
 
-def extrapolated(away: Any, towards: Any, scale: float) -> Any:
+def extrapolated(away: Any, towards: Any, scale: float | Array) -> Any:
     """Eq. (1), of predictions or of logits."""
     return jax.tree.map(lambda a, b: a + scale * (b - a), away, towards)
+
+
+def extrapolated_twice(both: Any, image: Any, nothing: Any, scale: float | Array, image_scale: float | Array) -> Any:
+    """Eq. (2), of predictions."""
+    return jax.tree.map(lambda b, i, n: n + image_scale * (i - n) + scale * (b - i), both, image, nothing)
 
 
 @GUIDANCE.register("classifier_free", example={"scale": 2.0})
@@ -117,4 +122,4 @@ class TwoScales(Rule):
             )
 
     def lean(self, both: Any, image: Any, nothing: Any, memory: Array | None = None) -> Any:
-        return jax.tree.map(lambda n, i, b: n + self.image_scale * (i - n) + self.scale * (b - i), nothing, image, both)
+        return extrapolated_twice(both, image, nothing, self.scale, self.image_scale)

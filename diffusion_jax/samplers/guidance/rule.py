@@ -24,7 +24,8 @@ from diffusion_jax.conditioning import with_masks
 from diffusion_jax.domains import SHARE, Bounds
 from diffusion_jax.errors import UserError
 from diffusion_jax.registry import Registry
-from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction
+from diffusion_jax.samplers.sampler import Sampler, require_memory
+from diffusion_jax.schedulers import Denoiser, NoiseSchedule, Prediction, TimeGrid
 from diffusion_jax.schedulers.arrays import as_compute, like_data
 from diffusion_jax.specs import DataSpec
 
@@ -138,14 +139,26 @@ class Rule:
         if self.of_pixels and data.kind != "pixels":
             raise UserError(f"guidance {name} counts on pixels within [-1, 1], what is diffused is {data.kind}")
 
+    def check_sampler(self, sampler: Sampler, grid: TimeGrid) -> None:
+        """Hold the rule against a sampler and its grid.
+
+        Raises:
+          UserError: the sampler can carry no memory, or asks more often than the rule counts.
+        """
+        if self.remembers:
+            require_memory(sampler)
+        if self.reuse > 1 and sampler.nfe(grid.num_steps, ends_clean=grid.ends_clean) != grid.num_steps:
+            raise UserError(
+                f"guidance with reuse {self.reuse} counts steps of one evaluation, and sampler "
+                f"{type(sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
+            )
+
     def __call__(self, *predictions: Any, memory: Array | None = None) -> Any:
         """The guided prediction from those that the rule asks for, and what it remembers of earlier steps."""
         found = self.lean(*predictions, memory=memory)
         if self.rescale == 0.0:
             return found
-        conditional, axes = predictions[0].x0, tuple(range(1, found.x0.ndim))
-        ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(found.x0, axis=axes, keepdims=True)
-        return dataclasses.replace(found, x0=found.x0 * (self.rescale * ratio + 1.0 - self.rescale))
+        return dataclasses.replace(found, x0=rescaled(found.x0, predictions[0].x0, self.rescale))
 
     def lean(self, *predictions: Any, memory: Array | None) -> Any:
         """The same before `rescale`; a member gives this."""
@@ -158,6 +171,16 @@ class Rule:
     def remember(self, *predictions: Any, memory: Array) -> Array:
         """The memory after a step whose first predictions are these."""
         return memory
+
+
+def rescaled(
+    found: Float[Array, "batch ..."], conditional: Float[Array, "batch ..."], share: float | Array
+) -> Float[Array, "batch ..."]:
+    """What guidance found, with the deviation of each example brought back to that of the conditional prediction by
+    `share` (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16)."""
+    axes = tuple(range(1, found.ndim))
+    ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(found, axis=axes, keepdims=True)
+    return found * (share * ratio + 1.0 - share)
 
 
 GUIDANCE: Registry[Rule] = Registry("guidance rule")
