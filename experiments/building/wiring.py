@@ -108,8 +108,7 @@ class Experiment(ExperimentData):
         """The loss, built with the process and its parts.
 
         Raises:
-          UserError: a part is unknown or belongs to another process, or the config lacks a group that the objective
-            reads.
+          UserError: a part is unknown or belongs to another process, or a group that is read is not in the config.
         """
         config, process = self.config, self.stated_process
         fitting.require_objective(config.objective, process)
