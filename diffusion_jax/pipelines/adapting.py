@@ -34,7 +34,7 @@ class Adapted:
     Attributes:
       base: the parts without any.
       loaded: adapters by name, at weight 1.
-      weights: of those that are in force, in their order.
+      weights: weights of the adapters that are in force, in their order.
     """
 
     base: Parts

@@ -33,7 +33,7 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
 
     Args:
       asked: the call.
-      family: of the model.
+      family: the model's family.
       model: `call.Facts`.
     """
     steered = bool(model.controls)
@@ -139,7 +139,7 @@ def rule_of(
       guidance: its name, or its name and fields.
       scale: what the call says beside it; None where it says nothing.
       default: the scale where neither says one.
-      slots: what the network is told.
+      slots: the conditions that the network takes.
       evaluations: how often the call asks the network: once where it leans on nothing.
       data: the form of the latents.
 

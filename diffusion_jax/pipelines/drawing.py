@@ -54,8 +54,8 @@ class Plan:
       skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
       controls: the ControlNets.
       fills: whether what a mask leaves is put back after every step.
-      time_unit: the network is told the walk's time divided by it.
-      reversed_flow: whether the network is told 1 - t, and its output is the velocity from noise to data.
+      time_unit: the network gets the walk's time divided by it.
+      reversed_flow: whether the network gets 1 - t, and its output is the velocity from noise to data.
       trajectory: whether all states are kept.
       on_step: called on the host with the number of every step that is done; None: nothing is.
     """
@@ -83,7 +83,7 @@ class Given:
     """What is computed with.
 
     Attributes:
-      rows: what the network is told, for each evaluation.
+      rows: the conditions, for each evaluation.
       numbers: by step [N]: "scale" and "rescale" of guidance, "image_scale", "skip_scale", and "control_<i>".
       mask: 1 where the picture is drawn, [batch, h, w, 1].
       source, source_noise: latents that stay elsewhere, and the noise under which they do.

@@ -30,7 +30,7 @@ def with_word(parts: Parts, path: Path, token: str = "") -> tuple[Parts, str]:
     """The parts with a word more, and the word.
 
     Args:
-      parts: of a pipeline whose text encoders are CLIP's.
+      parts: parts of a pipeline whose text encoders are CLIP's.
       path: the file of the word's vectors.
       token: the word; by default what the file calls it, or the file's own name.
 

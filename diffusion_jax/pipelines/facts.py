@@ -59,7 +59,7 @@ class Facts:
         self.channels = self.network.image_channels
         self.told = self.takes["image"].shape[-1] if "image" in self.takes else 0
         self.has_unconditional = "unconditional_transformer" in models
-        # a network that multiplies its time itself is told the flow's own, from 0 to 1
+        # a network that multiplies its time itself gets the flow's time, from 0 to 1
         self.time_unit = 1000.0 if self.has_unconditional else getattr(self.network, "time_scale", 1.0)
         self.is_edit = self.told == self.channels
         self.is_upscaler = "noise_level" in self.takes

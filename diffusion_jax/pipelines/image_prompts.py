@@ -42,10 +42,10 @@ class ImagePrompts:
     """The IP-Adapters of a pipeline, all of one image encoder.
 
     Attributes:
-      encoder: of the pictures.
+      encoder: the encoder of the pictures.
       prepare: pictures to its input.
       adapters: as they were read.
-      scales: of each adapter, by transformer.
+      scales: each adapter's scale, by transformer.
     """
 
     encoder: Part | None = None

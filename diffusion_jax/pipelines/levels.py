@@ -1,4 +1,4 @@
-"""The noise levels that a published scheduler visits, and the time that the network is told at each, as numbers.
+"""The noise levels that a published scheduler visits, and the time that the network gets at each, as numbers.
 
 diffusers' classes space their steps in four ways:
 
@@ -30,7 +30,7 @@ class Levels:
     """N transitions, from the noisiest level to the cleanest.
 
     Attributes:
-      told: what the network is told at the start of each, [N].
+      told: the network's time at the start of each, [N].
       alphas, sigmas: [N + 1].
     """
 
@@ -127,9 +127,9 @@ def flow_sigmas(num: int, fields: Fields, tokens: int, given: np.ndarray | None)
     """s of FlowMatchEuler and FlowMatchHeun.
 
     Args:
-      num: of steps.
-      fields: of the scheduler's config.
-      tokens: of the picture, which a dynamic shift depends on.
+      num: number of steps.
+      fields: fields of the scheduler's config.
+      tokens: number of the picture's tokens, which a dynamic shift depends on.
       given: the levels before they are shifted; by default from the most to the least noise of training.
     """
     total, shift = fields["num_train_timesteps"], fields["shift"]

@@ -46,7 +46,7 @@ class Parts:
       folders: where each part was read from.
       models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
       tokenizers: by name.
-      scheduler: of the noise.
+      scheduler: the noise scheduler.
       image_encoder: the folder of an encoder of pictures, which is read where an adapter needs it.
     """
 
@@ -126,7 +126,7 @@ def read_parts(
       controlnet: folders of ControlNets.
       scheduler: instead of the folder's own: a config, or the name of a sampler.
       place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
-      others: of any part, another folder in its place; None leaves it out. Any other name is a field of
+      others: for any part, a folder to use instead; None leaves it out. Any other name is a field of
         model_index.json.
 
     Raises:

@@ -85,7 +85,7 @@ class Pipeline:
           scheduler: a sampler by name, such as "dpmpp_2m", or a scheduler's config, instead of the folder's own.
           pipeline_class: what the model is used as, where that is not what model_index.json says.
           place: (part, path, parameter) -> the parameter on its devices; by default on the first one.
-          parts: of any part, another folder in its place, as `unet=...`; None leaves it out.
+          parts: for any part, a folder to use instead, as `unet=...`; None leaves it out.
 
         Raises:
           UserError: a part that is missing, damaged or not known here; nothing is loaded then.
@@ -138,7 +138,7 @@ class Pipeline:
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it edits a picture as it is told (InstructPix2Pix, Kontext)."""
+        """Whether it edits a picture by instructions (InstructPix2Pix, Kontext)."""
         return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
@@ -209,11 +209,11 @@ class Pipeline:
         *,
         scale: BlockScales | Sequence[BlockScales] = 1.0,
     ) -> None:
-        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are let go of.
+        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are dropped.
 
         Args:
           path: the file, or a folder that holds it; several are a list.
-          subfolder: of the folder, such as "models".
+          subfolder: a subfolder of the folder, such as "models".
           weight_name: the file in the folder, where there are several; of one folder a list means several adapters.
           image_encoder_folder: by default the pipeline's own image encoder, or else the folder "image_encoder" beside
             the file.

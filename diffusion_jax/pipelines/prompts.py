@@ -104,7 +104,7 @@ def of_xl(reader: Reader, asked: Asked) -> Told:
 
 
 def of_sd3(reader: Reader, asked: Asked) -> Told:
-    """Stable Diffusion 3 and 3.5; without T5, zeros stand in its place."""
+    """Stable Diffusion 3 and 3.5; without T5, zeros are used instead of its output."""
     states = [reader.states(number, asked.texts[number - 1]) for number in (1, 2)]
     nothing = jnp.zeros((len(asked.texts[0]), asked.length, reader.width))
     states.append(reader.states(3, asked.texts[2], asked.length) if reader.has(3) else nothing)

@@ -78,7 +78,7 @@ class Walk:
     """A walk from noise to data.
 
     Attributes:
-      process: what the network is told, and what its output means.
+      process: the meaning of the network's input and output.
       sampler: the rule of a step.
       grid: the noise levels.
       start: the factor of unit noise at the first of them.
@@ -95,7 +95,7 @@ class Walk:
 
     @property
     def told(self) -> np.ndarray:
-        """What the network is told at the start of each transition."""
+        """The network's time at the start of each transition."""
         return np.asarray(self.process.time_input(self.process.schedule, self.grid.times[:-1]))
 
 
@@ -178,7 +178,7 @@ class Scheduler:
         """Schedule, prediction and time input as training understands them, as specs.
 
         Args:
-          time_unit: the network is told times divided by it.
+          time_unit: the network gets times divided by it.
 
         Raises:
           UserError: a chain whose steps are not told as they are.
@@ -223,12 +223,12 @@ class Scheduler:
         """The walk in `num` steps.
 
         Args:
-          num: of steps, of the whole walk.
+          num: number of steps of the whole walk.
           part: from the times that the network is told of the whole walk, which transitions are taken: the first, and
             the one behind the last.
           eta: of DDIM and TCD, the share of fresh noise; by default what diffusers takes.
-          tokens: of the picture, for a shift that depends on it.
-          sigmas: of a flow, the levels before the shift.
+          tokens: number of the picture's tokens, for a shift that depends on it.
+          sigmas: for a flow, the levels before the shift.
 
         Raises:
           UserError: no such number of steps.

@@ -229,8 +229,8 @@ def guided(
     Args:
       rule: how predictions become one.
       denoise: (xt, t, conditions) -> Prediction, or logits.
-      conditions: what the network is told, each [batch, ...].
-      schedule: of the noise; needed for an interval, and by rules that are not linear.
+      conditions: the network's conditions, each [batch, ...].
+      schedule: the noise schedule; needed for an interval, and by rules that are not linear.
       null: what the network is told where nothing is asked, or a negative condition; of the structure of `conditions`.
       asked: the slots that may be null; by default all.
       others: further denoisers by name, see `Rule.others`.
@@ -287,7 +287,7 @@ def _require_schedule(rule: Rule, schedule: NoiseSchedule | None) -> None:
 def _told(
     rule: Rule, conditions: Conditions, null: Conditions | None, asked: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """What the network is told in each evaluation."""
+    """The network's conditions in each evaluation."""
     asks = rule.asks(tuple(null or {}) if asked is None else asked)
     if not null and len(rule.asks(("a slot",))) > 1:
         raise UserError(
@@ -396,8 +396,8 @@ def network_evaluations(
     Args:
       rule: how it is guided.
       asked: the slots of the network that may be null.
-      evaluations: of the denoiser, by the sampler.
-      schedule: of the noise; only a rule with an interval needs it.
+      evaluations: number of the sampler's evaluations of the denoiser.
+      schedule: the noise schedule; only a rule with an interval needs it.
       times: the times at which the sampler asks the denoiser; only a rule with an interval needs them.
     """
     each = rule.evaluations(asked)
