@@ -1,4 +1,4 @@
-"""Families of published text-to-image models: which class of pipelines is which, and what a call leaves out."""
+"""Families of published text-to-image models: their classes of pipelines, and the defaults of a call."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ class Family:
     Attributes:
       encode: from prompts to the network's conditions.
       reading: the same of tokens, of `conditioning.published.READINGS`; None where prompts are packed with the picture.
-      encoders: how many text encoders there are.
-      steps, guidance, strength: what a call leaves out; `strength` of image-to-image and of inpainting.
+      encoders: number of text encoders.
+      steps, guidance, strength: defaults of a call; `strength` for image-to-image and inpainting.
       side: side of a picture in pixels.
       length: tokens of the long text encoder.
       patch: latents along a side that the network takes together.
@@ -112,7 +112,7 @@ def family_of(name: str) -> Family:
     """The family of diffusers' class of pipelines.
 
     Raises:
-      UserError: it is not here.
+      UserError: the class is unknown.
     """
     if name not in FAMILIES:
         raise UserError(unknown_name("class of pipelines", name, list(FAMILIES)))

@@ -35,7 +35,7 @@ def read_model(
       image_size: side of the pictures in pixels, where the network's config names no size (Flux).
 
     Raises:
-      UserError: a part that is not here, a network that is told what no data has, or a size that does not divide.
+      UserError: a part is not here, the network takes what no data has, or the size is not a multiple.
     """
     return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32), image_size=image_size)
 
@@ -52,7 +52,7 @@ def save_as(folder: Source, params: Params, target: Source) -> None:
 
 
 def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Params]:
-    """The same, of parts that are read."""
+    """The same, for parts that are already read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
