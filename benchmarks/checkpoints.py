@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(directory: Path) -> None:
-    """A run of its own, with as many checkpoints as asked for; without validation, pictures and evaluation."""
+    """Train with as many checkpoints as asked for; without validation, pictures and evaluation."""
     fields = {
         "train.steps": SAVES.value * CONFIG.value.checkpoint.every,
         "log.validate_every": 0,

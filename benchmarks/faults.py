@@ -101,7 +101,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def around_table(path: Path) -> tuple[str, str]:
-    """What stands before and after the table in a page.
+    """The text before and after the table in a page.
 
     Raises:
       UserError: there is no such page, or it has no markers.

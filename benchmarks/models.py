@@ -33,7 +33,7 @@ from experiments.reports.tables import Table
 MICROBATCHES, IMAGES = 4, 32  # and images in each
 SMALL = {"name": "unet", "image_size": 8, "image_channels": 1, "base_channels": 32, "channel_multipliers": (1, 2),
          "num_res_blocks": 1, "attention_resolutions": (4,)}  # fmt: skip
-LIMIT = 1.3  # of the compile time at depth 28 to that at depth 4
+LIMIT = 1.3  # ratio of the compile time at depth 28 to that at depth 4
 NETWORKS = {
     "DiT-S/2, 32x32x4": {"name": "dit", "size": "S/2", "image_size": 32, "image_channels": 4},
     "DDPM U-Net, 32x32x3": {"name": "unet", "image_size": 32, "image_channels": 3},
@@ -58,7 +58,7 @@ def train_step(network: Network) -> Callable[..., Any]:
 
 
 def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Of one call, after one that is not counted."""
+    """The median seconds of a call, after one that is not counted."""
     jax.block_until_ready(function(*arguments))
     found = []
     for _ in range(ROUNDS.value):
@@ -78,7 +78,7 @@ def matmul_peak(dtype: jnp.dtype, size: int = 2048) -> float:
 
 
 def compile_seconds(depth: int) -> dict[str, float]:
-    """Of the forward and of the train step of a DiT of this depth."""
+    """Seconds to compile the forward and the train step of a DiT of this depth."""
     spec = {**NETWORKS["DiT-S/2, 32x32x4"], "depth": depth, "dtype": jnp.dtype(DTYPE.value)}
     network = MODELS.build(spec)
     params = parameter_shapes(network)
@@ -96,7 +96,7 @@ def compile_seconds(depth: int) -> dict[str, float]:
 
 
 def throughput(spec: dict[str, Any], peak: float) -> list[tuple[str, float, float]]:
-    """(what, images per second, share of the peak) of forward and train step."""
+    """(name, images per second, fraction of the peak) of forward and train step."""
     network = MODELS.build({**spec, "dtype": jnp.dtype(DTYPE.value)})
     params = init_params(network, jax.random.key(0))
     inputs = example_inputs(network, BATCH.value)

@@ -61,7 +61,7 @@ ROOT = Path(__file__).parent.parent
 BASES = ROOT / "tests" / "golden" / "pipelines"
 LEAST, MOST = 1.0, 1.3  # ratio of speed; peak over weights
 PROMPT = "a red square"
-# From which tiny folder, which part, and what is larger in it than there.
+# The tiny folder, its part, and the fields that are larger here.
 MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "unet": (
         "sd15",
@@ -114,7 +114,7 @@ class Reference:
         )
 
     def seconds(self, folder: Path, arguments: Mapping[str, Any]) -> float:
-        """Of one call.
+        """The seconds of one call.
 
         Raises:
           RunError: the other process ended.
@@ -175,13 +175,13 @@ def timed(ours: float, theirs: float | None) -> tuple[str, str, str]:
 
 
 def loaded(found: Mapping[str, int]) -> tuple[str, str, str]:
-    """The same of loading: MiB at the peak, of the weights, and how many times these the peak is."""
+    """The same for loading: MiB at the peak, of the weights, and their ratio."""
     peak, weights = (found[name] / 2**20 for name in ("peak", "weights"))
     return f"{peak:.0f}", f"{weights:.0f}", f"{peak / weights:.2f}"
 
 
 def written(name: str, folder: Path) -> tuple[Path, int]:
-    """A folder with a larger network than the tiny one's, of random parameters, and how many these are."""
+    """A folder with a larger network than the tiny one's, with random parameters, and their number."""
     base, part, larger = MODELS[name]
     parts = read_parts(BASES / base)
     config = {**parts.models[part].config, **larger}
@@ -217,7 +217,7 @@ def compared(folder: Path, batch: int, reference: Reference | None) -> tuple[flo
 
 
 def loading_elsewhere(folder: Path) -> dict[str, int]:
-    """`loading` in a process of its own."""
+    """`loading` in a separate process."""
     command = [sys.executable, "-m", "benchmarks.pipelines", f"--loading={folder}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -231,8 +231,8 @@ def resident() -> int:
 
 
 def loading(folder: Path) -> dict[str, int]:
-    """Bytes of a folder's parameters, and of memory at the peak while they are read, more than before."""
-    read_parts(folder, place=lambda part, path, leaf: None)  # tracing and imports have memory of their own
+    """Bytes of a folder's parameters, and the increase of memory at the peak while they are read."""
+    read_parts(folder, place=lambda part, path, leaf: None)  # tracing and imports take memory too
     before, peak, done = resident(), 0, threading.Event()
 
     def watch() -> None:

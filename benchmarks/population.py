@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
-    """The words of one training; its config is written."""
+    """Write the config of one training, and return its command's arguments."""
     config = runpy.run_path(str(ROOT / "configs" / "digits_unet.py"))["get_config"]()
     if model is not None:
         config.model = ConfigDict(model)
@@ -66,7 +66,7 @@ def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
 
 
 def seconds(words: list[str]) -> float:
-    """A process that trains these members, as long as it takes."""
+    """The seconds of a process that trains these members."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "experiments.running.train_population", *words]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)

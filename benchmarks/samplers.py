@@ -67,7 +67,7 @@ class Cost:
 
 
 def identity(xt: jax.Array, t: jax.Array, *s: jax.Array) -> Prediction:
-    """A network that costs nothing."""
+    """A network without computation."""
     return Prediction(x0=xt, noise=xt)
 
 
@@ -91,7 +91,7 @@ def program(name: str, num_steps: int, shape: tuple[int, ...]) -> Callable[[jax.
 
 
 def one_pass(x: jax.Array) -> jax.Array:
-    """The unit."""
+    """The unit of cost: one elementwise pass."""
     return 0.99 * x + 0.01
 
 
@@ -109,7 +109,7 @@ def compiled(function: Callable, x: jax.Array) -> tuple[Callable, float]:
 
 
 def seconds(function: Callable, x: jax.Array) -> float:
-    """Of one call."""
+    """The seconds of one call."""
     start = time.perf_counter()
     jax.block_until_ready(function(x))
     return time.perf_counter() - start
@@ -142,7 +142,7 @@ def measure(name: str, shape: tuple[int, ...], rounds: int) -> Cost:
 
 
 def main(_: list[str]) -> None:
-    """Measure, print, judge."""
+    """Measure, print, and compare with the limit."""
     jax.config.update("jax_enable_compilation_cache", False)
     shape = tuple(int(length) for length in SHAPE.value)
     if math.prod(shape) > MOST_NUMBERS:

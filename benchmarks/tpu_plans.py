@@ -48,7 +48,7 @@ FILE, PAGE = ROOT / "docs" / "tpu_plans.json", ROOT / "docs" / "tpu_plans.md"
 REMAT_CONFIG = "configs/imagenet256_dit_xl2.py"
 REMAT = ("fsdp", "fsdp+remat:dots", "fsdp+remat")
 
-KEPT = (  # what does not depend on the machine that compiles
+KEPT = (  # numbers that do not depend on the machine that compiles
     *("program", "strategy", "topology", "chips", "devices", "batch_size", "memory", "limit", "fits", "model_flops"),
     *("compiled_flops", "traffic", "collectives", "sent_between_slices"),
     *("seconds", "bound", "utilization", "steps", "days", "chip_hours"),
@@ -56,7 +56,7 @@ KEPT = (  # what does not depend on the machine that compiles
 
 
 def topology_of(config: str) -> str:
-    """The slice that a config's docstring names, as `experiments.plan` wants it."""
+    """The slice that a config's docstring names, in the form of `experiments.plan`."""
     found = PROMISE.search(ast.get_docstring(ast.parse((ROOT / config).read_text())) or "")
     if not found:
         raise UserError(f"{config}: its docstring names no topology ('Topology: TPU v5e 2x2 (4 chips); ...')")
@@ -64,7 +64,7 @@ def topology_of(config: str) -> str:
 
 
 def get_config(config: str) -> ConfigDict:
-    """What the file says."""
+    """The config in a file."""
     return runpy.run_path(str(ROOT / config))["get_config"]()
 
 
@@ -175,7 +175,7 @@ def gigabytes(number: float) -> str:
 
 
 def duration(plan: dict[str, Any]) -> str:
-    """The time of the whole schedule, in a unit that suits it."""
+    """The time of the whole schedule, in a fitting unit."""
     seconds = 86_400 * plan["days"]
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= length:

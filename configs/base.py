@@ -9,5 +9,5 @@ from experiments.ground import fields
 
 
 def runner() -> ConfigDict:
-    """A config with all fields of the runner. The config that starts from it says what has no default, and its own."""
+    """A config with all fields of the runner; configs that start from it set those without a default."""
     return fields.runner()

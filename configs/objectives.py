@@ -186,7 +186,7 @@ RECIPES["dmd"] = {
     "sampling.grid": dict(name="uniform"),
     "sampling.steps": 2,
 }
-# These learn from the quickstart's network on another schedule, from which they can not start.
+# These learn from the quickstart's network on another schedule, from which they cannot start.
 for _name in ("reflow", "scd", "meanflow_distillation", "shortcut_distillation"):
     RECIPES[_name]["teacher.initialize"] = False
 

@@ -1,10 +1,10 @@
-"""The runner: train, sample, evaluate, prepare data. Thin: parse, wire, loop, report."""
+"""The runner: train, sample, evaluate, prepare data. It only parses, builds, loops and reports."""
 
 from importlib import import_module
 from types import ModuleType
 
 _FORMER = {"workdir": "experiments.ground.workdir"}
-"""Modules that scripts of users import from here, where they were before there were rooms."""
+"""Modules that users' scripts import from here, where they were before they moved into rooms."""
 
 
 def __getattr__(name: str) -> ModuleType:

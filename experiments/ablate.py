@@ -3,10 +3,11 @@
     python -m experiments.ablate --config=configs/ablations/samplers_nfe.py --workdir=runs/samplers_nfe
 
 A config declares axes (`experiments/sweeps/ablation.py` says how); the cells are their cross product with the seeds.
-Cells that differ in sampling alone share one training. Whatever is finished is never done again: after a kill, the same
-command goes on where it was, trainings from their last checkpoint. Writes report.html, and results.csv, .json and .tex.
+Cells that differ only in sampling share one training. Nothing that is finished is done again: after a kill, the same
+command continues where it was, and trainings from their last checkpoint. Writes report.html, and results.csv, .json and
+.tex.
 
-Trainings run here, `--jobs` at once, or where `--launcher` says:
+Trainings run on this machine, `--jobs` at once, or where `--launcher` says:
 
     python -m experiments.ablate --config=... --workdir=... --launcher=ray --launch=cpus=8 --launch=gpus=1
     python -m experiments.ablate --config=... --workdir=... --launcher=slurm --launch=slurm_partition=gpu
@@ -38,7 +39,7 @@ SET = FLAGS.repeated(
 SEEDS = FLAGS.strings(
     "seeds",
     [],
-    "of the ablation's seeds, those to run now, for example 0,1; by default all",
+    "seeds of the ablation to run now, for example 0,1; by default all",
     check=cli.number_text(0, cli.MOST_SEED),
     allowed="numbers with commas between them",
 )
@@ -46,7 +47,7 @@ LIST = FLAGS.boolean("list", False, "print the cells and what is done, and stop"
 PAGE = FLAGS.path(
     "page", None, "also write the results to this file, with pictures and numbers beside it", suffix=".md"
 )
-ONLY = FLAGS.string("training", None, "evaluate the cells of this training alone; what the launcher calls")
+ONLY = FLAGS.string("training", None, "evaluate only the cells of this training; for the launcher")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
@@ -74,7 +75,7 @@ from experiments.sweeps.differences import standing_in
 from experiments.sweeps.page import write_page
 from experiments.sweeps.report import write_reports
 
-BASE_MODEL = "base"  # in the workdir: the run of the model that all cells start from
+BASE_MODEL = "base"  # folder in the workdir with the run of the model that all cells start from
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
             train_base(directory, ablation.base)
         groups = populations({name: cells[0].training_config for name, cells in open_.items()}, POPULATION.value)
         teachers, has_base = {cell.taught_by for cell in ablation.cells}, ablation.base is not None
-        for first in (True, False):  # whoever teaches comes before its students
+        for first in (True, False):  # teachers come before their students
             wave = [names for names in groups if (names[0] in teachers) == first]
             jobs = [job(directory, {name: open_[name][0] for name in names}, has_base) for names in wave]
             for _ in launcher(directory).run(jobs):
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_base(directory: Path, config: ConfigDict) -> None:
-    """Train the model that all cells start from, unless that is done."""
+    """Train the model that all cells start from, unless it is finished."""
     home = directory / BASE_MODEL
     if (home / workdir.FINISHED).exists():
         return
@@ -147,10 +148,10 @@ def started(directory: Path, config: ConfigDict) -> ConfigDict:
 
 
 def chosen_seeds(ablation: Ablation) -> set[int]:
-    """Those that the flag names, or all.
+    """The seeds that the flag names, or all.
 
     Raises:
-      UserError: one that the ablation does not have.
+      UserError: the ablation does not have one of them.
     """
     known = {str(seed): seed for seed in ablation.seeds}
     unknown = [text for text in SEEDS.value if text not in known]
@@ -160,12 +161,12 @@ def chosen_seeds(ablation: Ablation) -> set[int]:
 
 
 def claim(directory: Path, ablation: Ablation) -> None:
-    """Keep what the ablation is, or check that it is still the same: results of two must not be mixed up.
+    """Record the ablation, or check that it is still the same, so that results of two are never mixed up.
 
-    Cells may be added to an ablation, and left out; what a cell is may not change under its name.
+    Cells may be added to an ablation and left out; the config of a cell may not change under its name.
 
     Raises:
-      UserError: a cell that is there has another config now, or the model that all cells start from.
+      UserError: an existing cell now has another config, or another model to start from.
     """
     home = directory / BASE_MODEL
     if ablation.base is not None and (home / "config.json").is_file():
@@ -182,7 +183,7 @@ def claim(directory: Path, ablation: Ablation) -> None:
 
 
 def job(directory: Path, group: dict[str, Cell], has_base: bool) -> Job:
-    """Train with the config of one cell of each training, together where they are several, and evaluate all cells."""
+    """Train with the config of one cell of each training, together if there are several, and evaluate all cells."""
     members, trained, evaluated = [], [], []
     for training, cell in group.items():
         home = directory / "trainings" / training
@@ -202,7 +203,7 @@ def job(directory: Path, group: dict[str, Cell], has_base: bool) -> Job:
 
 
 def launcher(directory: Path) -> Launcher:
-    """The one that the flags name.
+    """The launcher that the flags name.
 
     Raises:
       UserError: it has no such option.
@@ -219,7 +220,7 @@ def launcher(directory: Path) -> Launcher:
 
 
 def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int:
-    """The numbers and the picture of every cell of a training that has none yet."""
+    """Compute the numbers and the picture of every cell of a training that has none yet."""
     home = directory / "trainings" / training
     if not (home / workdir.FINISHED).exists():
         raise RunError(f"training {training} has not come to its end, so it is not judged; the same command goes on")

@@ -1,10 +1,10 @@
-"""Judge the judges: what a run's metrics of prompts say of pictures whose quality is known.
+"""Check the judges: apply a run's metrics of prompts to pictures of known quality.
 
     python -m experiments.calibrate --config=configs/letters.py --out=docs/judges/letters.json
 
-For every metric of config.evaluation.metrics that reads prompts: its score on true pictures, on those of other prompts,
-on blank, blurred and noisy ones, and, of a model of latents, on what its first stage makes of the true ones. Writes the
-numbers, and beside them a table in Markdown. No model is judged and none is needed.
+For every metric of config.evaluation.metrics that reads prompts, this gives its score on true pictures, on those of
+other prompts, on blank, blurred and noisy ones and, for a model of latents, on true pictures encoded and decoded by its
+first stage. Writes the numbers, and beside them a Markdown table. No model is judged, and none is needed.
 """
 
 from experiments.ground import cli

@@ -1,9 +1,9 @@
-"""Compare runs: curves over each other, samples side by side, metrics with intervals, what differs in the configs.
+"""Compare runs: curves in one chart, samples side by side, metrics with intervals, differences between the configs.
 
     python -m experiments.compare runs/a runs/b [runs/c ...] [--out=comparison.html]
 
-Writes one page that loads nothing from anywhere, and prints a small table. Runs that are under way or were killed are
-compared as far as they have come.
+Writes one self-contained page, and prints a small table. Runs that are under way or were killed are compared as far as
+they have come.
 """
 
 from experiments.ground import cli

@@ -14,14 +14,14 @@
     python -m experiments.convert --source=runs/edges --target=edges                   # a ControlNet's
     python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
 
-A file of PyTorch is read by an unpickler that can build tensors only: nothing in it is run. Where it holds averages of
-the parameters and raw weights, the average is taken; --entry names another set, and a wrong one lists all. The names of
-the tensors are recognised; --format says them where two formats share all names. A folder's scheduler becomes the run's
-schedule, prediction and sampler. Nothing is written unless every tensor fits. To convert and to sample, a data set of
-TFDS need not be prepared.
+An unpickler that can only build tensors reads PyTorch's files, so no code in them runs. If a file holds averages of the
+parameters and raw weights, the average is taken; --entry names another set, and a wrong name lists all. The names of
+the tensors determine the format; --format states it if two formats share all names. A folder's scheduler becomes the
+run's schedule, prediction and sampler. Nothing is written unless every tensor fits. A data set of TFDS need not be
+prepared for converting and sampling.
 
-A text-to-image pipeline, with its text encoders and its first stage, becomes such a folder again once all of it has
-been read here: draw with it by experiments.generate, train from it with --config.init.folder.
+A text-to-image pipeline, with its text encoders and its first stage, becomes such a folder again after all of it has
+been read: draw with it by experiments.generate, train from it with --config.init.folder.
 """
 
 from experiments.ground import cli
@@ -98,7 +98,7 @@ def _unused(doing: str, **given: Any) -> None:
 
 
 def is_text_to_image(source: Path) -> bool:
-    """Whether a folder is a pipeline whose network is told texts."""
+    """Whether a folder is a pipeline for text-to-image."""
     if not (source / INDEX).is_file():
         return False
     index = read_json(source / INDEX)
@@ -107,7 +107,7 @@ def is_text_to_image(source: Path) -> bool:
 
 
 def convert_pipeline(source: Path, target: Path) -> None:
-    """A pipeline as a folder or a file of its own, every tensor of which has been read and held against its network."""
+    """Write a pipeline as a new folder or file, after every tensor has been checked against its network."""
     if target.exists():
         raise UserError(f"--target={target} is there already: give a new folder or file")
     cli.writable_directory(target.parent)
@@ -130,8 +130,8 @@ def convert_pipeline(source: Path, target: Path) -> None:
 
 
 def export(source: Path, target: Path) -> None:
-    """A run's parameters as tensors under the names of `--format`; in those of diffusers with what it needs to build
-    the network, beside them."""
+    """Write a run's parameters as tensors under the names of `--format`; diffusers' formats also get the files that
+    build the network."""
     experiment, params, origin = restore_params(source, ema=EMA.value)
     if experiment.has_base:
         return export_from_base(experiment, jax.device_get(params), origin, target)
@@ -156,8 +156,8 @@ def export(source: Path, target: Path) -> None:
 
 
 def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], target: Path) -> None:
-    """Of a run that started from a model its adapter: a file of LoRA under PEFT's names, the folder of a ControlNet or
-    the file of an IP-Adapter; or the whole model, as the published folder that it was."""
+    """Export from a run that started from a model: its adapter, as a LoRA file under PEFT's names, the folder of a
+    ControlNet or the file of an IP-Adapter; or the whole model, as a published folder like the one it started from."""
     _unused("what comes from a published folder is written, under its own names", format=FORMAT.value)
     base, adapters = Path(experiment.config.init.folder).expanduser(), experiment.model.adapters
     if not (base / INDEX).is_file() and not experiment.model.steering:
@@ -189,7 +189,7 @@ def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], ta
 
 
 def describe(experiment: Experiment, network: Mapping[str, Any], folder: Path) -> None:
-    """Write config.json, and scheduler_config.json where diffusers has the schedule."""
+    """Write config.json, and scheduler_config.json if diffusers has the schedule."""
     _write_json(folder / "config.json", network)
     rows = network.get("num_class_embeds")
     if rows and rows > experiment.num_classes:
@@ -210,7 +210,7 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """A workdir with one checkpoint, of step 0, in which all averages are the given weights."""
+    """Write a workdir with one checkpoint at step 0, in which all averages equal the given weights."""
     if (target / "config.json").exists():
         raise UserError(f"{target} has a run already: give another --target")
     form = FORMAT.value
@@ -246,7 +246,7 @@ def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
     """The network that a folder's config.json describes, the format of its weights, and lines to print.
 
     Raises:
-      UserError: it describes none, or one that is not here.
+      UserError: it describes none, or one that is not supported here.
     """
     file = weights.locate(source).config if source.is_dir() else None
     if file is None:
@@ -271,7 +271,7 @@ def described_sampling(source: Path) -> tuple[weights.Sampling | None, list[str]
 
 
 def differences(config: ConfigDict, source: Path) -> list[str]:
-    """Lines for what a folder's scheduler says otherwise than `--config`, which is followed."""
+    """Lines about differences between a folder's scheduler and `--config`, which is used."""
     lines = []
     try:
         sampling, _ = described_sampling(source)
@@ -287,7 +287,7 @@ def differences(config: ConfigDict, source: Path) -> list[str]:
 
 
 def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
-    """Refuse a scheduler that takes the variances from a network which has none."""
+    """Refuse a scheduler that takes variances from a network without them."""
     channels, model = info.spec.shape[-1], config.model
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
@@ -317,7 +317,7 @@ def save(experiment: Experiment, params: Any, target: Path) -> None:
 
 
 def described_run(spec: dict[str, Any], name: str, sampling: weights.Sampling) -> tuple[ConfigDict, data.DatasetInfo]:
-    """A config around a network that came without one, with the data unknown but for its shape."""
+    """A config for a network that came without one, with unknown data of a known shape."""
     fields = dict(spec)
     size, channels, classes = (fields.pop(field) for field in ("image_size", "image_channels", "num_classes"))
     info = data.DatasetInfo(

@@ -1,12 +1,12 @@
-"""Edit a picture by instructions, one after the other: a session in a folder, which continues where it was.
+"""Edit a picture by instructions, one after the other: a session in a folder, which can be continued.
 
     python -m experiments.edit --workdir=runs/edits --image=scene.png --instruction="make the star green" --out=session
     python -m experiments.edit --workdir=runs/edits --instruction="move the star to the left" --out=session   # goes on
     python -m experiments.edit --out=session --undo                                                   # one turn back
     python -m experiments.edit --workdir=runs/edits --judge=200 --out=judged                          # how good it is
 
-The folder holds 000.png, the picture that it began with, 001.png and so on, one of each turn, history.jsonl, which says
-how each was made, and session.png, all of them in a row. What is drawn depends on the seed, the turn, and the picture
+The folder holds 000.png, the first picture, then one picture for each turn, 001.png and so on, history.jsonl, which
+says how each was made, and session.png, all of them in a row. The result depends on the seed, the turn, and the picture
 before it. --judge edits held-out pairs of the run's data and writes edits.json: instructions done, what stayed, motion.
 """
 
@@ -18,11 +18,9 @@ IMAGE = FLAGS.path("image", None, "the picture that a new session begins with")
 INSTRUCTION = FLAGS.string(
     "instruction", None, "what to do with the last picture of the session, in words", allowed="a text"
 )
-OUT = FLAGS.path("out", "session", "folder of the session; one that is there is gone on with")
+OUT = FLAGS.path("out", "session", "folder of the session; an existing one is continued")
 UNDO = FLAGS.boolean("undo", False, "take the last turn back, and draw nothing")
-JUDGE = FLAGS.integer(
-    "judge", None, "held-out pairs to edit and judge, in the place of a session", lower=1, upper=10**5
-)
+JUDGE = FLAGS.integer("judge", None, "held-out pairs to edit and judge, instead of a session", lower=1, upper=10**5)
 TURNS = FLAGS.integer("turns", 5, "edits of each picture, one after the other, in --judge", lower=1, upper=20)
 STEPS = FLAGS.integer(
     "steps", None, "steps of the sampler; by default those of the config", lower=1, upper=cli.MOST_STEPS
@@ -63,11 +61,11 @@ HISTORY, SHOWN = "history.jsonl", "session.png"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """A folder of pictures, and how each was made.
+    """A folder of pictures and their history.
 
     Attributes:
-      folder: where.
-      rows: rows of history.jsonl, one for each picture that counts, the first of them the one that it began with.
+      folder: the folder.
+      rows: rows of history.jsonl, one for each current picture, including the first.
     """
 
     folder: Path
@@ -75,7 +73,7 @@ class Session:
 
     @classmethod
     def read(cls, folder: Path) -> "Session":
-        """The session in a folder; an empty one where there is none.
+        """Read the session in a folder; an empty one if there is none.
 
         Raises:
           UserError: the folder holds something else, or the session is damaged.
@@ -99,7 +97,7 @@ class Session:
         return str(self.folder / self.rows[-1]["picture"])
 
     def added(self, picture: np.ndarray, **how: Any) -> "Session":
-        """With one picture more; the picture is there before the history names it."""
+        """The session with one more picture, which is written before the history names it."""
         name = _name(len(self.rows))
         buffer = io.BytesIO()
         Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, format="PNG")
@@ -107,10 +105,10 @@ class Session:
         return self._kept((*self.rows, {"picture": name, **how}))
 
     def undone(self) -> "Session":
-        """Without the last turn.
+        """The session without its last turn.
 
         Raises:
-          UserError: there is no turn to take back.
+          UserError: there is no turn to undo.
         """
         if len(self.rows) < 2:
             raise UserError(f"there is no turn to take back in {self.folder}")
@@ -150,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def require_flags() -> None:
-    """Refuse flags that do not go together, and the lack of those that are needed."""
+    """Refuse flags that do not go together, and missing flags."""
     if UNDO.value and (INSTRUCTION.value or IMAGE.value or JUDGE.value):
         raise UserError("--undo takes the last turn back and draws nothing: leave the other flags out")
     if JUDGE.value and (INSTRUCTION.value or IMAGE.value):
@@ -180,7 +178,7 @@ def opened() -> tuple[Experiment, Any]:
 
 
 def turn(session: Session) -> None:
-    """One instruction."""
+    """Carry out one instruction."""
     if not session.rows and not IMAGE.value:
         raise UserError(f"--instruction needs a picture: give --image=..., there is no session in {session.folder} yet")
     experiment, params = opened()
@@ -211,10 +209,10 @@ def turn(session: Session) -> None:
 
 
 def first_picture(experiment: Experiment, session: Session) -> np.ndarray:
-    """The picture that this turn begins with, of the size of the run's pictures.
+    """The picture that this turn starts from, resized to the run's pictures.
 
     Raises:
-      UserError: no picture, or another one than that which the session began with.
+      UserError: there is no picture, or not the one that the session started from.
     """
     height, width, channels = experiment.shown.spec.shape
     if IMAGE.value:
@@ -233,7 +231,7 @@ def first_picture(experiment: Experiment, session: Session) -> np.ndarray:
 
 
 def judge(folder: Path) -> None:
-    """Edit held-out pairs and say how well it went."""
+    """Edit held-out pairs and report how well it went."""
     experiment, params = opened()
     found, pictures = editing.judge(
         experiment, params, JUDGE.value, turns=TURNS.value, seed=SEED.value, sampler=SAMPLER.value, steps=STEPS.value

@@ -2,9 +2,9 @@
 
     python -m experiments.evaluate --workdir=runs/digits --metrics=class_accuracy,nearest_neighbours
 
-Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html; with
---out=other.json it only writes the numbers there, for comparing samplers. Stopped while it draws, it continues where it
-was.
+Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html. With
+--out=other.json it only writes the numbers there, for comparing samplers. If it is stopped while drawing, the same
+command continues where it was.
 """
 
 from experiments.ground import cli
@@ -17,7 +17,7 @@ NUM_SAMPLES = FLAGS.integer(
     "num_samples", None, "how many; by default what the config says", lower=1, upper=cli.MOST_SAMPLES
 )
 SAMPLING = SamplingFlags(FLAGS)
-SEED = FLAGS.integer("seed", None, "of the samples; by default what the config says", upper=cli.MOST_SEED)
+SEED = FLAGS.integer("seed", None, "seed of the samples; by default what the config says", upper=cli.MOST_SEED)
 EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")

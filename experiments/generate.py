@@ -12,12 +12,12 @@
     python -m experiments.generate --workdir=runs/scenes --prompt="a blue ring" --image=a.png --expand=0,0,12,0
     python -m experiments.generate --workdir=runs/edits --image=a.png --instruction="make the star green"
 
-FOLDER is a pipeline as diffusers writes it (model_index.json), or one .safetensors file in its authors' key layout, for
-which --model_config says the folder of its sizes and tokenizers, where it does not lie in one. Writes a PNG file of
-each picture, with what it was made from in its text "parameters", and grid.png; --out=b.png writes one picture alone.
-Picture k of a prompt depends on the seed and k, and on no other prompt. A picture of any size may have a hole: the run
-is shown a part of it, and outside the mask the result has the bytes of the picture. --expand gives the pixels to add on
-the left, top, right and bottom. A run draws other sizes than it was trained at (--height, --width): its times are
+FOLDER is a pipeline in the format of diffusers (model_index.json), or one .safetensors file in its authors' layout; if
+the file does not lie in such a folder, --model_config names a folder with its sizes and tokenizers. Writes a PNG file
+for each picture, with its settings in the text "parameters", and grid.png; --out=b.png writes only one picture. Picture
+k of a prompt depends on the seed and k, and on no other prompt. A picture of any size may have a hole: the run sees a
+part of it, and outside the mask the result has the bytes of the picture. --expand gives the pixels to add on the left,
+top, right and bottom. A run draws other sizes than it was trained at (--height, --width): its times are
 shifted for them, and large pictures are decoded in tiles (docs/sizes.md).
 """
 
@@ -27,14 +27,14 @@ from experiments.ground.sampling_flags import SamplingFlags
 FLAGS = cli.Flags(__name__, __doc__)
 MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
 MODEL_CONFIG = FLAGS.path("model_config", None, "of one file: a folder of the same model, with sizes and tokenizers")
-WORKDIR = FLAGS.path("workdir", None, "in its place the directory of a run that is told texts")
+WORKDIR = FLAGS.path("workdir", None, "instead of --model, the directory of a text-to-image run")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
 PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
 INSTRUCTION = FLAGS.string(
     "instruction", None, "in place of a prompt, what to do with --image, in words", allowed="a text"
 )
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
-IMAGE = FLAGS.path("image", None, "a picture to begin with, to edit, or of which a mask is drawn anew")
+IMAGE = FLAGS.path("image", None, "a picture to start from, to edit, or to fill under a mask")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
 EXPAND = FLAGS.strings(
     "expand", None, "pixels to draw around the picture, by a run: left,top,right,bottom",
@@ -48,7 +48,7 @@ CONTROL = FLAGS.repeated(
     allowed="FOLDER:PICTURE[:SCALE]",
 )
 LORA = FLAGS.repeated(
-    "lora", "a file of LoRA or its kin, and its weight", check=cli.path_and_scale, allowed="FILE[:WEIGHT]"
+    "lora", "a file of LoRA or a variant, and its weight", check=cli.path_and_scale, allowed="FILE[:WEIGHT]"
 )
 WORDS = FLAGS.repeated(
     "textual_inversion", "a file with the vectors of a new word, and the word", check=cli.path_and_word,
@@ -105,11 +105,11 @@ from experiments.ground.progress import ProgressBar
 _OF_MODELS = (
     *("control", "lora", "textual_inversion", "ip_adapter", "reference", "image_encoder", "dtype", "model_config"),
 )
-_GRID = 64  # pictures that the grid shows
+_GRID = 64  # pictures in the grid
 
 
 class Steps:
-    """Steps that are done, for the progress bar: those of the batches before, and those of this one."""
+    """Finished steps for the progress bar, of earlier batches and of this one."""
 
     def __init__(self, bar: ProgressBar):
         self.bar, self.before = bar, 0
@@ -150,7 +150,7 @@ def what_is_said() -> list[str]:
     """The prompts, or the instruction.
 
     Raises:
-      UserError: there are none, or an instruction without a picture, or beside what it is instead of.
+      UserError: there are none, an instruction has no picture, or both are given.
     """
     prompts, instruction = read_prompts(PROMPT.value, PROMPTS.value), INSTRUCTION.value
     if instruction is None:
@@ -168,7 +168,7 @@ def what_is_said() -> list[str]:
 
 
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Pictures of a published model, and what they were made with."""
+    """Pictures of a published model, and their settings."""
     if SHIFT.value is not None:
         raise UserError("--shift is of a run (--workdir): a published model brings the shift of its own scheduler")
     if EXPAND.value:
@@ -229,7 +229,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
 
 
 def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
-    """The model of --model, a folder or a file."""
+    """The model of --model, from a folder or a file."""
     if not is_single_file(MODEL.value):
         if MODEL_CONFIG.value is not None:
             raise UserError(
@@ -251,10 +251,10 @@ def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
 
 
 def referred(pipe: Pipeline) -> dict[str, Any]:
-    """The IP-Adapters put in force, and the arguments of a call that their pictures are.
+    """Activate the IP-Adapters, and return the call arguments for their pictures.
 
     Raises:
-      UserError: another number of pictures than of adapters, or a file that does not fit.
+      UserError: the numbers of pictures and adapters differ, or a file does not fit.
     """
     files, references = list(IP_ADAPTER.value), list(REFERENCE.value)
     if len(files) != len(references):
@@ -272,7 +272,7 @@ def referred(pipe: Pipeline) -> dict[str, Any]:
 
 
 def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, int]]:
-    """Batches: which prompts, the first picture of each, and how many."""
+    """Batches: the prompts, the first picture for each, and the number of pictures."""
     if each >= most:
         starts = range(0, each, most)
         return [([row], first, min(most, each - first)) for row in range(prompts) for first in starts]
@@ -281,7 +281,7 @@ def divided(prompts: int, each: int, most: int) -> list[tuple[list[int], int, in
 
 
 def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Pictures of a run that is told texts."""
+    """Pictures of a text-to-image run."""
     for name in _OF_MODELS:
         if FLAGS[name]:
             raise UserError(f"--{name} is of published models (--model); for a run see experiments.sample")
@@ -332,7 +332,7 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
 
 
 def put_back(made: Image.Image, image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """What was drawn, in the hole of the picture, which keeps its size unless --height or --width ask for another."""
+    """Paste the drawn part into the hole of the picture, which keeps its size unless --height or --width are given."""
     drawn, picture = as_rgb(made), as_rgb(image)
     if HEIGHT.value is not None or WIDTH.value is not None:
         height, width = drawn.shape[:2]
@@ -362,7 +362,7 @@ def opened(path: str | None, flag: str) -> Image.Image | None:
 
 
 def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]) -> str:
-    """What a picture was made from, as image viewers read it from PNG files of Stable Diffusion."""
+    """The settings of a picture, in the form that image viewers read from Stable Diffusion's PNG files."""
     lines = [prompt]
     if NEGATIVE.value:
         lines.append(f"Negative prompt: {NEGATIVE.value}")

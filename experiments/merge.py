@@ -1,10 +1,10 @@
-"""Several trained models of one form as one: linear, slerp, TIES, DARE, or what one has learned put onto another.
+"""Merge several trained models of one form: linear, slerp, TIES, DARE, or adding to one what another has learned.
 
     python -m experiments.merge --models=runs/a,runs/b --method=slerp --share=0.3 --out=runs/merged
     python -m experiments.merge --models=runs/a,runs/b --base=runs/base --method=ties --density=0.3 --out=runs/merged
 
-Models are workdirs of runs, of which the average is taken that sampling takes, and folders of models. The result is a
-folder that `diffusion_jax.load_model` reads. Options that the method does not have are refused.
+Models are folders of models, or workdirs of runs, whose default average for sampling is taken. The result is a folder
+that `diffusion_jax.load_model` reads. Options that the method does not have are refused.
 """
 
 from experiments.ground import cli
@@ -16,15 +16,15 @@ BASE = FLAGS.path("base", None, "model that the others were trained from, for ti
 WEIGHTS = FLAGS.strings(
     "weights",
     None,
-    "of the models, for linear and dare",
+    "weights of the models, for linear and dare",
     check=cli.weight,
     allowed="numbers with commas between them",
 )
-SHARE = FLAGS.number("share", None, "of the second model, for slerp", lower=0, upper=1)
+SHARE = FLAGS.number("share", None, "share of the second model, for slerp", lower=0, upper=1)
 DENSITY = FLAGS.number("density", None, "share of the changes that ties keeps", lower=0, upper=1)
 DROP = FLAGS.number("drop", None, "share of the changes that dare drops", lower=0, upper=1)
-SCALE = FLAGS.number("scale", None, "of the change, for ties and add_difference", lower=0, upper=1e6)
-SEED = FLAGS.integer("seed", None, "of what dare drops", upper=cli.MOST_SEED)
+SCALE = FLAGS.number("scale", None, "scale of the change, for ties and add_difference", lower=0, upper=1e6)
+SEED = FLAGS.integer("seed", None, "seed of what dare drops", upper=cli.MOST_SEED)
 OUT = FLAGS.path("out", None, "folder to write")
 cli.begin(FLAGS)
 

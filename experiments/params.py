@@ -1,4 +1,4 @@
-"""What a config's network is made of: parameters, bytes and operations, without allocating any of it.
+"""The parameters, bytes and operations of a config's network, computed without allocating any of it.
 
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
     python -m experiments.params --config=configs/digits_unet.py --depth=2
@@ -13,7 +13,7 @@ FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
 DEPTH = FLAGS.integer("depth", 1, "levels of the tree that are listed; 0 for all", upper=1000)
 JSON = FLAGS.boolean("json", False, "print one JSON object instead of the table")
-FIELDS = FLAGS.boolean("fields", False, "write docs/config.md and docs/config.json instead, which are of no config")
+FIELDS = FLAGS.boolean("fields", False, "instead, write docs/config.md and docs/config.json for all configs")
 cli.begin(FLAGS)
 
 import json
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(name: str, shapes: Any, depth: int) -> Table:
-    """The tree of parameters down to `depth` levels, each with what is below it."""
+    """The tree of parameters down to `depth` levels, each with the sum of everything below it."""
     leaves = [
         (tuple(entry.key for entry in path), leaf, is_frozen(path))
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

@@ -6,9 +6,9 @@
     python -m experiments.plan --config=configs/digits_dit.py --topology='v5e:2x2*2'     # two slices
     python -m experiments.plan --config=configs/finetune/sd15.py --topology=v5e:2x2 --adapter=lora
 
-The train step and the sampler are compiled as they would run. Printed are memory, operations, traffic, communication
-and a roofline estimate: what the chip's published peaks allow at most, not a measurement. Exit code 2 if it does not
-fit, with the smallest change that would.
+The train step and the sampler are compiled as they would run. The command prints memory, operations, traffic,
+communication and a roofline estimate: the bound by the chip's published peaks, not a measurement. The exit code is 2 if
+the config does not fit, and the message names the smallest change that makes it fit.
 """
 
 import math
@@ -18,7 +18,7 @@ from experiments.ground import cli
 
 
 def topology_text(text: str) -> str:
-    """A text like v5e:4x4 or v5e:4x4*2, of a million chips at most; raises ValueError for others."""
+    """A text like v5e:4x4 or v5e:4x4*2, with at most a million chips; raises ValueError for others."""
     if not re.fullmatch(r"[a-z0-9]+:[1-9][0-9]{0,6}(x[1-9][0-9]{0,6}){1,2}(\*[1-9][0-9]{0,6})?", text):
         raise ValueError
     if math.prod(map(int, re.findall(r"[0-9]+", text.partition(":")[2]))) > 2**20:
@@ -60,7 +60,7 @@ MESH = FLAGS.strings(
 )
 BATCH = FLAGS.integer("batch", None, "images of a step, instead of train.batch_size", lower=1, upper=2**24)
 ADAPTER = FLAGS.string(
-    "adapter", None, "train an adapter of this name, such as lora, in the place of the model of init.folder"
+    "adapter", None, "train an adapter of this name, such as lora, instead of the model of init.folder"
 )
 COMPARE = FLAGS.strings(
     "compare",
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
             "give --config=... and --topology=..., for example "
             "--config=configs/imagenet256_dit_xl2.py --topology=v5e:4x4"
         )
-    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not here
+    jax.config.update("jax_platforms", "cpu")  # the target of the compilation is not on this machine
     parse_topology(TOPOLOGY.value)
     config = with_flags(CONFIG.value)
     quiet = Console(stderr=True)
@@ -159,13 +159,13 @@ def with_flags(config: ConfigDict) -> ConfigDict:
 
 
 def find_mend(config: ConfigDict, failed: Plan, waiting: Callable[..., Plan]) -> Plan | None:
-    """The first change that makes the train step fit."""
+    """The first change tried that makes the train step fit."""
     for strategy, topology in planning.mends(config, failed):
         try:
             plan = waiting(
                 f"{strategy} on {topology}", lambda s=strategy, t=topology: planning.train_plan(config, t, s)
             )
-        except UserError:  # the batch does not divide so
+        except UserError:  # the batch does not divide in this way
             continue
         if plan.fits:
             return plan
@@ -173,12 +173,12 @@ def find_mend(config: ConfigDict, failed: Plan, waiting: Callable[..., Plan]) ->
 
 
 def in_words(plan: Plan) -> str:
-    """How to ask for a plan."""
+    """The flags for a plan."""
     return f"--topology={plan.topology} --strategy={plan.strategy} ({plan.memory['peak'] / 1e9:.1f} GB per device)"
 
 
 def show(plans: Sequence[Plan], best: Plan | None) -> None:
-    """Tables for people."""
+    """Print tables for people."""
     console = Console(width=118, highlight=False)
     first = plans[0]
     chip = CHIPS[first.topology.partition(":")[0]]

@@ -4,19 +4,19 @@
     python -m experiments.prepare_data --dataset=mnist --idx_dir=/path/to/idx/files
     python -m experiments.prepare_data --dataset=imagenet2012 --manual_dir=/path/to/archives
 
-Any name of TensorFlow Datasets, or "digits". "scenes", which needs no file, becomes files as "scenes/32" (24, 48, 64),
-with its captions and graphs, for other programs. Running it again finds the data and changes nothing; of several at
-once one prepares the data, and the others wait for it.
+Any name of TensorFlow Datasets, or "digits". "scenes", which needs no file, can be written to files as "scenes/32" (24,
+48, 64), with its captions and graphs, for other programs. Running the command again finds the data and changes nothing;
+if several run at once, one prepares the data, and the others wait for it.
 
-"emoji" (three styles, captions in English; "emoji/64_de" at 64 pixels in German) and "glyphs" (the fonts that words are
-drawn in) are made from packages of the npm registry, which are fetched once and checked by their hash; where that does
-not work --package_dir names a folder with their archives:
+"emoji" (three styles, captions in English; "emoji/64_de" at 64 pixels in German) and "glyphs" (the fonts for drawing
+words) are made from packages of the npm registry, which are fetched once and checked by their hash; where that does not
+work, --package_dir names a folder with their archives:
 
     python -m experiments.prepare_data --dataset=emoji
     python -m experiments.prepare_data --dataset=glyphs --package_dir=/path/to/archives
 
-Text becomes tokens. A file is one document, each line's "text" in a .jsonl; either may be gzipped. Without a
-tokenizer's file tokens are bytes:
+Text becomes tokens. Each file is one document, or with the ending .jsonl has a document in each line's "text"; either
+may be gzipped. Without a tokenizer's file, tokens are bytes:
 
     python -m experiments.prepare_data --dataset=text --corpus=openwebtext --text=owt.jsonl.gz --held_out=100000 \\
         --tokenizer=gpt2/tokenizer.json --begin='<|endoftext|>' --end='<|endoftext|>'
@@ -28,18 +28,18 @@ FLAGS = cli.Flags(__name__, __doc__)
 DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config (lsun/bedroom), or digits, emoji, glyphs, text")
 DATA_DIR = FLAGS.path("data_dir", None, "directory of TFDS; by default $TFDS_DATA_DIR, else ./data")
 IDX_DIR = FLAGS.path("idx_dir", None, "directory of local idx .gz files, for mnist, fashion_mnist, kmnist")
-CORPUS = FLAGS.string("corpus", None, "of a text: its name, as data.options.corpus will say")
-TEXT = FLAGS.paths("text", [], "of a text: its files")
-TEST_TEXT = FLAGS.paths("test_text", [], "of a text: the files that are held out")
-HELD_OUT = FLAGS.integer("held_out", 0, "of a text: how many documents at the end are held out")
-TOKENIZER = FLAGS.path("tokenizer", "bytes", "of a text: bytes, or a tokenizer.json of Hugging Face's library")
+CORPUS = FLAGS.string("corpus", None, "for text: its name, for data.options.corpus")
+TEXT = FLAGS.paths("text", [], "for text: its files")
+TEST_TEXT = FLAGS.paths("test_text", [], "for text: held-out files")
+HELD_OUT = FLAGS.integer("held_out", 0, "for text: how many documents at the end are held out")
+TOKENIZER = FLAGS.path("tokenizer", "bytes", "for text: bytes, or a tokenizer.json of Hugging Face's library")
 BEGIN = FLAGS.string(
     "begin", None, "of a text: what begins an example, such as <|endoftext|>", allowed="a token of the tokenizer"
 )
 END = FLAGS.string(
     "end",
     None,
-    "of a text: what ends a document, and with --begin an example",
+    "for text: the token that ends a document, and with --begin an example",
     allowed="a token of the tokenizer",
 )
 MANUAL_DIR = FLAGS.path("manual_dir", None, "directory of archives that TFDS cannot download by itself")
@@ -58,7 +58,7 @@ OF_PACKAGES = ("emoji", "glyphs")
 
 
 def main(argv: list[str]) -> None:
-    """Prepare the data set and say what is where."""
+    """Prepare the data set and print where it is."""
     if not DATASET.value:
         raise UserError("--dataset is missing: a TFDS name such as fashion_mnist or cifar10, or digits, or text")
     data_dir = str(expanded(DATA_DIR.value or data.default_data_dir()))
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 
 def prepare_glyphs(data_dir: str) -> None:
-    """The fonts of the data set "glyphs", whose pictures are drawn when they are read."""
+    """Prepare the fonts of the data set "glyphs", whose pictures are drawn on access."""
     if DATASET.value != "glyphs":
         raise UserError(f"dataset {DATASET.value!r} has no configs: prepare 'glyphs'; data.options.size is of a run")
     for flag in (IDX_DIR, MANUAL_DIR):
@@ -102,12 +102,12 @@ def prepare_glyphs(data_dir: str) -> None:
 
 
 def licences(packages: Iterable[Package]) -> str:
-    """One line on what data is made of, and who may use it how."""
+    """One line on the origin and the licences of the data."""
     return f"made of {', '.join(f'{package} ({package.licence})' for package in packages)}"
 
 
 def prepare_text(data_dir: str) -> None:
-    """The same for text."""
+    """Prepare a text."""
     if not CORPUS.value:
         raise UserError("--corpus is missing: what the text shall be called, as data.options.corpus will say")
     prepared = text.prepare_text(

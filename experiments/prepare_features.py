@@ -1,14 +1,14 @@
-"""DINOv2's features of the training images, patch by patch, once: what representation alignment (REPA) learns from.
+"""Compute DINOv2's features of the training images once, patch by patch, for representation alignment (REPA).
 
     python -m experiments.prepare_features --config=configs/digits_unet.py:objective=repa \\
         --dinov2=dinov2_vitb14_pretrain.pth --out=data/features.npy
     python -m experiments.train --config=configs/digits_unet.py:objective=repa --workdir=runs/repa \\
         --config.data.features=data/features.npy
 
-As many patches as the config's network has tokens, in the order of the data set, cropped as in training and not
-flipped; float16 [examples, tokens, channels]. Stopped, it continues where it was. A hidden file beside it says what the
-features are of: running it again finds them and changes nothing. Of several at once one makes them, and the others wait
-for it.
+The features have as many patches as the config's network has tokens, in the order of the data set, cropped as in
+training and not flipped; float16 [examples, tokens, channels]. After an interruption the same command continues where
+it was. A hidden file beside the features describes them: running the command again finds them and changes nothing. If
+several run at once, one computes the features, and the others wait for it.
 """
 
 from experiments.ground import cli
@@ -40,7 +40,7 @@ from experiments.ground.progress import ProgressBar
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the features and say what they are of."""
+    """Write the features and print what they are."""
     if not OUT.value or not OUT.value.endswith(".npy"):
         raise UserError("give --out=..., where to write, ending in .npy")
     if not DINOV2.value:
@@ -71,10 +71,11 @@ def main(argv: Sequence[str]) -> None:
 def write_features(
     experiment: Experiment, encode: NetworkFeatures, out: Path, shape: tuple[int, int], size: int = 64
 ) -> int:
-    """Features of every example of the training split by `encode`, batch by batch; returns how many examples.
+    """Write features of every example of the training split by `encode`, batch by batch; returns the number of
+    examples.
 
-    What is done is kept in hidden files beside `out` until all of it is; then it gets its name. Nothing is done where
-    `out` is there and its record says that it is of the same.
+    Partial results are kept in hidden files beside `out` until all of it is done; then the file gets its name. If `out`
+    exists and its record describes the same features, nothing is done.
 
     Raises:
       UserError: `out` or its directory cannot be written.
@@ -106,7 +107,7 @@ def write_features(
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """What a record says; nothing where there is none or it is damaged."""
+    """The content of a record; empty if there is none or it is damaged."""
     try:
         return read_json(path)
     except UserError:
@@ -114,7 +115,7 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def _begun(partial: Path, kept: dict[str, Any], of: dict[str, Any]) -> tuple[np.memmap, int]:
-    """The file that is being filled, and how many of its examples are done."""
+    """The file that is being filled, and the number of finished examples."""
     done, shape = kept.get("done"), tuple(of["shape"])
     if kept.get("of") == of and isinstance(done, int) and 0 < done <= shape[0]:
         try:

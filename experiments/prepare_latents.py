@@ -1,19 +1,20 @@
-"""Encode a data set once with a trained first stage, for trainings on its latents.
+"""Encode a data set once with a trained first stage, for training on its latents.
 
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits_latent \\
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \\
         --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
 
-A published first stage, a folder of diffusers (AutoencoderKL and its like, or a pipeline with one), stands in the place
-of a workdir. It is of no data by itself:
+A published first stage, which is a folder of diffusers (AutoencoderKL and the like, or a pipeline with one), can
+replace the workdir. It has no data of its own, so name a data set:
 
     python -m experiments.prepare_latents --first_stage=models/sd15/vae --dataset=folder:pictures --image_size=512 \\
         --crop=edm --out=data/latents
 
-Mean and standard deviation of every latent are kept, in shards, with the other fields of the data (classes, captions)
-beside them. Images are taken as the first stage's own data was: with its size, crop and channels, and, where it is the
-same data set, its options. Stopped, it goes on where it was, and the bytes are the same; run again, it changes nothing.
+Mean and standard deviation of every latent are stored in shards, together with the other fields of the data (classes,
+captions). Images are prepared like the first stage's own data: with its size, crop and channels and, for the same data
+set, its options. After an interruption the same command continues and gives the same bytes; run again, it changes
+nothing.
 """
 
 from experiments.ground import cli
@@ -28,7 +29,7 @@ IMAGE_SIZE = FLAGS.integer(
     "image_size", None, "side of the images; by default that of the first stage's own data", lower=1, upper=2**20
 )
 CROP = FLAGS.string("crop", None, "how images become square; by default as for the first stage")
-FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "of the numbers that are kept")
+FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "type of the stored numbers")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
@@ -53,7 +54,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Encode the splits and say what is where."""
+    """Encode the splits and print where they are."""
     if not FIRST_STAGE.value or not OUT.value:
         raise UserError("give --first_stage=..., a trained first stage, and --out=..., where to write")
     stage = systems.load_first_stage(FIRST_STAGE.value)
@@ -93,10 +94,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the data that say what a picture is: the flags', else those of the first stage's own data.
+    """Fields of the data that describe the pictures: from the flags, else from the first stage's own data.
 
     Raises:
-      UserError: it has none, being published, and --dataset is missing.
+      UserError: it is published and has none, and --dataset is missing.
     """
     if not DATASET.value and not own.get("dataset"):
         raise UserError("a published first stage is of no data by itself: give --dataset=..., and --image_size=...")
@@ -111,10 +112,10 @@ def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def opened(pictures: dict[str, Any], split: str, data_dir: str | None) -> data.Pipeline:
-    """One split, whose images are read from the disk, in their order.
+    """One split, whose images are read from the disk in order.
 
     Raises:
-      UserError: no such data, or it holds no pictures.
+      UserError: there is no such data, or it holds no pictures.
     """
     pipeline = data.Pipeline.from_config(
         {**pictures, "split": split, "batch_size": BATCH_SIZE.value, "data_dir": data_dir, "memory_limit": 0}
@@ -125,7 +126,7 @@ def opened(pictures: dict[str, Any], split: str, data_dir: str | None) -> data.P
 
 
 def encoder(stage: systems.FirstStageFolder, batch_size: int) -> Encode:
-    """From uint8 pictures to what is stored of them; every batch is filled up, so that shards end where they will."""
+    """Encodes uint8 pictures into the stored form; every batch is filled up, so that shards may have any size."""
     codec, params = stage.codec, jax.device_put(stage.read_params())
 
     @jax.jit
@@ -141,7 +142,7 @@ def encoder(stage: systems.FirstStageFolder, batch_size: int) -> Encode:
 
 
 def write_split(writer: LatentWriter, encode: Encode, pipeline: data.Pipeline, split: str) -> None:
-    """The shards of a split that are not there yet."""
+    """Write the missing shards of a split."""
     count, source = pipeline.info.num_examples, pipeline.examples
     with ProgressBar(total=count, description=f"latents of {split}", primary=True) as bar:
         for shard, rows in writer.missing(split, count):

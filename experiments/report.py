@@ -1,12 +1,12 @@
-"""Write the report of a run again, or serve it to a browser while the run goes.
+"""Write the report of a run again, or serve it to a browser while the run continues.
 
     python -m experiments.report --workdir=runs/digits
     python -m experiments.report --workdir=runs/digits --serve=8000        # then open http://127.0.0.1:8000
 
-A run writes its report itself, from the first pictures on. This command writes the report of a run that was killed, or
-of one that an earlier version trained. Served, the page is made anew at every visit; nothing but reports is served, and
-to this machine alone: `ssh -L 8000:127.0.0.1:8000 MACHINE` brings that of another machine here, and `--host=0.0.0.0`
-shows it to the whole network. The workdir of an ablation has a report too, which `experiments.ablate` writes.
+A run writes its report itself, as soon as there are pictures. This command writes the report of a run that was killed,
+or of one that an earlier version trained. When served, the page is made anew at every visit. Only reports are served,
+and only to this machine: `ssh -L 8000:127.0.0.1:8000 MACHINE` forwards another machine's report, and `--host=0.0.0.0`
+serves it to the whole network. The workdir of an ablation has a report too, written by `experiments.ablate`.
 """
 
 from experiments.ground import cli
@@ -48,7 +48,7 @@ def serve(directory: Path, host: str, port: int) -> None:
     """Serve until stopped.
 
     Raises:
-      UserError: the port is in use or not allowed, or the address is none of this machine.
+      UserError: the port is in use or not allowed, or the address does not belong to this machine.
     """
     try:
         server = http.server.ThreadingHTTPServer((host, port), _handler(directory))
@@ -70,7 +70,7 @@ def _why(error: OSError, host: str) -> str:
 
 def _handler(directory: Path) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
-        """The report at /, that of a training of an ablation at /trainings/NAME/report.html, and nothing else."""
+        """The report at /, a training of an ablation at /trainings/NAME/report.html, and nothing else."""
 
         server_version, sys_version = "diffusion_jax", ""
 
@@ -88,14 +88,14 @@ def _handler(directory: Path) -> type[http.server.BaseHTTPRequestHandler]:
 
         do_HEAD = do_GET
 
-        def log_message(self, format: str, *args: object) -> None:  # visits are no news
+        def log_message(self, format: str, *args: object) -> None:  # visits are not logged
             pass
 
     return Handler
 
 
 def page_at(directory: Path, url: str) -> bytes | None:
-    """The page that belongs to the path of a URL; None where there is none."""
+    """The page for the path of a URL; None if there is none."""
     match = _PAGES.fullmatch(unquote(urlsplit(url).path))
     if match is None:
         return None

@@ -1,13 +1,13 @@
-"""The scorecard: which claims of which papers this code has shown, and which it has not.
+"""The scorecard: which claims of which papers this code confirms, and which it does not.
 
     python -m experiments.reproduce                       # all papers in configs/papers/, a minute
     python -m experiments.reproduce --paper=edm           # one or some (edm,vdm_cifar10), claim by claim
     python -m experiments.reproduce --scale=smoke --jobs=2  # train every recipe, reduced, on real digits
     python -m experiments.reproduce --record=runs/edm     # keep the numbers of a finished run of a paper's config
 
-Counts, schedules, losses and samplers are measured on the spot, from the config as it is. Results of a training are
+Counts, schedules, losses and samplers are measured on the spot, from the unchanged config. Results of a training stay
 claims until somebody has trained: then `--record` keeps the run's numbers in docs/results/, with commit, hardware and
-command. Exit code 1 says that something is not as the paper has it, without a reason that the config states.
+command. Exit code 1 means that something differs from the paper without a reason stated in the config.
 """
 
 from experiments.ground import cli
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cell(kind: str, checks: list[Check]) -> str:
-    """One entry of the table: the checks of one kind."""
+    """One entry of the table: all checks of one kind."""
     status = scorecard.summary(checks)
     if kind == "parameters" and checks[0].measured is not None:
         return f"{MARKS[status]} {checks[0].measured:,}"
@@ -105,14 +105,14 @@ def flat(found: dict[str, list[Check]]) -> list[Check]:
 
 
 def table(papers: list[Paper], scores: Scores) -> Table:
-    """A line for each paper."""
+    """A row for each paper."""
     rows = [(paper.name, *(cell(kind, found) for kind, found in scores[paper.name].items())) for paper in papers]
     columns = (Column("config", names_row=True), *(COLUMNS.get(kind, kind) for kind in CHECKS))
     return Table.of(columns, rows, title="What of the papers is shown")
 
 
 def details(paper: Paper, found: dict[str, list[Check]]) -> Table:
-    """A line for each claim of one paper."""
+    """A row for each claim of one paper."""
     rows = [
         (check.name, check.status, _text(check.claimed), _text(check.measured), check.source, check.note)
         for check in flat(found)
@@ -122,7 +122,7 @@ def details(paper: Paper, found: dict[str, list[Check]]) -> Table:
 
 
 def page(papers: list[Paper], scores: Scores) -> str:
-    """The scorecard in Markdown."""
+    """The scorecard as Markdown."""
     lines = [
         "# Scorecard",
         "",
@@ -140,7 +140,7 @@ def page(papers: list[Paper], scores: Scores) -> str:
 
 
 def as_json(papers: list[Paper], scores: Scores) -> str:
-    """The scorecard for programs."""
+    """The scorecard as JSON."""
     found = {
         paper.name: {
             "paper": paper.claims["paper"],

@@ -1,9 +1,9 @@
-"""Say on the pages of docs/results/ what has changed since their numbers were made.
+"""Write on the pages of docs/results/ what has changed since their numbers were made.
 
     python -m experiments.results
 
-Every page ends with the commit that its numbers were made at, whether the config is still the same, and in which rooms
-the code has changed. Nothing is measured again: for that, run the command in the ablation's config with `--page`.
+Every page ends with the commit of its numbers, whether the config is still the same, and the rooms in which the code
+has changed. Nothing is measured again: for that, run the command in the ablation's config with `--page`.
 """
 
 from experiments.ground import cli

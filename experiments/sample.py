@@ -1,13 +1,13 @@
-"""Draw samples from a trained run, or do something with a picture.
+"""Draw samples from a trained run, or apply a task to a picture.
 
     python -m experiments.sample --workdir=runs/digits --num_samples=64 [--sampler=dpmpp_2m --steps=20 --out=x.npz]
     python -m experiments.sample --workdir=runs/digits --num_samples=40 --animate --out=x.png
     python -m experiments.sample --workdir=runs/scenes --prompt="a red star" [--negative_prompt="a blue ring"]
 
 Writes x.npz with uint8 `images` [n, height, width, channels] and `labels` [n], classes balanced, or `prompts` [n], and
-x.png, the grid; --out=x.png writes the grid alone. --animate also writes x.webp, the way from noise to the samples. A
-run that is told texts draws captions of held-out data where no prompt is given. Of text x.npz has `tokens` [n, length],
-and x.txt the texts. Sample i depends on the seed, i and what it is asked for; on the batch size by rounding only.
+x.png, the grid; --out=x.png writes only the grid. --animate also writes x.webp, the way from noise to the samples.
+Without a prompt, a text-to-image run draws captions of held-out data. For text, x.npz has `tokens` [n, length], and
+x.txt the texts. Sample i depends on the seed, i and its request; the batch size changes it only by rounding.
 
     ... --task=inpaint   --image=a.png --mask=m.png --out=b.png     draw what the mask has white; the rest stays exactly
     ... --task=edit      --image=a.png --label=3 --out=b.png        make a 3 of it; --source_label says what it is
@@ -19,7 +19,7 @@ from experiments.ground import cli
 from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
-# What each task reads of the flags that not every one reads.
+# Flags that only some tasks read.
 READS = {
     "sample": ("labels", "latents", "label"),
     "inpaint": ("image", "mask", "label", "projection"),
@@ -35,19 +35,19 @@ NUM_SAMPLES = FLAGS.integer(
 OUT = FLAGS.path("out", None, "where to write, an .npz or a .png file; by default samples/ in the workdir")
 IMAGE = FLAGS.path("image", None, "the picture that a task begins with, of the size of the data")
 MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
-LABEL = FLAGS.string("label", None, "the class that the result shall have, by number or name; by default none is asked")
-SOURCE_LABEL = FLAGS.string("source_label", None, "the class that --image has; by default none is said")
+LABEL = FLAGS.string("label", None, "the class that the result shall have, by number or name; by default none")
+SOURCE_LABEL = FLAGS.string("source_label", None, "the class that --image has; by default none")
 STRENGTH = FLAGS.number("strength", None, "the time up to which noise replaces the picture; 1 is all", lower=0, upper=1)
 LATENTS = FLAGS.path("latents", None, "noise to begin with, as --task=invert wrote it")
 SAMPLING = SamplingFlags(FLAGS, with_tasks=True)
 ANIMATE = FLAGS.boolean("animate", False, "also write the way from noise to the samples, as an animated .webp file")
 SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
-PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: nothing is said")
+PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: no condition")
 PROMPTS = FLAGS.path(
     "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
 )
 NEGATIVE = FLAGS.words(
-    "negative_prompt", None, "what to guide away from, in words, or a class; by default from saying nothing"
+    "negative_prompt", None, "what to guide away from, in words, or a class; by default no condition"
 )
 LABELS = FLAGS.strings(
     "labels",
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def require_own_flags() -> None:
-    """Refuse flags that the task does not read, and the lack of those that it needs."""
+    """Refuse flags that the task does not read, and missing flags."""
     own = READS[TASK.value]
     for name in sorted({flag for flags in READS.values() for flag in flags} - set(own)):
         if FLAGS[name] is not None:
@@ -135,7 +135,7 @@ def require_own_flags() -> None:
 
 
 def out_path() -> Path:
-    """Where the result is written."""
+    """The path of the result."""
     of_picture = TASK.value in ("inpaint", "edit", "variation") or bool(LATENTS.value)
     several = (NUM_SAMPLES.value or 1) > 1
     named = {"sample": "samples.npz", "invert": "latents.npz"}
@@ -149,7 +149,7 @@ def out_path() -> Path:
 
 
 def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
-    """Samples from noise."""
+    """Draw samples from noise."""
     place = workdir.Place.of(WORKDIR.value) if OUT.value is None else workdir.Place()
     number = NUM_SAMPLES.value or 64
     if out.suffix == ".png" and experiment.shown.spec.kind != "pixels":
@@ -158,7 +158,7 @@ def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path)
     if ANIMATE.value:
         evaluation.require_path(make)
     images = evaluation.draw(make, params, asked, number, SEED.value)
-    if ANIMATE.value:  # every process has its part in it
+    if ANIMATE.value:  # all processes take part
         evaluation.animate(make, params, asked, number, SEED.value, out.with_suffix(".webp"))
     if not parallel.is_primary():
         return
@@ -171,7 +171,7 @@ def draw(experiment: Experiment, params: Any, source: dict[str, Any], out: Path)
 
 
 def save_samples(experiment: Experiment, images: np.ndarray, asked: Asked, out: Path) -> None:
-    """The samples as arrays, unless `out` is a picture; the grid of pictures, or the texts."""
+    """Write the samples as arrays, unless `out` is a picture; also the grid of pictures, or the texts."""
     info = experiment.shown
     if out.suffix != ".png":
         said = {} if asked.labels is None else {"labels": asked.labels}
@@ -191,7 +191,7 @@ def save_samples(experiment: Experiment, images: np.ndarray, asked: Asked, out: 
 
 
 def make_pictures(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
-    """Inpainting, editing, variations, and pictures from given noise."""
+    """Do inpainting, editing, variations, or draw from given noise."""
     task, number, label, how = task_of(experiment), NUM_SAMPLES.value or 1, LABEL.value, {}
     given: dict[str, np.ndarray] = {}
     if LATENTS.value:
@@ -219,7 +219,7 @@ def make_pictures(experiment: Experiment, params: Any, source: dict[str, Any], o
 
 
 def invert(experiment: Experiment, params: Any, source: dict[str, Any], out: Path) -> None:
-    """The noise of a picture, with what gives the picture back."""
+    """Write the noise of a picture, with the settings that give the picture back."""
     task = task_of(experiment)
     make = generator(experiment, 1, task)
     latents = evaluation.draw(make, params, None, 1, SEED.value, rows_of(experiment, LABEL.value))
@@ -236,7 +236,7 @@ def invert(experiment: Experiment, params: Any, source: dict[str, Any], out: Pat
 def generator(
     experiment: Experiment, number: int, task: tasks.Task | None = None, how: Mapping[str, Any] | None = None
 ) -> Generator:
-    """As the flags say, else as `how` does, else as the config does."""
+    """The generator with the flags' settings, else those of `how`, else the config's."""
     how = how or {}
     if "sampler" in how:
         check_sampler(how["sampler"])
@@ -252,7 +252,7 @@ def generator(
 
 
 def task_of(experiment: Experiment) -> tasks.Task:
-    """The task with its options, from the flags and the config."""
+    """The task with its options from the flags and the config."""
     sampling, strength = experiment.config.sampling, STRENGTH.value
     if LATENTS.value:
         return tasks.FromLatents()
@@ -267,7 +267,7 @@ def task_of(experiment: Experiment) -> tasks.Task:
 
 
 def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
-    """What is given to the task, one row each."""
+    """The inputs of the task, one row each."""
     given: dict[str, np.ndarray] = {}
     if IMAGE.value:
         given["image"] = requests.in_unit_range(requests.read_picture(experiment, IMAGE.value))
@@ -286,10 +286,10 @@ def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
 
 
 def what_is_asked(experiment: Experiment, num_samples: int) -> Asked:
-    """What the flags ask for, of every sample; what is not read as it stands is said.
+    """The request for every sample from the flags; prints a note if a text is not read as it stands.
 
     Raises:
-      UserError: prompts for a network that is told no text, or two kinds of prompts.
+      UserError: there are prompts for a network without a text condition, or two kinds of prompts.
     """
     prompts = read_prompts(PROMPT.value, PROMPTS.value)
     if prompts is None and experiment.told_text is None:

@@ -1,4 +1,4 @@
-"""Train the diffusion model that a config describes, and show what it learned.
+"""Train the diffusion model that a config describes, and report what it has learned.
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits [--config.train.steps=200 ...]
 
@@ -108,7 +108,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
     if start:
         require_same_sources(record.get("frozen", {}), known, f"{directory}, step {start},")
     state, record = state.replace(frozen=frozen), {**record, "frozen": known}
-    if primary:  # nothing is claimed by a start that is refused
+    if primary:  # a start that is refused claims nothing
         workdir.claim(directory, config, experiment.info, kept=kept, other_steps=True)
         others = (*record.get("extended", []), *([former] if former else []))
         workdir.own_checkpoints(directory, config, checkpointer.directory, other_steps=others)
@@ -137,7 +137,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
 
 
 def announce(experiment: Experiment, state: training.TrainState, directory: Path, writer: RunWriter) -> None:
-    """What is going to be trained, and where: for people, and for the report."""
+    """Announce what is trained and where, for people and for the report."""
     count = int(parameter_overview.count_parameters(state.params))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     replace_file(f"{directory}/parameters.txt", (overview + "\n").encode())
@@ -166,8 +166,8 @@ def begin(
     """The canonical state to start from, its step, and the record saved with it.
 
     Raises:
-      UserError: the checkpoint to resume from is damaged or missing; the message says which others there are. Or there
-        is none although the run had one, unless `restart` says to begin again.
+      UserError: the checkpoint to resume from is damaged or missing; the message says which others exist. Or there is
+        none although the run had one, unless `restart` says to begin again.
     """
     steps, known_run = checkpointer.steps(), workdir.known_steps(directory) is not None
     if resume_from is not None and resume_from not in steps:
@@ -219,10 +219,10 @@ def begin(
 
 
 def taught(experiment: Experiment, state: training.TrainState) -> training.TrainState:
-    """A first state with the teacher's weights in it: as the teacher, and as the start if `teacher.initialize`.
+    """An initial state with the teacher's weights: as the teacher, and as the start if `teacher.initialize`.
 
     Raises:
-      UserError: the network cannot start from the teacher's weights; the message names what differs.
+      UserError: the network cannot start from the teacher's weights; the message names the differences.
     """
     spec = experiment.config.teacher
     _, params, source = restore_params(spec.workdir)
@@ -260,10 +260,10 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
 
 
 def only_here(own: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], ...]:
-    """The paths of the parameters that a student has and its teacher has not: layers for what it is told besides.
+    """The paths of parameters that only the student has: layers for its additional inputs.
 
     Raises:
-      UserError: any other difference.
+      UserError: there is any other difference.
     """
     here, there = (flatten_dict(jax.tree.map(jnp.shape, tree), keep_empty_nodes=True) for tree in (own, theirs))
     fresh = {path for path in set(here) - set(there) if theirs[path[0]] is not None}
@@ -280,7 +280,7 @@ def only_here(own: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> 
 
 
 def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: int) -> bool:
-    """Whether the newest checkpoint already descends from `--resume_from`: then the flag has been obeyed before."""
+    """Whether the newest checkpoint already descends from `--resume_from`: then the flag has taken effect before."""
     if newest == resume_from:
         return True
     try:
@@ -290,7 +290,7 @@ def grown_from(checkpointer: training.Checkpointer, newest: int, resume_from: in
 
 
 def finish(experiment: Experiment, params: Any, directory: Path, live: LivePage) -> int:
-    """Final samples, evaluation and report, unless they were made before; finished.json comes last."""
+    """Make final samples, evaluation and report, unless they exist; finished.json is written last."""
     config, place = experiment.config, workdir.Place.of(directory)
     marker = directory / workdir.FINISHED
     if parallel.any_process(parallel.is_primary() and not marker.exists()):
@@ -304,7 +304,7 @@ def finish(experiment: Experiment, params: Any, directory: Path, live: LivePage)
             live.state("finished")
             replace_file(marker, json.dumps({"step": config.train.steps}).encode())
             summary_table(directory).print()
-    parallel.wait_for_all("finished")  # process 0 judges and draws alone; it is the one that the others depend on
+    parallel.wait_for_all("finished")  # process 0 evaluates and draws alone, and the others depend on it
     if parallel.is_primary():
         if experiment.shown.spec.kind == "pixels":
             print(f"picture: {directory}/samples/final.png")

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep_student() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Who draws."""
+    """The student, or the teacher."""
     yield "teacher", {}
     for name in ("lcm", "tcd"):
         skips = {"objective": dict(name=name, solver_steps=24), "time_sampler": None}
@@ -50,7 +50,7 @@ def sweep_student() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def sweep_steps() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How many steps."""
+    """The number of steps."""
     for number in (1, 2, 4, 8, 24):
         yield str(number), {"sampling.steps": number}
 

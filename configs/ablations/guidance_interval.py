@@ -23,7 +23,7 @@ METRIC = "proxy_fd"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     config.log.sample_every = 0
     config.evaluation.metrics = ("proxy_fd", "class_accuracy", "proxy_precision_recall")
@@ -31,18 +31,18 @@ def get_config() -> ConfigDict:
 
 
 def sweep_scale() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How far to extrapolate."""
+    """The scale of guidance."""
     for scale in (1.0, 1.5, 2.0, 4.0):
         yield f"{scale:g}", {"sampling.guidance.scale": scale}
 
 
 def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where."""
+    """The interval of guidance."""
     yield "all", {"sampling.guidance.interval": ()}
     yield "middle", {"sampling.guidance.interval": (0.2, 2.0)}
     yield "low noise", {"sampling.guidance.interval": (0.0, 0.2)}
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """Without guidance there is nothing to limit."""
+    """Without guidance, only the cell without an interval."""
     return cell["scale"] != "1" or cell["interval"] == "all"

@@ -37,7 +37,7 @@ def base() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     with config.unlocked():
         del config.model, config.process
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep_rank() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How many directions each kernel may change in."""
+    """The rank of LoRA, or training of the whole network."""
     for rank in (1, 4, 16):
         yield str(rank), {"adapter": {"name": "lora", "rank": rank, "targets": KERNELS}}
     yield "all", {"adapter": None}

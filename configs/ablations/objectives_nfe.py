@@ -26,7 +26,7 @@ _ONE_EVALUATION = {"denoising": "euler", "flow_matching": "flow_euler", "meanflo
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     config.model.num_times = 1
     config.log.sample_every = 0
@@ -35,13 +35,13 @@ def get_config() -> ConfigDict:
 
 
 def sweep_objective() -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is learned."""
+    """The objective."""
     for name, label in (("denoising", "edm"), ("flow_matching", "flow"), ("meanflow", "meanflow")):
         recipe = {field: value for field, value in RECIPES[name].items() if field != "sampling.steps"}
         yield label, {**recipe, "sampling.sampler": {"name": _ONE_EVALUATION[name]}}
 
 
 def sweep_evaluations() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How often the network is asked."""
+    """The number of network evaluations."""
     for number in (1, 2, 4, 8, 16, 32):
         yield str(number), {"sampling.steps": number}

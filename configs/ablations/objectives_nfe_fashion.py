@@ -25,7 +25,7 @@ METRIC = objectives_nfe.METRIC
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config, fashion = objectives_nfe.get_config(), fashion_mnist()
     config.data, config.model = fashion.data, fashion.model
     config.model.num_times = 1
@@ -42,10 +42,10 @@ def get_config() -> ConfigDict:
 
 
 def sweep_objective() -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is learned."""
+    """The objective."""
     yield from objectives_nfe.sweep_objective()
 
 
 def sweep_evaluations() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How often the network is asked."""
+    """The number of network evaluations."""
     yield from objectives_nfe.sweep_evaluations()

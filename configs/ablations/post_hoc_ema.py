@@ -23,7 +23,7 @@ METRIC = "proxy_fd"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     config.ema.half_lives = ()
     config.ema.widths = (0.05, 0.1)
@@ -36,6 +36,6 @@ def get_config() -> ConfigDict:
 
 
 def sweep_width() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Standard deviation of the average's weights, in parts of the training."""
+    """The standard deviation of the average's weights, as a fraction of the training."""
     for width in (0.04, 0.05, 0.075, 0.1, 0.15):
         yield f"{width:.3f}", {"sampling.ema": f"width_{width}"}

@@ -23,7 +23,7 @@ METRIC = "proxy_fd"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     config.process.time_input = ConfigDict(dict(name="scaled_t", scale=1000.0))
     config.time_sampler = ConfigDict(dict(name="uniform", uniforms="low_discrepancy"))
@@ -41,12 +41,12 @@ def sweep_prediction() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def sweep_schedule() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the signal goes."""
+    """The noise schedule."""
     yield "cosine", {"process.schedule": {"name": "clipped_cosine"}}
     yield "linear", {"process.schedule": {"name": "vp_sde"}}
 
 
 def sweep_weighting() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How much the noise levels count."""
+    """The weights of the noise levels."""
     yield "plain", {"objective": {"name": "denoising", "weighting": "uniform"}}
     yield "min_snr", {"objective": {"name": "denoising", "weighting": {"name": "min_snr", "gamma": 5.0}}}

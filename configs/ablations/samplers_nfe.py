@@ -23,7 +23,7 @@ METRIC = "proxy_fd"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = digits()
     config.log.sample_every = 0
     config.evaluation.metrics = ("proxy_fd", "class_accuracy")
@@ -31,12 +31,12 @@ def get_config() -> ConfigDict:
 
 
 def sweep_sampler() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How to go back."""
+    """The sampler."""
     for name in ("euler", "heun", "dpmpp_2m"):
         yield name, {"sampling.sampler": {"name": name}}
 
 
 def sweep_steps() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How many steps."""
+    """The number of steps."""
     for steps in (4, 8, 16, 32):
         yield str(steps), {"sampling.steps": steps}

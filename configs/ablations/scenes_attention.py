@@ -22,7 +22,7 @@ METRIC = "prompt_adherence"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = scenes("small")
     config.model = ConfigDict(dict(name="dit", patch_size=3, hidden_size=128, depth=6, num_heads=4))
     config.model.context_by = "cross"
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep_attention() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Across or jointly."""
+    """Cross-attention or joint attention."""
     yield "cross", {"model.context_by": "cross", "model.hidden_size": 128}
     yield "joint", {"model.context_by": "joint", "model.hidden_size": 112}
 

@@ -23,7 +23,7 @@ METRIC = "prompt_adherence"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = scenes("small")
     config.data.options.max_objects = 2
     config.log.sample_every = 0
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep_captions() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How much they say."""
+    """The kind of captions."""
     for density in ("label", "sentence", "description", "mixed"):
         yield density, {"data.options.density": density}
     yield "shuffled", {"data.options.density": "mixed", "data.shuffle_captions": True}

@@ -22,7 +22,7 @@ METRIC = "prompt_adherence"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = scenes("small")
     config.log.sample_every = 0
     config.evaluation.metrics = ("prompt_adherence", "proxy_fd")
@@ -30,17 +30,17 @@ def get_config() -> ConfigDict:
 
 
 def sweep_scale() -> Iterator[tuple[str, dict[str, Any]]]:
-    """How far to extrapolate."""
+    """The scale of guidance."""
     for scale in (1.0, 2.0, 3.0, 5.0, 8.0):
         yield f"{scale:g}", {"sampling.guidance.scale": scale}
 
 
 def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where."""
+    """The interval of guidance."""
     yield "all", {"sampling.guidance.interval": ()}
     yield "middle", {"sampling.guidance.interval": (0.2, 5.0)}
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """Without guidance there is nothing to limit."""
+    """Without guidance, only the cell without an interval."""
     return cell["scale"] != "1" or cell["interval"] == "all"

@@ -23,7 +23,7 @@ METRIC = "prompt_adherence"
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from."""
+    """The config of every cell, before its changes."""
     config = scenes("small")
     config.data.options.update(max_objects=2)
     config.data.options.density = "sentence"

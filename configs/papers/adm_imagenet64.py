@@ -46,7 +46,7 @@ CLAIMS = {
 SMOKE = {
     "model": {**CONVOLUTIONS, "head_channels": 8},
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

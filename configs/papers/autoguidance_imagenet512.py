@@ -53,7 +53,7 @@ CLAIMS = {
 SMOKE = {
     "model": {**CONVOLUTIONS, "base_channels": 32, "head_channels": 16},
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -55,7 +55,7 @@ SMOKE = {
     "objective": {"last": 5},  # the data spreads as slowly as the target follows
     "times_the_steps": 4,  # in fewer it draws the mean of all digits
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -44,7 +44,7 @@ SMOKE = {
     "model": CONVOLUTIONS,
     "times_the_steps": 2,  # a bound on tokens learns slowly
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

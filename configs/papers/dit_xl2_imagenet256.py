@@ -51,7 +51,7 @@ CLAIMS = {
 SMOKE = {
     "model": {**TRANSFORMER, "depth": 2},
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -40,7 +40,7 @@ SMOKE = {
     "model": CONVOLUTIONS,
     "objective": {"last": 160},  # the data spreads as slowly as the target follows
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -52,7 +52,7 @@ CLAIMS = {
 SMOKE = {
     "model": {**TRANSFORMER, "depth": 4, "bottleneck": 16, "context_tokens": 4, "context_start": 1},
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -40,7 +40,7 @@ SMOKE = {
     "model": {"hidden_size": 64, "depth": 2, "num_heads": 2, "conditioning_size": 32},
     "times_the_steps": 2,  # a bound on tokens learns slowly
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -47,7 +47,7 @@ CLAIMS = {
 SMOKE = {
     "model": CONVOLUTIONS,
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -49,7 +49,7 @@ SMOKE = {
     "model": CONVOLUTIONS,
     "sampling": {"steps": 64},  # a corrector leaves noise with fewer
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -49,7 +49,7 @@ SMOKE = {
     "model": {**TRANSFORMER, "depth": 4},
     "times_the_steps": 4,  # a momentum of 0.99 looks back on 100
 }
-"""What `experiments.reproduce --scale=smoke` trains in the place of the recipe's own."""
+"""What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
 def get_config() -> ConfigDict:

@@ -32,9 +32,9 @@ class Adapted:
     """The parts of a pipeline with adapters.
 
     Attributes:
-      base: the parts without any.
+      base: the parts without adapters.
       loaded: adapters by name, at weight 1.
-      weights: of those that are in force, in their order.
+      weights: weights of the adapters that are in force, in their order.
     """
 
     base: Parts
@@ -45,7 +45,7 @@ class Adapted:
         """With the adapter of a file.
 
         Raises:
-          UserError: a file that is damaged or of another model, or a name that is taken.
+          UserError: the file is damaged or for another model, or the name is taken.
         """
         if name in self.loaded:
             raise UserError(f"an adapter {name!r} is loaded already: give this one another name")
@@ -58,7 +58,7 @@ class Adapted:
         """With these adapters in force, and no other.
 
         Raises:
-          UserError: an unknown adapter, or as many weights as there are not adapters.
+          UserError: an adapter is unknown, or the number of weights differs from the number of adapters.
         """
         for name in names:
             if name not in self.loaded:
@@ -68,7 +68,7 @@ class Adapted:
         return dataclasses.replace(self, weights=dict(zip(names, weights, strict=True))).checked()
 
     def without(self, names: Sequence[str] | None = None) -> "Adapted":
-        """Without these adapters, or any."""
+        """Without these adapters, or without all of them."""
         gone = set(self.loaded if names is None else names)
         kept = {
             field: {name: value for name, value in getattr(self, field).items() if name not in gone}
@@ -77,7 +77,7 @@ class Adapted:
         return dataclasses.replace(self, **kept)
 
     def checked(self) -> "Adapted":
-        """Raise UserError where a weight means nothing."""
+        """Raise UserError if a weight has no meaning."""
         _ = [adapters.weighted(self.loaded[name], weight) for name, weight in self.weights.items()]
         return self
 
@@ -122,7 +122,7 @@ def lora_file(path: Path | str) -> Path:
     """The file of an adapter: itself, or the one in a folder.
 
     Raises:
-      UserError: there is none, or there are several.
+      UserError: there is no such file, or several.
     """
     path = expanded(path)
     if not path.is_dir():

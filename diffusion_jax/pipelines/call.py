@@ -1,8 +1,8 @@
 """One call of a pipeline: from what is asked to latents, and from latents to numbers of pictures.
 
-prompts    -> what the network is told in each of its evaluations
+prompts    -> conditions of each evaluation of the network
 scheduler  -> the walk, and which part of it is taken
-pictures   -> latents to begin with, to keep, or to be told
+pictures   -> latents to begin with, to keep, or to use as a condition
 drawing.draw, on all devices
 """
 
@@ -38,7 +38,7 @@ from diffusion_jax.specs import DataSpec
 
 
 class Call:
-    """A call, held against its model; `latents` computes."""
+    """A call, checked against its model; `latents` computes."""
 
     def __init__(self, parts: Parts, family: Family, asked: Mapping[str, Any], draws: Draws,
                  defaults: Mapping[str, Any], image_prompts: ImagePrompts):  # fmt: skip
@@ -137,7 +137,7 @@ class Call:
 
     @property
     def strength(self) -> float:
-        """How much of the walk a picture to begin with is taken back."""
+        """The fraction of the walk by which a picture to begin with is noised."""
         given = self.asked.strength
         return self.family.strength[self.asked.mask_image is not None] if given is None else given
 
@@ -155,7 +155,7 @@ class Call:
             raise UserError(f"no step of {self.steps} is left to take: ask for more steps, or more strength")
         return first, end
 
-    # What the network is told.
+    # The network's conditions.
 
     def _texts(self, kind: str) -> tuple[tuple[str, ...], ...]:
         """Prompts for each text encoder, a row each."""
@@ -183,7 +183,7 @@ class Call:
         return {name: jnp.repeat(jnp.asarray(value), repeat, axis=0) for name, value in told.items()}
 
     def rows_told(self) -> tuple[dict[str, Array], ...]:
-        """What the network is told in each of its evaluations, texts and numbers."""
+        """The conditions of each evaluation of the network, texts and numbers."""
         a, facts, takes = self.asked, self.facts, self.facts.takes
         positive = self._encoded("prompt")
         if facts.has_unconditional:
@@ -206,7 +206,7 @@ class Call:
 
     @property
     def leans(self) -> bool:
-        """Whether guidance leans away from a negative prompt."""
+        """Whether guidance uses a negative prompt."""
         if self.family.embeds_guidance:
             return self.asked.true_cfg_scale > 1 and self.asked.negative_prompt is not None
         return self.scale > 1 and "guidance" not in self.facts.takes
@@ -299,7 +299,7 @@ class Call:
         return start, Given(rows=rows, numbers={}, **given)
 
     def _with_pictures(self, rows: tuple, images: list[Image.Image], mask: Array | None) -> tuple:
-        """What the network is told, with pictures beside the texts."""
+        """The conditions, with pictures beside the texts."""
         facts, (small, narrow) = self.facts, self.small
         if self.family.edits == "reference":
             multiple = facts.factor * self.family.patch

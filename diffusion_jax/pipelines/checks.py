@@ -1,4 +1,4 @@
-"""What a call asks for, held against the model: nothing that is given is skipped in silence."""
+"""Checks of a call against the model: every argument that has no effect is an error."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -9,12 +9,12 @@ from diffusion_jax.pipelines.families import Family
 from diffusion_jax.samplers.guidance import GUIDANCE, Rule
 from diffusion_jax.specs import DataSpec
 
-# What a call may give only where something else is there: the arguments, whether it is, and what that is.
+# Arguments that need something else: their names, whether it is there, and what it is.
 Need = tuple[tuple[str, ...], bool, str]
 
 
 def unread(asked: SimpleNamespace, defaults: Mapping[str, Any], needs: list[Need]) -> None:
-    """Refuse arguments that the model has no use for.
+    """Refuse arguments that the model does not use.
 
     Raises:
       UserError: an argument was given that nothing reads.
@@ -33,7 +33,7 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
 
     Args:
       asked: the call.
-      family: of the model.
+      family: the model's family.
       model: `call.Facts`.
     """
     steered = bool(model.controls)
@@ -97,10 +97,10 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
 
 
 def shares(asked: SimpleNamespace) -> None:
-    """Refuse numbers out of their bounds.
+    """Refuse numbers outside of their bounds.
 
     Raises:
-      UserError: one is; the message names it.
+      UserError: a number is; the message names it.
     """
     for name in ("strength", "denoising_start", "denoising_end", "guidance_rescale"):
         value = getattr(asked, name)
@@ -121,7 +121,7 @@ def by_control(name: str, value: float | Sequence[float], count: int) -> list[fl
     """The number `name` of each of `count` ControlNets, from one for all or one for each.
 
     Raises:
-      UserError: another number of them.
+      UserError: the number of values is another.
     """
     found = [value] * count if isinstance(value, int | float) else list(value)
     if len(found) != count:
@@ -133,14 +133,14 @@ def rule_of(
     guidance: str | Mapping[str, Any] | None, scale: float | None, default: float, slots: Sequence[str],
     evaluations: int, data: DataSpec,
 ) -> Rule | None:  # fmt: skip
-    """The rule of GUIDANCE that a call asks for, held against its model; None where it asks for none.
+    """The rule of GUIDANCE that a call asks for, checked against its model; None if it asks for none.
 
     Args:
       guidance: its name, or its name and fields.
-      scale: what the call says beside it; None where it says nothing.
-      default: the scale where neither says one.
-      slots: what the network is told.
-      evaluations: how often the call asks the network: once where it leans on nothing.
+      scale: the call's own scale; None if it gives none.
+      default: the scale if neither gives one.
+      slots: the conditions that the network takes.
+      evaluations: the network's evaluations per step; 1 without guidance.
       data: the form of the latents.
 
     Raises:

@@ -1,6 +1,6 @@
 """From noise and conditions to latents: one compiled program for a network, a walk, a form of guidance and a shape.
 
-Nothing here knows of prompts or files. Every row of a batch is computed by itself, whatever the others are.
+Nothing here depends on prompts or files. Every row of a batch is computed independently of the others.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from diffusion_jax.schedulers.arrays import as_compute, compute_dtype
 
 Params = Mapping[str, Any]
 Rows = tuple[Mapping[str, Array], ...]
-"""What the network is told in each of its evaluations; the first is what is asked for."""
+"""The conditions of each evaluation of the network; the first are those asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,10 @@ class Plan:
       skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
       controls: the ControlNets.
       fills: whether what a mask leaves is put back after every step.
-      time_unit: the network is told the walk's time divided by it.
-      reversed_flow: whether the network is told 1 - t, and its output is the velocity from noise to data.
+      time_unit: the network gets the walk's time divided by it.
+      reversed_flow: whether the network gets 1 - t, and its output is the velocity from noise to data.
       trajectory: whether all states are kept.
-      on_step: called on the host with the number of every step that is done; None: nothing is.
+      on_step: called on the host with the number of every step that is done; None: no call.
     """
 
     network: nn.Module
@@ -83,8 +83,8 @@ class Given:
     """What is computed with.
 
     Attributes:
-      rows: what the network is told, for each evaluation.
-      numbers: by step [N]: "scale" and "rescale" of guidance, "image_scale", "skip_scale", and "control_<i>".
+      rows: the conditions, for each evaluation.
+      numbers: values by step [N]: "scale" and "rescale" of guidance, "image_scale", "skip_scale", and "control_<i>".
       mask: 1 where the picture is drawn, [batch, h, w, 1].
       source, source_noise: latents that stay elsewhere, and the noise under which they do.
       pictures: the picture of each ControlNet, [batch, height, width, 3].
@@ -127,7 +127,7 @@ def unit_noise(key: Key[Array, ""], index: Array, name: str, shape: tuple[int, .
 def draw(
     plan: Plan, params: Params, given: Given, start: Float[Array, "batch h w c"], key: BatchKey
 ) -> tuple[Array, Array | None]:
-    """The latents at the end of a walk, from the state at its start; and all states, where the plan keeps them."""
+    """The latents at the end of a walk, from the state at its start; and all states, if the plan keeps them."""
     walk = plan.walk
 
     denoise = _by_scales(plan, params, given)
@@ -160,7 +160,7 @@ def draw(
 
 
 def _by_scales(plan: Plan, params: Params, given: Given) -> Denoiser:
-    """The denoiser whose outputs are leaned by the scales of each step."""
+    """The denoiser whose outputs are guided by the scales of each step."""
 
     def denoise(xt: Array, t: Array) -> Prediction:
         x, time, step = _inputs(plan, xt, t)
@@ -182,7 +182,7 @@ def _by_rule(plan: Plan, params: Params, given: Given, batch: int) -> Denoiser:
 
 
 def _inputs(plan: Plan, xt: Array, t: Array) -> tuple[Array, Array, Array]:
-    """What the network is given as x and as time, and the number of the step."""
+    """The network's input x and time, and the number of the step."""
     walk = plan.walk
     step = jnp.minimum(jnp.sum(as_compute(walk.grid.times) > t), walk.grid.num_steps - 1)
     x, time = walk.process.network_inputs(xt, t)
@@ -201,7 +201,7 @@ def _numbers(given: Given, step: Array) -> Mapping[str, Array]:
 def _leaned(
     plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]
 ) -> Array:  # fmt: skip
-    """The output of the network, or what the scales of a step make of several."""
+    """The network's output, or several outputs combined by the scales of a step."""
     rows = given.rows
     if plan.unconditional is not None:
         own = plan.network.apply({"params": params["network"]}, x, time, rows[0])
@@ -228,7 +228,7 @@ def _evaluated(
     plan: Plan, params: Params, given: Given, x: Array, time: Array, told: Mapping[str, Array], count: int,
     numbers: Mapping[str, Array],
 ) -> Array:  # fmt: skip
-    """The output of one call of the network for `count` evaluations of each example, whose rows take turns."""
+    """The output of one call of the network for `count` evaluations of each example, with interleaved rows."""
     if plan.controls:
         told = {**told, "control": _control(plan, params, given, told, x, time, count, numbers)}
     return plan.network.apply({"params": params["network"]}, x, time, told)
@@ -238,7 +238,7 @@ def _control(
     plan: Plan, params: Params, given: Given, told: Mapping[str, Array], x: Array, time: Array, count: int,
     numbers: Mapping[str, Array],
 ) -> Mapping[str, Any]:  # fmt: skip
-    """What the ControlNets add, all of them together."""
+    """The sum of what the ControlNets add."""
     found = []
     for number, control in enumerate(plan.controls):
         own = {name: value for name, value in told.items() if name in control.network.takes}
@@ -253,7 +253,7 @@ def _control(
 
 
 def _combined(outputs: list[Array], numbers: Mapping[str, Array]) -> Array:
-    """One output: that of the only evaluation, away from a second, or with two scales away from two others."""
+    """One output: the only one, or guided away from a second, or with two scales away from two others."""
     if len(outputs) == 1:
         return outputs[0]
     if len(outputs) == 3:
@@ -264,7 +264,7 @@ def _combined(outputs: list[Array], numbers: Mapping[str, Array]) -> Array:
 
 
 def _interleaved(rows: Any) -> Any:
-    """Rows a_0, b_0, ..., a_1, b_1, ... of trees: all rows of an example stay on its device."""
+    """Rows a_0, b_0, ..., a_1, b_1, ... of trees, so that all rows of an example stay on its device."""
     if len(rows) == 1:
         return rows[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *rows)

@@ -27,15 +27,15 @@ TABLE = "token"
 
 
 def with_word(parts: Parts, path: Path, token: str = "") -> tuple[Parts, str]:
-    """The parts with a word more, and the word.
+    """The parts with one more word, and the word.
 
     Args:
-      parts: of a pipeline whose text encoders are CLIP's.
+      parts: parts of a pipeline whose text encoders are CLIP's.
       path: the file of the word's vectors.
-      token: the word; by default what the file calls it, or the file's own name.
+      token: the word; by default its name in the file, or the file's name.
 
     Raises:
-      UserError: a damaged file, vectors that no text encoder here has, or a word that there is already.
+      UserError: the file is damaged, no text encoder has vectors of this width, or the word exists already.
     """
     vectors, named = _read(path)
     token = token or named or path.stem
@@ -63,7 +63,7 @@ def write_word(path: Path, word: str, own: Mapping[str, Mapping[str, Any]]) -> N
     """Write the rows of tables that were trained, as a file that `with_word` reads; `word` is a new one.
 
     Raises:
-      UserError: more text encoders than such files have.
+      UserError: there are more text encoders than such files hold.
     """
     rows = [np.asarray(own[name]["rows"], np.float32) for name in sorted(own)]
     if len(rows) > len(_BY_ENCODER):
@@ -73,7 +73,7 @@ def write_word(path: Path, word: str, own: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def _read(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
-    """Vectors by text encoder, "" where the file does not say which, and the word where it does."""
+    """Vectors by text encoder ("" if the file does not name it), and the word if the file has it."""
     state = {name: np.asarray(x) for name, x in read_state(path).items() if not _BESIDE.fullmatch(name)}
     if not state:
         raise UserError(f"{path} has no vectors of a word")

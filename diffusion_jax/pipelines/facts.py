@@ -1,4 +1,4 @@
-"""What a call depends on: Gaussian draws by name, and what the networks of a pipeline are."""
+"""What a call depends on: Gaussian draws by name, and properties of a pipeline's networks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from diffusion_jax.rng import BatchKey
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Gaussian draws by name: given, or of a seed."""
+    """Gaussian draws by name: given, or from a seed."""
 
     seed: int
     given: Mapping[str, Array]
@@ -46,7 +46,7 @@ class Draws:
 
 
 class Facts:
-    """What the networks of a pipeline are, as far as a call depends on it."""
+    """Properties of a pipeline's networks that a call depends on."""
 
     def __init__(self, parts: Parts, family: Family, *, has_image_prompts: bool = False):
         self.has_image_prompts = has_image_prompts
@@ -59,7 +59,7 @@ class Facts:
         self.channels = self.network.image_channels
         self.told = self.takes["image"].shape[-1] if "image" in self.takes else 0
         self.has_unconditional = "unconditional_transformer" in models
-        # a network that multiplies its time itself is told the flow's own, from 0 to 1
+        # a network that multiplies its time itself gets the flow's time, from 0 to 1
         self.time_unit = 1000.0 if self.has_unconditional else getattr(self.network, "time_scale", 1.0)
         self.is_edit = self.told == self.channels
         self.is_upscaler = "noise_level" in self.takes

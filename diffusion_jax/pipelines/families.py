@@ -1,4 +1,4 @@
-"""Families of published text-to-image models: which class of pipelines is which, and what a call leaves out."""
+"""Families of published text-to-image models: their classes of pipelines, and the defaults of a call."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ class Family:
     """A family of models.
 
     Attributes:
-      encode: prompts to what the network is told.
+      encode: from prompts to the network's conditions.
       reading: the same of tokens, of `conditioning.published.READINGS`; None where prompts are packed with the picture.
-      encoders: how many text encoders there are.
-      steps, guidance, strength: what a call leaves out; `strength` of image-to-image and of inpainting.
+      encoders: number of text encoders.
+      steps, guidance, strength: defaults of a call; `strength` for image-to-image and inpainting.
       side: side of a picture in pixels.
       length: tokens of the long text encoder.
       patch: latents along a side that the network takes together.
       rounds_kept: whether the number of steps that image-to-image takes is rounded down, and not that of those it
         leaves out.
-      embeds_guidance: whether guidance_scale is told to the network and not leant on (Flux); `true_cfg_scale` is.
+      embeds_guidance: whether guidance_scale is an input of the network (Flux); guidance is then `true_cfg_scale`.
       edits: what `image` is for, "start" or "reference" (Kontext).
-      has_sizes: whether the network is told sizes and crops.
+      has_sizes: whether the network takes sizes and crops.
       gives_zero_negative: whether zeros stand for a negative prompt that is not given.
       pixels_first: whether the channels of 2 x 2 latents as one are (row, column, channel), and those of the
         autoencoder (channel, row, column).
@@ -112,7 +112,7 @@ def family_of(name: str) -> Family:
     """The family of diffusers' class of pipelines.
 
     Raises:
-      UserError: it is not here.
+      UserError: the class is unknown.
     """
     if name not in FAMILIES:
         raise UserError(unknown_name("class of pipelines", name, list(FAMILIES)))

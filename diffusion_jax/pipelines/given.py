@@ -1,4 +1,4 @@
-"""Samplers whose numbers are given, and not computed from a grid: what published schedulers do step by step."""
+"""Samplers with given numbers instead of numbers from a grid: the steps of published schedulers."""
 
 import dataclasses
 import functools

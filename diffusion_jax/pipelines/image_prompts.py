@@ -1,4 +1,4 @@
-"""IP-Adapters of a pipeline: files loaded, weighted by block, and pictures made what the network is told.
+"""IP-Adapters of a pipeline: loading files, weighting by block, and turning pictures into conditions.
 
 Keys and values of the pictures depend on neither the noise nor the time: they are computed once for a call and are
 arguments of its program, so that another picture, another scale or another adapter of the same shapes compiles nothing.
@@ -42,10 +42,10 @@ class ImagePrompts:
     """The IP-Adapters of a pipeline, all of one image encoder.
 
     Attributes:
-      encoder: of the pictures.
-      prepare: pictures to its input.
+      encoder: the encoder of the pictures.
+      prepare: from pictures to the encoder's input.
       adapters: as they were read.
-      scales: of each adapter, by transformer.
+      scales: each adapter's scale, by transformer.
     """
 
     encoder: Part | None = None
@@ -57,7 +57,7 @@ class ImagePrompts:
         """With other scales, one for all adapters or one for each.
 
         Raises:
-          UserError: no adapter, another number of scales than of adapters, or a block that the network does not have.
+          UserError: there is no adapter, not one scale per adapter, or a block that the network does not have.
         """
         if not self.adapters:
             raise UserError("there is no IP-Adapter to scale: call load_ip_adapter first")
@@ -71,11 +71,11 @@ class ImagePrompts:
 
         Args:
           images: a picture where there is one adapter, or a list with an entry for each; an entry may be a list of
-            pictures, which are told together.
-          rows: how many.
+            pictures, which are used together.
+          rows: number of pictures to draw.
 
         Raises:
-          UserError: no picture, or another number of entries than of adapters.
+          UserError: there is no picture, or not one entry per adapter.
         """
         count = len(self.adapters)
         each = images if isinstance(images, list | tuple) else [images]
@@ -122,7 +122,7 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
     """The adapters of files, with the encoder of a folder, at scale 1.
 
     Raises:
-      UserError: a file of another base, no encoder, or one whose states the adapter does not read.
+      UserError: a file is for another base, or there is no encoder, or one whose states the adapter does not read.
     """
     require_unet(network)
     files = tuple(read_ip_adapter(path, network) for path in paths)
@@ -158,7 +158,7 @@ def files_of(path: Path | str, subfolder: str = "", weight_name: str = "") -> tu
     """The file of an adapter, and the folder that it is in.
 
     Raises:
-      UserError: it is not there, or there are several.
+      UserError: there is no such file, or several.
     """
     path = expanded(path)
     folder = path / subfolder if subfolder else path

@@ -1,4 +1,4 @@
-"""The noise levels that a published scheduler visits, and the time that the network is told at each, as numbers.
+"""The noise levels that a published scheduler visits, and the time that the network gets at each, as numbers.
 
 diffusers' classes space their steps in four ways:
 
@@ -30,7 +30,7 @@ class Levels:
     """N transitions, from the noisiest level to the cleanest.
 
     Attributes:
-      told: what the network is told at the start of each, [N].
+      told: the network's time at the start of each, [N].
       alphas, sigmas: [N + 1].
     """
 
@@ -46,7 +46,7 @@ class Levels:
 
     @property
     def moving(self) -> int:
-        """Transitions without a last one that stands still, as diffusers takes from the first step to itself."""
+        """Number of transitions, without a last one that changes nothing (as diffusers has at the first step)."""
         same = self.alphas[-1] == self.alphas[-2] and self.sigmas[-1] == self.sigmas[-2]
         return len(self.told) - (1 if same and len(self.told) > 1 else 0)
 
@@ -58,7 +58,7 @@ def of_variance_preserving(told: np.ndarray, sigmas: np.ndarray) -> Levels:
 
 
 def chain_steps(num: int, fields: Fields) -> np.ndarray:
-    """Whole steps, falling, of the classes that walk the chain."""
+    """Whole steps in falling order, for the classes that walk the chain."""
     total, spacing = fields["num_train_timesteps"], fields["timestep_spacing"]
     if spacing == "linspace":
         return np.round(np.linspace(0, total - 1, num))[::-1]
@@ -77,7 +77,7 @@ def consistency_steps(num: int, fields: Fields) -> np.ndarray:
 
 
 def sigma_levels(num: int, fields: Fields, table: np.ndarray) -> Levels:
-    """Levels of Euler's kin; `table` is sigma / alpha by step."""
+    """Levels of Euler and its relatives; `table` is sigma / alpha by step."""
     total, spacing = fields["num_train_timesteps"], fields["timestep_spacing"]
     if spacing == "linspace":
         told = np.linspace(0, total - 1, num)[::-1]
@@ -127,9 +127,9 @@ def flow_sigmas(num: int, fields: Fields, tokens: int, given: np.ndarray | None)
     """s of FlowMatchEuler and FlowMatchHeun.
 
     Args:
-      num: of steps.
-      fields: of the scheduler's config.
-      tokens: of the picture, which a dynamic shift depends on.
+      num: number of steps.
+      fields: fields of the scheduler's config.
+      tokens: number of the picture's tokens, which a dynamic shift depends on.
       given: the levels before they are shifted; by default from the most to the least noise of training.
     """
     total, shift = fields["num_train_timesteps"], fields["shift"]
@@ -171,7 +171,7 @@ def dynamic_mu(tokens: int, fields: Fields) -> float:
 
 
 def spaced(sigmas: np.ndarray, num: int, fields: Fields) -> np.ndarray | None:
-    """Levels between the first and the last of `sigmas` by the rule that the config names; None where it names none."""
+    """Levels between the first and the last of `sigmas` by the config's rule; None if it has none."""
     most, least = sigmas[0], sigmas[-1]
     named = [rule for rule in RULES if fields.get(rule)]
     if len(named) > 1:

@@ -30,12 +30,12 @@ def read_model(
     """The model of a published pipeline, and its parameters by group, float32.
 
     Args:
-      folder: of the pipeline.
+      folder: the pipeline's folder.
       dtype: type of activations.
       image_size: side of the pictures in pixels, where the network's config names no size (Flux).
 
     Raises:
-      UserError: a part that is not here, a network that is told what no data has, or a size that does not divide.
+      UserError: a part is not here, the network takes what no data has, or the size is not a multiple.
     """
     return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32), image_size=image_size)
 
@@ -52,7 +52,7 @@ def save_as(folder: Source, params: Params, target: Source) -> None:
 
 
 def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Params]:
-    """The same, of parts that are read."""
+    """The same, for parts that are already read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
@@ -88,7 +88,7 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
 
 
 def _sizes(spec: ConditionSpec, side: float) -> Sizes:
-    """What SDXL is told of a picture: its size, what was cut off, and its size now, or with the refiner's five numbers
+    """What SDXL takes about a picture: its size, what was cut off, and its size now, or with the refiner's five numbers
     how beautiful it is. Where a batch does not say, the picture is whole, and as beautiful as the pipeline asks for."""
     now = (side, side) if spec.shape[0] == 6 else (_BEAUTY,)
     return Sizes(count=spec.shape[0], role=spec.role, unsaid=(side, side, 0.0, 0.0, *now))

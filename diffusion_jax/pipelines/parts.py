@@ -45,8 +45,8 @@ class Parts:
       index: what model_index.json holds.
       folders: where each part was read from.
       models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
-      tokenizers: by name.
-      scheduler: of the noise.
+      tokenizers: tokenizers by name.
+      scheduler: the noise scheduler.
       image_encoder: the folder of an encoder of pictures, which is read where an adapter needs it.
     """
 
@@ -91,7 +91,7 @@ class Parts:
             (folder / INDEX).write_bytes(_json(dict(self.index)))
 
     def _describe(self, name: str, inner: Path) -> None:
-        """Write what is said of a part: as it was in its folder, or from what is known of it."""
+        """Write a part's config: as it was in its folder, or from its fields."""
         origin = self.folders.get(name)
         if origin is not None:
             for file in sorted(origin.iterdir()):
@@ -122,15 +122,15 @@ def read_parts(
     Args:
       folder: with model_index.json.
       dtype: type of activations.
-      held_in: in which type parameters are held; by default that of activations.
+      held_in: type of the stored parameters; by default that of activations.
       controlnet: folders of ControlNets.
-      scheduler: instead of the folder's own: a config, or the name of a sampler.
-      place: (name of the part, path, parameter) -> what stands for it in the tree of parameters.
-      others: of any part, another folder in its place; None leaves it out. Any other name is a field of
+      scheduler: used instead of the folder's own: a config, or the name of a sampler.
+      place: (name of the part, path, parameter) -> its entry in the tree of parameters.
+      others: for any part, a folder to use instead; None leaves it out. Any other name is a field of
         model_index.json.
 
     Raises:
-      UserError: no such folder, a missing part, or one that is damaged or not known here.
+      UserError: there is no such folder, or a part is missing, damaged or unknown here.
     """
     folder = expanded(folder)
     index = dict(_read_index(folder))
@@ -208,7 +208,7 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
 
 
 def _of_adapter(file: Path) -> str:
-    """What the names in a file say that it is."""
+    """The kind of a file by the names in it."""
     from diffusion_jax.weights.streaming import Streamed
 
     try:

@@ -1,4 +1,4 @@
-"""Pictures and masks as a pipeline takes them and gives them, as diffusers' VaeImageProcessor has it.
+"""Pictures and masks as a pipeline takes and returns them, after diffusers' VaeImageProcessor.
 
 A picture is a PIL image, or an array [height, width, 3] of bytes or of numbers in [0, 1]; several are a list or an
 array with one more axis.
@@ -21,7 +21,7 @@ def listed(pictures: Any, what: str) -> list[Image.Image]:
     """Pictures as PIL images.
 
     Raises:
-      UserError: something that is no picture.
+      UserError: something is not a picture.
     """
     several = isinstance(pictures, list | tuple) or (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
     return [_image(picture, what) for picture in (pictures if several else [pictures])]
@@ -103,7 +103,7 @@ def _grown(low: int, high: int, by: int, most: int) -> tuple[int, int]:
 
 
 def overlaid(drawn: Image.Image, original: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
-    """What was drawn of a box, put back into the original where the mask is white."""
+    """The original with what was drawn of a box, where the mask is white."""
     kept = Image.new("RGBa", original.size)
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
     left, top, right, bottom = box

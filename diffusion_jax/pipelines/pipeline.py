@@ -1,4 +1,4 @@
-"""Prompt to picture with a published model, by the names that users of diffusers bring.
+"""From a prompt to a picture with a published model, with the names of diffusers.
 
     pipe = Pipeline.from_pretrained("stable-diffusion-xl-base-1.0", dtype=jnp.bfloat16)
     pipe(prompt="a red square", num_inference_steps=30, seed=0).images[0].save("square.png")
@@ -37,11 +37,11 @@ from diffusion_jax.pipelines.single_file import read_single_file, write_single_f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What a call made.
+    """The result of a call.
 
     Attributes:
       images: PIL images, an array [n, height, width, 3] in [0, 1], or latents, as `output_type` says.
-      notes: what is to be said of the call: prompts that were cut.
+      notes: remarks on the call: prompts that were cut.
       trajectory: all states of the latents [steps + 1, n, h, w, c], where they were asked for.
     """
 
@@ -56,7 +56,7 @@ class Pipeline:
     Attributes:
       adapted: networks, text encoders, tokenizers, first stage and scheduler, and adapters.
       image_prompts: IP-Adapters.
-      family: what the network is told, and what a call leaves out.
+      family: how prompts become conditions, and the defaults of a call.
     """
 
     def __init__(self, parts: Parts, *, pipeline_class: str | None = None):
@@ -79,16 +79,16 @@ class Pipeline:
         """The pipeline of a folder, read one tensor at a time.
 
         Args:
-          folder: with model_index.json.
-          dtype: type of activations, and in which parameters are held.
+          folder: the folder with model_index.json.
+          dtype: type of activations and of stored parameters.
           controlnet: folders of ControlNets.
           scheduler: a sampler by name, such as "dpmpp_2m", or a scheduler's config, instead of the folder's own.
-          pipeline_class: what the model is used as, where that is not what model_index.json says.
+          pipeline_class: the class to use instead of the one in model_index.json.
           place: (part, path, parameter) -> the parameter on its devices; by default on the first one.
-          parts: of any part, another folder in its place, as `unet=...`; None leaves it out.
+          parts: for any part, a folder to use instead, as `unet=...`; None leaves it out.
 
         Raises:
-          UserError: a part that is missing, damaged or not known here; nothing is loaded then.
+          UserError: a part is missing, damaged or unknown here; then nothing is loaded.
         """
         found = read_parts(folder, dtype=dtype, controlnet=controlnet, scheduler=scheduler, place=place, **parts)
         return cls(found, pipeline_class=pipeline_class)
@@ -112,11 +112,11 @@ class Pipeline:
           file: .safetensors, or what PyTorch writes.
           config: a folder of the same model, for sizes, scheduler, tokenizers and parts that the file has not; by
             default the folder in which the file lies, or the published model of these names.
-          dtype, scheduler, pipeline_class, place: as of `from_pretrained`.
+          dtype, scheduler, pipeline_class, place: as in `from_pretrained`.
           parts: folders of parts, as `tokenizer=...`.
 
         Raises:
-          UserError: a file of another layout, or a part that is nowhere; nothing is loaded then.
+          UserError: the file has another layout, or a part is nowhere; then nothing is loaded.
         """
         found, notes = read_single_file(file, config=config, dtype=dtype, scheduler=scheduler, place=place, **parts)
         for note in notes:
@@ -138,7 +138,7 @@ class Pipeline:
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it edits a picture as it is told (InstructPix2Pix, Kontext)."""
+        """Whether it edits a picture by instructions (InstructPix2Pix, Kontext)."""
         return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
@@ -149,26 +149,26 @@ class Pipeline:
         Args:
           path: the file, or a folder with pytorch_lora_weights.safetensors.
           adapter_name: by default the name of the file.
-          weight: how strongly it counts: a number, or one for each pattern of paths.
+          weight: the adapter's weight: a number, or one for each pattern of paths.
 
         Raises:
-          UserError: a file that is damaged, or of another model; the message names what finds no place.
+          UserError: the file is damaged or for another model; the message names what does not fit.
         """
         file = lora_file(path)
         self._adapt(self.adapted.with_file(file, adapter_name or file.stem, weight))
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights: Weights | Sequence[Weights] = 1.0) -> None:
-        """Put these of the loaded adapters in force, and no other."""
+        """Use these of the loaded adapters, and no other."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         each = list(weights) if isinstance(weights, list | tuple) else [weights] * len(names)
         self._adapt(self.adapted.weighted(names, each))
 
     def unload_lora_weights(self) -> None:
-        """Without adapters, as the model was."""
+        """Drop all adapters."""
         self._adapt(self.adapted.without())
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Without these adapters."""
+        """Drop these adapters."""
         self._adapt(self.adapted.without([adapter_names] if isinstance(adapter_names, str) else adapter_names))
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
@@ -176,7 +176,7 @@ class Pipeline:
         self._fused = self.adapted.parts(scale=lora_scale, fused=True)
 
     def unfuse_lora(self) -> None:
-        """Take them out again, bit for bit."""
+        """Undo `fuse_lora`, bit for bit."""
         self._fused = None
 
     def save_lora_weights(self, path: Source, *, adapter_name: str = "", kohya: bool = False) -> None:
@@ -191,10 +191,10 @@ class Pipeline:
 
         Args:
           path: path of the file, as diffusers, A1111 or SDXL's trainers write it.
-          token: the word; by default what the file calls it, or the file's own name.
+          token: the word; by default its name in the file, or the file's name.
 
         Raises:
-          UserError: a damaged file, vectors that no text encoder here has, or a word that there is already.
+          UserError: the file is damaged, no text encoder has vectors of this width, or the word exists already.
         """
         base, word = with_word(self.adapted.base, expanded(path), token)
         self._adapt(dataclasses.replace(self.adapted, base=base))
@@ -209,18 +209,18 @@ class Pipeline:
         *,
         scale: BlockScales | Sequence[BlockScales] = 1.0,
     ) -> None:
-        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are let go of.
+        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are dropped.
 
         Args:
           path: the file, or a folder that holds it; several are a list.
-          subfolder: of the folder, such as "models".
+          subfolder: a subfolder of the folder, such as "models".
           weight_name: the file in the folder, where there are several; of one folder a list means several adapters.
           image_encoder_folder: by default the pipeline's own image encoder, or else the folder "image_encoder" beside
             the file.
           scale: see `set_ip_adapter_scale`.
 
         Raises:
-          UserError: a file that is damaged, of another kind or of another base, or no image encoder that fits it.
+          UserError: a file is damaged, of another kind or for another base, or no image encoder fits it.
         """
         folders = [path] if isinstance(path, str | Path) else list(path)
         names = [weight_name] if isinstance(weight_name, str) else list(weight_name)
@@ -244,13 +244,13 @@ class Pipeline:
             pipe.set_ip_adapter_scale({"style": 1.0})                           the same for SDXL, by its meaning
 
         Raises:
-          UserError: no adapter, a block that there is not, or another number of scales than of adapters.
+          UserError: there is no adapter, a block does not exist, or there is not one scale per adapter.
         """
         network = self.adapted.base.models[self.adapted.base.network].module
         self.image_prompts = self.image_prompts.scaled(scale, network)
 
     def unload_ip_adapter(self) -> None:
-        """Without IP-Adapters, as the model was."""
+        """Drop all IP-Adapters."""
         self.image_prompts = ImagePrompts()
 
     def _adapt(self, adapted: Adapted) -> None:
@@ -273,7 +273,7 @@ class Pipeline:
         return other
 
     def _check(self) -> None:
-        """Raise UserError where the family needs a part that is not there."""
+        """Raise UserError if the family needs a part that is missing."""
         models = self.parts.models
         names = [f"text_encoder{f'_{number}' if number > 1 else ''}" for number in range(1, self.family.encoders + 1)]
         optional = set(names[:1]) if self.family.has_sizes else set(names[2:])
@@ -345,17 +345,17 @@ class Pipeline:
     ) -> Pictures:
         """Pictures of prompts; prompt i has the pictures i * num_images_per_prompt and on.
 
-        Names mean what they mean in diffusers. What is left out has the default of the model's family.
+        Names mean what they mean in diffusers. Arguments left out have the defaults of the model's family.
 
         Args:
           prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
           first_image: the number of the first picture of each prompt, for calls that go on where another ended.
           latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
-          guidance: a rule of `samplers.guidance.GUIDANCE` by its name, or {"name": ..., its fields}, in the place of
+          guidance: a rule of `samplers.guidance.GUIDANCE` by its name, or {"name": ..., its fields}, instead of
             classifier-free guidance of the network's outputs; its scale is guidance_scale.
           image: a picture to begin with, to edit, or of which a mask is drawn anew.
           ip_adapter_image: with an IP-Adapter the picture that is a prompt beside the text; with several adapters a
-            list, one for each. An entry of a list may be a list of pictures, which are told together.
+            list, one for each. An entry of a list may be a list of pictures, which are used together.
           control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
           seed: seed of all random numbers.
           draws: Gaussian draws instead of the seed: "latents", and of the autoencoder "encode" and "masked", each
@@ -365,8 +365,8 @@ class Pipeline:
           on_step: called with the number of each step that is done.
 
         Raises:
-          UserError: an argument that the model has no use for, or that does not fit it.
-          RunError: pictures that are not finite.
+          UserError: an argument has no effect on this model, or does not fit it.
+          RunError: a picture is not finite.
         """
         asked = {name: value for name, value in locals().items() if name not in ("self", "draws", "seed")}
         call = self._called(asked, Draws(seed, dict(draws or {})))
@@ -385,7 +385,7 @@ class Pipeline:
         return Pictures(images=self._composed(call, pictures.as_images(made)), notes=notes, trajectory=states)
 
     def prepared(self, *arguments: Any, **named: Any) -> Call:
-        """What a call with these arguments would compute, checked, before any of it."""
+        """The call with these arguments, checked; nothing is computed yet."""
         bound = inspect.signature(self.__call__).bind(*arguments, **named)
         bound.apply_defaults()
         asked = dict(bound.arguments)

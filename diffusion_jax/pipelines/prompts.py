@@ -1,4 +1,4 @@
-"""Prompts as what networks are told: for each family of models the encoders that read them, and how.
+"""From prompts to conditions: for each family of models the encoders, and how they are used.
 
     sd       CLIP's last states after the final norm
     xl       the last but one of two CLIPs side by side, and the second's projection
@@ -39,7 +39,7 @@ class Asked:
 
     Attributes:
       texts: one list of prompts for each text encoder.
-      skip: how many layers before the usual one are read; None is the usual one.
+      skip: how many layers before the usual one to read; None is the usual one.
       length: tokens of T5 or Qwen3.
     """
 
@@ -56,7 +56,7 @@ class Reader:
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     def states(self, number: int, texts: Sequence[str], length: int | None = None) -> Any:
-        """What the text encoder with this number, from 1 on, gives for each prompt."""
+        """The output of the text encoder with this number (from 1) for each prompt."""
         suffix = f"_{number}" if number > 1 else ""
         tokenizer = self.parts.tokenizers[f"tokenizer{suffix}"]
         part = self.parts.models[f"text_encoder{suffix}"]
@@ -104,7 +104,7 @@ def of_xl(reader: Reader, asked: Asked) -> Told:
 
 
 def of_sd3(reader: Reader, asked: Asked) -> Told:
-    """Stable Diffusion 3 and 3.5; without T5, zeros stand in its place."""
+    """Stable Diffusion 3 and 3.5; without T5, zeros are used instead of its output."""
     states = [reader.states(number, asked.texts[number - 1]) for number in (1, 2)]
     nothing = jnp.zeros((len(asked.texts[0]), asked.length, reader.width))
     states.append(reader.states(3, asked.texts[2], asked.length) if reader.has(3) else nothing)

@@ -246,7 +246,7 @@ PUBLISHED: Mapping[str, Published] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnreadTokenizer(PromptTokenizer):
-    """The place of a tokenizer whose files are not at hand: rows have their length, and every text is empty.
+    """Used for a tokenizer without files: rows have their length, and every text is empty.
 
     Attributes:
       max_length: tokens of a text.
@@ -274,7 +274,7 @@ def published(name: str) -> Published:
     """A published model.
 
     Raises:
-      UserError: none has that name.
+      UserError: no model has that name.
     """
     if name not in PUBLISHED:
         raise UserError(unknown_name("published model", name, list(PUBLISHED)))
@@ -289,7 +289,7 @@ def parts_of(name: str, dtype: DTypeLike = jnp.float32) -> Parts:
       dtype: type of activations.
 
     Raises:
-      UserError: none has that name.
+      UserError: no model has that name.
     """
     model = published(name)
     models = {}

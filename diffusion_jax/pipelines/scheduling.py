@@ -78,7 +78,7 @@ class Walk:
     """A walk from noise to data.
 
     Attributes:
-      process: what the network is told, and what its output means.
+      process: the meaning of the network's input and output.
       sampler: the rule of a step.
       grid: the noise levels.
       start: the factor of unit noise at the first of them.
@@ -95,7 +95,7 @@ class Walk:
 
     @property
     def told(self) -> np.ndarray:
-        """What the network is told at the start of each transition."""
+        """The network's time at the start of each transition."""
         return np.asarray(self.process.time_input(self.process.schedule, self.grid.times[:-1]))
 
 
@@ -105,8 +105,8 @@ class Scheduler:
 
     Attributes:
       kind: the class, by diffusers' name.
-      fields: by name, defaults filled in.
-      config: as it was read.
+      fields: fields by name, with the defaults.
+      config: the config as it was read.
     """
 
     kind: str
@@ -118,7 +118,7 @@ class Scheduler:
         """The scheduler of a config.
 
         Raises:
-          UserError: a class, a field or a value that is not here.
+          UserError: a class, a field or a value is unknown here.
         """
         kind = config.get("_class_name")
         if not isinstance(kind, str) or kind not in FIELDS:
@@ -136,7 +136,7 @@ class Scheduler:
         """The same model with another sampler, by this project's name or diffusers' class.
 
         Raises:
-          UserError: no such sampler, or one of another kind of process.
+          UserError: there is no such sampler, or it is for another kind of process.
         """
         kind, own = NAMES.get(name, (name, {}))
         if kind not in FIELDS:
@@ -153,7 +153,7 @@ class Scheduler:
         return FIELDS[self.kind] is FLOW or bool(self.fields.get("use_flow_sigmas"))
 
     def _check(self, origin: object) -> None:
-        """Raise UserError where the table of betas, the prediction or the solver is not here."""
+        """Raise UserError if the table of betas, the prediction or the solver is unknown here."""
         if FIELDS[self.kind] is FLOW:
             if not self.fields["shift"] > 0:
                 raise UserError(f"{origin} has shift={self.fields['shift']!r}; it should be more than 0")
@@ -178,10 +178,10 @@ class Scheduler:
         """Schedule, prediction and time input as training understands them, as specs.
 
         Args:
-          time_unit: the network is told times divided by it.
+          time_unit: the network gets times divided by it.
 
         Raises:
-          UserError: a chain whose steps are not told as they are.
+          UserError: the network does not take the chain's steps as they are.
         """
         if self.is_flow:
             scale = self.fields["num_train_timesteps"] / time_unit
@@ -223,15 +223,15 @@ class Scheduler:
         """The walk in `num` steps.
 
         Args:
-          num: of steps, of the whole walk.
-          part: from the times that the network is told of the whole walk, which transitions are taken: the first, and
+          num: number of steps of the whole walk.
+          part: from the network's times in the whole walk to the transitions that are taken: the first, and
             the one behind the last.
-          eta: of DDIM and TCD, the share of fresh noise; by default what diffusers takes.
-          tokens: of the picture, for a shift that depends on it.
-          sigmas: of a flow, the levels before the shift.
+          eta: for DDIM and TCD, the fraction of fresh noise; by default what diffusers takes.
+          tokens: number of the picture's tokens, for a shift that depends on it.
+          sigmas: for a flow, the levels before the shift.
 
         Raises:
-          UserError: no such number of steps.
+          UserError: the scheduler does not have such a number of steps.
         """
         total = self.fields["num_train_timesteps"]
         if not 1 <= num <= total:
@@ -280,7 +280,7 @@ class Scheduler:
         return np.sqrt((1.0 - squares) / squares)
 
     def _middles(self, taken: Levels, table: np.ndarray) -> Levels:
-        """Where DPM2 asks a second time: half-way in log sigma to where a step leads before fresh noise."""
+        """Levels of DPM2's second evaluation: half-way in log sigma to the level before fresh noise."""
         sigmas = taken.sigmas / taken.alphas
         ends = sigmas[1:]
         if "Ancestral" in self.kind:

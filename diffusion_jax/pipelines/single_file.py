@@ -40,7 +40,7 @@ from diffusion_jax.weights.streaming import Streamed
 Names = Callable[[Component, nn.Module, Collection[str]], WeightMap]
 """The map of a module, given the names that a file has; () of a file that is to be written."""
 _NETWORK, _STAGE, _CLIP_L = "model.diffusion_model.", "first_stage_model.", "text_encoders.clip_l.transformer."
-# Of training, of the schedule, and of what no part here has: they say nothing of a picture.
+# Tensors of training, of the schedule and of parts that are not here: no picture depends on them.
 _UNREAD = re.compile(
     r"(model_ema|denoiser|embedding_manager)\..*|(first_stage_model|vae)\.(loss|model_ema)\..*|"
     r"(sqrt_|log_one_minus_|posterior_|alphas_cumprod|lvlb_)\w*|betas|logvar|scale_factor|global_step|"
@@ -70,7 +70,7 @@ def _t5(component: Component, module: nn.Module, names: Collection[str]) -> Weig
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The tensors of one part: its name, what their names may begin with, and the map of what follows."""
+    """The tensors of one part: its name, the beginnings of their names, and the map of the rest."""
 
     part: str
     starts: tuple[str, ...]
@@ -103,7 +103,7 @@ LAYOUTS: Mapping[str, tuple[Section, ...]] = {
 
 
 def layout_of(names: Collection[str]) -> str | None:
-    """The layout that tensors of these names are of; None where it is none of these."""
+    """The layout with tensors of these names; None if there is none."""
     if any(name.endswith("joint_blocks.0.x_block.attn.qkv.weight") for name in names):
         return "sd3"
     if any(name.endswith("double_blocks.0.img_attn.qkv.weight") for name in names):
@@ -133,7 +133,7 @@ def model_in(names: Mapping[str, np.ndarray], layout: str) -> tuple[str, str]:
 
 
 class _Named(Mapping[str, np.ndarray]):
-    """The tensors of a section, by what follows its beginning."""
+    """The tensors of a section, by their names without its beginning."""
 
     def __init__(self, state: Mapping[str, np.ndarray], start: str, names: Collection[str]):
         self._state, self._start, self._names = state, start, [name.removeprefix(start) for name in names]
@@ -179,14 +179,14 @@ def read_single_file(
 
     Args:
       file: .safetensors, or what PyTorch writes.
-      dtype, held_in, place: as of `read_parts`.
-      config: a folder of the same model: of its sizes, scheduler and tokenizers, and of parts that the file has not.
-        By default the folder in which the file lies, where that is one.
+      dtype, held_in, place: as in `read_parts`.
+      config: a folder of the same model, with sizes, scheduler, tokenizers and parts that the file does not have.
+        By default the folder in which the file lies, if it is such a folder.
       scheduler: instead of the folder's, or the published one.
       others: folders of parts, such as tokenizer, tokenizer_2 or text_encoder_3.
 
     Raises:
-      UserError: a file of another layout, a tensor of no part, or a part that is nowhere.
+      UserError: the file has another layout, a tensor belongs to no part, or a part is nowhere.
     """
     file = expanded(file)
     if not file.is_file():
@@ -223,7 +223,7 @@ def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -
     """The layout of a file, where its sizes come from, and lines on what is assumed of it.
 
     Raises:
-      UserError: another layout, or no such folder.
+      UserError: the layout is unknown, or there is no such folder.
     """
     layout = layout_of(list(state))
     if layout is None:
@@ -246,7 +246,7 @@ def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -
 
 
 def _chosen(own: Scheduler, given: Scheduler | Mapping[str, Any] | str | None) -> Scheduler:
-    """The scheduler of a model, or what is given in its place."""
+    """The scheduler that is given, else the model's own."""
     if isinstance(given, Scheduler):
         return given
     if isinstance(given, Mapping):
@@ -255,7 +255,7 @@ def _chosen(own: Scheduler, given: Scheduler | Mapping[str, Any] | str | None) -
 
 
 class _FromFolder:
-    """What a folder says of a model: configs, tokenizers, scheduler, and where its parts lie."""
+    """What a folder has of a model: configs, tokenizers, scheduler, and the places of its parts."""
 
     def __init__(self, folder: Path):
         self.index = dict(read_json(folder / INDEX))
@@ -269,7 +269,7 @@ class _FromFolder:
 
 
 class _FromPublished:
-    """The same of a published model; nothing of it lies anywhere."""
+    """The same for a published model, which has no parts on disk."""
 
     def __init__(self, model: Published):
         self.parts, self.tokenizers = dict(model.models), list(model.lengths)
@@ -291,10 +291,10 @@ def _class_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def _elsewhere(part: str, file: Path, others: Mapping[str, Source], origin: Any) -> Path:
-    """The folder of a part that the file has not.
+    """The folder of a part that the file does not have.
 
     Raises:
-      UserError: it is nowhere.
+      UserError: there is none.
     """
     if part in others:
         return expanded(others[part])
@@ -310,7 +310,7 @@ def _divided(file: Path, state: Mapping[str, np.ndarray], layout: str) -> dict[s
     """The sections that a file has, each with the beginning of its names and the names.
 
     Raises:
-      UserError: a tensor that belongs to none.
+      UserError: a tensor belongs to no section.
     """
     left, found = [name for name in state if not _UNREAD.fullmatch(name)], {}
     for section in sorted(LAYOUTS[layout], key=lambda one: "" in one.starts):  # what has no beginning takes the rest
@@ -352,7 +352,7 @@ def write_single_file(parts: Parts, target: Source) -> str:
     """Write a model as one file in its authors' layout; returns the name of the layout.
 
     Raises:
-      UserError: a model of which there is no such layout.
+      UserError: there is no such layout for the model.
     """
     layout = _layout_for(parts)
     found: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""What was trained to steer by pictures, as other programs read it: a ControlNet's folder, an IP-Adapter's file."""
+"""Trained ControlNets and IP-Adapters in the form that other programs read: a folder, and a file."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def save_steering(adapter: Steering, own: PyTree, network: Any, target: Path | s
     `load_ip_adapter` reads beside its image encoder.
 
     Raises:
-      UserError: the folder is there already, or a network that the published form does not have.
+      UserError: the folder exists already, or there is no published form for this network.
     """
     module, own = adapter.module(network), jax.tree.map(np.asarray, own)
     if not adapter.is_folder:

@@ -1,10 +1,10 @@
-"""Training from a model that is there: a run, a folder of `save_model`, or a published pipeline.
+"""Training that starts from an existing model: a run, a folder of `save_model`, or a published pipeline.
 
     init.folder = "models/sd15"
-    adapter = {"name": "lora", "rank": 4, "targets": (...)}        without it the model itself is trained
+    adapter = {"name": "lora", "rank": 4, "targets": (...)}        without an adapter the model itself is trained
 
-Network, process, first stage and conditioners are those of the model. Every group of its parameters has it as its
-source: what is trained begins there, what is frozen stays so, and no checkpoint holds it.
+Network, process, first stage and conditioners are those of the model. It is the source of every group of its
+parameters: trained groups start there, frozen ones stay as they are, and no checkpoint holds them.
 """
 
 import dataclasses
@@ -36,16 +36,16 @@ from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
 
-_BROUGHT = ("model", "process", "conditioning")  # groups that the model is instead of
+_BROUGHT = ("model", "process", "conditioning")  # groups of a config that the model replaces
 TEXT_ENCODERS = (rf"{systems.CONDITIONING}/.*/(\w*qkv|query|key|value|attention_out|out)/kernel",)
-"""The attention of text encoders, which an adapter changes too where `train.text_encoder` says so."""
+"""The attention of text encoders, which an adapter also changes if `train.text_encoder` is set."""
 _UNREAD = ("first_stage.path", "teacher.workdir")
 
 
 class Base:
-    """A model on disk; its parameters are read when they are asked for, and let go of by `release`.
+    """A model on disk; its parameters are read on request, and forgotten by `release`.
 
-    Where a plan needs no more than shapes and the folder is not there, it is the published model of that name.
+    If a plan needs only shapes and the folder does not exist, the published model of that name replaces it.
     """
 
     def __init__(self, config: ConfigDict, dtype: Any, *, planned: bool = False):
@@ -84,10 +84,10 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class BaseExperiment(Experiment):
-    """Everything that a config names which starts from a model; for the same loop as any other training.
+    """Everything named in a config that starts from a model; it uses the same loop as any other training.
 
     Attributes:
-      shared: the model, where another experiment has read it already.
+      shared: the model, if another experiment has read it already.
     """
 
     has_base: ClassVar[bool] = True
@@ -97,11 +97,11 @@ class BaseExperiment(Experiment):
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
-        """An experiment to look at: neither the folder of the model nor the data need be there."""
+        """An experiment for planning: neither the folder of the model nor the data need exist."""
         experiment = cls(config, devices=devices, is_planned=True)
         try:
             info = experiment._pipeline(config.data.split).described()
-        except UserError:  # `assumed` says so
+        except UserError:  # reported by `assumed`
             info = data.DatasetInfo(
                 name=config.data.dataset,
                 split=config.data.split,
@@ -113,7 +113,7 @@ class BaseExperiment(Experiment):
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """What is taken for the model, and for its data."""
+        """What replaces a missing model and its missing data."""
         lines, init = [], self.config.init
         if self.base.published:
             lines.append(f"{init.folder} is not there: the sizes are those of init.published, {init.published}")
@@ -124,7 +124,7 @@ class BaseExperiment(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.base  # read now, and not while a program is traced
+        _ = self.base  # read here, not while a program is traced
 
     @cached_property
     def base(self) -> Base:
@@ -159,28 +159,28 @@ class BaseExperiment(Experiment):
 
     @property
     def num_classes(self) -> int:
-        """Classes that the network is told; 0 for none."""
+        """Number of classes that the network has as a condition; 0 for none."""
         return sum(part.num_classes for part in self.base.model.conditioning.parts if "label" in part.gives)
 
     @cached_property
     def told_text(self) -> Any:
-        """The conditioner of texts; None where the network is told none."""
+        """The conditioner of texts; None if the network has no text condition."""
         return next((part for part in self.base.model.conditioning.parts if "text" in part.prepares), None)
 
     @property
     def told_beside(self) -> tuple[conditioning.Conditioner, ...]:
-        """What tells the network how a picture was cut."""
+        """The conditioners for how a picture was cropped."""
         parts = self.base.model.conditioning.parts
         return tuple(part for part in parts if part.prepares == (FRAME,))
 
     @property
     def text(self) -> Any:
-        """The same: its word list it brings along."""
+        """The same conditioner, which brings its own word list."""
         return self.told_text
 
     @property
     def told_picture(self) -> None:
-        """None: one that sees a picture is no model to start from, see `check`."""
+        """None: a model that sees a picture cannot be started from, see `check`."""
         return None
 
     def _with_words(self, pipeline: data.Pipeline | None) -> Any:
@@ -195,18 +195,18 @@ class BaseExperiment(Experiment):
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of the data before a training, and the size of the pictures where the model decides it."""
+        """Notes on the data, to be printed before training, and the picture size if the model decides it."""
         guessed = [] if self.config.data.image_size else [f"pictures of {self._side} pixels, as the model makes them"]
         return [*guessed, *super().remarks]
 
     @cached_property
     def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
-        """What fills the slots of an adapter that steers by pictures."""
+        """The conditioners for the slots of an adapter that steers by pictures."""
         return conditions.of_pictures(self.adapter, self.base.model)
 
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
-        """The conditioners of the model and of the adapter, all that is asked of which falls with
+        """The conditioners of the model and of the adapter; everything asked is dropped together with
         `train.conditioning_dropout`."""
         scale, parts = self.config.train.guidance_embedding, self.base.model.conditioning.parts
         if scale is not None:
@@ -219,7 +219,7 @@ class BaseExperiment(Experiment):
 
     @cached_property
     def adapter(self) -> Adapter | Steering | None:
-        """What is trained instead of the model."""
+        """The adapter to train instead of the model."""
         if ADAPTER not in self.config:
             return None
         adapter, word = conditions.built_adapter(self.config.adapter, self.base.model), self.config.data.trigger
@@ -237,7 +237,7 @@ class BaseExperiment(Experiment):
 
     @property
     def teacher_model(self) -> systems.Model | None:
-        """The model as it is in its folder, where the objective learns from a teacher."""
+        """The unchanged model of the folder, if the objective learns from a teacher."""
         return self.base.model if "teacher" in self.objective.needs else None
 
     @cached_property
@@ -251,7 +251,7 @@ class BaseExperiment(Experiment):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Patterns of the groups that are trained; by default the adapter, or else the network."""
+        """Patterns of the trained groups; by default the adapter, or else the network."""
         if self.config.train.trained:
             return tuple(self.config.train.trained)
         if self.adapter is not None:
@@ -263,7 +263,7 @@ class BaseExperiment(Experiment):
         """Build everything that the config names, so that a wrong name is an error before training starts.
 
         Raises:
-          UserError: the first thing that is wrong, or that is stated beside the model and would be ignored.
+          UserError: the first thing that is wrong, or that conflicts with the model and would be ignored.
         """
         self._check_unread()
         self._check_data()
@@ -281,7 +281,7 @@ class BaseExperiment(Experiment):
             )
 
     def _check_data(self) -> None:
-        """Raise UserError where the data is not of the form, or of the classes, that the model is of."""
+        """Raise UserError if the data does not have the model's form or its classes."""
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
             raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
@@ -315,14 +315,14 @@ class BaseExperiment(Experiment):
                 )
 
     def _check_text_encoder(self) -> None:
-        """Raise UserError where there is no text encoder to train, or where the config says itself what is trained."""
+        """Raise UserError if there is no text encoder to train, or if the config says itself what is trained."""
         if not any(name.startswith(f"{systems.CONDITIONING}/") for name in self.base.shapes):
             raise UserError(f"train.text_encoder: the model in {self.config.init.folder} has none that is trained")
         if self.config.train.trained:
             raise UserError("train.trained says which groups are trained: leave out train.text_encoder, or that")
 
     def _check_reach(self) -> None:
-        """Raise UserError where the adapter changes what no loss reads through it."""
+        """Raise UserError if the adapter changes parameters that do not affect the loss."""
         own = jax.eval_shape(self._init_adapters, self.base.shapes)[f"{systems.ADAPTERS}/{self.adapter.name}"]
         beyond = sorted(path for path in own if path.startswith(f"{systems.CODEC}/"))
         if beyond:
@@ -335,13 +335,13 @@ class BaseExperiment(Experiment):
         return self.model.init_adapters(stream_key(self.config.seed if seed is None else seed, "init"), base)
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
-        """The form of the state before the first step: with zeros instead of the model (`first_state`)."""
+        """The form of the state before the first step, with zeros instead of the model (`first_state`)."""
         shapes = {**self.base.shapes, **conditions.picture_shapes(self.told_pictures)}
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return self._started(zeros, seed)
 
     def _started(self, base: Mapping[str, Any], seed: int | jax.Array | None = None) -> training.TrainState:
-        """The state before the first step, of the model's parameters."""
+        """The state before the first step, with the model's parameters."""
         key = stream_key(self.config.seed if seed is None else seed, "init")
 
         def params() -> dict[str, Any]:
@@ -361,7 +361,7 @@ class BaseExperiment(Experiment):
         )
 
     def _kept(self, base: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A teacher's parameters beside those that are trained; of an adapter they are the frozen groups."""
+        """A teacher's parameters beside the trained ones; for an adapter they are the frozen groups."""
         is_needed = self.teacher_model is not None and self.adapter is None
         return jax.tree.map(jnp.copy, dict(base)) if is_needed else None
 
@@ -374,7 +374,7 @@ class BaseExperiment(Experiment):
         return self._with_lpips(training.TrainState(**state))
 
     def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """The frozen groups on the devices, and by what they are known."""
+        """The frozen groups on the devices, and their sources and fingerprints."""
         try:
             return super().read_frozen()
         finally:
@@ -388,13 +388,13 @@ def _published(name: str, dtype: Any, side: int | None) -> tuple[systems.Model, 
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The form of a parameter as it is trained: numbers as float32."""
+    """The form of a parameter for training: floats as float32."""
     dtype = jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
 
 def _computing_in(part: Any, dtype: Any) -> Any:
-    """The part, and those within it, with activations of another type."""
+    """The part, and the parts within it, with another type for activations."""
     if isinstance(part, tuple):
         return tuple(_computing_in(one, dtype) for one in part)
     if not dataclasses.is_dataclass(part):

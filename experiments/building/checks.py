@@ -1,4 +1,4 @@
-"""What an experiment is compared with before anything starts: whether the parts of its config fit each other."""
+"""Checks of an experiment before anything starts: whether the parts of its config fit each other."""
 
 import re
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 READ_BY_OBJECTIVES: Mapping[str, Registry] = {
     "time_sampler": TIME_SAMPLERS,
 }
-"""Groups of a config that only some objectives read, as `Objective.reads` says."""
+"""Groups of a config that only some objectives read, see `Objective.reads`."""
 _SIDES = re.compile(r"\b(left|right|(counter)?clockwise)\b", re.IGNORECASE)
-_CAPTIONS_LOOKED_AT = 1_000  # of the split, for words that a mirrored picture makes wrong
+_CAPTIONS_LOOKED_AT = 1_000  # captions of the split that are searched for words that mirroring makes wrong
 
 
 def check_metric(name: str) -> None:
@@ -87,7 +87,7 @@ def check(experiment: "Experiment") -> None:
     if experiment.objective.reads_lpips:
         require_lpips(experiment, "objective.distance=squared")
     told, labels = experiment.augment_slot, experiment.pipeline.augment_labels
-    if labels and told not in (0, labels):  # without labels it hears that nothing was done
+    if labels and told not in (0, labels):  # without augmentation the labels say that nothing was done
         raise UserError(
             f"model.augment_channels={told}, but data.augmentation gives {labels} labels: set one to the other"
         )
@@ -99,10 +99,10 @@ def check(experiment: "Experiment") -> None:
 
 
 def teacher_guidance(config: ConfigDict) -> tuple[float, float]:
-    """The bounds of the scales with which the teacher is guided.
+    """The bounds of the teacher's guidance scales.
 
     Raises:
-      UserError: they are neither a scale nor two in order.
+      UserError: they are neither one scale nor two in increasing order.
     """
     scales = tuple(config.teacher.guidance_scale)
     if len(scales) > 2 or list(scales) != sorted(scales):
@@ -111,7 +111,7 @@ def teacher_guidance(config: ConfigDict) -> tuple[float, float]:
 
 
 def check_told_scale(experiment: "Experiment", scale: float) -> None:
-    """Raise UserError where a student that is told the scale of guidance is asked for one that it was not taught."""
+    """Raise UserError if a student with a guidance scale as input is asked for a scale that it was not taught."""
     low, high = teacher_guidance(experiment.config)
     if experiment.config.teacher.guidance_scale and experiment.model.embeds_guidance and not low <= scale <= high:
         raise UserError(
@@ -121,7 +121,8 @@ def check_told_scale(experiment: "Experiment", scale: float) -> None:
 
 
 def check_teacher(experiment: "Experiment") -> None:
-    """Raise UserError where student and teacher do not fit: other data, conditions, or a scale that nobody is told."""
+    """Raise UserError if student and teacher do not fit: other data, other conditions, or a scale without an input for
+    it."""
     model, theirs = experiment.model, experiment.teacher_model
     scales = teacher_guidance(experiment.config)
     if theirs is None:
@@ -134,7 +135,7 @@ def check_teacher(experiment: "Experiment") -> None:
     check_same_conditions(experiment)
     can_be_guided = theirs.conditioning.asked or theirs.embeds_guidance
     if scales != (1.0, 1.0) and not can_be_guided:
-        raise UserError("teacher.guidance_scale guides a teacher that is told nothing: leave it out")
+        raise UserError("teacher.guidance_scale guides a teacher that has no conditions: leave it out")
     if scales[0] != scales[1] and not model.embeds_guidance:
         raise UserError(
             f"teacher.guidance_scale draws from {scales}, and the student is not told which: give one scale, or a "
@@ -147,7 +148,7 @@ def check_teacher(experiment: "Experiment") -> None:
 
 
 def check_same_conditions(experiment: "Experiment") -> None:
-    """Raise UserError where a teacher is of other data than its student, or is told what the student's batch lacks."""
+    """Raise UserError if a teacher has other data than its student, or conditions that the student's batch lacks."""
     model, theirs, teacher = experiment.model, experiment.teacher_model, experiment.teacher
     if model.diffused != theirs.diffused:
         raise UserError(
@@ -179,7 +180,7 @@ def check_same_conditions(experiment: "Experiment") -> None:
 
 
 def check_read(experiment: "Experiment") -> None:
-    """Raise UserError for a group that the objective does not read; runs of before that have one are still read."""
+    """Raise UserError for a group that the objective does not read; it is tolerated in runs of earlier versions."""
     config, reads = experiment.config, experiment.objective.reads
     unread = [group for group in READ_BY_OBJECTIVES if group in config and group not in reads]
     if experiment.objective.discrete:
@@ -192,7 +193,7 @@ def check_read(experiment: "Experiment") -> None:
 
 
 def require_lpips(experiment: "Experiment", instead: str) -> None:
-    """Whether the files of LPIPS are there; `instead` is what does without."""
+    """Check that the files of LPIPS exist; `instead` is the setting that works without them."""
     try:
         weights.require_lpips(experiment.objective.vgg, experiment.objective.lpips)
     except UserError as error:
@@ -200,7 +201,7 @@ def require_lpips(experiment: "Experiment", instead: str) -> None:
 
 
 def _unread_by_tokens(config: ConfigDict) -> list[str]:
-    """Fields of sampling that no sampler of tokens reads, and that the config states otherwise than by default."""
+    """Fields of sampling that no token sampler reads, and that the config sets to other values than the defaults."""
     sampling = config.sampling
     stated = {name: sampling[name] for name in ("grid", "projection", "inversion")}
     specs = {name: {"name": spec} if isinstance(spec, str) else spec.to_dict() for name, spec in stated.items()}
@@ -226,7 +227,7 @@ def check_buckets(experiment: "Experiment") -> None:
 
 
 def check_picture(experiment: "Experiment") -> None:
-    """Raise UserError where holes are drawn that nothing is told, or where the two pictures of an edit would part."""
+    """Raise UserError if holes are drawn for no condition, or if the two pictures of an edit would no longer match."""
     told, data = experiment.told_picture, experiment.config.data
     has_holes = experiment.pipeline.drawn_holes.any
     if has_holes != (told is not None and told.needs_holes):
@@ -245,7 +246,7 @@ def check_picture(experiment: "Experiment") -> None:
 
 
 def check_captions(experiment: "Experiment") -> None:
-    """Raise UserError where captions are shuffled that nothing is told, or say left and right of mirrored pictures."""
+    """Raise UserError if captions are shuffled for no condition, or say left and right of mirrored pictures."""
     if experiment.config.data.shuffle_captions and experiment.told_text is None:
         raise UserError(
             "data.shuffle_captions is of captions, and what is trained is told none: set it to False, or "
@@ -262,14 +263,14 @@ def check_captions(experiment: "Experiment") -> None:
 
 
 def check_subject(experiment: "Experiment") -> None:
-    """Whether the words for what is learned are read, and whether pictures of a subject's class are weighed."""
+    """Check that the words for what is learned are read, and that pictures of a subject's class count in the loss."""
     config, wanted, text = experiment.config, experiment.config.data, experiment.text
     words = {"data.trigger": (wanted.trigger, "")} if wanted.trigger else {}
     if wanted.instance:
         words["data.instance_prompt"] = (wanted.instance_prompt, wanted.class_prompt)
     for field, (said, instead) in words.items():
         if text is None:
-            raise UserError(f"{field} is told to nothing: what is trained is told no text")
+            raise UserError(f"{field} has no effect: what is trained has no text condition")
         if all((rows[0] == rows[1]).all() for rows in text.prepare({"text": [said, instead]}).values()):
             against = f"just as it reads {instead!r}" if instead else "as nothing"
             raise UserError(f"{field}: the tokenizer reads {said!r} {against}; take another word")
@@ -282,7 +283,8 @@ def check_subject(experiment: "Experiment") -> None:
 
 
 def check_class(config: ConfigDict, objective: Objective) -> None:
-    """Raise UserError where a batch has no halves or all its captions share a word, or the loss weighs no class."""
+    """Raise UserError if a batch has no halves, all its captions share a word, or the loss does not weight the
+    class."""
     if config.data.trigger:
         raise UserError(
             f"data.trigger={config.data.trigger!r} would be put before captions of the class too: write it into "
@@ -300,7 +302,7 @@ def check_class(config: ConfigDict, objective: Objective) -> None:
 
 
 def check_groups(experiment: "Experiment") -> None:
-    """Whether what is trained is there, and whether what is frozen comes from somewhere."""
+    """Check that the trained groups exist, and that the frozen ones have a source."""
     check_buckets(experiment)
     check_picture(experiment)
     check_captions(experiment)
@@ -318,7 +320,7 @@ def check_groups(experiment: "Experiment") -> None:
 
 
 def check_features(experiment: "Experiment") -> None:
-    """Whether the data has the features that the network is aligned to."""
+    """Check that the data has the features that the network is aligned to."""
     if "aligned" not in experiment.objective.needs:
         return
     wanted, found = experiment.network.sows.get(FEATURES), experiment.pipeline.features_shape

@@ -1,11 +1,11 @@
-"""What a network is told, from the config and the data: the conditioner of texts, its word list, and what is prepared.
+"""The network's conditions, from the config and the data: the text conditioner, its word list, and prepared fields.
 
     config.conditioning = {"text": {"tokenizer": "words", "length": 24, "encoder": {"name": "transformer", ...}}}
 
-Pictures are told by an adapter that steers by them, {"name": "controlnet"} or {"name": "ip_adapter", ...}.
+Pictures become conditions through an adapter, {"name": "controlnet"} or {"name": "ip_adapter", ...}.
 
-The word list of the tokenizer "words" is made from the captions of the training split once, and kept in the workdir:
-runs, samples and evaluations read it there. Its hash is part of the run.
+The word list of the tokenizer "words" is made once from the captions of the training split, and kept in the workdir,
+where runs, samples and evaluations read it. Its hash is part of the run.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ from experiments.building.sources import Source
 from experiments.ground.workdir import FILES
 
 VOCABULARY = "vocabulary.json"
-MOST_CAPTIONS = 100_000  # that a word list is made from, evenly spread over the split
-_MOST_LOOKED_AT = 10_000  # captions of a split that are compared with length and word list before a run
+MOST_CAPTIONS = 100_000  # captions that a word list is made from, evenly spread over the split
+_MOST_LOOKED_AT = 10_000  # captions of a split that are checked for length and unknown words before a run
 
 
 def text_of(config: ConfigDict, dtype: Any) -> Text | None:
-    """The conditioner of texts that the config names, its word list not made yet; None where it names none."""
+    """The text conditioner named in the config, without its word list; None if the config names none."""
     if "conditioning" not in config or "text" not in config.conditioning:
         return None
     fields = dict(config.conditioning.text)
@@ -49,14 +49,14 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
 
 
 def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> BesidePicture | None:
-    """The conditioner of a picture beside the input that the config names; None for none.
+    """The conditioner of a picture beside the input that the config names; None if it names none.
 
     Args:
-      config: of a run.
-      shape: gives the shape of its pictures; it is asked where there is such a conditioner alone, as it may open data.
+      config: config of a run.
+      shape: gives the shape of its pictures; called only if there is such a conditioner, because it may open data.
 
     Raises:
-      UserError: no such conditioner, or what is diffused are latents.
+      UserError: there is no such conditioner, or latents are diffused.
     """
     if "conditioning" not in config or "picture" not in config.conditioning:
         return None
@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | None) -> Text:
-    """The conditioner with its word list, from the workdir, or made of the captions of the training data.
+    """The conditioner with its word list, from the workdir or made from the captions of the training data.
 
     Raises:
       UserError: there is neither, or the list is damaged.
@@ -100,12 +100,13 @@ def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | Non
 
 @functools.lru_cache(maxsize=4)
 def _learned(tokenizer: PromptTokenizer, pipeline: data.Pipeline, fingerprint: str) -> PromptTokenizer:
-    """The tokenizer made of the captions of the data; made once where one process opens many runs, as an ablation."""
+    """The tokenizer made from the captions of the data, cached for a process that opens many runs, such as an
+    ablation."""
     return tokenizer.learned(pipeline.texts(max_examples=MOST_CAPTIONS))
 
 
 def with_text(model: systems.Model, text: Text | None) -> systems.Model:
-    """The model whose conditioner of texts has its word list, so that it can read words without the run."""
+    """The model whose text conditioner has its word list, so that it can read words without the run."""
     if text is None:
         return model
     parts = tuple(text if set(part.gives) == set(text.gives) else part for part in model.conditioning.parts)
@@ -113,13 +114,13 @@ def with_text(model: systems.Model, text: Text | None) -> systems.Model:
 
 
 def kept(text: Text | None) -> dict[str, bytes]:
-    """Files of the workdir that hold what was made of the data: name and content."""
+    """Files of the workdir that were made from the data: name and content."""
     words = text.words if text else ()
     return {VOCABULARY: (json.dumps({"words": words}, ensure_ascii=False) + "\n").encode()} if words else {}
 
 
 def tokens_of(text: Text, word: str) -> list[int]:
-    """The tokens of a word by the first tokenizer that reads captions, without those that frame every text."""
+    """The tokens of a word by the first tokenizer that reads captions, without start and end tokens."""
     rows = next(iter(text.prepare({"text": [word, ""]}).values()))
     said, nothing = rows[0].tolist(), rows[1].tolist()
     start = next((i for i, (a, b) in enumerate(zip(said, nothing, strict=True)) if a != b), len(said))
@@ -128,7 +129,7 @@ def tokens_of(text: Text, word: str) -> list[int]:
 
 
 def remarks(text: Text, pipelines: Sequence[data.Pipeline]) -> list[str]:
-    """What is to be said of the captions before a run: those that are cut, and words that are not known."""
+    """Notes on the captions before a run: those that are cut, and unknown words."""
     said = []
     for pipeline in pipelines:
         captions = pipeline.texts(max_examples=_MOST_LOOKED_AT)
@@ -140,7 +141,7 @@ def built_adapter(spec: ConfigDict, model: systems.Model) -> Adapter | Steering:
     """The adapter that a config names, of either kind.
 
     Raises:
-      UserError: an unknown name or argument, or an image encoder that is missing or none.
+      UserError: the name or an argument is unknown, or the image encoder is missing or invalid.
     """
     name = spec.get("name")
     if name not in STEERINGS:
@@ -161,7 +162,7 @@ def built_adapter(spec: ConfigDict, model: systems.Model) -> Adapter | Steering:
 
 @functools.lru_cache(maxsize=4)
 def encoder_of(folder: str) -> VisionTransformer:
-    """The image encoder of a folder; its weights are read later.
+    """The image encoder in a folder; its weights are read later.
 
     Raises:
       UserError: no folder is named, or it holds no encoder of pictures.
@@ -177,7 +178,7 @@ def encoder_of(folder: str) -> VisionTransformer:
 
 
 def of_pictures(adapter: Adapter | Steering | None, model: systems.Model) -> tuple[Conditioner, ...]:
-    """What fills the slots that the adapter reads."""
+    """The conditioners for the slots that the adapter reads."""
     if adapter is None or adapter.changes_parameters:
         return ()
     encoder = encoder_of(adapter.image_encoder) if adapter.reads_encoder else None
@@ -191,7 +192,7 @@ def picture_shapes(parts: tuple[Conditioner, ...]) -> dict[str, Any]:
 
 
 def picture_sources(adapter: Adapter | Steering | None, parts: tuple[Conditioner, ...]) -> Mapping[str, Source]:
-    """Where the frozen encoders of these conditioners come from."""
+    """The sources of the frozen encoders in these conditioners."""
     return {
         name: Source(
             where=str(expanded(adapter.image_encoder).absolute()),
@@ -202,7 +203,7 @@ def picture_sources(adapter: Adapter | Steering | None, parts: tuple[Conditioner
 
 
 def check_pictures(adapter: Adapter | Steering | None, config: ConfigDict, info: DatasetInfo) -> None:
-    """Raise UserError where the data lacks the pictures that the adapter reads, or would change them."""
+    """Raise UserError if the data lacks the pictures that the adapter reads, or would change them."""
     if adapter is None or adapter.changes_parameters:
         return
     mirrored = config.data.flip or config.data.augmentation.name != "none"
@@ -221,7 +222,7 @@ def check_pictures(adapter: Adapter | Steering | None, config: ConfigDict, info:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What conditioners make of the raw fields of examples, on the host (`data.Pipeline.prepare`)."""
+    """Applies the conditioners' preparation to the raw fields of examples, on the host (`data.Pipeline.prepare`)."""
 
     parts: tuple[Conditioner, ...]
 

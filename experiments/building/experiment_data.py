@@ -1,4 +1,4 @@
-"""From a config to its data: the pipelines, their captions, and the types in which a network computes on them."""
+"""From a config to its data: the pipelines, their captions, and the types of the network's computation."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ from experiments.ground.config_files import import_parts
 from experiments.ground.fields import CODEC, INHERIT, INIT
 
 OF_SUBJECTS = ("instance", "instance_prompt", "class_pictures", "class_prompt", "num_class_images")
-"""Fields of `data` that are of a subject and its class, and of no other data."""
+"""Fields of `data` that only apply to a subject and its class."""
 CLASS_PICTURES = "class_pictures"
-"""In the workdir: pictures of the class that were drawn from the model."""
+"""The folder in the workdir with pictures of the class that the model has drawn."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentData:
-    """The data that a config names, and what is said of it to the network; the base of an experiment."""
+    """The data that a config names, and the conditions from it; the base of an experiment."""
 
     reconstructs: ClassVar[bool] = False
     has_base: ClassVar[bool] = False
@@ -57,16 +57,16 @@ class ExperimentData:
 
     @classmethod
     def planned(cls, config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Self:
-        """An experiment to look at, not to run: its data need not be prepared, its devices need not be there.
+        """An experiment for planning, not for running: its data need not be prepared, and its devices need not exist.
 
-        `assumed` says what stands instead of what is not there.
+        `assumed` says what replaces missing files.
         """
         info = cls(config)._pipeline(config.data.split).described()
         return cls(config, devices=devices, stored_info=info)
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """Of an experiment that is planned, lines on what stands instead of files that are not there."""
+        """For an experiment that is planned, lines about what replaces missing files."""
         return ()
 
     @property
@@ -100,32 +100,33 @@ class ExperimentData:
         return (conditioning.Sizes(count=6),)
 
     def _with_words(self, pipeline: data.Pipeline | None) -> conditioning.Text:
-        """What reads the captions, with the word list of the workdir, or else of this data."""
+        """The text conditioner with the word list of the workdir, or else of this data."""
         return conditions.with_words(self.told_text, pipeline, self.directory)
 
     @cached_property
     def text(self) -> conditioning.Text | None:
-        """The conditioner of texts with all that it needs to read words; None where the network is told no text."""
+        """The text conditioner with everything that it needs to read words; None if the network has no text
+        condition."""
         if self.told_text is None:
             return None
-        try:  # of a run that is there the word list is too; the data may not be
+        try:  # an existing run has its word list, even if the data is missing
             return self._with_words(None)
         except UserError:
             return self.pipeline.prepare.parts[0]
 
     @cached_property
     def told_text(self) -> conditioning.Text | None:
-        """The same without a word list: all that shapes and compiled programs depend on."""
+        """The same without a word list, which shapes and compiled programs do not depend on."""
         return conditions.text_of(self.config, self._dtype)
 
     @cached_property
     def told_picture(self) -> conditioning.BesidePicture | None:
-        """The conditioner of a picture beside the input; None where the network is told none."""
+        """The conditioner of a picture beside the input; None if there is none."""
         return conditions.picture_of(self.config, lambda: self.info.spec.shape)
 
     @cached_property
     def told_pictures(self) -> tuple[conditioning.Conditioner, ...]:
-        """The conditioners of pictures that an adapter tells the network."""
+        """The conditioners for pictures that an adapter gives the network."""
         return ()
 
     def _check_sources(self, info: data.DatasetInfo, picture: conditioning.BesidePicture) -> None:
@@ -145,7 +146,7 @@ class ExperimentData:
 
     @cached_property
     def validation_pipeline(self) -> data.Pipeline | None:
-        """Held-out data in the form of the training data, not augmented; None when the config names none."""
+        """Held-out data in the form of the training data, not augmented; None if the config names none."""
         split = self.config.data.validation_split
         if not split:
             return None
@@ -162,7 +163,7 @@ class ExperimentData:
         return data.Pipeline.from_config(fields)
 
     def _options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The arguments of the data set; those of a subject, whose class may be drawn into the workdir, beside them."""
+        """The arguments of the data set, including those of a subject, whose class may be drawn into the workdir."""
         own = {name: self.config.data[name] for name in OF_SUBJECTS}
         stated = [f"data.{name}" for name, value in own.items() if value]
         if not stated:
@@ -178,12 +179,12 @@ class ExperimentData:
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of the data before a training."""
+        """Notes on the data, to be printed before training."""
         return list(self.pipeline.remarks)
 
     @property
     def draws_class(self) -> bool:
-        """Whether the pictures of a subject's class are drawn from the model before training."""
+        """Whether the model draws the pictures of a subject's class before training."""
         wanted = self.config.data
         return bool(wanted.instance and wanted.num_class_images and not wanted.class_pictures)
 
@@ -194,7 +195,7 @@ class ExperimentData:
 
     @property
     def _dtype(self) -> Any:
-        """What activations are computed in."""
+        """The type in which activations are computed."""
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
@@ -202,10 +203,11 @@ class ExperimentData:
 
     @functools.cached_property
     def validation_batch(self) -> int:
-        """Examples of a batch of held-out data: those of a training batch, or where there are fewer, a divisor of it.
+        """Examples in a batch of held-out data: as many as in training, or a divisor of the split's size if that is
+        smaller.
 
         Raises:
-          UserError: there is not one for every device.
+          UserError: there are fewer examples than devices.
         """
         log, batch_size, shards = self.config.log, self.config.train.batch_size, self.layout.num_batch_shards
         examples = self._pipeline(self.config.data.validation_split, features="").info.num_examples
@@ -220,10 +222,10 @@ class ExperimentData:
 
     @property
     def validation_size(self) -> int:
-        """Examples that the validation loss is taken over: whole batches.
+        """Examples for the validation loss, in whole batches.
 
         Raises:
-          UserError: there is not one.
+          UserError: there is no whole batch.
         """
         examples = min(self.validation_pipeline.info.num_examples, self.config.log.validation_examples)
         return examples // self.validation_batch * self.validation_batch

@@ -1,4 +1,4 @@
-"""The training of a first stage, from a config with a group `codec` instead of a denoiser's groups."""
+"""Training a first stage, from a config with a group `codec` instead of a denoiser's groups."""
 
 import dataclasses
 from functools import cached_property
@@ -22,24 +22,24 @@ _UNREAD = (
     *("model", "process", "time_sampler", "init", "adapter"),
     *("teacher", "first_stage", "sampling", "train"),
 )
-_READ = ("sampling.ema", "sampling.batch_size")  # fields of these groups that a first stage has a use for
+_READ = ("sampling.ema", "sampling.batch_size")  # fields of these groups that a first stage uses
 _READ += tuple(f"train.{name}" for name in ("steps", "batch_size", "accumulation", "dtype", "trained"))
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstStageExperiment(Experiment):
-    """Everything that the config of a first stage names; for the same loop as any other training."""
+    """Everything that the config of a first stage names; it uses the same loop as any other training."""
 
     reconstructs = True
 
     @property
     def num_classes(self) -> int:
-        """0: a first stage is told no class."""
+        """0: a first stage has no class condition."""
         return 0
 
     @cached_property
     def codec(self) -> LearnedCodec:
-        """The codec that is trained."""
+        """The codec to train."""
         dtype = self.config.train.dtype
         if dtype not in DTYPES:
             raise UserError(unknown_name("compute dtype", dtype, list(DTYPES)))
@@ -61,7 +61,7 @@ class FirstStageExperiment(Experiment):
 
     @property
     def _network_every(self) -> int:
-        """A first stage and its discriminator are updated together."""
+        """1: a first stage and its discriminator are updated together."""
         return 1
 
     @property
@@ -71,11 +71,12 @@ class FirstStageExperiment(Experiment):
 
     @property
     def shown(self) -> data.DatasetInfo:
-        """Pictures, as the data has them."""
+        """The pictures of the data."""
         return self.info
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
-        """The state before the first step, by default of the seed; there is neither a target nor a teacher."""
+        """The state before the first step, by default for the config's seed; there is neither a target nor a
+        teacher."""
         key = stream_key(self.config.seed if seed is None else seed, "init")
         return training.create_state(
             lambda: self.trainable.init_params(key),
@@ -86,7 +87,7 @@ class FirstStageExperiment(Experiment):
         )
 
     def check(self) -> None:
-        """Build everything that the config names, so that what is wrong is said before training starts.
+        """Build everything that the config names, so that errors are found before training starts.
 
         Raises:
           UserError: the first thing that is wrong, or that has no meaning for a first stage.
@@ -122,7 +123,7 @@ class FirstStageExperiment(Experiment):
             raise UserError("a first stage is judged by held-out pictures: set data.validation_split")
 
     def _check_unread(self) -> None:
-        """Raise UserError for a field of a denoiser's that has not its default: it would be ignored."""
+        """Raise UserError for a denoiser's field that differs from its default, because it would be ignored."""
         default = workdir.defaults()
         stated = flatten(ConfigDict(workdir.to_json(self.config)))
         unread = [

@@ -1,4 +1,4 @@
-"""Parts that must fit others, an objective, a sampler, a layout; refusals say what would fit."""
+"""Checks that an objective, a sampler or a layout fits the rest; refusals say what would fit."""
 
 import inspect
 from typing import Any
@@ -12,12 +12,12 @@ from diffusion_jax.specs import DataSpec
 
 
 def name_of(spec: Any) -> Any:
-    """The name in the spec of a part: itself, or its field `name`."""
+    """The name in the spec of a part: the spec itself, or its field `name`."""
     return spec.get("name") if hasattr(spec, "get") else spec
 
 
 def require_objective(spec: Any, process: Process) -> None:
-    """Raise UserError where an objective is of another kind of process; one that there is not passes."""
+    """Raise UserError if an objective belongs to another kind of process; an unknown one passes."""
     name = name_of(spec)
     if not isinstance(name, str) or name not in OBJECTIVES:
         return
@@ -31,7 +31,7 @@ def require_objective(spec: Any, process: Process) -> None:
 
 
 def require_data(spec: DataSpec, process: Process) -> None:
-    """Raise UserError where the data is tokens and the process is of numbers."""
+    """Raise UserError if the data is tokens and the process diffuses numbers."""
     if spec.kind == "tokens" and not process.discrete:
         fitting = [name for kind in ("tokens", "token_chain") for name in with_process(kind)]
         raise UserError(
@@ -56,7 +56,7 @@ def built_sampler(spec: Any, process: Process) -> Sampler | TokenSampler:
 
 
 def require_denoiser(sampler: Sampler, spec: Any, objective: Objective, trained: Any) -> None:
-    """Raise UserError where a sampler asks for something else than the objective trains; specs give the names."""
+    """Raise UserError if a sampler needs something else than the objective trains; specs give the names."""
     made, wanted = objective.makes, sampler.denoiser_kind
     if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
         others = [n for n in samplers_of("gaussian") if SAMPLERS.example(n).denoiser_kind == made]

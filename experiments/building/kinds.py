@@ -1,4 +1,4 @@
-"""Which kind of training a config describes: of a denoiser, of a model that is there, or of a first stage."""
+"""The kind of training that a config describes: of a denoiser, from an existing model, or of a first stage."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ _FIELDS = ("train.class_conditional", "train.dtype", "sampling.batch_size", "imp
 
 
 def plan_experiment(config: ConfigDict, devices: tuple[jax.Device, ...] | None = None) -> Experiment:
-    """What the config names, to look at and not to run: `Experiment.planned`, of the kind that it is."""
+    """The experiment of a config for planning, not for running: `Experiment.planned`, of the fitting kind."""
     return (BaseExperiment if config.init.folder else Experiment).planned(config, devices)
 
 
 def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:
-    """What the config names, as the kind of experiment that it is; `fields` as of `Experiment`."""
+    """The experiment of a config, of the fitting kind; `fields` are those of `Experiment`."""
     if CODEC in config:
         return FirstStageExperiment(config, **fields)
     if config.teacher.inherit:
@@ -32,14 +32,14 @@ def open_experiment(config: ConfigDict, **fields: Any) -> Experiment:
 
 
 def inherited(config: ConfigDict) -> ConfigDict:
-    """The config of a student with what it takes from its teacher's (`teacher.inherit`), which is then all stated.
+    """The config of a student, with everything that it takes from its teacher's stated (`teacher.inherit`).
 
-    With `init.folder` the data and the judges are those of the run in that folder; the model is it itself. Of the
-    groups that are inherited a field of the student's counts where it is not the runner's default; a part that
-    it names, such as a schedule, replaces the teacher's whole.
+    With `init.folder` data and judges are those of the run in that folder, whose model is then the teacher. In the
+    inherited groups, a field of the student's counts if it differs from the runner's default; a part that it names,
+    such as a schedule, replaces the teacher's part completely.
 
     Raises:
-      UserError: no teacher is named, or nothing was trained there.
+      UserError: no teacher is named, or there is no trained run.
     """
     named = config.init.folder or config.teacher.workdir
     if not named:
@@ -68,7 +68,7 @@ def inherited(config: ConfigDict) -> ConfigDict:
 
 
 def _state(there: ConfigDict, own: ConfigDict, stated: set[str]) -> None:
-    """Put what a student states instead of its teacher's: `stated` are the dotted names of its fields."""
+    """Override the teacher's values by the student's: `stated` are the dotted names of its fields."""
     for field in sorted({name.partition(".")[0] for name in stated}):
         value = own[field]
         deeper = {name.partition(".")[2] for name in stated if name.startswith(f"{field}.")}

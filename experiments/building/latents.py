@@ -1,4 +1,4 @@
-"""Latents and the first stage that made them: whether they fit, and what they look like when they are decoded."""
+"""Latents and the first stage that made them: whether they fit, and their form after decoding."""
 
 import dataclasses
 
@@ -12,17 +12,17 @@ from diffusion_jax.systems import FirstStageFolder
 
 
 def pictures_of(latents: DatasetInfo, codec: LearnedCodec) -> DatasetInfo:
-    """What prepared latents are when they are decoded; the classes are the same."""
+    """The form of prepared latents after decoding; the classes are the same."""
     height, width, _ = latents.spec.shape
     shape = (height * codec.factor, width * codec.factor, codec.data_channels)
     return dataclasses.replace(latents, spec=DataSpec(kind="pixels", shape=shape))
 
 
 def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFolder | None) -> None:
-    """Whether the data, and what is asked of it, fits the first stage.
+    """Check that the data, and its settings, fit the first stage.
 
     Raises:
-      UserError: it does not; the message names both and the mend.
+      UserError: they do not; the message names both and the remedy.
     """
     made_by, data = info.first_stage, config.data
     if stage is None:

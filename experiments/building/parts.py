@@ -1,8 +1,8 @@
-"""The parts that a config can name, and their fields, as the registries and the parts' own docstrings say.
+"""The parts that a config can name, and their fields, from the registries and the parts' own docstrings.
 
-A field's type comes from its annotation, its bounds from its name (`diffusion_jax.domains`) or its annotation, its
-meaning from the section "Attributes:" or "Args:" of the docstring of the part or of a class that it is made from; for
-standard terms, which mean the same in every part, from `diffusion_jax.terms`.
+A field's type comes from its annotation, its bounds from its name (`diffusion_jax.domains`) or its annotation. Its
+meaning comes from the section "Attributes:" or "Args:" in the docstring of the part or of a class that it is made from;
+for standard terms, which mean the same in every part, from `diffusion_jax.terms`.
 """
 
 import inspect
@@ -38,7 +38,7 @@ from experiments.ground.fields import REQUIRED, Field
 
 
 class Kind(NamedTuple):
-    """What a group of a config may name, and the arguments that the runner gives to it."""
+    """The parts that a group of a config may name, and the arguments that the runner passes to them."""
 
     group: str
     registry: Registry
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 
 TEXTS: Registry = Registry("conditioner")
-"""The conditioners that a config describes; the others are there where data and network have what they are of."""
+"""The conditioners that a config describes; the others exist if data and network have what they need."""
 TEXTS.register("text")(CONDITIONERS["text"])
 
 KINDS = (
@@ -81,7 +81,7 @@ KINDS = (
 
 
 def fields_of(kind: Kind, name: str) -> dict[str, Field]:
-    """The fields of one part, but for those that the runner fills in."""
+    """The fields of one part, without those that the runner fills in."""
     factory = kind.registry[name]
     kinds, meanings = annotations(factory), documented(factory)
     found = {}
@@ -103,10 +103,10 @@ def about(factory: Callable[..., Any]) -> str:
 
 
 def documented(factory: Callable[..., Any]) -> dict[str, str]:
-    """What docstrings say of the arguments of a factory, the nearest class first.
+    """What docstrings say about the arguments of a factory, the nearest class first.
 
-    A function speaks for the class that it returns, and for one whose arguments it says its own are ("the arguments are
-    those of `SceneOptions`").
+    A function takes the texts of the class that it returns, and of a class that it refers to ("the arguments are those
+    of `SceneOptions`").
     """
     made = factory if isinstance(factory, type) else typing.get_type_hints(factory).get("return")
     owners = dict.fromkeys([factory, *_borrowed(factory), *getattr(made, "__mro__", ())])

@@ -15,7 +15,7 @@ from experiments.building.sources import require_same_sources
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 
-_ATTEMPTS = 5  # to read the newest checkpoint of a run that is under way
+_ATTEMPTS = 5  # attempts to read the newest checkpoint of a run that is under way
 
 
 def open_checkpoints(
@@ -34,7 +34,7 @@ def open_checkpoints(
 
 
 def describe_run(experiment: Experiment, directory: Path | str) -> None:
-    """Write what `diffusion_jax.load_model` needs to know of a run besides its checkpoints."""
+    """Write what `diffusion_jax.load_model` needs to know about a run besides its checkpoints."""
     config = experiment.config
     about = {"checkpoints": config.checkpoint.directory, "average": experiment.known_ema(config.sampling.ema)}
     systems.write_description(directory, conditions.with_text(experiment.model, experiment.text), **about)
@@ -43,19 +43,19 @@ def describe_run(experiment: Experiment, directory: Path | str) -> None:
 def restore_params(
     directory: Path | str, *, step: int | None = None, ema: str | None = None, flag: str = ""
 ) -> tuple[Experiment, Any, dict[str, Any]]:
-    """The experiment of a workdir, parameters to sample with, and where they come from.
+    """The experiment of a workdir, parameters to sample with, and their origin.
 
     Args:
       directory: the workdir of a run.
       step: step of the checkpoint; the newest by default.
       ema: which average, or "params" for the parameters themselves; by default what the config says. A run that keeps
-        power-function averages (`ema.widths`) has those of every other width too, as "width_0.07": they are put
-        together from all of its checkpoints up to `step` (`diffusion_jax.training.post_hoc_coefficients`).
-      flag: by which the user gives `step`, for the message about a damaged checkpoint.
+        power-function averages (`ema.widths`) also offers every other width, as "width_0.07": it is combined from all
+        of the run's checkpoints up to `step` (`diffusion_jax.training.post_hoc_coefficients`).
+      flag: name of the flag for `step`, for the message about a damaged checkpoint.
 
     Raises:
-      UserError: no run, no such checkpoint or average, or a damaged checkpoint: then the message says which other one
-        is whole, and how to take that.
+      UserError: there is no run, no such checkpoint or average, or the checkpoint is damaged: then the message says
+        which other one is intact, and how to select it.
     """
     config = workdir.read_config(directory)
     config.parallel.update(strategy="jit", data=-1, fsdp=1, tensor=1, context=1)  # any layout reads any checkpoint
@@ -75,9 +75,9 @@ def restore_params(
 def whole_one(
     checkpointer: training.Checkpointer, damaged: int, abstract_state: Any, *, newer: bool = True
 ) -> int | None:
-    """The nearest whole checkpoint before a damaged one, else with `newer` after it; None where there is none.
+    """The nearest intact checkpoint before a damaged one, else, with `newer`, after it; None if there is none.
 
-    Each that is named has been read and verified.
+    The one that is returned has been read and verified.
     """
     steps = checkpointer.steps()
     after = [s for s in steps if s > damaged] if newer else []
@@ -91,7 +91,7 @@ def whole_one(
 
 
 def _mend(checkpointer: training.Checkpointer, damaged: int, abstract_state: Any, flag: str) -> str:
-    """How a reader gets round a damaged checkpoint."""
+    """How to avoid a damaged checkpoint."""
     other = whole_one(checkpointer, damaged, abstract_state)
     if other is None:
         return "and there is no whole one besides: train again, or bring a copy back"
@@ -103,7 +103,7 @@ def _mend(checkpointer: training.Checkpointer, damaged: int, abstract_state: Any
 def _post_hoc(
     experiment: Experiment, directory: Path | str, step: int | None, name: str, flag: str
 ) -> tuple[Any, dict[str, Any]]:
-    """The power-function average `name` from the averages in all checkpoints up to `step`, and where it comes from."""
+    """The power-function average `name` from the averages in all checkpoints up to `step`, and its origin."""
     try:
         width = float(name.removeprefix("width_"))
     except ValueError:
@@ -130,7 +130,7 @@ def _post_hoc(
 def _read(
     experiment: Experiment, directory: Path | str, step: int | None, *, last: bool, flag: str
 ) -> tuple[int, training.TrainState | None]:
-    """The step that was chosen, and its state; None if a trainer deleted it meanwhile."""
+    """The chosen step and its state; None if a trainer deleted it meanwhile."""
     with contextlib.closing(open_checkpoints(experiment, directory, read_only=True)) as checkpointer:
         steps = checkpointer.steps()
         if not steps:
@@ -146,7 +146,7 @@ def _read(
             require_same_sources(record.get("frozen", {}), known, f"{directory}, step {chosen},")
             return chosen, training.TrainState(**read, frozen=frozen)
         except training.CorruptCheckpointError as error:
-            deleted = chosen not in checkpointer.steps()  # a trainer at work keeps only its newest checkpoints
+            deleted = chosen not in checkpointer.steps()  # a running trainer keeps only its newest checkpoints
             if deleted and step is None and not last:
                 return chosen, None
             if deleted:

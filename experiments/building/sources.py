@@ -1,7 +1,7 @@
-"""Where groups of parameters come from that a run does not begin at random: another run, or a published file.
+"""Sources of parameter groups that do not start at random: another run, or a published file.
 
-A group that is trained starts from its source. A group that is frozen stays as its source has it: no checkpoint holds
-it, a run keeps its fingerprint instead, and refuses to go on with another one.
+A trained group starts from its source. A frozen group stays as its source has it: no checkpoint holds it; a run keeps
+its fingerprint instead, and refuses to resume with another one.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Source:
     Attributes:
       where: a path or a name, for people.
       read: reads the tree of arrays.
-      of_model: whether `where` is a whole model, of which this is the group of the same name.
+      of_model: whether `where` is a whole model that has this group under the same name.
     """
 
     where: str
@@ -31,17 +31,17 @@ class Source:
 
 
 def read_groups(sources: Mapping[str, Source], like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Groups on the devices, and by what they are known.
+    """Read groups onto the devices, and describe them.
 
     Args:
-      sources: by group; those that `like` does not have are left alone.
+      sources: sources by group; groups that `like` lacks are skipped.
       like: shapes, types and shardings, by group.
 
     Returns:
       The groups, and {"source": ..., "fingerprint": ...} of each.
 
     Raises:
-      UserError: what is read has not the form that the model needs; the message names the source.
+      UserError: the data does not have the form that the model needs; the message names the source.
     """
     params, known = {}, {}
     for name, wanted in like.items():
@@ -66,7 +66,7 @@ def read_groups(sources: Mapping[str, Source], like: Mapping[str, Any]) -> tuple
 
 
 def require_same_sources(recorded: Mapping[str, Any], now: Mapping[str, Any], where: Any) -> None:
-    """Raise UserError where a frozen group is not the one that a checkpoint was trained with."""
+    """Raise UserError if a frozen group is not the one that a checkpoint was trained with."""
     for name in sorted({*recorded, *now}):
         before, after = recorded.get(name), now.get(name)
         if before is None or after is None or before["fingerprint"] != after["fingerprint"]:

@@ -1,4 +1,4 @@
-"""From a config to the objects it names. The only place that knows both."""
+"""From a config to the objects that it names; no other module knows both."""
 
 import dataclasses
 import functools
@@ -44,14 +44,14 @@ from experiments.ground.fields import FIELDS
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(ExperimentData):
-    """Everything a config names, built when first asked for.
+    """Everything that a config names, built on first access.
 
     Attributes:
       config: the config.
-      devices: which devices to run on, or to compile for; by default all there are.
-      stored_info: what is known of the data, where the data itself need not be there; by default it is opened.
-      directory: the workdir, where there is one already.
-      reconstructs: whether what is trained is a first stage, which has reconstructions instead of samples.
+      devices: devices to run on, or to compile for; by default all.
+      stored_info: the description of the data, if the data itself need not exist; by default the data is opened.
+      directory: the workdir, if it exists already.
+      reconstructs: whether a first stage is trained, which has reconstructions instead of samples.
       has_base: whether the config starts from a model.
     """
 
@@ -81,9 +81,9 @@ class Experiment(ExperimentData):
 
     @cached_property
     def conditioning(self) -> conditioning.Conditioning:
-        """Conditioners for what the data has and the network takes: classes, texts, and what was done to the images.
+        """Conditioners for what the data has and the network takes: classes, texts, and augmentations.
 
-        Everything that is asked falls together with `train.conditioning_dropout`, a text alone with its own dropout.
+        Everything asked is dropped together with `train.conditioning_dropout`, a text alone with its own dropout.
         """
         takes, parts = self.network.takes, []
         if "label" in takes:
@@ -107,11 +107,10 @@ class Experiment(ExperimentData):
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss, which is given the process and what it consists of.
+        """The loss, built with the process and its parts.
 
         Raises:
-          UserError: a part that there is not or that is of another process, or a group that the objective reads and the
-            config does not have.
+          UserError: a part is unknown or belongs to another process, or a group that is read is not in the config.
         """
         config, process = self.config, self.stated_process
         fitting.require_objective(config.objective, process)
@@ -127,19 +126,19 @@ class Experiment(ExperimentData):
 
     @cached_property
     def stated_process(self) -> Process:
-        """The process as the config has it, whatever the data is."""
+        """The process in the config, whatever the data is."""
         return PROCESSES.build(self.config.process)
 
     @cached_property
     def process(self) -> Process:
-        """What is diffused, and what the network's input and output mean."""
+        """What is diffused, and the meaning of the network's input and output."""
         process = self.stated_process
         fitting.require_data(self.info.spec, process)
         return dataclasses.replace(process, sequences=self.info.spec.kind == "tokens") if process.discrete else process
 
     @cached_property
     def codec(self) -> Codec:
-        """The first stage: one that was trained, pixels as tokens where the objective is of tokens, or none."""
+        """The first stage: a trained one, pixels as tokens if the objective is for tokens, or none."""
         if self.first_stage is not None:
             codec = self.first_stage.codec
             return codec if self.config.first_stage.online else StoredLatents(first_stage=codec)
@@ -154,18 +153,18 @@ class Experiment(ExperimentData):
 
     @property
     def shown(self) -> data.DatasetInfo:
-        """What samples are, once they are decoded: of latents pictures, else of the form of the data."""
+        """The form of samples after decoding: pictures for latents, else the form of the data."""
         prepared = self.first_stage is not None and self.info.first_stage
         return pictures_of(self.info, self.first_stage.codec) if prepared else self.info
 
     @cached_property
     def pictures(self) -> data.Pipeline:
-        """The data as samples show it: of prepared latents the pictures that they were made of."""
+        """The data as samples show it: for prepared latents, the pictures that they were made from."""
         return self.pipeline.pictures if self.info.first_stage else self.pipeline
 
     @cached_property
     def model(self) -> systems.Model:
-        """The network with everything around it."""
+        """The network with codec, conditioning and process."""
         return systems.Model(
             data=self.info.spec,
             codec=self.codec,
@@ -175,11 +174,11 @@ class Experiment(ExperimentData):
         )
 
     def picture_model(self, height: int | None = None, width: int | None = None) -> systems.Model:
-        """The model as one of pictures: of prepared latents with the first stage that made them in front of it.
+        """The model for pictures: for prepared latents, with the first stage that made them.
 
         Args:
-          height, width: of the pictures in pixels; by default those of the data. Not every network takes others, which
-            it says when it is given them.
+          height, width: of the pictures in pixels; by default the data's. A network that cannot take other sizes raises
+            an error when it is called.
         """
         return self.model.of_size(height, width)
 
@@ -195,12 +194,12 @@ class Experiment(ExperimentData):
 
     @property
     def teacher_model(self) -> systems.Model | None:
-        """The model to learn from, where the objective does and there is one."""
+        """The model to learn from, if the objective uses a teacher and there is one."""
         return self.teacher.model if self.teacher and "teacher" in self.objective.needs else None
 
     @cached_property
     def teacher(self) -> "Experiment | None":
-        """The finished run that `teacher.workdir` names: to start from, and to learn from where the objective does."""
+        """The finished run that `teacher.workdir` names: to start from, and to learn from if the objective does."""
         named = self.config.teacher.workdir
         if not named:
             return None
@@ -212,7 +211,7 @@ class Experiment(ExperimentData):
 
     @cached_property
     def learning_rate(self) -> optax.Schedule:
-        """The learning rate by step."""
+        """The learning rate as a function of the step."""
         spec = self.config.optimizer
         return training.learning_rate_schedule(
             spec.learning_rate,
@@ -236,12 +235,12 @@ class Experiment(ExperimentData):
 
     @property
     def _network_every(self) -> int:
-        """The steps of which one updates the network."""
+        """N, where the network is updated in one of N steps."""
         return self.objective.network_every
 
     @cached_property
     def ema(self) -> training.EmaConfig:
-        """Which averages of the parameters are kept."""
+        """The averages of the parameters that are kept."""
         spec = self.config.ema
         return training.EmaConfig(
             decays=tuple(spec.decays),
@@ -256,7 +255,7 @@ class Experiment(ExperimentData):
         return fitting.built_layout(self.config.parallel, self.devices)
 
     def check(self) -> None:
-        """Build everything that the config names, so that a wrong name is an error before anything is begun.
+        """Build everything that the config names, so that a wrong name is an error before anything starts.
 
         Raises:
           UserError: the first thing that is wrong.
@@ -264,7 +263,8 @@ class Experiment(ExperimentData):
         checks.check(self)
 
     def init_state(self, seed: int | jax.Array | None = None) -> training.TrainState:
-        """The state before the first step (traceable; the layout decides where it is made), by default of the seed."""
+        """The state before the first step (traceable; the layout decides its place), by default for the config's
+        seed."""
         key = stream_key(self.config.seed if seed is None else seed, "init")
         trainable = self.trainable
         return training.create_state(
@@ -279,7 +279,7 @@ class Experiment(ExperimentData):
 
     @cached_property
     def sources(self) -> dict[str, Source]:
-        """Where groups of the parameters come from that are not begun at random."""
+        """The sources of groups of parameters that do not start at random."""
         found: dict[str, Source] = {}
         if self.first_stage is not None:
             stage = self.first_stage
@@ -292,7 +292,7 @@ class Experiment(ExperimentData):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Patterns of the groups that are trained; by default those that have no source."""
+        """Patterns of the trained groups; by default the groups without a source."""
         sources = "|".join(map(re.escape, self.sources))
         return tuple(self.config.train.trained) or (f"(?!({sources})$).*" if sources else ".*",)
 
@@ -302,12 +302,12 @@ class Experiment(ExperimentData):
         return dict(self.abstract_state.frozen or {})
 
     def read_frozen(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """The frozen groups on the devices, None if there are none, and by what they are known."""
+        """The frozen groups on the devices, None if there are none, and their sources and fingerprints."""
         frozen, known = read_groups(self.sources, self.frozen_groups)
         return frozen or None, known
 
     def first_state(self) -> training.TrainState:
-        """The state before the first step, on the devices, with what comes from files but the frozen groups."""
+        """The state before the first step, on the devices, with everything from files except the frozen groups."""
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.saved)
         state = training.TrainState(**jax.jit(lambda: self.init_state().saved, out_shardings=shardings)())
         started, _ = read_groups(self.sources, state.params)
@@ -318,7 +318,7 @@ class Experiment(ExperimentData):
         return self._with_lpips(state)
 
     def _with_lpips(self, state: training.TrainState) -> training.TrainState:
-        """With the networks of LPIPS, where the objective reads them."""
+        """The state with the networks of LPIPS, if the objective uses them."""
         if not self.objective.reads_lpips:
             return state
         params = weights.read_lpips(self.objective.vgg, self.objective.lpips)
@@ -329,12 +329,12 @@ class Experiment(ExperimentData):
 
     @property
     def title(self) -> str:
-        """What is trained, in a word or two."""
+        """A name of one or two words for what is trained."""
         return str(self.config.model.name)
 
     @property
     def augment_slot(self) -> int:
-        """Length of what the network is told of augmentations; 0 where it is told nothing."""
+        """Length of the network's input for augmentations; 0 if it has none."""
         slot = self.network.takes.get("augment")
         return slot.shape[0] if slot else 0
 
@@ -349,7 +349,7 @@ class Experiment(ExperimentData):
         )
 
     def with_numbers(self, numbers: Mapping[str, jax.Array]) -> "Experiment":
-        """With other numbers in the config, {"group.field": number}, which may be traced."""
+        """The experiment with other numbers in the config, {"group.field": number}, which may be traced."""
         config = self.config.copy_and_resolve_references()
         with config.ignore_type():
             for name, number in numbers.items():
@@ -361,7 +361,7 @@ class Experiment(ExperimentData):
         """The pure train step `(state, batch, axis_name) -> (state, metrics)`.
 
         Args:
-          seed: seed of all random streams, may be traced; by default the config's.
+          seed: seed of all random streams, which may be traced; by default the config's.
         """
         train = self.config.train
         return training.make_train_step(
@@ -427,7 +427,7 @@ class Experiment(ExperimentData):
                 f"{steps or sampling.steps} steps are more than objective {self.config.objective.name} trains for, "
                 f"which are {most}: sample in {most} or fewer"
             )
-        if self.process.discrete:  # tokens are sampled at equal times; a grid's alphas and sigmas mean nothing to them
+        if self.process.discrete:  # tokens are sampled at equal times; alphas and sigmas of a grid do not apply to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
         rule = GRIDS.build(sampling.grid)
         rule = rule if shift == 1.0 else ShiftGrid(base=rule, shift=shift)
@@ -446,5 +446,5 @@ class Experiment(ExperimentData):
 
 
 def _copies(tree: Any) -> Any:
-    """Arrays of their own: a step may be given one of two and not the other."""
+    """Separate copies of arrays, since a step may be given (donated) one of two and not the other."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -1,1 +1,1 @@
-"""Samples of a trained network, drawn, shown and judged."""
+"""Drawing, showing and judging samples of a trained network."""

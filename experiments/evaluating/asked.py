@@ -1,4 +1,4 @@
-"""What samples are asked for: a class, a text, or both, of every sample."""
+"""The requests for samples: a class, a text, or both, for every sample."""
 
 import dataclasses
 import hashlib
@@ -15,11 +15,11 @@ from experiments.evaluating.pictures import balanced_labels
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
-    """What the samples of one drawing are asked for.
+    """The requests for the samples of one drawing.
 
     Attributes:
-      fields: raw fields of a batch by name, [n, ...]; sample i is asked for row i mod n.
-      texts: what was said, for people, where something was.
+      fields: raw fields of a batch by name, [n, ...]; sample i uses row i mod n.
+      texts: the requests as text for people, if there are any.
     """
 
     fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -27,37 +27,37 @@ class Asked:
 
     @classmethod
     def of(cls, asked: "Asked | np.ndarray | None") -> "Asked":
-        """Classes alone, or nothing at all, as what is asked."""
+        """Turn an array of classes, or None, into requests."""
         if isinstance(asked, Asked):
             return asked
         return cls() if asked is None else cls(fields={"label": np.asarray(asked, np.int32)})
 
     @property
     def labels(self) -> Int[np.ndarray, " n"] | None:
-        """The classes, where classes are asked for."""
+        """The classes, if classes are requested."""
         return self.fields.get("label")
 
     def rows(self, index: Int[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
-        """The raw fields of the samples with these numbers."""
+        """The raw fields for the samples with these numbers."""
         return {name: values[index % len(values)] for name, values in self.fields.items()}
 
     def first(self, count: int) -> "Asked":
-        """What the first samples are asked for."""
+        """The requests for the first samples."""
         index = np.arange(count)
         texts = tuple(self.texts[i % len(self.texts)] for i in index) if self.texts else ()
         return Asked(fields=self.rows(index), texts=texts)
 
     @property
     def digest(self) -> str:
-        """A hash of what is said in words; "" where nothing is: classes follow from the network and their number."""
+        """A hash of the texts; "" if there are none: classes follow from the network and the number of samples."""
         return hashlib.sha256("\0".join(self.texts).encode()).hexdigest() if self.texts else ""
 
 
 def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndarray | None = None) -> Asked:
-    """These texts, in turn, and classes where the network is told them.
+    """Requests for these texts, in turn, and for classes if the network has them as a condition.
 
     Raises:
-      UserError: the network is told no text.
+      UserError: the network has no text condition.
     """
     if experiment.text is None:
         told = "classes: give --labels" if experiment.num_classes else "nothing"
@@ -69,9 +69,9 @@ def asked_in_words(experiment: Experiment, texts: Sequence[str], labels: np.ndar
 
 
 def shown_pictures(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
-    """Raw fields of the pictures that the network is told, of held-out examples where there are some, evenly spread.
+    """Raw fields of the pictures that are conditions of the network, from held-out examples if there are any.
 
-    They are of the examples whose captions `asked_for` takes.
+    They come from the examples whose captions `asked_for` takes, evenly spread.
     """
     if not experiment.told_pictures:
         return {}
@@ -85,14 +85,14 @@ def shown_pictures(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
 
 
 def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False) -> Asked:
-    """What to ask for by default: balanced classes; captions of held-out data, evenly spread over the split.
+    """The default requests: balanced classes, and captions of held-out data, evenly spread over the split.
 
-    `prompts` takes the data's own prompts instead of captions; for each of them it is known what it requires.
-    Where nothing is held out the captions are those of the training data; of a subject and its class the two of them,
-    in turns. Where captions and classes are told, both are of the same examples.
+    `prompts` takes the data's own prompts instead of captions; these come with what they require. Without held-out data
+    the captions are those of the training data; for a subject and its class the two captions alternate. If the network
+    has both captions and classes, both come from the same examples.
 
     Raises:
-      UserError: there are no data to take captions from.
+      UserError: there is no data to take captions from.
     """
     classes = experiment.num_classes
     if experiment.told_text is None:
@@ -109,10 +109,10 @@ def asked_for(experiment: Experiment, num_samples: int, *, prompts: bool = False
 
 
 def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
-    """The prompts that are given; None where none are.
+    """The given prompts; None if there are none.
 
     Raises:
-      UserError: both flags, no prompt in the file, or a line of it that is none.
+      UserError: both flags are given, the file has no prompt, or a line of it is none.
     """
     if prompt is not None and file is not None:
         raise UserError("--prompt and --prompts are two answers to one question: give one of them")

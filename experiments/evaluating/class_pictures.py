@@ -1,7 +1,7 @@
 """Pictures of a subject's class, drawn from the model before it is trained (prior preservation, DreamBooth).
 
-They lie in the workdir, one file each, and are the data of the run from then on. Picture i depends on the seed and i
-alone: a drawing that was stopped continues with the batches of which a picture is missing.
+They lie in the workdir, one file each, and are data of the run from then on. Picture i depends only on the seed and i,
+so an interrupted drawing continues with the batches in which a picture is missing.
 """
 
 import io
@@ -28,14 +28,14 @@ from experiments.ground import workdir
 from experiments.ground.fields import ADAPTER, INIT
 from experiments.ground.progress import ProgressBar
 
-RECIPE = "drawn.json"  # beside the pictures: what they were drawn from
+RECIPE = "drawn.json"  # beside the pictures: the settings that they were drawn with
 
 
 def without_class(experiment: Experiment) -> Experiment:
-    """The same training without prior preservation, which can be checked before the pictures are there.
+    """The same training without prior preservation, which can be checked before the pictures exist.
 
     Raises:
-      UserError: nothing to draw from, or a batch or a loss that is not of a subject and its class.
+      UserError: there is nothing to draw from, or a batch or a loss does not fit a subject and its class.
     """
     config = experiment.config.copy_and_resolve_references()
     if not experiment.has_base:
@@ -51,10 +51,11 @@ def without_class(experiment: Experiment) -> Experiment:
 
 
 def ensure(experiment: Experiment, directory: Path) -> None:
-    """Draw those pictures of the class that are not in the workdir yet.
+    """Draw the pictures of the class that are not yet in the workdir.
 
     Raises:
-      UserError: the workdir is of another training, or its pictures were drawn from another model or in another way.
+      UserError: the workdir belongs to another training, or its pictures were drawn from another model or in another
+        way.
     """
     if (directory / "config.json").is_file():
         there = workdir.to_json(workdir.read_config(directory, whole=False))
@@ -66,7 +67,7 @@ def ensure(experiment: Experiment, directory: Path) -> None:
 
 
 def _draw(experiment: Experiment, folder: Path, missing: list[int]) -> None:
-    """Draw the batches that have missing pictures, by the config's way of sampling, and write these."""
+    """Draw and write the batches with missing pictures, with the config's sampling settings."""
     plain = _plain(experiment)
     prompt, count = experiment.config.data.class_prompt, experiment.config.data.num_class_images
     like = {**plain.abstract_state.params, **plain.frozen_groups}
@@ -97,7 +98,7 @@ def _draw(experiment: Experiment, folder: Path, missing: list[int]) -> None:
 
 
 def _plain(experiment: Experiment) -> Experiment:
-    """The model as it is, without an adapter and without a subject's class."""
+    """The unchanged model, without an adapter and without a subject's class."""
     config = without_class(experiment).config
     with config.unlocked():
         if ADAPTER in config:
@@ -107,7 +108,7 @@ def _plain(experiment: Experiment) -> Experiment:
 
 
 def _claim(folder: Path, recipe: dict[str, Any]) -> None:
-    """Write down what the pictures are drawn from, or check that it is the same."""
+    """Record the settings that the pictures are drawn with, or check that they are the same."""
     file = folder / RECIPE
     there = read_json(file) if file.is_file() else recipe
     different = sorted(name for name in recipe if there.get(name) != recipe[name])

@@ -1,11 +1,11 @@
-"""Samples on disk while they are drawn, so that an evaluation that was stopped continues where it was.
+"""Samples on disk while they are drawn, so that an interrupted evaluation continues where it was.
 
-    evaluation-<digest>/samples.npy   as they come, [num_samples, ...]
-                        drawn         how many of them are there
-                        <split>.npy   real images, where they are too many for memory
+    evaluation-<digest>/samples.npy   samples in the order of drawing, [num_samples, ...]
+                        drawn         the number of finished samples
+                        <split>.npy   real images, if they are too many for memory
 
-The digest is that of everything that the samples depend on. The directory is removed when the evaluation is done; what
-is evaluated is read from the file, so that a set larger than memory can be drawn.
+The digest covers everything that the samples depend on. The directory is removed when the evaluation is done. Metrics
+read the samples from the file, so that a set larger than memory can be drawn.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class Drawing:
     """Samples that are being drawn.
 
     Attributes:
-      directory: where they are kept.
-      num_samples: how many there will be.
+      directory: directory in which they are kept.
+      num_samples: their final number.
       place: the workdir.
     """
 
@@ -50,7 +50,7 @@ class Drawing:
     def of(
         cls, home: Path, make: Generator, num_samples: int, seed: int, source: Mapping[str, Any], said: str = ""
     ) -> "Drawing":
-        """That of one network, one way of sampling, one seed and what is `said` (`Asked.digest`), in a workdir."""
+        """The drawing for one network, sampler settings, seed and requests (`Asked.digest`) in a workdir."""
         depends_on = {
             "sampler": repr(make.sampler),
             "times": make.grid.times.tolist(),
@@ -67,13 +67,13 @@ class Drawing:
         return cls(directory=home / f"evaluation-{digest[:16]}", num_samples=num_samples, place=Place.of(home))
 
     def draw(self, make: Generator, params: Any, asked: Asked | np.ndarray | None, seed: int) -> np.ndarray:
-        """The samples: those that are missing are drawn. For every process to call; only the first has them after it.
+        """The samples; missing ones are drawn. Every process must call this; only the first one gets the samples.
 
         Returns:
-          uint8 [num_samples, height, width, channels] (float32 where the data is not images), read from the disk.
+          uint8 [num_samples, height, width, channels] (float32 if the data is not images), read from the disk.
 
         Raises:
-          RunError: the workdir, or what was drawn, was removed meanwhile; or a sample is not finite.
+          RunError: the workdir, or the samples drawn, were removed meanwhile; or a sample is not finite.
         """
         try:
             return self._draw(make, params, asked, seed)
@@ -102,7 +102,7 @@ class Drawing:
         return np.load(self.directory / _FILE, mmap_mode="r")
 
     def forget(self) -> None:
-        """Remove what was kept."""
+        """Remove the stored samples."""
         if parallel.is_primary():
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -110,7 +110,7 @@ class Drawing:
         try:
             count = int((self.directory / _COUNT).read_text())
             kept = np.load(self.directory / _FILE, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # nothing yet, or not whole: begin again
+        except (OSError, ValueError, EOFError):  # nothing yet, or incomplete: begin again
             return 0
         return count if len(kept) == self.num_samples else 0
 

@@ -1,4 +1,4 @@
-"""How well a run edits by instruction: held-out pairs edited, for one turn and for several, and judged."""
+"""How well a run edits by instruction: held-out pairs are edited, for one or several turns, and judged."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from experiments.evaluating.asked import asked_in_words
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 COLUMNS = 12  # pictures in a row of the picture: four edits, each before, after and true
-SHOWN = 24  # edits in it
+SHOWN = 24  # edits shown in the picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,11 @@ class Turn:
     """One turn of many sessions at once.
 
     Attributes:
-      first: the pictures that the sessions began with.
+      first: the pictures that the sessions started from.
       before, after: the pictures of this turn.
-      true: what true edits would have made of the first pictures by now.
-      edits: what was asked for.
-      where: the pixels that no true edit has touched so far.
+      true: the first pictures after true edits up to this turn.
+      edits: the requested edits.
+      where: the pixels that no true edit has changed so far.
     """
 
     first: Pictures
@@ -44,21 +44,22 @@ class Turn:
 def judge(
     experiment: Experiment, params: Any, count: int, *, turns: int = 1, seed: int = 0, **sampling: Any
 ) -> tuple[dict[str, Any], Pictures]:
-    """Numbers of held-out sessions, and pictures of their first turn: before, after and true, side by side.
+    """Numbers for held-out sessions, and pictures of their first turn: before, after and true, side by side.
 
-    Beside the numbers of the run stand those of controls, with no network: true edits, pictures left as they are, and
-    the run's own pictures held against the instructions of others.
+    Controls without a network are reported beside the numbers of the run: true edits, unchanged pictures, and the run's
+      own
+    pictures judged by the instructions of other sessions.
 
     Args:
-      experiment: a run that edits, of data that knows its edits.
+      experiment: a run that edits, whose data knows its edits.
       params: its parameters.
-      count: sessions, of the held-out split.
+      count: sessions from the held-out split.
       turns: edits of each, one after the other.
       seed: seed of the random numbers.
-      **sampling: `sampler` and `steps` of `evaluation.generator`.
+      **sampling: `sampler` and `steps`, as in `evaluation.generator`.
 
     Raises:
-      UserError: data that does not know its edits, or nothing held out.
+      UserError: the data does not know its edits, or nothing is held out.
     """
     held_out = experiment.validation_pipeline
     known = None if held_out is None else held_out.edits
@@ -82,7 +83,7 @@ def judge(
 
 
 def _numbers(turn: Turn) -> dict[str, Any]:
-    """Of one turn."""
+    """The numbers of one turn."""
     hits, stayed = done(turn.after, turn.edits), kept(turn.after, turn.first, turn.where)
     motions = [moved(*row) for row in zip(turn.after, turn.first, turn.where, strict=True)]
     kinds = np.array([edit.kind for edit in turn.edits])
@@ -95,7 +96,7 @@ def _stayed(ratios: np.ndarray) -> dict[str, float]:
 
 
 def _motion(motions: Sequence[Motion]) -> dict[str, float]:
-    """The median and the 90% quantile of the shift, and the median departure of the size, where they can be told."""
+    """The median and the 90% quantile of the shift, and the median change of size, where they can be measured."""
     offsets = np.array([one.offset for one in motions])
     zooms = np.array([abs(one.zoom - 1) for one in motions])
     if np.isnan(offsets).all():
@@ -108,7 +109,7 @@ def _motion(motions: Sequence[Motion]) -> dict[str, float]:
 
 
 def _controls(turn: Turn) -> dict[str, dict[str, float]]:
-    """What true edits, unchanged pictures, and pictures of others score."""
+    """The scores of true edits, unchanged pictures, and pictures of other sessions."""
     rows = {"true": turn.true, "unchanged": turn.first, "shuffled": np.roll(turn.after, 1, axis=0)}
     return {
         name: {**proportion("done", done(images, turn.edits)), **_stayed(kept(images, turn.first, turn.where))}
@@ -117,7 +118,7 @@ def _controls(turn: Turn) -> dict[str, dict[str, float]]:
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """A table of the turns and the controls."""
+    """A table of turns and controls."""
     lines = [f"{'':12}{'done':>8}{'95% interval':>16}{'kept, dB':>10}{'offset, px':>12}"]
     rows = {f"turn {i}": row for i, row in enumerate(found["turns"], start=1)} | found["controls"]
     for name, row in rows.items():

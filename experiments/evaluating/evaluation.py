@@ -1,4 +1,4 @@
-"""Samples of a trained network, judged by the metrics that the config or the command line names."""
+"""Draws samples of a trained network and judges them by the metrics that the config or the command line names."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ PICTURE_SIZE, COLUMNS = 40, 10  # samples in the picture of a cell, and in a row
 NEIGHBOURS = 20  # pairs in neighbours.png
 ANIMATED, MOMENTS = 40, 36  # samples and frames of an animation, at most
 PATHS, PATH_POINTS = 10, 9  # samples and moments in denoising.png
-MOST_PATH_BYTES = 2**25  # of one sample's states at all points of the grid; above that, denoising.png is left out
+MOST_PATH_BYTES = 2**25  # bytes of one sample's states at all points of the grid, above which denoising.png is omitted
 
 
 def generator(
@@ -52,22 +52,22 @@ def generator(
     shift: float = 1.0,
     stand_in: bool = False,
 ) -> Generator:
-    """The config's way of sampling, or as asked.
+    """The config's sampling settings, with given changes.
 
     Args:
-      experiment: the run; `config.sampling.guidance` says how it is guided.
-      sampler: the name of one, with its default options.
+      experiment: the run; `config.sampling.guidance` is its guidance.
+      sampler: name of a sampler, used with its default options.
       steps: transitions of the grid.
-      guidance_scale: the scale of the rule, instead of the config's.
-      negative: what stands instead of nothing in guidance, in words; "" is nothing.
+      guidance_scale: scale of the rule, instead of the config's.
+      negative: a text that replaces the null condition in guidance; "" is nothing.
       batch_size: samples per call.
-      task: what is done, instead of drawing from noise.
-      model: the experiment's in another form, see `Generator`.
-      shift: how far times are moved towards noise, as pictures of other sizes want; 1: not at all.
-      stand_in: let the null condition stand in for a guide that is not named: for programs that are planned or counted.
+      task: the task, instead of drawing from noise.
+      model: the experiment's model in another form, see `Generator`.
+      shift: how far times move towards noise, for pictures of other sizes; 1: not at all.
+      stand_in: use the null condition for a guide that is not named, for programs that are only planned or counted.
 
     Raises:
-      UserError: a sampler or a guidance rule that does not fit, or a guide that cannot be read or is of other data.
+      UserError: a sampler or a guidance rule does not fit, or a guide cannot be read or has other data.
     """
     rule = _rule(experiment, guidance_scale, negative)
     needs_guide = "worse" in rule.others and not rule.neutral
@@ -98,7 +98,7 @@ def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> 
         rule = dataclasses.replace(rule, scale=scale)
     if negative is None:
         return rule
-    _negative(experiment, negative)  # its error
+    _negative(experiment, negative)  # raises its error
     if rule.neutral or rule.others:
         raise UserError("a negative prompt takes the place of the null condition: it needs guidance, and no guide")
     if not negative:
@@ -107,14 +107,14 @@ def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> 
 
 
 def _negative(experiment: Experiment, said: str) -> dict[str, np.ndarray]:
-    """Raw fields of one row that samples are guided away from: words, or a class where the network is told no words."""
+    """Raw fields of one row to guide away from: a text, or a class if the network has no text condition."""
     if experiment.told_text is None and experiment.num_classes:
         return asked_rows(experiment.conditioning, said)
     return dict(asked_in_words(experiment, [said]).fields)
 
 
 def require_guide(experiment: Experiment) -> None:
-    """Raise UserError where the guidance rule needs a worse network and the config names none."""
+    """Raise UserError if the guidance rule needs a worse network and the config names none."""
     rule = experiment.guidance()
     if "worse" in rule.others and not rule.neutral and not rule.guide:
         raise UserError(
@@ -124,7 +124,7 @@ def require_guide(experiment: Experiment) -> None:
 
 
 def _classifier(experiment: Experiment) -> Classifier:
-    """The proxy metrics' classifier of real images, as log p of a class; it is trained here if it was not before."""
+    """The proxy metrics' classifier of real images, as log p of a class; it is trained here if necessary."""
     if not (experiment.info.spec.kind == "pixels" and experiment.num_classes):
         raise UserError(
             "guidance classifier needs pictures of classes and a network that is told the class; use classifier_free"
@@ -139,7 +139,7 @@ def _classifier(experiment: Experiment) -> Classifier:
 
 
 def read_guide(directory: str, ema: str) -> Guide:
-    """The run of a worse network, with the average `ema` of its parameters, by default what its config says."""
+    """The run of a worse network, with the average `ema` of its parameters, by default its config's."""
     experiment, params, source = restore_params(directory, ema=ema or None)
     return Guide(experiment=experiment, params=params, source={"workdir": directory, **source})
 
@@ -159,7 +159,7 @@ def draw(
 
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
-    """Real images as the network sees them, cropped and resized, not augmented; a large set is kept in `spill`."""
+    """Real images in the network's form, cropped and resized, not augmented; a large set is stored in `spill`."""
     limit = experiment.config.evaluation.max_real
     images, labels = experiment.pictures.arrays(split, max_examples=limit, spill=spill)
     return ImageSet(images=images, labels=labels)
@@ -179,16 +179,16 @@ def evaluate(
     picture: Path | None = None,
     spaces: judging.Spaces | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Draw samples and judge them; writes evaluation.json and the pictures, or the texts, of the report.
+    """Draw and judge samples; writes evaluation.json and the pictures, or the texts, of the report.
 
-    Where another process evaluates in the same workdir, this one waits for it.
+    If another process evaluates in the same workdir, this one waits for it.
 
-    With `out` only the numbers are written, to that file, and what the report shows stays as it is; with `picture` a
-    few of the samples besides. `spaces` are feature spaces that evaluations share, see `build_metrics`.
+    With `out` only the numbers are written, to that file, and the report's files stay as they are; with `picture` some
+    of the samples are written too. `spaces` are feature spaces that evaluations share, see `build_metrics`.
 
     Raises:
-      UserError: an unknown metric, no metric that this config and machine allow (before anything is drawn), or data
-        that a metric does not take. Beside metrics that are allowed, others are left out; the record says why.
+      UserError: a metric is unknown, this config and machine allow none of the metrics (before anything is drawn), or
+        the data does not fit a metric. If only some metrics are not allowed, they are left out; the record says why.
       RunError: a sample or a metric is not finite.
     """
     busy = f"process {{holder}} evaluates in {directory}"
@@ -224,7 +224,7 @@ def _evaluate(
     wanted = num_samples or config.evaluation.num_samples
     kind = experiment.shown.spec.kind
     if kind == "latents":
-        return {}  # which have neither pictures nor metrics here
+        return {}  # it has neither pictures nor metrics here
     count = max(wanted, MOST_SHOWN if kind == "tokens" else GRID_SIZE)
     asked = asked_for(experiment, count, prompts=judging.by_prompts(names)).first(count)
     labels = asked.labels
@@ -280,7 +280,7 @@ def _evaluate(
 
 
 def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, str]) -> dict[str, Any]:
-    """How the samples were drawn, and which metrics were left out."""
+    """The settings of the samples, and the metrics that were left out."""
     return {
         "num_samples": num_samples,
         "seed": seed,
@@ -295,10 +295,10 @@ def _settings(make: Generator, num_samples: int, seed: int, missing: dict[str, s
 
 
 def _keep(path: Path, results: dict[str, Any], settings: dict[str, Any], source: dict[str, Any]) -> None:
-    """Write what was measured.
+    """Write the measured numbers.
 
     Raises:
-      RunError: some of it is not finite.
+      RunError: some numbers are not finite.
     """
     bad = [f"{name}.{key}" for name, group in results.items() for key, value in group.items() if not _is_finite(value)]
     if bad:
@@ -312,7 +312,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
-    """A row for each sample, from noise at the left to the finished picture; the time t is above each column."""
+    """A row for each sample, from noise on the left to the finished picture; the time t is above each column."""
     times = make.grid.times[dataclasses.replace(make, path_points=PATH_POINTS).path_indices]
     moments = np.tile(np.arange(PATH_POINTS), len(images))
     captions = [f"{time:.2f}" for time in times]
@@ -320,7 +320,7 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
 
 
 def require_path(make: Generator) -> None:
-    """Raise UserError where the way from noise to a sample cannot be shown."""
+    """Raise UserError if the way from noise to a sample cannot be shown."""
     if make.experiment.shown.spec.kind != "pixels":
         raise UserError("--animate shows pictures, and this run draws none")
     if make.path_bytes > MOST_PATH_BYTES:
@@ -331,10 +331,10 @@ def require_path(make: Generator) -> None:
 
 
 def animate(make: Generator, params: Any, asked: Asked, num_samples: int, seed: int, path: Path) -> None:
-    """An animation of the first samples on their way from noise to data, in the layout of their grid.
+    """An animation of the first samples from noise to data, in the layout of their grid.
 
-    Noise and signal together keep their strength on the way (see `Generator.path_points`). The last frame shows the
-    samples themselves. Every process calls it; the first one writes.
+    Frames are scaled so that noise and signal together have constant strength (see `Generator.path_points`). The last
+    frame shows the samples themselves. Every process must call this; the first one writes.
     """
     shown, moments = min(num_samples, ANIMATED), min(MOMENTS, make.grid.num_steps + 1)
     follow = dataclasses.replace(make, path_points=moments, batch_size=min(shown, make.batch_size))
@@ -347,7 +347,7 @@ def animate(make: Generator, params: Any, asked: Asked, num_samples: int, seed: 
 def save_asked(
     images: np.ndarray, asked: Asked, experiment: Experiment, path: Path, *, make_folder: bool = True
 ) -> None:
-    """The grid of samples: what was said under each; else a column for each class."""
+    """The grid of samples: with the request under each, or else with a column for each class."""
     if asked.texts:
         save_captioned(images, asked.texts, path, make_folder=make_folder)
     else:
@@ -355,6 +355,6 @@ def save_asked(
 
 
 def class_names(experiment: Experiment) -> dict[str, Any]:
-    """Captions for grids, where the data names its classes."""
+    """Captions for grids, if the data names its classes."""
     names = experiment.info.class_names
     return {"class_names": names} if names else {}

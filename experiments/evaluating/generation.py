@@ -1,4 +1,4 @@
-"""Samples from a trained network: balanced classes, any number, the same pictures whatever the batch size."""
+"""Samples from a trained network: balanced classes, any number, the same pictures for every batch size."""
 
 import dataclasses
 import functools
@@ -23,21 +23,21 @@ from experiments.building.wiring import Experiment
 from experiments.evaluating.asked import Asked
 
 ASKED, SOURCE = "asked.", "source."
-"""Beginnings of the names of what is given: raw fields of what is asked for, and of what a picture is."""
+"""Prefixes of the names of inputs: raw fields of the request, and raw fields that describe a given picture."""
 Given = Mapping[str, np.ndarray]
-"""What is given for samples, each [n, ...]: sample i has row i modulo n; see `tasks.Request`."""
+"""The inputs for samples, each [n, ...]: sample i has row i modulo n; see `tasks.Request`."""
 Classifier = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
-"""(x0, raw fields) -> log p of what is asked for, [batch]."""
+"""(x0, raw fields) -> log p of the request, [batch]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Guide:
-    """Another network, a worse one, away from which samples are guided (autoguidance, Karras et al. 2024b).
+    """Another, worse network, away from which samples are guided (autoguidance, Karras et al. 2024b).
 
     Attributes:
-      experiment: of its run.
+      experiment: experiment of its run.
       params: its parameters.
-      source: where they come from, for the record.
+      source: origin of the parameters, for the record.
     """
 
     experiment: Experiment
@@ -47,21 +47,21 @@ class Guide:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """One compiled sampler of a fixed batch size.
+    """A compiled sampler with a fixed batch size.
 
     Attributes:
       experiment: the network and its parameterization.
-      sampler: how to go back.
-      grid: at which times.
-      guidance: how predictions lean towards what is asked for.
+      sampler: the sampler.
+      grid: its noise levels.
+      guidance: the guidance rule.
       guide: the worse network, for a rule that needs one.
       classifier: the classifier of clean data, for a rule that needs one.
-      negative: raw fields of one row that stand instead of "nothing" in guidance.
-      task: what is done with what is given; None draws samples from noise.
-      model: the experiment's model in another form (`Experiment.picture_model`); None is as it was trained.
+      negative: raw fields of one row that replace the null condition in guidance.
+      task: the task for the inputs; None draws samples from noise.
+      model: the experiment's model in another form (`Experiment.picture_model`); None is the trained form.
       batch_size: samples per call; rounded up to a multiple of the devices.
-      path_points: 0 gives the samples; n > 0 gives n states on the way from noise to each sample in their place, on an
-        axis after the batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be seen side by side.
+      path_points: 0 gives the samples; n > 0 gives instead n states between noise and each sample, on an axis after the
+        batch, each divided by sqrt(alpha^2 + sigma^2) so that noise and data can be shown side by side.
     """
 
     experiment: Experiment
@@ -108,7 +108,7 @@ class Generator:
 
     @property
     def setting(self) -> Setting:
-        """With what samples are drawn."""
+        """The settings with which samples are drawn."""
         return Setting(
             model=self.model or self.experiment.model,
             sampler=self.sampler,
@@ -121,7 +121,7 @@ class Generator:
 
     @functools.cached_property
     def network_evaluations(self) -> int:
-        """Network evaluations per sample (NFE), with those of guidance: the least of an adaptive sampler, the most of
+        """Network evaluations per sample (NFE), including guidance's: the least for an adaptive sampler, the most for
         one that caches.
         """
         if self.task is not None:
@@ -156,7 +156,7 @@ class Generator:
     def _others(
         self, guide_params: Any, size: int, raw: Mapping[str, jax.Array] | None, plain: Denoiser
     ) -> dict[str, Denoiser]:
-        """What the guidance rule needs beside the network."""
+        """What the guidance rule needs besides the network."""
         found, schedule = {}, self.grid.schedule
         if self.guide is not None:
             there = self.guide.experiment
@@ -172,7 +172,7 @@ class Generator:
         return found
 
     def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
-        """The same for tokens, decoded."""
+        """Draw tokens, and decode them."""
         process, shape = self.experiment.process, self.experiment.info.spec.shape
         follow = self.path_points > 0
         result = sample_tokens(
@@ -202,12 +202,12 @@ class Generator:
 
     @property
     def path_indices(self) -> np.ndarray:
-        """The points of the grid that `path_points` shows, the first and the last among them."""
+        """The points of the grid that `path_points` shows, including the first and the last."""
         return np.linspace(0, self.grid.num_steps, self.path_points).round().astype(int)
 
     @property
     def path_bytes(self) -> int:
-        """Memory for the whole way of one sample, which a generator with `path_points` holds on the device."""
+        """Memory for all states of one sample, which a generator with `path_points` holds on the device."""
         return 4 * (self.grid.num_steps + 1) * math.prod(self.experiment.model.diffused.shape)
 
     def batches(
@@ -222,10 +222,10 @@ class Generator:
         numbers: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Samples in [-1, 1], float32 (tokens of text int32), batch by batch; sample i depends on (seed, i, row i of
-        what is asked), which are labels where it is an array.
+        `asked`); an array is a list of labels.
 
-        `start`, a multiple of the batch size, is the first sample; `given` is what a task needs. `numbers` are in the
-        place of i where samples of several requests shall depend on their place in their own request alone.
+        `start`, a multiple of the batch size, is the first sample; `given` are the inputs of a task. `numbers` replace
+        i, if samples of several requests shall depend only on their place in their own request.
         """
         layout = self.experiment.layout
         key = stream_key(seed, "sample")
@@ -278,7 +278,7 @@ def _request(given: Mapping[str, jax.Array]) -> Request:
 
 
 def require_finite(samples: np.ndarray, first: int) -> None:
-    """Raise RunError where some samples are not finite; the first of them all has the number `first`."""
+    """Raise RunError if some samples are not finite; `first` is the number of the first sample."""
     bad = np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))
     if len(bad):
         raise RunError(

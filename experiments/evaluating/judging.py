@@ -1,6 +1,6 @@
-"""What a run is judged by: metrics of its samples, in the feature spaces that they need, and metrics of the model.
+"""The judges of a run: metrics of its samples, in the feature spaces that they need, and metrics of the model.
 
-What a metric needs, it states itself (`metrics.Facts`); nothing here knows one by its name.
+A metric states its own needs (`metrics.Facts`); nothing here knows a metric by name.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from experiments.evaluating.asked import Asked, asked_for
 LIKELIHOOD_DRAWS = 128
 HELD = {"pixels": "images", "latents": "latents", "tokens": "text"}  # what metrics say that they are of, by data
 Spaces = dict[str, FeatureSpace]
-# By the field of config.evaluation that names them: the weights of a space, and where they are published.
+# By the field of config.evaluation that names them: the weights of a space, and their published place.
 WEIGHTS = {
     INCEPTION: ("the weights of Inception-v3", weights.INCEPTION_SOURCE),
     DINOV2: ("the weights of DINOv2", weights.DINOV2_SOURCE),
@@ -55,10 +55,10 @@ SPACE_FIELDS = (*WEIGHTS, "convention")
 
 
 def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The metrics that this config and this machine allow, and the reason why each other one is left out.
+    """The metrics that this config and this machine allow, and for each other one the reason why it is left out.
 
     Raises:
-      UserError: an unknown name, or none of the metrics is left.
+      UserError: a name is unknown, or no metric is left.
     """
     found = {name: _obstacle(experiment, METRICS.facts(name)) for name in names}
     reasons = {name: reason for name, reason in found.items() if reason}
@@ -68,7 +68,7 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
 
 
 def in_words(reasons: dict[str, str]) -> str:
-    """One line about the metrics that are left out; those with the same reason stand together."""
+    """One line about the metrics that are left out, grouped by reason."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
@@ -81,12 +81,12 @@ def of_model(name: str) -> bool:
 
 
 def by_prompts(names: tuple[str, ...]) -> bool:
-    """Whether one of the metrics reads samples of the data's own prompts."""
+    """Whether one of the metrics needs samples for the data's own prompts."""
     return any("prompts" in METRICS.facts(name).reads for name in names)
 
 
 def _obstacle(experiment: Experiment, facts: Facts) -> str:
-    """Why this config or this machine does not allow a metric; "" where both do."""
+    """Why this config or this machine does not allow a metric; "" if both do."""
     info, config = experiment.shown, experiment.config
     held = HELD[info.spec.kind]
     if "held_out" in facts.reads and not config.data.validation_split:
@@ -131,7 +131,7 @@ def space_kind(name: str) -> str | None:
 
 
 def _no_weights(config: Any, kind: str | None) -> str:
-    """Why there is no space of this kind; "" where there is one."""
+    """Why there is no space of this kind; "" if there is one."""
     if kind not in WEIGHTS:
         return ""
     path = config[kind]
@@ -153,12 +153,12 @@ def build_metrics(
     Args:
       experiment: names the weights and the reference.
       names: names of metrics.
-      train: the images that a proxy is trained on; None where no metric has one.
-      spaces: those there are already, by kind, of the same data and weights; what is built is added. A space remembers
-        the features of the real images, so that several evaluations need them once.
+      train: the images that a proxy is trained on; None if no metric uses a proxy.
+      spaces: existing spaces by kind, for the same data and weights; new ones are added. A space caches the features of
+        the real images for several evaluations.
 
     Raises:
-      UserError: weights that cannot be read, or data that a proxy cannot be trained on.
+      UserError: weights cannot be read, or a proxy cannot be trained on the data.
     """
     config, spaces = experiment.config.evaluation, {} if spaces is None else spaces
     for kind in {space_kind(name) for name in names} - {None, *spaces}:
@@ -192,9 +192,9 @@ def _clip(path: str) -> weights.Clip:
 
 
 def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:
-    """The space of a classifier of the training images, trained now or before, and the file where it is kept.
+    """The space of a classifier of the training images, trained now or before, and its file.
 
-    The file lies beside the data, under the fingerprint of the images and of the training: runs on the same data share
+    The file lies beside the data, under the fingerprint of the images and of the training. Runs on the same data share
     one classifier, and only then may their numbers be compared.
     """
     how = ProxyTraining()
@@ -216,7 +216,7 @@ def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:
 
 
 def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
-    """What the numbers depend on besides the samples, for the record."""
+    """The settings that the numbers depend on besides the samples, for the record."""
     found, judges = {}, {name: metric.judges for name, metric in metrics.items() if METRICS.facts(name).modules}
     for name, metric in metrics.items():
         facts = METRICS.facts(name)
@@ -231,10 +231,10 @@ def settings_of(metrics: dict[str, Metric], test: ImageSet) -> dict[str, Any]:
 
 
 def judge_model(experiment: Experiment, params: Any, name: str, seed: int) -> dict[str, float]:
-    """The numbers of a metric of the model itself. For every process to call.
+    """The numbers of a metric of the model itself. Every process must call this.
 
     Raises:
-      UserError: the metric returned none, or not its headline.
+      UserError: the metric returned no numbers, or not its headline.
     """
     metric = METRICS.build(name)
     return checked_result(name, metric, metric(ModelOnHeldOut(experiment=experiment, params=params, seed=seed)))
@@ -242,11 +242,10 @@ def judge_model(experiment: Experiment, params: Any, name: str, seed: int) -> di
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOnHeldOut:
-    """A trained model beside held-out data, as a metric of the model sees them (`likelihood.Judged`).
+    """A trained model with held-out data, in the form for metrics of the model (`likelihood.Judged`).
 
-    Of models of continuous data the bound is the VDM's, in continuous time (`continuous_bound`); of models of tokens
-    that of their objective, whose levels are the objective's values. Of class-conditional models it is the
-    one given the true class.
+    For continuous data the bound is the VDM's, in continuous time (`continuous_bound`); for tokens it is the
+    objective's, whose levels are the objective's values. Class-conditional models are given the true class.
     """
 
     experiment: Experiment
@@ -263,7 +262,7 @@ class ModelOnHeldOut:
         return experiment.config.evaluation.bins
 
     def nats(self) -> np.ndarray:
-        """A bound on -log P of every held-out example, per number of it."""
+        """A bound on -log P of every held-out example, per number of the example."""
         experiment, bins = self.experiment, self.bins
 
         def of_tokens(denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
@@ -282,7 +281,7 @@ class ModelOnHeldOut:
 
 
 def _token_bound(experiment: Experiment, denoiser: Any, x0: jax.Array, keys: BatchKey) -> jax.Array:
-    """The objective's bound, in nats per token, over many times for each example."""
+    """The objective's bound in nats per token, averaged over many times for each example."""
 
     def draw(number: jax.Array) -> jax.Array:
         return experiment.objective.bound(
@@ -295,7 +294,7 @@ def _token_bound(experiment: Experiment, denoiser: Any, x0: jax.Array, keys: Bat
 def _of_held_out(
     experiment: Experiment, params: Any, value: Callable[[Any, jax.Array, BatchKey], jax.Array], seed: int
 ) -> np.ndarray:
-    """`value(denoiser, examples, keys)` of config.evaluation.likelihood_images held-out examples, in float64."""
+    """`value(denoiser, examples, keys)` for config.evaluation.likelihood_images held-out examples, in float64."""
     config, layout = experiment.config, experiment.layout
     limit = config.evaluation.likelihood_images
     images, labels = experiment.pipeline.arrays(config.data.validation_split, max_examples=limit)

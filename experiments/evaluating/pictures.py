@@ -1,7 +1,7 @@
 """Grids of images as PNG files: samples by class, samples beside their nearest training images.
 
-The gaps are transparent and captions are mid-grey, so a grid sits well on a light page and on a dark one. Small images
-are enlarged by whole factors, pixel by pixel: nothing is smoothed away.
+The gaps are transparent and captions are mid-grey, so a grid suits both a light and a dark page. Small images are
+enlarged by whole factors, pixel by pixel, without smoothing.
 """
 
 import io
@@ -18,20 +18,20 @@ from diffusion_jax.files import replace_file
 
 _READABLE = 48  # pixels: the side to which small images are enlarged
 _CAPTION = (128, 128, 128, 255)
-_CAPTION_SIZE = 13  # less where a name is long
-_CAPTIONED, _SMALL, _MOST_LINES = 128, 11, 5  # pixels of an image with words below it, of a line, and lines
+_CAPTION_SIZE = 13  # smaller for a long name
+_CAPTIONED, _SMALL, _MOST_LINES = 128, 11, 5  # pixels of an image with words below it, and of a line; most lines
 
 Images = UInt8[np.ndarray, "n height width channels"] | Float[np.ndarray, "n height width channels"]
 
 
 def as_bytes(images: Images) -> UInt8[np.ndarray, "n height width channels"]:
-    """Images as bytes: uint8 as they are; floats from [-1, 1], cut off beyond it, not-a-number as black."""
+    """Images as bytes: uint8 unchanged; floats from [-1, 1], clipped, with nan as black."""
     images = np.asarray(images)
     return images if images.dtype == np.uint8 else to_uint8(np.nan_to_num(images, nan=-1.0))
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Int[np.ndarray, " n"]:
-    """Labels 0, 1, ..., K-1, 0, 1, ...: what to ask of a model for a grid with one class in each column."""
+    """Labels 0, 1, ..., K-1, 0, 1, ..., which give a grid with one class in each column."""
     return np.arange(num_images, dtype=np.int32) % num_classes
 
 
@@ -44,19 +44,19 @@ def make_grid(
     class_names: Sequence[str] | None = None,
     gap: int = 4,
 ) -> UInt8[np.ndarray, "height width 4"]:
-    """Lay images out on a transparent ground.
+    """Arrange images on a transparent background.
 
     Args:
       images: uint8, or floats in [-1, 1]; one channel (grey) or three.
-      columns: images in a row; about square by default. With labels, classes side by side before a new block begins.
-      scale: whole factor of enlargement; by default what brings images to about 48 pixels.
-      labels: with them each column holds one class, in the order of the labels, its name above it. Where there are few
-        classes and no `columns`, each has several side by side, its name above the first: the grid is about square.
+      columns: images in a row; by default the grid is about square. With labels, classes side by side in one block.
+      scale: whole factor of enlargement; by default images become about 48 pixels large.
+      labels: with labels, each column holds one class, in the order of the labels, with its name above. If there are
+        few classes and no `columns`, each class has several adjacent columns, so that the grid is about square.
       class_names: captions by label; the numbers by default.
       gap: transparent pixels between images.
 
     Raises:
-      UserError: not [n, height, width, 1 or 3], no images, or labels of another number.
+      UserError: images are not [n, height, width, 1 or 3], there are none, or the number of labels differs.
     """
     images = as_bytes(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
@@ -85,10 +85,11 @@ def make_grid(
 
 
 def save_grid(images: Images, path: str | os.PathLike, *, make_folder: bool = True, **layout) -> None:
-    """`make_grid(images, **layout)` as a PNG file, written whole or not at all, in a folder that is made if missing.
+    """Write `make_grid(images, **layout)` as a PNG file, completely or not at all, in a folder that is created if
+    missing.
 
     Raises:
-      UserError: images that are no grid (see `make_grid`).
+      UserError: the images make no grid (see `make_grid`).
       RunError: the file could not be written.
     """
     _save(make_grid(images, **layout), path, make_folder=make_folder)
@@ -97,16 +98,16 @@ def save_grid(images: Images, path: str | os.PathLike, *, make_folder: bool = Tr
 def save_animation(
     frames: Sequence[Images], path: str | os.PathLike, *, seconds: float = 2.5, hold: float = 1.5, **layout
 ) -> None:
-    """Grids one after the other as an animated WebP file, without loss, again and again.
+    """Write grids one after the other as a lossless animated WebP file that loops.
 
     Args:
-      frames: images of each moment, as many as `make_grid` takes; `layout` is its own.
-      path: path of the file, which is written whole or not at all.
-      seconds: all frames together.
-      hold: how much longer the last frame stays.
+      frames: images of each moment, as for `make_grid`, which takes `layout`.
+      path: path of the file, which is written completely or not at all.
+      seconds: duration of all frames together.
+      hold: additional duration of the last frame.
 
     Raises:
-      UserError: no frames, or images that are no grid (see `make_grid`).
+      UserError: there are no frames, or the images make no grid (see `make_grid`).
       RunError: the file could not be written.
     """
     if not len(frames):
@@ -124,12 +125,12 @@ def save_animation(
 def save_captioned(
     images: Images, captions: Sequence[str], path: str | os.PathLike, *, columns: int = 8, make_folder: bool = True
 ) -> None:
-    """Images with what was said of each below it, as a PNG file.
+    """Write images with their captions below as a PNG file.
 
     A caption is wrapped to the width of its image, which is enlarged to hold some words, and cut after a few lines.
 
     Raises:
-      UserError: no images, or captions of another number.
+      UserError: there are no images, or the number of captions differs.
     """
     images = as_bytes(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images) or len(captions) != len(images):
@@ -153,7 +154,7 @@ def save_captioned(
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """A text in lines that are no wider, a word that is too wide cut; at least one line."""
+    """A text in lines of at most this width, where a word that is too wide is cut; at least one line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -175,9 +176,9 @@ def save_neighbours(
     columns: int = 10,
     scale: int | None = None,
 ) -> None:
-    """Pairs, the sample above and its nearest training image below it, with the distance as caption.
+    """Pairs of a sample, above, and its nearest training image, below, with the distance as caption.
 
-    With distances the pairs are put in order, the closest first: the ones to look at when in doubt about copying.
+    If distances are given, the pairs are sorted, the closest first: the ones to check for copying.
     """
     samples, neighbours = as_bytes(samples), as_bytes(neighbours)
     if samples.shape != neighbours.shape:
@@ -195,7 +196,7 @@ def save_neighbours(
 
 
 def _block(columns: list[list[np.ndarray]], captions: list[str] | None, gap: int) -> np.ndarray:
-    """Columns of RGB tiles of one size, captions above them where there are any."""
+    """Columns of RGB tiles of one size, with captions above them if there are any."""
     height, width = next(column for column in columns if column)[0].shape[:2]
     rows = max(len(column) for column in columns)
     head = _CAPTION_SIZE + 6 if captions and any(captions) else 0
@@ -221,7 +222,7 @@ def _block(columns: list[list[np.ndarray]], captions: list[str] | None, gap: int
 
 
 def _stack(blocks: list[np.ndarray], gap: int) -> np.ndarray:
-    """Blocks below one another, the narrower ones filled up with transparency."""
+    """Blocks below one another, the narrower ones padded with transparency."""
     width = max(block.shape[1] for block in blocks)
     parts = []
     for block in blocks:

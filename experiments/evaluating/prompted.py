@@ -1,4 +1,4 @@
-"""Pictures of prompts, drawn by a run: from noise, from a picture, in its hole, or by an instruction."""
+"""Pictures for prompts, drawn by a run: from noise, from a picture, in a hole, or by an instruction."""
 
 import dataclasses
 import math
@@ -26,12 +26,12 @@ from experiments.evaluating.generation import Generator
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Begun:
-    """A picture to begin with, of any size.
+    """A picture to start from, of any size.
 
     Attributes:
       image: the picture.
-      mask: what of it is drawn anew: white is, black stays, grey blends; None: all of it changes, by `strength`.
-      strength: the time up to which noise replaces the picture; None is the task's own.
+      mask: the part to draw anew: white is drawn, black stays, grey blends; None: all of it changes, by `strength`.
+      strength: the time up to which noise replaces the picture; None is the task's default.
     """
 
     image: UInt8[np.ndarray, "height width channels"]
@@ -47,11 +47,11 @@ class Begun:
         strength: float | None = None,
         expand: Sequence[int] | None = None,
     ) -> "Begun | None":
-        """From what the flags of these names say; None where there is no picture.
+        """Read the values of the flags with these names; None if there is no picture.
 
         Raises:
-          UserError: a file that is no picture, a mask without a picture, of another size or all black, or flags that
-            do not go together.
+          UserError: a file is no picture, a mask has no picture, another size or is all black, or flags do not go
+            together.
         """
         for name, value in (("mask", mask), ("strength", strength), ("expand", expand)):
             if value is not None and image is None:
@@ -73,10 +73,10 @@ class Begun:
 
 
 def read_hole(path: str, picture: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width"]:
-    """A mask of a picture's size: white where it is drawn, black where it stays, grey between.
+    """A mask of a picture's size: white where it is drawn, black where it stays, grey in between.
 
     Raises:
-      UserError: no such file, no picture, one of another size, or one that is all black.
+      UserError: there is no such file, it is no picture, has another size, or is all black.
     """
     found = read_image(requests.regular(path, "mask"), channels=1)[..., 0]
     if found.shape != picture.shape[:2]:
@@ -85,7 +85,7 @@ def read_hole(path: str, picture: UInt8[np.ndarray, "height width channels"]) ->
             f"{picture.shape[0]}: they must be of one size"
         )
     if not found.any():
-        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make white what is")
+        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make the part to draw white")
     return found
 
 
@@ -104,25 +104,25 @@ def draw(
     batch_size: int = 64,
     **sampling: Any,
 ) -> tuple[list[UInt8[np.ndarray, "height width channels"]], Generator]:
-    """Pictures of every prompt, and with what they were drawn.
+    """Pictures for every prompt, and the settings that they were drawn with.
 
-    Picture k of a prompt depends on the seed, on k, and on what is begun with; on no other prompt.
+    Picture k of a prompt depends on the seed, on k, and on the given picture, and on no other prompt.
 
     Args:
-      experiment: a run of pictures that is told texts.
+      experiment: a run on pictures with a text condition.
       params: its parameters.
-      prompts: what the pictures, or what is in the hole, shall be.
-      each: pictures of each prompt.
-      first: the number of the first of these.
-      begun: a picture to begin with; None draws from noise.
-      height, width: of the pictures in pixels; by default those of the data.
-      shift: how far times are moved towards noise; by default as far as the size wants (`shift_of_size`).
+      prompts: what the pictures, or their holes, shall show.
+      each: pictures for each prompt.
+      first: number of the first of these.
+      begun: a picture to start from; None draws from noise.
+      height, width: size of the pictures in pixels; by default the data's.
+      shift: how far times move towards noise; by default the shift of the size (`shift_of_size`).
       seed: seed of the random numbers.
-      batch_size: pictures at once.
-      **sampling: `sampler`, `steps`, `guidance_scale` and `negative` of `evaluation.generator`.
+      batch_size: pictures per batch.
+      **sampling: `sampler`, `steps`, `guidance_scale` and `negative`, as in `evaluation.generator`.
 
     Raises:
-      UserError: a run of something else, a size that its network does not take, or what does not fit together.
+      UserError: the run is of another kind, its network does not take the size, or arguments do not fit together.
     """
     require_pictures(experiment)
     model = _sized(experiment, params, height, width)
@@ -152,7 +152,7 @@ def draw(
 
 
 def remarks(experiment: Experiment, texts: Sequence[str], begun: Begun | None, size: Mapping[str, Any]) -> list[str]:
-    """What a person had better know of prompts that are not read as they stand, and of a picture that is resized."""
+    """Notes about prompts that are not read as they stand, and about a picture that is resized."""
     said = [f"note: {remark}" for remark in experiment.text.remarks(texts, "prompts")]
     height, width, _ = experiment.shown.spec.shape
     wanted = (size.get("height") or height, size.get("width") or width)
@@ -163,7 +163,7 @@ def remarks(experiment: Experiment, texts: Sequence[str], begun: Begun | None, s
 
 
 def require_pictures(experiment: Experiment) -> None:
-    """Raise UserError where a run is told no texts, or draws something else than pictures of continuous values."""
+    """Raise UserError if a run has no text condition, or draws something else than pictures with continuous values."""
     if experiment.shown.spec.kind != "pixels" or experiment.process.discrete:
         raise UserError("this run diffuses no pictures: draw its samples with experiments.sample")
     if experiment.told_text is None:
@@ -171,12 +171,12 @@ def require_pictures(experiment: Experiment) -> None:
 
 
 def is_editor(experiment: Experiment) -> bool:
-    """Whether the network sees a picture that is to be edited, and is told an instruction."""
+    """Whether the network takes a picture to edit and an instruction."""
     return experiment.told_picture is not None and SOURCE in experiment.told_picture.reads
 
 
 def require_editor(experiment: Experiment) -> None:
-    """Raise UserError where a run does not edit by instruction."""
+    """Raise UserError if a run does not edit by instruction."""
     require_pictures(experiment)
     if not is_editor(experiment):
         raise UserError(
@@ -192,7 +192,7 @@ def shift_of(experiment: Experiment, model: Model) -> float:
 
 
 def _sized(experiment: Experiment, params: Any, height: int | None, width: int | None) -> Model:
-    """The model for pictures of this size, tried on shapes alone."""
+    """The model for pictures of this size, checked on shapes only."""
     if height is None and width is None:
         return experiment.picture_model()
     try:

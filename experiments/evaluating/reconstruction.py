@@ -1,4 +1,4 @@
-"""Reconstructions of a trained first stage: shown, judged, and its latents measured."""
+"""Shows and judges reconstructions of a trained first stage, and measures its latents."""
 
 import json
 import math
@@ -29,7 +29,7 @@ Pictures = UInt8[np.ndarray, "n height width channels"]
 
 
 def reconstructed(experiment: FirstStageExperiment, params: Any, images: Pictures) -> Pictures:
-    """The reconstructions of pictures, by the means of their latents. For every process to call."""
+    """The reconstructions of pictures, from the means of their latents. Every process must call this."""
     codec = experiment.codec
 
     def there_and_back(params: Any, x: jax.Array) -> jax.Array:
@@ -39,10 +39,11 @@ def reconstructed(experiment: FirstStageExperiment, params: Any, images: Picture
 
 
 def measured(experiment: FirstStageExperiment, params: Any, images: Pictures) -> dict[str, list[float]]:
-    """Mean and standard deviation of the latents of pictures, of each channel, with shift 0 and scale 1.
+    """Mean and standard deviation of the latents of pictures, for each channel, with shift 0 and scale 1.
 
-    They are those of draws: the variance is that of the means and the mean of the variances. "noise" is the root of the
-    latter's share of it: 0 where the encoder is sure, 1 where a channel says nothing.
+    They are those of random draws: the variance is the variance of the means plus the mean of the variances. "noise" is
+      the
+    square root of the latter's share: 0 if the encoder is certain, 1 if a channel carries no information.
     """
     codec = experiment.codec
 
@@ -57,7 +58,7 @@ def measured(experiment: FirstStageExperiment, params: Any, images: Pictures) ->
 
 
 def covariance(experiment: FirstStageExperiment, params: Any, images: Pictures) -> Float[np.ndarray, "latent latent"]:
-    """The covariance of the channels of the latents of pictures, of draws as in `measured`."""
+    """The covariance between the channels of the latents of pictures, for random draws as in `measured`."""
     codec = experiment.codec
 
     def moments(params: Any, x: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ def covariance(experiment: FirstStageExperiment, params: Any, images: Pictures) 
 def _over(
     experiment: FirstStageExperiment, function: Callable[[Any, jax.Array], jax.Array], params: Any, images: Pictures
 ) -> Float[np.ndarray, "n ..."]:
-    """`function(codec's parameters, pictures in [-1, 1])` over batches, whose size does not change its results."""
+    """`function(codec's parameters, pictures in [-1, 1])` over batches, whose size does not change the results."""
     layout = experiment.layout
     size = -(-min(experiment.config.sampling.batch_size, len(images)) // layout.num_batch_shards)
     size *= layout.num_batch_shards
@@ -102,7 +103,7 @@ def held_out(experiment: FirstStageExperiment, count: int) -> tuple[Pictures, np
 
 
 def draw_pairs(experiment: FirstStageExperiment, params: Any, count: int, path: Path) -> Pictures:
-    """A picture of held-out examples, each above its reconstruction; returns the reconstructions."""
+    """Write held-out pictures, each above its reconstruction; returns the reconstructions."""
     images, _ = held_out(experiment, count)
     made = reconstructed(experiment, params, images)
     if parallel.is_primary():
@@ -113,7 +114,7 @@ def draw_pairs(experiment: FirstStageExperiment, params: Any, count: int, path: 
 def publish(experiment: FirstStageExperiment, params: Any, directory: Path, source: dict[str, Any]) -> None:
     """Measure the latents of training pictures and write the first stage into the workdir, for latent models.
 
-    Nothing is done where it was written for the same step and average before. For every process to call.
+    Nothing is done if it was written before for the same step and average. Every process must call this.
 
     Raises:
       UserError: a channel of the latents is constant.
@@ -149,15 +150,15 @@ def evaluate(
     missing: dict[str, str],
     out: Path | None,
 ) -> dict[str, dict[str, float]]:
-    """Judge the reconstructions of held-out pictures; writes final.png unless there is `out`.
+    """Judge the reconstructions of held-out pictures; writes final.png unless `out` is given.
 
     Args:
-      experiment, params, directory: of the run.
+      experiment, params, directory: experiment, parameters and workdir of the run.
       names: metrics that are available.
-      num_samples: held-out pictures, at most.
-      source: where the parameters come from.
-      missing: metrics that are not available, and why.
-      out: where the numbers go; by default evaluation.json.
+      num_samples: most held-out pictures.
+      source: origin of the parameters.
+      missing: metrics that are not available, with the reasons.
+      out: file for the numbers; by default evaluation.json.
     """
     config = experiment.config
     images, labels = held_out(experiment, num_samples)

@@ -1,4 +1,4 @@
-"""What people give to a task: pictures, masks, classes and noise from files and flags, as arrays that a task takes."""
+"""Inputs of tasks: pictures, masks, classes and noise from files and flags, as arrays."""
 
 import io
 import json
@@ -17,25 +17,25 @@ from diffusion_jax.files import parse_json, read_npz, regular_file, replace_file
 from experiments.building.wiring import Experiment
 from experiments.evaluating.judging import HELD
 
-LATENTS = "latents"  # of an .npz file: the noise, beside how it was made
+LATENTS = "latents"  # name in an .npz file of the noise, which is stored with its settings
 _HOW = "made"
 
 
 def asked_rows(conditioning: Conditioning, value: str) -> dict[str, np.ndarray]:
-    """Raw fields of one row, from what a person says of the one thing that a network is asked for.
+    """Raw fields of one row, from a value for the only condition of the network.
 
     Raises:
-      UserError: the network is asked for nothing, or for several things, or the value means nothing to it.
+      UserError: the network has no condition, or several, or the value has no meaning for it.
     """
     parts = [part for part in conditioning.parts if set(part.gives) & set(conditioning.asked)]
     if len(parts) != 1 or len(parts[0].reads) != 1:
         found = ", ".join(conditioning.asked) or "nothing"
-        raise UserError(f"{value!r} says one thing, and this network is asked for {found}")
+        raise UserError(f"{value!r} is one value, and this network is asked for {found}")
     return parts[0].prepare({parts[0].reads[0]: [value]})
 
 
 def require_pictures(experiment: Experiment, task: str) -> None:
-    """Raise UserError where a run is of no pictures, or its pictures are diffused as tokens."""
+    """Raise UserError if a run does not draw pictures, or diffuses them as tokens."""
     kind = experiment.shown.spec.kind
     if kind != "pixels":
         raise UserError(f"--task={task} is of pictures, and the data of this run is {HELD[kind]}")
@@ -44,10 +44,10 @@ def require_pictures(experiment: Experiment, task: str) -> None:
 
 
 def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w c"]:
-    """A picture of the size of the data.
+    """Read a picture of the data's size.
 
     Raises:
-      UserError: no such file, no picture, or one of another size.
+      UserError: there is no such file, it is no picture, or has another size.
     """
     shape = experiment.shown.spec.shape
     found = read_image(regular(path, "image"), channels=shape[-1])
@@ -60,10 +60,10 @@ def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w 
 
 
 def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]:
-    """A mask of the size of the data: 1 where the picture is white, which is to be drawn, and 0 where it is black.
+    """Read a mask of the data's size: 1 where the picture is white, which is drawn, and 0 where it is black.
 
     Raises:
-      UserError: no such file, no picture, one of another size or with grey in it, or one that covers nothing.
+      UserError: there is no such file, it is no picture, has another size or grey pixels, or covers nothing.
     """
     height, width, _ = experiment.shown.spec.shape
     found = read_image(regular(path, "mask"), channels=1)
@@ -75,17 +75,17 @@ def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]
     if set(np.unique(found)) - {0, 255}:
         raise UserError(f"--mask={path} has grey pixels: a mask is white where is drawn and black elsewhere")
     if not found.any():
-        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make white what is")
+        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make the part to draw white")
     return (found > 0).astype(np.float32)[None]
 
 
 def in_unit_range(picture: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """A picture as a network sees it, in [-1, 1]."""
+    """A picture in the network's range [-1, 1]."""
     return to_unit_range(picture)
 
 
 def regular(path: str, flag: str) -> str:
-    """A path of a file that is there; raises UserError, which names the flag, where it is none."""
+    """The path of an existing file; otherwise raises UserError, which names the flag."""
     try:
         regular_file(Path(path))
     except UserError as error:
@@ -94,17 +94,17 @@ def regular(path: str, flag: str) -> str:
 
 
 def save_latents(path: Path, latents: Float[np.ndarray, "n ..."], how: Mapping[str, Any]) -> None:
-    """Noise that gives a picture, and with what it does, in an .npz file that is written whole or not at all."""
+    """Write the noise that gives a picture, with its settings, to an .npz file, completely or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{LATENTS: latents, _HOW: np.frombuffer(json.dumps(how).encode(), np.uint8)})
     replace_file(path, buffer.getvalue())
 
 
 def read_latents(experiment: Experiment, path: str) -> tuple[Float[np.ndarray, "n ..."], dict[str, Any]]:
-    """What `save_latents` wrote.
+    """Read a file that `save_latents` wrote.
 
     Raises:
-      UserError: no such file, or one that holds something else, or noise of another size.
+      UserError: there is no such file, or it holds something else, or noise of another size.
     """
     wanted, stored = tuple(experiment.model.diffused.shape), read_npz(regular(path, LATENTS))
     if set(stored) != {LATENTS, _HOW} or stored[_HOW].dtype != np.uint8:

@@ -1,1 +1,1 @@
-"""What every command stands on: flags and config files, the workdir, and where numbers and progress are written."""
+"""The base of every command: flags and config files, the workdir, and the output of numbers and progress."""

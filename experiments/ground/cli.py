@@ -1,8 +1,8 @@
 """The command line's contract: flags checked before anything runs, one clear line for every expected failure.
 
-Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line when the cause is
-known, a traceback when it is not; no line when nobody reads the output any more), 130 stopped by Ctrl-C, 143 stopped by
-SIGTERM; a training that has saved first exits 0. `--help` exits 0.
+Exit codes: 0 done, 2 bad configuration or input (one line, no traceback), 1 anything else (one line if the cause is
+known, a traceback if not; no line if nobody reads the output any more), 130 stopped by Ctrl-C, 143 stopped by SIGTERM;
+a training that has saved first exits 0. `--help` exits 0.
 
 A command states its flags before it imports anything heavy, so that `--help` and wrong flags take no time:
 
@@ -95,11 +95,11 @@ __all__ = [
 
 CACHE = "compilation_cache"
 CACHE_MEANING = compilation.MEANING
-"""Name and meaning of a flag that commands which compile have, a boolean that is true by default."""
+"""Name and meaning of a flag of all commands that compile, a boolean that is true by default."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks this process to end; what is open is closed on the way."""
+    """A signal that asks this process to end; open files are closed on the way."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -107,14 +107,14 @@ class Stopped(KeyboardInterrupt):
 
 
 def begin(options: Flags) -> None:
-    """Where the command is the program: read its flags, or show its help, and end here unless it can run."""
+    """If the command is the main program, read its flags or show its help, and exit here unless it can run."""
     if not options.is_program:
         return options.assume_defaults()
     _open_streams()
     _on_signals(_end_at_once)
     before_rest = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if HELP & set(before_rest):
-        with contextlib.suppress(OSError):  # whoever reads it has seen enough
+        with contextlib.suppress(OSError):  # the reader has seen enough
             print(options.help(sys.argv), flush=True)
         _leave_stdout()
         sys.exit(0)
@@ -146,7 +146,7 @@ def _guarded(main: Callable[[Sequence[str]], int | None]) -> int | None:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         _leave_stdout()
         return 1
     except OSError as error:
@@ -165,7 +165,7 @@ def _guarded(main: Callable[[Sequence[str]], int | None]) -> int | None:
 
 
 def _of_system(error: OSError) -> tuple[str, int]:
-    """The line and the exit code of an error that the system reports; others are raised again."""
+    """The line and the exit code for an error that the system reports; other errors are raised again."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the device of {error.filename or 'the workdir, or of the output'}", 1
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -183,14 +183,14 @@ def _fail(error: Exception | str, code: int) -> int:
 
 
 def _open_streams() -> None:
-    """Replace output streams that were closed before the start, so that printing to them does nothing."""
+    """Replace output streams that were closed before the start, so that printing to them has no effect."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _leave_stdout() -> None:
-    """Flush stdout; where that fails, let go of it, so that the interpreter does not try once more when it ends."""
+    """Flush stdout; if that fails, drop it, so that the interpreter does not try again when it ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -204,8 +204,8 @@ def _on_signals(handler: Callable[[int, Any], None]) -> None:
 
 
 def _end_at_once(number: int, frame: Any) -> None:
-    """Before the command has begun there is nothing to close."""
-    _fail(f"stopped by {signal.Signals(number).name} before anything was begun", 0)
+    """End the process at once: before the command has started there is nothing to close."""
+    _fail(f"stopped by {signal.Signals(number).name} before anything was started", 0)
     os._exit(128 + number)
 
 
@@ -214,23 +214,23 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _quiet() -> None:
-    """Leave the terminal to the progress bar: libraries report only what a user should act on."""
+    """Silence libraries on the terminal, except for reports on which a user should act."""
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("orbax", "tensorflow_datasets", "grain", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each array of a failed write; the first error is raised
-    # Orbax reports through absl's logger what options mean for it.
+    # Orbax reports its interpretation of options through absl's logger.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", module=r"(orbax|tensorflow_datasets|google)\..*")
     sys.unraisablehook = _without_abandoned_arrays(sys.unraisablehook)
 
 
 def _without_abandoned_arrays(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An `unraisablehook` that passes over what is printed for every further array when a checkpoint fails.
+    """An `unraisablehook` that ignores the messages about all further arrays when a checkpoint fails.
 
-    The first error reaches the caller. After it each array that is being written, as to a full disk, finds the event
-    loop closed, and each that is being read from a damaged checkpoint is a coroutine that nobody waits for.
+    The first error reaches the caller. After it, each array that is being written, for example to a full disk, finds
+    the event loop closed, and each that is being read from a damaged checkpoint is a coroutine that nobody awaits.
     """
 
     def filtered(unraisable: Any) -> None:
@@ -244,7 +244,7 @@ def _without_abandoned_arrays(hook: Callable[[Any], None]) -> Callable[[Any], No
 
 
 def assign_flags(group: ConfigDict, *holders: flags.FlagHolder) -> None:
-    """Flags that were given become the fields of that name."""
+    """Set the fields of the same names to the flags that were given."""
     for holder in holders:
         if holder.value is not None:
             group[holder.name] = holder.value
@@ -254,7 +254,7 @@ def writable_directory(path: str | Path) -> Path:
     """Create a directory, or say why it cannot be written.
 
     Raises:
-      UserError: not a directory, no permission, or not on this machine.
+      UserError: it is not a directory, not permitted, or not on this machine.
     """
     if "://" in str(path):
         raise UserError(f"{path}: logs and pictures need a local directory; only checkpoint.directory may be remote")

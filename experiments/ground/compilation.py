@@ -1,10 +1,10 @@
-"""How programs are compiled: they are kept for the next start, and XLA is told what makes them fast on CPUs.
+"""Compilation settings: programs are kept for the next start, and XLA is told what makes them fast on CPUs.
 
 Compiled programs are kept in the user's cache folder, by version of jaxlib and kind of processor, up to a number of
-bytes. `--nocompilation_cache` keeps none; JAX_COMPILATION_CACHE_DIR, where it is set, is obeyed, and nothing here
-touches that folder. A program that is read back is the same machine code, so results are the same bits.
+bytes. `--nocompilation_cache` keeps none. If JAX_COMPILATION_CACHE_DIR is set, it is used, and nothing here changes
+that folder. A program that is read back is the same machine code, so results have the same bits.
 
-The standard library is all that is imported here: commands call it before they import JAX.
+Only the standard library is imported here, because commands call this before they import JAX.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 MEANING = "keep compiled programs in the user's cache folder, so that the next start is fast"
-LARGEST = 2 * 2**30  # bytes of all compiled programs
+LARGEST = 2 * 2**30  # largest total size in bytes
 CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 _FOR_CONVOLUTIONS = f"{CONVOLUTIONS}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 _MEASURED = ("0.10.2",)  # versions of jaxlib whose speed was measured with the flag
@@ -33,14 +33,14 @@ assert float(conv(jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 3, 3)))[0, 0, 1, 1]) =
 
 
 def cache_folder() -> Path:
-    """Of this user, for all that can be made again."""
+    """This user's folder for data that can be recomputed."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax"
 
 
 def keep_programs(wanted: bool = True) -> None:
-    """Tell JAX, which is not imported yet, and all child processes where compiled programs are kept.
+    """Tell JAX, which is not imported yet, and all child processes where to keep compiled programs.
 
-    Where the folder cannot be written, one line on stderr says so and nothing is kept.
+    If the folder cannot be written, one line on stderr says so and nothing is kept.
     """
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -51,7 +51,7 @@ def keep_programs(wanted: bool = True) -> None:
         own = folder / f"jaxlib-{metadata.version('jaxlib')}-{_processor()}"
         own.mkdir(parents=True, exist_ok=True, mode=0o700)
         tidy(folder)
-    except (OSError, RuntimeError) as error:  # also of a user without a home
+    except (OSError, RuntimeError) as error:  # also for a user without a home
         print(f"note: compiled programs are not kept ({error}); --nocompilation_cache asks for that", file=sys.stderr)
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own)
@@ -59,7 +59,7 @@ def keep_programs(wanted: bool = True) -> None:
 
 
 def _processor() -> str:
-    """A hash of what the processor can do: machine code made for one kind may not run on another."""
+    """A hash of the processor's features: machine code made for one kind may not run on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         found = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -69,9 +69,9 @@ def _processor() -> str:
 
 
 def tidy(folder: Path, largest: int = LARGEST) -> None:
-    """Remove programs that a killed process wrote in part, and those longest unused beyond `largest` bytes.
+    """Remove programs that a killed process wrote incompletely, and those unused for longest beyond `largest` bytes.
 
-    JAX writes a program in place, and keeps a damaged one for ever. Only what was written since the last check is read.
+    JAX writes a program in place, and keeps a damaged one for ever. Only files written since the last check are read.
     """
     stamp = folder / _CHECKED
     checked = stamp.stat().st_mtime_ns if stamp.exists() else 0
@@ -84,7 +84,7 @@ def tidy(folder: Path, largest: int = LARGEST) -> None:
             if not whole:
                 path.unlink()
             else:
-                os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # a check is no use of it
+                os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # a check does not count as use
                 found.append((max(facts.st_atime_ns, facts.st_mtime_ns), facts.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
@@ -95,7 +95,7 @@ def tidy(folder: Path, largest: int = LARGEST) -> None:
 
 
 def _whole(content: bytes) -> bool:
-    """Whether a compressed program is complete; one that is compressed in another way than by zlib is taken to be."""
+    """Whether a compressed program is complete; a program compressed otherwise than by zlib is assumed to be."""
     if content[:1] != b"\x78":
         return bool(content)
     try:
@@ -106,10 +106,10 @@ def _whole(content: bytes) -> bool:
 
 
 def quicken_cpu() -> None:
-    """Let XLA run convolutions on all cores, where this jaxlib can: on CPU, before JAX starts.
+    """Let XLA run convolutions on all cores, if this jaxlib can: on CPU, before JAX starts.
 
-    Measured with `benchmarks.models`: the train step of DDPM's U-Net is 1.5 times as fast. XLA_FLAGS that name the flag
-    win.
+    Measured with `benchmarks.models`: the train step of DDPM's U-Net becomes 1.5 times as fast. The flag in XLA_FLAGS
+    takes precedence.
     """
     accelerated = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"))
     flags_there = os.environ.get("XLA_FLAGS", "")
@@ -119,10 +119,10 @@ def quicken_cpu() -> None:
 
 
 def knows_convolutions(version: str) -> bool:
-    """Whether this version of jaxlib knows the flag, which ends the process where it does not.
+    """Whether this version of jaxlib knows the flag; a version that does not would end the process.
 
-    Versions that were not measured are tried once, in a child process, and the answer is kept in the cache folder;
-    where that cannot be written, the answer is no.
+    Versions that were not measured are tried once, in a child process, and the answer is kept in the cache folder; if
+    that cannot be written, the answer is no.
     """
     if version in _MEASURED:
         return True
@@ -145,7 +145,7 @@ def knows_convolutions(version: str) -> bool:
 
 
 def _tried(flag: str) -> bool:
-    """Whether a convolution runs, and is right, in a process with this XLA flag."""
+    """Whether a convolution runs, and is correct, in a process with this XLA flag."""
     environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     try:
         done = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)

@@ -1,7 +1,7 @@
-"""Config files, which are programs of the user's: read with one line of error, whatever they do.
+"""Config files, which are users' programs: whatever they do, an error is one line.
 
-A file has `get_config()`, or `get_config(text)` for `FILE:text`, which returns a ConfigDict. What it prints goes to
-stderr, so that a command's own output stays as it is.
+A file has `get_config()`, or `get_config(text)` for `FILE:text`, which returns a ConfigDict. Its output goes to stderr,
+so that a command's own output is not mixed with it.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from experiments.ground import fields
 from experiments.ground.renamed import with_new_names
 
 HOME = Path(__file__).parents[2]
-"""Where `experiments` and `configs` lie: a clone, or a folder of that name in the installed package:"""
+"""The folder that has `experiments` and `configs`: a clone, or a folder in the installed package."""
 INSTALLED = "_runner"
 CONFIGS = HOME / "configs"
 _LARGEST = 2**22  # bytes of a config file
 
 
 def expanded(path: str) -> str:
-    """A path with ~ written out.
+    """A path with ~ expanded.
 
     Raises:
       UserError: there is no such user.
@@ -48,7 +48,7 @@ def load_config(name: str) -> ConfigDict:
     """The config of `--config=NAME`, which is FILE or FILE:TEXT.
 
     Raises:
-      UserError: the file is none, or does something else than to return a config; the message names it.
+      UserError: there is no such file, or it does not return a config; the message names it.
     """
     file, colon, text = name.partition(":")
     if not file.strip() or file.startswith("-"):
@@ -60,10 +60,10 @@ def load_config(name: str) -> ConfigDict:
 
 
 def takes_resolution(name: str) -> bool:
-    """Whether `get_config` of a config file takes a text, `resolution`, and NAME, FILE or FILE:TEXT, gives it none.
+    """Whether a config file's `get_config` has the text parameter `resolution`, and NAME, FILE or FILE:TEXT, sets none.
 
     Raises:
-      UserError: the file is none, or fails.
+      UserError: there is no such file, or it fails.
     """
     file, colon, _ = name.partition(":")
     function = None if colon else load_config_module(file).get("get_config")
@@ -71,13 +71,13 @@ def takes_resolution(name: str) -> bool:
 
 
 def require_clone(what: str) -> None:
-    """Raise UserError where the runner is installed: `what` writes pages of the repository, which only a clone has."""
+    """Raise UserError in an installation: `what` writes pages of the repository, which only a clone has."""
     if HOME.name == INSTALLED:
         raise UserError(f"{what} writes to docs/ of a clone, and this is an installation: run it in a clone")
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of a config: the path of a file that there is, else of the config in configs/ of that name.
+    """The file of a config: the path of an existing file, else the config of that name in configs/.
 
     `digits_unet`, `digits_unet.py` and `configs/digits_unet.py` name the same one, from any directory.
     """
@@ -89,7 +89,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def _near(path: Path) -> str:
-    """What to say of a config that there is not: the name in configs/ that is like it."""
+    """A hint for a missing config: the most similar name in configs/."""
     known = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in sorted(CONFIGS.rglob("*.py"))]
     asked = path.as_posix().removeprefix("configs/").removesuffix(".py")
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
@@ -97,10 +97,10 @@ def _near(path: Path) -> str:
 
 
 def load_config_module(path: str | Path) -> dict[str, Any]:
-    """The names that a config file defines, when it is run.
+    """The names that a config file defines when it runs.
 
     Raises:
-      UserError: no file, no Python, or it fails or exits; the message names the file.
+      UserError: there is no such file, it is not Python, or it fails or exits; the message names the file.
     """
     path = find_config(path)
     try:
@@ -111,14 +111,14 @@ def load_config_module(path: str | Path) -> dict[str, Any]:
     name = f"config_{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
     module = types.ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[name] = module  # where dataclasses and pickle look for the module of a class
+    sys.modules[name] = module  # where dataclasses and pickle look up the module of a class
     with guarded(path):
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     return vars(module)
 
 
 def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str) -> ConfigDict:
-    """What `get_config` of a config file returns, if it is a config.
+    """Call `get_config` of a config file and check that the result is a config.
 
     Raises:
       UserError: there is no such function, it takes other arguments, fails or exits, or returns something else.
@@ -140,7 +140,7 @@ def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str
 
 
 def complete_config(config: Any, path: str | Path) -> None:
-    """Fill in the defaults of what a file's config leaves out.
+    """Fill in the defaults of the fields that a file's config leaves out.
 
     Raises:
       UserError: it is no ConfigDict, has an unknown field, or leaves out one that has no default; the message
@@ -151,13 +151,13 @@ def complete_config(config: Any, path: str | Path) -> None:
             f"can not read --config={path}: get_config() returned {type(config).__name__}, "
             "not an ml_collections.ConfigDict"
         )
-    flatten(config)  # which a config within itself has no end of
+    flatten(config)  # fails for a config that contains itself
     fields.complete(with_new_names(config))
 
 
 @contextlib.contextmanager
 def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
-    """A block that runs `what` the file holds: its errors and exits become one line, its output goes to stderr."""
+    """A block that runs code of the file, called `what`: errors and exits become one line, output goes to stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr), _exits_as_errors():
             yield
@@ -172,7 +172,7 @@ def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
         raise UserError(f"can not read --config={path}: {what} exits (SystemExit: {error.code}) instead") from error
     except KeyboardInterrupt as error:
         raise UserError(f"can not read --config={path}: {what} was interrupted (KeyboardInterrupt)") from error
-    except BaseException as error:  # whatever a config file may raise: it is the user's program
+    except BaseException as error:  # a user's program may raise anything
         if isinstance(error, GeneratorExit):
             raise
         raise UserError(
@@ -182,7 +182,7 @@ def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exits_as_errors() -> Iterator[None]:
-    """A block in which `os._exit`, which nobody notices, raises SystemExit, and Ctrl-C raises KeyboardInterrupt."""
+    """A block in which `os._exit`, which would go unnoticed, raises SystemExit, and Ctrl-C raises KeyboardInterrupt."""
     kept, os._exit = os._exit, _exit
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
@@ -199,12 +199,12 @@ def _exit(code: int) -> None:
 
 
 def import_parts(names: Any, origin: object = "config.imports") -> None:
-    """Import the modules that register a run's own parts: what a config's field `imports` names.
+    """Import the modules that register a run's own parts, which are named in a config's field `imports`.
 
-    A name with a slash, or that ends in .py, is the path of a file. The current directory is on the path.
+    A name with a slash, or one that ends in .py, is the path of a file. The current directory is on the path.
 
     Raises:
-      UserError: no such module, or it fails; the message names it.
+      UserError: there is no such module, or it fails; the message names it.
     """
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError(f"{origin} wants a tuple of names of modules, such as ('my_package.parts',), got {names!r}")
@@ -218,7 +218,7 @@ def import_parts(names: Any, origin: object = "config.imports") -> None:
 
 
 def _import_file(path: Path, origin: object) -> None:
-    """Import a file under its own name, from its folder: so worker processes find its classes too."""
+    """Import a file under its own name, from its folder, so that worker processes find its classes too."""
     if not path.is_file():
         raise UserError(f"{origin} names {path}: there is no such file below {os.getcwd()}")
     folder = str(path.resolve().parent)
@@ -239,7 +239,7 @@ def _import(name: str, origin: object) -> types.ModuleType:
             f"{origin} names {name}: there is no such module; install it, or run from the directory where it is "
             f"(now {os.getcwd()})"
         ) from error
-    except (Exception, SystemExit) as error:  # whatever a module of the user's may raise
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise UserError(f"{origin} names {name}, which fails: {type(error).__name__}: {one_line(error)}") from error
 
 
@@ -255,5 +255,5 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where there is none."""
+    """The first line of an error's message, or its type if there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,8 +1,7 @@
 """One line on every field of a config: its meaning, type, domain and default, without importing any part.
 
-The runner's fields are those of `fields.FIELDS`; what the fields of parts are says docs/config.json, which is made from
-the parts (`experiments.params --fields`). Parts that are not in it, such as parts of one's own, have their fields named
-and no more.
+The runner's fields are those of `fields.FIELDS`. The fields of parts are described in docs/config.json, which is made
+from the parts (`experiments.params --fields`). The fields of other parts, such as a user's own, are only named.
 """
 
 import functools
@@ -17,7 +16,7 @@ from diffusion_jax.domains import domain_text, type_text
 from experiments.ground.config_files import flatten
 from experiments.ground.fields import FIELDS, PARTS, Field
 
-_OF_DATA_SET = "data.options"  # the group whose part another field names
+_OF_DATA_SET = "data.options"  # the group whose part is named in another field
 FILE = Path(__file__).parents[2] / "docs" / "config.json"
 
 
@@ -32,7 +31,7 @@ def facts(field: Field) -> dict[str, str]:
 
 
 def described(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
-    """(name, value, description) of every field of a config, in its order; the description may be empty."""
+    """(name, value, description) for every field of a config, in order; the description may be empty."""
     for name, value in flatten(config).items():
         yield name, value, _of_runner(name) if name in FIELDS else _of_part(config, name)
 
@@ -70,5 +69,6 @@ def _value(config: ConfigDict, name: str) -> Any:
 
 @functools.cache
 def known() -> Mapping[str, Any]:
-    """What docs/config.json says: the fields of parts, and the names that some fields of the runner choose from."""
+    """The content of docs/config.json: the fields of parts, and the names that some fields of the runner choose
+    from."""
     return json.loads(FILE.read_text()) if FILE.is_file() else {"parts": {}, "names": {}}

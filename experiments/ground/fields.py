@@ -1,8 +1,8 @@
-"""The fields of the runner, once: of each its type, its default, what it may be and what it means.
+"""The fields of the runner, defined once: type, default, allowed values and meaning of each.
 
-`configs/base.py` gives a config with the defaults, from which every config starts; `complete` fills in what another one
-leaves out; `check_fields` holds a config against the table before anything starts, whether a value came from a file, a
-flag or JSON. The fields of parts are those of the parts themselves. docs/config.md shows all of them.
+`configs/base.py` gives a config with the defaults, from which every config starts. `complete` fills in the fields that
+another config leaves out. `check_fields` checks a config against the table before anything starts, whether a value came
+from a file, a flag or JSON. The parts define their own fields. docs/config.md shows all fields.
 """
 
 import functools
@@ -32,19 +32,20 @@ class _NoDefault:
 
 
 CODEC: Final = "codec"
-"""The group that a config has which trains a first stage, and no other."""
+"""The group that only the config of a first stage has."""
 ADAPTER: Final = "adapter"
-"""The group of what is trained instead of a model."""
+"""The group of an adapter, which is trained instead of a model."""
 INIT: Final = "init.folder"
-"""The field that a config states which starts from a model."""
+"""The field that a config sets if it starts from a model."""
 REQUIRED: Final = _NoDefault("required")
-"""In the place of a default that nobody can guess: every config states such a field."""
+"""Marks a field without a default, which every config must state."""
 ABSENT: Final = _NoDefault("absent")
-"""In the place of a default of a part that only some others read: stated where it is read."""
+"""Marks a field of a part that only some other parts read; it is stated where it is read."""
 
 
 class Field(NamedTuple):
-    """A field of the runner: its type, its default, the bounds of its number (or of each in a tuple), its meaning."""
+    """A field of the runner: its type, its default, the bounds of its number (or of each number in a tuple), its
+    meaning."""
 
     kind: Any
     default: Any
@@ -71,7 +72,7 @@ FIELDS: Mapping[str, Field] = {
         str, "", ANY, "word that stands for what is learned: put before captions that lack it; empty: none"
     ),
     "data.instance": Field(
-        str, "", ANY, "folder of pictures of one subject (DreamBooth), in the place of data.dataset; empty: none"
+        str, "", ANY, "folder of pictures of one subject (DreamBooth), instead of data.dataset; empty: none"
     ),
     "data.instance_prompt": Field(str, "", ANY, "caption of every picture of data.instance, with a rare word"),
     "data.class_pictures": Field(
@@ -99,9 +100,9 @@ FIELDS: Mapping[str, Field] = {
         bool, False, ANY, "train the text encoders of the model of init.folder too, or adapt their attention"
     ),
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
-    "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples told no class and no text, for guidance"),
+    "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples without class and text, for guidance"),
     "train.guidance_embedding": Field(
-        float | None, None, NOT_NEGATIVE, "guidance scale told to a network that embeds one; None: its family's"
+        float | None, None, NOT_NEGATIVE, "guidance scale for a network that embeds one; None: its family's"
     ),
     "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
     "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
@@ -130,15 +131,15 @@ FIELDS: Mapping[str, Field] = {
     "checkpoint.directory": Field(str, "", ANY, "where checkpoints lie, also in a bucket; empty: in the workdir"),
     "checkpoint.every": Field(int, 5_000, STEPS, "steps between checkpoints"),
     "checkpoint.keep_last": Field(int, 2, DEPTH, "newest checkpoints that are kept"),
-    "checkpoint.keep_best": Field(int, 0, Bounds(low=0, high=10_000), "best checkpoints that are kept besides"),
+    "checkpoint.keep_best": Field(int, 0, Bounds(low=0, high=10_000), "best checkpoints that are also kept"),
     "checkpoint.best_metric": Field(
         Literal["loss", "validation_loss"], "validation_loss", ANY, "number that decides which are best"
     ),
     "checkpoint.best_mode": Field(Literal["min", "max"], "min", ANY, "whether the least or the greatest is best"),
-    "evaluation.metrics": Field(tuple[str, ...], (), ANY, "metrics that samples are judged by after training"),
+    "evaluation.metrics": Field(tuple[str, ...], (), ANY, "metrics computed after training"),
     "evaluation.num_samples": Field(int, 64, STEPS, "samples that are judged"),
-    "evaluation.max_real": Field(int, 50_000, STEPS, "real images that they are compared with, at most"),
-    "evaluation.inception": Field(str, "", ANY, "file with the weights of Inception-v3, for fid and its kin"),
+    "evaluation.max_real": Field(int, 50_000, STEPS, "most real images that they are compared with"),
+    "evaluation.inception": Field(str, "", ANY, "file with the weights of Inception-v3, for fid and related metrics"),
     "evaluation.convention": Field(Literal["tf", "torch"], "tf", ANY, "how images are resized for Inception"),
     "evaluation.reference": Field(str, "", ANY, "file with statistics of the real images, for fid"),
     "evaluation.dinov2": Field(str, "", ANY, "file with the weights of DINOv2, for fd_dinov2"),
@@ -155,7 +156,7 @@ FIELDS: Mapping[str, Field] = {
         str,
         "",
         ANY,
-        "model to start from, in the place of model and process: a run, a folder of save_model or of a published "
+        "model to start from, instead of model and process: a run, a folder of save_model or of a published "
         "pipeline; empty: none",
     ),
     "init.published": Field(
@@ -173,7 +174,7 @@ FIELDS: Mapping[str, Field] = {
         bool,
         False,
         ANY,
-        "take data, first stage, network, conditions, process and judges from that run, but for what the config states "
+        "take data, first stage, network, conditions, process and judges from that run, except what the config states "
         "otherwise than by default",
     ),
     "teacher.guidance_scale": Field(
@@ -185,18 +186,18 @@ FIELDS: Mapping[str, Field] = {
 }
 PARTS: Mapping[str, tuple[Any, str]] = {
     "data.options": ({}, "arguments of the data set"),
-    "data.augmentation": ({"name": "none"}, "augmentation of which the network is told"),
-    "data.holes": ({"name": "none"}, "holes in which a network that is told of them learns to draw"),
-    "codec": (ABSENT, "first stage to train, in the place of a denoiser: such a config has no model"),
-    "conditioning.text": (ABSENT, "conditioner of captions; without it the network is told none"),
-    "conditioning.picture": (ABSENT, "conditioner of a picture beside the input; without it the network is told none"),
-    "adapter": (ABSENT, "adapter that is trained in the place of the model of init.folder, which stays as it is"),
+    "data.augmentation": ({"name": "none"}, "augmentation whose parameters the network receives"),
+    "data.holes": ({"name": "none"}, "holes that a network learns to fill; it receives their mask"),
+    "codec": (ABSENT, "first stage to train instead of a denoiser: such a config has no model"),
+    "conditioning.text": (ABSENT, "conditioner of captions; without it the network has no text condition"),
+    "conditioning.picture": (ABSENT, "conditioner of a picture beside the input; without it the network has none"),
+    "adapter": (ABSENT, "adapter to train instead of the model of init.folder, which stays frozen"),
     "model": (REQUIRED, "network"),
     "process": (REQUIRED, "what is diffused, how, and what the network's input and output mean"),
     "process.schedule": (ABSENT, "noise schedule"),
     "process.prediction": (ABSENT, "what the network's output means"),
-    "process.time_input": (ABSENT, "form in which the network is told the time"),
-    "process.input_scale": (ABSENT, "factor on the network's input; without it that which the prediction is made for"),
+    "process.time_input": (ABSENT, "form in which the network receives the time"),
+    "process.input_scale": (ABSENT, "factor on the network's input; without it the one that suits the prediction"),
     "process.token_schedule": (ABSENT, "share of the tokens that is kept at a time"),
     "time_sampler": (ABSENT, "distribution of the times in training"),
     "objective": (REQUIRED, "loss"),
@@ -207,18 +208,18 @@ PARTS: Mapping[str, tuple[Any, str]] = {
         {"name": "classifier_free", "scale": 1.0, "interval": (), "rescale": 0.0},
         "guidance rule; at scale 1 there is none",
     ),
-    "sampling.projection": ({"name": "replacement"}, "how experiments.sample --task=inpaint is told of what is known"),
-    "sampling.inversion": ({"name": "ddim"}, "way from pictures to noise, of its tasks edit and invert"),
+    "sampling.projection": ({"name": "replacement"}, "how experiments.sample --task=inpaint uses the known part"),
+    "sampling.inversion": ({"name": "ddim"}, "method from pictures to noise, for its tasks edit and invert"),
 }
 """Groups that name a part and its arguments: (default, meaning). `experiments.building.wiring` builds them."""
 OF_DENOISERS = frozenset({"model", "process", "sampling.sampler", "sampling.steps"})
-"""What has no default and a config of a first stage leaves out."""
+"""The fields without a default that the config of a first stage leaves out."""
 OF_MODELS = frozenset({"model", "process"})
-"""What has no default and a config that starts from a model leaves out."""
+"""The fields without a default that a config which starts from a model leaves out."""
 INHERIT: Final = "teacher.inherit"
-"""The field of a config that takes from its teacher what it does not state."""
+"""The field that lets a config take from its teacher what it does not state."""
 OF_TEACHERS = frozenset({"data.dataset", "model", "process"})
-"""What has no default and such a config leaves out."""
+"""The fields without a default that such a config leaves out."""
 GROUPS = tuple(dict.fromkeys(name.partition(".")[0] for name in (*FIELDS, *PARTS) if "." in name or name in PARTS))
 """The groups of a config."""
 
@@ -232,7 +233,7 @@ def runner() -> ConfigDict:
 
 
 def complete(config: ConfigDict, *, whole: bool = True) -> None:
-    """Give a config the defaults of all fields that it leaves out.
+    """Give a config the defaults for all fields that it leaves out.
 
     With `whole` false, fields without a default may be missing.
 
@@ -251,13 +252,13 @@ def complete(config: ConfigDict, *, whole: bool = True) -> None:
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Hold every field of the runner against the table.
+    """Check every field of the runner against the table.
 
     Raises:
       UserError: the first field that is unknown, missing, of another type or out of bounds, or two that do not fit.
     """
     _check_names(config)
-    for name, field in sorted(FIELDS.items(), key=lambda item: item[0] != INHERIT):  # on which others depend
+    for name, field in sorted(FIELDS.items(), key=lambda item: item[0] != INHERIT):  # the others depend on it
         value = _value(config, name)
         if value is ABSENT and name in _left_out(config):
             continue
@@ -268,7 +269,7 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def _left_out(config: ConfigDict) -> frozenset[str]:
-    """What this config needs not state, though it has no default."""
+    """The fields that this config need not state, though they have no default."""
     if CODEC in config:
         return OF_DENOISERS
     if _value(config, INHERIT) is True:
@@ -296,13 +297,13 @@ def _check_names(config: ConfigDict) -> None:
 
 @functools.cache
 def _described() -> Mapping[str, tuple[Any, str]]:
-    """(default, meaning) of every field of the runner and of every group of a part."""
+    """(default, meaning) for every field of the runner and for every group of a part."""
     return {**{name: (field.default, field.meaning) for name, field in FIELDS.items()}, **PARTS}
 
 
 @functools.cache
 def _defaults() -> Mapping[str, Any]:
-    """The default of each of them that has one."""
+    """The defaults, for all fields that have one."""
     return {name: value for name, (value, _) in _described().items() if not isinstance(value, _NoDefault)}
 
 

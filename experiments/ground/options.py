@@ -1,4 +1,4 @@
-"""The flags of one command: each has a meaning, a domain, and one line of error for whatever is not in it.
+"""The flags of one command: each has a meaning and a domain, and a value outside it is an error of one line.
 
     FLAGS = cli.Flags(__name__, __doc__)
     STEPS = FLAGS.integer("steps", None, "transitions of the time grid", lower=1, upper=cli.MOST_STEPS)
@@ -32,7 +32,7 @@ MOST_STEPS = 100_000
 MOST_SAMPLES = 10_000_000
 MOST_SEED = 2**32 - 1
 MOST_COUNT = 2**31 - 1
-"""Upper ends of domains: of transitions, of samples, of seeds, and of steps of a training."""
+"""Upper bounds of domains: for transitions, samples, seeds, and steps of a training."""
 HELP = {"--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
 Check = Callable[[str], Any]
 
@@ -41,8 +41,8 @@ class Flags:
     """The flags of one command.
 
     Args:
-      module: `__name__` of the command; "__main__" where it is the program.
-      text: its docstring, which `--help` shows.
+      module: `__name__` of the command; "__main__" if it is the main program.
+      text: the command's docstring, which `--help` shows.
     """
 
     def __init__(self, module: str, text: str | None):
@@ -56,7 +56,7 @@ class Flags:
         self.arguments: list[str] = []
 
     def take_arguments(self, name: str, meaning: str) -> None:
-        """Let the command take words that are no flags: `arguments` holds them, `name` stands for them in the help."""
+        """Let the command take words that are no flags: `arguments` holds them, and the help calls them `name`."""
         self._about_arguments = f"{name} ...\n{meaning}"
 
     def integer(
@@ -71,7 +71,7 @@ class Flags:
 
         def read(text: str) -> float:
             value = float(text)
-            if not lower <= value <= upper:  # also of nan
+            if not lower <= value <= upper:  # this catches nan too
                 raise ValueError
             return value
 
@@ -93,7 +93,7 @@ class Flags:
     def string(
         self, name: str, default: str | None, meaning: str, *, check: Check | None = None, allowed: str = "a name"
     ) -> flags.FlagHolder:
-        """A text that is not empty; `check` returns what becomes of it, or raises ValueError."""
+        """A text that is not empty; `check` converts it, or raises ValueError."""
         return self._define(name, default, meaning, _both(plain_text, check), allowed)
 
     def words(self, name: str, default: str | None, meaning: str) -> flags.FlagHolder:
@@ -101,7 +101,7 @@ class Flags:
         return self._define(name, default, meaning, lambda text: plain_text(text) if text.strip() else "", "a text")
 
     def path(self, name: str, default: str | None, meaning: str, *, suffix: str = "") -> flags.FlagHolder:
-        """A path, in which ~ is the home directory; with `suffix`, of a file whose name ends so."""
+        """A path, in which ~ is the home directory; with `suffix`, the path of a file with this ending."""
 
         def read(text: str) -> str:
             path = path_of(text)
@@ -154,8 +154,8 @@ class Flags:
         """Set the flags from a command line, the program's name first.
 
         Raises:
-          UserError: an unknown flag, a value that is not in its domain, a config that cannot be read, or an argument
-            that is no flag.
+          UserError: a flag is unknown, a value is not in its domain, a config cannot be read, or an argument is no
+            flag.
         """
         self._argv[:] = argv
         for arg in argv[1:]:
@@ -171,33 +171,33 @@ class Flags:
             rest = self._values(argv)
         except UserError:
             raise
-        except Exception as error:  # config_flags raises many types for a field that is not there, or of another type
+        except Exception as error:  # config_flags raises many types for a missing field, or one of another type
             raise UserError(_explain(argv, known, error, self._objective())) from error
         self.arguments = list(rest[1:])
         if self.arguments and not self._about_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")
 
     def _objective(self) -> str:
-        """The name of the config's objective; "" where there is none."""
+        """The name of the config's objective; "" if there is none."""
         spec = self._config.get("objective") if self._config is not None else ""
         name = spec.get("name") if isinstance(spec, ConfigDict) else spec
         return name if isinstance(name, str) else ""
 
     def assume_defaults(self) -> None:
-        """Read no command line: the flags of a module that is imported have their default values."""
+        """Read no command line: the flags of an imported module keep their defaults."""
         self._values.unparse_flags()
         self._values.mark_as_parsed()
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """The names of the flags."""
         return iter(self._described)
 
     def __getitem__(self, name: str) -> Any:
-        """The value that was read last."""
+        """The value that was last read."""
         return self._values[name].value
 
     def config_words(self) -> list[str]:
-        """The words of the command line that say what the config is, for a command that starts another one."""
+        """The words of the command line that determine the config, for a command that starts another one."""
         words, following = self._argv, [*self._argv[1:], ""]
         pairs = zip(words, following, strict=True)
         ours = [(word, after) for word, after in pairs if re.match(r"--?(no)?config(\.|=|$)", word)]
@@ -205,7 +205,7 @@ class Flags:
         return [word if word in alone else f"{word}={after}" for word, after in ours]
 
     def help(self, argv: Sequence[str]) -> str:
-        """What the command does, its flags, and the fields of the config that the command line names."""
+        """The purpose of the command, its flags, and the fields of the config that the command line names."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         lines = [self.text, "", f"Flags of python -m {spec.name if spec else os.path.basename(argv[0])}:", ""]
         lines = [spoken(line) for line in lines]
@@ -223,7 +223,7 @@ class Flags:
         return "\n".join(lines)
 
     def _named_config(self, argv: Sequence[str]) -> ConfigDict | None:
-        """The config that the command line names last, if it names one."""
+        """The config that the command line names last, if any."""
         named = _given(argv, "config")
         if named is None:
             return None
@@ -234,10 +234,11 @@ class Flags:
         return load_config(path)
 
     def _written_out(self, argv: Sequence[str]) -> list[str]:
-        """A command line with the fields that --data and --resolution stand for, of a command that has these flags.
+        """A command line with --data and --resolution replaced by the fields that they stand for, if the command has
+        them.
 
-        A config whose `get_config` takes a resolution is given it; of another one it is `data.image_size`. What the two
-        flags themselves refuse is left to them.
+        A config whose `get_config` takes a resolution receives it; for other configs it sets `data.image_size`. Errors
+        in the two flags are reported by the flags themselves.
         """
         words, named = list(argv), _given(argv, "config")
         if "resolution" not in self._values or named is None:
@@ -258,7 +259,7 @@ class Flags:
             parser, name, None, meaning, flag_values=self._values, serializer=flags.ArgumentSerializer()
         )
         flag = self._values[name]
-        flag.default = flag.value = default  # as it is: "" may stand for nothing, and is still no value to give
+        flag.default = flag.value = default  # unchanged: "" may stand for nothing
         self._describe(name, default, meaning, allowed)
         return holder
 
@@ -269,7 +270,7 @@ class Flags:
 
 
 def _given(argv: Sequence[str], name: str) -> str | None:
-    """The value that a command line gives a flag last; None where it gives none."""
+    """The value that a command line gives a flag last; None if it gives none."""
     following = [*argv[1:], ""]
     values = [
         arg.partition("=")[2] if "=" in arg else after
@@ -280,7 +281,7 @@ def _given(argv: Sequence[str], name: str) -> str | None:
 
 
 def _with_config(argv: Sequence[str], name: str) -> list[str]:
-    """A command line that names another config."""
+    """The command line with another config."""
     before, flags_of_it = ["", *argv], ("--config", "-config")
     return [
         f"--config={name}" if word.partition("=")[0] in flags_of_it else word
@@ -290,7 +291,8 @@ def _with_config(argv: Sequence[str], name: str) -> list[str]:
 
 
 def spoken(text: str) -> str:
-    """A text with the commands in it as this process was started: `python -m experiments.X` or `diffusion-jax X`."""
+    """A text whose commands have the form in which this process was started: `python -m experiments.X` or
+    `diffusion-jax X`."""
     console = sys.modules.get("diffusion_jax.console")
     if HOME.name != INSTALLED and (console is None or not console.running):
         return text
@@ -302,11 +304,11 @@ def _indented(text: str) -> str:
 
 
 class _Refused(flags.Error):
-    """A value outside the domain of its flag; absl hands it on as it is."""
+    """A value outside the domain of its flag; absl passes it on unchanged."""
 
 
 class _Parser(flags.ArgumentParser):
-    """Holds a value against the domain of its flag."""
+    """Checks a value against the domain of its flag."""
 
     def __init__(self, name: str, check: Check, allowed: str):
         super().__init__()
@@ -329,7 +331,7 @@ class _Parser(flags.ArgumentParser):
 
 
 class _Loaded(flags.ArgumentParser):
-    """The config that has been loaded already, instead of the file that is named."""
+    """The config that has been loaded already, instead of the named file."""
 
     def __init__(self, loaded: Callable[[], ConfigDict | None]):
         super().__init__()
@@ -351,7 +353,7 @@ def _short(text: str) -> str:
 
 
 def _whether_read(group: str, objective: str) -> str:
-    """Whether an objective reads a group that the config lacks, in words; imports JAX."""
+    """A phrase about whether an objective reads a group that the config lacks; imports JAX."""
     from diffusion_jax.objectives import OBJECTIVES
 
     if objective not in OBJECTIVES:
@@ -364,7 +366,7 @@ def _whether_read(group: str, objective: str) -> str:
 
 
 def _explain(argv: Sequence[str], known: Sequence[str], error: Exception, objective: str = "") -> str:
-    """Name the flag that is wrong and the nearest valid one; `objective` is the name of the config's."""
+    """Name the wrong flag and the nearest valid one; `objective` is the name of the config's objective."""
     if isinstance(error, _Refused):
         return str(error)
     groups = {name.rpartition(".")[0] for name in known}

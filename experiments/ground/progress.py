@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar on a terminal, now and then a line in a log."""
+"""What a run shows while it runs: a bar on a terminal, or an occasional line in a log."""
 
 import sys
 import time
@@ -16,15 +16,15 @@ class ProgressBar:
             for step in ...:
                 progress.update(step, loss=metrics["loss"], images_per_second=rate)
 
-    On a terminal it is a bar that is redrawn in place; elsewhere one plain line every `every_seconds`, so that a log
-    stays readable. Arrays may be given as they come from the device: one that is not yet computed is not waited for;
-    the last value that was ready is shown instead.
+    On a terminal it is a bar that is redrawn in place; elsewhere a plain line every `every_seconds`, so that a log
+    stays readable. Arrays may be given as they come from the device: the bar does not wait for an array that is not yet
+    computed, and shows the last value that was ready instead.
 
     Args:
       total: the step at which the run ends.
       start: steps done before (a resumed run).
-      description: what is going on, "train" for instance.
-      unit: what an example is.
+      description: what is being done, for instance "train".
+      unit: name of an example.
       primary: False on all hosts but one; those show nothing.
       every_seconds: time between plain lines.
       stream: where to write; stderr by default.
@@ -47,7 +47,7 @@ class ProgressBar:
         self._stream = stream or sys.stderr
         self._loss: float | None = None
         self._rate: float | None = None
-        self._first: tuple[int, float] | None = None  # step and time of the first update: before it lies compilation
+        self._first: tuple[int, float] | None = None  # step and time of the first update; compilation comes before it
         self._last_line = -float("inf")
         self._last_step = start
         self._printed_step = start
@@ -103,7 +103,7 @@ class ProgressBar:
             self._print_line(now)
 
     def message(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a separate line above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self._primary:
@@ -138,7 +138,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def _ready(value: Any, *, otherwise: float | None) -> float | None:
-    """The value as a float, unless it is a device array that is still being computed."""
+    """The value as a float, unless it is a device array that is still being computed; then `otherwise`."""
     if value is None or (hasattr(value, "is_ready") and not value.is_ready()):
         return otherwise
     return float(value)

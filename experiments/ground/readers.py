@@ -1,4 +1,4 @@
-"""Readers of the texts that flags are given: each returns what a text means, or raises ValueError."""
+"""Readers of flag values: each returns the meaning of a text, or raises ValueError."""
 
 import re
 from collections.abc import Callable
@@ -7,29 +7,29 @@ from experiments.ground.config_files import expanded
 
 
 class Because(ValueError):
-    """A value outside a domain, for a reason that is not plain from the domain."""
+    """A value outside a domain, for a reason that the domain does not explain."""
 
 
 def plain_text(text: str) -> str:
     """A text that can be shown in one line and written to a file.
 
     Raises:
-      ValueError: empty, very long, not of Unicode, or with control characters.
+      ValueError: it is empty, very long, not Unicode, or has control characters.
     """
     if not text.strip():
         raise ValueError
     if len(text) > 4096:
         raise Because(f"{len(text):,} characters")
-    if any(not c.isprintable() for c in text):  # also the surrogates of bytes that are no UTF-8
+    if any(not c.isprintable() for c in text):  # this includes the surrogates of bytes that are not UTF-8
         raise Because("it holds characters that cannot be shown")
     return text
 
 
 def path_of(text: str) -> str:
-    """A path with ~ written out.
+    """A path with ~ expanded.
 
     Raises:
-      ValueError: no text, an unknown user, or another flag instead of the path.
+      ValueError: there is no text, an unknown user, or another flag instead of the path.
     """
     if plain_text(text).startswith("-"):
         raise Because("a path that begins with - is written ./-")
@@ -48,7 +48,7 @@ def whole_number(lower: int, upper: int) -> Callable[[str], int]:
 
 
 def number_text(lower: int, upper: int) -> Callable[[str], str]:
-    """The same, which returns the number as a text without leading zeros."""
+    """Like `whole_number`, but returns the number as a text without leading zeros."""
     read = whole_number(lower, upper)
     return lambda text: str(read(text))
 
@@ -101,7 +101,7 @@ def folder_and_picture(text: str) -> tuple[str, str, float]:
 
 
 def template(text: str) -> str:
-    """A text with {} in it, once or more often, and no other braces; raises ValueError for others."""
+    """A text that contains {} at least once, and no other braces; raises ValueError for others."""
     if "{}" not in text or {"{", "}"} & set(text.replace("{}", "")):
         raise ValueError
     return text

@@ -1,13 +1,13 @@
-"""Fields that have another name now: the one place where configs, flags and results of earlier versions are translated.
+"""Renamed fields: the only place where configs, flags and results of earlier versions are translated.
 
-- schedule, prediction and time_input are those of process, the process "gaussian".
-- num_tokens, token_schedule, noise, kind and num_steps of an objective of tokens are those of process, "tokens" or, of
-  the objective d3pm, "token_chain".
+- schedule, prediction and time_input are now fields of process, for the process "gaussian".
+- num_tokens, token_schedule, noise, kind and num_steps of a token objective are now fields of process, for the process
+  "tokens" or, for the objective d3pm, "token_chain".
 - sampling.guidance_scale and guidance_interval are scale and interval of sampling.guidance, the rule classifier_free.
-- sampling.guide and guide_ema are those of sampling.guidance, where a guide was named: the rule autoguidance.
+- sampling.guide and guide_ema are fields of sampling.guidance, if a guide was named: the rule autoguidance.
 
-Hashes of configs are taken of the earlier names of the process (`names_in_hashes`), so that a run, its checkpoints and
-the trainings of an ablation keep theirs.
+Hashes of configs use the earlier names of the process (`names_in_hashes`), so that a run, its checkpoints and the
+trainings of an ablation keep their hashes.
 """
 
 import re
@@ -26,11 +26,11 @@ _GUIDANCE = {
 _OF_GAUSSIAN = ("schedule", "prediction", "time_input")
 _OF_TOKENS = ("num_tokens", "token_schedule", "noise", "kind", "num_steps")
 _PROCESSES = {"mdlm": "tokens", "sedd": "tokens", "discrete_flow": "tokens", "d3pm": "token_chain"}
-"""The process that an objective of tokens had within it."""
+"""The process that a token objective used to contain."""
 
 
 def with_new_names(config: ConfigDict) -> ConfigDict:
-    """A config as it is written today, changed in place; one of today is left as it is."""
+    """A config with present names, changed in place; a present-day config stays as it is."""
     with config.unlocked(), config.ignore_type():
         if "process" not in config:
             _move_process(config)
@@ -39,7 +39,7 @@ def with_new_names(config: ConfigDict) -> ConfigDict:
 
 
 def new_field_name(name: str, objective: str = "") -> str:
-    """The name of today of a field by dotted name, in a config of which the objective is given."""
+    """The present dotted name of a field, in a config with the given objective."""
     group, _, field = name.partition(".")
     if group in _OF_GAUSSIAN:
         return f"process.{name}"
@@ -51,9 +51,9 @@ def new_field_name(name: str, objective: str = "") -> str:
 
 
 def new_field_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by dotted name, of a config or of changes to one, with the names of today.
+    """Fields by dotted name, of a config or of changes to one, with their present names.
 
-    A guide that was not named is left out, and so is a group that was left out for the sake of tokens.
+    A guide that was not named is left out, and so is a group that was left out for tokens.
     """
     objective = fields.get("objective")
     if isinstance(objective, Mapping) and objective.get("name") in _PROCESSES and "process" not in fields:
@@ -73,7 +73,7 @@ def new_field_names(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_flags(argv: Sequence[str], objective: str) -> list[str]:
-    """A command line with the names of today, for a config with this objective; a line on stderr for each change."""
+    """A command line with present names, for a config with this objective; prints a line on stderr for each change."""
     found = []
     for word in argv:
         match = re.fullmatch(r"(--?config\.)([\w.]+)(.*)", word, re.DOTALL)
@@ -120,7 +120,7 @@ def _move_process(config: ConfigDict) -> None:
 
 
 def _divided(objective: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an objective of tokens keeps, and the process that was within it."""
+    """The remaining fields of a token objective, and the process that it used to contain."""
     own = {name: value for name, value in objective.items() if name not in _OF_TOKENS}
     process = {"name": _PROCESSES[objective["name"]]}
     process |= {"told": "sigma"} if objective["name"] == "sedd" else {}

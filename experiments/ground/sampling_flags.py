@@ -1,4 +1,4 @@
-"""The flags that say how samples are drawn, of every command that draws some."""
+"""The flags that say how samples are drawn, for every command that draws some."""
 
 import ast
 from typing import Any
@@ -13,11 +13,11 @@ _GROUPS = ("guidance", "projection", "inversion")
 
 
 class SamplingFlags:
-    """--sampler, --steps, --guidance and what belongs to it; `apply` writes them into the config of a run.
+    """--sampler, --steps, --guidance and their options; `apply` writes them into the config of a run.
 
     Args:
-      flags: of the command.
-      with_tasks: whether the command also has the flags of tasks, --projection and --inversion.
+      flags: flags of the command.
+      with_tasks: whether the command also has the flags for tasks, --projection and --inversion.
     """
 
     def __init__(self, flags: Flags, *, with_tasks: bool = False):
@@ -28,7 +28,7 @@ class SamplingFlags:
         self.guidance = flags.string(
             "guidance", None, "the rule, such as classifier_free or apg; by default what the config says"
         )
-        self.scale = flags.number("guidance_scale", None, "of the guidance rule; 1 is none", lower=0, upper=1000)
+        self.scale = flags.number("guidance_scale", None, "scale of the guidance rule; 1 is none", lower=0, upper=1000)
         self.guide = flags.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
         self.guide_ema = flags.string(
             "guide_ema", None, "which average of the guide's parameters; by default its config's"
@@ -36,7 +36,7 @@ class SamplingFlags:
         self.parts = {"guidance": self.guidance}
         if with_tasks:
             self.parts["projection"] = flags.string(
-                "projection", None, "how a task is told of what is known, such as replacement or pigdm"
+                "projection", None, "how a task uses the known part, such as replacement or pigdm"
             )
             self.parts["inversion"] = flags.string("inversion", None, "the way from a picture to noise: ddim or rk45")
         self.options = flags.repeated(
@@ -47,10 +47,10 @@ class SamplingFlags:
         )
 
     def apply(self, sampling: ConfigDict) -> None:
-        """Write what was given into config.sampling, where the parts are built from.
+        """Write the given flags into config.sampling, from which the parts are built.
 
         Raises:
-          UserError: flags that contradict each other, or an option of no such group.
+          UserError: flags contradict each other, or an option belongs to no such group.
         """
         guidance = self._rule()
         with sampling.unlocked():
@@ -94,14 +94,14 @@ class SamplingFlags:
             _assign(sampling[group], field, _value(text))
 
     def _rule(self) -> str | None:
-        """The name of the rule that the flags ask for."""
+        """The name of the rule that the flags select."""
         name, implied = self.guidance.value, None if self.guide.value is None else "autoguidance"
         if name and implied and name != implied:
             raise UserError(f"--guide is of guidance {implied}, and --guidance says {name}: leave one of them out")
         return name or implied
 
     def _kept(self, group: str, name: str, sampling: ConfigDict) -> dict[str, Any]:
-        """What every guidance rule has, from the rule that the config names."""
+        """The fields that all guidance rules share, from the rule that the config names."""
         if group != "guidance" or name == "none":
             return {}
         return {field: sampling.guidance[field] for field in ("scale", "interval", "rescale")
@@ -114,7 +114,7 @@ def _assign(group: ConfigDict, field: str, value: Any) -> None:
 
 
 def _value(text: str) -> Any:
-    """A number, a tuple or a truth value as Python writes it; anything else is a text."""
+    """A number, a tuple or a truth value in Python's notation; anything else is a text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

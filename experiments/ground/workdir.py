@@ -1,4 +1,4 @@
-"""A run's directory: the config it belongs to, and where everything lies."""
+"""A run's directory: the config that it belongs to, and the place of every file."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ from experiments.ground.fields import complete, runner
 from experiments.ground.options import spoken
 from experiments.ground.renamed import names_in_hashes, with_new_names
 
-SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step, and where
+SAVED = "saved.json"  # in the workdir, once there is a checkpoint: its step and directory
 _REMOVAL_SECONDS = 0.5
-OWNER = "owner.json"  # beside the checkpoints: whose they are
-_OWNER_FORMAT = 3  # the hash of before was another; whose such checkpoints are, the records in them say
+OWNER = "owner.json"  # beside the checkpoints: the run that they belong to
+_OWNER_FORMAT = 3  # an earlier hash was different; the records of such checkpoints say whose they are
 FINISHED = "finished.json"  # in the workdir, once training, evaluation and report are done
-AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, but for its pictures
+AFTER_TRAINING = ("sampling.", "evaluation.")  # fields that training does not read, except for its pictures
 BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, does not read either
     "evaluation.",
     *(
@@ -40,14 +40,14 @@ BESIDE_TRAINING = (  # those of them that validation, whose numbers are logged, 
         for name in ("sampler", "grid", "steps", "guid", "projection", "inversion", "clip_x0", "batch_size")
     ),
 )
-STEPS = "train.steps"  # may grow once all of them are done, see experiments/running/extension.py
+STEPS = "train.steps"  # may grow once all steps are done, see experiments/running/extension.py
 FILES = "files.json"  # in the workdir: the hashes of the files that training reads
-# Where and how the work is done does not change what comes out, so a run may go on with other values of these.
+# Where and how the work is done does not change the result, so a run may resume with other values of these.
 PLACE_FIELDS = (
     *("parallel.", "imports", "data.num_workers", "data.data_dir", "data.options.path", "checkpoint.directory"),
 )
-# Whether there is such a file or run is part of a run; where it lies is not.
-READ_FIELDS = (  # training reads these, which are hashed
+# Whether there is such a file or run belongs to the run; its place does not.
+READ_FIELDS = (  # training reads these, and their content is hashed
     *("data.features", "objective.vgg", "objective.lpips"),
     "conditioning.text.tokenizer.path",
 )
@@ -71,20 +71,20 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 @functools.cache
 def defaults() -> Mapping[str, Any]:
-    """The defaults of the runner's fields by dotted name, as they come back from JSON."""
+    """The defaults of the runner's fields by dotted name, in the form in which JSON returns them."""
     return flatten(ConfigDict(to_json(runner())))
 
 
 def digest(config: ConfigDict, *, without: Sequence[str] = ()) -> str:
-    """A hash of a config but for where the work is done, and for the fields whose names begin with one of `without`.
+    """A hash of a config without where the work is done, and without fields whose names begin with one of `without`.
 
-    Fields that have their default do not enter it, so that a config keeps its hash when the runner has a new field.
+    Fields with their default value are left out, so that a config keeps its hash when the runner gets a new field.
     """
     return _hash(identity(to_json(config)), (*PLACE_FIELDS, *without))
 
 
 def hash_without(config: ConfigDict, names: Sequence[str]) -> str:
-    """A hash of a config but for the fields whose names begin with one of `names`."""
+    """A hash of a config without the fields whose names begin with one of `names`."""
     return _hash(flatten(ConfigDict(to_json(config))), names)
 
 
@@ -99,9 +99,9 @@ def _hash(fields: Mapping[str, Any], without: Sequence[str]) -> str:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config by dotted name, without where files and folders lie.
+    """The fields of a config by dotted name, without the places of files and folders.
 
-    A field that the config of an earlier version does not have has its default, and one of another name has today's.
+    A field that an earlier version's config lacks has its default, and a renamed field has its present name.
     """
     fields = {**defaults(), **flatten(with_new_names(ConfigDict(config)))}
     named = {name: "named" for name in PATH_FIELDS if fields.get(name)}
@@ -112,13 +112,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the workdir for this process; raises UserError when another one is training there."""
+    """Hold the workdir for this process; raises UserError if another process is training there."""
     return locked(workdir / ".lock", f"process {{holder}} is training in {workdir}: wait for it, or stop it")
 
 
 @contextlib.contextmanager
 def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
-    """Hold the checkpoint directory, where it is one of this machine's and not in the workdir, whose lock is another.
+    """Hold the checkpoint directory, if it is on this machine and not in the workdir, which has its own lock.
 
     Raises:
       UserError: another process is writing there.
@@ -149,11 +149,11 @@ def claim(
 ) -> None:
     """Write config.json, data.json and files.json, or check that they are the same; with `write` false only check.
 
-    `kept` are files that were made of the data and stay in the workdir, such as a word list: name and content.
+    `kept` are files made from the data that stay in the workdir, such as a word list: name and content.
 
-    Where data and files lie may change, their content may not. What concerns sampling and evaluation alone may change
-    too, but for the average that validation judges, which may when the run is finished; then it is evaluated again.
-    With `other_steps` the number of steps may differ: the caller has looked at the checkpoints, or is going to.
+    The places of data and files may change, their content may not. Fields only for sampling and evaluation may change
+    too, except the average that validation uses; that may change once the run is finished, which is then evaluated
+    again. With `other_steps` the number of steps may differ: the caller has checked the checkpoints, or will do so.
 
     Raises:
       UserError: the workdir belongs to another config, or data or files have changed; the message lists what differs.
@@ -165,7 +165,7 @@ def claim(
         free = (*(AFTER_TRAINING if finished else BESIDE_TRAINING), *([STEPS] if other_steps else []))
         require_same_config(there, config, workdir, but=free)
         known = read_info(workdir)
-        both = known.fingerprint and info.fingerprint  # runs of before have none
+        both = known.fingerprint and info.fingerprint  # runs of earlier versions have none
         told = info if both else dataclasses.replace(info, fingerprint=known.fingerprint)
         uncounted = known.num_examples == 0 and dataclasses.replace(told, num_examples=0) == known  # not prepared then
         if known != told and not uncounted:
@@ -180,7 +180,7 @@ def claim(
                 print(
                     f"changed in {workdir}, which sampling and evaluation alone read: {'; '.join(changed)}", flush=True
                 )
-            if _differences(there, config):  # first the mark goes: killed here, the run is evaluated once more
+            if _differences(there, config):  # the mark goes first: after a kill here the run is evaluated again
                 (workdir / FINISHED).unlink(missing_ok=True)
     if writes:
         for name, content in kept.items():
@@ -191,33 +191,33 @@ def claim(
 
 
 def _hashes(config: ConfigDict) -> dict[str, str]:
-    """The hashes of the files that training reads, by field; what is missing is named by who reads it."""
+    """The hashes of the files that training reads, by field; their readers report missing files."""
     fields = flatten(config)
     named = {name: Path(fields[name]).expanduser() for name in READ_FIELDS if fields.get(name)}
     return {
         name: content_hash(path) for name, path in named.items() if path.exists()
-    }  # who reads it says it is missing
+    }  # its reader reports that it is missing
 
 
 def _write(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON file, unless that is what it holds."""
+    """Write a JSON file, unless it already has this content."""
     content = (json.dumps(fields, indent=2) + "\n").encode()
     if not path.is_file() or path.read_bytes() != content:
         replace_file(path, content)
 
 
 def teacher_copy(workdir: Path | str) -> Path:
-    """Where a run keeps what describes the run that it learned from: its config and data, not its weights."""
+    """The folder in which a run keeps the description of its teacher's run: config and data, not weights."""
     return Path(workdir) / "teacher"
 
 
 def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_steps: Sequence[int] = ()) -> None:
-    """Say whose the checkpoints in `directory` are, on this machine or in a bucket, or check that they are ours.
+    """Record whose the checkpoints in `directory` are, on this machine or in a bucket, or check that they are ours.
 
-    `other_steps` are those that the same run had before it was trained longer.
+    `other_steps` are the numbers of steps that the same run had before it was trained longer.
 
     Raises:
-      UserError: they are those of a run with another config.
+      UserError: they belong to a run with another config.
     """
     file = epath.Path(directory) / OWNER
     theirs = parse_json(file.read_text(), file) if file.exists() else {}
@@ -239,18 +239,18 @@ def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_
 
 
 def known_steps(workdir: Path) -> int | None:
-    """The number of steps of the run in `workdir`; None where there is no run yet."""
+    """The number of steps of the run in `workdir`; None if there is no run yet."""
     return read_config(workdir).train.steps if (workdir / "config.json").exists() else None
 
 
 def remember_saved(workdir: Path, step: int, directory: Any, extended: Sequence[int] = ()) -> None:
-    """Record that there is a complete checkpoint, so that its absence is noticed; and former numbers of steps."""
+    """Record that there is a complete checkpoint, so that its loss is noticed, and former numbers of steps."""
     saved = {"step": step, "directory": str(directory), **({"extended": list(extended)} if extended else {})}
     replace_file(workdir / SAVED, json.dumps(saved).encode(), make_folder=False)
 
 
 def require_nothing_lost(workdir: Path, directory: Any, *, mend: str = ", or begin again with --restart") -> None:
-    """Raise UserError if this run, for which no checkpoint was found in `directory`, has had one; `mend` ends it."""
+    """Raise UserError if no checkpoint was found in `directory` although this run had one; `mend` ends the message."""
     saved = read_json(workdir / SAVED) if (workdir / SAVED).is_file() else {}
     if not saved and not (workdir / FINISHED).is_file():
         return
@@ -263,11 +263,11 @@ def require_nothing_lost(workdir: Path, directory: Any, *, mend: str = ", or beg
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Directories of a run that is under way, known to be there as long as the files are that every run has in them.
+    """Directories of a run that is under way; they exist as long as certain files do, which every run has in them.
 
     Attributes:
       signs: those files.
-      mends: for each what can be done without it.
+      mends: for each, the remedy if it is missing.
     """
 
     signs: tuple[epath.Path, ...] = ()
@@ -275,7 +275,7 @@ class Place:
 
     @classmethod
     def of(cls, workdir: Path | str, checkpoints: Any = None) -> "Place":
-        """That of a workdir and a directory of checkpoints, as they are now."""
+        """The present workdir and directory of checkpoints."""
         signs = {epath.Path(workdir) / "config.json": "bring it back, or begin again"}
         if checkpoints is not None:
             signs[epath.Path(checkpoints) / OWNER] = (
@@ -286,10 +286,10 @@ class Place:
         return cls(signs=tuple(there), mends=tuple(there.values()))
 
     def require(self, doing: str) -> None:
-        """Raise RunError where a directory has been removed or replaced; `doing` says during what."""
+        """Raise RunError if a directory has been removed or replaced; `doing` says during what."""
         if all(sign.exists() for sign in self.signs):
             return
-        time.sleep(_REMOVAL_SECONDS)  # what is being removed loses its inner directories first: the outermost is named
+        time.sleep(_REMOVAL_SECONDS)  # removal starts with inner directories: wait, to name the outermost
         for sign, mend in zip(self.signs, self.mends, strict=True):
             if not sign.exists():
                 raise RunError(
@@ -317,7 +317,7 @@ def _differences(there: Mapping[str, Any], config: ConfigDict, but: tuple[str, .
 def require_same_config(
     there: Mapping[str, Any], config: ConfigDict, owner: Any, *, but: tuple[str, ...] = AFTER_TRAINING
 ) -> None:
-    """Raise UserError with the fields that differ, unless `there` is the config, but for where the work is done.
+    """Raise UserError with the fields that differ, unless `there` is the config, apart from where the work is done.
 
     Fields whose names begin with one of `but` may differ, too.
     """
@@ -330,25 +330,25 @@ def require_same_config(
 
 
 def read_info(workdir: Path | str) -> DatasetInfo:
-    """What the run in `workdir` knows of its data; raises UserError when that file is missing or damaged."""
+    """The description of the data of the run in `workdir`; raises UserError if that file is missing or damaged."""
     path = Path(workdir) / "data.json"
     fields = read_json(path)
     try:
         known = DatasetInfo.from_json(fields)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    is_folder = str(known.name).startswith("folder:")  # runs of before have the path in the name
+    is_folder = str(known.name).startswith("folder:")  # in earlier versions the name contained the path
     return dataclasses.replace(known, name="folder") if is_folder else known
 
 
 def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
-    """The config of the run in `workdir`; the parts that it imports are registered then.
+    """The config of the run in `workdir`; this also registers the parts that it imports.
 
-    Fields that are newer than the run have their defaults. With `whole` false, a config that
-    lacks a field without a default is read too, to be compared with another.
+    Fields that are newer than the run have their defaults. With `whole` false, a config that lacks a field without a
+    default is read too, for comparison with another config.
 
     Raises:
-      UserError: nothing was trained there, or the file is damaged or has a field that there is no more.
+      UserError: nothing was trained there, or the file is damaged or has a field that no longer exists.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
@@ -363,7 +363,7 @@ def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
 
 
 def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
-    """environment.json: versions, devices and the commit, for the report."""
+    """Write environment.json: versions, devices and the commit, for the report."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "diffusion_jax")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     environment: Mapping[str, Any] = {
@@ -381,7 +381,7 @@ def write_environment(workdir: Path | str, *, num_parameters: int) -> None:
 
 
 def _lasting(arguments: Sequence[str]) -> list[str]:
-    """The arguments that belong to every start of the run, not to this one."""
+    """The arguments that belong to every start of the run, not only to this one."""
     return [arg for arg in arguments if not arg.startswith(("--resume_from", "--restart", "--profile_steps"))]
 
 
@@ -394,7 +394,7 @@ def _installed(name: str) -> bool:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with a mark when files differ from it; None outside a repository."""
+    """The commit of the code, with a mark if files differ from it; None outside a repository."""
     root = Path(__file__).parents[2]
     try:
         described = subprocess.run(

@@ -1,10 +1,10 @@
-"""Where a run writes its numbers: `metrics.jsonl`, `timings.jsonl` and TensorBoard events.
+"""The files for a run's numbers: `metrics.jsonl`, `timings.jsonl` and TensorBoard events.
 
-Events are written by tensorboardX, without TensorFlow, under the names of methods that `clu.metric_writers` has.
+tensorboardX writes the events, without TensorFlow; the methods have the names of `clu.metric_writers`.
 
-`metrics.jsonl` holds only what is a function of the configuration: a killed and resumed run writes the same bytes as
-one that was never killed. Whatever depends on the clock goes to `timings.jsonl`. One line is one JSON object: "step"
-first, then the names in order; floats in the shortest form that reads back to the same bits.
+`metrics.jsonl` depends only on the configuration: a killed and resumed run writes the same bytes as an uninterrupted
+one. Numbers that depend on the clock go to `timings.jsonl`. One line is one JSON object: "step" first, then the names
+in order; floats have the shortest form that reads back to the same bits.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from diffusion_jax.files import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
-TIMING_NAMES = frozenset(  # which depend on the clock
+TIMING_NAMES = frozenset(  # these depend on the clock
     {"steps_per_sec", "uptime", "images_per_second", "compile_seconds", "elapsed_seconds"}
 )
 
@@ -39,7 +39,7 @@ class TensorboardWriter:
 
     Args:
       logdir: directory of the event files.
-      purge_step: on resume, TensorBoard is told to forget events of this step and later ones.
+      purge_step: on resume, TensorBoard discards events of this step and later ones.
     """
 
     def __init__(self, logdir: str | os.PathLike, *, purge_step: int | None = None):
@@ -48,7 +48,7 @@ class TensorboardWriter:
         self._file: EventsWriter | None = None
 
     def resume(self, step: int) -> None:
-        """Let TensorBoard forget what was logged after `step`; to be called before the first write."""
+        """Make TensorBoard discard everything logged after `step`; call this before the first write."""
         self.close()
         self._purge_step = step + 1
 
@@ -83,7 +83,7 @@ class TensorboardWriter:
         with self._one_clear_error():
             if self._file is None:
                 self._logdir.mkdir(parents=True, exist_ok=True)
-                # Files are read in the order of their names; two within one second must not share one.
+                # Files are read in the order of their names; two within one second must not have the same name.
                 self._file = EventsWriter(str(self._logdir / "events"), f".{time.time_ns()}")
                 if self._purge_step is not None:
                     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -101,9 +101,9 @@ class TensorboardWriter:
 class JsonlWriter:
     """Scalars as JSON lines; the names in TIMING_NAMES go to `timings.jsonl`, all others to `metrics.jsonl`.
 
-    What is written for one step in several calls becomes one line; it reaches the disk with the first write of another
-    step, with `flush` and with `close`. Flush before saving a checkpoint: rows up to a checkpoint must not be lost with
-    the process. Pictures, texts and hyperparameters have other homes in a workdir and are skipped.
+    Several calls for one step make one line. It is written when another step begins, by `flush` and by `close`. Flush
+    before saving a checkpoint: rows up to a checkpoint must not be lost with the process. Pictures, texts and
+    hyperparameters are stored elsewhere in a workdir and are skipped here.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -132,7 +132,7 @@ class JsonlWriter:
 
 
 class _JsonLines:
-    """One file of rows; the row of the current step waits in memory until it is whole."""
+    """One file of rows; the row of the current step waits in memory until it is complete."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -147,7 +147,7 @@ class _JsonLines:
         self._row[name] = _number(name, value)
 
     def flush(self) -> None:
-        """Write what waits, and have the disk hold it: a machine may go away, not only the process."""
+        """Write waiting rows, and force them to the disk, since the machine may fail, not only the process."""
         self._write(sync=True)
 
     def _write(self, *, sync: bool = False) -> None:
@@ -165,7 +165,7 @@ class _JsonLines:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            self._mended = False  # part of the line may be there
+            self._mended = False  # a part of the line may have been written
             gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
             safe = "checkpoints" if gone else "rows and checkpoints"
             raise RunError(
@@ -179,7 +179,8 @@ class _JsonLines:
         self._rewrite(lambda row: step > 0 and row["step"] <= step)
 
     def _rewrite(self, keep: Callable[[dict], bool]) -> None:
-        """Replace the file by its rows that `keep` accepts, unless that changes nothing; a half line always goes."""
+        """Replace the file by the rows that `keep` accepts, unless nothing changes; an incomplete line is always
+        dropped."""
         self._mended = True
         if not self._path.exists():
             return
@@ -190,11 +191,11 @@ class _JsonLines:
 
 
 class RunWriter:
-    """Where one run writes: rows of JSON and TensorBoard events. Made by `create_writer`.
+    """The outputs of one run: rows of JSON and TensorBoard events. Made by `create_writer`.
 
     Args:
-      rows: None where nothing is written.
-      events: likewise.
+      rows: writer of JSON rows; None if nothing is written.
+      events: writer of TensorBoard events; None if nothing is written.
     """
 
     def __init__(self, rows: JsonlWriter | None, events: TensorboardWriter | None):
@@ -205,42 +206,42 @@ class RunWriter:
         return [writer for writer in (self._rows, self._events) if writer is not None]
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Numbers that are a function of the config: to `metrics.jsonl` and TensorBoard."""
+        """Write numbers that depend only on the config to `metrics.jsonl` and TensorBoard."""
         for writer in self._both:
             writer.write_scalars(step, scalars)
 
     def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Numbers that depend on the clock: to `timings.jsonl` and TensorBoard, never to `metrics.jsonl`."""
+        """Write numbers that depend on the clock to `timings.jsonl` and TensorBoard, never to `metrics.jsonl`."""
         if self._rows is not None:
             self._rows.write_timings(step, scalars)
         if self._events is not None:
             self._events.write_scalars(step, scalars)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Pictures, to TensorBoard; see `TensorboardWriter.write_images`."""
+        """Write pictures to TensorBoard; see `TensorboardWriter.write_images`."""
         if self._events is not None:
             self._events.write_images(step, images)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """The config by dotted names, to TensorBoard."""
+        """Write the config by dotted names to TensorBoard."""
         if self._events is not None:
             self._events.write_hparams(hparams)
 
     def resume(self, step: int) -> None:
-        """Forget what was logged after `step`, the step of the checkpoint that was restored; 0 is a fresh start.
+        """Discard everything logged after `step`, the step of the restored checkpoint; 0 is a fresh start.
 
-        To be called once, before the first write.
+        Call this once, before the first write.
         """
         for writer in self._both:
             writer.resume(step)
 
     def flush(self) -> None:
-        """Have the disk hold what was written."""
+        """Force everything written to the disk."""
         for writer in self._both:
             writer.flush()
 
     def close(self) -> None:
-        """Write what waits, and let go of the files."""
+        """Write waiting rows and release the files."""
         for writer in self._both:
             writer.close()
 
@@ -262,7 +263,7 @@ def create_writer(workdir: str | os.PathLike, *, primary: bool = True) -> RunWri
 
 @contextlib.contextmanager
 def open_writer(workdir: str | os.PathLike, *, primary: bool = True) -> Iterator[RunWriter]:
-    """The writer of a run, closed after the block; an error of the block is the one that is raised."""
+    """The writer of a run, closed after the block; if the block fails, its error is raised."""
     writer = create_writer(workdir, primary=primary)
     try:
         yield writer
@@ -277,8 +278,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` or `timings.jsonl`, merged by step, in the order of their steps.
 
     Raises:
-      UserError: no such file, or a line other than the last is no row. A last line that a killed process left half
-        written is skipped.
+      UserError: there is no such file, or a line is no row of metrics. An incomplete last line, from a killed process,
+        is skipped.
     """
     path = Path(path)
     if not path.is_file():
@@ -300,8 +301,8 @@ def profile(
                 ...
                 profile_step(step)
 
-    With num_steps = 0, and on hosts that are not primary, nothing is done. A profile still open at the end of the block
-    is written there.
+    With num_steps = 0, and on hosts that are not primary, it does nothing. A profile that is still open at the end of
+    the block is written there.
     """
     if not num_steps or not primary:
         yield lambda step: None
@@ -326,7 +327,7 @@ def profile(
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
     lines = content.decode(errors="replace").split("\n")
-    last = len(lines) - 1  # what follows the last newline: nothing, or a half line
+    last = len(lines) - 1  # after the last newline there is nothing, or an incomplete line
     rows = []
     for number, line in enumerate(lines):
         if not line and number == last:

@@ -1,1 +1,1 @@
-"""The claims of papers: what has been shown of them, and their recipes in small."""
+"""The claims of papers, which of them are confirmed, and their recipes in reduced form."""

@@ -1,4 +1,4 @@
-"""What a sampler makes of the perfect denoiser of Gaussian data: its variance, computed without a random number."""
+"""The variance of a sampler's output with the perfect denoiser of Gaussian data, computed without random numbers."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SIGMA_DATA = 0.5
 
 
 class _GivenNoise:
-    """In the place of a key of one example: the noise of step i is a given number."""
+    """Replaces the key of one example: the noise of step i is a given number."""
 
     def __init__(self, numbers: jax.Array, index: Any = None):
         self.numbers, self.index = numbers, index
@@ -33,8 +33,8 @@ class _GivenNoise:
 def gaussian_variance(one: Any, grid: Any) -> float:
     """The variance of a sampler's output from the prior with a perfect denoiser of N(0, 0.5^2), without sampling.
 
-    For such data every sampler that draws one number a step is linear in its noise, and so the variance is the sum of
-    the squared derivatives.
+    For such data every sampler that draws one number per step is linear in its noise, so the variance is the sum of the
+    squared derivatives.
     """
 
     def denoise(xt: jax.Array, t: jax.Array) -> Prediction:

@@ -1,18 +1,18 @@
-"""What a paper claims, and what of it this code has shown.
+"""The claims of a paper, and which of them this code confirms.
 
 A config of a paper has a block `CLAIMS` beside `get_config()`:
 
     paper        the paper
-    parameters   how many the network has, with those of the loss
+    parameters   their number in the network and the loss
     schedule     values of the noise schedule: `quantity` (alpha, sigma, log_snr or noise_to_signal) at `t`
     loss         the loss of a network whose x0 is wrong by 1 in every dimension, at `t` or at a `noise_to_signal`
-    sampler      its network evaluations `nfe` with those of guidance; optional the `variance` of what it makes of a
-                 perfect denoiser of N(0, 0.5^2), from the schedule's prior
+    sampler      its network evaluations `nfe`, including guidance's; optionally the `variance` of its output with a
+                 perfect denoiser of N(0, 0.5^2), starting from the schedule's prior
     weights      the format in which the authors' weights are read
     results      what was measured after training: `metric`, `value`, `sampler`, `nfe`, `num_samples`, `reference`
 
-Every claim has a `source`. `differs` says in what this code does not do what the paper did; `checked: False` marks a
-figure that was not looked up again. A claim is met only where this code has measured it.
+Every claim has a `source`. `differs` says how this code deviates from the paper; `checked: False` marks a figure that
+was not looked up again. A claim counts as met only if this code has measured it.
 """
 
 import dataclasses
@@ -51,19 +51,19 @@ PLANS = ROOT / "docs" / "tpu_plans.json"
 RESULTS = ROOT / "docs" / "results"
 
 MET, DIFFERS, NOT_MET, NOT_RUN, NOT_STATED = "met", "differs", "not met", "not run", "not stated"
-"""Shown here; not what the paper has, for a reason that the config states; measured and wrong; nobody measured it yet;
-the config claims nothing."""
+"""Confirmed here; different from the paper, for a reason that the config states; measured and wrong; not measured yet;
+no claim in the config."""
 SMOKE_PARTS = ("model", "keeps", "objective", "sampling", "times_the_steps")
-"""Of the block `SMOKE`: the fields of the network, which of the recipe's own stay (all but its size), other fields of
-two groups, and how many times the steps it needs."""
+"""The block `SMOKE`: the fields of the network, those of the recipe's own that stay (all but its size), other fields of
+two groups, and a factor on the number of steps."""
 TOLERANCE = 0.05
-"""How far a measured result may be from the published one, as a share, on the worse side."""
+"""How far a measured result may be on the worse side of the published one, as a share."""
 _NOT_OF_TRAINING = ("seed", "sampling.", "evaluation.", "log.", "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """One claim and what became of it; `claimed` and `measured` are numbers, or words where there is no number."""
+    """One claim and its status; `claimed` and `measured` are numbers, or words if there is no number."""
 
     name: str
     status: str
@@ -84,17 +84,17 @@ class Paper:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """The name of the file."""
         return self.path.stem
 
     @property
     def digest(self) -> str:
-        """Of what training depends on."""
+        """A hash of everything that training depends on."""
         return workdir.digest(self.config, without=_NOT_OF_TRAINING)
 
     @classmethod
     def read(cls, path: Path) -> "Paper":
-        """Raises UserError where the file has no claims, or one of an unknown kind."""
+        """Read a file; raises UserError if it has no claims, or a claim of an unknown kind."""
         module = load_config_module(path)
         claims = module.get("CLAIMS")
         if claims is None:
@@ -106,7 +106,7 @@ class Paper:
 
 
 def _smoke(module: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The block `SMOKE` of a paper; raises UserError where there is none, or it has a part that is not known."""
+    """The block `SMOKE` of a paper; raises UserError if there is none, or if it has an unknown part."""
     smoke = module.get("SMOKE")
     if not isinstance(smoke, Mapping) or not isinstance(smoke.get("model"), Mapping):
         raise UserError(f'{path} has no SMOKE = {{"model": ...}}; experiments/papers/smoke.py says what it is')
@@ -117,10 +117,10 @@ def _smoke(module: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def read_papers(words: str = "") -> list[Paper]:
-    """The papers of some names (`paper_named`), with commas between them; all by default.
+    """The papers with these names (`paper_named`), separated by commas; by default all.
 
     Raises:
-      UserError: a name is of no paper, or of several.
+      UserError: a name belongs to no paper, or to several.
     """
     there = {path.stem: path for path in sorted(PAPERS.glob("*.py"))}
     chosen = {paper_named(name.strip(), list(there)) for name in words.split(",")} if words else set(there)
@@ -147,13 +147,13 @@ def paper_named(name: str, known: Sequence[str]) -> str:
 
 
 def score(paper: Paper) -> dict[str, list[Check]]:
-    """Every check of a paper, by the kinds of `CHECKS`."""
+    """All checks of a paper, by the kinds in `CHECKS`."""
     experiment = Experiment.planned(paper.config)
     return {kind: list(examine(paper, experiment)) for kind, examine in CHECKS.items()}
 
 
 def parameters(paper: Paper, experiment: Experiment) -> Iterator[Check]:
-    """The count, without making any of them."""
+    """The number of parameters, counted without creating them."""
     claim = paper.claims.get("parameters")
     if claim is None:
         yield Check(name="parameters", status=NOT_STATED)
@@ -174,7 +174,7 @@ def schedule(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
-    """The loss of a known error, in float64."""
+    """The loss for a known error, in float64."""
     if not paper.claims.get("loss"):
         yield Check(name="loss", status=NOT_STATED, note="tests/objectives compare it with the paper's equations")
     for claim in paper.claims.get("loss", ()):
@@ -185,7 +185,7 @@ def loss(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> float:
-    """The loss where x0 is wrong by 1 in every dimension, before a learned uncertainty; of L_hybrid the first part."""
+    """The loss if x0 is wrong by 1 in every dimension, without a learned uncertainty; for L_hybrid the first part."""
     objective = experiment.objective.squared_error
     if objective is None:
         raise UserError(
@@ -202,7 +202,7 @@ def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> floa
 
 
 def sampler(paper: Paper, experiment: Experiment) -> Iterator[Check]:
-    """Network evaluations, and the exact variance of what comes out for Gaussian data."""
+    """Network evaluations, and the exact variance of the output for Gaussian data."""
     claim = paper.claims.get("sampler")
     if claim is None:
         yield Check(name="sampler", status=NOT_STATED)
@@ -234,7 +234,7 @@ def readable(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def fits(paper: Paper, experiment: Experiment) -> Iterator[Check]:
-    """What the TPU compiler said of the train step, from docs/tpu_plans.json."""
+    """The TPU compiler's result for the train step, from docs/tpu_plans.json."""
     plan = _plan(paper)
     if plan is None:
         ask = f"python -m benchmarks.tpu_plans --only={_relative(paper.path)}"
@@ -251,7 +251,7 @@ def fits(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
-    """The published results beside those that were measured and recorded with this very training."""
+    """The published results beside those that were measured and recorded with exactly this training."""
     needs = f"needs at least {_needed(paper, experiment)}"
     for claim in paper.claims.get("results", ()):
         name = f"{claim['metric']} ({claim['sampler']}, {claim['nfe']} evaluations)"
@@ -275,15 +275,15 @@ def trained(paper: Paper, experiment: Experiment) -> Iterator[Check]:
 
 
 def records() -> list[dict[str, Any]]:
-    """What was measured, as `record` wrote it."""
+    """The measured numbers, as `record` wrote them."""
     return [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def record(directory: Path) -> Path:
-    """Keep the numbers of a finished and evaluated run of a paper's config, with where they come from.
+    """Store the numbers of a finished and evaluated run of a paper's config, with their origin.
 
     Raises:
-      UserError: the run is not finished, or its config is no paper's.
+      UserError: the run is not finished, or its config is not a paper's.
     """
     config = workdir.read_config(directory)
     for name in (workdir.FINISHED, "evaluation.json", "environment.json"):
@@ -379,7 +379,7 @@ def _answers(found: Mapping[str, Any], paper: Paper, experiment: Experiment, cla
 
 
 def _guided_as(settings: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
-    """Whether samples were guided as a claim says, by a linear rule; one that names no rule does not count."""
+    """Whether samples were guided by a linear rule as a claim says; an evaluation without a rule does not count."""
     if settings.get("guidance") is None:
         return False
     rule = GUIDANCE.build(settings["guidance"])
@@ -393,7 +393,7 @@ def _guided_as(settings: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
 
 
 def _sampler(experiment: Experiment, name: str) -> Any:
-    """The config's own, with its options, where it is of that name; else the one of that name as it is by default."""
+    """The config's own sampler with its options, if it has this name; otherwise the one of this name with defaults."""
     return experiment.sampler(None if experiment.config.sampling.sampler.name == name else name)
 
 
@@ -404,14 +404,14 @@ def _as_good(metric: str, measured: float, published: float) -> bool:
 
 
 def _measured(found: Mapping[str, Any], metric: str) -> float | None:
-    """The number of a record that a claim about a metric is about; None where there is none, or it is not finite."""
+    """The number in a record that a claim about a metric is about; None if there is none, or if it is not finite."""
     numbers = found["results"].get(metric)
     value = numbers.get(METRICS.facts(metric).headline) if isinstance(numbers, Mapping) else None
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _needed(paper: Paper, experiment: Experiment) -> str:
-    """The chip-hours of the full schedule, at least: of the compiled plan, or of the network's operations alone."""
+    """The least chip-hours of the full schedule: from the compiled plan, or from the network's operations alone."""
     plan = _plan(paper)
     if plan is not None:
         return f"{_rounded(plan['chip_hours'])} chip-hours at the roofline of {plan['topology']}"
@@ -425,7 +425,7 @@ def _rounded(number: float) -> str:
 
 
 def _plan(paper: Paper) -> dict[str, Any] | None:
-    """That of the train step; None where the config was never compiled, or was another one then."""
+    """The plan of the train step; None if the config was never compiled, or has changed since."""
     plans = json.loads(PLANS.read_text()) if PLANS.is_file() else {"configs": {}, "digests": {}}
     name = _relative(paper.path)
     if plans["digests"].get(name) != planning.digest(paper.config):

@@ -1,17 +1,17 @@
-"""A paper's recipe, reduced until two CPU cores train it in half a minute: does it run, and does it learn?
+"""A paper's recipe, reduced so that two CPU cores train it in half a minute: does it run, and does it learn?
 
-What is reduced: the data is scikit-learn's real 8x8 digits, the network is of the same kind with a few narrow layers,
-the batch is 64, the learning rate at least 2e-3 after a tenth of the steps for warm-up, curricula end with the steps
-and averaged targets look back no further, samples take at most 16 steps (64 with a corrector) with x0 clipped (tokens,
-which have 17 values, one for each level of the digits, take 128). Squares replace LPIPS, whose weights are
-files. The objective, schedule, prediction, network options, optimizer and sampler are the recipe's. It has learned
-where its samples are less than half as far from the real digits as those of the same network before training, by the
-Fréchet distance of pixels, and clearly closer to them than the mean of all digits is: a network that draws only that
-has learned little.
+The reductions: the data is scikit-learn's real 8x8 digits; the network is of the same kind with a few narrow layers;
+the batch is 64; the learning rate is at least 2e-3 after a tenth of the steps for warm-up; curricula end with the
+steps, and averaged targets look back no further; samples take at most 16 steps (64 with a corrector) with x0 clipped
+(tokens, which have 17 values, one for each level of the digits, take 128); squares replace LPIPS, whose weights are
+files. Objective, schedule, prediction, network options, optimizer and sampler are the recipe's. A recipe has learned if
+its samples are less than half as far from the real digits as those of the same network before training, by the Fréchet
+distance of pixels, and clearly closer to them than the mean of all digits: a network that only draws the mean has
+learned little.
 
-A recipe for text gets the topics that come with Python, byte by byte in sequences of 64. It has learned where held-out
-text is likelier by the model (its perplexity, an upper bound) than by how often each byte occurs: it reads the context.
-For representation alignment a fixed random layer on patches of the digits replaces DINOv2.
+A recipe for text gets the topics that come with Python, byte by byte in sequences of 64. It has learned if held-out
+text is likelier under the model (its perplexity, an upper bound) than under the frequencies of the bytes, so that it
+uses the context. For representation alignment, a fixed random layer on patches of the digits replaces DINOv2.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ RESULT = "smoke.json"
 
 
 def reduced(paper: Paper, steps: int) -> ConfigDict:
-    """The recipe for the digits, or for the text that comes with Python, with what its `SMOKE` says."""
+    """The recipe for the digits, or for the text that comes with Python, with the settings in its `SMOKE`."""
     config, smoke = paper.config, paper.smoke
     small = config.copy_and_resolve_references()
     is_text = config.data.dataset == "text"
@@ -72,7 +72,7 @@ def reduced(paper: Paper, steps: int) -> ConfigDict:
                 small.objective[field] = value
         if Experiment(config).objective.reads_lpips:
             small.objective.distance = "squared"
-        if "decay" in small.objective:  # of an averaged target, which may not look back beyond the training
+        if "decay" in small.objective:  # the average of a target, which may not look back beyond the training
             small.objective.decay = min(small.objective.decay, 1 - 10 / steps)
         small.ema.ramp_up_ratio = 0.05
         small.parallel.update(data=-1, fsdp=1, tensor=1, context=1)
@@ -93,8 +93,7 @@ def reduced(paper: Paper, steps: int) -> ConfigDict:
 
 
 def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
-    """Train one recipe, reduced, in a workdir of its own; returns what it is judged by before and after, and the
-    seconds.
+    """Train one recipe in reduced form, in its own workdir; returns its score before and after, and the seconds.
 
     Raises:
       UserError: the reduced recipe does not fit together.
@@ -129,7 +128,8 @@ def run(paper: Paper, directory: Path, steps: int) -> dict[str, Any]:
 
 
 def write_features(config: ConfigDict, directory: Path) -> Path:
-    """In the place of DINOv2's: a fixed random layer on each 2x2 patch of the real digits and the ring around it."""
+    """Features in place of DINOv2's: a fixed random layer on each 2x2 patch of the real digits and the ring around
+    it."""
     images, _ = Experiment(config).pipeline.arrays()
     padded = np.pad(images[..., 0] / 127.5 - 1.0, ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), axis=(1, 2))[:, ::2, ::2]
@@ -157,11 +157,12 @@ class _Digits:
         return frechet_distance(*gaussian(self.pixels(images).pooled), *self.target)
 
     def bar(self, before: float) -> float:
-        """What a network that has learned is below; the mean image is as far as the pixels' variances together."""
+        """The bound for a network that has learned; the mean image is as far away as the sum of the pixels'
+        variances."""
         return min(0.5 * before, 0.75 * float(np.trace(self.target[1])))
 
     def show(self, params: Any, directory: Path) -> None:
-        """samples.png."""
+        """Write samples.png."""
         images = self.make.generate(params, self.asked, NUM_SAMPLES)[:100]
         evaluation.save_asked(images, self.asked.first(100), self.experiment, directory / "samples.png")
 
@@ -186,16 +187,16 @@ class _Text:
         return self.by_frequency
 
     def show(self, params: Any, directory: Path) -> None:
-        """samples.txt."""
+        """Write samples.txt."""
         tokens = evaluation.generator(self.experiment).generate(params, None, 10)
         save_texts(tokens, self.experiment.pipeline.tokenizer, directory / "samples.txt")
 
 
 def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) -> int:
-    """Every recipe, `jobs` at once, each with its share of the CPUs; smoke.json keeps what is done.
+    """Run every recipe, `jobs` at once, each with its share of the CPUs; smoke.json records the finished ones.
 
     Raises:
-      RunError: some did not learn.
+      RunError: some recipes did not learn.
     """
     lengths = {paper.name: steps * paper.smoke.get("times_the_steps", 1) for paper in papers}
     homes = {
@@ -241,8 +242,8 @@ def run_all(papers: list[Paper], directory: Path, *, steps: int, jobs: int = 1) 
 
 
 def keep(paper: Paper, home: Path, steps: int) -> str:
-    """`run` in a fresh workdir, which keeps the result; returns the paper's name."""
-    if home.exists():  # of one that was stopped; half a minute is not worth resuming
+    """`run` in a new workdir, which keeps the result; returns the paper's name."""
+    if home.exists():  # left by an interrupted run; half a minute is not worth resuming
         shutil.rmtree(home)
     home.mkdir(parents=True)
     print(f"begun: {paper.name}", flush=True)
@@ -252,7 +253,7 @@ def keep(paper: Paper, home: Path, steps: int) -> str:
 
 
 def take_share(number: Any, jobs: int) -> None:
-    """In a process that is one of `jobs`, before JAX starts: keep to its share of the CPUs."""
+    """Restrict a process that is one of `jobs`, before JAX starts, to its share of the CPUs."""
     if hasattr(os, "sched_setaffinity"):
         with number.get_lock():
             mine = number.value

@@ -1,4 +1,4 @@
-"""Charts: stated once, drawn for a page that answers to the pointer, or as a PNG file for a document.
+"""Charts: described once, drawn for an interactive page, or as a PNG file for a document.
 
     chart = Chart(title="loss by step", series=(Series(name="training", steps=steps, values=losses),))
     chart.html()                      # a `figure` with inline SVG, for reports/style.py and reports/script.py
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-COLORS = 8  # of the style sheet; further curves begin again
+COLORS = 8  # colours in the style sheet; further curves start again with the first
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 48, 14, 10, 30
 _MARK = 6  # pixels that a marker needs around it
 _SMOOTH_FROM = 40  # points: shorter curves are drawn as they are
@@ -34,14 +34,14 @@ class Series:
     """One curve: its values at steps. Values that are not finite are left out of the drawing.
 
     Attributes:
-      name: in the legend; curves of one name share one entry.
-      steps: where, on the horizontal axis.
-      values: what is drawn.
-      errors: half the length of each error bar; not finite: none there.
-      sparse: few points that each count (validation): marked, never smoothed.
-      joined: whether a line goes through the points.
+      name: name in the legend; curves with the same name share one entry.
+      steps: positions on the horizontal axis.
+      values: values to draw.
+      errors: half the length of each error bar; no bar where it is not finite.
+      sparse: the points are few and each counts (validation): they are marked, never smoothed.
+      joined: whether a line connects the points.
       dashed: whether that line is dashed.
-      color: number of the colour; by default the place of the curve.
+      color: number of the colour; by default the index of the curve.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Series:
     color: int | None = None
 
     def finite(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, values and halves of error bars, where the value is finite; a bar that is none has the length 0."""
+        """Steps, values and halves of error bars, where the value is finite; a missing bar has the length 0."""
         steps, values = np.asarray(self.steps, float), np.asarray(self.values, float)
         errors = np.zeros(len(values)) if self.errors is None else np.asarray(self.errors, float)
         keep = np.isfinite(values)
@@ -66,12 +66,12 @@ class Chart:
     """Curves over one axis.
 
     Attributes:
-      title: above it.
+      title: title above the chart.
       series: the curves.
-      axis: what is on the horizontal axis.
-      places: names of the places 0, 1, ... on it, where these are no amounts.
+      axis: name of the horizontal axis.
+      places: names for the positions 0, 1, ... on it, if these are not amounts.
       log_x: whether it is logarithmic, to the base 2.
-      log_y: whether the vertical axis is logarithmic; None: where most of the curve would lie on the floor.
+      log_y: whether the vertical axis is logarithmic; None: if most of the curve would lie near the bottom otherwise.
     """
 
     title: str
@@ -82,7 +82,7 @@ class Chart:
     log_y: bool | None = None
 
     def html(self, *, width: int = 960, height: int = 320) -> str:
-        """A `figure` with its legend; empty text if nothing finite is there."""
+        """A `figure` with its legend; an empty text if no value is finite."""
         curves = [_Curve.of(i, one) for i, one in enumerate(self.series)]
         curves = [curve for curve in curves if len(curve.values)]
         if not curves:
@@ -119,7 +119,7 @@ class Chart:
         )
 
     def _log_y(self, curves: Sequence["_Curve"]) -> bool | None:
-        """Whether the vertical axis shall be logarithmic; that of values that are not positive cannot be."""
+        """Whether the vertical axis is logarithmic, which is impossible for values that are not positive."""
         return self.log_y if all(curve.values.min() > 0 for curve in curves) else False
 
     def _horizontal(self, curves: Sequence["_Curve"]) -> tuple[float, float]:
@@ -131,7 +131,7 @@ class Chart:
         return (low, high) if low != high else (low - 1, high + 1)
 
     def _legend(self, curves: Sequence["_Curve"]) -> str:
-        """The name of each curve, and, over steps, its last value; an only curve needs no colour key."""
+        """The name of each curve and, over steps, its last value; a single curve needs no colour key."""
         parts, names = [], set()
         for curve in curves:
             if curve.name in names:
@@ -147,16 +147,16 @@ class Chart:
 
 def save_charts(charts: Sequence[Chart], path: Path, *, columns: int = 1, panel: tuple[float, float] = (6.4, 3.6),
                 legend: bool = True) -> None:  # fmt: skip
-    """Panels of charts as a PNG file; curves are drawn as they are, not smoothed.
+    """Write panels of charts as a PNG file; curves are not smoothed.
 
     Args:
-      charts: in rows, the first on the left.
+      charts: charts row by row, the first on the left.
       path: path of the file.
       columns: panels in a row.
-      panel: width and height of one, in inches.
-      legend: whether each panel has one, where it has several names.
+      panel: width and height of a panel, in inches.
+      legend: whether panels with several names have a legend.
     """
-    import matplotlib  # here: a second, which a training run does not need
+    import matplotlib  # imported here, because it takes a second that a training run does not need
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
@@ -174,7 +174,7 @@ def save_charts(charts: Sequence[Chart], path: Path, *, columns: int = 1, panel:
 
 
 def _plot(axes: Any, chart: Chart, *, small: bool, legend: bool) -> None:
-    """One panel; `axes` are those of matplotlib."""
+    """One panel; `axes` are matplotlib's."""
     names: set[str] = set()
     for i, one in enumerate(chart.series):
         steps, values, errors = one.finite()
@@ -229,7 +229,7 @@ class _Axis:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Curve:
-    """A series as it is drawn: thinned, smoothed where it is noisy."""
+    """A series in the form for drawing: thinned, and smoothed if it is noisy."""
 
     name: str
     color: int
@@ -266,7 +266,7 @@ class _Curve:
         )
 
     def data(self) -> dict[str, Any]:
-        """For the page's script."""
+        """The data for the page's script."""
         found: dict[str, Any] = {"name": self.name, "color": self.color, "dots": self.dots, "joined": self.joined}
         found |= {"dashed": self.dashed, "x": _short_list(self.line[0]), "y": _short_list(self.line[1])}
         if self.raw is not None:
@@ -294,7 +294,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def is_noisy(values: np.ndarray) -> bool:
-    """Whether a curve goes up and down far more than it goes anywhere; a learning rate does not."""
+    """Whether a curve goes up and down much more than it changes overall; a learning rate does not."""
     return bool(np.abs(np.diff(values)).sum() > 4 * (values.max() - values.min()))
 
 
@@ -310,7 +310,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = _MOST_POINTS) -> tup
 
 
 def format_number(value: float) -> str:
-    """A number for people: four significant digits, thousands separated, no trailing zeros."""
+    """A number for people: four significant digits, thousands separators, no trailing zeros."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
     if not math.isfinite(value):
@@ -326,14 +326,14 @@ def format_number(value: float) -> str:
 
 
 def _range(parts: list[np.ndarray], log: bool | None) -> tuple[float, float, bool]:
-    """Limits of the vertical axis, and whether it is logarithmic: as `log` says, else where that shows more."""
+    """Limits of the vertical axis, and whether it is logarithmic: as `log` says, or else if that shows more."""
     values = np.concatenate(parts)
     low, high = float(values.min()), float(values.max())
     if log is None:
-        falls_early = np.median(values) - low < 0.25 * (high - low)  # most of the curve would lie on the floor
+        falls_early = np.median(values) - low < 0.25 * (high - low)  # most of the curve would lie near the bottom
         log = low > 0 and high / low > _LOG_FROM and falls_early
     if log:
-        low = float(values[values > 0].min())  # an error bar may reach below zero; there it is cut off
+        low = float(values[values > 0].min())  # an error bar may reach below zero; it is cut off there
         room = (high / low) ** 0.05 if high > low else 2.0
         return low / room, high * room, True
     if low == high:
@@ -382,7 +382,7 @@ def _axes(x: _Axis, y: _Axis, places: Sequence[str]) -> str:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers in [low, high], some `about` of them."""
+    """Round numbers in [low, high], about `about` of them."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)

@@ -1,4 +1,4 @@
-"""Several runs on one page: what differs in their configs, curves over each other, samples side by side, metrics."""
+"""Several runs on one page: differences between configs, curves in one chart, samples side by side, metrics."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _ABSENT = "–"
 
 
 def write_comparison(workdirs: Sequence[str | os.PathLike], path: Path) -> Path:
-    """Write the page about some runs, the first of which the others stand beside; its path."""
+    """Write the page about some runs, where the others are compared with the first; returns its path."""
     runs = [Run(workdir) for workdir in workdirs]
     names = run_names(runs)
     sections = [
@@ -35,7 +35,7 @@ def write_comparison(workdirs: Sequence[str | os.PathLike], path: Path) -> Path:
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """What each run is called: the last part of its path, or as much of it as tells it from the others."""
+    """The name of each run: the last part of its path, or as much of the path as distinguishes it from the others."""
     parts = [run.path.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -45,7 +45,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def summary(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """The numbers to see first, a column for each run."""
+    """The most important numbers, with a column for each run."""
     found = [{one.label: f"{one.value}{one.unit}" for one in numbers(run)} for run in runs]
     steps = ["" if run.step is None else f"{run.step:,}" for run in runs]
     lines = [("Steps", *steps)]
@@ -54,7 +54,7 @@ def summary(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 
 def _together(found: Sequence[dict[Any, Any]]) -> list[Any]:
-    """The keys of all, in the order in which they come."""
+    """The keys of all, in the order of their first appearance."""
     return list(dict.fromkeys(key for one in found for key in one))
 
 
@@ -76,7 +76,7 @@ def _shown(value: Any) -> str:
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """A chart for each logged number; what validation measured is dashed, in the colour of its run."""
+    """A chart for each logged number; validation is dashed, in the colour of its run."""
     curves = [run.curves() for run in runs]
     repeated = set.intersection(*({*run.repeated()} for run in runs))
     charts = []
@@ -102,7 +102,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _samples(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The final samples of each, beside one another."""
+    """The final samples of each run, side by side."""
     pictures = [image_element(run.path / "samples" / "final.png", f"samples of {name}")
                 for run, name in zip(runs, names, strict=True)]  # fmt: skip
     if not any(pictures):
@@ -115,7 +115,7 @@ def _samples(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def noise(runs: Sequence[Run]) -> str:
-    """Whether the samples begin with the same noise: with the same seed and size, sample i does."""
+    """Whether the samples start from the same noise, which is so for the same seed and size."""
     seeds = {run.settings.get("seed") for run in runs}
     sizes = {str([_field(run, "data", name) for name in ("dataset", "image_size")]) for run in runs}
     if seeds == {None}:

@@ -1,4 +1,4 @@
-"""docs/config.md and docs/config.json: all fields of a config, as the runner's table and the registries say.
+"""docs/config.md and docs/config.json: all fields of a config, from the runner's table and the registries.
 
 python -m experiments.params --fields        # writes both
 """
@@ -28,25 +28,25 @@ NAMED: Mapping[str, Registry] = {
 """Fields of the runner whose values are names in a registry."""
 _HEAD = """# Every field of a config
 
-A config is what `get_config()` of a file in `configs/` returns. It starts from `configs/base.py`, which has all fields
-of the runner with the defaults below, and says what is its own. A config that does not start from it, and the
-`config.json` of a run of an earlier version, get the same defaults when they are read; an unknown field is
-refused, with the nearest known one. Any field can be set on the command line, `--config.train.steps=300`.
+A config is the result of `get_config()` of a file in `configs/`. It starts from `configs/base.py`, which has all fields
+of the runner with the defaults below, and adds its own values. A config that does not start from it, and the
+`config.json` of a run by an earlier version, get the same defaults when they are read. An unknown field is refused, and
+the message names the nearest known one. Any field can be set on the command line, `--config.train.steps=300`.
 With `--config=configs/digits_unet.py --help` a command shows the fields of that config with their values.
 
-This page is made from the code by `python -m experiments.params --fields`. In the column of domains `[0, 1)` are the
-numbers from 0, included, to 1, excluded; of a tuple each number is meant.
+This page is generated from the code by `python -m experiments.params --fields`. In the column of domains, `[0, 1)`
+means the numbers from 0, included, to 1, excluded; for a tuple it applies to each number.
 """
 _FIELDS_OF_PARTS = """## Fields of parts
 
-A group that has a `name` chooses a part, and its other fields are arguments of that part; those of `data.options` are
-arguments of the data set that `data.dataset` names. A part is registered by its name, and yours can be, too
+A group with a `name` selects a part, and its other fields are arguments of that part; `data.options` are arguments of
+the data set that `data.dataset` names. Parts are registered by name, and your own can be, too
 ([extending.md](extending.md)).
 """
 
 
 def parts() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
-    """{group: {part: {field: facts}}} of everything that is registered."""
+    """{group: {part: {field: facts}}} for everything that is registered."""
     found: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
     for kind in KINDS:
         names = found.setdefault(kind.group, {})
@@ -55,13 +55,13 @@ def parts() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
 
 
 def as_json() -> str:
-    """docs/config.json."""
+    """The content of docs/config.json."""
     names = {field: list(registry) for field, registry in NAMED.items()}
     return json.dumps({"names": names, "parts": parts()}, indent=1, sort_keys=True) + "\n"
 
 
 def page() -> str:
-    """docs/config.md."""
+    """The content of docs/config.md."""
     lines = [_HEAD, "## Fields of the runner", "", *_table("field", _runner_rows(""))]
     for group in (group for group in GROUPS if any(name.startswith(f"{group}.") for name in (*FIELDS, *PARTS))):
         lines += ["", f"### {group}", "", *_table("field", _runner_rows(group))]

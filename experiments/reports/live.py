@@ -1,11 +1,11 @@
-"""The report of a run that is under way: rewritten as the run goes, and left behind however it ends.
+"""The report of a run that is under way: rewritten while the run continues, and kept however it ends.
 
-`status.json` in the workdir says what the page shows at its top, so that the page can be written again at any time:
+`status.json` in the workdir holds what the page shows at its top, so that the page can be written again at any time:
 
     {"state": "training", "step": 450, "steps": 900, "seconds_left": 81.5, "written": 1764430000.0, "error": "",
      "process": 4711, "host": "worker"}
 
-It depends on the clock, and nothing of the run depends on it. A run that is killed leaves the page of its last minute.
+It depends on the clock, and nothing in the run depends on it. A killed run leaves the page of its last minute.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from experiments.reports.report import write_report
 from experiments.reports.run import STATUS_FILE
 
 _EVERY_SECONDS = 15.0
-_SHARE = 0.02  # of the time, at most, for writing the page
+_SHARE = 0.02  # largest share of the time for writing the page
 
 
 @dataclasses.dataclass
@@ -35,7 +35,7 @@ class LivePage:
     Args:
       directory: the workdir.
       steps: steps of the whole training.
-      start: steps that were done before.
+      start: steps done before.
     """
 
     directory: Path
@@ -45,11 +45,11 @@ class LivePage:
     def __post_init__(self) -> None:
         self._step = self.start
         self._place = Place.of(self.directory)
-        self._first: tuple[int, float] | None = None  # step and time of the first row: before it lies compilation
+        self._first: tuple[int, float] | None = None  # step and time of the first row; compilation comes before it
         self._next = -float("inf")
 
     def __call__(self, step: int, *, drawn: bool = False) -> None:
-        """A row was logged at `step`, or pictures were drawn: then the page is written, else only now and then."""
+        """Called when a row was logged at `step`; writes the page if pictures were drawn, else only now and then."""
         now = time.monotonic()
         self._step, self._first = step, self._first or (step, now)
         there = (self.directory / "report.html").exists()
@@ -57,7 +57,7 @@ class LivePage:
             self._write("training", seconds_left=self._seconds_left(now))
 
     def state(self, state: str, error: str = "") -> None:
-        """The run does something else now, or ends; `error` says why, where it had to."""
+        """The run changes its state or ends; `error` is the reason if it had to end."""
         self._write(state, error=error)
 
     def _seconds_left(self, now: float) -> float | None:
@@ -67,12 +67,12 @@ class LivePage:
         return round((now - since) / (self._step - step) * (self.steps - self._step), 1)
 
     def _write(self, state: str, **more: Any) -> None:
-        """The status and the page. A page that cannot be written is no reason to end a run: that is said, once."""
+        """Write the status and the page. If that fails, the run continues, and a note is printed once."""
         began = time.monotonic()
         try:
             self._place.require("while its report was written")
         except RunError:
-            return  # the run itself says so, and nothing is brought back
+            return  # the run itself reports it, and nothing is created again
         content = {"state": state, "step": self._step, "steps": self.steps, "written": round(time.time(), 1)}
         content |= {"process": os.getpid(), "host": socket.gethostname(), **more}
         try:
@@ -88,7 +88,7 @@ class LivePage:
 
 
 class NoPage(LivePage):
-    """Of a process that is not the first: nothing is written."""
+    """The page for a process that is not the first: nothing is written."""
 
     def _write(self, state: str, **more: Any) -> None:
         pass
@@ -96,7 +96,7 @@ class NoPage(LivePage):
 
 @contextlib.contextmanager
 def live_page(directory: Path, *, steps: int, start: int, primary: bool) -> Iterator[LivePage]:
-    """The page of a run for as long as the block lasts; an error that ends the block is on it."""
+    """The page of a run while the block lasts; it shows an error that ends the block."""
     page = (LivePage if primary else NoPage)(directory, steps, start)
     try:
         yield page

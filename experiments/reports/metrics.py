@@ -1,4 +1,4 @@
-"""The part of the report that shows the metrics: what each number means, its value, its 95% interval."""
+"""The metrics section of the report: for each number its meaning, its value, and its 95% interval."""
 
 import html
 import math
@@ -19,17 +19,17 @@ _CLASS = re.compile(r"class_\d+")
 
 
 def _facts(metric: str) -> Facts:
-    """What a metric states; of one that is not registered here, no more than its name."""
+    """The facts of a metric; for one that is not registered here, only its name."""
     if metric in METRICS:
         return METRICS.facts(metric)
     return Facts(title=metric.replace("_", " "), about="", headline="", lower_is_better=None, reads=frozenset())
 
 
 def read_groups(content: Mapping[str, Any]) -> tuple[dict[str, Group], dict[str, Any]]:
-    """The numbers of an evaluation by metric, and the settings they were obtained with.
+    """The numbers of an evaluation by metric, and its settings.
 
-    Takes {metric: {name: number}}, {"metrics": {metric: {...}}} and {"metric/name": number}; other plain values at the
-    top, and those under "settings", are settings.
+    The input may be {metric: {name: number}}, {"metrics": {metric: {...}}} or {"metric/name": number}; other plain
+    values at the top level, and those under "settings", are settings.
     """
     groups: dict[str, Group] = {}
     settings: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def read_groups(content: Mapping[str, Any]) -> tuple[dict[str, Group], dict[str,
 
 
 def headline(groups: Mapping[str, Group]) -> list[tuple[str, str, str]]:
-    """Cards (label, value, note) of the metrics that state which of their numbers decides, where it is there."""
+    """Cards (label, value, note) for the metrics whose deciding number is present."""
     cards = []
     for name, group in groups.items():
         facts = _facts(name)
@@ -65,7 +65,7 @@ def headline(groups: Mapping[str, Group]) -> list[tuple[str, str, str]]:
 
 
 def rows(groups: Mapping[str, Group]) -> dict[tuple[str, str], str]:
-    """Every number of some metrics for people, with its 95% interval where there is one, by (metric, what it is)."""
+    """Every number of some metrics for people, with its 95% interval if there is one, by (metric, label)."""
     found = {}
     for name, group in groups.items():
         facts = _facts(name)
@@ -79,13 +79,13 @@ def rows(groups: Mapping[str, Group]) -> dict[tuple[str, str], str]:
 
 
 def _plain(group: Group) -> list[str]:
-    """The numbers of a metric but for bounds of intervals, counts and those of single classes."""
+    """The numbers of a metric without bounds of intervals, counts and single classes."""
     bounds = {f"{key}_{end}" for key in group if _interval(key, group) for end in ("low", "high")}
     return [key for key in group if key not in bounds and not key.startswith("num_") and not _CLASS.fullmatch(key)]
 
 
 def _note(facts: Facts, group: Group) -> str:
-    """What stands below a headline; nothing where a number of it is missing."""
+    """The note below a headline; empty if one of its numbers is missing."""
     keys = [key for _, key, _, _ in string.Formatter().parse(facts.note) if key]
     if any(not _is_finite(group.get(key)) for key in keys):
         return ""
@@ -97,7 +97,7 @@ def _note(facts: Facts, group: Group) -> str:
 
 
 def evaluation_section(groups: Mapping[str, Group], settings: Mapping[str, Any]) -> str:
-    """All metrics as tables, or empty text."""
+    """All metrics as tables; empty if there are none."""
     if not groups:
         return ""
     drawn = "".join(
@@ -128,7 +128,7 @@ def _metric(name: str, group: Group) -> str:
 
 
 def _counts(keys: list[str], group: Group, facts: Facts) -> str:
-    """What the numbers rest on, as one sentence."""
+    """The amounts of data behind the numbers, as one sentence."""
     parts = [f"{_formatted(group[key], 'count')} {facts.number(key).label}" for key in keys]
     return f'<p class="about counts">From {html.escape(", ".join(parts))}.</p>' if parts else ""
 
@@ -179,7 +179,7 @@ def _formatted(value: int | float, kind: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of each feature space, once; each metric that was left out, with the reason."""
+    """The settings of each feature space, once, and the reason for each metric that was left out."""
     flat = {name: value for name, value in settings.items() if name not in ("feature_spaces", "unavailable")}
     for space in _mapping(settings.get("feature_spaces")).values():
         flat |= {name: str(value)[:16] if isinstance(value, str) else value for name, value in _mapping(space).items()}
@@ -187,12 +187,12 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping that a file holds; none where it holds something else."""
+    """A mapping from a file; empty if the file has something else there."""
     return value if isinstance(value, Mapping) else {}
 
 
 def _setting(value: Any) -> str:
-    if isinstance(value, Mapping) and "name" in value:  # what a registry builds, as one would call it
+    if isinstance(value, Mapping) and "name" in value:  # shown like a call of the part
         options = ", ".join(f"{key}={_setting(option)}" for key, option in value.items() if key != "name")
         return f"{value['name']}({options})" if options else str(value["name"])
     return format_number(value) if _is_number(value) else str(value)

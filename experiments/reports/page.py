@@ -1,4 +1,4 @@
-"""What all pages of reports are made of: the frame, with style and script in it, and pictures that hold their data."""
+"""The frame of all pages of reports, with style and script inside, and pictures that hold their data."""
 
 import base64
 import html
@@ -16,15 +16,15 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 def page(
     title: str, over: str, lead: str, sections: Sequence[tuple[str, str]], *, top: str = "", refresh: int = 0
 ) -> str:
-    """A page that loads nothing from anywhere.
+    """A page without external resources.
 
     Args:
       title: its heading, as text.
-      over: a few words above that.
+      over: a few words above the heading.
       lead: one line below it, as HTML.
-      sections: headings and their HTML; those without any are left out.
+      sections: headings and their HTML; empty ones are left out.
       top: HTML above the list of sections.
-      refresh: seconds after which the page loads itself again; 0: never.
+      refresh: seconds after which the page reloads itself; 0: never.
     """
     again = f' data-refresh="{refresh}"' if refresh else ""
     sections = [(heading, body) for heading, body in sections if body]
@@ -44,7 +44,7 @@ def page(
 
 
 def image_element(path: Path, alt: str) -> str:
-    """A picture as an element that holds its own data; empty text if there is none."""
+    """A picture as an element with embedded data; an empty text if there is none."""
     if not path.is_file() or not path.stat().st_size:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()

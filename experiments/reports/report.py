@@ -1,7 +1,7 @@
-"""One page about one run: `write_report(workdir)` reads what the run left behind and writes `report.html`.
+"""One page about one run: `write_report(workdir)` reads the files of the run and writes `report.html`.
 
-The page is a single file without any reference to the network: pictures are data URIs, charts are inline SVG. Every
-part is optional; what the workdir lacks is not shown, what cannot be read is named at the top. It reads
+The page is a single file without any external reference: pictures are data URIs, charts are inline SVG. Every part is
+optional: missing files are not shown, and files that cannot be read are named at the top. It reads
 
     config.json         nested object, as the runner writes it
     metrics.jsonl       rows {"step": n, name: number, ...}; `validation_loss` joins the chart of `loss`, and so on
@@ -11,7 +11,7 @@ part is optional; what the workdir lacks is not shown, what cannot be read is na
                         interval of `<name>`, `class_<k>` belongs to a class; "settings": how the samples were drawn
     neighbours.png      pairs, a sample above its nearest training image
     environment.json    object; its `command` is the command to resume
-    status.json         what the run is doing (`reports/live.py`)
+    status.json         the state of the run (`reports/live.py`)
 """
 
 import json
@@ -33,14 +33,14 @@ from experiments.reports.tables import Column, Table
 
 _AT_RANDOM = "Drawn at random; none was picked by hand."
 _REFRESH_SECONDS = 15
-_MOST_PICTURES = 24  # in the strip; evenly chosen, the last one always
+_MOST_PICTURES = 24  # most pictures in the strip; evenly chosen, always with the last one
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
     """Write `report.html` into the workdir and return its path.
 
     Raises:
-      UserError: no such directory.
+      UserError: there is no such directory.
       RunError: the file could not be written.
     """
     if not Path(workdir).is_dir():
@@ -51,7 +51,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
 
 
 def is_run(workdir: str | os.PathLike) -> bool:
-    """Whether a directory holds what a run leaves."""
+    """Whether a directory has the files of a run."""
     return any((Path(workdir) / name).is_file() for name in ("config.json", METRICS_FILE))
 
 
@@ -77,7 +77,7 @@ def render(workdir: str | os.PathLike) -> str:
 
 
 def _status(run: Run) -> str:
-    """What the run does now, or why it ended before its end; nothing of a finished one."""
+    """The state of the run, or why it ended early; nothing for a finished run."""
     state, step, steps = (run.status.get(name) for name in ("state", "step", "steps"))
     if state not in ("training", "evaluating", "stopped", "failed"):
         return ""
@@ -98,7 +98,7 @@ def _status(run: Run) -> str:
 
 
 def _summary(run: Run) -> str:
-    """One line: what was trained on what, and how far it has come."""
+    """One line: what was trained on which data, and how far it has come."""
     config = run.config
     model, data = _named(config.get("codec" if run.reconstructs else "model")), _named(config.get("data"))
     parts = [f"{model} on {data}" if model and data else model or data]
@@ -121,14 +121,14 @@ def _summary(run: Run) -> str:
 
 
 def _named(spec: Any) -> str:
-    """What a part of the config is called: itself, its `name`, or its `dataset`."""
+    """The name of a part of the config: the value itself, its `name`, or its `dataset`."""
     if isinstance(spec, dict):
         spec = spec.get("name") or spec.get("dataset")
     return str(spec) if spec else ""
 
 
 def _cards(run: Run) -> str:
-    """The numbers to see first: label, value, a note below it."""
+    """The most important numbers: label, value, and a note below."""
     tiles = "".join(
         f'<div class="card"><div class="label">{escape(one.label)}</div><div class="value">{escape(one.value)}'
         f"{f'<small>{escape(one.unit)}</small>' if one.unit else ''}</div>"
@@ -139,7 +139,7 @@ def _cards(run: Run) -> str:
 
 
 def _loss(run: Run) -> str:
-    """The loss, held-out loss in the same chart."""
+    """The loss, with the held-out loss in the same chart."""
     series = run.curves().get("loss", [])
     return Chart(title=f"{' and '.join(one.name for one in series).capitalize()} loss by step", series=series).html()
 
@@ -157,7 +157,7 @@ def _other_curves(run: Run) -> str:
 
 
 def _samples(run: Run) -> str:
-    """Final samples beside those of the chosen step; below them the strip of steps to choose from."""
+    """Final samples beside those of the chosen step; below them a strip for choosing the step."""
     final = image_element(run.path / "samples" / "final.png", "samples of the trained model")
     steps = _evenly(list(run.pictures), _MOST_PICTURES)
     thumbs = ""
@@ -206,7 +206,7 @@ def _denoising(run: Run) -> str:
 
 
 def _evenly(items: list[int], most: int) -> list[int]:
-    """At most `most` of the items, the first and the last among them."""
+    """At most `most` of the items, including the first and the last."""
     if len(items) <= most:
         return items
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
@@ -254,7 +254,7 @@ def _speed_and_environment(run: Run) -> str:
 
 
 def _configuration(run: Run) -> str:
-    """Every field, by group, folded away."""
+    """Every field, by group, in a collapsed section."""
     if not run.config:
         return ""
     single = {name: value for name, value in run.config.items() if not (isinstance(value, dict) and value)}

@@ -1,4 +1,4 @@
-"""What a workdir holds of a run, read for its report; whatever is missing or damaged does no harm."""
+"""The files of a workdir, read for its report; missing or damaged files do no harm."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _HELD_OUT = re.compile(r"^(validation|valid|val|eval|test)[_/]")
 
 
 class Run:
-    """What a workdir holds; `problems` names the files that could not be read."""
+    """The content of a workdir; `problems` names the files that could not be read."""
 
     def __init__(self, workdir: str | os.PathLike):
         self.given, self.path = os.fspath(workdir), Path(workdir)
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What an example is."""
+        """The word for an example."""
         try:
             return DatasetInfo.from_json(self._json("data.json")).spec.unit
         except (TypeError, KeyError, AttributeError):  # the file is missing or damaged
@@ -77,12 +77,12 @@ class Run:
 
     @property
     def reconstructs(self) -> bool:
-        """Whether a first stage was trained, whose pictures are pairs."""
+        """Whether a first stage was trained, so that pictures are pairs."""
         return "codec" in self.config
 
     @property
     def is_under_way(self) -> bool:
-        """Whether the process that wrote the status may still run; of one on another machine nobody can tell."""
+        """Whether the process that wrote the status may still run; unknown for a process on another machine."""
         process = self.status.get("process")
         if self.status.get("state") not in ("training", "evaluating"):
             return False
@@ -92,18 +92,18 @@ class Run:
             os.kill(process, 0)
         except ProcessLookupError:
             return False
-        except OSError:  # it is another user's
+        except OSError:  # it belongs to another user
             return True
         return True
 
     @property
     def step(self) -> int | None:
-        """The last step that left a trace."""
+        """The last step recorded in any file."""
         steps = [rows[-1]["step"] for rows in (self.metrics, self.timings) if rows] + list(self.pictures)
         return max(steps, default=None)
 
     def column(self, name: str, rows: list[dict[str, Any]] | None = None) -> tuple[list[int], list[float]]:
-        """Steps and values of one name."""
+        """Steps and values for one name."""
         rows = self.metrics if rows is None else rows
         pairs = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
         return [step for step, _ in pairs], [value for _, value in pairs]
@@ -123,7 +123,7 @@ class Run:
         return charts
 
     def repeated(self) -> list[str]:
-        """Names of charts that show what the loss shows: an unweighted error is the loss itself."""
+        """Names of charts that repeat the loss: an unweighted error is the loss itself."""
         charts = self.curves()
         loss = {one.name: one for one in charts.get("loss", [])}
         return [

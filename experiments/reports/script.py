@@ -1,9 +1,9 @@
-"""The script of the pages of reports: charts, pictures by step, columns that sort, a page that loads itself.
+"""The script of the report pages: charts, pictures by step, sortable columns, a page that reloads itself.
 
-It is put into the page, which loads nothing from anywhere. A chart is there without it, drawn by reports/charts.py; the
-script draws it again from the numbers beside it, at the width that it has on the screen, so that its text keeps its
-size. Under the pointer all curves are read at one step: a line between its points, and of points the last one, whose
-own step is said where it is another.
+It is embedded in the page, which loads no external resources. Without it a chart is still there, drawn by
+reports/charts.py. The script draws the chart again from the numbers beside it, at its width on the screen, so that the
+text keeps its size. At the pointer, all curves show their value at one step: a line is interpolated between its points;
+separate points show the last one, with its own step if that differs.
 """
 
 SCRIPT = r"""

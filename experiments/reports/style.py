@@ -1,4 +1,4 @@
-"""The style sheet of the pages of reports, which is put into the page: it loads nothing from anywhere."""
+"""The style sheet of the report pages, embedded in the page, which loads no external resources."""
 
 STYLE = """
 :root { color-scheme: light dark;

@@ -1,4 +1,4 @@
-"""What a run came to, in a few numbers, and the commands that go on from it: for the report, and for the terminal."""
+"""The result of a run in a few numbers, and the commands to continue with: for the report, and for the terminal."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from experiments.reports.tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A number for people: what it is, its value with its unit, and what else there is to say."""
+    """A number for people: its label, its value with its unit, and a note."""
 
     label: str
     value: str
@@ -24,7 +24,7 @@ class Shown:
 
 
 def numbers(run: Run) -> list[Shown]:
-    """The numbers to see first: the losses, what the metrics say, speed and size."""
+    """The most important numbers: losses, metrics, speed and size."""
     found = [
         _loss(label, *run.column(name), averaged=name == "loss")
         for name, label in (("loss", "Training loss"), ("validation_loss", "Validation loss"))
@@ -42,7 +42,7 @@ def numbers(run: Run) -> list[Shown]:
 
 
 def _loss(label: str, steps: list[int], values: list[float], *, averaged: bool) -> Shown:
-    """A loss; one that is logged at every row is the mean of the last ones."""
+    """A loss; if it is logged in every row, the mean of the last rows."""
     value = sum(values[-10:]) / len(values[-10:]) if averaged else values[-1]
     if not math.isfinite(value):
         note = f"not finite at step {steps[-1]:,}" if not math.isfinite(values[-1]) else "not finite in some rows"
@@ -65,12 +65,12 @@ def summary_table(workdir: str | os.PathLike) -> Table:
 
 
 def next_commands(workdir: str | os.PathLike) -> dict[str, str]:
-    """What to do next with a finished run: what it is, and the command."""
+    """The next commands for a finished run: purpose and command."""
     return {title: line for title, line in commands(Run(workdir)).items() if title != "Resume the run"}
 
 
 def commands(run: Run) -> dict[str, str]:
-    """Commands that go on from a run, by what they do."""
+    """Commands that continue from a run, by purpose."""
     workdir = f"--workdir={shlex.quote(run.given)}"
     resume = run.environment.get("command")
     if not isinstance(resume, str):

@@ -6,8 +6,8 @@
     table.html(sortable=True)          # for reports/style.py, which has its looks and its sorting
     table.latex(), table.csv()         # booktabs; a spreadsheet
 
-A cell is a text, a number, or a `Cell`, which can be strong, carry a mark, lead somewhere, or sort by another value
-than its text. Every renderer escapes what its language reads as markup.
+A cell is a text, a number, or a `Cell`, which can be strong, carry a mark, have a link, or sort by another value than
+its text. Every renderer escapes the markup of its language.
 """
 
 import csv
@@ -34,13 +34,13 @@ class Cell:
     """One cell.
 
     Attributes:
-      text: what it says.
-      strong: whether it stands out, as the best of its column.
-      mark: a sign behind the text: ●, *.
-      about: what the mark means, shown on hover.
-      link: where the text leads, relative to the page.
-      value: what the column is sorted by, where the text is no plain number.
-      drawn: HTML instead of the text, made by the caller from escaped parts; the other renderers show the text.
+      text: the text shown.
+      strong: whether it is highlighted, for example as the best of its column.
+      mark: a sign after the text: ●, *.
+      about: the meaning of the mark, shown on hover.
+      link: target of a link, relative to the page.
+      value: value to sort the column by, if the text is no plain number.
+      drawn: HTML in place of the text, made by the caller from escaped parts; the other renderers show the text.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column: its title, whether it holds numbers (which stand right), its class in HTML, a title that is drawn."""
+    """One column: its title, whether it holds numbers (aligned right), its class in HTML, a title as HTML."""
 
     title: str
     number: bool = False
@@ -65,7 +65,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns and rows of cells, as many as there are columns."""
+    """Columns, and rows with one cell per column."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -80,10 +80,10 @@ class Table:
         numbers: Sequence[str] = (),
         title: str = "",
     ) -> "Table":
-        """From titles and plain values; `numbers` are the titles of columns that stand right.
+        """Make a table from titles and plain values; `numbers` are the titles of right-aligned columns.
 
         Raises:
-          ValueError: a row has more or fewer cells than there are columns.
+          ValueError: the number of cells in a row differs from the number of columns.
         """
         made = tuple(one if isinstance(one, Column) else Column(one, number=one in numbers) for one in columns)
         cells = tuple(tuple(one if isinstance(one, Cell) else Cell(_text(one)) for one in row) for row in rows)
@@ -93,7 +93,7 @@ class Table:
         return cls(columns=made, rows=cells, title=title)
 
     def without(self, *titles: str) -> "Table":
-        """The same without some columns."""
+        """The table without some columns."""
         kept = [i for i, column in enumerate(self.columns) if column.title not in titles]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return dataclasses.replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
@@ -103,7 +103,7 @@ class Table:
         return not any(column.title or column.drawn for column in self.columns)
 
     def terminal(self, **options: Any) -> rich.table.Table:
-        """For a console of rich; `options` are those of `rich.table.Table`."""
+        """The table for a console of rich; `options` are those of `rich.table.Table`."""
         options.setdefault("show_header", not self._headless)
         made = rich.table.Table(title=Text(self.title) if self.title else None, **options)
         for i, column in enumerate(self.columns):
@@ -114,11 +114,11 @@ class Table:
         return made
 
     def print(self, console: Console | None = None, **options: Any) -> None:
-        """On a terminal; on one that is no terminal, such as a log, in the same form without colours."""
+        """Print the table on a terminal; in a log, in the same form without colours."""
         (console or Console(highlight=False)).print(self.terminal(**options))
 
     def markdown(self) -> list[str]:
-        """Lines of a page."""
+        """The table as lines of Markdown."""
         lines = [_markdown_row(column.title for column in self.columns), "|" + "---|" * len(self.columns)]
         for row in self.rows:
             lines.append(_markdown_row(_in_markdown(cell) for cell in row))
@@ -139,7 +139,7 @@ class Table:
         return f"<table{attribute}>{head}<tbody>{body}</tbody></table>"
 
     def latex(self) -> str:
-        """A tabular for booktabs; numbers in mathematics, what is strong in bold."""
+        """A tabular for booktabs, with numbers in mathematics and strong cells in bold."""
         form = "".join("r" if column.number else "l" for column in self.columns)
         lines = [
             rf"\begin{{tabular}}{{{form}}}",
@@ -153,7 +153,7 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def csv(self) -> str:
-        """Comma-separated values, a line of titles first."""
+        """Comma-separated values, with a line of titles first."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([column.title for column in self.columns])

@@ -1,1 +1,1 @@
-"""Trainings while they run, and what one would need on a slice of TPUs."""
+"""Running trainings, and planning what one needs on a slice of TPUs."""

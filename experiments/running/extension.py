@@ -1,10 +1,10 @@
-"""A finished training that goes on: `train.steps` of a run may grow once all of its steps are done.
+"""Training a finished run longer: `train.steps` may grow once all steps are done.
 
-The rule: a run that has done all N of its steps, and whose config differs in `train.steps` = M > N alone, goes on from
-the checkpoint of step N with the optimizer's state, the averages, the data and the random streams as they are there.
-From step N on the learning rate is the one that the new config gives at each step: after a decay to 0 at N it jumps to
-where the longer decay is at N. Steps up to N stay as they were logged. The record of every later checkpoint holds
-`extended`, the former numbers of steps, so the bits that come out are a function of the config and that list.
+The rule: a run that has done all of its N steps, and whose config differs only in `train.steps` = M > N, continues from
+the checkpoint of step N with its optimizer state, averages, data and random streams. From step N on the learning rate
+is the one that the new config gives at each step: after a decay to 0 at N it jumps to the value of the longer decay at
+N. Logged steps up to N stay as they are. The record of every later checkpoint holds `extended`, the former numbers of
+steps, so the resulting bits are a function of the config and that list.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from experiments.ground import workdir
 def require_same_training(
     record: Mapping[str, Any], step: int, experiment: Experiment, checkpoints: object, *, known_run: bool
 ) -> list[int]:
-    """Hold a checkpoint's record against the config that continues from it; returns the numbers of steps of before.
+    """Check a checkpoint's record against the config that continues from it; returns the former numbers of steps.
 
     Args:
-      record: of the checkpoint.
+      record: record of the checkpoint.
       step: step of the checkpoint.
-      experiment: what is going to be trained.
+      experiment: the training to continue.
       checkpoints: the directory, for messages.
-      known_run: whether the workdir has been this run's already; another one takes no checkpoints of other steps.
+      known_run: whether the workdir already belongs to this run; another run takes no checkpoints with other steps.
 
     Raises:
-      UserError: the checkpoint belongs to a run with another config; or of more steps; or of fewer, not all of which
-        are done there.
+      UserError: the checkpoint belongs to a run with another config, or with more steps, or with fewer steps that are
+        not all done.
     """
     config, before = experiment.config, record["config"]["train"]["steps"]
     extended, wanted = list(record.get("extended", [])), config.train.steps
@@ -52,7 +52,7 @@ def require_same_training(
 
 
 def require_begun(former: int | None, config: Any, directory: Path) -> None:
-    """Raise UserError where a run of another number of steps has no checkpoint to go on from."""
+    """Raise UserError if a run with another number of steps has no checkpoint to continue from."""
     if former not in (None, config.train.steps):
         raise UserError(
             f"the run in {directory} has none of its {former} steps done, and only a finished training goes on to "
@@ -61,7 +61,7 @@ def require_begun(former: int | None, config: Any, directory: Path) -> None:
 
 
 def announce(experiment: Experiment, extended: list[int], step: int, directory: Path) -> None:
-    """Say that training goes on beyond its former end, and what becomes of the learning rate there."""
+    """Print that training continues beyond its former end, and how the learning rate changes there."""
     former, wanted = extended[-1], experiment.config.train.steps
     before = float(experiment.with_numbers({workdir.STEPS: former}).learning_rate(step - 1))
     after = float(experiment.learning_rate(step))

@@ -1,4 +1,4 @@
-"""The training loop: step, log, look, save, stop. One host sync per logged row, none per step."""
+"""The training loop: step, log, look, save, stop. It waits for the devices once per logged row, not in every step."""
 
 import contextlib
 import os
@@ -24,9 +24,10 @@ from experiments.ground.writers import RunWriter, profile
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: an orderly stop in the loop; at once before it, when there is nothing to save.
+    """SIGTERM or Ctrl-C: an orderly stop in the loop; an immediate one before it, when there is nothing to save.
 
-    With several processes all of them stop in the loop at one step: the others would wait for one that left.
+    With several processes all of them stop in the loop at the same step; otherwise the others would wait for one that
+    left.
     """
 
     def __init__(self) -> None:
@@ -35,11 +36,11 @@ class StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def arm(self) -> None:
-        """From now on a signal is noted, for the loop to save and stop."""
+        """From now on, note a signal and let the loop save and stop."""
         self._in_loop = True
 
     def disarm(self) -> None:
-        """From now on signals have their usual effect."""
+        """From now on, give signals their usual effect."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -48,7 +49,7 @@ class StopSignal:
             print(
                 f"stopped by {signal.Signals(number).name} before a step was done; the same command goes on", flush=True
             )
-            os._exit(0)  # no clean-up: a compilation may be under way in other threads
+            os._exit(0)  # no clean-up, because a compilation may be under way in other threads
         self.received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -57,14 +58,14 @@ class Loop:
     """The training loop of one run.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment to train.
       directory: the workdir.
-      writer: where the numbers go.
-      checkpointer: where the states go.
-      record: what was saved with the state to start from: the metrics not yet logged; `branch`, the checkpoint that
+      writer: receives the numbers.
+      checkpointer: stores the states.
+      record: the record saved with the initial state: the metrics not yet logged; `branch`, the checkpoint that
         --resume_from went back to; `extended`, the numbers of steps after which the run was trained longer; `frozen`,
         the fingerprints of the frozen groups.
-      watch: is told of every row that was logged, with the step and whether pictures were drawn.
+      watch: called with every logged row, the step, and whether pictures were drawn.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Loop:
     def run(
         self, state: training.TrainState, start: int, stop: StopSignal, *, profile_steps: int = 0
     ) -> training.TrainState | None:
-        """From step `start` to the last one; the canonical state there, or None when told to stop on the way."""
+        """Train from step `start` to the last one; returns the canonical state there, or None if stopped on the way."""
         config, layout, primary = self.config, self.layout, parallel.is_primary()
         running, step_fn = self._compile(state, start)
         del state
@@ -109,7 +110,7 @@ class Loop:
                 last = step == config.train.steps
                 logs = last or due(step, config.log.every)
                 saves = last or due(step, config.checkpoint.every)
-                # Several hosts must agree to stop at one step; they ask where they wait for the devices anyway.
+                # Several hosts must agree to stop at one step; they do so where they wait for the devices anyway.
                 asks = logs or saves or jax.process_count() == 1
                 stops = parallel.any_process(stop.received is not None) if asks else False
                 if logs or saves or stops:
@@ -134,8 +135,8 @@ class Loop:
         return layout.to_canonical(running)
 
     def _compile(self, state: training.TrainState, start: int) -> tuple[Any, Any]:
-        """The state as the step takes it, and the step, compiled ahead of time for pictures of every bucket; so is what
-        a checkpoint needs."""
+        """The state in the form of the step, and the step compiled for pictures of every bucket; what a checkpoint needs
+        is compiled too."""
         began = time.perf_counter()
         running = self.layout.from_canonical(state)
         rows = self.config.train.batch_size // self.layout.host_count
@@ -151,7 +152,7 @@ class Loop:
         return running, lambda state, batch: programs[batch[DATA].shape[-3:-1]](state, batch)
 
     def _next(self, batches: Iterator[Any], step: int) -> Any:
-        """The batch of a step; an error of the data's says in addition what is kept."""
+        """The batch for a step; an error of the data also says what is kept."""
         try:
             return next(batches)
         except (UserError, RunError) as error:
@@ -160,10 +161,10 @@ class Loop:
             ) from error
 
     def _fetch(self, running: Any) -> None:
-        """Metrics of the window to the host, which waits for the devices.
+        """Copy the metrics of the window to the host, which waits for the devices.
 
         Raises:
-          RunError: some step's loss or gradient was not finite; what came before it is kept.
+          RunError: a step's loss or gradient was not finite; everything before it is kept.
         """
         self.window = [
             {
@@ -182,10 +183,10 @@ class Loop:
 
     @contextlib.contextmanager
     def _in_place(self, doing: str, *, look: bool = True) -> Iterator[None]:
-        """A block that writes to workdir and checkpoints, which are looked for before it with `look`.
+        """A block that writes to workdir and checkpoints, whose existence is checked before it with `look`.
 
         Raises:
-          RunError: they were removed meanwhile; then no half of them is left.
+          RunError: they were removed meanwhile; no incomplete part of them is left.
         """
         try:
             if look:
@@ -193,21 +194,21 @@ class Loop:
             yield
         except Exception:
             try:
-                self.place.require(doing)  # what failed may be a consequence
+                self.place.require(doing)  # the failure may be a consequence
             except RunError:
                 self.checkpointer.abandon()
                 raise
             raise
 
     def _kept(self) -> str:
-        """What a run that has to stop leaves, in words; waits for what is being written."""
+        """A phrase about what a stopping run leaves; waits for the write under way."""
         self.checkpointer.wait()
         steps = self.checkpointer.steps()
         found = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
         return f"{found} in {self.checkpointer.directory}"
 
     def _log(self, step: int, progress: ProgressBar) -> dict[str, float]:
-        """One row: the mean of every metric over the steps since the last one."""
+        """Log one row: the mean of every metric over the steps since the last one."""
         row = {name: float(np.mean([metrics[name] for metrics in self.window])) for name in self.window[0]}
         self.window = []
         self.writer.write_scalars(step, row)
@@ -218,7 +219,7 @@ class Loop:
         return row
 
     def _look(self, step: int, running: Any, last: bool) -> dict[str, float]:
-        """Validation and pictures, where they are due; the validation loss."""
+        """Do validation and pictures, if they are due; returns the validation loss."""
         log = self.config.log
         validates = log.validate_every > 0 and (last or due(step, log.validate_every))
         draws = due(step, log.sample_every)
@@ -230,9 +231,9 @@ class Loop:
         return self.observer.validate(step, canonical) if validates else {}
 
     def _save(self, step: int, running: Any, measured: dict[str, float]) -> None:
-        """A checkpoint, judged by what was measured at this very step; the rows up to it reach the disk before it.
+        """Save a checkpoint, ranked by the measurements at this step; rows up to it reach the disk first.
 
-        The seconds for which the loop waited are a timing.
+        The seconds for which the loop waited are logged as a timing.
         """
         began = time.perf_counter()
         self.writer.flush()
@@ -249,7 +250,7 @@ class Loop:
         self.writer.write_timings(step, {"save_seconds": time.perf_counter() - began})
 
     def remember_saved(self) -> None:
-        """Note in the workdir that there is a checkpoint; waits for one that is being written."""
+        """Record in the workdir that there is a checkpoint; waits for the write under way."""
         with self._in_place("while a checkpoint was written"):
             self.checkpointer.wait()
             self.place.require("while a checkpoint was written")
@@ -259,12 +260,12 @@ class Loop:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens at this one."""
+    """Whether something that happens every so many steps (0: never) is due at this step."""
     return every > 0 and step % every == 0
 
 
 class Observer:
-    """What is looked at during training: the validation loss, and pictures."""
+    """Observes training: the validation loss, and pictures."""
 
     def __init__(self, experiment: Experiment, directory: Path, writer: RunWriter, place: workdir.Place):
         self.experiment, self.directory, self.writer, self.place = experiment, directory, writer, place
@@ -281,7 +282,7 @@ class Observer:
         """Mean loss of the averaged parameters over held-out examples, with the same noise every time."""
         layout = self.experiment.layout
         params = state.evaluation_params(self._ema)
-        context = state.replace(params={}, opt_state=(), ema={}, frozen=None)  # the loss needs the rest
+        context = state.replace(params={}, opt_state=(), ema={}, frozen=None)  # the loss needs the other fields
         size = self.experiment.validation_size
         batches = self.experiment.validation_pipeline.batches(
             start_step=0, process_index=layout.host_index, process_count=layout.host_count
@@ -295,7 +296,7 @@ class Observer:
         return result
 
     def draw(self, step: int, state: training.TrainState) -> None:
-        """A grid of samples, or a file of texts, the same noise every time."""
+        """Draw a grid of samples, or a file of texts, with the same noise every time."""
         config = self.experiment.config
         params = state.evaluation_params(self._ema)
         path = self.directory / "samples" / f"step_{step:07d}"
@@ -309,7 +310,7 @@ class Observer:
         if not parallel.is_primary():
             return
         self.place.require(f"while samples of step {step} were drawn")
-        with contextlib.suppress(OSError):  # in the workdir as it is: one that was removed is not brought back
+        with contextlib.suppress(OSError):  # a workdir that was removed is not created again
             (self.directory / "samples").mkdir(exist_ok=True)
         path = self.directory / "samples" / f"step_{step:07d}"
         kind = self.experiment.shown.spec.kind

@@ -1,4 +1,4 @@
-"""What a config would need and do on a TPU slice, by compiling its train step and sampler for it.
+"""The needs and costs of a config on a TPU slice, found by compiling its train step and sampler for it.
 
 A strategy is a word for `parallel`, `model.remat` and `train.accumulation` together: pieces joined by "+",
 
@@ -6,10 +6,10 @@ A strategy is a word for `parallel`, `model.remat` and `train.accumulation` toge
     fsdp, fsdp:N    parameters, optimizer and averages sharded over all devices, or over groups of N
     tensor:N        wide layers of one example over N devices
     context:N       tokens of one example over N devices
-    remat, remat:K  what the backward pass needs of a block is computed again: model.remat = "full", or K
+    remat, remat:K  the backward pass recomputes blocks: model.remat = "full", or K
     accumulate:N    N microbatches to a step
 
-A strategy switches off what it does not name: `fsdp` alone recomputes nothing.
+A strategy switches off everything that it does not name: `fsdp` alone recomputes nothing.
 """
 
 import dataclasses
@@ -45,32 +45,32 @@ _NOT_OF_PROGRAMS = ("seed", "log.", "checkpoint.", "evaluation.", "data.num_work
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One program, compiled for one slice. Bytes, operations and traffic are those of one device.
+    """One program, compiled for one slice. Bytes, operations and traffic are for one device.
 
-    Where the compiler refuses a program for lack of memory, its peak is the one that the message names, a lower bound,
-    and the other numbers are zero.
+    If the compiler refuses a program for lack of memory, its peak is the number in the message, a lower bound, and the
+    other numbers are zero.
 
     Attributes:
       program: "train step" or "sampler".
-      strategy: how it is laid out.
+      strategy: its strategy.
       topology: the slice.
-      chips, devices: of the slice; JAX sees two devices in a chip of some kinds.
+      chips, devices: numbers in the slice; JAX sees two devices per chip for some kinds.
       mesh: lengths of the mesh's axes.
-      batch_size: images of one run of the program.
+      batch_size: images in one run of the program.
       memory: bytes, see `needed_memory`.
       limit: bytes of main memory that a device has.
-      model_flops: operations for one image that the network needs: one forward pass for each evaluation, three for a
+      model_flops: operations that the network needs for one image: one forward pass for each evaluation, three for a
         training example (backward is two more); recomputation is not among them.
       compiled_flops: matrix products and convolutions of the compiled program for one image.
       traffic: bytes to and from main memory in one run, estimated from the compiled program.
-      collectives: what is sent between the devices of a slice, by kind.
+      collectives: data sent between the devices of a slice, by kind.
       sent_between_slices: bytes that a device must send at least over the data centre's network.
-      unknown_loops: loops that could not be multiplied out and are counted once.
-      seconds: of one run by the roofline, an estimate and a lower bound: the longest of the chip's published times for
-        computation, main memory, interconnect and, between slices, network, as if they overlapped perfectly.
-      bound: which of them that is.
+      unknown_loops: loops whose iterations are unknown and that are counted once.
+      seconds: time of one run by the roofline, an estimate and a lower bound: the longest of the chip's published times
+        for computation, main memory, interconnect and, between slices, network, as if they overlapped perfectly.
+      bound: which of these is the longest.
       steps: runs in the config's full schedule; 0 for the sampler.
-      trace_seconds, compile_seconds: what it took here.
+      trace_seconds, compile_seconds: time needed on this machine.
     """
 
     program: str
@@ -101,33 +101,33 @@ class Plan:
 
     @property
     def intensity(self) -> float:
-        """Operations for a byte of traffic with main memory."""
+        """Operations per byte of traffic with main memory."""
         return self.compiled_flops * self.batch_size / self.devices / max(self.traffic, 1)
 
     @property
     def utilization(self) -> float:
-        """The share of the chip's peak that the network's own operations would be, at the roofline."""
+        """The network's own operations as a share of the chip's peak, at the roofline."""
         kind = CHIPS[self.topology.partition(":")[0]]
         return self.model_flops * self.batch_size / (self.seconds * kind.flops * self.chips) if self.seconds else 0.0
 
     @property
     def days(self) -> float:
-        """For the full schedule, at the roofline."""
+        """Days for the full schedule, at the roofline."""
         return self.steps * self.seconds / 86_400
 
     @property
     def chip_hours(self) -> float:
-        """For the full schedule, at the roofline."""
+        """Chip-hours for the full schedule, at the roofline."""
         return 24 * self.days * self.chips
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and what follows from them."""
+        """All fields and the numbers derived from them."""
         derived = ("fits", "intensity", "utilization", "days", "chip_hours")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 def digest(config: ConfigDict) -> str:
-    """A hash of what a config's programs depend on: plans of equal configs are equal."""
+    """A hash of everything that a config's programs depend on: equal hashes give equal plans."""
     return workdir.hash_without(config, _NOT_OF_PROGRAMS)
 
 
@@ -170,7 +170,7 @@ def _apply(config: ConfigDict, piece: str, strategy: str) -> None:
 
 
 def _remat_group(config: ConfigDict) -> ConfigDict:
-    """The group that says what the network's blocks compute again: that of the model, its own or the one on disk."""
+    """The group that says what the network's blocks recompute: the config's own model, or the model on disk."""
     return config.init if config.init.folder else config.model
 
 
@@ -202,7 +202,7 @@ def train_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED)
 
 
 def sample_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED) -> Plan:
-    """Compile the sampler of a config; errors as of `train_plan`."""
+    """Compile the sampler of a config; errors are those of `train_plan`."""
     experiment = plan_experiment(configured(config, strategy), topology_devices(topology))
     make = evaluation.generator(experiment, stand_in=True)
     params = experiment.abstract_state.evaluation_params(experiment.known_ema(experiment.config.sampling.ema))
@@ -219,7 +219,7 @@ def sample_plan(config: ConfigDict, topology: str, strategy: str = AS_CONFIGURED
 
 
 def network_flops(experiment: Experiment) -> int:
-    """Operations of the network for one image, forward."""
+    """Operations of the network for one image in a forward pass."""
     network = experiment.network
     inputs = jax.eval_shape(lambda: example_inputs(network))
     return count_flops(
@@ -290,7 +290,7 @@ _NOT_COMPILED = dict(
 
 
 def refused_memory(message: str, limit: int) -> dict[str, int]:
-    """What a program would need that the compiler refuses for want of memory, as far as its message tells."""
+    """The memory of a program that the compiler refuses for lack of memory, as far as its message says."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     found = re.findall(r"(?:Used |\()([\d.]+)([KMG])\)? (?:of|exceeds)", message)
     peak = max((int(float(number) * units[unit]) for number, unit in found), default=0)
@@ -305,7 +305,7 @@ def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:
     for base in dict.fromkeys((sharding, "fsdp")):
         for extra in ("", remat):
             strategy = f"{base}+{extra}" if extra else base
-            smaller = base == sharding and not extra  # what failed, or what needs more than that
+            smaller = base == sharding and not extra  # the failed one, or one that needs more
             if not smaller and strategy not in tried:
                 tried.append(strategy)
                 yield strategy, failed.topology
@@ -319,7 +319,7 @@ def mends(config: ConfigDict, failed: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _words(config: ConfigDict, failed: Plan) -> str:
-    """The sharding of a plan in words, without remat."""
+    """A plan's sharding as a strategy, without remat."""
     if failed.strategy != AS_CONFIGURED:
         axes = ("data", "fsdp", "tensor", "context")
         return "+".join(piece for piece in failed.strategy.split("+") if piece.partition(":")[0] in axes)

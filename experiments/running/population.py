@@ -1,13 +1,13 @@
-"""Several trainings as one program: members that differ in the seed and in numbers of the recipe alone.
+"""Several trainings as one program: members that differ only in the seed and in numbers of the recipe.
 
-Every array of the state has an axis in front, one entry for each member. The members are divided over the devices, and
-those of one device step side by side, as one batch of members (`vmap`), or each by a step of its own in the same
-program (`unroll`), which takes as many times as long to compile. XLA for CPU convolves slowly with a kernel for each
-member, and slower still takes the gradients of convolutions in a loop: there `unroll` is the default for networks with
-convolutions.
+Every array of the state has a leading axis with one entry for each member. The members are divided over the devices.
+Those of one device step together as one batch of members (`vmap`), or each by its own step in the same program
+(`unroll`), which takes as many times as long to compile. XLA for CPU convolves slowly if each member has its own
+kernel, and computes gradients of convolutions even more slowly inside a loop; on CPU, `unroll` is therefore the default
+for networks with convolutions.
 
-What comes out are ordinary runs: each member has its workdir, its data in its own order, its rows, and its checkpoints,
-as if trained alone, with the same numbers but for rounding.
+The results are ordinary runs: each member has its workdir, its data in its own order, its rows, and its checkpoints, as
+if trained alone, with the same numbers up to rounding.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ NUMBERS = (
     "train.conditioning_dropout",
 )
 WEIGHTS = "objective.weighting"
-"""Fields, and a group of fields, whose floats may differ from member to member: arguments of the program, as the seed.
-Averages of several lengths, and ways to sample, need no population: one training has them all."""
+"""Fields, and a group of fields, whose floats may differ between members: they are arguments of the program, like the
+seed. Averages of several lengths, and ways to sample, need no population: one training has them all."""
 _AXIS = "population"
 
 
@@ -53,13 +53,13 @@ def numbers_of(config: ConfigDict) -> dict[str, float]:
 
 
 def program(config: ConfigDict) -> str:
-    """Trainings with the same one can be members of one population."""
+    """A hash that is equal for trainings which can be members of one population."""
     return workdir.digest(config, without=("seed", *numbers_of(config)))
 
 
 def populations(trainings: Mapping[str, ConfigDict], most: int) -> list[list[str]]:
-    """The names of trainings in groups of at most `most` that are one program; those that start from a model are alone,
-    since members have no frozen parameters."""
+    """The names of trainings in groups of at most `most` that share one program; those that start from a model are
+    alone, since members have no frozen parameters."""
     if most == 1:
         return [[name] for name in trainings]
     alike: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ class Population:
     """Trainings as one program.
 
     Args:
-      configs: of the members.
+      configs: configs of the members.
       directories: their workdirs.
       how: "vmap" or "unroll"; "" chooses.
 
@@ -122,7 +122,7 @@ class Population:
         return jax.tree.map(lambda x: jax.device_put(x, self.sharding), tree)
 
     def over_members(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of one member's arguments as one of all members'."""
+        """Turn a function of one member's arguments into one of all members' arguments."""
 
         def local(*arguments: Any) -> Any:
             if self.how == "vmap":
@@ -135,7 +135,7 @@ class Population:
         return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
     def step(self) -> Any:
-        """(states, batches, seeds, numbers) -> (states, metrics), jitted; the states are given away."""
+        """(states, batches, seeds, numbers) -> (states, metrics), jitted; the states are donated."""
 
         def one(state: Any, batch: Any, seed: jax.Array, numbers: dict[str, jax.Array]) -> Any:
             return self.base.with_numbers(numbers).train_step(seed)(state, batch)
@@ -143,7 +143,7 @@ class Population:
         return jax.jit(self.over_members(one), donate_argnums=0)
 
     def run(self, stop: StopSignal) -> int:
-        """Train to the last step, or until told to stop; returns the exit code."""
+        """Train to the last step, or until stopped; returns the exit code."""
         with contextlib.ExitStack() as stack:
             for member, directory in zip(self.members, self.directories, strict=True):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -227,10 +227,10 @@ class Population:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
     def _fetch(self, states: Any) -> None:
-        """Metrics of the window to the host.
+        """Copy the metrics of the window to the host.
 
         Raises:
-          RunError: some member's loss or gradient was not finite.
+          RunError: a member's loss or gradient was not finite.
         """
         self.window = jax.device_get(self.window)
         for directory, bad in zip(self.directories, jax.device_get(states.nonfinite_step), strict=True):
@@ -244,7 +244,7 @@ class Population:
         for i, writer in enumerate(self.writers):
             row = {name: float(np.mean([float(m[name][i]) for m in self.window])) for name in self.window[0]}
             writer.write_scalars(step, row)
-            # Of the machine's time a member has had its share.
+            # A member had its share of the machine's time.
             writer.write_timings(step, {"images_per_second": len(self.members) * images / seconds})
         loss = float(np.mean([np.mean(metrics["loss"]) for metrics in self.window]))
         progress.update(step, loss, len(self.members) * images / seconds)
@@ -268,7 +268,7 @@ class Population:
         )
 
     def _validation(self) -> Callable[[int, Any], list[dict[str, float]]]:
-        """(step, states) -> the validation loss of every member, which is also written."""
+        """(step, states) -> the validation loss of every member, which is also logged."""
         base, config = self.base, self.config
         size = base.validation_size
 

@@ -1,17 +1,17 @@
-"""Train several runs as one program: configs that differ in the seed and in numbers of the recipe alone.
+"""Train several runs as one program: configs that differ only in the seed and in numbers of the recipe.
 
     python -m experiments.running.train_population --member=a.json=runs/a --member=b.json=runs/b
 
 `experiments.ablate --population=N` calls it. A config is a JSON file such as a run's own config.json. The same command
-goes on where it was, from the newest checkpoint that all members have. `experiments.train` on one of the workdirs draws
-the final pictures, or continues with that member alone.
+continues where it was, from the newest checkpoint that all members have. `experiments.train` on one of the workdirs
+draws the final pictures, or continues with that member alone.
 """
 
 from experiments.ground import cli
 
 
 def member_text(text: str) -> str:
-    """A text CONFIG.json=WORKDIR with ~ written out in both; raises ValueError for others."""
+    """A text CONFIG.json=WORKDIR with ~ expanded in both; raises ValueError for others."""
     config, equals, directory = text.partition("=")
     return f"{cli.path_of(config)}{equals}{cli.path_of(directory)}"
 
@@ -50,7 +50,7 @@ def config_of(path: str) -> ConfigDict:
     """The config in a JSON file.
 
     Raises:
-      UserError: damaged, or no config.
+      UserError: it is damaged, or no config.
     """
     with cli.guarded(path):
         config = ConfigDict(read_json(path))

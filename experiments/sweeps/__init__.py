@@ -1,1 +1,1 @@
-"""Ablations: their cells, where these run, and the pages that compare them."""
+"""Ablations: their cells, the places where these run, and the pages that compare them."""

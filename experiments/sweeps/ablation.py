@@ -1,8 +1,8 @@
-"""What an ablation is: a config, axes, seeds, a baseline; its cells, and the trainings that they share.
+"""Ablations: a config, axes, seeds and a baseline give the cells, and the trainings that cells share.
 
-A file of an ablation is a config with more in it:
+The file of an ablation is a config with additional definitions:
 
-    get_config()      what every cell starts from
+    get_config()      the config that every cell starts from
     sweep_<axis>()    yields (name of the value, {"field.of.the.config": value}); one function for each axis
     SEEDS             the seeds of every cell; (0,) by default
     BASELINE          {axis: name of the value}: the cell that the others are compared with
@@ -11,10 +11,10 @@ A file of an ablation is a config with more in it:
     TEACHER           optional: {axis: name of the value}, the cells whose training teaches all others of their seed
     base()            optional: the config of a model that is trained first; all cells start from it (init.folder)
 
-Every value of an axis has to change what comes out: cells that would train and sample alike are refused
-(`experiments/sweeps/differences.py`). The cells are the cross product of the axes. Cells that differ in `sampling` and
-`evaluation` alone share a training. Where a value of an axis sets fields of both, those of sampling belong to the
-training too: its pictures need them.
+Every value of an axis must change the result: cells that would train and sample alike are refused
+(`experiments/sweeps/differences.py`). The cells are the cross product of the axes. Cells that differ only in `sampling`
+and `evaluation` share a training. If a value of an axis sets fields of both kinds, those of sampling belong to the
+training too, because its pictures need them.
 """
 
 import ast
@@ -39,7 +39,7 @@ from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
 BASE = "base."
-"""Begins the names of fields of the model that is trained before the cells."""
+"""The prefix of fields of the model that is trained before the cells."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ class Cell:
       values: name of the value on each axis.
       seed: seed of training and sampling.
       overrides: fields that differ from the ablation's config.
-      trained: those of them that training sees.
+      trained: those of them that affect training.
       base: the ablation's config.
-      taught_by: the name of the training that teaches this one, which comes before it; "" for none.
+      taught_by: name of the training that teaches this one and runs before it; "" for none.
     """
 
     values: Mapping[str, str]
@@ -64,22 +64,22 @@ class Cell:
 
     @property
     def config(self) -> ConfigDict:
-        """Of the cell."""
+        """The config of the cell."""
         return overridden(self.base, {**self.overrides, "seed": self.seed})
 
     @property
     def name(self) -> str:
-        """Of its files: another one for every cell, on every file system, whatever its values are called."""
+        """The name of its files, different for every cell on every file system, whatever its values are called."""
         return f"{name_of_values(self.values)}-seed_{self.seed}"
 
     @property
     def label(self) -> str:
-        """For people; cells that differ in the seed alone have the same one."""
+        """A label for people; cells that differ only in the seed have the same one."""
         return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
 
     @property
     def training(self) -> str:
-        """The name of its training: the seed, and a digest of its config, but for where the work is done."""
+        """The name of its training: the seed, and a digest of its config without where the work is done."""
         digest = workdir.digest(self.training_config)
         if self.taught_by:
             digest = hashlib.sha256(f"{digest} {self.taught_by}".encode()).hexdigest()
@@ -87,7 +87,8 @@ class Cell:
 
     @property
     def training_config(self) -> ConfigDict:
-        """The ablation's config with what training sees; the cells are evaluated, not the training."""
+        """The ablation's config with the fields that affect training; only the cells are evaluated, not the
+        training."""
         return overridden(self.base, {**self.trained, "seed": self.seed, "evaluation.metrics": ()})
 
 
@@ -117,11 +118,11 @@ class Ablation:
 
         Args:
           path: path of the file.
-          assignments: "field=value", other values in the config that every cell starts from; "base.field=value" in
-            that of the model that is trained before.
+          assignments: "field=value", other values in the config that every cell starts from; "base.field=value" for the
+            config of the model that is trained before the cells.
 
         Raises:
-          UserError: no such file, or something in it is missing or does not fit; the message says what.
+          UserError: there is no such file, or something in it is missing or does not fit; the message says what.
         """
         path, module = find_config(path), load_config_module(path)
         sweeps = {name.removeprefix("sweep_"): function for name, function in module.items() if name[:6] == "sweep_"}
@@ -152,7 +153,7 @@ class Ablation:
             trained = {k: v for part in parts if _trains(part) for k, v in part.items()}
             for seed in seeds:
                 cells.append(Cell(values=values, seed=seed, overrides=overrides, trained=trained, base=config))
-                _ = cells[-1].config  # so that a wrong field is an error before the first training
+                _ = cells[-1].config  # finds a wrong field before the first training
         if "TEACHER" in module:
             cells = teaching.with_teachers(path, cells, _named_value(path, axes, module["TEACHER"]))
         check_cells(path, cells, base)
@@ -176,10 +177,10 @@ class Ablation:
 
 
 def _base(path: Path, module: Mapping[str, Any], config: ConfigDict) -> ConfigDict | None:
-    """The config of the model that is trained before all cells; None where there is no such model.
+    """The config of the model that is trained before all cells; None if there is no such model.
 
     Raises:
-      UserError: the cells do not start from it, or from one that nothing trains.
+      UserError: the cells do not start from it, or start from a model that nothing trains.
     """
     function = module.get("base")
     if function is None:
@@ -246,7 +247,7 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """A copy with other values; a value that is a mapping replaces its whole group, and None leaves a part out.
 
     Raises:
-      UserError: the config has no such field, or one of another type.
+      UserError: the config has no such field, or its type differs.
     """
     config = config.copy_and_resolve_references()
     for name, value in new_field_names(overrides).items():
@@ -271,7 +272,7 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
 
 def assigned(assignment: str) -> tuple[str, Any]:
-    """(field, value) of "field=value"; the value as in Python, or a string.
+    """(field, value) from "field=value"; the value in Python's notation, or a string.
 
     Raises:
       UserError: there is no "=".
@@ -285,15 +286,16 @@ def assigned(assignment: str) -> tuple[str, Any]:
         return name, text
 
 
-_PLAIN = re.compile(r"[a-z0-9._+]+")  # what all file systems take, and keep apart
+_PLAIN = re.compile(r"[a-z0-9._+]+")  # valid and distinct on all file systems
 _LONGEST = 100  # letters of a name of values
 
 
 def name_of_values(values: Mapping[str, str]) -> str:
-    """A name for {axis: name of the value} that is valid on every file system, and no other values' name.
+    """A name for {axis: name of the value} that is valid on every file system and unique.
 
-    It is readable where it can be: axis_value-axis_value. Where a value has letters that some file system does not
-    take, or does not keep apart (case), or the "-" that separates, or is long, a digest of the values ends the name.
+    It is readable if possible: axis_value-axis_value. If a value is long, or has letters that some file system does not
+      allow
+    or does not distinguish (case), or the separator "-", the name ends with a digest of the values.
     """
     parts = [f"{axis}_{value}" for axis, value in values.items()]
     text = "-".join(parts)

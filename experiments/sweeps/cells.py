@@ -1,4 +1,4 @@
-"""The cells of an ablation that are done: their files, the numbers in them, and comparisons with the baseline."""
+"""The finished cells of an ablation: their files, the numbers in them, and comparisons with the baseline."""
 
 import dataclasses
 import json
@@ -21,19 +21,19 @@ Key = tuple[str, ...]
 
 
 def result_file(directory: Path, cell: Cell) -> Path:
-    """Where the numbers of a cell are."""
+    """The path of a cell's numbers."""
     return directory / "cells" / f"{cell.name}.json"
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """What the results of a cell belong to, as it is in its JSON file."""
+    """The identity of a cell's results, as stored in its JSON file."""
     metrics = tuple(cell.config.evaluation.metrics)
     of_cell = {"values": dict(cell.values), "seed": cell.seed, "training": cell.training, "metrics": metrics}
     return json.loads(json.dumps({**of_cell, "overrides": dict(cell.overrides)}))
 
 
 def stored(directory: Path, cell: Cell) -> dict[str, Any] | None:
-    """What the file of a cell holds; None where there is none.
+    """The content of a cell's file; None if there is none.
 
     Raises:
       UserError: the file is damaged, or does not hold the results of a cell.
@@ -50,7 +50,7 @@ def stored(directory: Path, cell: Cell) -> dict[str, Any] | None:
 
 
 def is_done(directory: Path, cell: Cell) -> bool:
-    """Whether the results of a cell are there and can be read."""
+    """Whether the results of a cell exist and can be read."""
     try:
         return stored(directory, cell) is not None
     except UserError:
@@ -58,7 +58,7 @@ def is_done(directory: Path, cell: Cell) -> bool:
 
 
 def damage(directory: Path, cells: Sequence[Cell]) -> list[str]:
-    """What is wrong with files of cells that are there."""
+    """Descriptions of damaged files of finished cells."""
     found = []
     for cell in cells:
         try:
@@ -70,12 +70,12 @@ def damage(directory: Path, cells: Sequence[Cell]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The cells that differ in the seed alone, as far as they are done.
+    """The finished cells that differ only in the seed.
 
     Attributes:
       values: name of the value on each axis.
-      results: by seed, what is in the cell's file.
-      cells: by seed.
+      results: content of the cell's file, by seed.
+      cells: the cells, by seed.
     """
 
     values: dict[str, str]
@@ -89,11 +89,11 @@ class Group:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A label for people."""
         return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
 
     def numbers(self, name: str) -> dict[int, float]:
-        """Of "metric/number" or "settings/number", by seed, those that are finite numbers."""
+        """The finite values of "metric/number" or "settings/number", by seed."""
         metric, _, number = name.partition("/")
         found = {seed: result.get(metric, {}).get(number) for seed, result in self.results.items()}
         return {seed: float(value) for seed, value in found.items() if _is_finite(value)}
@@ -104,7 +104,7 @@ class Group:
 
     @property
     def evaluations(self) -> float:
-        """Network evaluations for a sample; nan where no cell says."""
+        """Network evaluations per sample; nan if no cell says."""
         return next(iter(self.numbers("settings/network_evaluations").values()), math.nan)
 
 
@@ -113,7 +113,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def read(ablation: Ablation, directory: Path) -> list[Group]:
-    """What is done, in the order of the axes; a damaged file counts as not done."""
+    """The finished cells, in the order of the axes; a damaged file counts as unfinished."""
     groups: dict[Key, Group] = {}
     for cell in ablation.cells:
         if is_done(directory, cell):
@@ -125,11 +125,11 @@ def read(ablation: Ablation, directory: Path) -> list[Group]:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The trainings that differ in the seed alone.
+    """The trainings that differ only in the seed.
 
     Attributes:
-      values: by axis, the value that all cells of these trainings have.
-      trainings: by seed, the name of the training and its config.
+      values: the value on each axis that all cells of these trainings share.
+      trainings: name and config of each training, by seed.
     """
 
     values: dict[str, str]
@@ -137,12 +137,12 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """For people; empty where all cells share a training."""
+        """A name for people; empty if all cells share a training."""
         return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
 
 
 def kinds(groups: Sequence[Group]) -> list[Kind]:
-    """The kinds of training behind some groups, in their order."""
+    """The kinds of training behind some groups, in order."""
     found: dict[str, Kind] = {}
     for group in groups:
         for seed, cell in group.cells.items():
@@ -154,7 +154,7 @@ def kinds(groups: Sequence[Group]) -> list[Kind]:
 
 
 def comparisons(ablation: Ablation, groups: list[Group], name: str) -> dict[Key, Comparison]:
-    """Every group against the baseline in one number, corrected for their number."""
+    """Comparisons of every group with the baseline in one number, corrected for multiple comparisons."""
     baseline = next((group for group in groups if group.values == ablation.baseline), None)
     if baseline is None:
         return {}
@@ -166,7 +166,7 @@ def comparisons(ablation: Ablation, groups: list[Group], name: str) -> dict[Key,
 
 
 def deciding_number(ablation: Ablation) -> str:
-    """ "metric/number" of what the ablation is decided by."""
+    """ "metric/number" of the number that decides the ablation."""
     return f"{ablation.metric}/{METRICS.facts(ablation.metric).headline}"
 
 
@@ -179,13 +179,13 @@ def number_columns(ablation: Ablation, groups: list[Group]) -> list[str]:
 
 
 def number_of(column: str) -> Number:
-    """What is known of a number "metric/number"."""
+    """The facts about a number "metric/number"."""
     metric, _, number = column.partition("/")
     return METRICS.facts(metric).number(number)
 
 
 def column_title(column: str) -> str:
-    """What stands above a column of "metric/number"; the arrow says which way is better."""
+    """The heading of a column for "metric/number"; an arrow shows which direction is better."""
     metric, _, number = column.partition("/")
     facts = METRICS.facts(metric)
     name = number if facts.also else metric
@@ -193,12 +193,12 @@ def column_title(column: str) -> str:
 
 
 def best_group(groups: Sequence[Group], column: str) -> Key | None:
-    """The group with the best mean; None where no mean is known."""
+    """The group with the best mean; None if no mean is known."""
     place = best([number_of(column).badness(group.estimate(column).mean) for group in groups])
     return None if place is None else groups[place].key
 
 
 def front(groups: Sequence[Group], column: str) -> list[bool]:
-    """Which groups nothing is both cheaper and better than."""
+    """For each group, whether no other group is both cheaper and better."""
     badness = [number_of(column).badness(group.estimate(column).mean) for group in groups]
     return pareto_front([group.evaluations for group in groups], badness)

@@ -1,9 +1,9 @@
-"""Become another program that ends with the process that started it, and keeps to some CPUs.
+"""Become another program that ends with the process that started it, and is restricted to some CPUs.
 
     python experiments/sweeps/child.py PARENT CPUS PROGRAM ARGUMENTS ...
 
-PARENT is the process number of the starter, CPUS a list with commas, or "" for all. A program of its own and not a
-function between fork and exec, because the starter has threads, whose locks a forked copy would inherit.
+PARENT is the process number of the starter, CPUS a list with commas, or "" for all. This is a separate program and not
+a function between fork and exec, because the starter has threads, whose locks a forked copy would inherit.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(parent: int, cpus: list[int], command: list[str]) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also when the parent is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even if the parent is killed
         if cpus:
             os.sched_setaffinity(0, cpus)
     if os.getppid() == parent:

@@ -1,8 +1,8 @@
-"""Whether the cells of an ablation are different experiments: what of a config training and sampling read.
+"""Checks that the cells of an ablation are different experiments, by what training and sampling read of a config.
 
-Two cells of one seed that train and sample alike are one experiment under two names, and what they compare is nothing.
-It happens where two values of an axis give one config, and where an axis sets a group that the chosen parts do not
-read: the time sampler of an objective that draws its times itself, the grid of a sampler of tokens.
+Two cells of one seed that train and sample alike are one experiment under two names, and comparing them means nothing.
+This happens if two values of an axis give the same config, or if an axis sets a group that the chosen parts do not
+read: the time sampler of an objective that draws its times itself, or the grid of a token sampler.
 """
 
 import inspect
@@ -26,11 +26,11 @@ from experiments.ground import workdir
 from experiments.ground.cli import flatten
 from experiments.ground.fields import ADAPTER
 
-_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields on which no number depends
+_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields that no number depends on
 
 
 class Cell(Protocol):
-    """What is asked of a cell, see `ablation.Cell`."""
+    """The needed properties of a cell, see `ablation.Cell`."""
 
     name: str
     label: str
@@ -40,10 +40,10 @@ class Cell(Protocol):
 
 
 def check_cells(path: Path, cells: Sequence[Cell], base: ConfigDict | None = None) -> None:
-    """Whether every cell of a seed is an experiment of its own; `base` is of the model that they start from.
+    """Check that every cell of a seed is a separate experiment; `base` is the config of the model that they start from.
 
     Raises:
-      UserError: two cells have one config, or differ in nothing that is read; or their files have one name.
+      UserError: two cells have the same config, differ in nothing that is read, or have files of the same name.
     """
     seen: dict[str, Cell] = {}
     models: dict[Any, Any] = {}
@@ -59,9 +59,9 @@ def check_cells(path: Path, cells: Sequence[Cell], base: ConfigDict | None = Non
 
 
 def standing_in(config: ConfigDict, base: ConfigDict | None) -> ConfigDict:
-    """The config of a cell with what it takes from the model of `base`, which need not be trained yet.
+    """The config of a cell combined with what it takes from the model of `base`, which need not be trained yet.
 
-    It builds the same parts but for the adapter, and starts from nothing.
+    It builds the same parts except the adapter, and starts from nothing.
     """
     if base is None:
         return config
@@ -77,7 +77,7 @@ def standing_in(config: ConfigDict, base: ConfigDict | None) -> ConfigDict:
 
 
 def _opened(config: ConfigDict, models: dict[Any, Any]) -> Experiment:
-    """What a config names; a model on disk, from which several start, is read once into `models`."""
+    """The experiment of a config; a model on disk that several configs start from is read once into `models`."""
     if not config.init.folder:
         return Experiment(config)
     place = (config.init.folder, config.train.dtype)
@@ -87,7 +87,7 @@ def _opened(config: ConfigDict, models: dict[Any, Any]) -> Experiment:
 
 
 def behaviour(config: ConfigDict, base: ConfigDict | None = None, models: dict[Any, Any] | None = None) -> str:
-    """A text that is equal for configs of which every number comes out equal: what is read, with its defaults.
+    """A text that is equal for configs which give equal numbers: everything that is read, with its defaults.
 
     Raises:
       UserError: the config names an unknown objective, or an unknown part of one.
@@ -113,20 +113,20 @@ def behaviour(config: ConfigDict, base: ConfigDict | None = None, models: dict[A
         sampling["grid"] = with_defaults(GRIDS, grid)
     rule = GUIDANCE.build(sampling["guidance"])
     sampling["guidance"] = "none" if rule.neutral else repr(rule)
-    del sampling["projection"], sampling["inversion"]  # which tasks read, and no evaluation does
+    del sampling["projection"], sampling["inversion"]  # read by tasks, and by no evaluation
     fields = flatten(ConfigDict(read))
     kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
 def with_defaults(registry: Registry, spec: Any) -> Any:
-    """A spec with all arguments of its factory, those that it leaves out as they are by default."""
+    """A spec with all arguments of its factory, where those that it leaves out have their defaults."""
     spec = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(spec, Mapping) or spec.get("name") not in registry:
         return spec
     arguments = inspect.signature(registry[spec["name"]]).parameters.values()
     defaults = {one.name: one.default for one in arguments if one.default is not inspect.Parameter.empty}
-    # As the spec of a config comes back from JSON: a tuple is a list there.
+    # In the form in which a config's spec comes back from JSON, where a tuple is a list.
     return json.loads(json.dumps({**defaults, **spec}, default=str))
 
 
@@ -152,5 +152,5 @@ def _why_alike(first: Cell, second: Cell, base: ConfigDict | None, models: dict[
 
 
 def _group(name: str) -> str:
-    """Of a field; the grid of sampling is one of its own."""
+    """The group of a field; the grid of sampling counts as its own group."""
     return "sampling.grid" if name.startswith("sampling.grid") else name.partition(".")[0]

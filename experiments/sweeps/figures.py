@@ -1,4 +1,4 @@
-"""The charts of an ablation: the deciding number, against cost or by value, and the curves of its trainings."""
+"""The charts of an ablation: the deciding number, against cost or by value, and the learning curves."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,13 +9,13 @@ from experiments.reports.charts import COLORS, Chart, Series
 from experiments.sweeps.ablation import Ablation
 from experiments.sweeps.cells import Group, Kind, column_title, kinds
 
-_PANELS = 9  # kinds of training whose curves a page of Markdown shows
-_GREY = 7  # the colour that is no colour
+_PANELS = 9  # most kinds of training whose curves a Markdown page shows
+_GREY = 7  # the neutral colour
 
 
 def drawn_over(axes: Mapping[str, Collection[str]], groups: Sequence[Group]) -> str:
-    """What the chart has below: network "evaluations", as lines, where another axis than the first is a number that
-    changes them; else the "first axis", with the others side by side; of one axis the "cells".
+    """The horizontal axis of the chart: network "evaluations", as lines, if another axis than the first is a number
+    that changes them; else the "first axis", with the others side by side; for a single axis the "cells".
     """
     first, *others = axes
     evaluations = [{g.evaluations for g in groups if g.values[first] == value} for value in axes[first]]
@@ -33,7 +33,7 @@ def _is_number(value: str) -> bool:
 
 
 def result_chart(ablation: Ablation, groups: Sequence[Group], name: str) -> Chart | None:
-    """The number `name` of the groups that have one, with its intervals; None where there is nothing to compare."""
+    """The number `name` of the groups that have it, with intervals; None if there is nothing to compare."""
     groups = [group for group in groups if math.isfinite(group.estimate(name).mean)]
     if len(groups) < 2:
         return None
@@ -44,7 +44,8 @@ def result_chart(ablation: Ablation, groups: Sequence[Group], name: str) -> Char
 
 
 def chart_over_evaluations(ablation: Ablation, groups: Sequence[Group], name: str) -> Chart | None:
-    """The number over network evaluations, a curve for each value of the first axis; None where these are all equal."""
+    """The number over network evaluations, with a curve for each value of the first axis; None if these are all
+    equal."""
     known = [g for g in groups if g.evaluations > 0 and math.isfinite(g.estimate(name).mean)]
     if len({group.evaluations for group in known}) < 2:
         return None
@@ -97,7 +98,7 @@ def _by_cell(ablation: Ablation, groups: Sequence[Group], name: str) -> Chart:
 def loss_charts(directory: Path, groups: Sequence[Group]) -> list[Chart]:
     """The losses of all trainings, named by the values of the axes; seeds of one kind share a colour.
 
-    Where there are more kinds than colours, a chart for each value of the first axis that tells them apart.
+    If there are more kinds than colours, there is a chart for each value of the first axis that distinguishes them.
     """
     found = kinds(groups)
     split: dict[str, list[tuple[Kind, str]]] = {}
@@ -121,8 +122,8 @@ def loss_charts(directory: Path, groups: Sequence[Group]) -> list[Chart]:
 
 
 def error_charts(directory: Path, groups: Sequence[Group]) -> list[Chart]:
-    """A panel for each kind of training, with its seeds: squared errors, and, where the loss is no other number, that
-    of held-out data, dashed. None where there is nothing to compare, or more than fit.
+    """A panel for each kind of training, with its seeds: squared errors and, if the loss is the same number, the
+    held-out loss, dashed. None if there is nothing to compare, or more than fits.
     """
     found = kinds(groups)
     if not 1 < len(found) <= _PANELS:

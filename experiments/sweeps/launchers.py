@@ -1,9 +1,9 @@
-"""Where the trainings of an ablation run: on this machine, on a Ray cluster, or under Slurm.
+"""The places where an ablation's trainings run: this machine, a Ray cluster, or Slurm.
 
-A job is a few commands, one after the other. Each goes on where it was and repeats nothing, so a job that is lost with
-its machine is simply started again, there or elsewhere. Machines share the workdir and this code under the same paths.
-Scheduling, queues and retries are those of Ray (https://docs.ray.io) and of Slurm by way of submitit
-(https://github.com/facebookincubator/submitit); both are optional: `pip install -e '.[ray]'`, `'.[slurm]'`.
+A job is a few commands, one after the other. Each continues where it was and repeats nothing, so a job that is lost
+with its machine is simply started again, there or elsewhere. Machines share the workdir and this code under the same
+paths. Ray (https://docs.ray.io), or Slurm through submitit (https://github.com/facebookincubator/submitit), does
+scheduling, queues and retries; both are optional: `pip install -e '.[ray]'`, `'.[slurm]'`.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ class Job:
 
 
 class Launcher:
-    """Runs jobs to their end."""
+    """Runs jobs until they end."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[str]:
-        """The names of the jobs as they end.
+        """Run the jobs, and yield their names as they end.
 
         Raises:
-          RunError: a job failed; those that run elsewhere are told to stop.
+          RunError: a job failed; jobs that run elsewhere are told to stop.
         """
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ LAUNCHERS: Registry[Launcher] = Registry("launcher")
 @LAUNCHERS.register("local")
 @dataclasses.dataclass(frozen=True)
 class Local(Launcher):
-    """This machine: `jobs` at once, each with its share of the CPUs; they end with this process, however it ends."""
+    """This machine: `jobs` at once, each with its share of the CPUs; they end with this process in any case."""
 
     jobs: int = 1
 
@@ -85,9 +85,9 @@ class Ray(Launcher):
     """A Ray cluster; a job whose node is lost starts again on another one.
 
     Attributes:
-      address: of the cluster; "auto" is the one that this machine belongs to.
-      cpus, gpus, tpus: that a job takes.
-      retries: after the loss of a node or of a worker; -1 is always again.
+      address: address of the cluster; "auto" is the one that this machine belongs to.
+      cpus, gpus, tpus: resources of a job.
+      retries: retries after the loss of a node or of a worker; -1 means without limit.
     """
 
     address: str = "auto"
@@ -139,9 +139,9 @@ class Slurm(Launcher):
     """Slurm, by submitit: one Slurm job each, queued again after preemption or a timeout.
 
     Attributes:
-      folder: where submitit keeps what the jobs print.
-      cluster: "slurm"; "local" runs the same jobs as processes of this machine, to try it out.
-      options: of submitit, for example {"slurm_partition": "gpu", "timeout_min": 240, "gpus_per_node": 1}.
+      folder: folder in which submitit keeps the output of jobs.
+      cluster: "slurm"; "local" runs the same jobs as processes of this machine, for trying it out.
+      options: options of submitit, for example {"slurm_partition": "gpu", "timeout_min": 240, "gpus_per_node": 1}.
     """
 
     folder: str = "runs/slurm"
@@ -188,7 +188,7 @@ class Requeued:
         run_job(self.job)
 
     def checkpoint(self) -> Any:
-        """What submitit queues again when the job is preempted or runs out of time."""
+        """The job that submitit queues again after preemption or a timeout."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -199,11 +199,11 @@ def run_job(job: Job, cpus: Sequence[int] = (), stop: threading.Event | None = N
 
     Args:
       job: the commands.
-      cpus: those that the processes may use; all by default.
-      stop: when it is set, the process under way is told to stop, and no other one begins.
+      cpus: CPUs that the processes may use; by default all.
+      stop: when it is set, the running process is told to stop, and no other one is started.
 
     Raises:
-      RunError: one of them failed, and has said why; or the job was stopped.
+      RunError: one of them failed, and has printed the reason; or the job was stopped.
     """
     stop = stop or threading.Event()
     for module, *arguments in job.commands:
@@ -223,7 +223,7 @@ def run_job(job: Job, cpus: Sequence[int] = (), stop: threading.Event | None = N
 
 
 def _wait(process: subprocess.Popen, stop: threading.Event) -> int:
-    """The exit code of a process, which is told to stop when `stop` is set: a training then saves."""
+    """The exit code of a process, which is told to stop when `stop` is set; a training then saves."""
     while not stop.is_set():
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_SECONDS)
@@ -244,12 +244,12 @@ def _require_text(launcher: str, name: str, value: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Of this process, with this code to be found from any directory, also one that has an `experiments` of its own."""
+    """This process's environment, with this code on the path, even in a directory that has its own `experiments`."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = dict.fromkeys([str(ROOT), *filter(None, paths)])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def _cause(error: Exception) -> str:
-    """The last line of an error that came from another machine."""
+    """The last line of an error from another machine."""
     return str(error).strip().splitlines()[-1][:300]

@@ -1,4 +1,4 @@
-"""The table of an ablation's results, and how its numbers are written."""
+"""The table of an ablation's results, and the format of its numbers."""
 
 import dataclasses
 import math
@@ -10,16 +10,17 @@ from experiments.sweeps.cells import Group, Key, best_group, column_title, front
 from experiments.sweeps.statistics import Comparison, Estimate
 
 AGAINST = ("against the baseline", "p (Holm)")
-"""Titles of the columns that compare with the baseline."""
+"""Titles of the columns with comparisons to the baseline."""
 _SIGNIFICANT = 0.05
 
 
 def results_table(ablation: Ablation, groups: list[Group], columns: list[str], tests: dict[Key, Comparison]) -> Table:
-    """A row for each group: its values, network evaluations, numbers, and the deciding one against the baseline.
+    """A row for each group: its values, network evaluations, numbers, and the deciding number compared with the
+    baseline.
 
     Args:
-      ablation: what was run.
-      groups: what is done.
+      ablation: the ablation.
+      groups: its finished groups.
       columns: names of the numbers, the deciding one first.
       tests: the comparisons with the baseline, by group.
     """
@@ -57,19 +58,19 @@ def _against(group: Group, ablation: Ablation, tests: dict[Key, Comparison]) -> 
 
 
 def p_text(test: Comparison) -> str:
-    """The corrected p-value; of several seeds without one, that there is no test."""
+    """The corrected p-value; for several seeds without one, a note that there is no test."""
     if math.isfinite(test.corrected):
         return format_number(float(f"{test.corrected:.2g}"))
     return "n/a" if test.difference.count > 1 else "–"
 
 
 def number_text(value: float) -> str:
-    """A number, or that it is not known."""
+    """A number, or a sign that it is not known."""
     return format_number(value) if math.isfinite(value) else "–"
 
 
 def interval_text(estimate: Estimate) -> str:
-    """Mean ± half of the interval, or that it is not known."""
+    """Mean ± half of the interval, or a sign that it is not known."""
     if not math.isfinite(estimate.mean):
         return "–"
     mean = format_number(float(f"{estimate.mean:.4g}"))

@@ -1,8 +1,8 @@
-"""Where the numbers of an ablation come from, and what has changed since: kept in its results.json, said on its page.
+"""The origin of an ablation's numbers, and what has changed since: stored in its results.json, shown on its page.
 
-A result promises this. The same commit, on the same kind of machine with the same versions, gives the same bits. On
-another machine, or after a change of the code that alters the order of a sum, rounding differs, and a training carries
-that on: what is repeated then is that a number lies within the 95% interval of its row.
+A result makes this promise. The same commit, on the same kind of machine with the same versions, gives the same bits.
+On another machine, or after a code change that alters the order of a sum, rounding differs, and training amplifies
+that; a number then counts as repeated if it lies within the 95% interval of its row.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ CODE = (
     *("diffusion_jax", "experiments/ground/fields.py"),
     *("configs/digits_unet.py", "configs/objectives.py", "configs/fashion_mnist_unet.py"),
 )
-"""What the numbers of the ablations here are computed by, besides the runner."""
+"""The code that computes the numbers of the ablations here, besides the runner."""
 PROMISE = [
     "The same commit gives the same bits on the same kind of machine with the same versions. Elsewhere rounding",
     "differs, and training carries that on: a number is repeated when it lies within the 95% interval of its row.",
 ]
-_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.", "seed")  # fields on which no number of a cell depends
+_NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.", "seed")  # fields that no number of a cell depends on
 _TAIL = "Numbers by seed: "
 
 
 def config_fields(ablation: Ablation) -> dict[str, Any]:
-    """What every cell starts from, by field, as it comes back from JSON."""
+    """The config that every cell starts from, by field, in the form in which JSON returns it."""
     fields = flatten(ConfigDict(workdir.to_json(ablation.cells[0].base)))
     return _numbers_depend_on(fields)
 
@@ -49,17 +49,17 @@ def _numbers_depend_on(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell_fields(ablation: Ablation) -> dict[str, Any]:
-    """What each cell changes, by its label."""
+    """The changes of each cell, by its label."""
     return json.loads(json.dumps({cell.label: dict(cell.overrides) for cell in ablation.cells}, default=str))
 
 
 def digest(fields: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
-    """Of all that an ablation's numbers depend on but the code."""
+    """A hash of everything that an ablation's numbers depend on, except the code."""
     return hashlib.sha256(json.dumps([fields, cells], sort_keys=True).encode()).hexdigest()
 
 
 def made(ablation: Ablation, directory: Path) -> dict[str, Any]:
-    """Where the numbers come from: commit, versions and machine of one training, as all have the same; the config."""
+    """The origin of the numbers: commit, versions and machine of one training, if all have the same; the config."""
     fields, cells = config_fields(ablation), cell_fields(ablation)
     found: dict[str, Any] = {}
     for training in ablation.trainings():
@@ -72,7 +72,7 @@ def made(ablation: Ablation, directory: Path) -> dict[str, Any]:
 
 
 def config_changes(made: Mapping[str, Any], ablation: Ablation) -> list[str]:
-    """The fields in which an ablation's config differs from the one that its numbers were made with."""
+    """The fields in which an ablation's config differs from the config of its numbers."""
     fields, cells = config_fields(ablation), cell_fields(ablation)
     defaults = _numbers_depend_on(workdir.defaults())
     before = {
@@ -101,7 +101,7 @@ def config_state(made: Mapping[str, Any], ablation: Ablation) -> str:
 
 
 def code_state(commit: str | None) -> str:
-    """One sentence about the code, as git knows it; "" where it knows nothing of that commit."""
+    """One sentence about the code, from git; "" if git does not know that commit."""
     changed = _git("diff", "--name-only", str(commit).removesuffix("-dirty"), "--", *CODE)
     head = _git("rev-parse", "--short=12", "HEAD")
     if changed is None or head is None:
@@ -129,7 +129,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def tail(name: str, made: Mapping[str, Any], ablation: Ablation) -> list[str]:
-    """The last lines of a page: where the numbers are, where they come from, what they promise, what has changed."""
+    """The last lines of a page: the place of the numbers, their origin, their promise, and what has changed."""
     where = f"{_TAIL}[{name}/results.json]({name}/results.json)."
     if made.get("commit"):
         where += f" Made at commit {made['commit']} with jax {made['jax']} on {made['devices']}."
@@ -138,10 +138,10 @@ def tail(name: str, made: Mapping[str, Any], ablation: Ablation) -> list[str]:
 
 
 def refresh(path: Path) -> None:
-    """Write the last lines of a page again, as they are true now.
+    """Update the last lines of a page.
 
     Raises:
-      UserError: the page, or the numbers or the config that belong to it, are missing or damaged.
+      UserError: the page, or its numbers or config, are missing or damaged.
     """
     results = read_json(path.with_suffix("") / "results.json")
     lines = read_text(path).split("\n")
@@ -154,5 +154,5 @@ def refresh(path: Path) -> None:
 
 
 def shown_path(path: Path) -> str:
-    """A path as one types it in the repository."""
+    """A path relative to the repository."""
     return re.sub(r"^.*(?=\bconfigs/)", "", path.as_posix())

@@ -1,4 +1,4 @@
-"""The results of an ablation as a page of Markdown with its pictures and numbers, to be kept in a repository."""
+"""The results of an ablation as a Markdown page with its pictures and numbers, for a repository."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from experiments.sweeps.origin import made, shown_path, tail
 
 
 def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
-    """Write `path`, and beside it, under its name, chart.png, curves.png, samples.png and results.json.
+    """Write `path`, and beside it, in a folder of its name, chart.png, curves.png, samples.png and results.json.
 
     Raises:
-      UserError: no cell is done.
+      UserError: no cell is finished.
     """
     groups = read(ablation, directory)
     if not groups:
@@ -83,7 +83,7 @@ def write_page(ablation: Ablation, directory: Path, path: Path) -> Path:
 
 
 def _samples(directory: Path, groups: list[Group], path: Path) -> bool:
-    """The first row of each group's picture, one below the other, each with its label; False where there is none."""
+    """The first row of each group's picture, one below the other, with labels; False if there is none."""
     strips, labels = [], []
     for group in groups:
         source = directory / "cells" / f"{group.cells[min(group.cells)].name}.png"

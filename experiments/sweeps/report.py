@@ -1,4 +1,4 @@
-"""The results of an ablation as a page, a table for a spreadsheet, one for LaTeX, and JSON."""
+"""The results of an ablation as a page, as a table for a spreadsheet and one for LaTeX, and as JSON."""
 
 import html
 import json
@@ -19,7 +19,7 @@ from experiments.sweeps.statistics import Comparison
 
 
 def write_reports(ablation: Ablation, directory: Path) -> Path:
-    """Write results.csv, results.json, results.tex and report.html from the cells that are done; the page's path."""
+    """Write results.csv, results.json, results.tex and report.html for the finished cells; returns the page's path."""
     groups = read(ablation, directory)
     columns = number_columns(ablation, groups)
     tests = comparisons(ablation, groups, deciding_number(ablation))
@@ -143,7 +143,7 @@ def _differences(groups: list[Group]) -> str:
 
 
 def _cost(directory: Path, groups: list[Group]) -> str:
-    """Time that trainings took, from the speeds they logged; network evaluations that sampling took."""
+    """Time of the trainings, from their logged speeds, and network evaluations of sampling."""
     rows, total = [], 0.0
     for kind in kinds(groups):
         for seed, (training, config) in kind.trainings.items():

@@ -1,7 +1,7 @@
-"""Numbers of an ablation: means with confidence intervals, and comparisons with the baseline that may be defended.
+"""Statistics of an ablation: means with confidence intervals, and sound comparisons with the baseline.
 
-Seeds are pairs: a cell and the baseline with one seed share data order and noise, so the paired t-test is the test. Of
-many comparisons some come out small by chance; p-values are corrected by Holm's method (1979) over all of them.
+Seeds are pairs: a cell and the baseline with the same seed share data order and noise, so the paired t-test applies.
+Among many comparisons some are small by chance; p-values are corrected by Holm's method (1979) over all of them.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.95
-_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of values that come out of float32
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # rounding of values computed in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A mean over `count` seeds and the half-width of its 95% interval by Student's t.
 
-    Values that are not finite do not count. The half-width is nan for one seed, and the mean besides for none.
+    Values that are not finite are ignored. The half-width is nan for one seed; for none, the mean is nan too.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """From the values of the seeds."""
+        """Compute the estimate from the values of the seeds."""
         values = np.asarray(values, float)
         values = values[np.isfinite(values)]
         if len(values) < 2:
@@ -39,13 +39,13 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A cell against the baseline, over the seeds that both have.
+    """A cell compared with the baseline, over the seeds that both have.
 
     Attributes:
       difference: cell minus baseline.
-      p: of the paired t-test, before the correction; nan for fewer than two seeds, and for differences that are equal
-        but for rounding: their spread, on which the test and the interval rest, is none of the experiment's.
-      corrected: by Holm's method over all comparisons of a table.
+      p: p-value of the paired t-test, before the correction; nan for fewer than two seeds, and for differences that are
+        equal up to rounding, whose spread does not come from the experiment.
+      corrected: the p-value corrected by Holm's method over all comparisons of a table.
     """
 
     difference: Estimate
@@ -54,7 +54,7 @@ class Comparison:
 
 
 def compare(cell: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """From the values by seed; None when no seed is common. Values that are not finite do not count."""
+    """Compare values by seed; None if no seed is common. Values that are not finite are ignored."""
     pairs = [(cell[seed], baseline[seed]) for seed in sorted(set(cell) & set(baseline))]
     pairs = np.array([pair for pair in pairs if np.isfinite(pair).all()], float).reshape(-1, 2)
     if not len(pairs):
@@ -66,7 +66,7 @@ def compare(cell: Mapping[int, float], baseline: Mapping[int, float]) -> Compari
 
 
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same with corrected p-values; those that have no p-value do not count."""
+    """The comparisons with corrected p-values; those without a p-value are ignored."""
     known = [i for i, one in enumerate(comparisons) if math.isfinite(one.p)]
     corrected = list(comparisons)
     worst = 0.0
@@ -77,15 +77,15 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def best(badness: Sequence[float]) -> int | None:
-    """The place of the least badness (`Number.badness`); None where no value is known."""
+    """The index of the least badness (`Number.badness`); None if no value is known."""
     known = [i for i, bad in enumerate(badness) if math.isfinite(bad)]
     return min(known, key=lambda i: badness[i], default=None)
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float], *, lower: bool = True) -> list[bool]:
-    """Whether no other point is at least as cheap and at least as good, and better in one of the two.
+    """For each point, whether no other point is at least as cheap and at least as good, and better in one of the two.
 
-    A point of which the cost or the value is not finite is not on the front, and keeps no other away from it.
+    A point whose cost or value is not finite is not on the front, and displaces no other point.
     """
     sign = 1.0 if lower else -1.0
     points = [(cost, sign * value) for cost, value in zip(costs, values, strict=True)]

@@ -1,7 +1,7 @@
-"""Ablations of students: one of the cells teaches the others of its seed, and is trained before them.
+"""Ablations of students: one of the cells teaches the others of the same seed, and is trained before them.
 
-Until a teacher is trained its students can be checked against what describes it, its config and its data: a folder that
-holds these two stands instead of its run, and goes when the process ends.
+Until a teacher is trained, its students are checked against its description, which is its config and its data. A folder
+with these two replaces its run, and is removed when the process ends.
 """
 
 import atexit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def with_teachers(path: Path, cells: Sequence["Cell"], named: tuple[str, str]) -> list["Cell"]:
-    """The cells, those that are taught with the name of the training of their teacher.
+    """The cells; taught cells get the name of their teacher's training.
 
     Args:
       path: the file of the ablation.
@@ -30,7 +30,7 @@ def with_teachers(path: Path, cells: Sequence["Cell"], named: tuple[str, str]) -
       named: axis and value of the teacher's cells.
 
     Raises:
-      UserError: the teacher's cells are of several trainings, or its training learns from a teacher itself.
+      UserError: the teacher's cells belong to several trainings, or its training itself has a teacher.
     """
     axis, value = named
     teachers: dict[int, Cell] = {}
@@ -51,7 +51,7 @@ def with_teachers(path: Path, cells: Sequence["Cell"], named: tuple[str, str]) -
 
 
 def described(cell: "Cell") -> Path:
-    """A folder with the config and the data of a training that there is not yet."""
+    """A folder with the config and the data of a training that does not exist yet."""
     config = cell.training_config
     folder = Path(tempfile.mkdtemp(prefix="teacher_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

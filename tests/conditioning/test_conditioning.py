@@ -138,7 +138,7 @@ def test_a_probability_may_be_traced():
 def test_what_does_not_fit_is_named():
     takes = {"label": ConditionSpec(dtype="int32", num_values=6)}
     Conditioning(parts=TWO[:1]).check(takes)
-    with pytest.raises(UserError, match="told label, and nothing gives it"):
+    with pytest.raises(UserError, match="takes label, but no conditioner fills it"):
         Conditioning().check(takes)
     with pytest.raises(UserError, match="augment is given, but the network takes label"):
         Conditioning(parts=(TWO[0], TWO[2])).check(takes)

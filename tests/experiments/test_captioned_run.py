@@ -204,5 +204,5 @@ def test_a_run_with_a_frozen_encoder_of_texts_is_loaded(command, config_file, tm
     found, own = (one.conditions(params, raw, 2)["context"] for one in (model, experiment.model))
     np.testing.assert_array_equal(found, own)
     save_file({name: value + 1 for name, value in tensors().items()}, encoder / "model.safetensors")
-    with pytest.raises(UserError, match="trained with another conditioning/context than that which is in"):
+    with pytest.raises(UserError, match="trained with another conditioning/context than the one in"):
         load_model(workdir)

@@ -71,7 +71,7 @@ def test_one_channel_is_three_equal_ones(params):
 @pytest.mark.parametrize("shape", [(16, 16, 2), (16, 8, 3)])
 def test_images_that_can_not_be_compared(shape):
     images = jnp.zeros((1, *shape))
-    with pytest.raises(UserError, match="one or three channels and 16x16 pixels or more"):
+    with pytest.raises(UserError, match="one or three channels and at least 16x16 pixels"):
         lpips(init_lpips(jax.random.key(0)), images, images)
 
 

@@ -286,7 +286,7 @@ def test_numbers_of_numpy_become_plain_ones(data):
 
 
 def test_a_metric_of_the_model_is_not_asked_about_samples(data):
-    with pytest.raises(UserError, match="bits_per_dim: of the model itself"):
+    with pytest.raises(UserError, match="bits_per_dim: measures the model itself"):
         evaluate_all(["bits_per_dim"], data["samples"], train=data["train"], test=data["test"])
 
 

@@ -172,7 +172,7 @@ def test_damage_is_what_it_says():
 def test_a_card_needs_prompts():
     with pytest.raises(UserError, match="two prompts or more, not 1"):
         calibration.calibrate({"word_accuracy": metric_of("word_accuracy")}, SUITE, 1)
-    with pytest.raises(UserError, match="nearest_neighbours: of no prompts"):
+    with pytest.raises(UserError, match="nearest_neighbours: reads no prompts"):
         calibration.calibrate({"nearest_neighbours": METRICS.build("nearest_neighbours")}, SUITE, 8)
 
 

@@ -59,7 +59,7 @@ def other_part(folder):
         (lambda folder: (folder / "model.json").write_text("{}"), "describes no model"),
         (lambda folder: (folder / "model.json").write_text("[]"), "model.json"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors"),
-        (lambda folder: (folder / "model.json").unlink(), "does not say what network|holds no"),
+        (lambda folder: (folder / "model.json").unlink(), "does not name its network|holds no"),
     ],
 )
 def test_damage_is_one_line(saved, damage, message):

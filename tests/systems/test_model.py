@@ -53,5 +53,5 @@ def test_parts_that_do_not_fit_are_named():
         Model(data=PIXELS, network=mlp(), process=tokens, conditioning=LABELS)
     with pytest.raises(UserError, match=r"Parameterization is of pixels or latents, and Values .* tokens"):
         Model(data=PIXELS, codec=Values(num_values=4), network=mlp(), process=FLOW, conditioning=LABELS)
-    with pytest.raises(UserError, match="told label, and nothing gives it"):
+    with pytest.raises(UserError, match="takes label, but no conditioner fills it"):
         Model(data=PIXELS, network=mlp(), process=FLOW)

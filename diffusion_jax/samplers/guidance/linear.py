@@ -10,7 +10,7 @@ the unconditional prediction stands
     negative        what the sample shall not be
     autoguidance    a smaller or less trained network (Karras et al. 2024, arXiv:2406.02507)
 
-and a network that is told of a picture and of a text has two scales (Brooks et al. 2022, arXiv:2211.09800, eq. 3):
+and a network that takes a picture and a text has two scales (Brooks et al. 2022, arXiv:2211.09800, eq. 3):
 
     (2)   guided = nothing + image_scale (image - nothing) + scale (both - image).
 """

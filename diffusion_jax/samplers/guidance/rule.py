@@ -1,4 +1,4 @@
-"""The frame of guidance: what a rule asks of a network, and how its answer becomes a denoiser that samplers may ask.
+"""The base class of guidance rules, and the denoiser of a rule, which samplers evaluate.
 
 A rule combines several predictions for one xt. `asks` says of each evaluation of the network which slots it is not
 told: ({}, {"label"}) are the conditional and the unconditional prediction. All of them come from one call of the
@@ -40,10 +40,10 @@ class Rule:
     """How several predictions become one.
 
     Attributes:
-      scale: how far to lean; 1 is the conditional prediction.
+      scale: strength of guidance; 1 is the conditional prediction.
       interval: (low, high), guidance only at noise levels sigma / alpha in (low, high]; () is everywhere (Kynkaanniemi
         et al. 2024, arXiv:2404.07724). Outside only the conditional prediction is evaluated.
-      rescale: the share by which the deviation of x0 is brought back to that of the conditional x0 (Lin et al. 2023,
+      rescale: the fraction by which the deviation of x0 is brought back to that of the conditional x0 (Lin et al. 2023,
         arXiv:2305.08891, who take 0.7); 0 is not at all.
       reuse: steps for which the difference to the conditional prediction is kept, as a velocity, once it is evaluated;
         the others ask the network once (as in FasterCache, Lv et al. 2024, arXiv:2410.19355, but for its weights).
@@ -51,17 +51,17 @@ class Rule:
     `others` names the predictions beside the network's own that the rule needs, in the order in which it is given them.
 
     Raises:
-      UserError: an interval that is none, or a reuse of what is no plain difference.
+      UserError: the interval is not one, or the rule with reuse is not a plain difference.
     """
 
     others: ClassVar[tuple[str, ...]] = ()
     of_pixels: ClassVar[bool] = False
-    """Whether the rule counts on x0 within [-1, 1]."""
+    """Whether the rule expects x0 within [-1, 1]."""
     negative: ClassVar[str | int] = ""
-    """What replaces the null condition, as a person says it; "" where nothing does."""
+    """What replaces the null condition, as a person writes it; "" for nothing."""
     guide: ClassVar[str] = ""
     guide_ema: ClassVar[str] = ""
-    """Where the worse network is, and which average of its parameters, where the rule needs one."""
+    """The place of the worse network and the average of its parameters, if the rule needs one."""
 
     scale: Scale = 1.0
     interval: Annotated[tuple[float, ...], Bounds(low=0, infinite=True)] = ()
@@ -86,7 +86,7 @@ class Rule:
 
     @property
     def can_be_told(self) -> bool:
-        """Whether the scale alone says all, so that a network with guidance embedded can be told it (`Model`)."""
+        """Whether the scale alone determines the rule, so that it can be an input of a network (`Model`)."""
         return self.neutral
 
     @property
@@ -108,12 +108,12 @@ class Rule:
         return 1 if self.neutral else len(self.asks(asked)) + len(self.others)
 
     def check(self, asked: Sequence[str], data: DataSpec, *, is_flow_map: bool = False) -> None:
-        """Hold the rule against a model.
+        """Check the rule against a model.
 
         Args:
           asked: the slots of the network that may be null.
           data: the form of what is diffused.
-          is_flow_map: whether the sampler asks the network for two times.
+          is_flow_map: whether the sampler gives the network two times.
 
         Raises:
           UserError: the rule does not fit; the message names both sides.
@@ -140,10 +140,10 @@ class Rule:
             raise UserError(f"guidance {name} counts on pixels within [-1, 1], what is diffused is {data.kind}")
 
     def check_sampler(self, sampler: Sampler, grid: TimeGrid) -> None:
-        """Hold the rule against a sampler and its grid.
+        """Check the rule against a sampler and its grid.
 
         Raises:
-          UserError: the sampler can carry no memory, or asks more often than the rule counts.
+          UserError: the sampler cannot carry a memory, or has more evaluations per step than the rule expects.
         """
         if self.remembers:
             require_memory(sampler)
@@ -161,11 +161,11 @@ class Rule:
         return dataclasses.replace(found, x0=rescaled(found.x0, predictions[0].x0, self.rescale))
 
     def lean(self, *predictions: Any, memory: Array | None) -> Any:
-        """The same before `rescale`; a member gives this."""
+        """The same before `rescale`; subclasses define this."""
         raise NotImplementedError
 
     def first_memory(self, x: Float[Array, "batch ..."]) -> Any:
-        """What a rule that remembers begins with."""
+        """The memory at the start, for a rule that has one."""
         return {"step": jnp.int32(0), "difference": jnp.zeros_like(x)} if self.reuse > 1 else jnp.zeros_like(x)
 
     def remember(self, *predictions: Any, memory: Array) -> Array:
@@ -197,7 +197,7 @@ class NoGuidance(Rule):
     """The conditional prediction.
 
     Raises:
-      UserError: a scale, an interval or a rescale, which would be ignored.
+      UserError: a scale, an interval or a rescale is given, which would be ignored.
     """
 
     def __post_init__(self):
@@ -224,14 +224,14 @@ def guided(
     asked: Sequence[str] | None = None,
     others: Mapping[str, Denoiser] | None = None,
 ) -> Denoiser:
-    """The denoiser of a rule, for conditions that are bound.
+    """The denoiser of a rule, for given conditions.
 
     Args:
-      rule: how predictions become one.
+      rule: the rule of guidance.
       denoise: (xt, t, conditions) -> Prediction, or logits.
-      conditions: what the network is told, each [batch, ...].
-      schedule: of the noise; needed for an interval, and by rules that are not linear.
-      null: what the network is told where nothing is asked, or a negative condition; of the structure of `conditions`.
+      conditions: the network's conditions, each [batch, ...].
+      schedule: the noise schedule; needed for an interval, and by rules that are not linear.
+      null: the null conditions, or a negative condition; of the structure of `conditions`.
       asked: the slots that may be null; by default all.
       others: further denoisers by name, see `Rule.others`.
 
@@ -287,7 +287,7 @@ def _require_schedule(rule: Rule, schedule: NoiseSchedule | None) -> None:
 def _told(
     rule: Rule, conditions: Conditions, null: Conditions | None, asked: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """What the network is told in each evaluation."""
+    """The network's conditions in each evaluation."""
     asks = rule.asks(tuple(null or {}) if asked is None else asked)
     if not null and len(rule.asks(("a slot",))) > 1:
         raise UserError(
@@ -305,7 +305,7 @@ def _told(
 def _evaluate(
     denoise: ConditionalDenoiser, stacked: Conditions, count: int, xt: Array, t: Array, *s: Array
 ) -> list[Any]:
-    """The predictions for `count` sets of conditions, whose rows take turns, from one call."""
+    """The predictions for `count` sets of conditions with interleaved rows, from one call."""
     if count == 1:
         return [denoise(xt, t, stacked, *s)]
 
@@ -394,14 +394,14 @@ def network_evaluations(
     """Evaluations of networks for one sample (NFE).
 
     Args:
-      rule: how it is guided.
+      rule: the rule of guidance.
       asked: the slots of the network that may be null.
-      evaluations: of the denoiser, by the sampler.
-      schedule: of the noise; only a rule with an interval needs it.
+      evaluations: number of the sampler's evaluations of the denoiser.
+      schedule: the noise schedule; only a rule with an interval needs it.
       times: the times at which the sampler asks the denoiser; only a rule with an interval needs them.
     """
     each = rule.evaluations(asked)
-    if rule.reuse > 1 and each > 1:  # of a sampler with one evaluation a step, as `Setting.check` wants it
+    if rule.reuse > 1 and each > 1:  # for a sampler with one evaluation a step, as `Setting.check` requires
         return evaluations + (each - 1) * -(-evaluations // rule.reuse)
     if each == 1 or not rule.interval:
         return each * evaluations

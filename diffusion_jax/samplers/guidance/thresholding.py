@@ -24,7 +24,7 @@ class DynamicThreshold(ClassifierFree):
     """Classifier-free guidance whose x0 becomes eq. (1).
 
     Attributes:
-      percentile: share of the numbers of an example that are not cut.
+      percentile: fraction of an example's numbers that are not cut.
       least: the range of the data: x0 within it is left as it is.
 
     Raises:
