@@ -135,8 +135,8 @@ class Loop:
         return layout.to_canonical(running)
 
     def _compile(self, state: training.TrainState, start: int) -> tuple[Any, Any]:
-        """The state in the form of the step, and the step compiled for pictures of every bucket; what a checkpoint needs
-        is compiled too."""
+        """The state in the form of the step, and the step compiled for pictures of every bucket; the parts of a
+        checkpoint are compiled too."""
         began = time.perf_counter()
         running = self.layout.from_canonical(state)
         rows = self.config.train.batch_size // self.layout.host_count
