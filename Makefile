@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart text-to-image test test-slow test-tpu lint docs install install-dev clean help
+.PHONY: quickstart text-to-image test test-slow test-tpu lint types docs pages site notebooks install install-dev clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,8 +36,19 @@ test-tpu:  ## what the TPU compiler makes of configs, in an environment of its o
 lint: install-dev  ## style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
-docs: install  ## the pages that are made from the code: all fields of a config, what has changed since the results
+types: install-dev  ## the type checker over diffusion_jax/
+	$(RUN) mypy
+
+docs: pages site  ## the pages that are made from the code, and the site of all pages, in site/
+
+pages: install  ## the pages that are made from the code: all fields of a config, what has changed since the results
 	$(RUN) experiments.params --fields && $(RUN) experiments.results
+
+site: $(VENV)/installed-docs  ## the site of docs/, with a reference from the docstrings, in site/; no link is broken
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict $(ARGS)
+
+notebooks: $(VENV)/installed-notebooks  ## run docs/notebooks, each from its first cell to its last, and keep what they show
+	$(VENV)/bin/jupyter-execute --inplace docs/notebooks/*.ipynb
 
 install: $(VENV)/installed  ## the virtual environment, in $(VENV)
 install-dev: $(VENV)/installed-dev
@@ -57,9 +68,13 @@ $(VENV)/installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs $(VENV)/installed-notebooks: $(VENV)/installed-%: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@ $(VENV)/installed
+
 $(VENV)/installed-tpu: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
 	@touch $@
 
 clean:  ## remove the virtual environment and caches, not data or runs
-	rm -rf $(VENV) $(VENV)-tpu build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu build site *.egg-info .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).parent
 RUNNER = "diffusion_jax._runner"  # where an installation keeps what has a general name: see diffusion_jax/console.py
+NOTEBOOKS = ["nbclient>=0.10", "ipykernel>=6"]  # to run docs/notebooks
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "diffusion_jax" / "__init__.py").read_text())[1]
 
 setup(
@@ -74,6 +75,8 @@ setup(
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "emoji": ["resvg-py>=0.5"],
         "judges": ["rapidocr>=3.8", "onnxruntime>=1.20"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "gcsfs", "gcp-storage-emulator"],
+        "notebooks": NOTEBOOKS,
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "mkdocs-jupyter>=0.25"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "mypy>=2", "gcsfs", "gcp-storage-emulator", *NOTEBOOKS],
     },
 )

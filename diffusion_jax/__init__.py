@@ -3,18 +3,21 @@
 import diffusion_jax as dj
 
 model, params = dj.load_model("runs/digits")
+dj.sample(model, params, labels=[3, 7], guidance_scale=1.5)
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Pipeline", "__version__", "generate", "load_model", "save_model"]
+__all__ = ["Model", "Pipeline", "Samples", "__version__", "load_model", "sample", "save_model", "train_step"]
 
 _FROM = {
     "load_model": "loading",
     "save_model": "systems",
     "Model": "systems",
-    "generate": "tasks",
+    "Samples": "data.samples",
+    "sample": "tasks",
+    "train_step": "training",
     "Pipeline": "pipelines",
 }
 

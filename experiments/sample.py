@@ -280,7 +280,7 @@ def rows_of(experiment: Experiment, label: str | None) -> dict[str, np.ndarray]:
             continue
         if not experiment.num_classes:
             raise UserError(f"--{flag} needs a class-conditional network; this one has no classes")
-        rows = requests.asked_rows(experiment.conditioning, value)
+        rows = experiment.conditioning.said(value)
         given |= {f"{begin}{name}": row for name, row in rows.items()}
     return given
 

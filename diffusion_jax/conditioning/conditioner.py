@@ -35,11 +35,12 @@ Form = tuple[tuple[int, ...], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-    """Maps raw fields of a batch to slots of a network; `encoder` is the network that reads texts, if there is one, and
-    `pictures` the one that reads pictures."""
+    """Maps raw fields of a batch to slots of a network; `encoder` is the network that reads texts, if there is one,
+    `pictures` the one that reads pictures, and `class_names` are the names of the classes, if they have any."""
 
     encoder: ClassVar[Any] = None
     pictures: ClassVar[Any] = None
+    class_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def fields(self) -> Mapping[str, Form]:
@@ -178,6 +179,19 @@ class Conditioning:
     def __call__(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
         """The slots of `size` examples, from the raw fields of their batch."""
         return {k: v for part in self.parts for k, v in part(self._own(params, part), batch, size).items()}
+
+    def said(self, value: Any) -> dict[str, np.ndarray]:
+        """Raw fields of one row, from what a person says of the one thing that is asked for: a text, else a class.
+
+        Raises:
+          UserError: nothing is asked for, or several things, or the value means nothing there.
+        """
+        parts = [part for part in self.parts if set(part.gives) & set(self.asked)]
+        parts = [part for part in parts if "text" in part.prepares] or parts
+        if len(parts) != 1 or len(parts[0].prepares) != 1:
+            found = ", ".join(self.asked) or "nothing"
+            raise UserError(f"{value!r} says one thing, and this network is asked for {found}")
+        return parts[0].prepare({parts[0].prepares[0]: [value]})
 
     def beside(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:
         """The slots of the conditioners whose fields this batch has."""

@@ -13,6 +13,7 @@ from diffusion_jax.objectives import (  # noqa: F401  (fill OBJECTIVES)
     vdm,
     vlb,
 )
+from diffusion_jax.objectives.asking import Asking
 from diffusion_jax.objectives.denoising import Denoising, data_of
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Context, Objective, of_process, with_copies
 from diffusion_jax.objectives.reconstruction import RECONSTRUCTIONS, ReconstructionLoss
@@ -23,6 +24,7 @@ __all__ = [
     "OBJECTIVES",
     "RECONSTRUCTIONS",
     "WEIGHTINGS",
+    "Asking",
     "Context",
     "Denoising",
     "Objective",

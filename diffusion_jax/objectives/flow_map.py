@@ -21,7 +21,7 @@ with the right side from the averaged parameters, for a share `bootstrap` of the
 M, M = base_steps. The rest of the batch is flow matching at s = t, or matches a teacher's velocity there
 ("shortcut_distillation"). Times in (4) are multiples of 2d. At the least length, 1 / M, the network predicts the
 velocity itself, at s = t (the paper: d = 0 instead of the least d), in (4) and while sampling
-(`Shortcut.for_sampling`); the authors' code trains flow matching at d = 1 / M instead. So M steps are M steps of Euler,
+(`AskingInSteps`); the authors' code trains flow matching at d = 1 / M instead. So M steps are M steps of Euler,
 and a perfect shortcut model jumps to where Euler's M steps end: its distance from the exact flow falls as 1 / M
 (docs/sampler_orders.md).
 """
@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.asking import Asking, AskingInSteps
 from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
@@ -181,14 +182,9 @@ class Shortcut(FlowMapObjective):
         """The velocity to match at s = t."""
         return noise - x0
 
-    def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
-        """The flow map, called with length 0 for steps of at most 1 / M, because shorter lengths are not trained."""
-        least = (1.0 + 1e-3) / self.base_steps  # times are rounded
-
-        def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
-            return denoise_fn(xt, t, *(jnp.where(t - end <= least, t, end) for end in s))
-
-        return denoise
+    @property
+    def asking(self) -> Asking:
+        return AskingInSteps(steps=self.base_steps)
 
     def loss(
         self, denoise_fn: Denoiser, batch: Batch, key: BatchKey, context: Context = NO_CONTEXT

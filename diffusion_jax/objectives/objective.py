@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.asking import Asking
 from diffusion_jax.registry import Registry
 from diffusion_jax.rng import BatchKey
 from diffusion_jax.schedulers import Denoiser, Prediction
@@ -136,9 +137,14 @@ class Objective:
         """
         return 0.0
 
+    @property
+    def asking(self) -> Asking:
+        """How samplers call the denoiser: only in the way in which this loss trains it."""
+        return Asking()
+
     def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
         """The denoiser for samplers: called only at times at which this loss trains it."""
-        return denoise_fn
+        return self.asking(denoise_fn)
 
     def constrain(self, params: Any) -> Any:
         """The nearest parameters of the loss that it allows, applied after every optimizer step."""

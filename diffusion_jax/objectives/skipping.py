@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.asking import Asking, AskingSkipped
 from diffusion_jax.objectives.denoising import Spec, data_of, mean_square
 from diffusion_jax.objectives.objective import NO_CONTEXT, OBJECTIVES, Batch, Context, Metrics, Objective
 from diffusion_jax.rng import BatchKey
@@ -45,10 +46,7 @@ from diffusion_jax.schedulers import (
     built,
     corrupt,
 )
-from diffusion_jax.schedulers.arrays import as_compute, like_data
-
-_CHAIN = 1000.0
-_SIGMA_DATA = 0.5
+from diffusion_jax.schedulers.arrays import like_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,21 +125,9 @@ class LatentConsistency(Skipping):
 
     scaling: float = 10.0
 
-    def scalings(self, t: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """c_skip and c_out of (2)."""
-        s = self.scaling * jnp.maximum(_CHAIN * as_compute(t) - 1.0, 0.0)
-        size = s**2 + _SIGMA_DATA**2
-        return _SIGMA_DATA**2 / size, s / jnp.sqrt(size)
-
-    def for_sampling(self, denoise_fn: Denoiser) -> Denoiser:
-        """f, as the x0 of a prediction whose noise is the network's."""
-
-        def denoise(xt: Array, t: Array, *s: Array) -> Prediction:
-            prediction = denoise_fn(xt, t, *s)
-            skip, out = (like_data(scale, xt) for scale in self.scalings(t))
-            return dataclasses.replace(prediction, x0=skip * xt + out * prediction.x0)
-
-        return denoise
+    @property
+    def asking(self) -> Asking:
+        return AskingSkipped(scaling=self.scaling)
 
     def answers(self, denoise: Denoiser, x: Array, t: Array, key: BatchKey, r: Array) -> Float[Array, "batch ..."]:
         return self.for_sampling(denoise)(x, t).x0

@@ -17,7 +17,7 @@ from diffusion_jax.pipelines.families import Family, family_of
 from diffusion_jax.pipelines.parts import Parts, Source, read_parts
 from diffusion_jax.schedulers import Parameterization
 from diffusion_jax.specs import ConditionSpec, DataSpec
-from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params
+from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params, Recipe
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _BEAUTY = 6.0
@@ -83,8 +83,15 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
         process=Parameterization.build(**parts.scheduler.process(facts.time_unit)),
         conditioning=Conditioning(parts=tuple(conditioners)),
         codec=facts.codec,
+        sampling=_sampling(family),
     )
     return model, groups
+
+
+def _sampling(family: Family) -> Recipe:
+    """What a call of the pipeline leaves out, with the sampler that all families have in common."""
+    guidance = {"name": "classifier_free", "scale": family.guidance}
+    return Recipe(sampler="ddim", steps=family.steps, guidance=guidance)
 
 
 def _sizes(spec: ConditionSpec, side: float) -> Sizes:

@@ -35,7 +35,7 @@ def _apply(module: nn.Module, params: Any, tokens: Int[Array, "batch length"]) -
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Prompts for each of several encoders, [encoder][row], with what is common to all.
+    """Prompts for each of several encoders, `[encoder][row]`, with what is common to all.
 
     Attributes:
       texts: one list of prompts for each text encoder.

@@ -5,6 +5,7 @@ from diffusion_jax.systems.first_stage import FirstStageFolder, load_first_stage
 from diffusion_jax.systems.folder import read_description, read_model, save_model, write_description
 from diffusion_jax.systems.groups import Params, fingerprint, split_groups, under, within
 from diffusion_jax.systems.model import ADAPTERS, CODEC, CONDITIONING, NETWORK, Model
+from diffusion_jax.systems.recipe import Recipe
 
 __all__ = [
     "ADAPTERS",
@@ -14,6 +15,7 @@ __all__ = [
     "FirstStageFolder",
     "Model",
     "Params",
+    "Recipe",
     "describe",
     "fingerprint",
     "load_first_stage",

@@ -21,16 +21,18 @@ from diffusion_jax.conditioning import Conditioner, Conditioning
 from diffusion_jax.data.prompts import PromptTokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, DeepLevel
+from diffusion_jax.objectives import Asking
 from diffusion_jax.registry import unknown_name
 from diffusion_jax.schedulers import NoiseSchedule, Parameterization, PredictionKind
 from diffusion_jax.schedulers.parameterization import InputScale, TimeInput
 from diffusion_jax.schedulers.tokens import OfTokens, TokenSchedule
 from diffusion_jax.specs import ConditionSpec, DataSpec
 from diffusion_jax.systems.model import Model
+from diffusion_jax.systems.recipe import Recipe
 
 BASES: list[type] = [
     *(nn.Module, Codec, Conditioner, PromptTokenizer, Conditioning, DataSpec, ConditionSpec, DeepLevel),
-    *(Model, Adapter, Steering),
+    *(Model, Recipe, Asking, Adapter, Steering),
     *(NoiseSchedule, PredictionKind, TimeInput, InputScale, Parameterization, TokenSchedule, OfTokens),
 ]
 _PART, _ITEMS, _DTYPE, _ARRAY, _NUMBER = "part", "items", "dtype", "array", "number"

@@ -24,6 +24,7 @@ from diffusion_jax.rng import BatchKey, fold_name
 from diffusion_jax.schedulers import Denoiser, Process
 from diffusion_jax.specs import GUIDANCE, DataSpec
 from diffusion_jax.systems.groups import Params, under, within
+from diffusion_jax.systems.recipe import Recipe
 
 NETWORK, CONDITIONING, CODEC, ADAPTERS = "network", "conditioning", "codec", "adapters"
 SECOND_TIME = "second_time"
@@ -41,6 +42,7 @@ class Model:
       process: what is diffused, and what the network's input and output mean.
       conditioning: fills the network's slots from raw fields of a batch.
       codec: the first stage.
+      sampling: the recipe for sampling, used unless a caller says otherwise.
       adapters: they change the parameters of other parts, or fill a slot of the network from their own slots; each has
         a group of parameters, "adapters/<name>".
 
@@ -53,6 +55,7 @@ class Model:
     process: Process
     conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
     codec: Codec = dataclasses.field(default_factory=Identity)
+    sampling: Recipe = dataclasses.field(default_factory=Recipe)
     adapters: tuple[Adapter | Steering, ...] = ()
 
     def __post_init__(self):
@@ -112,6 +115,11 @@ class Model:
                     f"{sides[0]}x{sides[1]} pixels do not divide by {unit}, {factor} of the first stage times "
                     f"{self.network.side_unit} of the network: take {near} in the place of {side}"
                 )
+
+    @property
+    def shown(self) -> DataSpec:
+        """The form of what `decode` gives: of prepared latents pictures, else that of the data."""
+        return self.codec.shown(self.data)
 
     @property
     def is_flow_map(self) -> bool:

@@ -7,6 +7,7 @@ from diffusion_jax.training.optimizer import OPTIMIZERS, in_turns, learning_rate
 from diffusion_jax.training.state import TrainState, create_state
 from diffusion_jax.training.step import OBJECTIVE, Trainable, make_train_step, make_validation_step
 from diffusion_jax.training.teaching import UNGUIDED
+from diffusion_jax.training.trainer import TrainStep, train_step
 
 __all__ = [
     "DISCRIMINATOR",
@@ -18,6 +19,7 @@ __all__ = [
     "EmaConfig",
     "FirstStage",
     "TrainState",
+    "TrainStep",
     "Trainable",
     "create_state",
     "in_turns",
@@ -27,4 +29,5 @@ __all__ = [
     "make_validation_step",
     "post_hoc_coefficients",
     "power_from_width",
+    "train_step",
 ]

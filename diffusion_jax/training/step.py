@@ -55,7 +55,10 @@ class Trainable:
 
     def init_params(self, key: Key[Array, ""], init_network: Callable[[Any, Key[Array, ""]], Any]) -> Params:
         """Parameters of the model, its network's by `init_network(network, key)`, and of the objective."""
-        params = self.model.init_params(key, init_network)
+        return self.with_own(self.model.init_params(key, init_network), key)
+
+    def with_own(self, params: Params, key: Key[Array, ""]) -> Params:
+        """Parameters of the model with those of the objective beside them."""
         own = self.objective.init_params(fold_name(key, OBJECTIVE))
         own = with_copies(self.objective, own, params[NETWORK])
         return params if own is None else {**params, OBJECTIVE: own}
@@ -153,7 +156,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema: EmaConfig,
-    learning_rate: optax.Schedule,
+    learning_rate: optax.Schedule | None = None,
     batch_size: int,
     seed: int,
     accumulation: int = 1,
@@ -164,7 +167,7 @@ def make_train_step(
       trainable: model and objective.
       optimizer: the Optax transformation whose state is in `state.opt_state`.
       ema: the averages kept in `state.ema`.
-      learning_rate: reported in the metrics; the optimizer holds its own copy.
+      learning_rate: reported in the metrics, where it is given; the optimizer holds its own copy.
       batch_size: examples of the global batch.
       seed: seed of all random streams.
       accumulation: microbatches per step; divides the batch of every device.
@@ -211,7 +214,9 @@ def make_train_step(
             decay = trainable.objective.target_decay_at(state.step)
             target = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), target, params)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
-        metrics = {**metrics, "gradient_norm": gradient_norm, "learning_rate": jnp.float32(learning_rate(state.step))}
+        metrics = {**metrics, "gradient_norm": gradient_norm}
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.float32(learning_rate(state.step))
         return TrainState(
             step=state.step + 1,
             params=params,

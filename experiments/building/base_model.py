@@ -31,7 +31,7 @@ from diffusion_jax.pipelines.published import parts_of
 from diffusion_jax.rng import fold_name, stream_key
 from diffusion_jax.schedulers import Process
 from diffusion_jax.specs import FRAME, MASK, SOURCE
-from experiments.building import conditions
+from experiments.building import conditions, fitting
 from experiments.building.sources import Source, read_groups
 from experiments.building.wiring import Experiment
 from experiments.ground.fields import ADAPTER, INIT
@@ -233,7 +233,8 @@ class BaseExperiment(Experiment):
     def model(self) -> systems.Model:
         """The model, with the adapter."""
         own = () if self.adapter is None else (self.adapter,)
-        return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own)
+        made = fitting.recipe(self.config, self.objective)
+        return dataclasses.replace(self.base.model, conditioning=self.conditioning, adapters=own, sampling=made)
 
     @property
     def teacher_model(self) -> systems.Model | None:

@@ -45,7 +45,7 @@ def text_of(config: ConfigDict, dtype: Any) -> Text | None:
         return None
     fields = dict(config.conditioning.text)
     data_dir = config.data.data_dir or None
-    return CONDITIONERS.build({"name": "text", **_plain(fields)}, dtype=dtype, data_dir=data_dir)
+    return CONDITIONERS.build({"name": "text", **plain(fields)}, dtype=dtype, data_dir=data_dir)
 
 
 def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> BesidePicture | None:
@@ -64,11 +64,14 @@ def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> Besi
         raise UserError(
             "conditioning.picture is of pixels, and what is diffused are latents: leave first_stage.path out"
         )
-    return PICTURES.build(_plain(dict(config.conditioning.picture)), shape=tuple(shape()))
+    return PICTURES.build(plain(dict(config.conditioning.picture)), shape=tuple(shape()))
 
 
-def _plain(value: Any) -> Any:
-    return {name: _plain(one) for name, one in value.items()} if hasattr(value, "items") else value
+def plain(value: Any) -> Any:
+    """Groups of a config as dictionaries, lists as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(plain(one) for one in value)
+    return {name: plain(one) for name, one in value.items()} if hasattr(value, "items") else value
 
 
 def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | None) -> Text:

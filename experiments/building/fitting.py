@@ -3,12 +3,16 @@
 import inspect
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from diffusion_jax import parallel
 from diffusion_jax.errors import UserError
 from diffusion_jax.objectives import OBJECTIVES, Objective, of_process
 from diffusion_jax.samplers import SAMPLERS, Sampler, TokenSampler, samplers_of
 from diffusion_jax.schedulers import Process, with_process
 from diffusion_jax.specs import DataSpec
+from diffusion_jax.systems import Recipe
+from experiments.building.conditions import plain
 
 
 def name_of(spec: Any) -> Any:
@@ -64,6 +68,19 @@ def require_denoiser(sampler: Sampler, spec: Any, objective: Objective, trained:
             f"sampler {name_of(spec)} wants a {wanted}, and objective {name_of(trained)} trains a {made}: use "
             f"{', '.join(others)}"
         )
+
+
+def recipe(config: ConfigDict, objective: Objective) -> Recipe:
+    """How the model of a config is sampled where nobody says."""
+    sampling = config.sampling
+    return Recipe(
+        **{name: plain(sampling[name]) for name in ("sampler", "grid", "guidance")},
+        steps=sampling.steps,
+        most_steps=objective.most_steps,
+        clip_x0=sampling.clip_x0,
+        makes=objective.makes,
+        asking=objective.asking,
+    )
 
 
 def built_layout(spec: Any, devices: Any) -> parallel.Layout:

@@ -6,16 +6,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.autoencoders import LearnedCodec
-from diffusion_jax.specs import DataSpec
+from diffusion_jax.models.autoencoders import LearnedCodec, StoredLatents
 from diffusion_jax.systems import FirstStageFolder
 
 
 def pictures_of(latents: DatasetInfo, codec: LearnedCodec) -> DatasetInfo:
-    """The form of prepared latents after decoding; the classes are the same."""
-    height, width, _ = latents.spec.shape
-    shape = (height * codec.factor, width * codec.factor, codec.data_channels)
-    return dataclasses.replace(latents, spec=DataSpec(kind="pixels", shape=shape))
+    """What prepared latents are when they are decoded; the classes are the same."""
+    return dataclasses.replace(latents, spec=StoredLatents(first_stage=codec).shown(latents.spec))
 
 
 def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFolder | None) -> None:

@@ -22,15 +22,7 @@ from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import GUIDANCE as RULES
 from diffusion_jax.samplers import Rule, Sampler, TokenSampler
-from diffusion_jax.schedulers import (
-    GRIDS,
-    PROCESSES,
-    SCHEDULES,
-    Process,
-    ShiftGrid,
-    TimeGrid,
-    built,
-)
+from diffusion_jax.schedulers import GRIDS, PROCESSES, SCHEDULES, Process, ShiftGrid, TimeGrid, built
 from diffusion_jax.specs import DATA, FEATURES, GUIDANCE, PRIOR
 from diffusion_jax.tasks import require_tellable
 from experiments.building import checks, fitting
@@ -171,6 +163,7 @@ class Experiment(ExperimentData):
             conditioning=self.conditioning,
             network=self.network,
             process=self.process,
+            sampling=fitting.recipe(self.config, self.objective),
         )
 
     def picture_model(self, height: int | None = None, width: int | None = None) -> systems.Model:

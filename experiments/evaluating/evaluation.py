@@ -27,7 +27,6 @@ from experiments.evaluating.asked import Asked, asked_for, asked_in_words
 from experiments.evaluating.drawing import Drawing
 from experiments.evaluating.generation import Classifier, Generator, Given, Guide
 from experiments.evaluating.pictures import save_animation, save_captioned, save_grid, save_neighbours
-from experiments.evaluating.requests import asked_rows
 from experiments.evaluating.texts import MOST_SHOWN, save_texts
 from experiments.ground.progress import ProgressBar
 
@@ -109,7 +108,7 @@ def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> 
 def _negative(experiment: Experiment, said: str) -> dict[str, np.ndarray]:
     """Raw fields of one row to guide away from: a text, or a class if the network has no text condition."""
     if experiment.told_text is None and experiment.num_classes:
-        return asked_rows(experiment.conditioning, said)
+        return experiment.conditioning.said(said)
     return dict(asked_in_words(experiment, [said]).fields)
 
 

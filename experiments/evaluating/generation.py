@@ -18,7 +18,7 @@ from diffusion_jax.samplers import NoGuidance, Rule, Sampler, TokenSampler, samp
 from diffusion_jax.samplers.guidance import of_clean, towards
 from diffusion_jax.schedulers import Denoiser, TimeGrid, on_schedule
 from diffusion_jax.systems import Model
-from diffusion_jax.tasks import Request, Setting, Task
+from diffusion_jax.tasks import Request, Setting, Task, draw
 from experiments.building.wiring import Experiment
 from experiments.evaluating.asked import Asked
 
@@ -139,16 +139,19 @@ class Generator:
         batch_key = BatchKey(key, index, self.batch_size)
         if self.task is not None:
             return self.task(setting, params, request, batch_key)
-        denoise = setting.guided(params, request.asked, size)
-        if self.experiment.process.discrete:
-            return self._sample_tokens(denoise, params, batch_key)
-        model, follow = setting.model, self.path_points > 0
-        shape = model.diffused.shape
-        options = {**setting.options, "return_trajectory": follow}
-        result = sample(self.sampler, denoise, self.grid, shape, batch_key, **options)
-        if not follow:
-            return model.decode(params, result.x0)
-        points = self.path_indices
+        if not self.path_points:
+            return draw(setting, params, request.asked, batch_key)
+        return self._paths(setting.guided(params, request.asked, size), params, batch_key)
+
+    def _paths(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
+        """States on the way to each sample, decoded, [batch, points, ...]."""
+        model, points = self.setting.model, self.path_indices
+        shape, steps = model.diffused.shape, self.grid.num_steps
+        if model.process.discrete:
+            result = sample_tokens(self.sampler, denoise, model.process, steps, shape, key, return_trajectory=True)
+            return jnp.moveaxis(model.decode(params, result.trajectory[points]), 0, 1)
+        options = {**self.setting.options, "return_trajectory": True}
+        result = sample(self.sampler, denoise, self.grid, shape, key, **options)
         scale = 1 / np.sqrt(self.grid.alphas[points] ** 2 + self.grid.sigmas[points] ** 2)
         states = jnp.moveaxis(result.trajectory[points] * scale.reshape(-1, 1, *(1,) * len(shape)), 0, 1)
         return jax.vmap(lambda z: model.decode(params, z), in_axes=1, out_axes=1)(states)
@@ -170,17 +173,6 @@ class Generator:
             judged = of_clean(plain, lambda x0: self.classifier(x0, raw))
             found["classifier"] = towards(schedule, judged)
         return found
-
-    def _sample_tokens(self, denoise: Any, params: Any, key: BatchKey) -> jax.Array:
-        """Draw tokens, and decode them."""
-        process, shape = self.experiment.process, self.experiment.info.spec.shape
-        follow = self.path_points > 0
-        result = sample_tokens(
-            self.sampler, denoise, process, self.grid.num_steps, shape, key, return_trajectory=follow
-        )
-        tokens = result.trajectory[self.path_indices] if follow else result.tokens
-        values = self.experiment.model.decode(params, tokens)
-        return jnp.moveaxis(values, 0, 1) if follow else values
 
     def lower(self, params: Any) -> jax.stages.Lowered:
         """The sampler, traced for parameters given as arrays or as shapes with shardings."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from diffusion_jax.conditioning import Conditioning
 from diffusion_jax.data.pictures import read_image
 from diffusion_jax.data.transforms import to_unit_range
 from diffusion_jax.errors import UserError
@@ -19,19 +18,6 @@ from experiments.evaluating.judging import HELD
 
 LATENTS = "latents"  # name in an .npz file of the noise, which is stored with its settings
 _HOW = "made"
-
-
-def asked_rows(conditioning: Conditioning, value: str) -> dict[str, np.ndarray]:
-    """Raw fields of one row, from a value for the only condition of the network.
-
-    Raises:
-      UserError: the network has no condition, or several, or the value has no meaning for it.
-    """
-    parts = [part for part in conditioning.parts if set(part.gives) & set(conditioning.asked)]
-    if len(parts) != 1 or len(parts[0].reads) != 1:
-        found = ", ".join(conditioning.asked) or "nothing"
-        raise UserError(f"{value!r} is one value, and this network is asked for {found}")
-    return parts[0].prepare({parts[0].reads[0]: [value]})
 
 
 def require_pictures(experiment: Experiment, task: str) -> None:

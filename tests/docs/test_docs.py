@@ -106,6 +106,15 @@ def test_readme_reads_a_run_back(tmp_path):
     assert (tmp_path / "runs" / "digits" / "model" / "model.json").exists()
 
 
+def test_the_page_of_python_runs(tmp_path):
+    """Its blocks, in a directory that has a run and what the tests compare with."""
+    output(start("-c", FRESH_RUN, cwd=tmp_path))
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    assert "class_accuracy" in output(start(RUN_BLOCKS, ROOT / "docs" / "python.md", cwd=tmp_path))
+    assert (tmp_path / "runs" / "digits" / "three_and_seven.png").exists()
+    assert (tmp_path / "runs" / "converted" / "model.json").exists()
+
+
 def test_every_block_of_the_readme_is_run():
     blocks = python_blocks((ROOT / "README.md").read_text())
     assert {block_of_the_readme("load_model")} == set(range(len(blocks)))

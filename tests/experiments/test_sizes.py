@@ -90,11 +90,11 @@ def test_the_size_that_is_asked_for_is_drawn(run, tmp_path):
     with Image.open(tmp_path / "drawn.png") as image:
         assert image.size == (64, 48)
     model, params = dj.load_model(run)
-    options = {"key": jax.random.key(0), "steps": 2, "sampler": "flow_euler", "height": 48, "width": 64}
-    made = dj.generate(model, params, {"text": ["a red star"]}, **options)
+    options = {"prompts": "a red star", "num_inference_steps": 2, "sampler": "flow_euler", "height": 48, "width": 64}
+    made = dj.sample(model, params, **options)
     assert made.shape == (1, 48, 64, 3)
-    unshifted = dj.generate(model, params, {"text": ["a red star"]}, shift=1.0, **options)
-    assert np.abs(made.astype(int) - unshifted).max() > 1
+    unshifted = dj.sample(model, params, shift=1.0, **options)
+    assert np.abs(np.asarray(made, int) - np.asarray(unshifted)).max() > 1
 
 
 def test_the_network_is_told_the_size_that_is_drawn(run):

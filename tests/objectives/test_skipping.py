@@ -93,7 +93,7 @@ def test_scalings_of_lcm():
     f = objective.for_sampling(lambda x, t: Prediction(x0=jnp.cos(x), noise=x))
     np.testing.assert_array_equal(f(x, jnp.array([0.0, 0.001])).x0, x)
     np.testing.assert_allclose(f(x, jnp.array([1.0, 0.5])).x0, jnp.cos(x), atol=1e-3)
-    skip, out = objective.scalings(jnp.float64(0.002))
+    skip, out = objective.asking.scalings(jnp.float64(0.002))
     np.testing.assert_allclose([skip, out], [0.25 / 100.25, 10.0 / math.sqrt(100.25)], rtol=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_what_is_exact_is_consistent_but_for_the_teachers_step(name):
             end = flow_map(x, t, *u)
             if u:
                 return end
-            skip, out = (c[:, None] for c in objective.scalings(t))
+            skip, out = (c[:, None] for c in objective.asking.scalings(t))
             return Prediction(x0=(end.x0 - skip * x) / jnp.where(out == 0, 1.0, out), noise=end.noise)
 
         return denoise

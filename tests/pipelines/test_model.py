@@ -42,3 +42,16 @@ def test_its_process_is_that_of_its_scheduler():
 def test_a_model_that_is_a_pipeline_only_says_so():
     with pytest.raises(UserError, match=r"diffusion_jax\.Pipeline"):
         dj.load_model(GOLDEN / "ideogram4")
+
+
+@pytest.mark.slow
+def test_it_is_sampled_in_one_call():
+    """With the guidance of its family; a prompt and what it shall not be make a difference."""
+    model, params = dj.load_model(GOLDEN / "sd15")
+    assert model.sampling.guidance == {"name": "classifier_free", "scale": 7.5}
+    one, away = (
+        np.asarray(dj.sample(model, params, prompts=TEXTS[0], negative_prompt=said, num_inference_steps=2))
+        for said in (None, "a blue dog")
+    )
+    assert one.shape == (1, 32, 32, 3)
+    assert (one != away).any()

@@ -49,6 +49,10 @@ class Codec:
         """
         raise NotImplementedError
 
+    def shown(self, data: DataSpec) -> DataSpec:
+        """The form of what `decode` gives: that of the data."""
+        return data
+
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         """Parameters; None if it has none."""
         return None

@@ -42,6 +42,11 @@ class StoredLatents(Codec):
             )
         return dataclasses.replace(data, shape=(*data.shape[:-1], self.first_stage.diffused_channels))
 
+    def shown(self, data: DataSpec) -> DataSpec:
+        """Pictures."""
+        height, width = (side * self.first_stage.factor for side in data.shape[:2])
+        return DataSpec(kind="pixels", shape=(height, width, self.first_stage.data_channels))
+
     def init_params(self, key: Key[Array, ""]) -> PyTree:
         return self.first_stage.init_params(key)
 
