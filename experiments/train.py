@@ -19,6 +19,8 @@ RESOLUTION = FLAGS.integer(
 WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same one resumes")
 RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
 RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
+PRINT_CONFIG = FLAGS.boolean("print_config", False, "print the config with all its fields as JSON, and train nothing")
+DRY_RUN = FLAGS.boolean("dry_run", False, "check all that a start checks, read a batch, and train and write nothing")
 PROFILE_STEPS = FLAGS.integer("profile_steps", 0, "profile this many steps for TensorBoard", upper=10_000)
 DISTRIBUTED = FLAGS.boolean("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
 COORDINATOR = FLAGS.string(
@@ -57,12 +59,15 @@ from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
 from experiments.reports.summary import next_commands, summary_table
-from experiments.running import extension
+from experiments.running import extension, inspection
 from experiments.running.loop import Loop, StopSignal
 
 
 def main(argv: Sequence[str]) -> int:
-    if not WORKDIR.value or CONFIG.value is None:
+    if CONFIG.value is not None and PRINT_CONFIG.value:
+        print(json.dumps(workdir.to_json(CONFIG.value), indent=2))
+        return 0
+    if (not WORKDIR.value and not DRY_RUN.value) or CONFIG.value is None:
         raise UserError(
             "give --config=... and --workdir=..., for example --config=configs/digits_unet.py --workdir=runs/digits"
         )
@@ -70,12 +75,9 @@ def main(argv: Sequence[str]) -> int:
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
     stop = StopSignal()
-    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
-    checked = class_pictures.without_class(experiment) if experiment.draws_class else experiment
-    checked.check()
-    if not experiment.reconstructs:
-        evaluation.require_guide(checked)
-    judging.available(checked, tuple(experiment.config.evaluation.metrics))
+    experiment = checked_experiment()
+    if DRY_RUN.value:
+        return dry_run(experiment)
     directory = cli.writable_directory(WORKDIR.value)
     try:
         with contextlib.ExitStack() as held:
@@ -93,6 +95,30 @@ def main(argv: Sequence[str]) -> int:
             f"process {jax.process_index()} of {jax.process_count()} had to stop: {str(error).splitlines()[0][:200]}; "
             "if another one ended first, it says why; the same command in all of them resumes from the last checkpoint"
         ) from error
+
+
+def checked_experiment() -> Experiment:
+    """What the config names, held against all that can be known before anything is begun."""
+    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value) if WORKDIR.value else None)
+    checked = class_pictures.without_class(experiment) if experiment.draws_class else experiment
+    checked.check()
+    if not experiment.reconstructs:
+        evaluation.require_guide(checked)
+    judging.available(checked, tuple(experiment.config.evaluation.metrics))
+    return experiment
+
+
+def dry_run(experiment: Experiment) -> int:
+    """Say what a start would do, and do none of it."""
+    directory = WORKDIR.value and Path(WORKDIR.value)
+    if directory and directory.exists():
+        kept = conditions.kept(experiment.text)
+        workdir.claim(directory, experiment.config, experiment.info, kept=kept, write=False, other_steps=True)
+    for line in inspection.rehearse(experiment):
+        print(line)
+    known = workdir.known_steps(directory) if directory else None
+    print(f"{directory} has a run of this config, which would go on" if known else "nothing was written or claimed")
+    return 0
 
 
 def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
