@@ -36,18 +36,22 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --config=..., for example --config=configs/digits_unet.py")
     experiment, missing = inspection.look_at(CONFIG.value)
     console = Console(width=118, highlight=False)
+
+    def show(rows: inspection.Rows) -> None:
+        Table.of(**rows._asdict()).print(console)
+
     if FIELDS.value:
         fields = cli.flatten(experiment.config).items()
-        Table.of(("field", "value"), [(name, repr(value)) for name, value in fields], title="Config").print(console)
+        show(inspection.Rows(("field", "value"), [(name, repr(value)) for name, value in fields], title="Config"))
     for line in experiment.assumed:
         print(f"note: {line}", file=sys.stderr)
-    inspection.parts_of(experiment).print(console)
-    inspection.shapes_of(experiment).print(console)
-    inspection.groups_of(experiment).print(console)
+    show(inspection.parts_of(experiment))
+    show(inspection.shapes_of(experiment))
+    show(inspection.groups_of(experiment))
     if not experiment.reconstructs and not experiment.has_base:
         shapes = parameter_shapes(experiment.network)
-        inspection.parameter_table(type(experiment.network).__name__, shapes, DEPTH.value).print(console)
-    inspection.schedule_of(experiment).print(console)
+        show(inspection.parameter_table(type(experiment.network).__name__, shapes, DEPTH.value))
+    show(inspection.schedule_of(experiment))
     if missing:
         raise UserError(f"the config cannot be trained yet: {missing}")
     experiment.check()

@@ -28,6 +28,7 @@ from diffusion_jax.models import count_flops, count_parameters, example_inputs, 
 from experiments.building.kinds import plan_experiment
 from experiments.ground.config_files import require_clone
 from experiments.reports import fields_page
+from experiments.reports.tables import Table
 from experiments.running.inspection import bytes_text, parameter_table
 
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found))
         return
     console = Console(width=110)
-    parameter_table(type(network).__name__, shapes, DEPTH.value).print(console)
+    rows = parameter_table(type(network).__name__, shapes, DEPTH.value)
+    Table.of(**rows._asdict()).print(console)
     frozen = f" and {everything - trainable:,} frozen" if everything != trainable else ""
     console.print(f"{trainable:,} trainable parameters{frozen}, {bytes_text(4 * everything)} in float32")
     console.print(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +15,17 @@ from experiments.building import kinds
 from experiments.building.wiring import Experiment
 from experiments.evaluating.pictures import save_grid
 from experiments.ground.fields import CODEC
-from experiments.reports.tables import Table
 
 _SHOWN = 36  # examples of a batch that its picture shows
+
+
+class Rows(NamedTuple):
+    """What a table of `experiments.reports.tables` is made from."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    numbers: tuple[str, ...] = ()
+    title: str = ""
 
 
 def look_at(config: ConfigDict) -> tuple[Experiment, str]:
@@ -38,9 +46,9 @@ def look_at(config: ConfigDict) -> tuple[Experiment, str]:
     return experiment, ""
 
 
-def parts_of(experiment: Experiment) -> Table:
+def parts_of(experiment: Experiment) -> Rows:
     """What the names in the config stand for, one part a row."""
-    return Table.of(("part", "is"), list(_parts(experiment)), title="Parts")
+    return Rows(("part", "is"), list(_parts(experiment)), title="Parts")
 
 
 def _parts(experiment: Experiment) -> Iterator[tuple[str, str]]:
@@ -77,14 +85,14 @@ def _parts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield "metrics", ", ".join(config.evaluation.metrics) or "none"
 
 
-def shapes_of(experiment: Experiment) -> Table:
+def shapes_of(experiment: Experiment) -> Rows:
     """The fields of a batch."""
     batch = experiment.abstract_batch(experiment.config.train.batch_size)
     rows = [(name, shape_text(value.shape), str(value.dtype)) for name, value in batch.items()]
-    return Table.of(("field", "shape", "type"), rows, title="A batch")
+    return Rows(("field", "shape", "type"), rows, title="A batch")
 
 
-def groups_of(experiment: Experiment) -> Table:
+def groups_of(experiment: Experiment) -> Rows:
     """The groups of parameters, with how many each has, and whether it is trained."""
     state = experiment.abstract_state
     rows = [
@@ -94,10 +102,10 @@ def groups_of(experiment: Experiment) -> Table:
         if _count(group)
     ]
     numbers = ("parameters", "bytes")
-    return Table.of(("group", "", *numbers), rows, numbers=numbers, title="Parameters by group")
+    return Rows(("group", "", *numbers), rows, numbers=numbers, title="Parameters by group")
 
 
-def parameter_table(name: str, shapes: Any, depth: int) -> Table:
+def parameter_table(name: str, shapes: Any, depth: int) -> Rows:
     """The tree of parameters down to `depth` levels, 0 for all, each with what is below it."""
     leaves = [
         (tuple(entry.key for entry in path), leaf, is_frozen(path))
@@ -117,10 +125,10 @@ def parameter_table(name: str, shapes: Any, depth: int) -> Table:
         label = "  " * (len(path) - 1) + path[-1] + (" (frozen)" if is_leaf and members[0][2] else "")
         rows.append((label, shape, f"{count:,}", f"{100 * count / total:.1f}%", bytes_text(4 * count)))
     numbers = ("parameters", "share", "bytes")
-    return Table.of(("module", "shape", *numbers), rows, numbers=numbers, title=f"{name}: parameters")
+    return Rows(("module", "shape", *numbers), rows, numbers=numbers, title=f"{name}: parameters")
 
 
-def schedule_of(experiment: Experiment) -> Table:
+def schedule_of(experiment: Experiment) -> Rows:
     """Steps, examples and epochs of the training, and what happens on the way."""
     config = experiment.config
     train, log, steps = config.train, config.log, config.train.steps
@@ -134,7 +142,7 @@ def schedule_of(experiment: Experiment) -> Table:
         ("saved", config.checkpoint.every),
     ):
         rows.append((name, f"every {every:,} steps, {steps // every:,} times" if every else "never"))
-    return Table.of(("training", ""), rows, title="Steps")
+    return Rows(("training", ""), rows, title="Steps")
 
 
 def epochs_text(experiment: Experiment) -> str:

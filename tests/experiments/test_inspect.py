@@ -13,7 +13,7 @@ from experiments.running import inspection
 
 
 def text_of(table):
-    return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    return {name: list(cells) for name, *cells in table.rows}
 
 
 @pytest.fixture(scope="module")
