@@ -21,6 +21,8 @@ RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint an
 RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
 PRINT_CONFIG = FLAGS.boolean("print_config", False, "print the config with all its fields as JSON, and train nothing")
 DRY_RUN = FLAGS.boolean("dry_run", False, "check all that a start checks, read a batch, and train and write nothing")
+TRACKER = FLAGS.choice("tracker", None, ("wandb", "trackio", "mlflow"), "tell this tracker what the run logs, too")
+TRACKER_PROJECT = FLAGS.string("tracker_project", None, "of the tracker; by default its variable, or diffusion_jax")
 PROFILE_STEPS = FLAGS.integer("profile_steps", 0, "profile this many steps for TensorBoard", upper=10_000)
 DISTRIBUTED = FLAGS.boolean("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
 COORDINATOR = FLAGS.string(
@@ -35,7 +37,7 @@ cli.begin(FLAGS)
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
 from experiments.reports.summary import next_commands, summary_table
-from experiments.running import extension, inspection
+from experiments.running import extension, inspection, trackers
 from experiments.running.loop import Loop, StopSignal
 
 
@@ -74,6 +76,10 @@ def main(argv: Sequence[str]) -> int:
     joining = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
+    if TRACKER.value:
+        trackers.require(TRACKER.value)
+    elif TRACKER_PROJECT.value:
+        raise UserError("--tracker_project is of a tracker: give --tracker=... too")
     stop = StopSignal()
     experiment = checked_experiment()
     if DRY_RUN.value:
@@ -143,7 +149,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with live_page(directory, steps=config.train.steps, start=start, primary=primary) as live:
-        with open_writer(directory, primary=primary) as writer:
+        with open_writer(directory, primary=primary, extra=tracked(experiment, directory)) as writer:
             writer.resume(start)
             if start < config.train.steps:
                 if primary:
@@ -160,6 +166,14 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
             live.state("stopped")
             return 0
         return finish(experiment, state.evaluation_params(experiment.known_ema(config.sampling.ema)), directory, live)
+
+
+def tracked(experiment: Experiment, directory: Path) -> Callable[[], trackers.TrackerWriter] | None:
+    """What begins the run at the tracker that was asked for, or goes on with it; None where none was."""
+    if not TRACKER.value:
+        return None
+    fields = cli.flatten(experiment.config)
+    return lambda: trackers.TrackerWriter(TRACKER.value, directory, fields, project=TRACKER_PROJECT.value)
 
 
 def announce(experiment: Experiment, state: training.TrainState, directory: Path, writer: RunWriter) -> None:
