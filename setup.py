@@ -73,10 +73,11 @@ setup(
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "emoji": ["resvg-py>=0.5"],
+        "arrow": ["pyarrow>=18"],
         "judges": ["rapidocr>=3.8", "onnxruntime>=1.20"],
         "wandb": ["wandb>=0.18"],
         "trackio": ["trackio>=0.5"],
         "mlflow": ["mlflow>=2.17"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "gcsfs", "gcp-storage-emulator"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "gcsfs", "gcp-storage-emulator", "pyarrow>=18"],
     },
 )

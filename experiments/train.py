@@ -12,7 +12,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DATA = FLAGS.path("data", None, "folder of pictures to train on; stands for --config.data.dataset=folder:PATH")
+DATA = FLAGS.path("data", None, "pictures to train on, a folder of any of the kinds of docs/pictures.md")
 RESOLUTION = FLAGS.integer(
     "resolution", None, "pixels of a side; a config such as folder suits its network to it", lower=1, upper=2**14
 )

@@ -66,19 +66,40 @@ def read_image(path: str, channels: int = 3) -> transforms.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             regular_file(path)  # says what it is instead
-        with PIL.Image.open(path, formats=tuple(FORMATS)) as picture:
-            _check(picture, path)
-            picture.load()
-            PIL.ImageOps.exif_transpose(picture, in_place=True)
-            return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+        return _decoded(path, path, channels)
     except UserError:
         raise
     except _DAMAGED as error:
         if storage_failed(error):
             raise
         regular_file(path)  # nothing there, or the pointer of Git LFS
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"cannot decode the image {path}: {reason}; mend or remove the file") from error
+        raise UserError(f"cannot decode the image {path}: {_reason(error)}; mend or remove the file") from error
+
+
+def decode_image(content: bytes, origin: str, channels: int = 3) -> transforms.Image:
+    """Decode the bytes of one file to uint8 [height, width, channels]; `origin` is what an error names.
+
+    Raises:
+      UserError: they are no image, or one that `read_image` refuses.
+    """
+    try:
+        return _decoded(io.BytesIO(content), origin, channels)
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise UserError(f"cannot decode the image {origin}: {_reason(error)}; mend or remove it") from error
+
+
+def _decoded(file: str | io.BytesIO, origin: str, channels: int) -> transforms.Image:
+    with PIL.Image.open(file, formats=tuple(FORMATS)) as picture:
+        _check(picture, origin)
+        picture.load()
+        PIL.ImageOps.exif_transpose(picture, in_place=True)
+        return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _check(picture: PIL.Image.Image, path: str) -> None:
