@@ -73,6 +73,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "emoji": ["resvg-py>=0.5"],
+        "hub": ["huggingface_hub>=1.0"],
         "arrow": ["pyarrow>=18"],
         "judges": ["rapidocr>=3.8", "onnxruntime>=1.20"],
         "wandb": ["wandb>=0.18"],

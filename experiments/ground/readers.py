@@ -117,6 +117,14 @@ def host_and_port(text: str) -> str:
     return text
 
 
+def repository(text: str) -> str:
+    """A text OWNER/NAME, the name of a repository on the hub; raises ValueError for others."""
+    name = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+    if not re.fullmatch(f"{name}/{name}", text) or ".." in text or "--" in text:
+        raise ValueError
+    return text
+
+
 def data_set_at(path: str) -> str:
     """The data set of pictures at a path, as `data.dataset` names it: what lies there says of which kind it is."""
     place = Path(path)
