@@ -51,7 +51,8 @@ def fetched(source: str, flag: str = "--source") -> Path:
         except Exception as error:
             if (_status(error) or 500) < 500:  # the hub has answered
                 raise
-            return Path(hub.snapshot_download(repository, revision=revision, local_files_only=True))
+            kept = dict(allow_patterns=["*.json"], ignore_patterns=[".*"])  # fetched last time with what it describes
+            return Path(hub.snapshot_download(repository, revision=revision, local_files_only=True, **kept))
         chosen = [re.sub(r"([*?\[])", r"[\1]", name) for name in wanted(names)]
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=chosen))
     except Exception as error:  # whatever the client and the network may raise
