@@ -96,6 +96,8 @@ def _fetched(kind: str, published: Published, folder: Path) -> Path:
                 f"{published.sha256}; get {source} and give its path with --{kind}"
             )
         os.replace(partial, path)
+    except UserError:
+        raise
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         said = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(

@@ -85,7 +85,7 @@ def wanted(files: Sequence[str]) -> list[str]:
         if own.lower().endswith(_WEIGHTS) and any(other.endswith(".safetensors") for other in beside):
             continue
         plain = _plain(own)
-        if plain != own and plain in map(_numberless, beside):
+        if plain != _numberless(own) and plain in map(_numberless, beside):
             continue
         chosen.append(name)
     return chosen
