@@ -95,7 +95,10 @@ def serving() -> Iterator[Hub]:
                 return self.answer_json({"url": f"{hub.address}/{name}", "id": name})
             name = "/".join(path.split("/")[2:4])
             if "/preupload/" in path:
-                files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(content)["files"]]
+                files = [
+                    {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for one in json.loads(content)["files"]
+                ]
                 return self.answer_json({"files": files})
             if "/commit/" in path:
                 for line in map(json.loads, content.splitlines()):
