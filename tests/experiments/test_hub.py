@@ -1,6 +1,7 @@
 """The hub: models fetched by name and pushed with a card, and weights by their hash, from a server of this machine."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
