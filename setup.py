@@ -74,9 +74,17 @@ setup(
         "slurm": ["submitit>=1.5"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard"],
         "emoji": ["resvg-py>=0.5"],
+        "hub": ["huggingface_hub>=1.0"],
+        "arrow": ["pyarrow>=18"],
         "judges": ["rapidocr>=3.8", "onnxruntime>=1.20"],
         "notebooks": NOTEBOOKS,
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "mkdocs-jupyter>=0.25"],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "mypy>=2", "gcsfs", "gcp-storage-emulator", *NOTEBOOKS],
+        "wandb": ["wandb>=0.18"],
+        "trackio": ["trackio>=0.5"],
+        "mlflow": ["mlflow>=2.17"],
+        "dev": [
+            *("pytest>=9", "pytest-xdist", "ruff", "mypy>=2", "gcsfs", "gcp-storage-emulator", "pyarrow>=18"),
+            *NOTEBOOKS,
+        ],
     },
 )

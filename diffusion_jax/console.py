@@ -3,8 +3,12 @@
     diffusion-jax train --config=digits_unet --workdir=runs/digits
 
 `diffusion-jax prepare-data` is `python -m experiments.prepare_data` of a clone. An installation keeps the runner and
-the configs in a folder of this package, so that no package with a name as general as `experiments` is installed; only
-the processes of this command see them.
+the configs in a folder of this package, so that no package of a general name is installed beside it; only a process of
+this command sees them.
+
+    eval "$(diffusion-jax completion bash)"      # in ~/.bashrc; in ~/.zshrc: eval "$(diffusion-jax completion zsh)"
+
+lets the shell complete commands, their flags, and the names of configs.
 """
 
 import ast
@@ -37,12 +41,72 @@ def commands() -> dict[str, Path]:
     }
 
 
+def configs() -> list[str]:
+    """The names that `--config` finds anywhere."""
+    folder = home() / "configs"
+    files = sorted(path for path in folder.rglob("*.py") if "def get_config" in path.read_text())
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+
+
+def flags_of(path: Path) -> list[str]:
+    """The flags of a command, such as --workdir= and --restart, as its file says."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    found = [
+        f"--{call.args[0].value if call.args else call.func.attr}{'' if call.func.attr == 'boolean' else '='}"
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id in ("FLAGS", "flags")
+        and (call.func.attr == "config" or (call.args and isinstance(call.args[0], ast.Constant)))
+    ]
+    if any(isinstance(call.func, ast.Name) and call.func.id == "SamplingFlags" for call in calls):
+        found += flags_of(home() / "experiments" / "ground" / "sampling_flags.py")
+    return found
+
+
+_COMPLETION = """\
+_diffusion_jax() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" name="${{COMP_WORDS[1]}}" flags=""
+    [[ "$word" == "=" ]] && word="" && before="="
+    if [[ "$before" == "=" ]]; then
+        local flag="${{COMP_WORDS[COMP_CWORD-2]}}"
+        [[ "${{COMP_WORDS[COMP_CWORD]}}" == "=" ]] && flag="${{COMP_WORDS[COMP_CWORD-1]}}"
+        if [[ "$flag" == "--config" ]]; then
+            COMPREPLY=($(compgen -W "{configs}" -- "$word") $(compgen -f -X '!*.py' -- "$word"))
+        else
+            COMPREPLY=($(compgen -f -- "$word"))
+        fi
+        return
+    fi
+    if [[ "$COMP_CWORD" == 1 ]]; then
+        COMPREPLY=($(compgen -W "{commands}" -- "$word"))
+        return
+    fi
+    case "$name" in
+{cases}
+    esac
+    COMPREPLY=($(compgen -W "$flags" -- "$word"))
+    compopt -o nospace 2>/dev/null
+}}
+complete -o filenames -F _diffusion_jax diffusion-jax
+"""
+
+
+def completion(shell: str) -> str:
+    """What lets `shell`, bash or zsh, complete the words of this command."""
+    known = commands()
+    cases = [f'        {name}) flags="{" ".join(flags_of(path))}";;' for name, path in known.items()]
+    script = _COMPLETION.format(configs=" ".join(configs()), commands=" ".join(known), cases="\n".join(cases))
+    return script if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{script}"
+
+
 def help_text() -> str:
     """The list of commands, with the first sentence of each command's docstring."""
     lines = ["diffusion-jax COMMAND [--flag=value ...]", "", "Commands; diffusion-jax COMMAND --help shows one:", ""]
     for name, path in commands().items():
         summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
         lines.append(f"  {name:18}{summary}")
+    lines += ["", "diffusion-jax completion bash (or zsh) prints what lets the shell complete all of these."]
     return "\n".join(lines)
 
 
@@ -54,6 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__version__ if name == "--version" else help_text(), flush=True)
         return 0
     known = commands()
+    if name == "completion":
+        if rest not in (["bash"], ["zsh"]):
+            print("error: give the shell: diffusion-jax completion bash, or zsh", file=sys.stderr)
+            return 2
+        print(completion(*rest))
+        return 0
     if name.replace("_", "-") not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"

@@ -13,6 +13,8 @@
     python -m experiments.convert --source=runs/style --target=style.safetensors       # an adapter's run
     python -m experiments.convert --source=runs/edges --target=edges                   # a ControlNet's
     python -m experiments.convert --source=runs/sd15 --target=folder    # a run that started from a published folder
+    python -m experiments.convert --source=hf://OWNER/NAME --target=models/name    # fetched from the Hugging Face hub
+    python -m experiments.convert --source=runs/dit --target=folder --format=diffusers_dit --push_to_hub=OWNER/NAME
 
 An unpickler that can only build tensors reads PyTorch's files, so no code in them runs. If a file holds averages of the
 parameters and raw weights, the average is taken; --entry names another set, and a wrong name lists all. The names of
@@ -20,20 +22,26 @@ the tensors determine the format; --format states it if two formats share all na
 run's schedule, prediction and sampler. Nothing is written unless every tensor fits. A data set of TFDS need not be
 prepared for converting and sampling.
 
-A text-to-image pipeline, with its text encoders and its first stage, becomes such a folder again after all of it has
-been read: draw with it by experiments.generate, train from it with --config.init.folder.
+A text-to-image pipeline, with its text encoders and its first stage, becomes such a folder again once all of it has
+been read here: draw with it by experiments.generate, train from it with --config.init.folder.
+
+--push_to_hub puts what was written of a run into a repository, which is private when it is new, with a card made from
+the run's report.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, or the workdir of a run")
+SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, the workdir of a run, or hf://OWNER/NAME")
 TARGET = FLAGS.path("target", None, "a new workdir; of a run, a .safetensors file or a new folder to write")
 FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
 ENTRY = FLAGS.string("entry", None, "which weights of a file that has several, as ema or model; a wrong one lists them")
 EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
 MODEL_CONFIG = FLAGS.path("model_config", None, "of a whole model in one file: a folder of the same model")
+PUSH = FLAGS.string(
+    "push_to_hub", None, "of a run: the repository to push to", check=cli.repository, allowed="OWNER/NAME"
+)
 cli.begin(FLAGS)
 
 import json
@@ -64,6 +72,8 @@ from experiments.building.restoring import describe_run, open_checkpoints, resto
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.fields import runner
+from experiments.reports.summary import model_card
+from experiments.running import hub
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,12 +81,20 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --source=... and --target=..., see --help")
     if FORMAT.value and FORMAT.value not in weights.FORMATS:
         raise UserError(f"no format {FORMAT.value!r}; there are: {', '.join(weights.FORMATS)}")
-    source, target = Path(SOURCE.value), Path(TARGET.value)
+    is_remote = hub.is_remote(SOURCE.value)
+    source, target = hub.fetched(SOURCE.value) if is_remote else Path(SOURCE.value), Path(TARGET.value)
     if not os.path.lexists(source):
         raise UserError(f"--source: no file or folder {source}")
-    if (source / "data.json").is_file() and (source / "config.json").is_file():
+    is_run = (source / "data.json").is_file() and (source / "config.json").is_file()
+    if PUSH.value and not is_run:
+        raise UserError(f"--push_to_hub is of a run, whose report makes the card, and {source} is none: leave it out")
+    if is_run:
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
+        if PUSH.value:
+            hub.require("--push_to_hub")
         export(source, target)
+        if PUSH.value:
+            push(source, target)
     elif is_text_to_image(source) or (CONFIG.value is None and is_single_file(source)):
         given = {"config": CONFIG.value, "format": FORMAT.value, "entry": ENTRY.value, "ema": EMA.value}
         _unused("a text-to-image pipeline is read", **given)
@@ -153,6 +171,20 @@ def export(source: Path, target: Path) -> None:
         describe(experiment, described, file.parent)
         if file.stem != weights.FOLDER_STEM:
             print(f"diffusers looks for {weights.FOLDER_STEM}.safetensors: rename it")
+
+
+def push(source: Path, target: Path) -> None:
+    """What was written of a run to the hub: with its config, its last samples, and a card made from its report."""
+    written = [target] if target.is_file() else sorted(path for path in target.rglob("*") if path.is_file())
+    files: dict[str, Path | bytes] = {
+        path.name if path == target else path.relative_to(target).as_posix(): path for path in written
+    }
+    files = {name: path for name, path in files.items() if not name.startswith(".")}
+    files["run_config.json"] = source / "config.json"
+    if (source / "samples" / "final.png").is_file():
+        files["samples.png"] = source / "samples" / "final.png"
+    card = model_card(source, PUSH.value, list(files))
+    print(f"pushed: {hub.push(PUSH.value, {**files, 'README.md': card.encode()}, f'Weights of {source.name}')}")
 
 
 def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], target: Path) -> None:

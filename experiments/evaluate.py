@@ -2,9 +2,9 @@
 
     python -m experiments.evaluate --workdir=runs/digits --metrics=class_accuracy,nearest_neighbours
 
-Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html. With
---out=other.json it only writes the numbers there, for comparing samplers. If it is stopped while drawing, the same
-command continues where it was.
+Draws samples, compares them with the real data, writes evaluation.json and the pictures, and renews report.html; with
+--out=other.json it only writes the numbers there, for comparing samplers. Stopped while it draws, it goes on where it
+was. --download fetches the weights that the metrics need, such as Inception-v3 for fid, and checks their hash.
 """
 
 from experiments.ground import cli
@@ -22,6 +22,7 @@ EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, 
 INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
 CLIP = FLAGS.path("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
+DOWNLOAD = FLAGS.boolean("download", False, "fetch the weights that the metrics need and that no flag names")
 PROMPT = FLAGS.string(
     "prompt", None, "of a class for clip_score", check=cli.template, allowed="a text with {} for the name of the class"
 )
@@ -43,6 +44,7 @@ from experiments.building.restoring import restore_params
 from experiments.evaluating import evaluation
 from experiments.ground import workdir
 from experiments.reports.report import write_report
+from experiments.running import downloads
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
         WORKDIR.value, step=CHECKPOINT.value, ema=EMA.value, flag="--checkpoint"
     )
     cli.assign_flags(experiment.config.evaluation, INCEPTION, DINOV2, CLIP, PROMPT, REFERENCE, DINOV2_REFERENCE)
+    if DOWNLOAD.value:
+        downloads.fetch_needed(experiment.config.evaluation, METRICS.value or experiment.config.evaluation.metrics)
     if experiment.reconstructs:
         flags = (SAMPLING.sampler, SAMPLING.steps, SEED)
         named = next((flag.name for flag in flags if flag.value is not None), None)

@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
         return prepare_text(data_dir)
     if base == "glyphs":
         return prepare_glyphs(data_dir)
-    if DATASET.value in ("folder", "scenes", "synthetic_latents") or DATASET.value.startswith("folder:"):
+    at_a_path = DATASET.value.partition(":")[0] in data.AT_A_PATH
+    if at_a_path or DATASET.value in ("scenes", "synthetic_latents"):
         files = "; as files for other programs it is scenes/24, scenes/32, scenes/48 or scenes/64"
         raise UserError(f"dataset {DATASET.value!r} needs no preparation{files if DATASET.value == 'scenes' else ''}")
     from diffusion_jax.data import builders  # imports TFDS

@@ -12,13 +12,17 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DATA = FLAGS.path("data", None, "folder of pictures to train on; stands for --config.data.dataset=folder:PATH")
+DATA = FLAGS.path("data", None, "pictures to train on, a folder of any of the kinds of docs/pictures.md")
 RESOLUTION = FLAGS.integer(
     "resolution", None, "pixels of a side; a config such as folder suits its network to it", lower=1, upper=2**14
 )
 WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same one resumes")
 RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
 RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
+PRINT_CONFIG = FLAGS.boolean("print_config", False, "print the config with all its fields as JSON, and train nothing")
+DRY_RUN = FLAGS.boolean("dry_run", False, "check all that a start checks, read a batch, and train and write nothing")
+TRACKER = FLAGS.choice("tracker", None, ("wandb", "trackio", "mlflow"), "tell this tracker what the run logs, too")
+TRACKER_PROJECT = FLAGS.string("tracker_project", None, "of the tracker; by default its variable, or diffusion_jax")
 PROFILE_STEPS = FLAGS.integer("profile_steps", 0, "profile this many steps for TensorBoard", upper=10_000)
 DISTRIBUTED = FLAGS.boolean("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
 COORDINATOR = FLAGS.string(
@@ -33,7 +37,7 @@ cli.begin(FLAGS)
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +61,29 @@ from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
 from experiments.reports.summary import next_commands, summary_table
-from experiments.running import extension
+from experiments.running import extension, inspection, trackers
 from experiments.running.loop import Loop, StopSignal
 
 
 def main(argv: Sequence[str]) -> int:
-    if not WORKDIR.value or CONFIG.value is None:
+    if CONFIG.value is not None and PRINT_CONFIG.value:
+        print(json.dumps(workdir.to_json(CONFIG.value), indent=2))
+        return 0
+    if (not WORKDIR.value and not DRY_RUN.value) or CONFIG.value is None:
         raise UserError(
             "give --config=... and --workdir=..., for example --config=configs/digits_unet.py --workdir=runs/digits"
         )
     joining = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if DISTRIBUTED.value or joining != (None, None, None):
         parallel.initialize_hosts(*joining)
+    if TRACKER.value:
+        trackers.require(TRACKER.value)
+    elif TRACKER_PROJECT.value:
+        raise UserError("--tracker_project is of a tracker: give --tracker=... too")
     stop = StopSignal()
-    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value))
-    checked = class_pictures.without_class(experiment) if experiment.draws_class else experiment
-    checked.check()
-    if not experiment.reconstructs:
-        evaluation.require_guide(checked)
-    judging.available(checked, tuple(experiment.config.evaluation.metrics))
+    experiment = checked_experiment()
+    if DRY_RUN.value:
+        return dry_run(experiment)
     directory = cli.writable_directory(WORKDIR.value)
     try:
         with contextlib.ExitStack() as held:
@@ -93,6 +101,30 @@ def main(argv: Sequence[str]) -> int:
             f"process {jax.process_index()} of {jax.process_count()} had to stop: {str(error).splitlines()[0][:200]}; "
             "if another one ended first, it says why; the same command in all of them resumes from the last checkpoint"
         ) from error
+
+
+def checked_experiment() -> Experiment:
+    """What the config names, held against all that can be known before anything is begun."""
+    experiment = open_experiment(CONFIG.value, directory=Path(WORKDIR.value) if WORKDIR.value else None)
+    checked = class_pictures.without_class(experiment) if experiment.draws_class else experiment
+    checked.check()
+    if not experiment.reconstructs:
+        evaluation.require_guide(checked)
+    judging.available(checked, tuple(experiment.config.evaluation.metrics))
+    return experiment
+
+
+def dry_run(experiment: Experiment) -> int:
+    """Say what a start would do, and do none of it."""
+    directory = WORKDIR.value and Path(WORKDIR.value)
+    if directory and directory.exists():
+        kept = conditions.kept(experiment.text)
+        workdir.claim(directory, experiment.config, experiment.info, kept=kept, write=False, other_steps=True)
+    for line in inspection.rehearse(experiment):
+        print(line)
+    known = workdir.known_steps(directory) if directory else None
+    print(f"{directory} has a run of this config, which would go on" if known else "nothing was written or claimed")
+    return 0
 
 
 def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
@@ -117,7 +149,7 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
         if experiment.teacher is not None:
             workdir.keep_teacher(directory, experiment.teacher.directory)
     with live_page(directory, steps=config.train.steps, start=start, primary=primary) as live:
-        with open_writer(directory, primary=primary) as writer:
+        with open_writer(directory, primary=primary, extra=tracked(experiment, directory)) as writer:
             writer.resume(start)
             if start < config.train.steps:
                 if primary:
@@ -134,6 +166,14 @@ def train(experiment: Experiment, directory: Path, stop: StopSignal) -> int:
             live.state("stopped")
             return 0
         return finish(experiment, state.evaluation_params(experiment.known_ema(config.sampling.ema)), directory, live)
+
+
+def tracked(experiment: Experiment, directory: Path) -> Callable[[], trackers.TrackerWriter] | None:
+    """What begins the run at the tracker that was asked for, or goes on with it; None where none was."""
+    if not TRACKER.value:
+        return None
+    fields = cli.flatten(experiment.config)
+    return lambda: trackers.TrackerWriter(TRACKER.value, directory, fields, project=TRACKER_PROJECT.value)
 
 
 def announce(experiment: Experiment, state: training.TrainState, directory: Path, writer: RunWriter) -> None:

@@ -1,5 +1,6 @@
 """The installed command: what an installation holds, and what `diffusion-jax` does with it, from another directory."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -67,6 +68,41 @@ def test_commands_are_those_of_the_runner(command):
 def test_a_config_is_found_by_name(command):
     found = json.loads(command("params", "--config=digits_unet", "--json"))
     assert found["trainable"] == 702_753
+
+
+COMPLETE = """
+{script}
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); _diffusion_jax; echo "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("tra", ["train"]),
+        ("prepare-da", ["prepare-data"]),
+        ("train --dry", ["--dry_run"]),
+        ("train --resu", ["--resume_from="]),
+        ("evaluate --guidance_s", ["--guidance_scale="]),
+        ("train --config = digits_u", ["digits_unet"]),
+        ("train --config = papers/edm_", ["papers/edm_cifar10"]),
+    ],
+)
+def test_the_shell_completes_commands_flags_and_configs(words, completed, tmp_path):
+    asked = COMPLETE.format(script=console.completion("bash"), words=f"diffusion-jax {words}")
+    done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == completed, done.stderr
+
+
+def test_completion_is_of_every_flag_and_of_two_shells(capsys):
+    for name, path in console.commands().items():
+        module = importlib.import_module(f"experiments.{path.stem}")
+        known = {flag.removeprefix("--").removesuffix("=") for flag in console.flags_of(path)}
+        assert known >= set(module.FLAGS) - {"projection", "inversion"}, name
+    assert console.main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("autoload -U +X bashcompinit && bashcompinit\n")
+    assert console.main(["completion", "fish"]) == 2
+    assert one_line(capsys.readouterr().err) == "error: give the shell: diffusion-jax completion bash, or zsh"
 
 
 def test_help_and_errors_name_the_installed_command(command):

@@ -7,8 +7,6 @@ class that "train" lacks. A folder without splits may hold out a share of its pi
 count, `pictures` how one is decoded."""
 
 import dataclasses
-import hashlib
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +18,13 @@ from jaxtyping import Int
 from diffusion_jax.data.listing import (
     EXTENSIONS,
     METADATA,
+    USUAL_SPLITS,
     Listing,
     alike,
     classes_below,
     content_hash,
     has_metadata,
+    held_out_rows,
     holds_pictures,
     list_pictures,
     sub_directories,
@@ -37,9 +37,6 @@ from diffusion_jax.files import expanded, plain_name
 from diffusion_jax.specs import CONTROL, DataSpec
 
 HELD_OUT = "held_out"
-_USUAL_SPLITS = frozenset(
-    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ def open_folder(
         raise UserError(f"no image in folder {root} (looked for {', '.join(sorted(EXTENSIONS))})")
     class_names, labels = _numbered(root, listing.classes, splits)
     if held_out:
-        kept = _kept(listing, held_out, split == HELD_OUT)
+        kept = held_out_rows(listing.files, listing.classes, held_out, taken=split == HELD_OUT)
         if not kept:
             raise UserError(
                 f"image folder {root} has too few pictures, {len(listing.files)}, to hold out {held_out:g} of a class: "
@@ -128,22 +125,6 @@ def open_folder(
     )
     source = FolderSource(str(root), listing.files, labels, channels, listing.texts, listing.controls)
     return Dataset(info=info, source=source, sizes=source.sizes)
-
-
-def _kept(listing: Listing, share: float, held_out: bool) -> list[int]:
-    """The positions of the held-out pictures, or of the others, chosen for each class by the hashes of their names.
-
-    A class of at least two pictures gives at least one, and keeps one.
-    """
-    keys = [
-        (str(name), hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest(), i)
-        for i, (file, name) in enumerate(zip(listing.files, listing.classes, strict=True))
-    ]
-    away: set[int] = set()
-    for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
-        members = [i for _, _, i in group]
-        away.update(members[: min(max(1, round(share * len(members))), len(members) - 1)])
-    return [i for i in range(len(listing.files)) if (i in away) == held_out] if away else []
 
 
 def _part(listing: Listing, kept: Sequence[int]) -> Listing:
@@ -165,9 +146,9 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
                 f"image folder {whole} has {METADATA} and a sub-directory {split!r}: give split 'all' for what the "
                 f"file lists, or folder:{whole / split} for the sub-directory"
             )
-        if split in _USUAL_SPLITS and holds_pictures(whole / split, directly=True):
+        if split in USUAL_SPLITS and holds_pictures(whole / split, directly=True):
             for other in inside:
-                if other not in _USUAL_SPLITS and holds_pictures(whole / other, directly=True):
+                if other not in USUAL_SPLITS and holds_pictures(whole / other, directly=True):
                     raise UserError(
                         f"image folder {whole}: is {split!r} a split, or a class as {other!r}? Give split 'all' for "
                         f"classes, or folder:{whole / split} for that directory alone"
@@ -175,7 +156,7 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
         return whole / split, [whole / name for name in inside]
     if split not in ("train", "all"):
         raise UserError(f"image folder {whole} has no split {split!r}: it needs a sub-directory of that name")
-    if inside and not has_metadata(whole) and _USUAL_SPLITS.issuperset(inside):
+    if inside and not has_metadata(whole) and USUAL_SPLITS.issuperset(inside):
         raise UserError(f"image folder {whole} has no split {split!r}; its splits are {', '.join(inside)}")
     return whole, [whole]
 

@@ -6,13 +6,14 @@ followed when directories are searched; `metadata.jsonl` may only name files ins
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffusion_jax.data.pictures import FORMATS
 from diffusion_jax.errors import UserError
@@ -21,7 +22,10 @@ from diffusion_jax.specs import CONTROL
 
 EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 METADATA = "metadata.jsonl"
-MOST_CLASSES = 2**16  # limit of integer labels; no published set comes near it
+MOST_CLASSES = 2**16  # that integer labels may number; no published set comes near it
+USUAL_SPLITS = frozenset(
+    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
+)
 _OF_SYSTEMS = frozenset(
     {
         "__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler",
@@ -72,6 +76,23 @@ def list_pictures(root: Path) -> Listing:
     texts, controls = (() if None in column else column for column in (texts, controls))
     sizes = tuple(state.st_size for state in states)
     return Listing(files=files, sizes=sizes, classes=classes, texts=texts, controls=controls)
+
+
+def held_out_rows(names: Sequence[str], classes: Sequence[Any] | None, share: float, *, taken: bool) -> list[int]:
+    """The positions of the pictures that are held out, or of the others: of each class by the hashes of their names.
+
+    A class of two pictures or more gives one at least, and keeps one.
+    """
+    groups = itertools.repeat(None) if classes is None else classes
+    keys = [
+        (str(name), hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest(), i)
+        for i, (file, name) in enumerate(zip(names, groups, strict=False))
+    ]
+    away: set[int] = set()
+    for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
+        members = [i for _, _, i in group]
+        away.update(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    return [i for i in range(len(names)) if (i in away) == taken] if away else []
 
 
 def has_metadata(root: Path) -> bool:

@@ -66,10 +66,22 @@ def read_image(path: str, channels: int = 3) -> transforms.Image:
       OSError: the storage failed; the next attempt may succeed.
     """
     with _opened(path) as picture:
-        _check(picture, path)
-        picture.load()
-        PIL.ImageOps.exif_transpose(picture, in_place=True)
-        return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+        return _decoded(picture, path, channels)
+
+
+def decode_image(content: bytes, origin: str, channels: int = 3) -> transforms.Image:
+    """Decode the bytes of one file to uint8 [height, width, channels]; `origin` is what an error names.
+
+    Raises:
+      UserError: the bytes are no image, or one that `read_image` refuses.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as picture:
+            return _decoded(picture, origin, channels)
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise UserError(f"cannot decode the image {origin}: {_reason(error)}; mend or remove it") from error
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -97,8 +109,18 @@ def _opened(path: str) -> Iterator[PIL.Image.Image]:
         if storage_failed(error):
             raise
         regular_file(path)  # missing, or a pointer of Git LFS
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"cannot decode the image {path}: {reason}; mend or remove the file") from error
+        raise UserError(f"cannot decode the image {path}: {_reason(error)}; mend or remove the file") from error
+
+
+def _decoded(picture: PIL.Image.Image, origin: str, channels: int) -> transforms.Image:
+    _check(picture, origin)
+    picture.load()
+    PIL.ImageOps.exif_transpose(picture, in_place=True)
+    return transforms.from_pil(_opaque(picture).convert("RGB" if channels == 3 else "L"))
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _check(picture: PIL.Image.Image, path: str) -> None:

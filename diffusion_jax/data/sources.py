@@ -2,9 +2,9 @@
 
 A source has `__len__` and `__getitem__(i) -> {"image": uint8 [height, width, channels], "label": int}`; a data set
 without classes has no "label". Latents are float32 instead of uint8; text is int32 [length, 1, 1], the numbers of its
-tokens. Captioned data has "text", a str. Names registered here (`digits`, `folder`, `glyphs`, `latents`, `scenes`,
-`scene_edits`, `subject`, `synthetic_latents`, `text`) are our own; every other name is a data set of TensorFlow
-Datasets.
+tokens. Captioned data has "text", a str. Names registered here (`arrow`, `digits`, `folder`, `glyphs`, `latents`,
+`parquet`, `scenes`, `scene_edits`, `subject`, `synthetic_latents`, `text`, `webdataset`) are our own; every other name
+is a data set of TensorFlow Datasets.
 """
 
 import dataclasses
@@ -134,8 +134,8 @@ class Dataset:
     sizes: Callable[[], np.ndarray] | None = None
 
 
-AT_A_PATH = ("folder", "latents")
-"""Data sets whose name contains their path: "folder:/path/to/images", "latents:/path/to/folder"."""
+AT_A_PATH = ("folder", "latents", "parquet", "arrow", "webdataset")
+"""Data sets that lie where their name says: "folder:/path/to/images", "latents:/path/to/folder", "parquet:/path"."""
 
 datasets: Registry[Dataset] = Registry("dataset")
 """Our own data sets: name -> opener(split, data_dir, **options) -> Dataset."""
@@ -153,7 +153,7 @@ def open_dataset(name: str, *, split: str = "train", data_dir: str | None = None
     """Open one split of a data set; this is cheap and reads no example.
 
     Args:
-      name: one of `datasets`, `folder:/path/to/images`, `latents:/path/to/folder`, or any TFDS name ("cifar10",
+      name: one of `datasets`, `folder:/path/to/images` (so for all of `AT_A_PATH`), or any TFDS name ("cifar10",
         "lsun/bedroom", "mnist:3.0.1").
       split: a split, or a slice of one in TFDS notation ("train[:90%]").
       data_dir: TFDS directory; None takes `default_data_dir()`.

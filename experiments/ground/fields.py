@@ -56,7 +56,7 @@ class Field(NamedTuple):
 FIELDS: Mapping[str, Field] = {
     "seed": Field(int, 0, Bounds(low=0, high=2**32 - 1), "seed of all random streams"),
     "imports": Field(tuple[str, ...], (), ANY, "modules with parts of your own, imported by every command of the run"),
-    "data.dataset": Field(str, REQUIRED, ANY, "name of the data set, or folder:/path/to/images"),
+    "data.dataset": Field(str, REQUIRED, ANY, "name of the data set, or folder:/path/to/images and its kin"),
     "data.split": Field(str, "train", ANY, "split to train on, in TFDS notation"),
     "data.validation_split": Field(str, "", ANY, "split that is held out for validation; empty: none"),
     "data.data_dir": Field(str | None, "", ANY, "folder of prepared data; empty: $TFDS_DATA_DIR, else ./data"),

@@ -25,7 +25,7 @@ from diffusion_jax.errors import UserError
 from experiments.ground.config_files import HOME, INSTALLED, flatten, load_config, one_line, takes_resolution
 from experiments.ground.described import described
 from experiments.ground.fields import PARTS
-from experiments.ground.readers import Because, path_of, plain_text, whole_number
+from experiments.ground.readers import Because, data_set_at, path_of, plain_text, whole_number
 from experiments.ground.renamed import new_flags
 
 MOST_STEPS = 100_000
@@ -245,7 +245,7 @@ class Flags:
             return words
         with contextlib.suppress(ValueError):
             if data := _given(argv, "data"):
-                words.append(f"--config.data.dataset=folder:{path_of(data)}")
+                words.append(f"--config.data.dataset={data_set_at(path_of(data))}")
         if (side := _given(argv, "resolution")) and side.isdecimal():
             if takes_resolution(named):
                 words = _with_config(words, f"{named}:{side}")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from experiments.ground.config_files import expanded
 
@@ -114,3 +115,25 @@ def host_and_port(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.%\w]+\]", host):
         raise ValueError
     return text
+
+
+def repository(text: str) -> str:
+    """A text OWNER/NAME, the name of a repository on the hub; raises ValueError for others."""
+    name = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+    if not re.fullmatch(f"{name}/{name}", text) or ".." in text or "--" in text:
+        raise ValueError
+    return text
+
+
+def data_set_at(path: str) -> str:
+    """The data set of pictures at a path, as `data.dataset` names it: what lies there says of which kind it is."""
+    place = Path(path)
+    suffixes = {".parquet": "parquet", ".tar": "webdataset"}
+    if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return f"arrow:{path}"
+    if place.is_dir():
+        levels = ("*", "*/*")
+        found = [kind for end, kind in suffixes.items() if any(any(place.glob(level + end)) for level in levels)]
+    else:
+        found = [kind for end, kind in suffixes.items() if place.suffix == end]
+    return f"{found[0] if len(found) == 1 else 'folder'}:{path}"

@@ -19,6 +19,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from diffusion_jax import __version__
 from diffusion_jax.data import AT_A_PATH, DatasetInfo
 from diffusion_jax.errors import RunError, UserError
 from diffusion_jax.files import content_hash, locked, parse_json, read_json, replace_file
@@ -357,9 +358,18 @@ def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
     try:
         complete(config, whole=whole)
     except UserError as error:
-        raise UserError(f"can not read {path}: {error}") from error
+        raise UserError(f"can not read {path}: {error}{_of_version(path.parent)}") from error
     import_parts(config.imports, f"the field imports of {path}")
     return config
+
+
+def _of_version(workdir: Path) -> str:
+    """What to say of a run that another version of the package wrote; "" where this one did, or nobody knows."""
+    path = workdir / "environment.json"
+    wrote = read_json(path).get("diffusion_jax") if path.is_file() else None
+    if wrote in (None, __version__):
+        return ""
+    return f"; version {wrote} wrote this run, and this is {__version__}: read it with that one, or train it again"
 
 
 def write_environment(workdir: Path | str, *, num_parameters: int) -> None:

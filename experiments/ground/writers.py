@@ -1,4 +1,4 @@
-"""The files for a run's numbers: `metrics.jsonl`, `timings.jsonl` and TensorBoard events.
+"""Where a run writes its numbers: `metrics.jsonl`, `timings.jsonl`, TensorBoard events, and a tracker if it is asked.
 
 tensorboardX writes the events, without TensorFlow; the methods have the names of `clu.metric_writers`.
 
@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -190,37 +190,52 @@ class _JsonLines:
             replace_file(self._path, kept)
 
 
+class Extra(Protocol):
+    """A further place for numbers and pictures, which knows by itself what it was told before a resume."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...
+
+    def close(self, *, failed: bool = False) -> None: ...
+
+
 class RunWriter:
-    """The outputs of one run: rows of JSON and TensorBoard events. Made by `create_writer`.
+    """Where one run writes: rows of JSON, TensorBoard events, and a tracker. Made by `create_writer`.
 
     Args:
-      rows: writer of JSON rows; None if nothing is written.
-      events: writer of TensorBoard events; None if nothing is written.
+      rows: None where nothing is written.
+      events: likewise.
+      extra: likewise.
     """
 
-    def __init__(self, rows: JsonlWriter | None, events: TensorboardWriter | None):
-        self._rows, self._events = rows, events
+    def __init__(self, rows: JsonlWriter | None, events: TensorboardWriter | None, extra: Extra | None = None):
+        self._rows, self._events, self._extra = rows, events, extra
 
     @property
     def _both(self) -> list[JsonlWriter | TensorboardWriter]:
         return [writer for writer in (self._rows, self._events) if writer is not None]
 
+    @property
+    def _extras(self) -> list[Extra]:
+        return [] if self._extra is None else [self._extra]
+
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Write numbers that depend only on the config to `metrics.jsonl` and TensorBoard."""
-        for writer in self._both:
+        """Numbers that are a function of the config: to `metrics.jsonl`, TensorBoard and the tracker."""
+        for writer in (*self._both, *self._extras):
             writer.write_scalars(step, scalars)
 
     def write_timings(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Write numbers that depend on the clock to `timings.jsonl` and TensorBoard, never to `metrics.jsonl`."""
+        """Numbers that depend on the clock: to all but `metrics.jsonl`."""
         if self._rows is not None:
             self._rows.write_timings(step, scalars)
-        if self._events is not None:
-            self._events.write_scalars(step, scalars)
+        for writer in (*([] if self._events is None else [self._events]), *self._extras):
+            writer.write_scalars(step, scalars)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Write pictures to TensorBoard; see `TensorboardWriter.write_images`."""
-        if self._events is not None:
-            self._events.write_images(step, images)
+        """Pictures, to TensorBoard and the tracker; see `TensorboardWriter.write_images`."""
+        for writer in (*([] if self._events is None else [self._events]), *self._extras):
+            writer.write_images(step, images)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the config by dotted names to TensorBoard."""
@@ -240,14 +255,20 @@ class RunWriter:
         for writer in self._both:
             writer.flush()
 
-    def close(self) -> None:
-        """Write waiting rows and release the files."""
-        for writer in self._both:
-            writer.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Write what waits, and let go of the files; `failed` says whether the run ends by an error."""
+        try:
+            for writer in self._both:
+                writer.close()
+        finally:
+            for writer in self._extras:
+                writer.close(failed=failed)
 
 
-def create_writer(workdir: str | os.PathLike, *, primary: bool = True) -> RunWriter:
-    """The writer of a run: JSON lines and TensorBoard events in `workdir`.
+def create_writer(
+    workdir: str | os.PathLike, *, primary: bool = True, extra: Callable[[], Extra] | None = None
+) -> RunWriter:
+    """The writer of a run: JSON lines and TensorBoard events in `workdir`, and what `extra` makes.
 
     With `primary` False (every host but the first) it writes nothing at all.
 
@@ -258,18 +279,20 @@ def create_writer(workdir: str | os.PathLike, *, primary: bool = True) -> RunWri
         raise UserError(f"{workdir}: metrics are written to a file system; mount the bucket and give its path")
     if not primary:
         return RunWriter(None, None)
-    return RunWriter(JsonlWriter(workdir), TensorboardWriter(workdir))
+    return RunWriter(JsonlWriter(workdir), TensorboardWriter(workdir), extra and extra())
 
 
 @contextlib.contextmanager
-def open_writer(workdir: str | os.PathLike, *, primary: bool = True) -> Iterator[RunWriter]:
-    """The writer of a run, closed after the block; if the block fails, its error is raised."""
-    writer = create_writer(workdir, primary=primary)
+def open_writer(
+    workdir: str | os.PathLike, *, primary: bool = True, extra: Callable[[], Extra] | None = None
+) -> Iterator[RunWriter]:
+    """The writer of a run, closed after the block; an error of the block is the one that is raised."""
+    writer = create_writer(workdir, primary=primary, extra=extra)
     try:
         yield writer
     except BaseException:
         with contextlib.suppress(RunError):
-            writer.close()
+            writer.close(failed=True)
         raise
     writer.close()
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import shlex
+from collections.abc import Sequence
 
 from experiments.ground.options import spoken
 from experiments.ground.progress import format_seconds
@@ -103,3 +104,43 @@ def training_seconds(run: Run) -> str:
         return ""
     lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
     return format_seconds(sum(batch * n / rate for n, rate in zip(lengths, rates, strict=True) if rate > 0))
+
+
+def model_card(workdir: str | os.PathLike, repository: str, files: Sequence[str]) -> str:
+    """The page of a model on the hub, in Markdown, made from a run: what it is, its numbers, and how to draw with it.
+
+    Args:
+      workdir: of the run.
+      repository: OWNER/NAME.
+      files: what lies beside the card.
+    """
+    run, name = Run(workdir), repository.partition("/")[2]
+    network = (run.config.get("model") or run.config.get("codec") or {}).get("name")
+    dataset = str((run.config.get("data") or {}).get("dataset")).partition(":")[
+        0
+    ]  # where it lies is nobody else's affair
+    lines = ["---", "library_name: diffusion_jax", "tags:", "- diffusion", "- jax", "---", "", f"# {name}", ""]
+    lines += [
+        f"A network `{network}`, trained with diffusion_jax for {run.train_field('steps')} steps of "
+        f"{run.train_field('batch_size')} examples of `{dataset}`. `run_config.json` has all fields of its config.",
+        "",
+    ]
+    if "samples.png" in files:
+        lines += ["![samples, not selected](samples.png)", ""]
+    rows = [(one.label, f"{one.value}{one.unit}", one.note) for one in numbers(run)]
+    lines += ["## Numbers", "", *Table.of(("", "value", "note"), rows, numbers=("value",)).markdown(), ""]
+    weights = next((name for name in files if name.endswith(".safetensors")), "")
+    described = "config.json" in files or "model_index.json" in files
+    needs = "" if described else f" --config=configs/from_json.py:{name}/run_config.json"
+    source = name if described else f"{name}/{weights}"
+    lines += [
+        "## Draw with it",
+        "",
+        "```",
+        f"hf download {repository} --local-dir={name}",
+        f"diffusion-jax convert --source={source} --target=runs/{name}{needs}",
+        f"diffusion-jax sample --workdir=runs/{name} --num_samples=16",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

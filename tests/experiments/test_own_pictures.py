@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs.folder import get_config
@@ -62,6 +64,17 @@ def test_folders_of_other_forms(layout, folder):
     assert experiment.num_classes == (10 if layout == "metadata" else 0)
     batch = next(experiment.pipeline.batches())
     assert batch["data"].shape == (32, 8, 8, 3)
+
+
+def test_one_command_of_a_parquet_file(command, folder, tmp_path):
+    """The kind of the data set is seen by what lies there; nothing else differs."""
+    files = sorted(folder.rglob("*.jpg"))
+    rows = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "set" / "pictures.parquet")
+    arguments = ("--config=folder", f"--data={tmp_path / 'set'}", "--resolution=8", "--dry_run", *QUICK)
+    printed, _ = command.run("train", *arguments)
+    assert "6 steps of 32: 10.67 of 18 images" in printed
 
 
 def test_the_network_suits_the_resolution():
