@@ -133,6 +133,7 @@ class Pipeline:
             raise UserError(f"data.channels must be 1, 3 or None, not {self.channels!r}")
         if self.crop != "none" and self.image_size is None:
             raise UserError(f"data.crop={self.crop!r} needs data.image_size")
+        object.__setattr__(self, "buckets", tuple(self.buckets))  # of JSON it is a list
         if self.buckets:
             self._check_buckets()
         if self.features and (self.flip or self._augmentation.num_labels):
@@ -142,7 +143,6 @@ class Pipeline:
         _ = (self._crop, self._augmentation, self.drawn_holes)
 
     def _check_buckets(self) -> None:
-        object.__setattr__(self, "buckets", tuple(self.buckets))
         _ = self._sides
         if self.image_size is None:
             raise UserError("data.buckets needs data.image_size, the side of the squares that are drawn and judged")

@@ -141,3 +141,10 @@ def test_what_no_bucket_takes_is_one_line(fields, message):
     with pytest.raises(UserError, match=message) as error:
         scenes(**fields).reader()
     assert "\n" not in str(error.value)
+
+
+def test_no_buckets_of_a_json_config_are_those_of_a_python_one():
+    """A list as JSON has it, which no hash takes, is a tuple in the pipeline."""
+    of_json, of_python = (Pipeline(dataset="digits", batch_size=4, buckets=empty) for empty in ([], ()))
+    assert of_json == of_python
+    assert hash(of_json) == hash(of_python)
