@@ -1,6 +1,7 @@
 """Pictures of other sizes than a run was trained at: bounded memory, one program a size, and what is refused."""
 
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -155,3 +156,27 @@ def test_what_a_size_costs_is_what_the_page_says():
     page = (ROOT / "docs" / "sizes.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| 2048 x 2048 |"))
     assert f"| {counted:,.1f} |" in row, "run `python -m benchmarks.sizes --page=docs/sizes.md`"
+
+
+@pytest.mark.slow
+def test_a_killed_training_on_buckets_goes_on_to_the_same_bits(command, tmp_path):
+    shapes = "('32x32','24x40')"
+    fields = {
+        "data.buckets": shapes, "data.options.pictures": shapes, "data.options.size": 32, "data.image_size": 32,
+        "data.options.num_examples": 64, "data.options.max_objects": 1, "model.patch_size": 8, "model.hidden_size": 16,
+        "train.steps": 12, "train.batch_size": 4, "checkpoint.every": 4, "log.every": 1, "log.num_samples": 4,
+        "evaluation.num_samples": 2,
+    }  # fmt: skip
+    flags = ["--config=configs/scenes_any.py:narrow", *(f"--config.{name}={value}" for name, value in fields.items())]
+    command.run("train", *flags, f"--workdir={tmp_path / 'whole'}")
+    process = command.start("train", *flags, f"--workdir={tmp_path / 'killed'}")
+    until = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "4").is_dir() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    out, _ = command.run("train", *flags, f"--workdir={tmp_path / 'killed'}")
+    assert "resuming" in out
+    whole, killed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    assert whole.count(b"\n") == 12
