@@ -123,6 +123,7 @@ def test_an_adapter_begins_as_nothing_with_the_magnitudes_of_the_model(trained):
         np.testing.assert_allclose(leaves["magnitude"], forms.lengths(jnp.asarray(flat[path])), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_changes_the_adapter_alone(trained):
     directory, first, last, _ = trained
     changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), first, dict(last.params))

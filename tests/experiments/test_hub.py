@@ -39,6 +39,7 @@ def test_a_name_is_fetched_and_found_again_without_a_network(command, there, tmp
     assert len(served.asked) == asked
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_is_one_line(command, there, tmp_path):
     _, environment = there
     line = command.fails("convert", "--source=hf://someone/other", f"--target={tmp_path / 'run'}", **environment)

@@ -93,6 +93,7 @@ def changed(old, new):
     return {jax.tree_util.keystr(path): bool(np.any(np.asarray(a) != np.asarray(b))) for (path, a), b in flat}
 
 
+@pytest.mark.slow
 def test_a_controlnet_learns_in_its_branch_alone(controlled):
     """First the convolutions that begin at zero, then the copy and the last convolution of the picture, then the rest;
     the model stays as it was."""

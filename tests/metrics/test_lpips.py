@@ -31,6 +31,7 @@ def test_the_number_of_parameters():
     assert sum(sizes.values()) - channels == 14_714_688  # torchvision's vgg16().features
 
 
+@pytest.mark.slow
 def test_distances_and_gradients_are_those_of_the_package(params):
     golden = np.load(GOLDEN)
     found, gradient = jax.jit(jax.value_and_grad(lambda x: lpips(params, x, golden["y"]).sum()))(golden["x"])

@@ -21,7 +21,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def space(digits):
+def space(digits, optimised):
     return proxy_features(train_proxy(digits["train"], HOW), digits["train"], HOW)
 
 

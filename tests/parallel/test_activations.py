@@ -48,7 +48,7 @@ def unet():
     return config
 
 
-@pytest.mark.parametrize("config", [dit, unet], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("config", [dit, pytest.param(unet, marks=pytest.mark.slow)], ids=lambda make: make.__name__)
 def test_fsdp_gathers_parameters_and_no_activations(config):
     """Forward and backward, and once more where they are computed again; activations would be many times as much."""
     program, size = compiled(config(), data_axis=1, fsdp=8)

@@ -178,6 +178,7 @@ def test_what_a_config_lacks_is_named(data_dir, file):
         Experiment(config).check()
 
 
+@pytest.mark.slow
 def test_features_of_dinov2_and_a_training_on_them(command, data_dir, tmp_path, monkeypatch):
     written("dinov2", tmp_path / "dinov2.safetensors")
     config = recipe(data_dir, patch_size=4, align_channels=128)

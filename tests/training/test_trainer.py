@@ -32,6 +32,7 @@ def model(make_trainable):
     return make_trainable("mlp", features=8, depth=1).model
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_a_run(model, batch):
     """The same state after two steps, bit for bit; averages are kept; a step uses up the state before it."""
     ema = EmaConfig(decays=(0.5,))
