@@ -24,6 +24,7 @@ FAST = ("configs/digits_dit.py", "configs/imagenet256_dit_xl2.py")  # a minute; 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is missing: pip install libtpu"
 )
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 @pytest.mark.parametrize("config", tpu_plans.CONFIGS)
