@@ -127,7 +127,13 @@ def _block_sides(heads: int, queries: int, keys: int) -> tuple[int, int]:
     logits = max(_BLOCK // heads, _LEAST_SIDE**2)
     side = max(_LEAST_SIDE, math.isqrt(logits) // _LEAST_SIDE * _LEAST_SIDE)
     of_keys = min(keys, side)
-    return min(queries, max(side, logits // of_keys)), of_keys
+    of_queries = max(side, logits // of_keys // _LEAST_SIDE * _LEAST_SIDE)
+    return _even(queries, of_queries), _even(keys, of_keys)
+
+
+def _even(length: int, most: int) -> int:
+    """The size of a piece if a length is cut into as few equal pieces of at most `most` as it can be."""
+    return -(-length // -(-length // most))
 
 
 def _cut(x: Array | None, axis: int, size: int) -> Array | None:

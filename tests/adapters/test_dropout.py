@@ -112,7 +112,7 @@ def test_where_there_is_no_dropout_it_is_refused(dense):
     with pytest.raises(UserError, match="set dropout=0 or convolutions=False"):
         Lora(dropout=0.1, convolutions=True)
     dropped = with_dropout(apply(base, [own]), SHARE, KEYS, base)
-    with pytest.raises(UserError, match=r"is given \[2, 5, 6\], and there are 4 examples"):
+    with pytest.raises(UserError, match=r"receives \[2, 5, 6\], and there are 4 examples"):
         output(layer, dropped, X[:2])
     with pytest.raises(UserError, match="reads its kernel as one array, which has no dropout"):
         jnp.asarray(dropped["network"]["dense"]["kernel"])
