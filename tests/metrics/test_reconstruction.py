@@ -28,7 +28,7 @@ def test_more_noise_is_worse_and_the_order_of_pairs_does_not_matter(name):
     turned = ImageSet(images=noisy(10)[::-1])
     again = metric(turned, train=originals, test=ImageSet(images=ORIGINALS[::-1]))
     assert again[facts.headline] == pytest.approx(found[2], rel=1e-12)
-    with pytest.raises(UserError, match="is of pairs: 6 reconstructions, but 5 originals"):
+    with pytest.raises(UserError, match="compares pairs: 6 reconstructions, but 5 originals"):
         metric(originals, train=originals, test=ImageSet(images=ORIGINALS[1:]))
 
 
