@@ -58,6 +58,38 @@ class NoCrop:
         return 0, 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cover:
+    """Brings any image to height x width: box halving and bicubic until it just covers them, and the middle of it."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image) -> Image:
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        picture = to_pil(image)
+        halved, (height, width) = self._sizes(*image.shape[:2])
+        for shape in halved:
+            picture = picture.resize(shape[::-1], PIL.Image.Resampling.BOX)
+        resized = from_pil(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
+        top, left = self.start(*image.shape[:2])
+        return resized[top : top + self.height, left : left + self.width]
+
+    def start(self, height: int, width: int) -> tuple[int, int]:
+        height, width = self._sizes(height, width)[1]
+        return (height - self.height) // 2, (width - self.width) // 2
+
+    def _sizes(self, height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Heights and widths of the halved images, and of the resized one."""
+        halved = []
+        while height >= 2 * self.height and width >= 2 * self.width:
+            height, width = height // 2, width // 2
+            halved.append((height, width))
+        scale = max(self.height / height, self.width / width)
+        return halved, (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
+
+
 @crops.register("adm", example={"size": 4})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdmCrop:
@@ -66,28 +98,14 @@ class AdmCrop:
     size: int
 
     def __call__(self, image: Image) -> Image:
-        if image.shape[:2] == (self.size, self.size):
-            return image
-        picture = to_pil(image)
-        halved, (height, width) = self._sizes(*image.shape[:2])
-        for shape in halved:
-            picture = picture.resize(shape[::-1], PIL.Image.Resampling.BOX)
-        resized = from_pil(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
-        top, left = self.start(*image.shape[:2])
-        return resized[top : top + self.size, left : left + self.size]
+        return self._cover(image)
 
     def start(self, height: int, width: int) -> tuple[int, int]:
-        top, left = ((side - self.size) // 2 for side in self._sizes(height, width)[1])
-        return top, left
+        return self._cover.start(height, width)
 
-    def _sizes(self, height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        """Heights and widths of the halved images and of the resized one."""
-        halved = []
-        while min(height, width) >= 2 * self.size:
-            height, width = height // 2, width // 2
-            halved.append((height, width))
-        scale = self.size / min(height, width)
-        return halved, (round(height * scale), round(width * scale))
+    @property
+    def _cover(self) -> Cover:
+        return Cover(height=self.size, width=self.size)
 
 
 @crops.register("edm", example={"size": 4})
@@ -125,38 +143,6 @@ class Pad:
 
     def start(self, height: int, width: int) -> tuple[int, int]:
         return 0, 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cover:
-    """Brings any image to height x width: box halving and bicubic until it just covers them, and the middle of it."""
-
-    height: int
-    width: int
-
-    def __call__(self, image: Image) -> Image:
-        if image.shape[:2] == (self.height, self.width):
-            return image
-        picture = to_pil(image)
-        halved, (height, width) = self._sizes(*image.shape[:2])
-        for shape in halved:
-            picture = picture.resize(shape[::-1], PIL.Image.Resampling.BOX)
-        resized = from_pil(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
-        top, left = self.start(*image.shape[:2])
-        return resized[top : top + self.height, left : left + self.width]
-
-    def start(self, height: int, width: int) -> tuple[int, int]:
-        height, width = self._sizes(height, width)[1]
-        return (height - self.height) // 2, (width - self.width) // 2
-
-    def _sizes(self, height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        """Heights and widths of the halved images, and of the resized one."""
-        halved = []
-        while height >= 2 * self.height and width >= 2 * self.width:
-            height, width = height // 2, width // 2
-            halved.append((height, width))
-        scale = max(self.height / height, self.width / width)
-        return halved, (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
 
 
 def to_pil(image: Image) -> PIL.Image.Image:
