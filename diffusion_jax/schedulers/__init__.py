@@ -15,7 +15,7 @@ from diffusion_jax.schedulers.prediction import PREDICTIONS, Denoiser, Predictio
 from diffusion_jax.schedulers.process import PROCESSES, Process, with_process
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
 from diffusion_jax.schedulers.tables import space_timesteps
-from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, ShiftGrid, TimeGrid, shift_of_size
+from diffusion_jax.schedulers.time_grids import GRIDS, GridRule, TimeGrid, shift_of_size, shifted
 from diffusion_jax.schedulers.time_samplers import TIME_SAMPLERS, TimeSampler
 from diffusion_jax.schedulers.token_chains import TokenChain
 from diffusion_jax.schedulers.tokens import (
@@ -43,7 +43,6 @@ __all__ = [
     "PredictionKind",
     "Process",
     "ReverseSteps",
-    "ShiftGrid",
     "TimeGrid",
     "TimeSampler",
     "TokenChain",
@@ -53,6 +52,7 @@ __all__ = [
     "corrupt",
     "on_schedule",
     "shift_of_size",
+    "shifted",
     "space_timesteps",
     "with_process",
 ]

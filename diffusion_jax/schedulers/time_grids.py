@@ -366,6 +366,11 @@ class ShiftGrid(ChangedGrid):
         return self.base(schedule, num_steps).moved(lambda t: self.shift * t / (1.0 + (self.shift - 1.0) * t))
 
 
+def shifted(rule: GridRule, shift: float | None) -> GridRule:
+    """The rule with its times shifted towards noise; None and 1 leave it as it is."""
+    return rule if shift in (None, 1.0) else ShiftGrid(base=rule, shift=shift)
+
+
 def shift_of_size(schedule: NoiseSchedule, tokens: int, trained: int) -> float:
     """The shift for pictures of `tokens` positions by a model of `trained`, sqrt(tokens / trained) (ibid.).
 

@@ -10,6 +10,7 @@ Its parameters are a tree of groups, so that each can be trained, frozen, averag
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffusion_jax.conditioning import Conditioning, Conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.autoencoders import Codec, Identity
 from diffusion_jax.rng import BatchKey, fold_name
-from diffusion_jax.schedulers import Denoiser, Process
+from diffusion_jax.schedulers import Denoiser, Process, shift_of_size
 from diffusion_jax.specs import GUIDANCE, DataSpec
 from diffusion_jax.systems.groups import Params, under, within
 from diffusion_jax.systems.recipe import Recipe
@@ -105,6 +106,12 @@ class Model:
         parts = tuple(part.beside(shape) for part in self.conditioning.parts)
         told = dataclasses.replace(self.conditioning, parts=parts)
         return dataclasses.replace(self, data=dataclasses.replace(data, shape=shape), codec=codec, conditioning=told)
+
+    def shift_from(self, trained: "Model") -> float:
+        """How far times move towards noise for the size of this model's pictures, where `trained` has that of the
+        training (`shift_of_size`)."""
+        wanted, own = (math.prod(model.diffused.shape[:2]) for model in (self, trained))
+        return shift_of_size(self.process.schedule, wanted, own)
 
     def _require_sides(self, sides: tuple[int, int], factor: int) -> None:
         unit = factor * self.network.side_unit

@@ -1,6 +1,5 @@
 """Samples of a model: one call for a script or a notebook, and the pure function that it compiles."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.samplers import GUIDANCE, SAMPLERS, Rule, sample_tokens, samplers_of
 from diffusion_jax.samplers import sample as walk
 from diffusion_jax.samplers.guidance import Negative, name_of
-from diffusion_jax.schedulers import GRIDS, SCHEDULES, ShiftGrid, TimeGrid, shift_of_size
+from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid, shifted
 from diffusion_jax.systems import Model, Params
 from diffusion_jax.systems.recipe import Spec
 from diffusion_jax.tasks.frame import Raw, Setting
@@ -88,10 +87,9 @@ def sample(
     for name, number in counts.items():
         if number is not None and number < 1:
             raise UserError(f"{name} must be at least 1, it is {number}")
-    trained = model.diffused.shape
-    model = model.of_size(height, width) if height or width else model
-    if shift is None and model.diffused.shape != trained:
-        shift = shift_of_size(model.process.schedule, *(math.prod(s[:2]) for s in (model.diffused.shape, trained)))
+    trained, model = model, model.of_size(height, width) if height or width else model
+    if shift is None and model.diffused != trained.diffused:
+        shift = model.shift_from(trained)
     said = _said(labels, prompts, asked)
     rows = _prepared(model, said)
     count = num_images or max((len(value) for value in rows.values()), default=1)
@@ -256,7 +254,8 @@ def _times(model: Model, grid: Spec, steps: int | None, shift: float | None) -> 
     count = recipe.steps if steps is None else steps
     if recipe.most_steps is not None and count > recipe.most_steps:
         raise UserError(f"{count} steps are more than the model was trained for, which are {recipe.most_steps}")
+    if model.process.discrete and shift not in (None, 1.0):
+        raise UserError("shift moves the times of Gaussian noise, and this model is of tokens: leave it out")
     if model.process.discrete:  # at equal times; a grid's alphas and sigmas mean nothing to tokens
         return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), count)
-    rule = GRIDS.build(grid)
-    return (rule if shift in (None, 1.0) else ShiftGrid(base=rule, shift=shift))(model.process.schedule, count)
+    return shifted(GRIDS.build(grid), shift)(model.process.schedule, count)

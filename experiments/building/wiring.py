@@ -22,7 +22,7 @@ from diffusion_jax.registry import unknown_name
 from diffusion_jax.rng import stream_key
 from diffusion_jax.samplers import GUIDANCE as RULES
 from diffusion_jax.samplers import Rule, Sampler, TokenSampler
-from diffusion_jax.schedulers import GRIDS, PROCESSES, SCHEDULES, Process, ShiftGrid, TimeGrid, built
+from diffusion_jax.schedulers import GRIDS, PROCESSES, SCHEDULES, Process, TimeGrid, built, shifted
 from diffusion_jax.specs import DATA, FEATURES, GUIDANCE, PRIOR
 from diffusion_jax.tasks import require_tellable
 from experiments.building import checks, fitting
@@ -422,9 +422,7 @@ class Experiment(ExperimentData):
             )
         if self.process.discrete:  # tokens are sampled at equal times; alphas and sigmas of a grid do not apply to them
             return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), steps or sampling.steps)
-        rule = GRIDS.build(sampling.grid)
-        rule = rule if shift == 1.0 else ShiftGrid(base=rule, shift=shift)
-        return rule(self.process.schedule, steps or sampling.steps)
+        return shifted(GRIDS.build(sampling.grid), shift)(self.process.schedule, steps or sampling.steps)
 
     def known_ema(self, name: str) -> str:
         """The average of the parameters to evaluate; "" means the first one.

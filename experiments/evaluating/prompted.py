@@ -1,7 +1,6 @@
 """Pictures for prompts, drawn by a run: from noise, from a picture, in a hole, or by an instruction."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import example_inputs
 from diffusion_jax.samplers import PROJECTIONS
-from diffusion_jax.schedulers import shift_of_size
 from diffusion_jax.specs import SOURCE
 from diffusion_jax.systems import NETWORK, Model
 from experiments.building.wiring import Experiment
@@ -140,7 +138,7 @@ def draw(
         task = tasks.Variation(**({} if begun.strength is None else {"strength": begun.strength}))
         given["image"] = requests.in_unit_range(resized(begun.image, rows, columns)[None])
     total = each * len(prompts)
-    shift = shift_of(experiment, model) if shift is None else shift
+    shift = model.shift_from(experiment.model) if shift is None else shift
     sampling |= {"task": task, "model": model, "shift": shift}
     make = evaluation.generator(experiment, batch_size=min(batch_size, total), **sampling)
     asked = asked_in_words(experiment, [prompt for prompt in prompts for _ in range(each)])
@@ -183,12 +181,6 @@ def require_editor(experiment: Experiment) -> None:
             "this run does not edit by instruction: train one with configs/edits.py, or give experiments.generate "
             "--image with --prompt, and --strength or --mask"
         )
-
-
-def shift_of(experiment: Experiment, model: Model) -> float:
-    """How far times are moved towards noise for the size of a model's pictures."""
-    own, wanted = (math.prod(one.diffused.shape[:2]) for one in (experiment.model, model))
-    return shift_of_size(experiment.process.schedule, wanted, own)
 
 
 def _sized(experiment: Experiment, params: Any, height: int | None, width: int | None) -> Model:

@@ -17,7 +17,7 @@ from diffusion_jax.models.autoencoders import CODECS
 from experiments import generate
 from experiments.building.kinds import open_experiment, plan_experiment
 from experiments.building.restoring import restore_params
-from experiments.evaluating import evaluation, prompted
+from experiments.evaluating import evaluation
 from experiments.ground.config_files import load_config
 from tests.fresh_runs import called, fresh_first_stage, fresh_run
 from tests.processes import ROOT
@@ -104,7 +104,7 @@ def test_the_network_is_told_the_size_that_is_drawn(run):
     assert told.unsaid == (48, 64, 0, 0, 48, 64)
     own = next(part for part in experiment.model.conditioning.parts if "sizes" in part.gives)
     assert own.unsaid == (32, 32, 0, 0, 32, 32)
-    assert prompted.shift_of(experiment, experiment.picture_model(64, 64)) == 2.0
+    assert experiment.picture_model(64, 64).shift_from(experiment.model) == 2.0
 
 
 @pytest.mark.parametrize(

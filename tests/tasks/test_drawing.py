@@ -123,6 +123,8 @@ def test_tokens():
     model = dj.Model(data=PIXELS, codec=Values(num_values=5), network=network, process=process)
     found = dj.sample(model, randomised(model), num_images=3, sampler="mdlm", num_inference_steps=4)
     assert set(np.unique(found)) <= {0, 64, 128, 191, 255}
+    with pytest.raises(UserError, match="shift moves the times of Gaussian noise, and this model is of tokens"):
+        dj.sample(model, randomised(model), num_images=3, num_inference_steps=4, shift=2.0)
     assert found.dtype == np.uint8
 
 
