@@ -73,7 +73,7 @@ from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.fields import runner
 from experiments.reports.summary import model_card
-from experiments.running import hub
+from experiments.services import hub
 
 
 def main(argv: Sequence[str]) -> None:

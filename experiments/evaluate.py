@@ -44,7 +44,7 @@ from experiments.building.restoring import restore_params
 from experiments.evaluating import evaluation
 from experiments.ground import workdir
 from experiments.reports.report import write_report
-from experiments.running import downloads
+from experiments.services import downloads
 
 
 def main(argv: Sequence[str]) -> None:

@@ -61,8 +61,9 @@ from experiments.ground import workdir
 from experiments.ground.writers import RunWriter, open_writer
 from experiments.reports.live import LivePage, live_page
 from experiments.reports.summary import next_commands, summary_table
-from experiments.running import extension, inspection, trackers
+from experiments.running import extension, inspection
 from experiments.running.loop import Loop, StopSignal
+from experiments.services import trackers
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ FLOORS = {
     "ground": 6,
     "building": 7,
     "evaluating": 8,
-    **dict.fromkeys(("running", "reports"), 9),
+    **dict.fromkeys(("running", "reports", "services"), 9),
     **dict.fromkeys(("sweeps", "papers"), 10),
     **dict.fromkeys(("experiments", "benchmarks"), 11),
     "configs": 12,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.data.grids import make_grid
 from experiments import sample
 from experiments.evaluating.asked import Asked
-from experiments.evaluating.pictures import make_grid
 from experiments.ground import cli
 
 

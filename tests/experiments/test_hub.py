@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax import weights
 from diffusion_jax.errors import UserError
 from experiments.ground.fields import runner
-from experiments.running import downloads, hub
+from experiments.services import downloads, hub
 from tests.hub import serving
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,8 +10,8 @@ import pytest
 from diffusion_jax.errors import UserError
 from experiments import train
 from experiments.ground.writers import create_writer
-from experiments.running import trackers
-from experiments.running.trackers import TRACKERS, TrackerWriter
+from experiments.services import trackers
+from experiments.services.trackers import TRACKERS, TrackerWriter
 
 # One module that stands for all three: it writes what it is told to a file, one call a line.
 STAND_IN = """

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.data.grids import make_grid
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json, replace_file
 from diffusion_jax.registry import Registry
-from experiments.evaluating.pictures import make_grid
 
 FILE = "tracker.json"
 PROJECT = "diffusion_jax"
