@@ -46,6 +46,15 @@ checkpointer.close()
 """
 
 
+def test_every_page_is_in_the_site():
+    """The site's build is strict: a page that its navigation lacks ends it."""
+    folder = ROOT / "docs"
+    pages = {str(p.relative_to(folder)) for ending in ("md", "ipynb") for p in folder.rglob(f"*.{ending}")}
+    navigation = (ROOT / "mkdocs.yml").read_text().rpartition("\nnav:\n")[2]
+    named = set(re.findall(r": (\S+)$", navigation, re.M))
+    assert pages <= named
+
+
 def text_of(path: Path) -> str:
     """A page, or the docstring of a module."""
     return path.read_text() if path.suffix == ".md" else ast.get_docstring(ast.parse(path.read_text())) or ""
