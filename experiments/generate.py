@@ -198,6 +198,7 @@ def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]
     steps = SAMPLING.steps.value or pipe.family.steps
     rule = SAMPLING.of_model()
     scale = pipe.family.guidance if SAMPLING.scale.value is None else SAMPLING.scale.value
+    scale = (rule or {}).get("scale", scale)
     images: list[Image.Image] = []
     batches = list(divided(len(prompts), NUM_IMAGES.value, BATCH_SIZE.value))
     with ProgressBar(total=steps * len(batches), description="draw", primary=parallel.is_primary()) as bar:
@@ -376,6 +377,10 @@ def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]
     }
     if LORA.value:
         facts["Lora"] = " ".join(f"{Path(file).stem}:{weight:g}" for file, weight in LORA.value)
+    if SAMPLING.guidance.value or SAMPLING.options.value:
+        facts["Guidance"] = " ".join(filter(None, (SAMPLING.guidance.value, *SAMPLING.options.value))).replace(",", " ")
+    if SHIFT.value is not None:
+        facts["Shift"] = f"{SHIFT.value:g}"
     if EXPAND.value:
         facts["Expand"] = " ".join(EXPAND.value)
     if REFERENCE.value:

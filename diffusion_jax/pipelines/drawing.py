@@ -198,9 +198,7 @@ def _numbers(given: Given, step: Array) -> Mapping[str, Array]:
     return {name: values[step] for name, values in given.numbers.items()}
 
 
-def _leaned(
-    plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]
-) -> Array:  # fmt: skip
+def _leaned(plan: Plan, params: Params, given: Given, x: Array, time: Array, numbers: Mapping[str, Array]) -> Array:
     """The network's output, or several outputs combined by the scales of a step."""
     rows = given.rows
     if plan.unconditional is not None:

@@ -91,7 +91,9 @@ def test_the_rule_of_guidance_is_that_of_the_flags(command, tmp_path):
     for eta in (0.0, 1.0):
         rule, out = ["--guidance=apg", f"--set=guidance.eta={eta}"], tmp_path / f"{eta}.png"
         command.run("generate", *flags, *rule, "--guidance_scale=30", f"--out={out}")
-        drawn[eta] = np.asarray(Image.open(out)).astype(int)
+        with Image.open(out) as image:
+            drawn[eta] = np.asarray(image).astype(int)
+            assert f"Guidance: apg guidance.eta={eta}" in image.text["parameters"]
     assert np.abs(drawn[0.0] - drawn[1.0]).max() > 0
 
 
