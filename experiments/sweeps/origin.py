@@ -5,6 +5,7 @@ On another machine, or after a code change that alters the order of a sum, round
 that; a number then counts as repeated if it lies within the 95% interval of its row.
 """
 
+import ast
 import hashlib
 import json
 import re
@@ -101,16 +102,36 @@ def config_state(made: Mapping[str, Any], ablation: Ablation) -> str:
 
 
 def code_state(commit: str | None) -> str:
-    """One sentence about the code, from git; "" if git does not know that commit."""
-    changed = _git("diff", "--name-only", str(commit).removesuffix("-dirty"), "--", *CODE)
+    """One sentence about the code, from git; "" if git does not know that commit. Docstrings and comments do not count."""
+    commit = str(commit).removesuffix("-dirty")
+    listed = _git("diff", "--name-only", commit, "--", *CODE)
     head = _git("rev-parse", "--short=12", "HEAD")
-    if changed is None or head is None:
+    if listed is None or head is None:
         return ""
+    changed = [name for name in listed.splitlines() if name.endswith(".py") and _differs(commit, name)]
     if not changed:
         return f"Up to commit {head} the code is the same."
-    rooms = Counter(_room(name) for name in changed.splitlines() if name.endswith(".py"))
+    rooms = Counter(map(_room, changed))
     named = ", ".join(f"{room} ({count} file{'s' * (count > 1)})" for room, count in sorted(rooms.items()))
     return f"Up to commit {head} the code has changed in {named}. The numbers were not made again."
+
+
+def _differs(commit: str, name: str) -> bool:
+    """Whether a file does something else than at that commit, in which it may be absent."""
+    before, path = _git("show", f"{commit}:{name}"), ROOT / name
+    if before is None or not path.is_file():
+        return True
+    return _without_prose(before) != _without_prose(path.read_text())
+
+
+def _without_prose(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []
+        for statement in body:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                statement.value.value = ""
+    return ast.dump(tree)
 
 
 def _room(name: str) -> str:

@@ -67,6 +67,13 @@ def test_of_an_unknown_commit_nothing_is_said(tmp_path):
     assert tail("page", origin.made(ablation, tmp_path), ablation)[0].endswith("(page/results.json).")
 
 
+def test_docstrings_and_comments_are_not_changes_of_the_code():
+    text = 'def f():\n    """Before."""\n    return 1\n'
+    other_prose = 'def f():\n    """After, and longer."""\n    return 1  # as before\n'
+    assert origin._without_prose(text) == origin._without_prose(other_prose)
+    assert origin._without_prose(text) != origin._without_prose(text.replace("1", "2"))
+
+
 @pytest.mark.slow
 def test_a_committed_cell_is_made_again(command, tmp_path):
     """The smallest: 600 steps. Its numbers lie within the interval of its row, as docs/results.md promises."""
