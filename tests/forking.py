@@ -80,7 +80,7 @@ def serve(asking: socket.socket) -> None:
     gc.freeze()  # the garbage collector of a fork skips what was imported
     asking.send(b"y" if len(os.listdir("/proc/self/task")) == 1 else b"n")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that run `keep`
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test process, which then closes the socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test process, which then exits
     while True:
         request, files, _, _ = socket.recv_fds(asking, 2**20, 3)
         if not request:

@@ -37,7 +37,7 @@ def test_batches_take_turns_by_when_they_are_due(counts):
 
 
 def test_every_example_is_read_equally_often():
-    """Within 40 steps for 40 examples, a batch of 4 reads each example four times, and none twice before all once."""
+    """40 steps of 4 rows read each of 40 examples four times, and every example of a bucket once before any twice."""
     reader = scenes().reader()
     read = [[] for _ in reader.readers]
     for step in range(40):

@@ -167,7 +167,7 @@ def test_tfds_data(name, how, digits_dir, tmp_path):
     directory = copied(digits_dir, tmp_path / "data") / "digits" / "1.0.0"
     path = next(directory.glob("*train*")) if name == "train" else directory / name
     spoil(path, how)
-    harmless = name != "train" and how in ("missing", "cut_end", "circle")  # the code of the data set knows it
+    harmless = name != "train" and how in ("missing", "cut_end", "circle")  # their content is in the code
     if not harmless:
         one_line(lambda: digits_arrays("train", str(tmp_path / "data")), directory)
     with one_line_or_fine(tmp_path):

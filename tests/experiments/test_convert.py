@@ -62,7 +62,7 @@ SCHEDULER = {
 
 
 def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
-    """The scheduler of a pipeline sets the run's schedule, and survives writing and reading a folder."""
+    """The scheduler of a pipeline sets the run's schedule, and is preserved when a folder is written and read."""
     pipeline, run, back, again = (tmp_path / name for name in ("pipeline", "run", "back", "again"))
     shutil.copytree(GOLDEN, pipeline / "transformer")
     (pipeline / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "DiTTransformer2DModel"]}))

@@ -100,7 +100,7 @@ def test_guided_by_itself_is_not_guided(drawn):
 
 @pytest.mark.slow
 def test_a_guide_on_another_schedule(drawn, data_dir):
-    """A guide on another schedule is evaluated at matching noise levels, so it gives nearly the same samples."""
+    """A guide on another schedule is evaluated at matching noise levels, so the samples remain close."""
     fields = {"process.schedule.sigma_max": 40.0}
     worse = other_experiment(data_dir, **fields)
     same = other_experiment(data_dir)

@@ -42,7 +42,7 @@ def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path, number):
-    """The signal arrives at a step that is neither logged nor validated."""
+    """The run saves the step at which the signal arrives, and the same command resumes from it."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(workdir)
     process = command.start("train", *arguments)

@@ -76,7 +76,7 @@ def test_a_block_is_bounded_for_all_examples_and_heads():
 
 
 def test_blocks_whose_keys_do_not_count_leave_nothing(small_chunks):
-    """Chunked attention equals dense attention where one example masks all first keys and a causal bias applies."""
+    """Chunked attention equals dense attention with a causal bias and a fully masked first block of keys."""
     q, k, v = inputs(queries=130, keys=130)
     mask = jnp.stack([jnp.arange(130) >= 60, jnp.arange(130) % 3 < 2])
     told = {

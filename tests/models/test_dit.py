@@ -182,7 +182,7 @@ def test_positions_of_other_sizes_are_on_the_scale_of_the_training():
     np.testing.assert_allclose(large.mean(0), [3.5, 3.5])
     assert large.min() > -0.5
     assert large.max() < 7.5
-    wide = spread_positions(4, 16, 8).reshape(4, 16, 2)  # as many tokens, with the distances of training
+    wide = spread_positions(4, 16, 8).reshape(4, 16, 2)  # as many tokens as in training, at the same distances
     np.testing.assert_allclose(np.diff(wide[..., 0], axis=0), 1.0)
     np.testing.assert_allclose(np.diff(wide[..., 1], axis=1), 1.0)
     np.testing.assert_allclose(wide.mean((0, 1)), [3.5, 3.5])

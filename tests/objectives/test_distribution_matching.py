@@ -22,7 +22,7 @@ def keys():
 
 
 def generator(mean, std):
-    """A generator that maps noise to samples of N(mean, std^2), at any time."""
+    """A generator that maps noise at t = 1, and inputs at any other time, to mean + std * x."""
 
     def denoise(x, t):
         return Prediction(x0=mean + std * x, noise=x)
@@ -74,7 +74,7 @@ def test_it_leads_to_the_data_and_ends_there():
 
 
 def test_it_is_bounded_as_the_noise_takes_over():
-    """The gradient stays bounded for u near 1; a difference of velocity scores would be divided by 1 - u."""
+    """The difference in x0 stays bounded near u = 1, where a difference of velocities would be divided by 1 - u."""
     objective = OBJECTIVES.build("dmd")
     x = jnp.asarray(np.random.default_rng(0).standard_normal((SIZE, 2)))
     g = objective.difference(REAL.denoiser(FLOW), Gaussian(mean=0.9, std=0.5).denoiser(FLOW), x, keys())

@@ -132,7 +132,7 @@ def test_guided_by_scale_1_is_the_conditional_one():
 
 
 def test_a_student_that_is_its_teacher_has_no_loss():
-    """The guided teacher has no imitation loss, and its exact flow map no loss in the objectives of two times."""
+    """The guided teacher itself has no imitation loss, and its exact flow map has no loss with two times."""
     away = Gaussian(mean=0.0, std=0.5)
     guided = Gaussian(mean=away.mean + 3.0 * (CONDITIONAL.mean - away.mean), std=0.5)  # equal deviations: Gaussian
     teacher = guided_by(CONDITIONAL.denoiser(FLOW), away.denoiser(FLOW), jnp.full(SIZE, 3.0))

@@ -90,7 +90,7 @@ def test_sampler_compiles_for_tpu_as_the_page_says(config):
 
 
 def least_sent(strategy, *, blocks=4, dim=1152, examples=256, tokens=256, chips=16):
-    """The least bytes that a chip must send in a train step of DiT-XL/2, in bfloat16, around rings of chips."""
+    """The minimum number of bytes that a chip sends in a train step of DiT-XL/2, in bfloat16, around rings of chips."""
     wide, modulation, rest = 12 * blocks * dim**2, 6 * blocks * dim**2, (1001 + 256 + 16 + 32) * dim + 4 * dim**2
     activations = examples * tokens * dim
 

@@ -1,4 +1,4 @@
-"""Adapters of pipelines give the reference's pictures, and survive loading, fusing and writing."""
+"""Adapters of pipelines give the reference's pictures, and stay correct when loaded, fused and written."""
 
 import contextlib
 

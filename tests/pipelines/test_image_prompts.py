@@ -68,7 +68,7 @@ def test_scales_by_block_are_in_the_values(sd15):
 
 @pytest.mark.slow  # the tests above cover its parts
 def test_other_scales_blocks_and_pictures_compile_nothing(sd15):
-    """All scales, blocks and pictures share one program; scale 0 in all blocks equals no picture."""
+    """All scales, blocks and pictures share one program, and blocks that a scale omits have scale 0."""
     sd15.set_ip_adapter_scale(1.0)
     drawn = {"red": sd15("a fox", ip_adapter_image=RED, **CALL).images}
     scales = {

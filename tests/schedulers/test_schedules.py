@@ -27,7 +27,7 @@ def test_monotone(schedule):
 
 
 def test_endpoints(schedule):
-    """A schedule is data with little noise at t = 0, and the prior with little signal at t = 1."""
+    """Data has little noise left at t = 0, and the prior has little signal left at t = 1."""
     if not isinstance(schedule, LogSNRLine):
         np.testing.assert_allclose(schedule.alpha(0.0), 1, rtol=0, atol=0.51 * schedule.sigma(0.0) ** 2)
         assert schedule.sigma(0.0) <= 0.01
@@ -36,7 +36,8 @@ def test_endpoints(schedule):
 
 
 def test_variance(schedule):
-    """Every schedule is variance preserving, exploding, a straight interpolant or sub-VP, and stays below the prior."""
+    """Every schedule is variance preserving, exploding, a straight interpolant or sub-VP; sigma stays below the
+    prior's."""
     alpha, sigma = schedule.alpha(INSIDE), schedule.sigma(INSIDE)
     families = (alpha**2 + sigma**2, alpha, alpha + sigma, alpha**2 + sigma)
     assert any(np.allclose(family, 1, rtol=0, atol=1e-14) for family in families)

@@ -1,4 +1,4 @@
-"""A restored checkpoint equals what was written, or restoring is an error with a name."""
+"""A restored checkpoint equals what was written; otherwise restoring raises a named error."""
 
 import shutil
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_saved_values_are_those_at_the_time_of_saving(tmp_path, monkeypatch):
     checkpointer.save(1, state, {"window": window}, {})
     window.append({"loss": jnp.float32(0.25)})  # metrics of the next step, while the checkpoint is being written
     assert given[0]["record"].item["window"] == [{"loss": 0.5}], "a slow writer sees what was given"
-    jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)  # the arrays change or go away
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)  # the arrays are gone or changed
     checkpointer.wait()
     restored, record = checkpointer.restore(1, abstract(expected))
     jax.tree.map(np.testing.assert_array_equal, restored, expected)

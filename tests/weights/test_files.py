@@ -246,7 +246,7 @@ def test_other_networks_weights_are_recognised_as_such(own):
 
 
 def test_the_text_of_uvit_is_read_and_written():
-    """`context_embed` of the authors' libs/uvit_t2i.py is a dense layer and survives both conversions exactly."""
+    """`context_embed` of the authors' libs/uvit_t2i.py is a dense layer and is converted exactly in both directions."""
     fields = {"hidden_size": 16, "depth": 2, "num_heads": 2, "context_channels": 5, "context_tokens": 3}
     network = MODELS.build({"name": "uvit", "image_size": 4, "image_channels": 2, **fields})
     maps, shapes = weight_map("uvit", network), parameter_shapes(network)

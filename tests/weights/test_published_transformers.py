@@ -215,7 +215,7 @@ def test_flux_in_its_pipeline(name, folder):
 
 
 def test_ideogram4_in_its_pipeline():
-    """A text with masked first positions, and the unconditional network, which gets no text."""
+    """Outputs for a text whose first positions are masked, and outputs of the unconditional network without text."""
     io, tolerance = case("ideogram4")
     network, params = read_component(PIPELINES / "ideogram4" / "transformer")
     alone, its_params = read_component(PIPELINES / "ideogram4" / "unconditional_transformer")

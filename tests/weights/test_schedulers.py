@@ -36,10 +36,10 @@ def test_steps_and_noise_levels_are_those_of_diffusers(case):
     found = (grid.times * num - first)[: len(expected)]
     assert grid.num_steps == case["steps"]
     tolerance = 1e-3
-    if config.get("shift", 1.0) != 1.0:  # the difference is reported: diffusers shifts the smallest time twice
+    if config.get("shift", 1.0) != 1.0:  # reported: diffusers shifts the smallest time twice
         assert "shift=3" in sampling.notes[0]
         tolerance = 6
-    elif any(name.startswith("use_") for name in config):  # spaced in noise levels; diffusers rounds differently
+    elif any(name.startswith("use_") for name in config):  # spaced in noise levels; in diffusers on or between steps
         tolerance = 0.5
     np.testing.assert_allclose(found, expected, atol=tolerance)
     if case["alphas_cumprod"] is not None:

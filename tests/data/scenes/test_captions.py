@@ -73,7 +73,7 @@ def test_two_alike_are_counted():
     [
         (Requirement(objects=(Wanted(shape="star"),)), False),  # the scene also contains a circle
         (Requirement(objects=(Wanted(shape="star"),), exact=False), True),
-        (Requirement(objects=(Wanted(shape="star", colour="orange"),), exact=False), False),  # colour and shape mix
+        (Requirement(objects=(Wanted(shape="star", colour="orange"),), exact=False), False),  # wrong binding
         (Requirement(objects=(Wanted(colour="orange"), Wanted(shape="star"))), True),
         (Requirement(objects=(Wanted(), Wanted())), True),
         (Requirement(objects=(Wanted(), Wanted(), Wanted())), False),

@@ -39,7 +39,7 @@ def test_the_graph_is_recovered_from_thousands_of_pictures(size, split):
 
 
 def test_shuffled_captions_are_at_chance():
-    """About 3% of pictures meet the caption of another scene by chance, mostly captions that only name labels."""
+    """About 3% of pictures meet the caption of another scene by chance, mostly captions that are mere labels."""
     source = SceneSource(SceneOptions(max_objects=3), "train")
     found, made = read(pictures(source, 300)), source.described(range(300))
     assert all(required.holds(scene) for scene, (_, _, required) in zip(found, made, strict=True))
@@ -63,8 +63,7 @@ def test_shuffled_captions_are_at_chance():
     ],
 )
 def test_blurred_and_noisy_pictures(size, sigma, noise, share):
-    """The share of pictures whose shapes and colours are all read correctly; blur in pixels, noise in grey levels of
-    255."""
+    """At least the stated share of pictures has all shapes and colours read correctly; blur in pixels, noise of 255."""
     source = SceneSource(SceneOptions(size=size, max_objects=4), "train")
     images = ndimage.gaussian_filter(pictures(source, 150).astype(np.float64), (0, sigma, sigma, 0))
     images += noise * np.random.default_rng(0).standard_normal(images.shape)
