@@ -1,4 +1,4 @@
-"""A small BERT in the form in which it is published, and its arithmetic in float64, written from the paper."""
+"""A small BERT in its published file format, and a float64 reference implementation written from the paper."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG = {
 
 
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights by their published names."""
+    """Random weights under their published names."""
     draw = np.random.default_rng(seed)
     width, hidden = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     shapes = {
@@ -40,14 +40,14 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def bert_folder(root: Path, *, state: dict[str, np.ndarray] | None = None, **config) -> Path:
-    """A folder with config.json and model.safetensors."""
+    """Write a folder with config.json and model.safetensors."""
     (root / "config.json").write_text(json.dumps({**CONFIG, **config}))
     save_file(tensors() if state is None else state, root / "model.safetensors")
     return root
 
 
 def reference(state: dict[str, np.ndarray], tokens: np.ndarray, heads: int, eps: float) -> np.ndarray:
-    """The vectors of one text without padding, [length, width], in float64."""
+    """The output vectors for one text without padding, [length, width], in float64."""
     p = {name: np.float64(value) for name, value in state.items()}
 
     def linear(x, name):

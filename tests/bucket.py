@@ -1,4 +1,4 @@
-"""A bucket of Google Cloud Storage that is not there: an emulator, whose objects are files in a directory."""
+"""Emulate a Google Cloud Storage bucket whose objects are files in a local directory."""
 
 import contextlib
 import http.server
@@ -12,7 +12,7 @@ NAME = "bucket"
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """One thread for each connection; clients that hang up are no news."""
+    """An HTTP server with one thread per connection; it ignores clients that hang up."""
 
     daemon_threads = True
 
@@ -22,7 +22,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def emulated(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The directory of the objects of `gs://bucket`, and the environment in which processes find the emulator there.
+    """Yield the directory with the objects of `gs://bucket`, and the environment in which processes use the emulator.
 
     Raises:
       ImportError: `pip install gcsfs gcp-storage-emulator` is missing.
@@ -36,10 +36,10 @@ def emulated(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     storage = Storage(data_dir=str(directory))
     buckets.create_bucket(NAME, storage)
-    one_at_a_time = threading.Lock()  # the emulator's own server has one thread, and its storage counts on it
+    one_at_a_time = threading.Lock()  # the emulator's own server has one thread, and its storage relies on that
 
     class Handler(RequestHandler):
-        """Adds what TensorStore needs and the emulator has not: the generations of objects, and conditions on them."""
+        """Adds what TensorStore needs and the emulator lacks: object generations, and conditions on them."""
 
         _generation = None
 
@@ -84,7 +84,7 @@ def emulated(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         environment = {
             "STORAGE_EMULATOR_HOST": address,  # gcsfs
             "FSSPEC_GCS_TOKEN": "anon",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google which kind of bucket this is
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google for the type of this bucket
             "TENSORSTORE_GCS_HTTP_URL": address,
         }
         try:

@@ -1,4 +1,4 @@
-"""A captioned folder that is small, and a config of a network that is told its captions."""
+"""A small folder of captioned images, and the config of a network conditioned on the captions."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def get_config():
 
 
 def make_folder(root: Path, *, count: int = 96, held_out: int = 64) -> Path:
-    """Squares of four colours at the left or the right of 8x8 pixels, and what a caption says of each."""
+    """Write 8x8 images of a coloured square on the left or right, each with a caption that describes it."""
     draw = np.random.default_rng(0)
     for split, number in (("train", count), ("test", held_out)):
         folder = root / split

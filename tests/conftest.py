@@ -1,4 +1,4 @@
-"""Test set-up: eight simulated CPU devices, a persistent compilation cache, float64 on request."""
+"""Set up the tests: eight simulated CPU devices, a persistent compilation cache, float64 on request."""
 
 import gc
 import gzip
@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "diffusion_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Most programs of tests run once on little data: few of XLA's optimisations halve the time. Commands inherit this.
+# Most tests run a program once on little data: skipping most XLA optimisations halves the time. Commands inherit this.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -25,7 +25,7 @@ flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Thousands of compiled programs of other files make every garbage collection of a test process slow."""
+    """Drop compiled programs after each file: thousands of them slow down every garbage collection."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -33,7 +33,7 @@ def _forget_programs():
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Compile the programs of a file as users do: where a test looks at them, or computes for long."""
+    """Compile the programs of a file as users do, for tests that inspect programs or compute for long."""
     chosen = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -42,20 +42,20 @@ def optimised():
 
 @pytest.fixture
 def x64():
-    """Run the test in float64, where the contract is mathematical."""
+    """Run the test in float64, where the tested property is mathematical."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Where the digits are prepared, once."""
+    """The directory in which the digits are prepared once."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
 def idx_dir(tmp_path_factory):
-    """Four small idx files, as of MNIST and its kin."""
+    """A directory with four small idx files in the format of MNIST."""
     directory = tmp_path_factory.mktemp("idx")
     random = np.random.default_rng(0)
     for stem, count in [("train", 12), ("t10k", 128)]:
@@ -73,13 +73,13 @@ def write_idx(path, array):
 
 @pytest.fixture(scope="session")
 def command(data_dir):
-    """The commands as child processes."""
+    """Run the commands as child processes."""
     return Command(data_dir, forks=True)
 
 
 @pytest.fixture(scope="session")
 def finished(command, tmp_path_factory):
-    """A finished tiny run, uninterrupted, that tests read and do not change; and what it printed."""
+    """The workdir and the output of a finished, uninterrupted tiny run; tests read it and do not change it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     out, _ = command.run("train", *command.train_arguments(workdir))
     return workdir, out

@@ -1,4 +1,4 @@
-"""Random weights of DINOv2 and CLIP in files with the published names, and a tokenizer of a few words."""
+"""Write random weights of DINOv2 and CLIP under their published names, and a tokenizer with a few words."""
 
 import json
 import math
@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parent / "golden" / "metrics"
 
 
 def random_tensor(name, shape):
-    """What both sides fill the tensor of this name with."""
+    """Random values for the tensor of this name; the reference was computed with the same values."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) == 0:
         return np.array(0.7 + 0.1 * draw, np.float32)
@@ -22,7 +22,7 @@ def random_tensor(name, shape):
 
 
 def written(name, path):
-    """The weights of a golden file, and the file."""
+    """Write the random weights for a golden file, and return the golden file."""
     golden = np.load(GOLDEN / f"{name}.npz")
     names = json.loads(str(golden["names"]))
     save_file({key: random_tensor(key, shape) for key, shape in names.items()}, path)
@@ -30,7 +30,7 @@ def written(name, path):
 
 
 def write_tokenizer(folder, *, start=97, end=98):
-    """tokenizer.json with CLIP's marks around a text, and a token for each of five words."""
+    """Write a tokenizer.json with CLIP's start and end tokens and a token for each of five words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {"a": 1, "photo": 2, "of": 3, "cat": 4, "dog": 5, "?": 6, "<|startoftext|>": start, "<|endoftext|>": end}

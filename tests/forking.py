@@ -1,11 +1,11 @@
-"""Commands as processes that start at once: forked from one that has imported what all commands import.
+"""Start commands quickly by forking them from a server that has already imported what all commands import.
 
-Such a process is one of its own, with its own devices, programs, signals and exit code; what it does not repeat is four
-seconds of imports. The server compiles nothing and has a single thread, so that a fork of it is safe; where an import
-starts threads it says so, and commands are started anew. Forks of one server share the seed of Python's hashes; what is
-started with `Command.start`, as all that is killed, has another one.
+Each command is a process with its own devices, programs, signals and exit code; only the imports, which take four
+seconds, are shared. The server compiles nothing and has a single thread, so forking it is safe. If an import starts
+threads, the server reports it, and commands are started as fresh processes. All forks of one server share the seed of
+Python's hashes. Commands started with `Command.start`, such as those that are killed, have another seed.
 
-    python -m tests.forking FD        # the server; FD is a socket to the process that asks
+    python -m tests.forking FD        # the server; FD is a socket to the requesting process
 """
 
 import contextlib
@@ -27,7 +27,7 @@ POSSIBLE = sys.platform == "linux"
 
 
 class ForkServer:
-    """Runs commands; ends with the process that made it."""
+    """A server that runs commands and ends with the process that made it."""
 
     def __init__(self, environment: dict[str, str]):
         self.environment = dict(environment)
@@ -40,10 +40,10 @@ class ForkServer:
         """Whether the server may fork."""
 
     def run(self, module: str, arguments: list[str], timeout: float) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr) of `python -m module arguments`; the code of a signal is negative.
+        """Return (exit code, stdout, stderr) of `python -m module arguments`; the exit code after a signal is negative.
 
         Raises:
-          subprocess.TimeoutExpired: it ran longer, and has been killed.
+          subprocess.TimeoutExpired: the command ran longer and has been killed.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, ours:
@@ -74,13 +74,13 @@ def _end(ours: socket.socket, process: subprocess.Popen) -> None:
 
 
 def serve(asking: socket.socket) -> None:
-    """Answer until the other side is gone; returns only in a child, which is then the command."""
+    """Answer requests until the other side is gone; returns only in a child process, which then becomes the command."""
     preload()
     gc.collect()
-    gc.freeze()  # no collection in a fork goes through what was imported
+    gc.freeze()  # the garbage collector of a fork skips what was imported
     asking.send(b"y" if len(os.listdir("/proc/self/task")) == 1 else b"n")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then leave
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that run `keep`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test process, which then exits
     while True:
         request, files, _, _ = socket.recv_fds(asking, 2**20, 3)
         if not request:
@@ -92,7 +92,7 @@ def serve(asking: socket.socket) -> None:
 
 
 def keep(module: str, *arguments: str, files: list[int], asking: socket.socket) -> None:
-    """Start the command and tell its number, then its exit code; returns in the command alone."""
+    """Start the command and send its process id, then its exit code; returns only in the process of the command."""
     asking.close()
     for number in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.default_int_handler)
@@ -102,7 +102,7 @@ def keep(module: str, *arguments: str, files: list[int], asking: socket.socket) 
         answer = socket.socket(fileno=reply)
         answer.send(str(pid).encode())
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with contextlib.suppress(BrokenPipeError):  # who asked has given up
+        with contextlib.suppress(BrokenPipeError):  # the requesting process has given up
             answer.send(str(code).encode())
         os._exit(0)
     os.dup2(out, 1)
@@ -114,7 +114,7 @@ def keep(module: str, *arguments: str, files: list[int], asking: socket.socket) 
 
 
 def preload() -> None:
-    """Import what the commands import, but not them: each is to be run from its first line."""
+    """Import what the commands import, but not the commands: each command must run from its first line."""
     import experiments
 
     for path in sorted((ROOT / "experiments").glob("[a-z]*.py")):

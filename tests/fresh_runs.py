@@ -1,4 +1,4 @@
-"""Runs of scenes that were never trained: a workdir with a config, a word list and random parameters, in seconds."""
+"""Write untrained runs on scenes within seconds: a workdir with a config, a word list and random parameters."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from experiments.ground.config_files import load_config
 
 
 def scenes_config(argument="", config="configs/scenes_text_to_image.py", **fields):
-    """A recipe of scenes with a network that is small, and few examples."""
+    """The config of a scenes recipe with a small network and few examples."""
     made = load_config(f"{config}:{argument}" if argument else config)
     made.model.update(base_channels=8, channel_multipliers=(1,), attention_resolutions=(), num_res_blocks=1)
     made.conditioning.text.update(length=20, encoder=ConfigDict(dict(name="transformer", width=8, depth=1)))
@@ -29,7 +29,7 @@ def scenes_config(argument="", config="configs/scenes_text_to_image.py", **field
 
 
 def called(module, *flags):
-    """A command in this process; how a process ends is tested elsewhere."""
+    """Run a command in this process; other tests cover how a command's process ends."""
     module.FLAGS.read([module.__name__, *map(str, flags)])
     try:
         module.main([])
@@ -38,7 +38,7 @@ def called(module, *flags):
 
 
 def random_params(experiment, scale=0.3):
-    """Parameters of a run, those that are trained at random."""
+    """The parameters of a run: random values for the trained groups, the stored values for the frozen ones."""
     rng = np.random.default_rng(0)
     trained = jax.tree.map(
         lambda leaf: np.float32(scale * rng.standard_normal(leaf.shape)), experiment.abstract_state.params
@@ -48,7 +48,7 @@ def random_params(experiment, scale=0.3):
 
 
 def fresh_run(directory, config, scale=0.3):
-    """Write a run whose network is random; returns its workdir."""
+    """Write a run whose network has random weights; returns its workdir."""
     experiment = open_experiment(config)
     kept = conditions.kept(experiment.text)
     workdir.claim(directory, experiment.config, experiment.info, kept=kept)
@@ -65,7 +65,7 @@ def fresh_run(directory, config, scale=0.3):
 
 
 def fresh_first_stage(directory):
-    """Write a first stage of scenes of 24x24 whose weights are random: 6x6 latents."""
+    """Write a first stage with random weights that maps scenes of 24x24 to latents of 6x6."""
     config = load_config("configs/scenes_autoencoder.py:small")
     config.data.options.update(num_examples=48, num_test=16)
     config.codec.channels = (8,)

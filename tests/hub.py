@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: an HTTP server on this machine with the requests that its client makes."""
+"""A stand-in for the Hugging Face hub: a local HTTP server that answers the requests of the hub's client."""
 
 import base64
 import contextlib
@@ -13,12 +13,12 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class Hub:
-    """Repositories by name, each {path: content}; only the token "hf_right" may push.
+    """The repositories by name, each {path: content}; only the token "hf_right" may push.
 
     Attributes:
-      repositories: what there is; a push adds to it.
-      private: the names of those that were made private.
-      asked: the paths that were asked for.
+      repositories: all repositories; a push adds to them.
+      private: the names of the repositories that were created as private.
+      asked: the paths that clients requested.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ def digest(content: bytes) -> str:
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub that answers at `address` while the block lasts."""
+    """Yield a hub that answers at `address` while the block runs."""
     hub = Hub()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def serving() -> Iterator[Hub]:
             content = self.rfile.read(int(self.headers["Content-Length"] or 0))
             if self.headers["Authorization"] != "Bearer hf_right":
                 return self.answer(401)
-            if path == "api/validate-yaml":  # of the card
+            if path == "api/validate-yaml":  # of the model card
                 return self.answer_json({"errors": [], "warnings": []})
             if path == "api/repos/create":
                 about = json.loads(content)

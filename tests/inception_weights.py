@@ -1,4 +1,4 @@
-"""Random weights of Inception-v3 in a file."""
+"""Write random weights of Inception-v3 to a file."""
 
 import math
 import zlib
@@ -11,7 +11,7 @@ from diffusion_jax.weights import inception_map, inception_shapes, nvidia_incept
 
 
 def random_tensor(name, shape):
-    """What both sides fill the tensor of this name with (tests/golden/metrics/README.md)."""
+    """Random values for the tensor of this name; the reference uses the same (tests/golden/metrics/README.md)."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith((".running_var", ".var")):
         return np.float32(np.exp(0.2 * draw))
@@ -23,13 +23,13 @@ def random_tensor(name, shape):
 
 
 def random_state(weight_map, parameters, draw):
-    """Every tensor that a map names, as `draw(name, shape)` has it."""
+    """Every tensor that a weight map names, filled with `draw(name, shape)`."""
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), parameters)
     return {name: draw(name, tensor.shape) for name, tensor in weight_map.state(ones).items()}
 
 
 def write_random_inception(path):
-    """A safetensors file with the names of pytorch-fid's."""
+    """Write a safetensors file with the tensor names of pytorch-fid."""
     state = random_state(inception_map(), inception_shapes(), random_tensor)
     state["fc.bias"] = np.zeros(1008, np.float32)
     state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
@@ -37,6 +37,6 @@ def write_random_inception(path):
 
 
 def write_random_nvidia_inception(path):
-    """A safetensors file with the names of NVIDIA's."""
+    """Write a safetensors file with the tensor names of NVIDIA."""
     state = random_state(nvidia_inception_map(), inception_shapes(), random_tensor)
     save_file({**state, "output.bias": np.zeros(1008, np.float32)}, path)

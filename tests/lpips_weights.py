@@ -1,4 +1,4 @@
-"""Random weights of LPIPS in two files with the names of torchvision's and of the package lpips."""
+"""Write random weights of LPIPS to two files with the tensor names of torchvision and of the lpips package."""
 
 import math
 import zlib
@@ -11,7 +11,7 @@ from tests.inception_weights import random_state
 
 
 def random_tensor(name, shape):
-    """What both sides fill the tensor of this name with (tests/golden/metrics/README.md)."""
+    """Random values for the tensor of this name; the reference uses the same (tests/golden/metrics/README.md)."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.startswith("lin"):
         return np.float32(np.abs(draw) / shape[1])
@@ -21,7 +21,7 @@ def random_tensor(name, shape):
 
 
 def write_random_lpips(folder):
-    """The two safetensors files; returns their paths."""
+    """Write the two safetensors files; returns their paths."""
     state = random_state(lpips_map(), lpips_shapes(), random_tensor)
     vgg = {name: tensor for name, tensor in state.items() if name.startswith("features")}
     vgg["classifier.0.bias"] = np.zeros(8, np.float32)

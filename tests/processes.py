@@ -1,6 +1,6 @@
-"""Real processes: the commands as a user types them, on a network so small that a run takes seconds.
+"""Run the commands in real processes as a user does, on a network so small that a run takes seconds.
 
-Used by the tests of the runner, by those of faults, and by `benchmarks/faults.py`.
+The tests of the runner, the tests of faults and `benchmarks/faults.py` use this module.
 """
 
 import concurrent.futures
@@ -43,16 +43,16 @@ TINY = (
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of child processes: one device, unless a test says otherwise."""
+    """The environment of child processes: one device, unless a test asks for more."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUM_CPU", "XLA_FLAGS"))}
     mine = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
     return {**kept, **mine}
 
 
 class Command:
-    """`python -m experiments.<module>` with arguments, as a child process; a name with a dot is a module of its own.
+    """Run `python -m experiments.<module>` with arguments as a child process; a name with a dot is a full module name.
 
-    With `forks`, what is only run to its end is forked from a server of imports (tests/forking.py).
+    With `forks`, commands that only run to their end are forked from a server of imports (tests/forking.py).
     """
 
     def __init__(self, data_dir, *, forks=False):
@@ -61,16 +61,16 @@ class Command:
 
     @functools.cached_property
     def server(self):
-        """What runs are forked from, or None."""
+        """The server from which commands are forked, or None."""
         server = forking.ForkServer(self.environment) if self.forks else None
         return server if server is not None and server.works else None
 
     def _may_fork(self):
-        """Whether a fork would run in the same place, and with the same environment, as a process of its own."""
+        """Whether a fork runs in the same directory and environment as a fresh process."""
         return ROOT == forking.ROOT and self.server is not None and self.server.environment == self.environment
 
     def train_arguments(self, workdir, *arguments, config="configs/digits_unet.py"):
-        """A tiny training run in `workdir`."""
+        """The arguments of a tiny training run in `workdir`."""
         return (
             f"--config={config}",
             f"--workdir={workdir}",
@@ -80,7 +80,7 @@ class Command:
         )
 
     def start(self, module, *arguments, **env):
-        """Start it and return at once."""
+        """Start the command and return at once."""
         return subprocess.Popen(
             [sys.executable, "-m", full_name(module), *map(str, arguments)],
             cwd=ROOT,
@@ -91,7 +91,7 @@ class Command:
         )
 
     def run(self, module, *arguments, code=0, timeout=300, **env):
-        """Run it to its end; returns (stdout, stderr) after checking the exit code."""
+        """Run the command to its end; returns (stdout, stderr) after checking the exit code."""
         if not env and self._may_fork():
             found, out, err = self.server.run(full_name(module), [str(word) for word in arguments], timeout)
             assert found == code, f"exit code {found}\n{out}\n{err}"
@@ -106,7 +106,7 @@ class Command:
         return out, err
 
     def start_together(self, *arguments, count=2, others=(), devices=2):
-        """One training run of several processes on this machine; all but the first get `others` besides."""
+        """Start one training run in several local processes; all but the first also get the arguments `others`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -122,8 +122,8 @@ class Command:
 
     @staticmethod
     def finish_together(processes, *, codes=None, timeout=200):
-        """Wait for all; returns [(stdout, stderr), ...] after checking the exit codes, which are 0 by default."""
-        with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # a full pipe of one must not stop another
+        """Wait for all processes; returns [(stdout, stderr), ...] after checking the exit codes (0 by default)."""
+        with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # a full pipe must not block others
             try:
                 results = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
             finally:
@@ -135,16 +135,16 @@ class Command:
         return results
 
     def fails(self, module, *arguments, code=2, **env):
-        """Run it, require the exit code and one clear line without a traceback; returns that line."""
+        """Run the command, require the exit code and one error line without a traceback; returns that line."""
         return one_line(self.run(module, *arguments, code=code, **env)[1])
 
     @staticmethod
     def kill_when(process, condition, *, timeout=400, number=signal.SIGKILL):
-        """Send a signal as soon as `condition()` holds; returns False when the process ended before."""
+        """Send a signal as soon as `condition()` holds; returns False if the process ended earlier."""
         deadline = time.monotonic() + timeout
         while process.poll() is None and time.monotonic() < deadline:
             if condition():
-                process.send_signal(number)  # 0 sends nothing: only wait
+                process.send_signal(number)  # signal 0 sends nothing: only wait
                 return True
             time.sleep(0.001)
         assert process.poll() is not None, "the condition never held"
@@ -152,12 +152,12 @@ class Command:
 
 
 def full_name(module: str) -> str:
-    """The module of a command."""
+    """The full module name of a command."""
     return module if "." in module else f"experiments.{module}"
 
 
 def one_line(err: str) -> str:
-    """The one line in which a command says why it failed."""
+    """The single line in which a command reports why it failed."""
     assert "Traceback" not in err, err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err
@@ -165,7 +165,7 @@ def one_line(err: str) -> str:
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that are on the disk."""
+    """The rows of metrics.jsonl that have been written to disk."""
     path = workdir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -176,7 +176,7 @@ def complete(workdir: Path) -> list[int]:
 
 
 def final_state(workdir: Path, step: int = 60) -> tuple[Any, dict[str, Any]]:
-    """What is saved at the end, on one device: parameters, optimizer, averages and step, and the record beside them."""
+    """The state saved at the end, on one device (parameters, optimizer, averages and step), and its record."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         path = workdir / "checkpoints" / str(step) / "state"
@@ -191,9 +191,9 @@ def final_state(workdir: Path, step: int = 60) -> tuple[Any, dict[str, Any]]:
 def assert_same_run(
     workdir: Path, reference: Path, *, step: int = 60, branch: int | None = None, directory: str = ""
 ) -> None:
-    """The same bits: every logged number, every saved array, the record and the pictures.
+    """Require two runs to agree bit for bit: all logged numbers, saved arrays, the record and the pictures.
 
-    The record of a run that kept its checkpoints elsewhere says in which `directory`.
+    If a run keeps its checkpoints elsewhere, its record states the `directory`.
     """
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     (state, record), (expected, expected_record) = final_state(workdir, step), final_state(reference, step)

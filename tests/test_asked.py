@@ -1,4 +1,4 @@
-"""A part is asked for its properties: outside its room nothing depends on the name or the type of a registered part."""
+"""Code outside the library asks parts for their properties; it never checks the name or type of a registered part."""
 
 import ast
 import importlib
@@ -24,12 +24,12 @@ BASES = (
     *(samplers.Sampler, samplers.TokenSampler, samplers.Rule, schedulers.NoiseSchedule, schedulers.PredictionKind),
 )
 FILES = sorted(path for room in ("experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
-OLD_NAMES = "renamed.py"  # where configs of earlier versions are translated, which had these parts by name
+OLD_NAMES = "renamed.py"  # translates configs of earlier versions, which used these names
 HERE = ast.parse('x.name == "edm" or x["name"] in ("edm", 1) or getattr(x, "scale", 0) or isinstance(x, Sampler)')
 
 
 def names_asked(tree):
-    """Lines that compare the name of something with that of a registered part."""
+    """Yield the lines that compare an object's name with the name of a registered part."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and any(map(_is_name, (node.left, *node.comparators))):
             found = {one.value for side in (node.left, *node.comparators) for one in ast.walk(side) if _is_text(one)}
@@ -47,7 +47,7 @@ def _is_text(node):
 
 
 def guesses(tree):
-    """Lines that ask for an attribute that may not be there, but for those of Python's own."""
+    """Yield the lines that call `getattr` with a default, except for Python's own attributes."""
     for node in ast.walk(tree):
         is_guess = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and len(node.args) == 3
         if is_guess and not (_is_text(node.args[1]) and node.args[1].value.startswith("__")):
@@ -55,7 +55,7 @@ def guesses(tree):
 
 
 def types_asked(tree, names):
-    """Lines that ask whether something is of a registered class; `names` are those that the file imports."""
+    """Yield the lines that test for an instance of a registered class; `names` maps the file's imported names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
             classes = [names.get(one.id) for one in ast.walk(node.args[1]) if isinstance(one, ast.Name)]
@@ -64,7 +64,7 @@ def types_asked(tree, names):
 
 
 def imported(tree):
-    """What a file imports of this package, by name."""
+    """The objects that a file imports from this package, by name."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusion_jax"):

@@ -24,7 +24,7 @@ def test_bits_are_the_formula(key):
 
 
 def test_draws_never_change():
-    """Published runs start from these numbers."""
+    """The generator's bits are pinned, because published runs depend on them."""
     key = counter_key(jax.random.key(0))
     assert jax.random.bits(jax.random.fold_in(key, 1), (3,), jnp.uint32).tolist() == [
         3335029408,
@@ -38,7 +38,7 @@ def test_statistics(key):
     n = 2**18
     uniform = np.sort(np.asarray(jax.random.uniform(key, (n,)), np.float64))
     kolmogorov = np.abs(uniform - (np.arange(n) + 0.5) / n).max() * np.sqrt(n)
-    assert kolmogorov < 1.95  # 0.1% level
+    assert kolmogorov < 1.95  # significance level of 0.1%
     normal = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), (n,)), np.float64)
     assert abs(normal.mean()) < 4 / np.sqrt(n)
     assert abs(normal.var() - 1) < 4 * np.sqrt(2 / n)

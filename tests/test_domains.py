@@ -1,4 +1,4 @@
-"""What a field may be: every number of every registered part has bounds, and nonsense is one line."""
+"""Every number of every registered part has bounds, and an invalid value is reported in one line."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ NONSENSE = (
 
 
 def refusal(registry, spec):
-    """What a UserError says; None where the part was built."""
+    """The message of the UserError, or None if the part was built."""
     try:
         registry.build(spec)
     except UserError as error:

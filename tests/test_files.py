@@ -1,4 +1,4 @@
-"""Files that are none, hostile files, and directories that two processes write at once."""
+"""Files of the wrong type, hostile files, and directories that two processes write at once."""
 
 import contextlib
 import gzip
@@ -28,7 +28,7 @@ def _npz(path):
 
 
 def _promising(shape):
-    """An .npy file whose header promises more than there is."""
+    """The header of an .npy file that announces more data than the file holds."""
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(out, {"descr": "<f8", "fortran_order": False, "shape": shape})
     return out.getvalue()
@@ -78,7 +78,7 @@ def test_every_cut_and_flip_of_an_npz(tmp_path):
     for at in range(len(good)):
         for content in (good[:at], good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :]):
             path.write_bytes(content)
-            with contextlib.suppress(UserError):  # a flipped bit may be in what nobody reads
+            with contextlib.suppress(UserError):  # a flipped bit may lie in bytes that nobody reads
                 files.read_npz(path)
 
 
@@ -198,7 +198,7 @@ def test_a_sampled_digest_is_of_size_and_content(tmp_path, monkeypatch):
         path.write_bytes(content)
         found.append(files.sampled_digest(path))
     assert len(set(found)) == len(contents)
-    path.write_bytes(bytes(500) + b"x" + bytes(499))  # between the pieces of a large file
+    path.write_bytes(bytes(500) + b"x" + bytes(499))  # between two chunks of a large file
     assert files.sampled_digest(path) == found[3]
 
 

@@ -1,4 +1,4 @@
-"""The house: imports run downwards only, and rooms on one floor do not know each other."""
+"""Imports go only from higher to lower layers of subpackages, and subpackages of one layer do not import each other."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,7 @@ FLOORS = {
     "systems": 4,
     **dict.fromkeys(("training", "tasks", "pipelines"), 5),
     "loading": 6,
-    **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none
+    **dict.fromkeys(("console", "__main__"), 11),  # they start the runner's commands and import none of them
     "ground": 6,
     "building": 7,
     "evaluating": 8,
@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("experiments", "benchmarks"), 11),
     "configs": 12,
 }
-# Who may know a room of the same floor, and why.
+# Imports allowed between two subpackages of one layer, and the reasons.
 SAME_FLOOR = {
     ("registry", "errors"): "an unknown name is a UserError",
     ("registry", "domains"): "arguments are held against their types and bounds",
@@ -42,14 +42,14 @@ SAME_FLOOR = {
     ): "the adherence to prompts is judged by the reader of scenes, which knows their shapes",
     ("metrics", "models"): "the feature spaces of DINOv2 and CLIP are transformers: patches and heads are cut as there",
 }
-# Whatever else may import no tests.
+# All other code must not import tests.
 COMMAND_LINES = {"benchmarks/faults.py": "the command line of tests/faults"}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def room(module: str) -> str:
-    """The room of a dotted name: "diffusion_jax.samplers.ddim" is in "samplers", "experiments.ground.cli" in "ground",
-    the command "experiments.train" in "experiments"."""
+    """The subpackage of a dotted name: "diffusion_jax.samplers.ddim" is in "samplers", "experiments.ground.cli" in
+    "ground", the command "experiments.train" in "experiments"."""
     package, *parts = module.split(".")
     if package == "diffusion_jax" and parts:
         return parts[0]
@@ -62,7 +62,7 @@ def room_of_file(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports, anywhere in it; `from diffusion_jax import data` gives diffusion_jax.data."""
+    """The modules that a file imports anywhere; `from diffusion_jax import data` counts as diffusion_jax.data."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -105,7 +105,7 @@ def test_exceptions_are_still_needed():
     assert set(SAME_FLOOR) <= used
 
 
-# The commands stand before the rooms, and are no room.
+# The commands lie directly in experiments/, which is not itself listed as a subpackage.
 ROOMS = sorted(path for path in (ROOT / "experiments").rglob("") if path != ROOT / "experiments")
 
 

@@ -1,4 +1,4 @@
-"""A forked command is a process of its own, and what it prints and returns is what a fresh one does."""
+"""A forked command is a separate process whose output and exit code equal those of a fresh process."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Registries: names, near misses, arguments."""
+"""Registries: names, suggestions for misspelled names, and arguments."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Random streams: a function of seed, name, step and position; not of how a batch is split."""
+"""Random streams depend on seed, name, step and position, but not on how a batch is split."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_streams_differ_by_seed_name_and_step():
 
 
 def test_streams_are_the_same_in_every_process_and_release():
-    """Pinned: a change would break the resume of every run there is."""
+    """The bits of a stream are pinned: a change would make existing runs resume differently."""
     assert bits(stream_key(0, "train", 0)) == (941276958, 1067884796)
 
 
@@ -54,7 +54,8 @@ def test_stratified_and_antithetic_uniforms():
 
 
 def test_counter_based_noise_is_gaussian_and_independent_over_examples_and_steps():
-    """Moments, distribution, and correlations of neighbours, at the resolution of 2^18 draws."""
+    """Moments, distribution and correlations of neighbours match those of Gaussian noise at the precision of 2^18
+    draws."""
     key = BatchKey.create(stream_key(0, "sampler"), 64).counter_based()
     noise = np.stack([np.asarray(key.at_step(step).normal((64, 32))) for step in (0, 1)])
     count = noise.size

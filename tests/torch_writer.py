@@ -1,4 +1,4 @@
-"""Files as `torch.save` writes them, without PyTorch: `Global` and `Call` stand for what a pickle names and calls."""
+"""Write files as `torch.save` does, without PyTorch; `Global` and `Call` stand for the names and calls in a pickle."""
 
 import collections
 import io
@@ -10,21 +10,21 @@ import numpy as np
 
 
 class Storage:
-    """Refers to numbers kept elsewhere in the file, as PyTorch's pickles do."""
+    """A reference to numbers stored elsewhere in the file, as in PyTorch's pickles."""
 
     def __init__(self, kind, key, values):
         self.kind, self.key, self.values = kind, key, values
 
 
 class Global:
-    """Pickled as a name alone."""
+    """An object that is pickled as a bare name."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
 
 class Call:
-    """Pickled as the call of a named function."""
+    """An object that is pickled as the call of a named function."""
 
     def __init__(self, function, arguments):
         self.function, self.arguments = function, arguments
@@ -34,7 +34,7 @@ class Call:
 
 
 class TorchPickler(pickle._Pickler):
-    """Writes what `torch.save` writes, without PyTorch."""
+    """A pickler that writes what `torch.save` writes, without PyTorch."""
 
     def __init__(self, *args, legacy=False, **kwargs):
         super().__init__(*args, **kwargs)
@@ -96,7 +96,7 @@ def save_legacy(path, obj):
 
 
 def tensors(tree, kind="FloatStorage"):
-    """A tree of arrays with a tensor for each."""
+    """Replace each array of a tree by a tensor."""
     count = iter(range(10**6))
 
     def of(value):

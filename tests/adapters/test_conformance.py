@@ -1,4 +1,4 @@
-"""The algebra of adapters, for every registered one, on networks with scanned layers, fused layers and convolutions."""
+"""Algebraic identities of every registered adapter, on networks with scanned layers, fused layers and convolutions."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ DIT = MODELS.build(
 
 
 class Block(nn.Module):
-    """A block of a scan: one fused layer, one plain."""
+    """A block for a scan, with one fused and one plain layer."""
 
     @nn.compact
     def __call__(self, x):
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Small(nn.Module):
-    """Convolutions, a table of embeddings, and a scan of blocks."""
+    """A network with convolutions, an embedding table and a scan of blocks."""
 
     @nn.compact
     def __call__(self, x, label):
@@ -53,12 +53,12 @@ SMALL = Small()
 X = jnp.asarray(np.random.default_rng(4).standard_normal((2, 4, 4, 1)), jnp.float32)
 LABEL = jnp.array([0, 2])
 KERNELS = ("network/.*/kernel",)
-FORGETS = {"textual_inversion": "replaced"}  # what can not be taken out again
+FORGETS = {"textual_inversion": "replaced"}  # adapters that cannot be removed again
 OF_KERNELS = [name for name in ADAPTERS if name not in FORGETS]
 
 
 def random(tree, seed, size=0.3):
-    """Other numbers of the same shapes; constants stay."""
+    """Replace all values by random ones of the same shapes, except constants."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -110,7 +110,7 @@ of_kernels = pytest.mark.parametrize(("name", "network"), [("lora", "dit"), *((n
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_network_takes_adapters_of_all_its_kernels(name):
-    """By shapes alone."""
+    """A network with LoRA on all kernels gives outputs of the same shapes (checked by tracing only)."""
     module = MODELS.example(name)
     base = {"network": parameter_shapes(module)}
     adapter = Lora(rank=2, targets=("network/(.*/)?kernel",), convolutions=True)

@@ -1,4 +1,4 @@
-"""Dropout of LoRA: a share of what A is given, in training alone, by keys of the examples."""
+"""LoRA dropout masks part of the input of A, only in training, with a key per example."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def random(tree, seed):
 
 @pytest.fixture(scope="module")
 def dense():
-    """A layer, its kernel, and an adapter of it."""
+    """A dense layer, its kernel, and an adapter of that kernel."""
     layer = Dense(3, use_bias=False)
     base = {"network": {"dense": random({"kernel": jnp.zeros((6, 3))}, 1)}}
     own = Lora(rank=2, targets=("network/dense/kernel",)).init(jax.random.key(0), base)["network/dense/kernel"]
@@ -40,7 +40,7 @@ def output(layer, groups, x):
 
 
 def test_by_hand(dense):
-    """A is given 0 or x / (1 - p), the layer itself all of x; an example's mask is that of its key alone."""
+    """A receives 0 or x / (1 - p), the layer itself the full x; the mask depends only on the example's key."""
     layer, base, own = dense
     plain = apply(base, [own])
     dropped = with_dropout(plain, SHARE, KEYS, base)

@@ -1,4 +1,4 @@
-"""Merging of checkpoints: identities, the papers' rules by hand, and what does not fit."""
+"""Merging of checkpoints: identities, the papers' rules computed by hand, and errors for mismatched checkpoints."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_ties_by_hand():
     one = {"network": {"kernel": np.float32([3.0, -1.0, 0.2, 2.0])}}
     two = {"network": {"kernel": np.float32([1.0, 2.0, 0.1, -3.0])}}
     found = merged({"name": "ties", "density": 0.75}, [one, two], base)["network"]["kernel"]
-    # Trimmed to three each: [3, -1, 0, 2] and [1, 2, 0, -3]. Signs of the sums: +, +, 0, -.
+    # Each trimmed to three entries: [3, -1, 0, 2] and [1, 2, 0, -3]. Signs of the sums: +, +, 0, -.
     np.testing.assert_allclose(found, [2.0, 2.0, 0.0, -3.0])
 
 

@@ -1,4 +1,4 @@
-"""Adapters that steer by pictures, for every registered one: what a model with them takes, tells and describes."""
+"""Every registered adapter that steers by pictures: its inputs, its conditions and its description in a model."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def adapter_for(name):
 
 @pytest.mark.parametrize("name", list(STEERINGS))
 def test_slots_of_its_own_become_one_of_the_network(name):
-    """By shapes: its conditioner fills what it takes, and the network gets what it knows; the adapter learns alone."""
+    """The adapter's conditioner fills its slots, and the network receives only slots it knows (checked by shapes)."""
     adapter, conditioner = adapter_for(name)
     assert dict(conditioner.gives) == dict(adapter.takes(UNET))
     assert not set(adapter.takes(UNET)) & set(UNET.takes)

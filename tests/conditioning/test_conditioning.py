@@ -1,4 +1,4 @@
-"""Conditioners by registration, and what falls together."""
+"""All registered conditioners, and the joint dropout of conditions."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ WORDS = ("a", "red", "star")
 
 
 def raw(part, size):
-    """What data or people may say, by the names that `prepare` wants."""
+    """Random raw inputs from data or users, under the names that `prepare` expects."""
     draw = np.random.default_rng(0)
     said = {
         "label": lambda: draw.integers(0, 3, size).tolist(),
@@ -68,7 +68,7 @@ def test_hashable_and_pure(part):
 
 
 def test_prepare_is_stable(part):
-    """The same words give the same fields, in the form that is promised, whatever stands beside them."""
+    """The same inputs give the same fields with the declared shapes and types, independent of the rest of the batch."""
     said = raw(part, 5)
     prepared = part.prepare(said)
     assert set(prepared) == set(part.reads) == set(part.fields)
@@ -82,7 +82,7 @@ def test_prepare_is_stable(part):
 
 
 def test_null_is_neutral_at_scale_1(part):
-    """What is dropped with probability 0, and what is told, stays as it is; what is dropped with 1 is null."""
+    """Dropout with probability 0 changes nothing, and with probability 1 gives the null condition."""
     params, batch = part.init_params(jax.random.key(0)), raw_batch(part, 4)
     asked = tuple(name for name, spec in part.gives.items() if spec.role == "asked")
     for probability in (0.0, 1.0):
@@ -168,7 +168,7 @@ def test_a_hole_hides_what_is_in_it():
     slots = conditioning({}, {"data": picture, "mask": mask, "label": np.zeros(3, np.int32)}, 3)
     np.testing.assert_array_equal(
         conditioning.without({}, slots, 3)["image"], told
-    )  # it is told, and guidance keeps it
+    )  # the slot has the role "told", so guidance keeps it
     null = np.asarray(hole.null(None, 3)["image"])
     assert (null[..., 0] == 1).all()
     assert not null[..., 1:].any()

@@ -1,4 +1,4 @@
-"""Texts: padding changes nothing, the empty one is the null condition, and what is not read as it stands is said."""
+"""Text conditioning: padding changes nothing, the empty text is the null condition, and altered texts are reported."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def encoder(request, tmp_path_factory):
 
 
 def test_padding_changes_nothing(encoder):
-    """Neither more of it, nor what it holds: the vectors of the text are the same, those of padding zero."""
+    """Neither the length nor the content of padding changes a text's vectors; the vectors of padding are zero."""
     params = init_encoder(encoder, jax.random.key(0))
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, encoder.vocabulary, (3, 5))
@@ -69,7 +69,7 @@ def test_an_encoder_sees_tokens_their_order_and_each_other(encoder):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_empty_prompt_is_the_null_condition_to_the_bit(text, params, compiled):
-    """Whatever stands beside it in its batch, also in another program."""
+    """The empty prompt equals the null condition bit for bit, in any batch, compiled or not."""
     run = jax.jit if compiled else lambda function: function
     batch = text.prepare({"text": TEXTS})
     slots = run(lambda params, batch: text(params, batch, 4))(params, batch)
@@ -146,7 +146,7 @@ def test_the_tokenizer_says_how_many_rows_the_table_has(text):
 
 
 def test_a_canvas_stands_beside_the_text_and_falls_with_it():
-    """Letters in quotation marks become a picture; a prompt without text has the null canvas to the bit."""
+    """Letters in quotation marks are drawn on a canvas; a prompt without text has the null canvas, bit for bit."""
     spec = {"name": "text", "tokenizer": "bytes", "encoder": {"name": "transformer", "width": 8, "depth": 1}}
     spec["encoder"]["num_heads"] = 2
     told = CONDITIONERS.build({**spec, "length": 16, "canvas": 24})
@@ -165,6 +165,6 @@ def test_a_canvas_stands_beside_the_text_and_falls_with_it():
     fallen = Conditioning(parts=(told,)).without({"context": params}, slots, 3)
     np.testing.assert_array_equal(fallen["canvas"], 0)
     elsewhere = CONDITIONERS.build({**spec, "length": 16, "canvas": 24}, data_dir="/somewhere/else")
-    assert elsewhere == told  # where fonts lie is no part of what a model is
+    assert elsewhere == told  # the location of fonts is not part of a model's description
     assert "data_dir" not in describe(elsewhere)
     assert rebuild(describe(elsewhere)) == told

@@ -1,4 +1,4 @@
-"""Data fixtures: digits prepared once, and TFDS's mock repaired."""
+"""Data fixtures: digits prepared once, and TFDS's mock with a fix."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from diffusion_jax import data
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
-    """A TFDS directory with digits in it."""
+    """A TFDS directory that contains the digits."""
     directory = tmp_path_factory.mktemp("tfds")
     data.open_dataset("digits", data_dir=str(directory))
     return str(directory)
@@ -16,7 +16,7 @@ def digits_dir(tmp_path_factory):
 
 @pytest.fixture
 def mock_tfds(monkeypatch):
-    """TFDS without data or network: seven made-up examples of every data set."""
+    """Replace TFDS by its mock, which needs no data or network: seven random examples of every data set."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.data_sources import base
 
@@ -30,7 +30,7 @@ def mock_tfds(monkeypatch):
 
 @pytest.fixture
 def random_images():
-    """Made-up images uint8 of a given shape."""
+    """Random uint8 images of a given shape."""
 
     def make(*shape, seed=0):
         return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

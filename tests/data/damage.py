@@ -1,4 +1,4 @@
-"""Damaged versions of a file: cut, flipped, empty, of another encoding or type, or no file at all."""
+"""Damage files in tests: truncated, with flipped bytes, empty, of another encoding or type, or missing."""
 
 import contextlib
 import gzip
@@ -17,7 +17,7 @@ CONTENTS = ("empty", "cut_start", "cut_middle", "cut_end", "flipped", "zeros", "
 
 @contextlib.contextmanager
 def one_line_or_fine(*names):
-    """A block that ends as it should, or with one line that has one of these names."""
+    """Require that the block succeeds, or fails with one line that contains one of these names."""
     text = None
     try:
         yield
@@ -29,7 +29,7 @@ def one_line_or_fine(*names):
 
 
 def one_line(call, *names):
-    """Whether a call raises one line with one of these names; returns the line."""
+    """Require that a call fails with one line that contains one of these names; returns the line."""
     with pytest.raises((UserError, RunError)) as error:
         call()
     with one_line_or_fine(*names):
@@ -38,7 +38,7 @@ def one_line(call, *names):
 
 
 def spoil(path, how):
-    """Put a damaged version in the place of a file."""
+    """Replace a file by a damaged version."""
     content = path.read_bytes()
     path.unlink()
     if how == "folder":
@@ -70,13 +70,13 @@ def _spoilt(content, how):
 
 
 def other_values(value):
-    """Values that a field of a JSON object should not have, each of another type or out of range."""
+    """Invalid values for a field of a JSON object, each of another type or out of range."""
     others = (None, True, -1, 1.5, 10**30, "x", "../../../etc/passwd", [], {}, [value], {"x": value}, float("nan"))
     return [other for other in others if other != value or isinstance(other, bool) != isinstance(value, bool)]
 
 
 def with_field(path, name, value):
-    """Give a field of a JSON file another value, or with `...` take it away."""
+    """Replace a field of a JSON file, or remove it if the value is `...`."""
     found = json.loads(path.read_text())
     place, *rest = name
     inner = found
@@ -90,6 +90,6 @@ def with_field(path, name, value):
 
 
 def copied(source, target):
-    """A copy of a directory, to be damaged."""
+    """Copy a directory, so that the copy can be damaged."""
     shutil.copytree(source, target)
     return target

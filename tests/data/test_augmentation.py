@@ -1,4 +1,4 @@
-"""Augmentations: against the authors' code, against what can be seen, and on the way through pipeline and training."""
+"""Augmentations against the authors' code and against plain image operations, and in the pipeline and in training."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ def pipeline(digits_dir):
 
 
 def test_as_the_authors_code_does_it():
-    """Images, what is drawn for them, and what comes out: tests/golden/data/README.md."""
+    """Images and drawn parameters of the golden file give its labels and results (tests/golden/data/README.md)."""
     golden = np.load(GOLDEN)
     chosen = Transformations(**{f.name: golden[f.name] for f in dataclasses.fields(Transformations)})
     labels = chosen.labels(vertical_flip=True, rotation=True)
@@ -65,7 +65,7 @@ def test_shift_by_whole_pixels_moves_them(images):
 
 
 def test_quarter_turn_turns(images):
-    """Up to the half pixel that the filter is off its centre: of a smooth image."""
+    """A quarter turn of a smooth image is exact up to the filter's offset of half a pixel."""
     grid = np.linspace(-1, 1, 24)
     smooth = (np.exp(-((grid[:, None] - 0.3) ** 2 + 2 * (grid[None] + 0.1) ** 2) * 3)[None, ..., None]).astype(
         np.float32
@@ -106,7 +106,7 @@ def test_bad_input(images):
 
 
 def test_in_the_pipeline(pipeline):
-    """The same whoever reads it; never in evaluation."""
+    """The augmented batch is the same on one host and on two, and augment=False switches the augmentation off."""
     assert pipeline.augment_labels == 9
     batch = pipeline.reader()[4]
     plain = dataclasses.replace(pipeline, augmentation="none").reader()[4]
@@ -124,7 +124,7 @@ def test_in_the_pipeline(pipeline):
 
 
 def test_network_is_told_also_where_its_class_is_withheld():
-    """Else it would take augmented images for plain ones of no class."""
+    """The augmentation labels remain when the class is dropped; otherwise augmented images would pass as plain ones."""
     from diffusion_jax import conditioning, models, objectives, schedulers, systems, training
     from diffusion_jax.rng import BatchKey, stream_key
     from diffusion_jax.specs import DataSpec

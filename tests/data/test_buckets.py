@@ -1,4 +1,4 @@
-"""Buckets: whose turn it is, every example as often as any other, at any step, on any host; and what is refused."""
+"""Buckets take turns so that all examples are read equally often, at any step and on any host; errors are named."""
 
 from fractions import Fraction
 
@@ -31,13 +31,13 @@ def test_batches_take_turns_by_when_they_are_due(counts):
     total = sum(counts)
     events = sorted((Fraction(2 * k + 1, 2 * n), b, k) for b, n in enumerate(counts) for k in range(2 * n))
     assert [turn(step, counts) for step in range(2 * total)] == [(b, k) for _, b, k in events]
-    for step in (10**9, 10**12 + 7):  # far on, and at once
+    for step in (10**9, 10**12 + 7):  # far steps are computed directly
         bucket, batch = turn(step, counts)
         assert abs(batch - step * counts[bucket] / total) <= len(counts)
 
 
 def test_every_example_is_read_equally_often():
-    """After as many steps as there are examples each was read once for every row of a batch, and none too early."""
+    """40 steps of 4 rows read each of 40 examples four times, and every example of a bucket once before any twice."""
     reader = scenes().reader()
     read = [[] for _ in reader.readers]
     for step in range(40):
@@ -83,7 +83,7 @@ def test_pictures_are_covered_and_cut_in_the_middle():
 
 
 def test_a_folder_of_pictures_of_all_shapes(tmp_path):
-    """Sizes are of what is seen, also where EXIF turns it; the network is told how each picture was cut."""
+    """Sizes count after the EXIF rotation, and the network receives the crop of each picture."""
     draw = np.random.default_rng(0)
     for number, (height, width) in enumerate([(40, 60), (60, 40), (40, 40), (50, 70)]):
         picture = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
@@ -94,7 +94,7 @@ def test_a_folder_of_pictures_of_all_shapes(tmp_path):
         assert read_size(str(path)) == read_image(str(path)).shape[:2]
     pipeline = Pipeline(dataset=f"folder:{tmp_path}", batch_size=2, image_size=32, buckets=SHAPES, shuffle=False)
     pipeline = pipeline.prepared_by(Preparation(parts=(Sizes(count=6).beside((32, 32)),)))
-    assert pipeline.reader().counts == (1, 1, 2)  # the last one is turned upright
+    assert pipeline.reader().counts == (1, 1, 2)  # the EXIF tag rotates the last picture upright
     assert pipeline.arrays()[0].shape == (4, 32, 32, 3)
     batches = [pipeline.reader()[step] for step in range(4)]
     tall = next(batch for batch in batches if batch["data"].shape[1:3] == (40, 24))
@@ -144,7 +144,7 @@ def test_what_no_bucket_takes_is_one_line(fields, message):
 
 
 def test_no_buckets_of_a_json_config_are_those_of_a_python_one():
-    """A list as JSON has it, which no hash takes, is a tuple in the pipeline."""
+    """A pipeline turns the list from a JSON config into a tuple, so that it stays hashable."""
     of_json, of_python = (Pipeline(dataset="digits", batch_size=4, buckets=empty) for empty in ([], ()))
     assert of_json == of_python
     assert hash(of_json) == hash(of_python)

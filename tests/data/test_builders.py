@@ -1,4 +1,4 @@
-"""What is prepared: digits against scikit-learn, idx files against themselves, through stock TFDS."""
+"""Prepared data sets: digits equal scikit-learn's, and idx files are read back by stock TFDS."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_digits_use_the_whole_range(digits_dir):
 
 
 def test_prepared_scenes_are_those_that_are_made_when_read(tmp_path, monkeypatch):
-    """In stock TFDS: image, caption and graph, in the order of their numbers."""
+    """Prepared scenes, read by stock TFDS, equal generated ones in image, caption, graph and order."""
     monkeypatch.setattr(scenes.SceneSource, "__len__", lambda self: 20 if self.split == "train" else 5)
     prepared = builders.prepare("scenes/24", str(tmp_path), progress=False)
     assert prepared.num_examples == {"train": 20, "validation": 5, "test": 5, "held_out": 5}
@@ -131,7 +131,7 @@ def test_fashion_mnist_keeps_its_class_names(idx_dir, tmp_path):
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", 12, 28, 28) + bytes(12 * 784))[:-20], "cannot read"),
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", 3, 28, 28) + bytes(3 * 784)), "as many labels"),
     ],
-    ids=["no_gzip", "no_images", "short", "damaged", "other_number"],  # the bytes hold the time of compression
+    ids=["no_gzip", "no_images", "short", "damaged", "other_number"],  # the bytes contain the time of compression
 )
 def test_damaged_idx_files(content, message, idx_dir, tmp_path):
     files = copied(idx_dir, tmp_path / "idx")

@@ -1,4 +1,4 @@
-"""Windows around holes, larger canvases, and what was drawn put back."""
+"""Windows around holes, enlarged canvases, and pasting of drawn pictures."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def holed(height, width, top, left, rows, columns, value=255):
 @pytest.mark.parametrize("size", [(24, 24), (37, 61), (100, 80), (11, 13), (24, 90), (7, 200)])
 @pytest.mark.parametrize("network", [(24, 24), (16, 32)])
 def test_what_is_outside_the_mask_has_the_bytes_of_the_picture(size, network):
-    """Whatever the sizes, where the hole is, and whatever is drawn."""
+    """Pixels outside the mask keep their bytes for all picture sizes, holes and drawn contents."""
     rng = np.random.default_rng(1)
     given = picture(*size)
     for _ in range(12):
@@ -39,7 +39,7 @@ def test_what_is_outside_the_mask_has_the_bytes_of_the_picture(size, network):
 
 
 def test_a_hole_that_fits_is_shown_as_it_is():
-    """Nothing is resized where the network is large enough, and what was drawn is pasted byte by byte."""
+    """Nothing is resized if the hole fits into the network's input, and drawn pixels are pasted unchanged."""
     given, mask = picture(60, 70), holed(60, 70, 20, 30, 8, 9)
     window = window_around(mask, 24, 24)
     assert (window.height, window.width) == (24, 24)

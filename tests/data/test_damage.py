@@ -1,4 +1,4 @@
-"""Every file that data is read from, damaged in every way: one line with its name, and no other end."""
+"""Every data file, damaged in every way, gives one error line that names the file."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ EVERY = (*NO_FILES, *CONTENTS)
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A text with a tokenizer of its own, prepared."""
+    """A prepared text with its own tokenizer."""
     tokenizers = pytest.importorskip("tokenizers")
     root = tmp_path_factory.mktemp("text")
     (root / "a.txt").write_text("some words, and some words again. " * 40)
@@ -51,11 +51,11 @@ def test_a_prepared_text(name, how, store):
     assert read_text(store).info.spec.num_values <= 270
     spoil(store / name, how)
     if (name, how) == ("info.json", "cut_end"):
-        read_text(store)  # the newline at the end
+        read_text(store)  # only the newline at the end is missing
     elif (name, how) == ("info.json", "missing"):
         assert "prepare it" in one_line(lambda: read_text(store), store.parent)
     elif (name, how) == ("train.bin", "zeros"):
-        read_text(store)  # is a text of zeros
+        read_text(store)  # a valid text of zeros
     else:
         one_line(lambda: read_text(store), store / name)
 
@@ -72,7 +72,7 @@ def test_every_field_of_a_prepared_text(field, prepared, store):
         *other_values(value if len(field) == 1 else value[field[1]]),
     ]:
         if (field, other) in ((("begin",), None), (("sha256",), {})):
-            continue  # a text without frames; as earlier versions wrote it
+            continue  # valid values: a text without begin and end tokens, and the format of earlier versions
         (store / "info.json").write_bytes(good)
         with_field(store / "info.json", field, other)
         one_line(lambda: read_text(store), store)
@@ -110,7 +110,7 @@ def test_files_of_text(name, how, tmp_path):
             "c", [str(tmp_path / name)], str(tmp_path), test_files=[str(tmp_path / "good.txt")], progress=False
         )
 
-    a_text = ("cut_start", "cut_middle", "cut_end", "zeros")  # still UTF-8, as every document is
+    a_text = ("cut_start", "cut_middle", "cut_end", "zeros")  # still valid UTF-8, as every document is
     if (name, how) == ("a.jsonl", "cut_end") or (name == "a.txt" and how in a_text):
         return prepare()
     one_line(prepare, tmp_path / name)
@@ -131,7 +131,7 @@ def test_rows_of_text(row, tmp_path):
 
 
 def test_a_document_that_is_too_long(tmp_path, monkeypatch):
-    """As what unpacks without end; nothing larger than the limit is held."""
+    """A document above the length limit is refused, as a decompression bomb would be."""
     from diffusion_jax.data import text_preparation
 
     monkeypatch.setattr(text_preparation, "DOCUMENT_LIMIT", 1000)
@@ -154,7 +154,7 @@ def test_idx_files(name, how, idx_dir, tmp_path):
 
 
 def test_an_idx_file_that_promises_more_than_can_be(tmp_path):
-    """Nothing is unpacked for it."""
+    """A header with impossible sizes is refused."""
     path = tmp_path / "a.gz"
     for shape in [(2**31 - 1, 28, 28), (2**31 - 1,) * 3, (-1, 28, 28)]:
         path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", *shape) + bytes(2**20)))
@@ -167,7 +167,7 @@ def test_tfds_data(name, how, digits_dir, tmp_path):
     directory = copied(digits_dir, tmp_path / "data") / "digits" / "1.0.0"
     path = next(directory.glob("*train*")) if name == "train" else directory / name
     spoil(path, how)
-    harmless = name != "train" and how in ("missing", "cut_end", "circle")  # what is in them is known from the code
+    harmless = name != "train" and how in ("missing", "cut_end", "circle")  # their content is in the code
     if not harmless:
         one_line(lambda: digits_arrays("train", str(tmp_path / "data")), directory)
     with one_line_or_fine(tmp_path):
@@ -186,7 +186,7 @@ INFO_FIELDS = [
 
 @pytest.mark.parametrize("field", INFO_FIELDS, ids=str)
 def test_every_field_of_tfds_data(field, digits_dir, tmp_path):
-    """Whatever the description says, the examples come, or there is one line."""
+    """Every changed field of the description gives either the examples or one error line."""
     directory = copied(digits_dir, tmp_path / "data") / "digits" / "1.0.0"
     good = (directory / "dataset_info.json").read_bytes()
     value = json.loads(good)

@@ -1,4 +1,4 @@
-"""Emoji: matched by code point, split by subject, drawn exactly."""
+"""Emoji are matched by code point, split by subject, and drawn exactly."""
 
 import collections
 import importlib.util
@@ -18,7 +18,7 @@ DRAWN = importlib.util.find_spec("resvg_py") is not None
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Small packages in the form of the real ones: squares of one colour a style, 40 subjects, one with a skin tone."""
+    """Small packages in the real format: squares with one colour per style, 40 subjects, one with a skin tone."""
     folder, colours = tmp_path / "packages", {"noto": "#ff0000", "fluent": "#00ff00", "openmoji": "#0000ff"}
     styles = {}
     for style, package in emoji.STYLES.items():
@@ -85,7 +85,7 @@ def test_prepared_emoji_are_pictures_with_style_and_caption(packages, tmp_path):
     example = next(e for e in opened.source if e["label"] == 1 and CODES[3] in e["text"])
     np.testing.assert_array_equal(example["image"], np.broadcast_to([0, 255, 0], (32, 32, 3)))
     wide = next(e for e in opened.source if e["label"] == 0 and CODES[1] in e["text"])["image"]
-    np.testing.assert_array_equal(wide[0], np.full((32, 3), 255))  # in the middle, on white
+    np.testing.assert_array_equal(wide[0], np.full((32, 3), 255))  # centred, on white
     np.testing.assert_array_equal(wide[16, 0], [255, 0, 0])
     assert builders.prepare("emoji", str(tmp_path / "data"), progress=False).was_there
 

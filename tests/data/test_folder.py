@@ -1,4 +1,4 @@
-"""Folders of images: classes from directories or metadata, and everything that may be wrong with them."""
+"""Folders of images: classes from directories or metadata, and errors for everything that may be wrong."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ def save(path, value, size=(6, 4), mode="RGB"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two cats and a dog."""
+    """A folder with two cats and a dog."""
     save(tmp_path / "dog" / "a.png", (1, 2, 3))
     save(tmp_path / "cat" / "deep" / "b.PNG", (4, 5, 6))
     save(tmp_path / "cat" / "c.jpg", (7, 7, 7))
@@ -231,7 +231,7 @@ def test_what_is_hidden_or_of_systems_is_no_class(hidden, folder):
 
 @pytest.mark.parametrize("kind", ["file", "hard", "folder", "circle", "pointing nowhere", "pipe"])
 def test_every_picture_once(kind, folder):
-    """Whatever lets one file be found twice, or an ending be of no file, is an error with its name."""
+    """A file that is found twice, or an image name that is not a file, is an error that names it."""
     place = folder / "dog" / "twin.png"
     if kind == "file":
         place.symlink_to(folder / "dog" / "a.png")
@@ -320,7 +320,7 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path
     assert opened(copy).info == first
     seen = {first.fingerprint}
     content = (copy / "dog" / "a.png").read_bytes()
-    (copy / "dog" / "a.png").write_bytes(content[:-1] + b"x")  # as many bytes
+    (copy / "dog" / "a.png").write_bytes(content[:-1] + b"x")  # the same number of bytes
     seen.add(opened(copy).info.fingerprint)
     (copy / "dog" / "a.png").write_bytes(content)
     (copy / "dog" / "a.png").rename(copy / "dog" / "b.png")
@@ -357,7 +357,7 @@ def write_rows(folder, rows):
 
 
 def test_captions(tmp_path):
-    """They are read beside the images, prepared by whoever wants them, and else left behind."""
+    """Captions are read with the images, and appear in batches only if a preparation asks for them."""
     write_rows(
         tmp_path,
         [{"file_name": f"{name}.png", "text": text} for name, text in zip("ba", ["two", "one ☃"], strict=True)],
@@ -384,7 +384,7 @@ def test_captions(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Characters of each caption."""
+    """A preparation that replaces each caption by its number of characters."""
 
     reads: tuple[str, ...] = ("text",)
 
@@ -424,7 +424,7 @@ def names(split, path, share=0.25):
 
 
 def test_a_share_of_every_class_is_held_out(tmp_path):
-    """By the names of the files: another picture moves at most one of its class; no picture is in both splits."""
+    """The split depends on file names: a new picture moves at most one of its class; no picture is in both splits."""
     for i in range(12):
         save(tmp_path / "cat" / f"{i}.png", (i, 0, 0))
     for i in range(4):

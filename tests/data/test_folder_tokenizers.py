@@ -1,4 +1,4 @@
-"""Tokenizers of published folders: ids of the reference, what is cut, tokens added later, and what is refused."""
+"""Tokenizers from published folders: reference token ids, truncation, added tokens, and errors."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_what_is_cut_is_told_as_it_was_written():
 
 
 def test_the_token_of_padding_is_found_in_texts():
-    """Ids of the reference for SD2's tokenizer, which pads with "!", and for SD1's, which does not."""
+    """Token ids equal the reference for SD2's tokenizer, which pads with "!", and for SD1's, which does not."""
     two, one = (read_tokenizer(PIPELINES / name / "tokenizer") for name in ("sd2", "sd15"))
     assert (two.pad, one.pad) == (0, 973)
     assert two.rows(["!"], 4)[0].tolist() == [[972, 0, 973, 0]]
@@ -61,7 +61,7 @@ def test_the_token_of_padding_is_found_in_texts():
 
 
 def test_special_tokens_are_found_as_the_folder_describes_them():
-    """Described with "normalized", a token is found in any case; named as a text alone, as it is written."""
+    """A special token described as "normalized" is found in any case; one given as a plain string only as written."""
     two, one = (read_tokenizer(PIPELINES / name / "tokenizer") for name in ("sd2", "sd15"))
     assert two.encode(["<|ENDOFTEXT|>"])[0].tolist() == [973]
     assert len(one.encode(["<|ENDOFTEXT|>"])[0]) > 1

@@ -1,4 +1,4 @@
-"""Glyphs: a function of (options, split, index); nothing that is held out is shown; boxes hold the letters."""
+"""Glyphs are a function of (options, split, index), never show held-out strings or fonts, and have exact boxes."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def test_captions_say_what_is_written_in_many_wordings(train):
     for written, text in made:
         assert glyphs.quoted(text) == written.text
     wordings = {re.sub('"[^"]*"', '""', text) for _, text in made}
-    assert len(wordings) > 50  # with colours, grounds and fonts
+    assert len(wordings) > 50  # including colours, grounds and fonts
     assert {len(written.text) for written, _ in made} == set(range(3, 9))
 
 
@@ -70,7 +70,7 @@ def test_boxes_hold_all_letters_and_nothing_else(train):
         rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
         assert (left, right) == (columns[0], columns[-1] + 1)
         assert (top, bottom) == (rows[0], rows[-1] + 1)
-        assert 0 < left < right < 64  # a margin is free
+        assert 0 < left < right < 64  # a margin stays free
         assert image[inked].size
 
 
@@ -148,7 +148,7 @@ def test_what_a_prompt_quotes_and_which_font_it_names():
 
 
 def test_fonts_are_prepared_once_from_a_folder(tmp_path, monkeypatch):
-    """From packages in the form of the real ones, whose fonts are DejaVu as WOFF."""
+    """Fonts are prepared from packages in the real format; the test packages contain DejaVu as WOFF."""
     made = []
     for number in range(2):
         font, woff = TTFont(fonts.path_of(fonts.PLAIN, "")), io.BytesIO()
@@ -161,7 +161,7 @@ def test_fonts_are_prepared_once_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(fonts.SETS, "fetched", tuple(made))
     data_dir = str(tmp_path / "data")
     assert not glyphs.prepare_fonts(data_dir, str(tmp_path / "given")).was_there
-    assert glyphs.prepare_fonts(data_dir).was_there  # nothing is fetched
+    assert glyphs.prepare_fonts(data_dir).was_there  # nothing is downloaded
     said = json.loads((tmp_path / "data/glyphs/fonts/licences.json").read_text())
     assert said == {"@fontsource/f0@1.0.0": "MIT", "@fontsource/f1@1.0.0": "MIT"}
     place = (0.5, 0.5)
@@ -182,7 +182,7 @@ def test_fonts_are_prepared_once_from_a_folder(tmp_path, monkeypatch):
 
 
 def test_a_canvas_is_what_a_prompt_asks_for_where_the_data_has_it():
-    """In the middle and as large as fits, in the font that the prompt names."""
+    """The canvas shows the prompt's letters in the middle, as large as they fit, in the font that the prompt names."""
     source = opened("held_out", place="middle", size=48, most_length=4).source
     plans = [
         (written, image["image"]) for (written, _), image in zip(source.described(range(20)), source, strict=False)

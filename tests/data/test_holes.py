@@ -1,4 +1,4 @@
-"""Holes in which networks learn to draw: functions of the position, of every kind, and not always whole."""
+"""Random holes depend only on seed and position; a stated share covers the whole picture, others leave a strip."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Prepared latents: written shard by shard, whole or not at all, read back as a data set, damage in one line."""
+"""Prepared latents are written in shards, resumed after a stop, read back as a data set, and checked for damage."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def writer(folder, of=OF, number_format="float32"):
 
 
 def write(folder, stop_after=None, number_format="float32"):
-    """All of it, or as if killed after so many shards; returns the shards that were written."""
+    """Write all shards, or stop after some as if killed; returns the shards that were written."""
     made, written = writer(folder, number_format=number_format), []
     if not made.begin():
         return written

@@ -1,4 +1,4 @@
-"""Pictures as published models read them, against the reference's arrays, and what is refused."""
+"""Pictures are prepared for published models as in the reference's arrays; unsupported settings are refused."""
 
 from pathlib import Path
 

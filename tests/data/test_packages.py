@@ -1,4 +1,4 @@
-"""Packages: from a folder or by npm, whole or refused with one line."""
+"""Packages come from a folder or from npm; they are complete, or refused with one line."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from diffusion_jax.errors import UserError
 
 
 def archive_of(files):
-    """The bytes of an archive as npm makes it: everything in one folder."""
+    """The bytes of an archive in npm's format, with all files in one folder."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as tar:
         for name, content in files.items():
@@ -25,7 +25,7 @@ def archive_of(files):
 
 
 def package_in(folder, name, files):
-    """A package whose archive lies in a folder."""
+    """Write a package's archive into a folder; returns the package."""
     content = archive_of(files)
     package = Package(name=name, version="1.0.0", sha256=hashlib.sha256(content).hexdigest(), licence="MIT")
     folder.mkdir(exist_ok=True, parents=True)
@@ -39,7 +39,7 @@ def package(tmp_path):
 
 
 def npm(tmp_path, monkeypatch, script):
-    """Puts a program called npm before all others."""
+    """Put a script called npm first on the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
@@ -56,7 +56,7 @@ def test_files_come_from_a_folder(package, tmp_path):
     found = contents([package], str(tmp_path / "data"), lambda name: name != "LICENSE", str(tmp_path / "given"))
     assert found[package]["a.json"] == b"{}"
     assert "LICENSE" not in found[package]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == []  # nothing is written, and nothing stays
+    assert [path.name for path in (tmp_path / "data").iterdir()] == []  # nothing is written or left over
 
 
 def test_files_are_fetched_by_name_and_version(package, tmp_path, monkeypatch):

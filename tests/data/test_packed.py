@@ -1,4 +1,5 @@
-"""Pictures in Parquet, Arrow and tar files: one data set in each form, and everything that may be wrong with them."""
+"""Pictures in Parquet, Arrow and tar files: the same data set in each form, and errors for everything that may be
+wrong."""
 
 import io
 import json
@@ -43,7 +44,7 @@ def parquet(path, values, *, named=True, **changes):
 
 
 def saved(folder, values):
-    """What `save_to_disk` of datasets writes, in two files."""
+    """Write two files in the format of `save_to_disk` of the datasets package."""
     folder.mkdir(parents=True)
     table, files = pa.table(columns(values)), []
     for number, part in enumerate((table.slice(0, 2), table.slice(2))):
@@ -74,7 +75,7 @@ def shard(values):
 
 
 def write(kind, root):
-    """Ten pictures for training in two files, three for testing; returns the name of the data set."""
+    """Write ten training pictures in two files and three test pictures; returns the name of the data set."""
     if kind == "parquet":
         parquet(root / "data" / "train-00000-of-00002.parquet", range(6))
         parquet(root / "data" / "train-00001-of-00002.parquet", range(6, 10))
@@ -124,7 +125,7 @@ def test_a_share_is_held_out_of_every_class(kind, tmp_path):
 
 
 def one_picture(kind, tmp_path):
-    """Options that lead to a data set of one picture."""
+    """Write a data set of one picture; returns the options that open it."""
     root = tmp_path / "one"
     if kind == "parquet":
         parquet(root / "a.parquet", [1])

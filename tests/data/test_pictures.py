@@ -1,4 +1,4 @@
-"""One picture: the array is what a person sees, and what cannot be shown so is refused."""
+"""A picture is read as a viewer shows it; files that cannot be shown correctly are refused."""
 
 import io
 import os
@@ -24,21 +24,21 @@ def png(tmp_path, array, **options):
 
 
 def with_chunk(path, name, content):
-    """Put a chunk behind the header of a PNG."""
+    """Insert a chunk after the header of a PNG file."""
     whole = Path(path).read_bytes()
     chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     Path(path).write_bytes(whole[:33] + chunk + whole[33:])
 
 
 def png_of(*chunks):
-    """A PNG file of chunks, (name, content)."""
+    """The bytes of a PNG file with the chunks (name, content)."""
     framed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_transparent_is_white(channels, tmp_path):
-    """By the rule of compositing: alpha * colour + (1 - alpha) * 255."""
+    """Transparent pictures are composited on white: alpha * colour + (1 - alpha) * 255."""
     alpha = np.array([[0, 64, 128, 255]] * 2, np.uint8)
     path = png(tmp_path, np.concatenate([RAMP, alpha[..., None]], -1))
     seen = read_image(path, channels).astype(float)
@@ -71,7 +71,7 @@ def test_a_palette_with_partial_transparency(tmp_path):
 
 
 def test_premultiplied_alpha_is_laid_on_white(tmp_path):
-    """A TIFF of associated alpha holds colour * alpha; seen is that and the rest white."""
+    """A TIFF with associated alpha stores colour * alpha; the reader adds (1 - alpha) * white."""
     stored = np.array([[[100, 0, 0, 128], [0, 0, 0, 0]]], np.uint8)
     tags = {256: 2, 257: 1, 258: (8,) * 4, 259: 1, 262: 2, 277: 4, 278: 1, 338: 1}
     strip, entries = stored.tobytes(), []
@@ -89,7 +89,7 @@ def test_premultiplied_alpha_is_laid_on_white(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_as_exif_says(orientation, ending, tmp_path):
-    """Orientation k: where row 0 and column 0 of what is stored lie in what is seen (EXIF 2.32, table 6)."""
+    """Each EXIF orientation k is undone: it says where row 0 and column 0 are shown (EXIF 2.32, table 6)."""
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :16] = 250  # the top left corner is bright
     as_stored = {
@@ -113,7 +113,7 @@ def test_pictures_are_turned_as_exif_says(orientation, ending, tmp_path):
 
 
 def test_an_embedded_profile_is_converted_to_srgb(tmp_path):
-    """With the columns of red and green exchanged, red is seen as green."""
+    """A profile with the red and green columns exchanged turns red into green."""
     profile = bytearray(PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes())
     names = {}
     for i in range(struct.unpack(">I", profile[128:132])[0]):
@@ -139,7 +139,7 @@ def test_profiles_that_change_nothing(profile, tmp_path, random_images):
 
 
 def test_the_gamma_of_a_png(tmp_path):
-    """A linear file (gAMA 1) is seen as value ** (1 / 2.2); with an sRGB chunk gamma does not count."""
+    """A linear PNG (gAMA 1) is shown as value ** (1 / 2.2); an sRGB chunk overrides gAMA."""
     path = png(tmp_path, RAMP)
     with_chunk(path, b"gAMA", struct.pack(">I", 45455))
     np.testing.assert_array_equal(read_image(path), RAMP)
@@ -159,7 +159,7 @@ def test_other_primaries_are_refused(tmp_path):
 
 
 def test_cmyk_and_ycck(tmp_path):
-    """Ink of all colours is black, none is white, in both ways in which a JPEG stores ink."""
+    """Full black ink gives black and no ink white, in JPEG and TIFF files with CMYK."""
     inks = np.zeros((8, 16, 4), np.uint8)
     inks[:, 8:, 3] = 255
     for name in ("a.jpg", "a.tif"):
@@ -178,14 +178,14 @@ def test_several_frames_are_refused(ending, tmp_path):
 
 
 def test_a_cameras_previews_are_no_frames(tmp_path):
-    """An MPO is a JPEG with further pictures behind it."""
+    """An MPO file, a JPEG followed by further pictures, is read as its first picture."""
     frames = [PIL.Image.new("RGB", (16, 16), (200 * (i == 0), 0, 0)) for i in range(2)]
     frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
     np.testing.assert_allclose(read_image(str(tmp_path / "a.jpg"))[4, 4], [200, 0, 0], atol=3)
 
 
 def test_deep_colour_is_refused(tmp_path):
-    """Also where the decoder would leave out the lower half of each value."""
+    """Images of 16 bits are refused, also where the decoder would silently drop the lower byte."""
     PIL.Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / "grey.png")
     raw = b"".join(b"\0" + bytes(range(24)) for _ in range(2))
     header = struct.pack(">2I5B", 4, 2, 16, 2, 0, 0, 0)
@@ -205,7 +205,7 @@ def test_one_bit_and_interlaced(tmp_path):
 
 
 def test_no_other_decoder_sees_a_file(tmp_path, monkeypatch):
-    """PostScript is a program, which Ghostscript would run."""
+    """PostScript and PPM content in a .png file is refused; PostScript never reaches Ghostscript."""
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
@@ -219,7 +219,7 @@ def test_no_other_decoder_sees_a_file(tmp_path, monkeypatch):
 
 
 def test_a_bomb_is_one_line(tmp_path):
-    """A header of 60000 x 60000 in a file of some bytes."""
+    """A tiny file with a header of 60000 x 60000 pixels is refused in one line."""
     header = struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")))
     with pytest.raises(UserError, match=r"a\.png: Image size"):
@@ -246,7 +246,7 @@ def test_what_is_no_file(kind, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif"])
 def test_damaged_pictures_are_one_line_or_decoded(ending, tmp_path, random_images):
-    """Cut anywhere, or with flipped bytes: an error that names the file, or an array of some picture."""
+    """A truncated file or one with changed bytes gives an error that names it, or some decoded picture."""
     buffer = io.BytesIO()
     picture = PIL.Image.fromarray(random_images(12, 12, 3))
     exif = PIL.Image.Exif()

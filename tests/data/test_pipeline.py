@@ -1,4 +1,4 @@
-"""The batch at a step is a function of (seed, step) alone: resume, hosts, workers, threads, memory or disk."""
+"""The batch at a step depends only on (seed, step): not on resuming, hosts, workers, threads, memory or disk."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ def assert_same(left, right):
 
 
 def fingerprint(images):
-    """The same number for an image and its mirror image, different for other digits."""
+    """A value that is equal for an image and its mirror image, and differs between digits."""
     return [min(image.tobytes(), image[:, ::-1].tobytes()) for image in np.asarray(images)]
 
 
@@ -106,13 +106,13 @@ def test_random_bits_belong_to_the_position():
 
 
 def test_epochs_and_seeds_have_unrelated_orders():
-    """Not: epoch 1 of seed 0 is epoch 0 of seed 1."""
+    """All orders of seeds and epochs differ; epoch 1 of seed 0 is not epoch 0 of seed 1."""
     orders = {permutation(seed, epoch, 100).tobytes() for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 
 
 def test_order_is_pinned():
-    """A run resumed after an upgrade must see the same order; these numbers must never change."""
+    """The order is pinned: a run resumed after an upgrade must see the same data."""
     assert permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert random_bits(0, 5, 6)[0, 0] == 14654298653947466115
 
@@ -163,7 +163,7 @@ def test_synthetic_latents():
     assert abs(batch["data"].mean()) < 0.15
     assert abs(batch["data"].std() - 1) < 0.1
     first = batch["data"][batch["label"] == 0]
-    assert abs((first - first.mean(0)).std() - 0.5**0.5) < 0.02  # within a class half of the variance
+    assert abs((first - first.mean(0)).std() - 0.5**0.5) < 0.02  # half of the variance lies within a class
     again = data.open_dataset("synthetic_latents", size=8, num_classes=4).source[7]
     np.testing.assert_array_equal(
         again["image"], data.open_dataset("synthetic_latents", size=8, num_classes=4).source[7]["image"]
@@ -240,7 +240,7 @@ def test_wrong_use(pipeline):
 
 
 class Storage:
-    """A source of which some reads fail."""
+    """A source in which some reads fail."""
 
     def __init__(self, failures, error):
         self.failures, self.error = failures, error

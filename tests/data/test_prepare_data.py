@@ -1,4 +1,4 @@
-"""The command: exit codes, and one line for every expected failure."""
+"""The command prepare_data: exit codes, and one line for every expected failure."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def run(*arguments, **environment):
 
 
 def three_at_once(*arguments, **how):
-    """What three processes print that are started together; all must end well."""
+    """Start three processes at once, require success, and return their outputs."""
     processes = [start(*arguments, **how) for _ in range(3)]
     printed = [process.communicate(timeout=250) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], printed
@@ -42,7 +42,7 @@ def three_at_once(*arguments, **how):
 
 
 def contents(directory):
-    """Every file below a directory by its name, without locks."""
+    """The content of every file below a directory by name, without lock files."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
@@ -139,7 +139,7 @@ def test_three_at_once_prepare_one_data_set(name, idx_dir, tmp_path):
 
 @pytest.mark.slow
 def test_three_at_once_make_features(tmp_path):
-    """One makes them; the others wait, and find them."""
+    """One of three processes computes the features; the others wait and use them."""
     written("dinov2", tmp_path / "dinov2.safetensors")
     arguments = (
         "--config=configs/digits_unet.py:objective=repa",
@@ -159,7 +159,7 @@ def test_three_at_once_make_features(tmp_path):
 
 
 def test_the_home_directory(tmp_path):
-    """`~` means the same for every path of the command."""
+    """The command expands `~` in all of its paths."""
     (tmp_path / "a.txt").write_text("words " * 30)
     home = {"HOME": str(tmp_path)}
     options = ("--dataset=text", "--corpus=c", "--text=~/a.txt", "--test_text=~/a.txt", "--data_dir=~/data")
@@ -169,7 +169,7 @@ def test_the_home_directory(tmp_path):
 
 
 def test_what_a_killed_preparation_leaves_is_swept_by_the_next(command, tmp_path):
-    """What carries no mark of ours stays, and so does what a living process holds."""
+    """Leftovers of a killed process are removed, but not foreign directories or those of a living process."""
     arguments = ("prepare_data", "--dataset=digits", f"--data_dir={tmp_path}")
     process = command.start(*arguments)
     assert command.kill_when(process, lambda: bool(list(tmp_path.glob(".preparing-*/digits"))))

@@ -1,4 +1,4 @@
-"""Captions and prompts as rows of tokens."""
+"""Tokenizers turn captions and prompts into rows of tokens."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ TEXTS = ["a red star", "", "Two RED circles, and a blue star!", "naïve ☃"]
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory):
-    """BERT's form in small: words, [CLS] before and [SEP] after, and a file that asks to be cut and padded."""
+    """A small tokenizer in BERT's format: words framed by [CLS] and [SEP], with truncation and padding enabled."""
     tokenizers = pytest.importorskip("tokenizers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "star", "two", "circles", "and", "blue"]
     made = tokenizers.Tokenizer(
@@ -39,7 +39,7 @@ def tokenizer(request, tokenizer_file):
 
 
 def test_rows(tokenizer):
-    """Framed, padded, within the vocabulary, and the same whatever stands beside a text and however long the row is."""
+    """Rows are framed, padded, within the vocabulary, and independent of other texts and of the row's length."""
     tokens, mask = tokenizer.rows(TEXTS, 40)
     assert tokens.shape == mask.shape == (4, 40)
     assert (tokens.dtype, mask.dtype) == (np.int32, np.bool_)

@@ -1,4 +1,4 @@
-"""Shuffled captions: every caption as often as before, none beside its own picture, pictures and labels untouched."""
+"""Shuffled captions keep their frequencies and never stay with their own picture; pictures and labels do not change."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ def test_every_example_has_the_caption_of_another_one():
     texts, shuffled = ([e["text"] for e in examples] for examples in (before, after))
     assert collections.Counter(texts) == collections.Counter(shuffled)
     distance = next(d for d in range(1, 60) if texts[d:] + texts[:d] == shuffled)
-    assert np.mean([a == b for a, b in zip(texts, shuffled, strict=True)]) < 0.2  # by chance, for short captions
+    assert np.mean([a == b for a, b in zip(texts, shuffled, strict=True)]) < 0.2  # short captions coincide by chance
     assert SHUFFLED.texts() == shuffled
     assert dataclasses.replace(SHUFFLED, seed=1).texts() != shuffled, distance
 

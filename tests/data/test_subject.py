@@ -1,4 +1,4 @@
-"""Pictures of a subject and of its class, which take turns in a batch; and the word that captions share."""
+"""Pictures of a subject and of its class alternate in a batch; captions may share a trigger word."""
 
 import json
 
@@ -11,7 +11,7 @@ from diffusion_jax.errors import UserError
 
 
 class Spoken:
-    """Captions as batches show them: their lengths."""
+    """A preparation that shows captions in batches as their lengths."""
 
     reads = ("text",)
 
@@ -20,7 +20,7 @@ class Spoken:
 
 
 def painted(folder, count, value):
-    """Pictures of one colour, each a little brighter than the one before."""
+    """Write pictures of one colour, each slightly brighter than the previous one."""
     folder.mkdir(parents=True)
     for i in range(count):
         PIL.Image.new("RGB", (4, 4), (value + i,) * 3).save(folder / f"{i}.png")
@@ -46,7 +46,7 @@ def subject(folders, batch_size=8, count=5, **fields):
 
 
 def shown(batch):
-    """The grey value of each picture."""
+    """The grey value of each picture in a batch."""
     return np.round((batch["data"][:, 0, 0, 0] + 1) * 127.5).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""Text: prepared once, read in sequences; nothing is lost, and what is wrong is named."""
+"""Text is prepared once and read in sequences without loss; errors are named."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture
 def files(tmp_path):
-    """A plain file and a gzipped one with two records."""
+    """A plain text file, and a gzipped file with two records."""
     (tmp_path / "one.txt").write_text(STORIES[0])
     records = "".join(json.dumps({"text": story, "url": "x"}) + "\n" for story in STORIES[1:])
     (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(records.encode()))
@@ -27,7 +27,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def tokenizer_file(tmp_path):
-    """A byte-pair tokenizer as GPT-2's, with a small vocabulary."""
+    """A byte-pair tokenizer like GPT-2's with a small vocabulary."""
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.ByteLevelBPETokenizer()
     made.train_from_iterator(STORIES, vocab_size=300, special_tokens=[END])
@@ -156,7 +156,7 @@ def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(files, tmp_path):
 
 
 def test_a_text_of_an_earlier_version(files, tmp_path):
-    """Without marker and hashes; read as before, and with the same fingerprint."""
+    """A text without marker and hashes, as earlier versions wrote it, gives the same data and fingerprint."""
     prepare_text("stories", files, str(tmp_path), held_out=1, progress=False)
     before = sequences("train", tmp_path, length=4)
     directory = tmp_path / "text" / "stories"

@@ -1,4 +1,4 @@
-"""TFDS data that is unknown, not prepared, damaged, or asked for wrongly: one line with the mend."""
+"""Unknown, unprepared, damaged or misused TFDS data gives one line with the remedy."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.arrays import digits as digits_arrays
 
 @pytest.fixture
 def damaged(digits_dir, tmp_path):
-    """A copy of digits to damage."""
+    """A copy of the digits that a test may damage."""
     shutil.copytree(digits_dir, tmp_path / "data")
     return tmp_path / "data" / "digits" / "1.0.0"
 
@@ -105,7 +105,7 @@ def test_environment_names_the_directory(digits_dir, monkeypatch):
 
 
 def test_described_without_being_prepared(tmp_path):
-    """Shape and classes come from the code of the data set; nothing is written."""
+    """Shape and classes come from the code of the data set, and nothing is written."""
     info = describe_dataset("cifar10", data_dir=str(tmp_path))
     assert (info.spec.shape, info.num_classes) == ((32, 32, 3), 10)
     assert not list(tmp_path.iterdir())
@@ -122,7 +122,7 @@ def test_the_fingerprint_is_of_the_data_and_not_of_the_place(digits_dir, damaged
 
 
 def test_the_fingerprint_of_a_data_set_that_tfds_does_not_know(damaged):
-    """Only its files say what it is."""
+    """The fingerprint depends on the files of the data set."""
     root, found = damaged.parents[1], set()
     description = (damaged / "dataset_info.json").read_text().replace('"digits"', '"signs"')
     shutil.copytree(damaged, root / "signs" / "1.0.0")

@@ -1,4 +1,4 @@
-"""Crops against values computed another way, flips, channels, and the map to [-1, 1]."""
+"""Crops compared with independent computations, flips, channels, and the map to [-1, 1]."""
 
 import numpy as np
 import PIL.Image
@@ -9,7 +9,7 @@ from diffusion_jax.errors import UserError
 
 
 def box_halve(image):
-    """Means of neighbouring columns, then rows, each rounded half up as PIL does."""
+    """Average neighbouring columns, then rows, each rounded half up as in PIL."""
     wide = image.astype(np.int64)
     wide = (wide[:, 0::2] + wide[:, 1::2] + 1) // 2
     return ((wide[0::2] + wide[1::2] + 1) // 2).astype(np.uint8)
@@ -50,14 +50,14 @@ def test_crops_give_the_target_size(name, shape, random_images):
 
 
 def test_adm_halves_by_box_then_cuts_the_centre(random_images):
-    """64x96 -> 32x48 -> 16x24 by box means; the short side fits, so bicubic changes nothing; columns 4..19 remain."""
+    """64x96 -> 32x48 -> 16x24 by box averages; the short side fits, so bicubic changes nothing; columns 4..19 stay."""
     image = random_images(64, 96, 3)
     expected = box_halve(box_halve(image))[:, 4:20]
     np.testing.assert_array_equal(crops.build("adm", size=16)(image), expected)
 
 
 def test_adm_resizes_the_short_side_bicubically(random_images):
-    """24x30 is less than twice 16: bicubic to 16x20, columns 2..17."""
+    """24x30 is less than twice 16, so it is resized bicubically to 16x20, and columns 2..17 remain."""
     image = random_images(24, 30, 3)
     expected = np.asarray(PIL.Image.fromarray(image).resize((20, 16), PIL.Image.Resampling.BICUBIC))[:, 2:18]
     np.testing.assert_array_equal(crops.build("adm", size=16)(image), expected)
@@ -69,7 +69,7 @@ def test_adm_halves_at_exactly_twice_the_size(random_images):
 
 
 def test_edm_cuts_the_square_before_resizing(random_images):
-    """What lies outside the central square has no influence."""
+    """Pixels outside the central square have no influence."""
     image = random_images(20, 33, 3)
     edm = crops.build("edm", size=8)
     expected = np.asarray(PIL.Image.fromarray(image[:, 6:26]).resize((8, 8), PIL.Image.Resampling.LANCZOS))
@@ -81,7 +81,7 @@ def test_edm_cuts_the_square_before_resizing(random_images):
 
 @pytest.mark.parametrize("name", ["adm", "edm"])
 def test_crops_keep_a_gradient(name):
-    """A ramp stays a ramp: columns of the centre of 0, 2, 4, ... average to their neighbours' means."""
+    """A ramp stays a ramp: the central columns of 0, 2, 4, ... become the averages of their neighbours."""
     ramp = np.broadcast_to(np.arange(0, 128, 2, dtype=np.uint8)[None, :, None], (64, 64, 1))
     columns = crops.build(name, size=16)(ramp)[8, 3:-3, 0].astype(float)
     np.testing.assert_allclose(columns, np.arange(3, 13) * 8 + 3, atol=1)

@@ -1,10 +1,10 @@
-"""Run the Python blocks of a page, each as a module of its own, in a process of their own: what they register, and what
-they set in JAX, reaches no other test.
+"""Run each Python block of a page as a separate module in a separate process, so that its registrations and JAX
+settings do not affect other tests.
 
     python tests/docs/run_blocks.py docs/extending.md --names=NAME,NAME
     python tests/docs/run_blocks.py README.md --block=0
 
-With names, prints which conformance tests pick them up, and runs those.
+With names, print the conformance tests that cover these names, and run them.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOMS = tuple(f"tests/{room}" for room in ("schedulers", "samplers", "objectives
 
 
 def python_blocks(text: str) -> list[tuple[int, str]]:
-    """(line number, source) of every fenced python block."""
+    """(line number, source) of every fenced Python block."""
     blocks = re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
     return [(text[: block.start(1)].count("\n"), block[1]) for block in blocks]
 
@@ -34,7 +34,7 @@ def run(page: Path, only: int | None) -> None:
 
 
 class Collected:
-    """A pytest plugin that prints what was collected."""
+    """A pytest plugin that prints the collected tests."""
 
     def pytest_collection_finish(self, session):
         for item in session.items:
@@ -42,7 +42,7 @@ class Collected:
 
 
 def conformance(names: list[str]) -> int:
-    """Run the tests that name one of `names`; returns pytest's exit code."""
+    """Run the tests whose ids contain one of `names`; returns pytest's exit code."""
     import pytest
 
     os.chdir(ROOT)
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     parser.add_argument("--block", type=int)
     parser.add_argument("--names", type=lambda text: text.split(","))
     arguments = parser.parse_args()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # as tests/conftest.py does, which comes too late here
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # as in tests/conftest.py, which is loaded too late here
     sys.path.insert(0, str(ROOT))
     run(arguments.page, arguments.block)
     sys.exit(conformance(arguments.names) if arguments.names else 0)

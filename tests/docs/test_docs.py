@@ -1,4 +1,4 @@
-"""What the pages say is true: their examples run, their commands, fields, paths and symbols exist."""
+"""The documentation is correct: its examples run, and its commands, fields, paths and symbols exist."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ from tests.docs.run_blocks import python_blocks
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 DOCSTRINGS = sorted(path for room in ("configs", "experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
-# What the blocks of docs/extending.md register, and the file whose conformance tests pick it up.
+# The names that the blocks of docs/extending.md register, and the files whose conformance tests cover them.
 EXAMPLES = {
     "power": "tests/schedulers/test_schedules.py",
     "data_minus_noise": "tests/schedulers/test_predictions.py",
@@ -47,7 +47,7 @@ checkpointer.close()
 
 
 def test_every_page_is_in_the_site():
-    """The site's build is strict: a page that its navigation lacks ends it."""
+    """Every page is in the site's navigation; the strict build of the site fails otherwise."""
     folder = ROOT / "docs"
     pages = {str(p.relative_to(folder)) for ending in ("md", "ipynb") for p in folder.rglob(f"*.{ending}")}
     navigation = (ROOT / "mkdocs.yml").read_text().rpartition("\nnav:\n")[2]
@@ -56,7 +56,7 @@ def test_every_page_is_in_the_site():
 
 
 def text_of(path: Path) -> str:
-    """A page, or the docstring of a module."""
+    """The text of a page, or the docstring of a module."""
     return path.read_text() if path.suffix == ".md" else ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
@@ -65,7 +65,7 @@ def page_id(path: Path) -> str:
 
 
 def start(*arguments, cwd, devices=1):
-    """A Python process that sees the repository, in another directory."""
+    """Start a Python process in another directory with the repository on its path."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=cwd, env=env, text=True, stdout=-1, stderr=subprocess.STDOUT
@@ -91,7 +91,7 @@ def test_examples_of_extending_are_picked_up_and_pass_all_conformance_tests(tmp_
 
 
 def test_the_example_data_set_is_one(tmp_path):
-    """Data sets have no conformance tests: the block is run, and its data read through the pipeline."""
+    """The example data set can be read through the pipeline; no conformance tests cover data sets."""
     page = ROOT / "docs" / "extending.md"
     source = next(source for _, source in python_blocks(page.read_text()) if "datasets.register" in source)
     more = """
@@ -116,7 +116,7 @@ def test_readme_reads_a_run_back(tmp_path):
 
 
 def test_the_page_of_python_runs(tmp_path):
-    """Its blocks, in a directory that has a run and what the tests compare with."""
+    """The blocks of docs/python.md run in a directory that contains a run and the golden files."""
     output(start("-c", FRESH_RUN, cwd=tmp_path))
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     assert "class_accuracy" in output(start(RUN_BLOCKS, ROOT / "docs" / "python.md", cwd=tmp_path))
@@ -130,14 +130,14 @@ def test_every_block_of_the_readme_is_run():
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """(module, words) of every `python -m ...` of ours; brackets around what is optional are dropped."""
+    """(module, words) of every `python -m ...` command of this repository; optional words lose their brackets."""
     text = re.sub(r"\\\n\s*", " ", text)
     found = re.findall(r"python -m ((?:experiments|benchmarks)(?:\.\w+)+)([^`\n#;]*)", text)
     return [(module, rest.replace("[", " ").replace("]", " ").split()) for module, rest in found]
 
 
 def defined_flags(module: str) -> dict[str, str]:
-    """The flags of a module by name, with the kind of their definition."""
+    """The flags of a module by name, with the type of their definition."""
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     calls = [
         node.value
@@ -149,7 +149,7 @@ def defined_flags(module: str) -> dict[str, str]:
 
 
 def shared_flags() -> dict[str, str]:
-    """The flags that say how samples are drawn, which several commands have."""
+    """The sampling flags that several commands share."""
     tree = ast.parse((ROOT / "experiments" / "ground" / "sampling_flags.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func)[:6] == "flags."]
     return {call.args[0].value: call.func.attr for call in calls}
@@ -163,7 +163,7 @@ def config_fields(path: str) -> dict[str, object]:
 
 
 def is_open(value: str) -> bool:
-    """Whether a value stands for another: $rate, ..., HOST:PORT, N."""
+    """Whether a value is a placeholder: $rate, ..., HOST:PORT, N."""
     return not value or "$" in value or "..." in value or bool(re.search(r"\b[A-Z]+\b", value))
 
 
@@ -230,14 +230,14 @@ def test_paths_exist(path):
 
 
 def names_of(node: ast.stmt) -> set[str]:
-    """What a statement defines: a class, a function, or variables."""
+    """The names that a statement defines: a class, a function or variables."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return {getattr(node, "name", None), *(target.id for target in targets if isinstance(target, ast.Name))} - {None}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_symbols_exist(path):
-    """`file.py`: `Class.method`, `function`."""
+    """Every symbol that a page names in the form `file.py`: `Class.method`, `function` exists."""
     for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", path.read_text()):
         tree = ast.parse((ROOT / file).read_text())
         for name in re.findall(r"`([\w.]+)`", names):
@@ -257,7 +257,7 @@ def test_make_targets_exist(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_what_is_not_there_yet_is_not_there(path):
-    """A module named outside a command exists, or stands in a paragraph that says that it does not."""
+    """A module named outside a command exists, or its paragraph says that it is not there yet."""
     for paragraph in path.read_text().split("\n\n"):
         for module in re.findall(r"`experiments\.(\w+)`", paragraph):
             there = (ROOT / "experiments" / f"{module}.py").is_file()

@@ -1,4 +1,4 @@
-"""The notebooks run, from the first cell to the last, and are small."""
+"""The notebooks run from the first cell to the last, and their files are small."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ablations: cells, shared trainings, statistics that may be defended, and runs that survive being killed."""
+"""Ablations: cells, shared trainings, sound statistics, and resuming after a kill."""
 
 import csv
 import importlib.util
@@ -114,7 +114,7 @@ def test_a_file_that_is_no_ablation_is_refused(file, old, new, message):
 
 
 def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(file):
-    """An objective may need a sampler of its own, also for the pictures of its training."""
+    """A training's own samples use the sampling settings of its axis value, not those of other axes."""
     old = 'yield "high", {"optimizer.learning_rate": 2e-3}'
     new = 'yield "high", {"optimizer.learning_rate": 2e-3, "sampling.steps": 7}'
     file.write_text(FILE.replace(old, new))
@@ -122,16 +122,16 @@ def test_a_training_is_sampled_as_its_own_axis_says_and_not_as_the_others_do(fil
         cells[0].values["rate"]: cells[0].training_config.sampling for cells in Ablation.read(file).trainings().values()
     }
     assert (trainings["low"].steps, trainings["high"].steps) == (18, 7)
-    assert {sampling.sampler.name for sampling in trainings.values()} == {"heun"}  # the file's own; no cell's
+    assert {sampling.sampler.name for sampling in trainings.values()} == {"heun"}  # the sampler of the file
 
 
 SLOW = {"scenes_captions", "scenes_attention", "scenes_text_encoder", "prediction_schedule_weighting"}
 SLOW |= {"objectives_nfe_fashion", "few_step_text"}
-FONTS = {"letters": ["data.options.fonts=bundled"]}  # the others are fetched
+FONTS = {"letters": ["data.options.fonts=bundled"]}  # the other fonts must be downloaded
 
 
 def shipped():
-    """The files; whose checks take long are slow, and words are read by an engine that need not be there."""
+    """The shipped ablation files; those with long checks are slow, those that read words need an OCR engine."""
     without = pytest.mark.skipif(importlib.util.find_spec("rapidocr") is None, reason="rapidocr is not installed")
     for path in sorted((ROOT / "configs" / "ablations").glob("*.py")):
         marks = [pytest.mark.slow] * (path.stem in SLOW) + [without] * (path.stem in FONTS)
@@ -140,7 +140,7 @@ def shipped():
 
 @pytest.mark.parametrize("path", shipped())
 def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
-    """Everything that every cell names is there, and belongs together."""
+    """Everything that a cell names exists and fits together."""
     builders.prepare("fashion_mnist", str(data_dir), idx_dir=str(idx_dir), progress=False)
     ablation = Ablation.read(path, [f"data.data_dir={data_dir}", *FONTS.get(path.stem, [])])
     assert len(ablation.seeds) >= 3
@@ -154,7 +154,7 @@ def test_shipped_ablations_can_be_run(path, data_dir, idx_dir):
 
 
 def test_cells_are_listed_for_a_reader_that_stops_reading(command, tmp_path, file):
-    """As `head` does: no traceback."""
+    """A reader that stops early, such as `head`, causes no traceback."""
     process = command.start("ablate", f"--config={file}", f"--workdir={tmp_path}/ablation", "--list")
     process.stdout.close()
     assert process.wait(timeout=120) == 1
@@ -181,7 +181,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_seeds_are_compared_in_pairs():
-    """The seeds differ much, the cells by little, but always by the same."""
+    """The paired test finds a small constant difference between cells, although seeds differ much more."""
     baseline = {0: 1.0, 1: 5.0, 2: 9.0, 7: 4.0}
     cell = {0: 1.1, 1: 5.12, 2: 9.09}
     found = compare(cell, baseline)
@@ -193,7 +193,8 @@ def test_seeds_are_compared_in_pairs():
 
 
 def test_holm():
-    """By hand: 0.01 x 4, 0.02 x 3, then 0.03 x 2 = 0.06, 0.5; what has no p-value does not count."""
+    """The corrected p-values by hand: 0.01 x 4, 0.02 x 3, then 0.03 x 2 = 0.06, 0.5; cells without a p-value do not
+    count."""
     plain = [Comparison(Estimate(0, 0, 3), p) for p in (0.03, 0.01, math.nan, 0.5, 0.02)]
     corrected = [one.corrected for one in holm(plain)]
     assert corrected[:2] == [pytest.approx(0.06), pytest.approx(0.04)]
@@ -234,7 +235,7 @@ def test_differences_that_are_equal_but_for_rounding_are_not_tested():
 
 
 def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
-    """Of made-up cells, one of which is not done yet."""
+    """The page of made-up cells, one of which is not done yet."""
     ablation, home = Ablation.read(file), tmp_path / "out"
     (home / "cells").mkdir(parents=True)
     accuracy = {("low", "euler"): (0.5, 0.7), ("low", "heun"): (0.8, 0.9), ("high", "euler"): (0.6, 0.9)}
@@ -258,7 +259,7 @@ def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
     assert f"| low | euler | 18 | 0.6 ± {(high - low) / 2:.2g} | baseline |  |" in page
     difference = scipy.stats.t.interval(0.95, 1, loc=0.25, scale=scipy.stats.sem([0.3, 0.2]))
     assert f"| +0.25 ± {difference[1] - 0.25:.2g} |" in page
-    assert "| high | heun | 7 | 0.75 | +0.25 | – |" in page  # one seed has no interval
+    assert "| high | heun | 7 | 0.75 | +0.25 | – |" in page  # a single seed gives no interval
     kept = tmp_path / "docs" / "two"
     assert json.loads((kept / "results.json").read_text()) == json.loads((home / "results.json").read_text())
     for name in ("chart.png", "samples.png"):
@@ -269,14 +270,14 @@ def test_page_has_the_numbers_the_chart_and_the_samples(file, tmp_path):
     page = write_page(ablation, home, tmp_path / "docs" / "one.md").read_text()
     assert "seed 0 alone" in page
     assert "±" not in page
-    assert PIL.Image.open(kept / "samples.png").height == 4 * 10  # a row of each group
+    assert PIL.Image.open(kept / "samples.png").height == 4 * 10  # one row per group
 
 
 @pytest.mark.parametrize(
     ("axes", "over"),
     [
         ({"sampler": ("euler", "heun"), "steps": ("4", "8")}, "evaluations"),
-        ({"scale": ("1", "2"), "interval": ("all", "middle")}, "first axis"),  # which is no amount of anything
+        ({"scale": ("1", "2"), "interval": ("all", "middle")}, "first axis"),  # which is not a quantity
         ({"steps": ("4", "8")}, "cells"),
     ],
 )
@@ -287,7 +288,7 @@ def test_lines_are_drawn_over_what_is_an_amount(axes, over):
 
 
 def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
-    """Killed in the second training, after the cells of the first; the children end with it."""
+    """An ablation killed in its second training ends its child processes, and repeats no finished cell later."""
     file.write_text(FILE.replace('    yield "high", {"optimizer.learning_rate": 2e-3}\n', ""))
     tiny = [argument.removeprefix("--config.") for argument in command.train_arguments("", "")[2:-1]]
     tiny = [one for one in tiny if not one.startswith("sampling.sampler")]
@@ -320,7 +321,7 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
         assert part in page
     assert page.count("<h3>") == 2
     assert r"\toprule" in (workdir / "results.tex").read_text()
-    # A cell is what one gets by hand: the run of its training, evaluated with its sampler.
+    # A cell equals the evaluation by hand: the run of its training, evaluated with its sampler.
     by_hand = tmp_path / "by_hand.json"
     command.run("evaluate", f"--workdir={workdir}/trainings/{second}", f"--out={by_hand}", "--sampler=heun",
                 "--steps=4", "--metrics=class_accuracy")  # fmt: skip

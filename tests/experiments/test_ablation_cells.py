@@ -1,4 +1,4 @@
-"""What is read of finished cells: numbers that are missing, damaged files, and the tables that come out."""
+"""Reading finished cells: missing numbers, damaged files, and the resulting tables."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def file(tmp_path):
 
 
 def write_cells(home, ablation, results):
-    """Files of cells as they are when evaluated; `results` gives those of a cell."""
+    """Write the files of evaluated cells with the numbers of `results(cell)`."""
     (home / "cells").mkdir(parents=True)
     for cell in ablation.cells:
         found = {**results(cell), "settings": {"network_evaluations": 18, "num_samples": 20}}
@@ -44,7 +44,7 @@ def write_cells(home, ablation, results):
 
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf, "much", True])
 def test_a_number_that_is_missing_is_never_best_and_the_files_are_valid(file, tmp_path, bad):
-    """That of the first row."""
+    """A missing number in the first row is never the best, and all written files stay valid."""
     ablation, home = Ablation.read(file), tmp_path / "out"
 
     def results(cell):
@@ -61,14 +61,14 @@ def test_a_number_that_is_missing_is_never_best_and_the_files_are_valid(file, tm
     assert tex[4].endswith(r"& -- \\")
     assert r"\mathbf" in tex[5]
     assert page.count("<b>") == 1
-    assert page.count("●</span>") == 3  # all others are alike
+    assert page.count("●</span>") == 3  # all other groups look alike
     assert not re.search(r"\bnan\b|\binf\b", "\n".join(tex) + (home / "results.csv").read_text())
     text = write_page(ablation, home, tmp_path / "docs" / "page.md").read_text()
     assert "| low | euler | 18 | – | baseline |  |" in text
 
 
 def test_cells_without_settings_or_another_number_of_a_metric(file, tmp_path):
-    """`distance_ratio` is best near 1; what a metric that is not known here has said is left out."""
+    """`distance_ratio` is best near 1, and numbers of unknown metrics are left out."""
     text = FILE.replace('("class_accuracy",)', '("nearest_neighbours",)')
     file.write_text(text)
     ablation, home = Ablation.read(file), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Names of cells keep them apart everywhere; cells that would be alike, and files that are no ablation, are refused."""
+"""Cells have distinct names; equal cells and files that are not ablations are refused."""
 
 import itertools
 import re
@@ -119,7 +119,7 @@ def test_an_axis_over_what_the_objective_does_not_read_is_refused(file, objectiv
 
 @pytest.mark.parametrize("group", ["process.schedule", "schedule", "prediction", "time_input"])
 def test_an_axis_over_what_another_process_has_is_refused(file, group):
-    """Also by the names of earlier versions."""
+    """An axis over a field of another process is refused, also under the names of earlier versions."""
     value = _OTHERS[group if group in _OTHERS else f"process.{group}"]
     file.write_text(_UNREAD.format(objective="mdlm", group=group, value=value))
     with pytest.raises(UserError, match=r"the config has no field 'process\.\w+'; known: .*process\.num_tokens"):
@@ -175,7 +175,7 @@ def sweep_rank():
 
 
 def test_the_base_of_an_ablation_is_a_config_of_its_own(file):
-    """It is checked with the cells before it is trained; where it lies is no part of what a training is."""
+    """The base config can be set separately, and its folder does not change the identity of a training."""
     file.write_text(_WITH_BASE.replace("OTHER", "8"))
     ablation = Ablation.read(file, ["base.train.steps=7", "train.steps=3"])
     assert ablation.base.train.steps == 7

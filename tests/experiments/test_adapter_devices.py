@@ -1,4 +1,4 @@
-"""An adapter trains alike on one device and on four that share parameters and examples, with dropout too."""
+"""An adapter trains to the same result on one device and on four with sharded parameters, also with dropout."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, data_dir):
-    """A folder of a small model that is told classes, and the config of a training on its data."""
+    """The config of a LoRA training on a saved small class-conditional model."""
     config = digits_dit.get_config()
     config.data.data_dir = str(data_dir)
     config.model.update(hidden_size=16, depth=2, num_heads=2)
@@ -33,7 +33,7 @@ def base(tmp_path_factory, data_dir):
 
 
 def trained(config, devices, accumulation=1, **parallel):
-    """Metrics of a few steps, and the adapter after them."""
+    """The metrics of a few steps, and the adapter after them."""
     config = config.copy_and_resolve_references()
     config.parallel.update(**parallel)
     config.train.accumulation = accumulation

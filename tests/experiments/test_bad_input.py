@@ -1,4 +1,4 @@
-"""What new users get wrong: each is one line that names the cause and the mend."""
+"""Common mistakes of new users each give one line that names the cause and the remedy."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""A training that starts from a model: a published folder, a folder of save_model, a run; the model itself, or an
+"""Trainings that start from a model (a published folder, a folder of save_model or a run) and train the model or an
 adapter on it."""
 
 import json
@@ -60,7 +60,7 @@ def pictures(tmp_path_factory):
 
 
 def opened(pictures, name="adapt/lora", folder=SD15, **fields):
-    """The experiment of a published config, small."""
+    """The experiment of a shipped config, reduced in size."""
     config = load_config(f"configs/{name}.py")
     config.init.folder = str(folder)
     config.data.update(dataset=f"folder:{pictures}", image_size=32, num_workers=0)
@@ -75,8 +75,8 @@ def opened(pictures, name="adapt/lora", folder=SD15, **fields):
 
 @pytest.fixture(scope="module")
 def trained(pictures, tmp_path_factory):
-    """An adapter of the published folder after 4 steps, what it was before, and its workdir; a second one that was
-    read back after 2 steps ends with the same bits."""
+    """An adapter on the published folder after 4 steps, its initial value, and its workdir; a run resumed after 2 steps
+    ends with the same bits."""
     directory, experiment = tmp_path_factory.mktemp("dora") / "run", opened(pictures, adapter__magnitude=True)
     experiment.check()
     directory.mkdir()
@@ -155,7 +155,7 @@ def test_the_run_is_a_model_with_its_adapter(trained):
 
 
 def test_another_model_in_its_place_is_refused(trained, tmp_path):
-    """The adapter's run names the model that it was trained on by its bits."""
+    """A run with an adapter identifies its base model by a fingerprint of the parameters."""
     directory, _, _, _ = trained
     run, other = tmp_path / "run", tmp_path / "sd15"
     shutil.copytree(directory, run)
@@ -191,7 +191,7 @@ def test_a_trained_model_as_a_published_folder(tmp_path):
 
 
 def test_all_of_a_model_can_be_trained(pictures):
-    """The network begins as it is in the folder and is trained; the text encoder and the first stage are frozen."""
+    """The network starts from the folder's weights and is trained; text encoder and first stage are frozen."""
     experiment = opened(pictures, "finetune/sd15")
     experiment.check()
     state = experiment.first_state()
@@ -252,9 +252,9 @@ def test_commands_that_build_models_by_their_config_say_so(pictures):
         Experiment.planned(opened(pictures).config)
 
 
-@pytest.mark.slow  # the same in one process is above
+@pytest.mark.slow  # tested above within one process
 def test_an_adapter_of_a_run_killed_and_resumed(finished, command, tmp_path):
-    """By the commands, on the digits: the same bits as without the kill; another model is refused; samples."""
+    """The commands train an adapter on the digits run: the kill changes no bit, and the adapted run is a base model."""
     config = tmp_path / "config.py"
     text = ON_DIGITS.replace("{folder}", str(finished[0])).replace("{data_dir}", str(command.data_dir))
     config.write_text(text)
@@ -270,7 +270,7 @@ def test_an_adapter_of_a_run_killed_and_resumed(finished, command, tmp_path):
     command.run("sample", f"--workdir={killed}", "--num_samples=4", f"--out={tmp_path}/drawn.npz")
     assert np.load(tmp_path / "drawn.npz")["images"].shape == (4, 8, 8, 1)
     stacked = open_experiment(load_config(str(config)))
-    stacked.config.init.folder = str(whole)  # an adapter of an adapted run: what that has learned is in the model
+    stacked.config.init.folder = str(whole)  # an adapter on an adapted run: the base includes the first adapter
     again = open_experiment(stacked.config)
     changed = [
         path

@@ -1,4 +1,4 @@
-"""A run that is told captions: from the config to pictures of a prompt, through the real commands."""
+"""A caption-conditioned run, from the config to pictures of a prompt, through the real commands."""
 
 import json
 
@@ -29,7 +29,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(command, config_file, tmp_path_factory):
-    """A finished run, and what it printed."""
+    """The workdir of a finished run, and the output of the training."""
     workdir = tmp_path_factory.mktemp("told") / "run"
     out, _ = command.run("train", *command.train_arguments(workdir, *SHORT, config=config_file))
     return workdir, out
@@ -61,7 +61,7 @@ def test_a_run_is_told_captions(run):
 
 
 def test_a_prompt_becomes_pictures(run, command):
-    """The same prompt by either flag is the same pictures; what is not known is said, and nothing else."""
+    """Both prompt flags give the same pictures; unknown words are reported."""
     workdir, _ = run
     prompts = workdir.parent / "prompts.txt"
     prompts.write_text("a purple square on the left\n\n")
@@ -111,7 +111,7 @@ def random_params(experiment):
 
 
 def test_an_empty_prompt_is_the_null_condition(config_file):
-    """To the bit: guidance from the null condition, and from an empty negative prompt, and none at all for ""."""
+    """The empty prompt and the empty negative prompt equal the null condition bit for bit."""
     experiment = Experiment(small(config_file))
     params = random_params(experiment)
 
@@ -185,7 +185,7 @@ def test_pictures_are_not_mirrored_away_from_their_captions(config_file):
 
 @pytest.mark.slow
 def test_a_run_with_a_frozen_encoder_of_texts_is_loaded(command, config_file, tmp_path):
-    """Its checkpoints do not hold the encoder, and its source is looked at again."""
+    """Checkpoints omit the frozen text encoder, and loading reads it from its source again."""
     encoder, workdir = bert_folder(tmp_path), tmp_path / "run"
     config = config_file.with_name("frozen.py")
     config.write_text(

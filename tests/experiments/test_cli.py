@@ -1,4 +1,4 @@
-"""Promise 6 at the command line: each kind of bad input gives one line that names cause and mend, and exit code 2."""
+"""Promise 6 at the command line: bad input gives exit code 2 and one line that names the cause and the remedy."""
 
 import json
 import subprocess
@@ -80,7 +80,7 @@ def test_workdir_that_can_not_be_written(command, tmp_path):
 
 
 def test_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(command, tmp_path):
-    """A learning rate that explodes after the first checkpoint."""
+    """A huge learning rate stops the run at the non-finite step, and the last good checkpoint remains."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(
         workdir,
@@ -92,7 +92,7 @@ def test_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(comman
         "--config.log.validate_every=0",
         "--config.log.sample_every=0",
     )
-    # SGD knows no betas; the mismatch of fields is itself one clear error
+    # SGD has no betas, so the mismatch of fields is itself one clear error
     assert "unknown argument of optimizer 'sgd'" in command.fails("train", *arguments)
     arguments = [a.replace("optimizer.name=sgd", "optimizer.name=adam") for a in arguments]
     line = command.fails("train", *[a.replace("1e18", "1e38") for a in arguments], code=1)
@@ -104,7 +104,7 @@ def test_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(comman
 
 
 def test_full_disk_while_saving(command, tmp_path):
-    """A file system of 12 MB: the checkpoint of a larger network does not fit; the error says so in one line."""
+    """A checkpoint that does not fit on a file system of 12 MB gives one error line."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True)
@@ -149,7 +149,7 @@ def test_evaluate_without_the_weights_says_where_they_are(command, finished, tmp
 
 @pytest.mark.slow
 def test_evaluate_judges_by_what_it_has_and_records_what_it_lacks(command, finished, tmp_path):
-    """The proxy's classifier is trained once, and kept beside the data."""
+    """Metrics without weights are recorded as unavailable; the proxy's classifier is kept beside the data."""
     out = tmp_path / "numbers.json"
     arguments = (f"--workdir={finished[0]}", f"--out={out}")
     _, err = command.run("evaluate", *arguments, "--metrics=proxy_fd,kid,bits_per_dim", "--num_samples=40")
@@ -185,11 +185,11 @@ def test_sample_writes_balanced_classes_and_a_picture(command, finished, tmp_pat
     opaque = grid[..., 3] == 255
     end = np.asarray(film.convert("RGBA")).astype(int)
     assert np.abs(end - grid)[opaque].max() <= 1, "it ends with the samples; rounding at most"
-    # neither the batch size nor the number of samples changes a sample
+    # a sample depends neither on the batch size nor on the number of samples
     again = tmp_path / "again.npz"
     command.run("sample", f"--workdir={finished[0]}", "--num_samples=20", "--batch_size=7", f"--out={again}")
     with np.load(again) as stored:
-        assert np.abs(stored["images"].astype(int) - images[:20]).max() <= 1  # rounding at most
+        assert np.abs(stored["images"].astype(int) - images[:20]).max() <= 1  # rounding only
     guided = tmp_path / "guided.npz"
     arguments = ("--num_samples=20", "--guidance_scale=2", "--sampler=dpmpp_2m", "--steps=5", "--labels=3")
     text, _ = command.run("sample", f"--workdir={finished[0]}", *arguments, f"--out={guided}")
@@ -221,7 +221,7 @@ def test_evaluate_writes_what_it_measured_and_how(command, finished, tmp_path):
 
 
 def test_what_abandoned_arrays_of_a_checkpoint_print_is_passed_over():
-    """All of it comes after the first error, from Orbax's own threads and coroutines; other things are printed."""
+    """Follow-up errors of Orbax's threads and coroutines are suppressed; all other errors are printed."""
 
     async def read_array():
         pass

@@ -1,4 +1,4 @@
-"""Compiled programs are kept for the next start, within bounds, and change no bit."""
+"""Compiled programs are cached for the next start, within bounds, and change no bit."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ print(np.asarray(x).tobytes().hex(), len(hits))
 
 
 def run(cache, *, wanted=True, **env):
-    """(the bits of a result, how many programs were read back) of a process with this cache folder."""
+    """Run a process with this cache folder; returns (the bits of its result, programs read back, stderr)."""
     inherited = {k: v for k, v in child_environment().items() if not k.startswith(("JAX_COMP", "JAX_PERS"))}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(wanted=wanted)],
@@ -44,7 +44,7 @@ def test_a_second_start_reads_programs_back_with_the_same_bits(tmp_path):
     again, hits, _ = run(tmp_path)
     assert again == bits
     assert hits == len(kept)
-    for path in kept:  # as a process leaves them that is killed while it writes
+    for path in kept:  # as left by a process that is killed while writing
         path.write_bytes(path.read_bytes()[:-20])
     once_more, hits, err = run(tmp_path)
     assert (once_more, hits) == (bits, 0)
@@ -94,7 +94,7 @@ def test_a_program_that_was_written_in_part_is_removed(tmp_path, content):
 
 
 def test_the_flag_is_tried_in_a_process_of_its_own():
-    """This jaxlib is one of those that were measured, so the trial says yes; an unknown flag ends the process."""
+    """A compiler flag is tried in a separate process: it works on measured jaxlib versions, an unknown one fails."""
     if metadata.version("jaxlib") in compilation._MEASURED:
         assert compilation._tried(compilation._FOR_CONVOLUTIONS)
     assert not compilation._tried("--xla_no_such_flag=1")

@@ -1,4 +1,4 @@
-"""Config files are programs of the user's: whatever one does, the command says so in one line that names the file."""
+"""Config files are user programs: any error in one is reported in one line that names the file."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_a_config_may_define_dataclasses_and_reads_anew(tmp_path):
 
 
 def test_what_a_config_leaves_out_has_its_default(tmp_path):
-    """Also in a config that does not start from configs/base.py, and in one that is locked."""
+    """Omitted fields get their defaults, also in locked configs and in configs that do not use configs/base.py."""
     (tmp_path / "own.py").write_text(
         BASE + "def get_config():\n    config = base()\n    del config.log, config.ema.widths, config.imports\n"
         "    del config.sampling.grid\n    return config.lock()\n"
@@ -191,7 +191,7 @@ def get_config():
 
 @pytest.fixture
 def own(tmp_path):
-    """A directory with a package of its own and a config that imports it."""
+    """A directory with its own package and a config that imports it."""
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "__init__.py").touch()
     (tmp_path / "own_package" / "parts.py").write_text(PARTS)
@@ -201,14 +201,14 @@ def own(tmp_path):
 
 @pytest.fixture
 def there(command, own, monkeypatch):
-    """The commands, run where the package is."""
+    """The commands, run in the directory of the package."""
     monkeypatch.setitem(command.environment, "PYTHONPATH", str(processes.ROOT))
     monkeypatch.setattr(processes, "ROOT", own)
     return command
 
 
 def small(command, own):
-    """Arguments of a training of two steps with the config."""
+    """The arguments of a training of two steps with the config."""
     arguments = command.train_arguments(own / "run", "--config.train.steps=2", config=own / "own.py")
     return [argument for argument in arguments if not argument.startswith("--config.sampling.sampler")]
 

@@ -1,4 +1,4 @@
-"""Weights in and out by commands, and the table of parameters."""
+"""Commands that convert weights in both directions, and the table of parameters."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ SCHEDULER = {
 
 
 def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
-    """And a folder that is written says the same, and is read back the same."""
+    """The scheduler of a pipeline sets the run's schedule, and is preserved when a folder is written and read."""
     pipeline, run, back, again = (tmp_path / name for name in ("pipeline", "run", "back", "again"))
     shutil.copytree(GOLDEN, pipeline / "transformer")
     (pipeline / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "DiTTransformer2DModel"]}))
@@ -93,7 +93,7 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
 
 
 def test_what_is_taken_and_what_is_assumed_is_told(command, tmp_path):
-    """A folder without a scheduler, whose file holds an average and raw weights."""
+    """The command reports which weights it takes and that the scheduler is missing."""
     folder = tmp_path / "folder"
     shutil.copytree(GOLDEN, folder)
     state = load_file(folder / "diffusion_pytorch_model.safetensors")

@@ -1,4 +1,4 @@
-"""Promise 2 at the command line: the strategy and the number of devices do not change a run, and may change in one."""
+"""Promise 2 at the command line: strategy and number of devices do not change a run, and may change on resuming."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def train(command):
-    """Run a short training under a layout of LAYOUTS."""
+    """Run a short training with one of LAYOUTS."""
 
     def run(workdir, layout, *more):
         devices, parallel = LAYOUTS[layout]
@@ -38,7 +38,7 @@ def train(command):
 
 @pytest.fixture(scope="module")
 def uninterrupted(train, tmp_path_factory):
-    """The workdir of an uninterrupted run under a layout; made once."""
+    """The workdir of an uninterrupted run for each layout, made once."""
     made = {}
 
     def get(layout):

@@ -1,4 +1,4 @@
-"""configs/distill/: students that take what they need from a run, are held against it, and are drawn in few steps."""
+"""configs/distill/: students inherit settings from a teacher run, train against it, and sample in few steps."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from tests.captions import make_folder, write_config
 from tests.processes import ROOT
 
 CONFIGS = sorted((ROOT / "configs" / "distill").glob("*.py"))
-FAST = ("lcm", "dmd")  # the others differ in objective and sampler
+FAST = ("lcm", "dmd")  # the other students differ in objective and sampler
 OF_RUNS = [
     path if path.stem in FAST else pytest.param(path, marks=pytest.mark.slow)
     for path in CONFIGS
@@ -29,7 +29,7 @@ OF_RUNS = [
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """A config of a small flow that is told captions."""
+    """The config of a small caption-conditioned flow model."""
     root = tmp_path_factory.mktemp("captions")
     file = write_config(root / "config.py", make_folder(root / "folder"))
     lines = """
@@ -47,7 +47,7 @@ def told(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(told, tmp_path_factory):
-    """What describes a run that was trained with it; there are no weights."""
+    """The description of a teacher run without weights."""
     folder, config = tmp_path_factory.mktemp("teacher"), load_config(str(told))
     (folder / "config.json").write_text(json.dumps(workdir.to_json(config)))
     (folder / "data.json").write_text(json.dumps(dataclasses.asdict(Experiment(config).info)))
@@ -69,7 +69,7 @@ def student(teacher, name="lcm", **fields):
 
 @pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: path.stem)
 def test_a_student_takes_what_it_needs_from_its_teacher(path, teacher, told):
-    """Everything fits together, the guided teacher is in the step, and the step keeps the form of the state."""
+    """The student's parts fit together, its train step uses the guided teacher and keeps the structure of the state."""
     config, theirs = student(teacher, path.stem), load_config(str(told))
     experiment = open_experiment(config)
     experiment.check()
@@ -82,7 +82,7 @@ def test_a_student_takes_what_it_needs_from_its_teacher(path, teacher, told):
     assert mine.train.steps == config.train.steps
     assert experiment.model.embeds_guidance
     assert experiment.trainable.guidance == (2.0, 5.0)
-    if path.stem in ("lcm", "meanflow"):  # the others differ in the objective alone, which is tested by itself
+    if path.stem in ("lcm", "meanflow"):  # the others differ only in the objective, which has its own tests
         state, batch = jax.eval_shape(experiment.init_state), experiment.abstract_batch(8)
         assert "guidance" in state.params["network"]
         assert "guidance" not in state.teacher["network"]
@@ -169,7 +169,7 @@ def test_shipped_students_read_their_times_and_nothing_else():
 
 @pytest.mark.slow
 def test_a_student_from_the_command_line(command, told, tmp_path):
-    """Trained from a run, drawn in few steps and no more; and as an adapter of the same run."""
+    """A student is trained from a run, also as an adapter, and is sampled in few steps only."""
     short = ("--config.train.steps=4", "--config.checkpoint.every=4", "--config.log.sample_every=0")
     command.run("train", *command.train_arguments(tmp_path / "run", *short, config=told))
     for name, named in (("lcm", "teacher.workdir"), ("lcm_lora", "init.folder")):

@@ -1,4 +1,4 @@
-"""Samples of an evaluation that is stopped and goes on."""
+"""Sampling for an evaluation continues after a stop."""
 
 import types
 
@@ -11,11 +11,11 @@ from experiments.evaluating.drawing import Drawing
 
 
 class Stopped(Exception):
-    """In the middle of drawing."""
+    """Raised in the middle of sampling."""
 
 
 class Counting:
-    """Draws sample i as the constant i / 100, four at a time, and stops at a given one."""
+    """A generator of constant samples i / 100 in batches of four, which stops at a given sample."""
 
     sampler, guidance, guide, batch_size = "counting", NoGuidance(), None, 4
     grid = types.SimpleNamespace(times=np.array([1.0, 0.0]))
@@ -51,7 +51,7 @@ def test_goes_on_where_it_was(tmp_path):
     np.testing.assert_array_equal(found, whole)
     third = Counting()
     np.testing.assert_array_equal(drawing(tmp_path / "run").draw(third, {}, None, 0), whole)
-    assert len(third.drawn) <= 2  # at most the last, short batch
+    assert len(third.drawn) <= 2  # at most the last, shorter batch
 
 
 def test_is_of_everything_the_samples_depend_on(tmp_path):

@@ -1,4 +1,4 @@
-"""DreamBooth on a published folder: pictures of the class are drawn once, and what is stated is used or refused."""
+"""DreamBooth on a published folder: class pictures are drawn once, and settings are used or refused."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ SD15 = Path(__file__).parents[1] / "golden" / "pipelines" / "sd15"
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    """A plain folder of pictures of no particular size."""
+    """A folder of three pictures of different sizes."""
     folder, draw = tmp_path_factory.mktemp("subject"), np.random.default_rng(0)
     for i in range(3):
         PIL.Image.fromarray(draw.integers(0, 256, (40 + i, 36, 3), np.uint8)).save(folder / f"{i}.png")
@@ -30,7 +30,7 @@ def subject(tmp_path_factory):
 
 
 def opened(subject, name="adapt/dreambooth.py", directory=None, **fields):
-    """The experiment of the published config, on a small model."""
+    """The experiment of a shipped config with a small model."""
     config = load_config(f"configs/{name}")
     config.init.folder, config.data.instance = str(SD15), str(subject)
     config.train.update(dtype="float32", steps=4)
@@ -45,7 +45,7 @@ def opened(subject, name="adapt/dreambooth.py", directory=None, **fields):
 
 @pytest.fixture(scope="module")
 def drawn(subject, tmp_path_factory):
-    """The workdir of a training, with pictures of the class."""
+    """The workdir and experiment of a training whose class pictures have been drawn."""
     directory = tmp_path_factory.mktemp("run")
     experiment = opened(subject, directory=directory)
     class_pictures.without_class(experiment).check()
@@ -73,7 +73,7 @@ def test_the_class_is_drawn_and_taken_in_turns_with_the_subject(drawn):
 
 
 def test_a_drawing_that_was_stopped_goes_on_with_the_same_pictures(drawn, subject):
-    """Of the second batch, of two pictures, one is missing."""
+    """A missing picture of the second batch is drawn again with the same bytes."""
     directory, _ = drawn
     first, last = (directory / "class_pictures" / f"{i:06d}.png" for i in (0, 5))
     before, kept = last.read_bytes(), first.stat().st_mtime_ns
@@ -115,7 +115,7 @@ def test_the_text_encoder_is_trained_where_it_shall_be(subject, what):
 
 
 def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
-    """The vector begins as that of the word's token, and its file is one that pipelines read."""
+    """The learned vector starts from the embedding of the word's token, and pipelines can read its file."""
     fields = {"data__num_class_images": 0, "data__trigger": "red", "data__instance_prompt": "a photo of a red"}
     experiment = opened(subject, "adapt/textual_inversion.py", **fields)
     experiment.check()

@@ -1,4 +1,4 @@
-"""experiments.edit: the folder of a session, and what is refused before a network is read."""
+"""experiments.edit: the folder of a session, and requests that are refused before a network is read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A finished run is trained longer: the same bits as a training that was meant to be so long, by a stated rate."""
+"""A finished run is trained longer with a stated learning rate, and equals a training planned with that length."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def run(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def extended(command, finished, tmp_path_factory):
-    """A run of 60 steps that was trained to 80, uninterrupted; and what it printed."""
+    """A run of 60 steps that was extended to 80 without interruption, and its output."""
     workdir = tmp_path_factory.mktemp("extended") / "run"
     shutil.copytree(finished[0], workdir)
     out, _ = command.run("train", *command.train_arguments(workdir, LONGER))

@@ -1,4 +1,4 @@
-"""A walk over all leaf fields of all shipped configs: no nonsense is taken without a word, by flag or by JSON."""
+"""Invalid values in any leaf field of any shipped config are refused, by flag and by JSON."""
 
 import json
 import math
@@ -23,7 +23,7 @@ BAD = (
 
 
 def refusal(call, *arguments):
-    """What a UserError says; None where there was none."""
+    """The message of the UserError, or None if there was none."""
     try:
         call(*arguments)
     except UserError as error:
@@ -60,7 +60,7 @@ def test_nonsense_in_any_field_of_the_runner(path):
             error = refusal(check_fields, changed)
             if error is None:
                 kind, _, bounds, _ = FIELDS[name]
-                check(name, group[field], kind, bounds)  # a group turns True into the number 1
+                check(name, group[field], kind, bounds)  # the config group turns True into the number 1
             else:
                 assert field in error
                 assert len(error.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Configs that train published models further: tiny folders of the same kind take steps with them."""
+"""The fine-tuning configs of published models train tiny folders of the same kind for some steps."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ HEIGHT, WIDTH, SIDE = 48, 80, 32
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures with captions, none of which is a square."""
+    """A folder of captioned pictures, none of which is square."""
     folder, draw = tmp_path_factory.mktemp("pictures") / "train", np.random.default_rng(0)
     folder.mkdir()
     rows = [{"file_name": f"{i}.png", "text": ("a red fox", "a blue cat")[i % 2]} for i in range(8)]
@@ -66,7 +66,7 @@ def test_a_tiny_folder_takes_steps(name, pictures):
 def test_sdxl_is_told_how_a_picture_was_cut(pictures):
     experiment = open_experiment(config_of("sdxl", pictures), devices=(jax.devices()[0],))
     batch = next(experiment.pipeline.batches())
-    # 48 x 80 becomes 32 x 53, of which ten columns are cut off at the left
+    # 48 x 80 becomes 32 x 53, of which ten columns are cropped on the left
     np.testing.assert_array_equal(batch["sizes"], [[HEIGHT, WIDTH, 0, 10, SIDE, SIDE]] * 4)
     told = experiment.model.conditioning.parts[1]({}, batch, 4)["sizes"]
     np.testing.assert_array_equal(told, batch["sizes"])
@@ -74,7 +74,7 @@ def test_sdxl_is_told_how_a_picture_was_cut(pictures):
 
 @pytest.mark.parametrize("name", list(crops))
 def test_a_crop_says_where_it_begins(name):
-    """The pixel in the corner of the result is, by its value, the one that `start` names."""
+    """The corner pixel of a crop has the value of the source pixel at `start`."""
     height, width, size = (20, 32, 32) if name == "pad" else (32, 32, 32) if name == "none" else (64, 96, 32)
     crop = crops.build(name, size=size)
     top, left = crop.start(height, width)
@@ -105,7 +105,7 @@ def test_flux_is_told_the_guidance_of_the_config(pictures):
     assert part.scale == 3.5
 
 
-@pytest.mark.slow  # a network of full size is traced
+@pytest.mark.slow  # traces a network of full size
 def test_a_model_that_is_not_there_is_planned_by_its_published_size(tmp_path):
     config = load_config("configs/finetune/sd15.py")
     config.init.folder, config.data.dataset = str(tmp_path / "models"), f"folder:{tmp_path / 'none'}"

@@ -1,4 +1,4 @@
-"""A first stage from its training to samples of its latents, by the commands; killed on the way; what is refused."""
+"""A first stage from training to samples of its latents through the commands, with a kill and with refused input."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ def prepare_arguments(command, stage, out):
 
 @pytest.fixture(scope="module")
 def stage(command, tmp_path_factory):
-    """A first stage that was killed at its first checkpoint and trained to its end."""
+    """The workdir of a first stage that was killed at its first checkpoint and then trained to its end."""
     workdir = tmp_path_factory.mktemp("first_stage") / "ae"
     process = command.start("train", *train_arguments(command, workdir))
     assert command.kill_when(process, lambda: (workdir / "checkpoints" / "20").exists())
@@ -57,7 +57,7 @@ def stage(command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(command, stage, tmp_path_factory):
-    """The digits through that first stage."""
+    """The digits encoded by that first stage."""
     folder = tmp_path_factory.mktemp("latents") / "z"
     command.run("prepare_latents", *prepare_arguments(command, stage, folder), "--shard_size=400")
     return folder
@@ -92,7 +92,7 @@ def test_a_run_of_a_first_stage_leaves_what_a_run_leaves(stage):
     assert "PSNR" in (stage / "report.html").read_text()
 
 
-@pytest.mark.slow  # tests/faults and test_resume.py kill runs of denoisers by the same loop
+@pytest.mark.slow  # tests/faults and test_resume.py kill runs of denoisers with the same loop
 def test_the_killed_run_is_the_uninterrupted_one(command, stage, tmp_path):
     workdir = tmp_path / "ae"
     command.run("train", *train_arguments(command, workdir))
@@ -101,7 +101,7 @@ def test_the_killed_run_is_the_uninterrupted_one(command, stage, tmp_path):
 
 
 def test_latents_have_unit_variance_by_constants_that_were_measured(stage, latents):
-    """Of the training data, with noise, each channel: mean 0, variance 1."""
+    """The noisy latents of the training data have mean 0 and variance 1."""
     opened = open_dataset(f"latents:{latents}")
     kept = np.stack([opened.source[i]["image"] for i in range(len(opened.source))]).astype(np.float64)
     mean, std = np.split(kept, 2, axis=-1)
@@ -128,7 +128,8 @@ def test_killed_and_run_again_the_bytes_of_the_latents_are_the_same(command, sta
 
 
 def test_a_run_on_latents_draws_pictures(command, stage, latents, tmp_path):
-    """Samples, metrics and report as of pixels; the first stage is frozen, and no checkpoint holds it."""
+    """A run on latents writes samples, metrics and a report like a run on pixels, and no checkpoint has the first
+    stage."""
     workdir = tmp_path / "run"
     chosen = (
         f"--config.data.dataset=latents:{latents}",
@@ -167,7 +168,7 @@ def test_a_run_on_latents_draws_pictures(command, stage, latents, tmp_path):
 
 
 def test_encoded_in_the_step_it_is_the_same_as_prepared(command, stage, latents):
-    """One batch of pictures and one of their latents: the same draws for the same keys."""
+    """Encoding pictures in the step gives the same draws as prepared latents for the same keys."""
     online = open_experiment(
         config_of(command, first_stage__path=str(stage), first_stage__online=True, process__prediction__sigma_data=1.0)
     )

@@ -1,4 +1,4 @@
-"""experiments.generate: prompts to PNG files that say what they were made from, and a grid."""
+"""experiments.generate writes PNG files with their settings for prompts, and a grid."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_what_cannot_be_done_is_said_in_one_line(command, flags, message, tmp_pa
     assert message in command.fails("generate", *flags, f"--out={tmp_path}")
 
 
-@pytest.mark.slow  # the same without a command: tests/pipelines
+@pytest.mark.slow  # tests/pipelines tests the same without a command
 def test_a_controlnet_and_its_picture(command, tmp_path):
     net = "tests/golden/pipelines/adapters/controlnet_a"
     flags = [f"--control={net}:tests/golden/digit.png", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
@@ -97,7 +97,7 @@ def test_the_rule_of_guidance_is_that_of_the_flags(command, tmp_path):
     assert np.abs(drawn[0.0] - drawn[1.0]).max() > 0
 
 
-@pytest.mark.slow  # the same without a command: tests/pipelines/test_image_prompts.py
+@pytest.mark.slow  # tests/pipelines/test_image_prompts.py tests the same without a command
 def test_a_picture_as_a_prompt(command, tmp_path):
     flags = ["--steps=2", "--height=16", "--width=16", "--sampler=euler", f"--image_encoder={ENCODER}"]
     drawn = {}

@@ -1,4 +1,4 @@
-"""experiments.generate on runs of one's own, through the command: files, settings, and what it refuses."""
+"""experiments.generate on the user's own runs: files, settings, and refused requests."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def hole(height, width):
 
 
 def filled(run, tmp_path, *more):
-    """The bytes are those of the picture but in the hole, in a file of its own."""
+    """Fill a hole by command; require that all other pixels keep their bytes in a new file."""
     given, mask, out = picture(40, 52), hole(40, 52), tmp_path / "out.png"
     flags = [f"--image={saved(tmp_path / 'in.png', given)}", f"--mask={saved(tmp_path / 'mask.png', mask)}"]
     called(generate, f"--workdir={run}", *flags, PROMPT, f"--out={out}", *more)
@@ -76,7 +76,7 @@ def test_pictures_of_prompts_a_grid_and_their_settings(run, tmp_path, capsys):
     assert said[2].startswith("Steps: 2, Sampler: flow_euler, CFG scale: 3, Seed: 3, Size: 24x24, Model: ")
     assert (tmp_path / "out" / "grid.png").is_file()
     called(generate, *flags, PROMPT, "--num_images=2", f"--out={tmp_path / 'alone'}")
-    for own, among in ((0, 2), (1, 3)):  # picture k of a prompt depends on no other prompt
+    for own, among in ((0, 2), (1, 3)):  # picture k of a prompt does not depend on other prompts
         one, other = (
             np.asarray(Image.open(path), int)
             for path in (tmp_path / "alone" / f"0000{own}.png", tmp_path / "out" / f"0000{among}.png")
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_said_in_one_line(run, flags, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_session_goes_on_where_it_was(tmp_path, capsys):
-    """Through the command: two turns, one taken back and done again, which gives the same picture."""
+    """The command makes two edits, undoes one and repeats it, which gives the same picture."""
     run, out = fresh_run(tmp_path / "run", scenes_config(config="configs/edits.py")), tmp_path / "session"
     given = saved(tmp_path / "in.png", picture(24, 24))
     called(edit, f"--workdir={run}", f"--image={given}", "--instruction=make the star green", f"--out={out}")

@@ -16,7 +16,7 @@ from experiments.evaluating.generation import Guide
 
 @pytest.fixture(scope="module")
 def drawn(data_dir):
-    """Samples of a small network with random parameters, guided by 3, by interval."""
+    """Draw samples of a small network with random parameters at a guidance scale and in an interval."""
     config = get_config()
     config.data.data_dir = str(data_dir)
     config.model.update(base_channels=8, num_res_blocks=1, attention_resolutions=())
@@ -42,7 +42,7 @@ def random_params(experiment, seed=0):
 
 
 def other_experiment(data_dir, **fields):
-    """Of the same data, with a smaller network."""
+    """An experiment on the same data with a smaller network."""
     config = get_config()
     config.data.data_dir = str(data_dir)
     config.model.update(base_channels=4, num_res_blocks=1, attention_resolutions=(), channel_multipliers=(1,))
@@ -61,7 +61,7 @@ def test_guidance_acts_inside_its_interval_only(drawn):
 
 
 def test_an_interval_costs_a_second_evaluation_inside_it_only(drawn):
-    """Heun asks at every level, and at all but the first a second time."""
+    """Guidance doubles only Heun's evaluations in the interval: one at every level, a second at all but the first."""
     make = dataclasses.replace(evaluation.generator(drawn.own[0]), guidance=ClassifierFree(scale=3.0))
     assert make.network_evaluations == 2 * 11
     levels = make.grid.sigmas[:-1] / make.grid.alphas[:-1]
@@ -82,7 +82,7 @@ def test_batches_from_the_middle_are_those_of_the_whole(drawn):
     "classes", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["classes", "unconditional"]
 )
 def test_a_guide_is_extrapolated_from(drawn, data_dir, classes):
-    """With one step the sample is the denoiser's x0, so that of both together is known from that of each."""
+    """With one step a sample is the denoiser's x0, so the guided sample follows from those of both networks."""
     worse = other_experiment(data_dir, **{"train.class_conditional": classes})
     worse = worse, random_params(worse, seed=1)
     own, other = drawn(1.0, steps=1), drawn(1.0, steps=1, own=worse)
@@ -100,7 +100,7 @@ def test_guided_by_itself_is_not_guided(drawn):
 
 @pytest.mark.slow
 def test_a_guide_on_another_schedule(drawn, data_dir):
-    """The levels are matched: a network that returns its input's own estimate does so on any schedule."""
+    """A guide on another schedule is evaluated at matching noise levels, so the samples remain close."""
     fields = {"process.schedule.sigma_max": 40.0}
     worse = other_experiment(data_dir, **fields)
     same = other_experiment(data_dir)
@@ -117,7 +117,7 @@ def test_a_guide_of_other_data_is_refused(drawn, data_dir):
 
 
 def test_a_shortcut_model_is_sampled_at_the_lengths_that_it_is_trained_at(data_dir):
-    """In base_steps steps it is asked for the velocity alone, so that they are Euler's; in fewer it jumps."""
+    """With base_steps steps only the velocity is used, as in Euler's method; with fewer steps the network jumps."""
     experiment = other_experiment(
         data_dir,
         **{

@@ -1,4 +1,4 @@
-"""The hub: models fetched by name and pushed with a card, and weights by their hash, from a server of this machine."""
+"""The hub, on a local server: models fetched by name or pushed with a card, and weights fetched by their hash."""
 
 import hashlib
 import re
@@ -130,7 +130,7 @@ def test_addresses_and_hashes_are_those_that_errors_name():
 
 @pytest.fixture
 def mirror(there, tmp_path, monkeypatch):
-    """Weights of a known hash at the hub, and what is fetched in a folder of the test."""
+    """A hub that holds weights of a known hash, with a cache folder in the test's directory."""
     served, _ = there
     monkeypatch.setenv("HF_ENDPOINT", served.address)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

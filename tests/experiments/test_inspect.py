@@ -1,4 +1,4 @@
-"""What a config comes to, looked at before it is trained: inspect, --print_config and --dry_run."""
+"""inspect, --print_config and --dry_run show what a config means before training."""
 
 import numpy as np
 import PIL.Image

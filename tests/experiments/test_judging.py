@@ -1,4 +1,4 @@
-"""From a config to metrics with their feature spaces."""
+"""Building metrics and their feature spaces from a config."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def images(count, seed):
 
 @pytest.mark.slow
 def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
-    """Small sets of grey images: every metric of the space, one pass of the network for each set."""
+    """All metrics of Inception's feature space share one space and give finite numbers on small grey sets."""
     names = tuple(name for name in METRICS if judging.space_kind(name) == "inception")
     assert set(names) >= {"fid", "sfid", "kid", "inception_score", "precision_recall", "density_coverage"}
     weights = tmp_path / "inception.safetensors"
@@ -66,7 +66,7 @@ def test_the_metrics_of_inception_from_a_file(experiment, tmp_path):
 
 
 def test_the_metrics_of_dinov2_and_clip_from_files(experiment, tmp_path):
-    """Small encoders: each metric in its space, the CLIP score with texts of the names of classes."""
+    """Metrics with small encoders: each uses its own space, and the CLIP score uses class names as texts."""
     names = ("fd_dinov2", "cmmd", "clip_score")
     with pytest.raises(
         UserError, match=r"no fd_dinov2: .*dinov2_vitl14_pretrain.*no cmmd, clip_score: .*clip-vit-large"
@@ -173,7 +173,7 @@ def test_a_metric_of_held_out_data_needs_some(name, experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A model whose bound is known."""
+    """A model with a known bound."""
 
     values: tuple
     bins: int = 17

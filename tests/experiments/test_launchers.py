@@ -1,4 +1,4 @@
-"""Where an ablation's trainings run: this machine, a Ray cluster that loses a node, Slurm's jobs."""
+"""Trainings of an ablation run on this machine, on a Ray cluster that loses a node, or as Slurm jobs."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ def job(*commands, directory=ROOT):
 
 @pytest.fixture
 def ablate(tmp_path, data_dir):
-    """Starts the small ablation with a launcher; returns the process."""
+    """Start the small ablation with a launcher; returns the process."""
     path = tmp_path / "ablation.py"
     path.write_text(ABLATION)
 
@@ -122,7 +122,7 @@ def test_jobs_by_submitit(ablate, tmp_path):
 @needs("ray")
 @pytest.mark.slow
 def test_a_ray_node_that_is_lost_costs_no_more_than_the_steps_since_its_checkpoint(ablate, tmp_path):
-    """Two nodes of one CPU each; the one that trains first is killed, and the sweep ends on the other."""
+    """Of two nodes with one CPU each, the one that trains first is killed, and the sweep finishes on the other."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -142,7 +142,7 @@ def test_a_ray_node_that_is_lost_costs_no_more_than_the_steps_since_its_checkpoi
     assert results(tmp_path) == DONE, out
     resumed = [path for path in checkpoints.glob("*/metrics.jsonl") if path.stat().st_size]
     assert len(resumed) == 2
-    for path in resumed:  # every step is there once: what was lost with the node was resumed, not begun again
+    for path in resumed:  # every step occurs once: lost trainings were resumed, not restarted
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if "loss" in json.loads(line)]
         assert steps == sorted(set(steps))
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _trains(pid, tmp_path)], "left behind"
@@ -157,7 +157,7 @@ def _trains(pid, tmp_path):
 
 
 def test_a_training_that_was_stopped_is_not_judged(tmp_path):
-    """It ends with exit code 0, as it has saved; what it has is not yet what the cell asks for."""
+    """A stopped training exits with code 0 after saving, but is not complete and therefore not evaluated."""
     (tmp_path / "trainings" / "seed_0").mkdir(parents=True)
     with pytest.raises(RunError, match="seed_0 has not come to its end, so it is not judged"):
         evaluate_cells(tmp_path, "seed_0", ())

@@ -1,4 +1,4 @@
-"""Runs that write words: which metrics they allow, and the commands from nothing to a word accuracy."""
+"""Runs that draw words: the metrics they allow, and the commands from training to word accuracy."""
 
 import importlib.util
 import json
@@ -78,7 +78,7 @@ def test_words_are_read_in_glyphs_and_scenes_are_not():
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="RapidOCR is not installed")
 def test_from_nothing_to_a_word_accuracy(command, tmp_path):
-    """Trains, evaluates as the documentation says, samples a prompt, and refuses one that cannot be drawn."""
+    """The commands train, evaluate as documented, sample a prompt, and refuse a prompt that cannot be drawn."""
     run = tmp_path / "letters"
     command.run("train", "--config=configs/letters.py", f"--workdir={run}", *TINY)
     out, _ = command.run("evaluate", f"--workdir={run}", "--metrics=word_accuracy")

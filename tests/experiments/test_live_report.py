@@ -1,4 +1,4 @@
-"""The report while a run goes: what it says, that it is left behind by a kill, and how it is served and compared."""
+"""The report of a running training: its contents, its state after a kill, and how it is served and compared."""
 
 import http.client
 import json
@@ -109,7 +109,7 @@ def test_a_process_that_is_not_the_first_writes_nothing(workdir):
 
 
 def test_the_page_of_a_killed_run_is_there_and_says_so_when_it_is_written_again(workdir):
-    """The process that left the status has ended."""
+    """The page says that the run ended without a message if the process in the status file no longer exists."""
     LivePage(workdir, steps=100)(20, drawn=True)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

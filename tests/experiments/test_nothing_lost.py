@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing is silent: refused starts, lost checkpoints, two processes at once, what is not finite."""
+"""Data is never lost silently: refused starts, lost checkpoints, two processes at once, non-finite numbers."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The command lines themselves: every flag of every command, its help, and how a command ends."""
+"""The command lines: every flag of every command, its help, and how a command ends."""
 
 import importlib
 import os
@@ -35,12 +35,12 @@ NO_NUMBERS = ("10**22", str(10**22), str(2**63), "-1", "-9" * 30, "9" * 5000, "n
               "0x10", "²", "1,,2", "None", "True")  # fmt: skip
 EMPTY = {
     (f"experiments.{name}", flag) for name in ("sample", "generate") for flag in ("prompt", "negative_prompt")
-}  # what is said may be nothing
+}  # an empty prompt is allowed
 NEVER = ("", " ", "x" * 5000, "a\nb", "a\0b", "\udcff")
 
 
 def refused(flags: cli.Flags, name: str, value: str) -> bool:
-    """Whether a value is refused, which it must be in a line that names the flag."""
+    """Whether a value is refused; the error must be a short line that names the flag."""
     flags.assume_defaults()
     try:
         flags.read(["program", f"--{name}={value}"])
@@ -71,14 +71,14 @@ def test_every_flag_has_a_domain(module):
                 for value in NO_NUMBERS:
                     if not refused(flags, name, value):
                         found = flags[name] if isinstance(flags[name], list) else [flags[name]]
-                        # a path or a word may look like a number, also where a number may follow it
+                        # a path or a word may look like a number, also where a number is allowed
                         assert all(isinstance(one, str | bool | tuple) for one in found), f"add --{name} to NUMBERS"
     finally:
         flags.assume_defaults()
 
 
 def test_no_command_defines_flags_of_the_process():
-    """Those of absl would be shared by all commands, and would have no domain."""
+    """No command uses absl flags, which all commands would share and which have no domain."""
     for module in COMMANDS:
         assert "flags.DEFINE" not in (ROOT / f"{module.replace('.', '/')}.py").read_text(), module
 

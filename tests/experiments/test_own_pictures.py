@@ -1,4 +1,4 @@
-"""Pictures of the user's own: one command from a folder to a trained network."""
+"""The user's own pictures: one command from a folder to a trained network."""
 
 import json
 
@@ -28,7 +28,7 @@ def save(path, random, size):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty JPEGs of two sizes in two classes."""
+    """A folder of twenty JPEG files in two sizes and two classes."""
     random = np.random.default_rng(0)
     for i in range(20):
         save(tmp_path / "pictures" / ("cat" if i % 2 else "dog") / f"{i}.jpg", random, (20, 24) if i % 3 else (17, 16))
@@ -58,7 +58,7 @@ def test_folders_of_other_forms(layout, folder):
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = get_config("8")
     config.data.dataset = f"folder:{folder}"
-    config.data.options.held_out = 0.5  # so that each of eight devices has one
+    config.data.options.held_out = 0.5  # so that each of the eight devices has a picture
     experiment = Experiment(config)
     experiment.check()
     assert experiment.num_classes == (10 if layout == "metadata" else 0)
@@ -67,7 +67,7 @@ def test_folders_of_other_forms(layout, folder):
 
 
 def test_one_command_of_a_parquet_file(command, folder, tmp_path):
-    """The kind of the data set is seen by what lies there; nothing else differs."""
+    """The command detects a Parquet file by its content; nothing else differs."""
     files = sorted(folder.rglob("*.jpg"))
     rows = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
     (tmp_path / "set").mkdir()

@@ -1,6 +1,6 @@
-"""A walk over the fields of all parts that shipped configs name: 22 bad values each, no traceback, no silent nonsense.
+"""Walk over the fields of all parts in shipped configs with 22 bad values each: no traceback, no silent acceptance.
 
-What `test_fields.py` is for the runner's fields this is for numbers, texts, tuples and nested parts of a part.
+`test_fields.py` does the same for the fields of the runner. This file covers numbers, strings, tuples and nested parts.
 """
 
 import functools
@@ -27,7 +27,7 @@ BAD = (
     *(math.nan, math.inf, -math.inf, -1, 0, 10**22, 2**63, 1e-320, "", "garbage", None, True, [], {"a": 1}),
     *((0.9, 0.1), [math.nan], -0.0, "x" * 5000, "\0", 1.5, "uniform\n", {"name": {"name": "edm"}}),
 )
-# What is built of each group, as `Experiment.check` builds it.
+# The object that is built from each group, as in `Experiment.check`.
 BUILT = {
     "model": lambda e: e.network,
     "process": lambda e: (e.objective, e.process),
@@ -49,7 +49,7 @@ def in_group(config, name):
 
 @pytest.fixture(scope="module")
 def shipped():
-    """All configs, complete."""
+    """All shipped configs, completed with defaults."""
     configs = [runpy.run_path(str(path))["get_config"]() for path in CONFIGS]
     for config in configs:
         complete(config)
@@ -57,7 +57,7 @@ def shipped():
 
 
 def fields_of(configs, group):
-    """(config, dotted field) of every field of every part of a group, each once."""
+    """Yield (config, dotted field) once for every field of every part in a group."""
     seen = set()
     for config in configs:
         part = in_group(config, group)
@@ -69,7 +69,7 @@ def fields_of(configs, group):
 
 
 def changed(config, name, value):
-    """A copy with another value, as JSON gives it too."""
+    """A copy of the config with another value, which may be a dict as in JSON."""
     config = config.copy_and_resolve_references().unlock()
     *groups, field = name.split(".")
     group = in_group(config, ".".join(groups))
@@ -93,12 +93,12 @@ def test_nonsense_in_any_field_of_a_part(shipped, group, monkeypatch, tmp_path):
                 taken = in_group(other, name)
                 if isinstance(taken, numbers.Number):
                     wrong += [] if math.isfinite(taken) else [f"{name} = {taken} was taken"]
-                elif group in ("model", "objective"):  # a text, a tuple or nothing: what is built must have a state
+                elif group in ("model", "objective"):  # a string, tuple or None: the object must have a state
                     jax.eval_shape(experiment.init_state)
             except UserError as error:
                 fits = len(str(error).splitlines()) == 1 and len(str(error)) < 2500
                 wrong += [] if fits else [f"{name} = {value!r:.40} gives {len(str(error))} letters: {error!s:.200}"]
-            except Exception as error:  # what a user would see as a traceback
+            except Exception as error:  # the user would see a traceback
                 wrong.append(f"{name} = {value!r:.40}: {type(error).__name__}: {error!s:.200}")
     assert not wrong, "\n".join(wrong)
     assert walked or group == "data.augmentation"

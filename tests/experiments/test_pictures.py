@@ -1,4 +1,4 @@
-"""Grids: every pixel where it should be, readable, written whole."""
+"""Image grids: every pixel is in its place and readable, and files are written completely."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from experiments.evaluating import pictures
 
 
 def _tiles(n, side=8, channels=1):
-    """Image i is uniformly of brightness i."""
+    """Images of which image i has the uniform brightness i."""
     return np.broadcast_to(np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), (n, side, side, channels)).copy()
 
 
 def _values(grid, side, gap=4, head=0):
-    """Brightness at the middle of every cell; -1 where the cell is empty."""
+    """The brightness in the middle of every cell, and -1 for empty cells."""
     cells = grid[head + side // 2 :: side + gap, side // 2 :: side + gap]
     return np.where(cells[..., 3] == 255, cells[..., 0].astype(int), -1)
 
@@ -47,7 +47,7 @@ def test_with_labels_a_column_is_a_class():
 
 
 def test_few_classes_with_many_images_make_no_long_strip():
-    """Two classes of 25: three columns each and nine rows, row by row within a class."""
+    """Two classes of 25 images fill three columns each and nine rows, row by row within a class."""
     labels = np.arange(50) % 2
     grid = pictures.make_grid(_tiles(50, side=48), labels=labels, scale=1)
     head = grid.shape[0] - (9 * 48 + 8 * 4)

@@ -1,4 +1,4 @@
-"""The plan's words, tables and exit codes; the compiler itself where libtpu is installed."""
+"""The messages, tables and exit codes of the plan command; the compiler itself if libtpu is installed."""
 
 import importlib.util
 import json

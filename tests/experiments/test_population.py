@@ -1,4 +1,4 @@
-"""Several trainings as one program are those trainings."""
+"""Several trainings in one program equal the separate trainings."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, d
             other = dict(jax.tree_util.tree_leaves_with_path(ours))[path]
             np.testing.assert_allclose(other, value, rtol=0, atol=2e-3 * np.abs(value).max() + 1e-5)
     assert rows(tmp_path / "together_0") != rows(tmp_path / "together_1")
-    # The same command is done; one whose newest checkpoint is lost goes on from the last that all have.
+    # The same command has nothing to do. After the loss of a newest checkpoint, all resume from the last common one.
     out, _ = command.run(COMMAND, *words, f"--how={how}")
     assert "all 2 members are finished" in out
     before = rows(tmp_path / "together_1")
@@ -90,7 +90,7 @@ def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, d
     out, _ = command.run(COMMAND, *words, f"--how={how}", JAX_NUM_CPU_DEVICES=str(devices))
     assert "resuming 2 members at step 20" in out
     assert rows(tmp_path / "together_1") == before
-    # A member can go on alone: it is finished, and gets its pictures.
+    # A member can be continued alone: it is finished, and gets its pictures.
     command.run("train", f"--config=configs/from_json.py:{tmp_path}/0.json", f"--workdir={tmp_path}/together_0")
     assert (tmp_path / "together_0" / "report.html").exists()
 
@@ -112,7 +112,7 @@ def test_an_ablation_trains_in_populations():
     assert max(map(len, groups)) == 4
     for group in groups:
         assert len({program(trainings[name]) for name in group}) == 1
-    # Configuration B differs from A in the clipping too, so every configuration is a program: 5 seeds are 4 and 1.
+    # Configuration B also differs from A in clipping, so each configuration is one program: 5 seeds give 4 and 1.
     assert sorted(map(len, groups)) == [1] * 6 + [4] * 6
 
 

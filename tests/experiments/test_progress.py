@@ -1,4 +1,4 @@
-"""The progress display: readable logs, no waiting for the device, silence on other hosts."""
+"""The progress display gives readable logs, never waits for the device, and is silent on other hosts."""
 
 import io
 
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 class Pending:
-    """An array that the device has not finished."""
+    """An array that the device has not computed yet."""
 
     def is_ready(self):
         return False

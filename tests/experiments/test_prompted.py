@@ -1,4 +1,4 @@
-"""Pictures of prompts in pixels, in latents, and by networks that see a picture: exact outside of every mask."""
+"""Pictures from prompts in pixels, in latents, and with networks that see a picture; all are exact outside the mask."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ CONFIGS = {"pixels": "configs/scenes_text_to_image.py", "fill": "configs/fill.py
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(experiment, parameters) of each kind, made when it is first asked for."""
+    """The (experiment, parameters) of each kind, made on first use."""
     made, root = {}, tmp_path_factory.mktemp("latents")
 
     def latents():
@@ -53,7 +53,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("kind", ["pixels", pytest.param("latents", marks=SLOW), pytest.param("fill", marks=SLOW)])
 def test_outside_the_mask_the_bytes_are_those_of_the_picture(run, kind):
-    """Of the network's size and larger, with hard and soft masks; another prompt draws something else."""
+    """Pixels outside hard and soft masks keep their bytes at two sizes; another prompt changes the result."""
     drawn = {}
     for size, soft, words in (((24, 24), 0, "a star"), ((24, 24), 0, "a ring and a heart"), ((40, 52), 128, "a star")):
         given, mask = picture(*size), hole(*size, soft)
@@ -67,7 +67,7 @@ def test_outside_the_mask_the_bytes_are_those_of_the_picture(run, kind):
 
 @pytest.mark.slow
 def test_a_network_with_channels_for_it_sees_what_is_left(run):
-    """What is around the hole changes what is drawn in it, and what was in the hole does not."""
+    """The surroundings of the hole affect the drawn content; the original content of the hole does not."""
     given, mask = picture(24, 24), hole(24, 24)
     inside, around = given.copy(), given.copy()
     inside[mask > 0] = 0

@@ -1,4 +1,4 @@
-"""A published first stage in the place of a trained one: latents prepared once, and encoded in the step."""
+"""A published first stage replaces a trained one: latents prepared once, or encoded in the step."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ STAGE = GOLDEN / "modules" / "autoencoder_kl"
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """RGB pictures of two classes, 16 to train with and 8 held out, as a folder."""
+    """A folder of RGB pictures in two classes, 16 for training and 8 held out."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 8)):
         for index in range(count):
@@ -35,7 +35,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(command, pictures, tmp_path_factory):
-    """The pictures through the published first stage."""
+    """The pictures encoded by the published first stage."""
     folder = tmp_path_factory.mktemp("latents") / "z"
     arguments = (f"--first_stage={STAGE}", f"--dataset=folder:{pictures}", "--image_size=8", f"--out={folder}")
     out, _ = command.run("prepare_latents", *arguments)
@@ -56,7 +56,7 @@ def experiment_of(command, **fields):
 
 
 def test_latents_are_prepared_and_trained_on(command, pictures, latents):
-    """Mean and spread are stored; the same batch encoded in the step has the same draws."""
+    """Mean and standard deviation are stored, and give the same draws as encoding the same batch in the step."""
     about = json.loads((latents / "info.json").read_text())
     stage = systems.load_first_stage(STAGE)
     assert about["first_stage"] == stage.fingerprint

@@ -1,4 +1,4 @@
-"""configs/digits_unet.py:objective=NAME: a recipe for every objective, and every recipe trains."""
+"""configs/digits_unet.py:objective=NAME has a recipe for every objective, and every recipe trains."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from tests.processes import ROOT
 
 TAUGHT = {name for name in OBJECTIVES if "teacher" in OBJECTIVES.example(name).needs}
 ALIGNED = {name for name in OBJECTIVES if "aligned" in OBJECTIVES.example(name).needs}
-# A large share of the digits' network is not needed to see that a step fits together.
+# A small network suffices to check that a step fits together.
 SMALL = {"base_channels": 8, "channel_multipliers": (1,), "attention_resolutions": ()}
 
 
@@ -39,7 +39,7 @@ def test_there_is_a_recipe_for_every_objective():
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - TAUGHT - ALIGNED))
 def test_the_train_step_fits_together(name, data_dir):
-    """Everything is built and checked, and one step is traced: loss, gradient, target, the objective's own state."""
+    """The experiment is built and checked, and one step is traced and keeps the structure of the state."""
     experiment = Experiment(config_of(name, data_dir))
     experiment.check()
     state, batch = jax.eval_shape(experiment.init_state), experiment.abstract_batch(128)
@@ -62,7 +62,7 @@ def test_missing_features_are_one_clear_line(name, data_dir):
 
 @pytest.mark.slow
 def test_lpips_comes_from_the_files_that_the_config_names(data_dir, tmp_path):
-    """A training begins with their weights in its state, and is refused without them."""
+    """A training starts with the LPIPS weights in its state, and is refused without the files."""
     config = config_of("consistency_training", data_dir)
     config.objective.update(distance="lpips", vgg=str(tmp_path / "vgg16.safetensors"), lpips="")
     with pytest.raises(UserError, match=r"weights of VGG-16 at .*set objective\.distance=squared"):
@@ -92,7 +92,7 @@ def test_a_sampler_for_another_kind_of_network_is_refused(data_dir):
 
 @pytest.mark.parametrize("name", ["meanflow", "mdlm", pytest.param("vdm", marks=pytest.mark.slow)])
 def test_a_run_from_the_command_line(command, tmp_path, name):
-    """To the picture and the report."""
+    """A run of the recipe ends with a picture and a report."""
     arguments = command.train_arguments(
         tmp_path / name,
         "--config.train.steps=20",

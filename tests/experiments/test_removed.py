@@ -1,4 +1,4 @@
-"""Workdir or checkpoints are removed under a command: it ends with one line and brings no half of them back."""
+"""If the workdir or checkpoints are removed during a command, it ends with one line and restores no part of them."""
 
 import shutil
 import signal
@@ -17,7 +17,7 @@ ENDLESS = ("--config.train.steps=100000", "--config.checkpoint.every=20")
 
 
 def gone(path):
-    """Remove a directory into which another process may be writing."""
+    """Remove a directory, even while another process writes into it."""
     while path.exists():
         shutil.rmtree(path, ignore_errors=True)
 
@@ -29,7 +29,7 @@ def replaced(path):
 
 @pytest.fixture
 def training(command, tmp_path):
-    """A training without end that has a checkpoint, and its workdir."""
+    """An endless training that has saved a checkpoint, and its workdir."""
     place = tmp_path / "run"
     process = command.start("train", *command.train_arguments(place, *ENDLESS))
     assert command.kill_when(process, (place / "checkpoints" / "20").exists, number=0)
@@ -56,7 +56,7 @@ def test_training(training, what, harm):
     assert process.returncode == 1, err
     line = one_line(err)
     assert f"{place / what} was removed or replaced" in line or f"could not write {place}" in line
-    left = [path.name for path in place.glob("checkpoints/*")]  # at most a checkpoint that was complete a moment before
+    left = [path.name for path in place.glob("checkpoints/*")]  # at most one checkpoint, completed a moment before
     assert all(name.isdigit() for name in left), "no half of it is brought back"
     assert what == "checkpoints" or not (place / "config.json").exists()
 
@@ -95,7 +95,7 @@ def run(finished, tmp_path):
 
 @pytest.mark.parametrize("what", ["run", "drawn"])
 def test_evaluation(run, what):
-    """Removed between two batches of samples."""
+    """Files removed between two batches of samples end the evaluation with one line."""
 
     class Batches:
         batch_size = 4
@@ -139,7 +139,7 @@ def test_a_reader_says_what_was_removed_while_it_read(run, monkeypatch):
 
 
 def damaged(checkpoint):
-    """Cut the index of the arrays."""
+    """Truncate the index of the arrays."""
     for file in checkpoint.rglob("manifest.ocdbt"):
         file.write_bytes(file.read_bytes()[:20])
 

@@ -1,4 +1,4 @@
-"""Configs, flags, workdirs and hashes of earlier versions: read by today's names, with the hash that they had."""
+"""Configs, flags, workdirs and hashes of earlier versions are read under the current names and keep their hashes."""
 
 import json
 
@@ -29,7 +29,7 @@ EARLIER = {
     "sedd": {"objective": {"name": "sedd", "num_tokens": 17}},
     "discrete_flow": {"objective": {"name": "discrete_flow", "num_tokens": 17}},
 }
-# Of these configs, taken before the process had a group of its own.
+# The hashes of these configs, taken before the config had a group for the process.
 HASHES = {
     "denoising": "9af3674c49a2030148be38703ef7cd67a6c733ea7eb5971c6a3365d8887776ba",
     "d3pm": "727de346f17bf36321f8d9b2579342173714a558fb80bcc5db19f5ddfd15d58f",
@@ -40,7 +40,7 @@ HASHES = {
 
 
 def earlier(name):
-    """A shipped config as it was written before, as JSON has it."""
+    """A shipped config in its earlier form, as JSON."""
     config = workdir.to_json(get_config(f"objective={name}"))
     del config["process"], config["objective"]
     return {**config, **EARLIER[name]}
@@ -54,7 +54,7 @@ def test_a_config_of_before_is_the_one_of_today(name, tmp_path):
     assert workdir.to_json(workdir.read_config(tmp_path)) == workdir.to_json(today)
     assert workdir.identity(earlier(name)) == workdir.identity(workdir.to_json(today))
     found = new_field_names(flatten(ConfigDict(earlier(name))))
-    if name == "sedd":  # whose network was told sigma without being asked
+    if name == "sedd":  # the network received sigma without a setting
         found["process.told"] = "sigma"
     assert found == flatten(ConfigDict(workdir.to_json(get_config(f"objective={name}"))))
     assert with_new_names(today) is today
@@ -125,7 +125,7 @@ def test_flags_of_before_through_the_command(command, tmp_path):
 
 
 def test_changes_of_before():
-    """An ablation's overrides: also a whole objective of tokens, which brought its process along."""
+    """An ablation's overrides of earlier versions work, also a whole token objective, which defined its process."""
     config = get_config()
     changed = overridden(config, {"schedule": {"name": "vp_sde"}, "prediction": {"name": "x0"}})
     assert changed.process.schedule.to_dict() == {"name": "vp_sde"}

@@ -1,4 +1,4 @@
-"""The report: complete when the run is, sensible when it is not, safe whatever the files hold."""
+"""The report is complete for a complete run, sensible for a partial one, and safe for any file content."""
 
 import html.parser
 import json
@@ -24,7 +24,7 @@ def line_chart(title, series):
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that elements nest; collects attributes and text."""
+    """A parser that checks the nesting of elements and collects attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -56,7 +56,7 @@ def read(path):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A finished run, resumed once."""
+    """The workdir of a finished run that was resumed once."""
     directory = tmp_path / "runs" / "digits"
     writer = create_writer(directory)
     for step in range(10, 2001, 10):
@@ -99,7 +99,7 @@ def test_a_whole_run(workdir):
     assert "None" not in page.text
     assert "null" not in page.text
     images = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-    assert len(images) == 5  # three steps, the final ones, the neighbours
+    assert len(images) == 5  # three steps, the final samples, the neighbours
     assert sorted(p.name for p in workdir.iterdir() if p.name.startswith(".")) == []
 
 
@@ -172,7 +172,7 @@ def test_text_from_files_is_escaped(workdir):
         writer.write_timings(step, {evil: 1.0})
     writer.close()
     text = write_report(workdir).read_text()
-    assert text.count("<script>") == 1  # our own
+    assert text.count("<script>") == 1  # the script of the report itself
     assert "<img src=x" not in text
     assert "<script>alert" not in text
     read(workdir / "report.html")
@@ -247,7 +247,7 @@ def data_of(chart):
 
 
 def test_error_bars_and_a_log_axis_of_evaluations():
-    """Four powers of two are equally far apart; a bar is as long as its error, and one that is not known is none."""
+    """On a log axis four powers of two are equally spaced; an unknown error counts as zero."""
     one = Series(name="heun", steps=[4, 8, 16, 32], values=[4.0, 2.0, 1.0, 0.5], errors=[1, 0.5, float("nan"), 0.9],
                  sparse=True)  # fmt: skip
     chart = Chart(title="fd", series=[one], axis="NFE", log_x=True, log_y=True).html()

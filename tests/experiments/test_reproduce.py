@@ -1,4 +1,4 @@
-"""The scorecard: claims are met only where this code has measured them, and every recipe fits together."""
+"""The scorecard counts a claim as met only if this code has measured it, and every recipe fits together."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ PAPERS = sorted((ROOT / "configs" / "papers").glob("*.py"))
 SHOWN = json.loads((ROOT / "docs" / "scorecard.json").read_text())
 
 
-SLOW = {"repa_sit_xl2_imagenet256"}  # its networks are the largest to count
+SLOW = {"repa_sit_xl2_imagenet256"}  # the largest networks to count
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def with_claim(paper, kind, value):
     "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAPERS]
 )
 def test_scorecard_is_true_today(path):
-    """Everything that a config claims is measured again, and is what docs/scorecard.json says; nothing is wrong."""
+    """Every claim of a config, measured again, agrees with docs/scorecard.json, and none is wrong."""
     found = scorecard.score(Paper.read(path))
     assert found.keys() == CHECKS.keys()
     for kind, checks in found.items():
@@ -51,7 +51,7 @@ def test_scorecard_is_true_today(path):
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
-    """What `--scale=smoke` trains: the paper's objective and sampler, on a network of the same kind."""
+    """The recipe of `--scale=smoke` has the paper's process, objective and sampler on 8x8 images."""
     paper = Paper.read(path)
     config = smoke.reduced(paper, 100)
     config.data.data_dir = str(data_dir)
@@ -79,7 +79,7 @@ def test_recipe_reduced_to_the_digits_fits_together(path, data_dir, tmp_path):
     ],
 )
 def test_the_other_recipes_of_a_config_fit_together(name, argument, nfe):
-    """Those that its argument names: the network, the objective, and a sampler that walks its grid."""
+    """Recipes chosen by the config's argument have a matching network, objective and sampler."""
     config = importlib.import_module(f"configs.papers.{name}").get_config(argument)
     experiment = Experiment.planned(config)
     assert experiment.objective.num_times == experiment.network.num_times
@@ -112,7 +112,7 @@ def test_a_wrong_claim_is_not_met(ddpm, kind, claim, measured):
 
 
 def test_a_wrong_variance_is_not_met(ddpm):
-    claim = {**ddpm.claims["sampler"], "variance": 0.2461252114}  # that of the smaller variance
+    claim = {**ddpm.claims["sampler"], "variance": 0.2461252114}  # belongs to the smaller variance
     _, check = scorecard.sampler(with_claim(ddpm, "sampler", claim), Experiment.planned(ddpm.config))
     assert check.status == NOT_MET
     assert check.measured == pytest.approx(0.2507520750)
@@ -128,7 +128,7 @@ def guidance(scale):
 
 
 def finished(directory, paper, *, fid, **settings):
-    """A workdir as a finished and evaluated run leaves it, but for the weights."""
+    """Write the workdir of a finished and evaluated run without weights."""
     directory.mkdir()
     experiment = Experiment.planned(paper.config)
     workdir.claim(directory, paper.config, experiment.info)

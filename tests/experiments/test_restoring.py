@@ -1,4 +1,4 @@
-"""Averages of the parameters put together after training."""
+"""Averages of the parameters that are reconstructed after training."""
 
 import jax
 import numpy as np
@@ -11,14 +11,14 @@ from experiments.building.restoring import restore_params
 
 @pytest.fixture(scope="module")
 def workdir(command, tmp_path_factory):
-    """A finished tiny run that kept two power-function averages."""
+    """The workdir of a finished tiny run with two power-function averages."""
     directory = tmp_path_factory.mktemp("widths") / "run"
     command.run("train", *command.train_arguments(directory, "--config.ema.widths=(0.05,0.1)"))
     return directory
 
 
 def test_a_power_average_of_any_width_is_put_together_from_checkpoints(workdir):
-    """Asked for a width that was kept, under another spelling: what was kept. Others lie between their neighbours."""
+    """A stored width is reconstructed up to rounding, and width 0.07 is closer to it than width 0.1."""
     _, kept, source = restore_params(workdir, ema="width_0.05")
     _, found, built = restore_params(workdir, ema="width_0.050")
     assert source["step"] == built["step"] == 60
@@ -45,7 +45,7 @@ def test_what_names_no_average(workdir):
 
 
 def test_a_run_is_loaded_by_one_call(workdir):
-    """The model of the run, and the parameters that its commands sample with."""
+    """One call loads the model of a run and the parameters that its commands sample with."""
     experiment, expected, _ = restore_params(workdir)
     model, params = dj.load_model(workdir)
     assert model == experiment.model

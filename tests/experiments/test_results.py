@@ -1,4 +1,4 @@
-"""The committed results: their pages say what they promise and what has changed; a small cell is made again."""
+"""The pages of committed results state their origin and later changes, and a small cell is reproduced."""
 
 import json
 import math
@@ -76,7 +76,8 @@ def test_docstrings_and_comments_are_not_changes_of_the_code():
 
 @pytest.mark.slow
 def test_a_committed_cell_is_made_again(command, tmp_path):
-    """The smallest: 600 steps. Its numbers lie within the interval of its row, as docs/results.md promises."""
+    """The smallest cell (600 steps) is trained again, and its numbers lie in the interval that docs/results.md
+    promises."""
     page = next(page for page in PAGES if page.stem == "edm_design_space")
     results = results_of(page)
     file = ROOT / results["config"]

@@ -1,4 +1,5 @@
-"""Promise 1: a run killed anywhere and resumed is the uninterrupted run, bit for bit. Real processes, real signals."""
+"""Promise 1: a run killed anywhere and resumed equals the uninterrupted run bit for bit, with real processes and
+signals."""
 
 import json
 import shutil
@@ -13,16 +14,16 @@ from experiments.building.restoring import restore_params
 from tests.processes import assert_same_run, final_state, rows
 
 
-@pytest.mark.slow  # tests/faults kills runs at random moments too
+@pytest.mark.slow  # tests/faults also kills runs at random moments
 def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path):
-    """Killed before the first checkpoint, between checkpoints, while one is being written, and just after."""
+    """The kills come before the first checkpoint, between checkpoints, during a save and just after one."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(workdir)
     checkpoints = workdir / "checkpoints"
     moments = [
         lambda: len(rows(workdir)) >= 1,  # before any checkpoint
         lambda: bool(list(checkpoints.glob("20.orbax-checkpoint-tmp*"))),  # during the first save
-        lambda: len(rows(workdir)) >= 3,  # between two checkpoints, with a row that must be written again
+        lambda: len(rows(workdir)) >= 3,  # between two checkpoints, so that a row must be written again
         lambda: bool(list(checkpoints.glob("40.orbax-checkpoint-tmp*"))),
         lambda: (checkpoints / "40").exists(),
         lambda: bool(list(checkpoints.glob("60.orbax-checkpoint-tmp*"))),
@@ -41,11 +42,11 @@ def test_killed_at_many_moments_equals_uninterrupted(command, finished, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path, number):
-    """At a step that is neither logged nor validated, so that nothing is known of its quality."""
+    """The run saves the step at which the signal arrives, and the same command resumes from it."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(workdir)
     process = command.start("train", *arguments)
-    # a row reaches the disk with the next one, or with a checkpoint; the first checkpoint is that of step 20
+    # a row reaches the disk with the next row or with a checkpoint; the first checkpoint is at step 20
     assert command.kill_when(process, lambda: len(rows(workdir)) >= 2, number=number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -62,7 +63,7 @@ def test_signal_saves_says_how_to_resume_and_exits_0(command, finished, tmp_path
 
 
 def test_signal_long_after_a_validation(command, tmp_path):
-    """The best checkpoint so far is kept, and the one of the signal, whose quality nobody knows."""
+    """A run that is stopped long after a validation saves its step and writes the report."""
     workdir = tmp_path / "run"
     process = command.start("train", *command.train_arguments(workdir, "--config.train.steps=100000"))
     assert command.kill_when(process, lambda: (workdir / "checkpoints" / "40").exists(), number=signal.SIGTERM)
@@ -100,7 +101,7 @@ def test_one_trainer_in_a_workdir_and_readers_do_no_harm(command, tmp_path):
 
 
 def test_a_checkpoint_deleted_while_it_is_read_is_not_a_damaged_one(finished, tmp_path, monkeypatch):
-    """A trainer at work deletes old checkpoints; a reader that was on one goes on to what is there now."""
+    """A reader whose checkpoint is deleted by the trainer falls back to an existing one."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
@@ -117,7 +118,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_not_a_damaged_one(finished, tm
 
 
 def test_checkpoints_of_another_run_are_refused(command, tmp_path):
-    """A shared checkpoint directory, a new workdir, another config: never silently the other run's weights."""
+    """A new workdir with another config does not use the checkpoints of another run in a shared directory."""
     bucket = f"--config.checkpoint.directory={tmp_path}/bucket"
     command.run("train", *command.train_arguments(tmp_path / "a", bucket, "--config.train.steps=20"))
     line = command.fails("train", *command.train_arguments(tmp_path / "b", bucket, "--config.seed=7"))

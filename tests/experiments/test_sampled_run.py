@@ -1,4 +1,4 @@
-"""One call draws from a run what its command draws, in latents and by words."""
+"""One call draws the same samples from a run as its command, in latents and with prompts."""
 
 import dataclasses
 import warnings
@@ -20,7 +20,7 @@ PROMPTS = ["a red star", "two blue rings"]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of scenes in latents that its first stage makes as it goes, with a recipe of its own."""
+    """A run on scenes whose latents are encoded in the step, with its own sampling recipe."""
     root = tmp_path_factory.mktemp("scenes")
     stage = fresh_first_stage(root / "stage")
     config = scenes_config("latents")
@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
 
 
 def test_a_run_in_latents_is_sampled_as_its_command_samples_it(workdir):
-    """Sampler, steps, guidance and seed are those of the config; the pictures are decoded; nothing is warned of."""
+    """Sampler, steps and guidance come from the config, pictures are decoded, and there are no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model, params = dj.load_model(workdir)

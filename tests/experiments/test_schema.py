@@ -1,4 +1,4 @@
-"""One schema: every field has a type, a default, a domain and a meaning, and docs/config.md and --help show them."""
+"""One schema gives every field a type, a default, a domain and a meaning, shown in docs/config.md and by --help."""
 
 import dataclasses
 import json
@@ -47,14 +47,14 @@ def test_a_field_has_a_meaning_and_a_default_in_its_own_domain(name):
 def test_defaults_of_the_data_are_those_of_the_pipeline():
     there = {field.name: field.default for field in dataclasses.fields(Pipeline)}
     ours = {name.removeprefix("data."): field.default for name, field in FIELDS.items() if name.startswith("data.")}
-    for name in set(there) & set(ours) - {"dataset", "data_dir"}:  # None is "" in a config
+    for name in set(there) & set(ours) - {"dataset", "data_dir"}:  # None is written as "" in a config
         assert ours[name] == there[name], name
     assert {"name": there["augmentation"]} == PARTS["data.augmentation"][0]
 
 
 @pytest.mark.parametrize(("kind", "name", "field"), ARGUMENTS, ids=lambda value: getattr(value, "group", value))
 def test_an_argument_of_a_part_has_a_type_and_a_meaning(kind, name, field):
-    """Add a line to "Attributes:" in the part's docstring; only the field's standard terms are in terms.py."""
+    """Every field of a part has a type and a meaning, from "Attributes:" in its docstring or from terms.py."""
     found = fields_of(kind, name)[field]
     why = f"say in the docstring of {kind.registry.kind} {name!r} what {field} means"
     assert len(found.meaning) > 4, why
@@ -115,7 +115,7 @@ def test_help_says_what_a_field_means(command):
 
 
 def test_a_config_of_an_earlier_version_is_read_with_the_defaults(tmp_path):
-    """A stored config without fields that came later: the same config, and the same hash."""
+    """A stored config without newer fields equals the current config, with the same hash."""
     config = runner()
     config.update(
         data=dict(dataset="digits"),
@@ -170,12 +170,12 @@ def test_a_config_that_does_not_say_enough_or_too_much(change, message):
 
 
 def test_defaults_stand_in_the_schema_alone():
-    """No part of the code says what a field of the runner is where a config does not say it."""
+    """No code outside the schema defines a default for a field of the runner."""
     groups = "|".join(sorted({name.partition(".")[0] for name in FIELDS if "." in name}))
     guess = re.compile(rf"""\b(config|spec|{groups})\.get\(["']\w+["'], """)
     for room in ("experiments", "diffusion_jax", "benchmarks"):
         for path in sorted((ROOT / room).rglob("*.py")):
-            if "weights" not in path.parts:  # the configs there are of other libraries
+            if "weights" not in path.parts:  # these read configs of other libraries
                 assert not guess.search(path.read_text()), path
 
 

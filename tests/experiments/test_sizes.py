@@ -1,4 +1,4 @@
-"""Pictures of other sizes than a run was trained at: bounded memory, one program a size, and what is refused."""
+"""Pictures of sizes other than the training size: bounded memory, one program per size, and errors."""
 
 import dataclasses
 import time
@@ -26,7 +26,7 @@ SHAPES = ("32x32", "24x48")
 
 
 def config_of(**fields):
-    """A transformer of scenes in two shapes."""
+    """The config of a transformer on scenes in two shapes."""
     config = load_config("configs/scenes_any.py:narrow")
     config.data.update(image_size=32, buckets=SHAPES)
     config.data.options = ConfigDict(dict(size=32, num_examples=24, num_test=16, pictures=SHAPES, textured=False))
@@ -45,8 +45,8 @@ def run(tmp_path_factory):
 
 
 def test_a_picture_of_2048_pixels_fits_into_bounded_memory(optimised):
-    """From a network of pictures of 256: 16,384 tokens, whose logits alone would take 2 GiB for one head and two
-    evaluations."""
+    """A network trained on 256 pixels samples 2048 pixels in less than 1 GiB; the logits of 16,384 tokens alone would
+    take 2 GiB for one head and two evaluations."""
     config = load_config("configs/scenes_any.py:narrow")
     config.data.options.update(num_examples=24, num_test=16)
     experiment = open_experiment(config)
@@ -58,7 +58,7 @@ def test_a_picture_of_2048_pixels_fits_into_bounded_memory(optimised):
 
 @pytest.mark.slow
 def test_large_latents_are_decoded_in_tiles(optimised):
-    """An untrained f8 decoder to 2048 x 2048: the same pictures as whole, with a fraction of the memory."""
+    """Decoding 2048 x 2048 pixels in tiles with an untrained f8 decoder takes less than half of the memory."""
     codec = CODECS.build({"name": "kl", "size": "small_f8", "channels": (24, 32, 48, 64), "latent_channels": 4})
     tiled = dataclasses.replace(codec.decoding_in_tiles(), tile=256)
     shapes = jax.eval_shape(codec.init_params, jax.random.key(0))
@@ -78,14 +78,14 @@ def test_a_model_of_large_pictures_has_tiles_and_one_of_small_ones_has_none(tmp_
     assert model.of_size(32, 64).diffused.shape == (8, 16, 16)
     with pytest.raises(UserError, match="34x32 pixels do not divide by 4, 4 of the first stage times 1 of the network"):
         model.of_size(34, 32)
-    codec = CODECS.build({"name": "kl", "size": "small_f4", "latent_channels": 16})  # one that has stages
+    codec = CODECS.build({"name": "kl", "size": "small_f4", "latent_channels": 16})  # a codec with stages
     model = dataclasses.replace(model, codec=codec)
     assert model.of_size(1024, 1024).codec is codec
     assert model.of_size(1024, 2048).codec == codec.decoding_in_tiles() != codec
 
 
 def test_the_size_that_is_asked_for_is_drawn(run, tmp_path):
-    """By the command and from Python, where another shift gives another picture."""
+    """The command and Python draw the requested size; another time shift gives another picture."""
     flags = [f"--workdir={run}", "--prompt=a red star", "--height=48", "--width=64", "--guidance_scale=1"]
     called(generate, *flags, f"--out={tmp_path / 'drawn.png'}")
     with Image.open(tmp_path / "drawn.png") as image:
@@ -136,7 +136,7 @@ def test_buckets_that_the_network_does_not_take_are_one_line(fields, message):
 
 
 def test_the_recipe_of_2048_pixels_is_traced():
-    """Network, loss and one train step of two pictures, on shapes alone; attention goes in blocks."""
+    """The network, the loss and one train step on two pictures are traced by shapes alone."""
     config = load_config("configs/scenes_2k.py")
     config.train.batch_size = 2
     experiment = plan_experiment(config)
@@ -148,7 +148,7 @@ def test_the_recipe_of_2048_pixels_is_traced():
 
 
 def test_what_a_size_costs_is_what_the_page_says():
-    """The operations of the table of docs/sizes.md, counted again for one row."""
+    """The operations in one row of the table in docs/sizes.md are counted again."""
     model = plan_experiment(load_config("configs/scenes_any.py")).model
     shape = model.of_size(2048, 2048).diffused.shape
     inputs = (parameter_shapes(model.network), *jax.eval_shape(lambda: example_inputs(model.network, 1, shape)))

@@ -1,4 +1,4 @@
-"""Trainings of adapters that steer by pictures: a ControlNet on scenes, an IP-Adapter on pictures with captions."""
+"""Trainings of picture adapters: a ControlNet on scenes, an IP-Adapter on captioned pictures."""
 
 import itertools
 import json
@@ -30,12 +30,12 @@ CALL = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "lat
 
 
 def opened(name, **fields):
-    """The experiment of a published config, small, on scenes of 32 pixels."""
+    """The experiment of a shipped config, reduced, on scenes of 32 pixels."""
     config = load_config(f"configs/adapt/{name}.py")
     config.init.folder = str(SD15)
     config.data.update(dataset="scenes", image_size=None, crop="none")
     config.train.update(dtype="float32", batch_size=4, steps=4)
-    config.optimizer.update(learning_rate=1e-2, weight_decay=0.0)  # what has no gradient does not move
+    config.optimizer.update(learning_rate=1e-2, weight_decay=0.0)  # only gradients move parameters
     options = {"size": 32, "num_examples": 16, "num_test": 8}
     with config.unlocked():
         config.data.options = options | ({"control": "edges"} if name == "controlnet" else {})
@@ -48,8 +48,8 @@ def opened(name, **fields):
 
 
 def ran(experiment, directory):
-    """States before each of four steps and after the last. That of step 2 is saved in a workdir and read again, and a
-    second run, which goes on from there, ends with the same bits."""
+    """The states before each of four steps and after the last; a second run resumed from the saved step 2 ends with the
+    same bits."""
     experiment.check()
     directory.mkdir(parents=True)
     workdir.claim(directory, experiment.config, experiment.info)
@@ -88,15 +88,15 @@ def controlled(tmp_path_factory):
 
 
 def changed(old, new):
-    """Which leaves of two trees differ anywhere, by their paths."""
+    """For each path, whether the leaves of two trees differ."""
     flat = zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True)
     return {jax.tree_util.keystr(path): bool(np.any(np.asarray(a) != np.asarray(b))) for (path, a), b in flat}
 
 
 @pytest.mark.slow
 def test_a_controlnet_learns_in_its_branch_alone(controlled):
-    """First the convolutions that begin at zero, then the copy and the last convolution of the picture, then the rest;
-    the model stays as it was."""
+    """The zero convolutions move first, then the copy and the last picture convolution, then the rest; the base model
+    does not change."""
     _, experiment, states = controlled
     own = [state.params["adapters/controlnet"] for state in states]
     assert list(states[0].params) == ["adapters/controlnet"]
@@ -115,7 +115,7 @@ def test_a_controlnet_learns_in_its_branch_alone(controlled):
 
 
 def test_it_begins_as_the_model_and_then_follows_its_picture(controlled):
-    """Bit for bit; then another picture gives another prediction."""
+    """The fresh adapter equals the model bit for bit; after training, another picture changes the prediction."""
     _, experiment, states = controlled
     model, batch = experiment.model, next(experiment.pipeline.batches())
     x, t = jnp.ones((4, 8, 8, 4)), jnp.full((4,), 0.5)
@@ -170,9 +170,9 @@ def test_samples_are_told_the_pictures_of_held_out_examples(controlled):
     assert asked.texts == tuple(one["text"] for one in examples)
 
 
-@pytest.mark.slow  # the same in one process is above
+@pytest.mark.slow  # tested above within one process
 def test_commands_train_write_and_draw(command, tmp_path):
-    """A run that draws samples, the folder that it is written as, and a picture that it steers."""
+    """The commands train and sample a run, write it as a folder, and steer a picture with it."""
     run, net = tmp_path / "run", tmp_path / "net"
     fields = {
         "init.folder": SD15, "data.options.size": 32, "data.memory_limit": 0, "train.steps": 2, "train.batch_size": 2,
@@ -215,7 +215,7 @@ def test_an_ip_adapter_learns_and_is_written_and_read(tmp_path):
     read = read_ip_adapter(file, experiment.network)
     jax.tree.map(np.testing.assert_array_equal, read.own, own[-1])
     assert read.projection == experiment.adapter.module(experiment.network)
-    # The runner's model and the pipeline tell the network the same of a picture.
+    # For a picture, the runner's model and the pipeline give the network the same conditions.
     example = experiment.pipeline.examples([0])[0]["image"]
     pipe = Pipeline.from_pretrained(SD15, scheduler="euler", image_encoder=ENCODER)
     pipe.load_ip_adapter(file)
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_one_line(name, fields, message):
 
 
 def test_control_pictures_of_a_folder(tmp_path):
-    """Pairs that metadata.jsonl names; a row without its picture is refused."""
+    """Control pictures are named in metadata.jsonl; a row without one is refused."""
     folder, draw, rows = tmp_path / "pairs" / "train", np.random.default_rng(1), []
     for number in range(4):
         for kind in ("", "edges-"):

@@ -1,4 +1,4 @@
-"""A table says the same in every form, and no form reads a cell as its own markup."""
+"""A table has the same content in every format, and no format interprets a cell as markup."""
 
 import csv
 import io

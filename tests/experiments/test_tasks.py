@@ -1,4 +1,4 @@
-"""Tasks, rules, projections and inversions through the command, on a small trained run of digits."""
+"""Tasks, guidance rules, projections and inversions through the command, on a small run on digits."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def pixels(path):
 
 @pytest.fixture
 def do(finished, capsys):
-    """The command in this process, for one run; returns what it printed. How a process ends is tested elsewhere."""
+    """Run the sample command in this process; returns its output. Other tests cover how a process ends."""
 
     def run(*arguments, workdir=finished[0]):
         sample.FLAGS.read(["sample", f"--workdir={workdir}", *map(str, arguments)])
@@ -38,7 +38,7 @@ def do(finished, capsys):
 
 
 def test_every_task_has_a_door():
-    others = {"from_latents", "instruct"}  # which are --latents, and experiments.edit
+    others = {"from_latents", "instruct"}  # available as --latents and experiments.edit
     assert set(sample.READS) == {"sample", *TASKS} - others
     for name, task in ((name, TASKS.example(name)) for name in TASKS if name not in others):
         assert set(task.needs) <= set(sample.READS[name])
@@ -57,7 +57,7 @@ def test_inpainting_leaves_what_is_outside_the_mask(do, tmp_path, name):
 
 
 def test_a_picture_of_several_is_that_of_one(command, finished, tmp_path):
-    """Result i depends on the seed and i; the batch size changes rounding only."""
+    """Result i depends only on the seed and i; the batch size changes only the rounding."""
     arguments = (f"--workdir={finished[0]}", "--task=inpaint", f"--image={DIGIT}", f"--mask={MASK}", "--label=3")
     command.run("sample", *arguments, f"--out={tmp_path / 'one.png'}")
     command.run("sample", *arguments, "--num_samples=5", "--batch_size=2", f"--out={tmp_path / 'five.npz'}")
@@ -70,7 +70,7 @@ def test_a_picture_of_several_is_that_of_one(command, finished, tmp_path):
 
 @pytest.mark.parametrize("name", list(INVERSIONS))
 def test_there_and_back(do, tmp_path, name):
-    """To the noise and back; the command follows how the noise was found, and says so."""
+    """A picture is inverted to noise and sampled back; the command reuses and reports the settings of the inversion."""
     latents, back = tmp_path / "z.npz", tmp_path / "back.png"
     options = [f"--inversion={name}", "--steps=20"] + (["--set=inversion.iterations=20"] if name == "ddim" else [])
     text = do("--task=invert", f"--image={DIGIT}", "--label=7", f"--out={latents}", *options)
@@ -111,12 +111,12 @@ GUIDED = {
 }
 
 
-@pytest.mark.parametrize(  # a classifier is trained first
+@pytest.mark.parametrize(  # trains a classifier first
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "classifier" else name for name in GUIDANCE]
 )
 def test_every_rule_is_reached_by_flags(do, finished, tmp_path, name):
     arguments = ("--num_samples=4", "--labels=7", f"--guidance={name}")
-    if name == "two_scales":  # of networks that are told of a picture and a text
+    if name == "two_scales":  # for networks conditioned on a picture and a text
         with pytest.raises(UserError, match="towards 'image' and something else, and this network is asked for label"):
             do(*arguments, "--guidance_scale=2")
         return
@@ -130,7 +130,7 @@ def test_every_rule_is_reached_by_flags(do, finished, tmp_path, name):
 
 
 def test_a_rule_is_reached_by_config_and_an_evaluation_says_it(command, finished, tmp_path):
-    """The training draws its pictures so; experiments.evaluate by flags."""
+    """The guidance rule of the config is used in training samples, and that of flags in experiments.evaluate."""
     arguments = command.train_arguments(
         tmp_path / "run", "--config.train.steps=20", "--config.sampling.guidance.name=apg",
         "--config.sampling.guidance.scale=2.0",
@@ -147,7 +147,7 @@ def test_a_rule_is_reached_by_config_and_an_evaluation_says_it(command, finished
 
 
 def test_likelihood_by_command(command, finished, tmp_path):
-    """Bits per dimension of a model are a metric of experiments.evaluate."""
+    """experiments.evaluate has a metric for the bits per dimension of a model."""
     out = tmp_path / "bits.json"
     command.run("evaluate", f"--workdir={finished[0]}", "--metrics=bits_per_dim", "--num_samples=10", f"--out={out}")
     assert 0 < json.loads(out.read_text())["bits_per_dim"]["bits_per_dim"] < 20
@@ -216,7 +216,7 @@ def test_bad_requests_are_one_clear_line(do, tmp_path, arguments, message):
 
 
 def test_a_config_of_before_is_read_in_the_new_names(do, finished, tmp_path):
-    """A workdir whose config.json has the old fields: samples are those of the new one, bit for bit."""
+    """A workdir with old field names in config.json gives the same samples as the new names, bit for bit."""
     old = tmp_path / "old"
     shutil.copytree(finished[0], old)
     config = json.loads((old / "config.json").read_text())

@@ -24,7 +24,7 @@ FLOW = {
 
 @pytest.fixture(scope="module")
 def run(command, data_dir, tmp_path_factory):
-    """A finished run, and what it printed."""
+    """The workdir of a finished run, and its output."""
     workdir = tmp_path_factory.mktemp("text") / "run"
     out, _ = command.run(
         "train",

@@ -1,4 +1,4 @@
-"""`make text-to-image`: its own commands, with tiny numbers, from nothing to a table of adherence."""
+"""The commands of `make text-to-image`, with tiny numbers, from nothing to a table of prompt adherence."""
 
 import json
 import re
@@ -43,14 +43,14 @@ TINY = {
 
 
 def steps(target):
-    """The commands of a target of the Makefile, without the Python that runs them."""
+    """The commands of a Makefile target, without the Python executable."""
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
     return [line.replace("$(RUN)", "").replace("$(ARGS)", "").split() for line in recipe.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def made(command, tmp_path_factory):
-    """What they leave, in a folder of its own in the place of the working directory."""
+    """The files that the commands write, in a folder that replaces the working directory."""
     folder = tmp_path_factory.mktemp("make")
     printed = []
     for module, *arguments in steps("text-to-image"):

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, that a run keeps its run there, and that the files of the run do not change by it."""
+"""Trackers receive the numbers of a run, keep one run after resuming, and do not change the run's files."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from experiments.ground.writers import create_writer
 from experiments.services import trackers
 from experiments.services.trackers import TRACKERS, TrackerWriter
 
-# One module that stands for all three: it writes what it is told to a file, one call a line.
+# One module that replaces all three trackers: it writes every call to a file, one per line.
 STAND_IN = """
 import json, os, types
 
@@ -70,7 +70,7 @@ ROWS = {10: {"loss": 0.5, "odd name: é": 1.0}, 20: {"loss": 0.25}, 30: {"loss":
 
 @pytest.fixture(params=sorted(TRACKERS))
 def tracker(request, tmp_path, monkeypatch):
-    """The name of a tracker whose package is the stand-in, and what it was told."""
+    """The name of a tracker whose package is replaced, and a function that reads its recorded calls."""
     (tmp_path / f"{request.param}.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("STAND_IN", str(tmp_path / "told"))
@@ -81,7 +81,7 @@ def tracker(request, tmp_path, monkeypatch):
 
 
 def write(directory, name, steps, *, resume=0):
-    """Rows of a run, with the tracker of that name, or without one."""
+    """Write rows of a run, with the named tracker or without one."""
     directory.mkdir(exist_ok=True)
     extra = (lambda: TrackerWriter(name, directory, {"train.steps": 30, "ema.decays": ()})) if name else None
     writer = create_writer(directory, extra=extra)
@@ -121,13 +121,13 @@ def test_a_run_that_goes_on_keeps_its_run_and_is_not_told_twice(tracker, tmp_pat
     known = json.loads((tmp_path / "run" / "tracker.json").read_text())[name]
     assert known["step"] == 20
     before = len(told())
-    write(tmp_path / "run", name, [20, 30], resume=10)  # as after a kill: step 20 was not yet saved
+    write(tmp_path / "run", name, [20, 30], resume=10)  # as after a kill before step 20 was saved
     write(tmp_path / "alone", None, [10, 20, 30])
     begun = [call for call in told() if call[0] == "begin"]
     assert len(begun) == 2
     assert known["run"] in json.dumps(begun[1])
     assert [call[2]["step"] for call in told()[before:] if call[0] == "log"] == [20, 20, 30, 30, 30]
-    write(tmp_path / "run", name, [10], resume=0)  # from the start once more, for the checkpoints were lost
+    write(tmp_path / "run", name, [10], resume=0)  # from the start again, because the checkpoints were lost
     assert [call for call in told() if call[0] == "log"][-1][2]["step"] == 30
     write(tmp_path / "run", name, [10, 20, 30])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "alone" / "metrics.jsonl").read_bytes()
@@ -167,7 +167,7 @@ def test_a_project_alone_is_refused(command):
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_and_resumed(command, finished, tmp_path):
-    """The bytes of metrics.jsonl are those of a run without a tracker."""
+    """The tracker does not change the bytes of metrics.jsonl, and sees one run that was resumed."""
     (tmp_path / "wandb.py").write_text(STAND_IN)
     told, run = tmp_path / "told", tmp_path / "run"
     where = {"PYTHONPATH": str(tmp_path), "STAND_IN": str(told)}
@@ -187,7 +187,7 @@ def test_a_training_that_is_killed_and_resumed(command, finished, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(TRACKERS))
 def test_the_tracker_itself(name, tmp_path, monkeypatch):
-    """What is installed here, without a network."""
+    """The installed tracker packages, used offline."""
     module = pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,4 +1,4 @@
-"""Promise 2 with real processes: two of them, two devices each, are one run that equals a run of one process."""
+"""Promise 2 with real processes: a run of two processes with two devices each equals a run of one process."""
 
 import json
 import shutil
@@ -32,14 +32,14 @@ def arguments(command):
 
 @pytest.fixture(scope="module")
 def reference(command, arguments, tmp_path_factory):
-    """The run of one process on one device."""
+    """The workdir of a run of one process on one device."""
     workdir = tmp_path_factory.mktemp("reference") / "run"
     command.run("train", *arguments(workdir))
     return workdir
 
 
 def assert_same_but_for_rounding(workdir, expected):
-    """The same rows but for rounding, and the same final parameters, optimizer and averages."""
+    """Require equal rows and equal final parameters, optimizer and averages, up to rounding."""
     found, wanted = rows(workdir), rows(expected)
     assert [row["step"] for row in found] == [row["step"] for row in wanted] == [4, 8, 12, 16]
     for row, other in zip(found, wanted, strict=True):
@@ -60,7 +60,7 @@ def test_data_parallel(command, arguments, reference, tmp_path):
     (out, _), (other_out, other_err) = command.finish_together(command.start_together(*with_pictures))
     assert_same_but_for_rounding(workdir, reference)
     assert "report.html" in out
-    # Gloo's threads report their connections to stdout, and one line can end up inside another
+    # Gloo's threads report their connections to stdout, and their lines can interleave
     gloo = ("[Gloo]", "connected peer ranks is")
     said = [line for line in (other_out + other_err).splitlines() if not any(words in line for words in gloo)]
     assert not said, "only process 0 reports"
@@ -81,7 +81,7 @@ def test_begun_by_one_process_then_two_with_pmap(command, arguments, reference, 
 
 @pytest.mark.slow
 def test_fsdp_stopped_by_a_signal_to_one_process(command, arguments, reference, tmp_path):
-    """Both stop at the same step, with exit code 0; one process goes on from the shards of two."""
+    """Both processes stop at the same step with exit code 0, and one process resumes from the shards of two."""
     workdir = tmp_path / "run"
     processes = command.start_together(*arguments(workdir, *FSDP))
     assert command.kill_when(processes[1], (workdir / "config.json").exists, number=signal.SIGTERM)
@@ -105,7 +105,8 @@ def test_finished_run_says_so_in_two_processes_too(command, arguments, reference
     ("victim", "moment"), [(0, "config.json"), pytest.param(1, "metrics.jsonl", marks=pytest.mark.slow)]
 )
 def test_the_other_process_does_not_outlive_one_that_was_killed(command, arguments, tmp_path, victim, moment):
-    """Process 0 keeps the connections, so its end is seen at once; that of another by the heartbeat it misses."""
+    """The end of process 0 is noticed at once, because it holds the connections; that of another by its missing
+    heartbeat."""
     workdir = tmp_path / "run"
     endless = ("--config.train.steps=100000", "--config.log.validate_every=0", "--config.checkpoint.best_metric=loss")
     processes = command.start_together(*arguments(workdir, *endless))

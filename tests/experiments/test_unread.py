@@ -1,4 +1,4 @@
-"""A group of a config that the chosen parts do not read is refused; shipped configs state no such group."""
+"""A config group that the chosen parts do not read is refused, and shipped configs contain no such group."""
 
 import re
 import runpy
@@ -33,12 +33,12 @@ UNREAD = [
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_shipped_configs_state_what_is_read_and_nothing_else(path):
     config = runpy.run_path(str(path))["get_config"]()
-    if "codec" in config:  # a first stage, whose loss is of another registry
+    if "codec" in config:  # a first stage, whose loss is in another registry
         assert not any(group in config for group in ("process", *READ_BY_OBJECTIVES))
         return
     objective = OBJECTIVES.example(config.objective.name)
     assert {group for group in READ_BY_OBJECTIVES if group in config} == objective.reads
-    if config.init.folder or config.teacher.inherit:  # the process is that of the model, or of the teacher
+    if config.init.folder or config.teacher.inherit:  # the process comes from the model or from the teacher
         assert "process" not in config
     if config.init.folder:
         assert "model" not in config

@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: exact, without clock, whole after any kill, and written without TensorFlow."""
+"""The numbers of a run on disk are exact, without clock values, complete after any kill, and need no TensorFlow."""
 
 import json
 import math
@@ -103,7 +103,7 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(tmp_path):
     _train(tmp_path / "whole", 20)
     _train(tmp_path / "killed", 13)
     path = tmp_path / "killed" / "metrics.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])  # the last row is half written
+    path.write_bytes(path.read_bytes()[:-20])  # the last row is only half written
     _train(tmp_path / "killed", 20, start=10)
     assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     timings = read_metrics(tmp_path / "killed" / "timings.jsonl")
@@ -199,7 +199,7 @@ def test_tensorboard_is_told_to_purge_on_resume(tmp_path):
 
 
 def test_tensorflow_is_not_needed(tmp_path):
-    """In a fresh process in which TensorFlow cannot be imported."""
+    """The writers work in a fresh process in which TensorFlow cannot be imported."""
     code = f"""
 import sys
 sys.modules["tensorflow"] = None

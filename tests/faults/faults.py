@@ -1,9 +1,9 @@
-"""What may happen to a run, done to real training processes.
+"""Faults that are applied to real training processes.
 
-A fault is a function of a `Trial`. It does its harm, and then asserts one of two things: the same command goes on to
-the bits of a run that nothing happened to, or the run stops with one line that names the cause, and goes on to the same
-bits once the cause is mended. It returns what was done and what came of it, in words. Used by the tests beside it and
-by `benchmarks/faults.py`.
+A fault is a function of a `Trial`. It does damage, then asserts one of two outcomes. Either the same command continues
+and reaches the bits of an undisturbed run, or the run stops with one line that names the cause, and reaches the same
+bits once the cause is fixed. The function returns a description of the fault and of the outcome. The tests in this
+directory and `benchmarks/faults.py` use these functions.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ RESUMED = "resumed, same bits"
 
 
 class NotPossibleHere(Exception):
-    """The machine does not let this fault be made; the message says why."""
+    """The machine cannot produce this fault; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was done to a run, and what came of it; `survived` says which of the promises was kept."""
+    """A description of the fault and of its outcome; `survived` says which of the two promises was kept."""
 
     done: str
     survived: str
 
 
 class Trial:
-    """A place for runs, what they are compared with, and the randomness of a series of faults."""
+    """A directory for runs, their reference runs, and the random generator of a series of faults."""
 
     def __init__(self, command: Command, directory: Path, seed: int = 0):
         self.command, self.directory = command, directory
@@ -59,24 +59,24 @@ class Trial:
         self._count = 0
 
     def new(self) -> Path:
-        """A directory for a run that is not there yet."""
+        """The path of a new run, which does not exist yet."""
         self._count += 1
         return self.directory / f"{self._count:03d}" / "run"
 
     @functools.cache  # noqa: B019 - a trial lives as long as its process
     def reference(self, config: str = "configs/digits_unet.py") -> tuple[Path, float]:
-        """A run that nothing happens to, and the seconds that it took."""
+        """An undisturbed run, and its duration in seconds."""
         began = time.monotonic()
         workdir = self.new()
         self.command.run("train", *self.arguments(workdir, config))
         return workdir, time.monotonic() - began
 
     def arguments(self, workdir: Path, config: str = "configs/digits_unet.py") -> tuple[str, ...]:
-        """Of `experiments.train`."""
+        """The arguments of `experiments.train`."""
         return self.command.train_arguments(workdir, *RUN, config=config)
 
     def resume(self, workdir: Path, *more: str, branch: int | None = None) -> None:
-        """The same command to its end, from the newest checkpoint, and then the same bits as the reference's."""
+        """Run the same command to its end from the newest checkpoint, and require the bits of the reference."""
         newest = (complete(workdir) or [None])[-1] if branch is None else branch
         out, _ = self.command.run("train", *self.arguments(workdir), *more)
         if newest is not None:
@@ -85,7 +85,7 @@ class Trial:
 
     @functools.cache  # noqa: B019
     def killed(self) -> Path:
-        """A run that was killed after it had saved step 40; to be copied."""
+        """A run that was killed after it had saved step 40; callers copy it."""
         return self.part_way(least=40)
 
     def part_way(self, workdir: Path | None = None, least: int = 20, config: str = "configs/digits_unet.py") -> Path:
@@ -98,16 +98,16 @@ class Trial:
 
 
 def saving(workdir: Path, began: float = 0.0) -> bool:
-    """Whether a checkpoint is being written by the process that was started at `began`; killed ones leave theirs."""
+    """Whether the process started at `began` is writing a checkpoint; files left by killed processes are older."""
     for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # it is complete now
+        with contextlib.suppress(FileNotFoundError):  # the checkpoint has just been completed
             if path.stat().st_mtime > began:
                 return True
     return False
 
 
 def phase(workdir: Path, began: float) -> str:
-    """What a run that was started at `began` is doing, as far as its files tell."""
+    """The phase of a run started at `began`, read from its files."""
     if saving(workdir, began):
         return f"writing a checkpoint after step {(complete(workdir) or [0])[-1]}"
     if STEPS in complete(workdir):
@@ -119,11 +119,11 @@ def phase(workdir: Path, began: float) -> str:
 
 
 def signals(trial: Trial, count: int, number: signal.Signals = signal.SIGKILL) -> Iterator[Outcome]:
-    """Send a signal to a run `count` times, then let it end: every other time while a checkpoint is being written.
+    """Send a signal to a run `count` times, every other time while a checkpoint is being written, then let it end.
 
-    The other moments are spread evenly over the time that a whole run takes, so that they meet start-up, compilation,
+    The other moments are spread evenly over the duration of a whole run, so that they hit start-up, compilation,
     restoring, training, saving, evaluation and the report. A run that ends before its moment is compared with the
-    reference, and another one is begun.
+    reference, and a new run is started.
     """
     span = trial.reference()[1]
     workdir, sent = trial.new(), 0
@@ -158,7 +158,7 @@ def signals(trial: Trial, count: int, number: signal.Signals = signal.SIGKILL) -
 
 def _after(number: signal.Signals, code: int, out: str, err: str) -> str:
     if number == signal.SIGKILL:
-        assert code == -signal.SIGKILL, err  # the end of the run is checked with the last one's
+        assert code == -signal.SIGKILL, err  # the end of the run is checked with that of the last one
         return RESUMED
     assert code in (0, -number), err  # before and after training the signal has its usual effect
     assert "Traceback" not in err, err
@@ -177,7 +177,7 @@ def fault(make: Callable[[Trial], Outcome]) -> Callable[[Trial], Outcome]:
 
 @fault
 def suspended(trial: Trial) -> Outcome:
-    """The machine is frozen for a while, as a virtual machine is when it moves."""
+    """The machine is frozen for a while, like a virtual machine during migration."""
     workdir = trial.new()
     process = trial.command.start("train", *trial.arguments(workdir))
     assert trial.command.kill_when(process, lambda: 50 in complete(workdir), number=signal.SIGSTOP)
@@ -191,7 +191,7 @@ def suspended(trial: Trial) -> Outcome:
 
 @contextlib.contextmanager
 def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own, that can be filled."""
+    """Mount a separate small file system that can be filled."""
     directory.mkdir(parents=True)
     options = ("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs")
     if subprocess.run(["mount", *options, directory], capture_output=True).returncode:
@@ -257,13 +257,13 @@ WORDS = {
 }
 PARTS: dict[str, str] = {
     "arrays": "state/ocdbt.process_*/d/*",
-    "index": "state/d/*",  # which says where in those files each array is
+    "index": "state/d/*",  # it records where each array lies in those files
     "record": "record/metadata",  # config, data position, fingerprint of the arrays
 }
 
 
 def _damaged(trial: Trial, harm: Callable[[Path], str]) -> Outcome:
-    """Harm the newest checkpoint of a run that was killed: it is found out, and the error says what to do."""
+    """Damage the newest checkpoint of a killed run: the damage is detected, and the error names the remedy."""
     workdir = trial.new()
     shutil.copytree(trial.killed(), workdir)
     before, newest = complete(workdir)[-2:]
@@ -292,7 +292,7 @@ for _part, _how in itertools.product(PARTS, DAMAGES):
 
 @fault
 def arrays_removed(trial: Trial) -> Outcome:
-    """The arrays of the newest checkpoint are gone."""
+    """The arrays of the newest checkpoint are removed."""
 
     def harm(checkpoint: Path) -> str:
         shutil.rmtree(checkpoint / "state")
@@ -303,7 +303,7 @@ def arrays_removed(trial: Trial) -> Outcome:
 
 @fault
 def in_a_bucket(trial: Trial) -> Outcome:
-    """A run that keeps its checkpoints in gs:// is killed, the newest is damaged: on it goes from the one before."""
+    """A run with checkpoints in gs:// is killed and its newest checkpoint damaged; it resumes from the one before."""
     workdir, where = trial.new(), "gs://bucket/run"
     arguments = (*trial.arguments(workdir), f"--config.checkpoint.directory={where}")
     with contextlib.ExitStack() as stack:
@@ -337,7 +337,7 @@ def in_a_bucket(trial: Trial) -> Outcome:
 
 @fault
 def last_row_torn(trial: Trial) -> Outcome:
-    """The last line of metrics.jsonl was only half written."""
+    """The last line of metrics.jsonl is only half written."""
     workdir = trial.part_way(least=40)
     with open(workdir / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 4')
@@ -347,7 +347,7 @@ def last_row_torn(trial: Trial) -> Outcome:
 
 @fault
 def data_slow(trial: Trial) -> Outcome:
-    """Every batch comes late."""
+    """Every batch arrives late."""
     workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
     trial.command.run("train", *trial.arguments(workdir, UNRELIABLE), FAULT="slow:0.05")
     assert_same_run(workdir, expected, step=STEPS)
@@ -356,7 +356,7 @@ def data_slow(trial: Trial) -> Outcome:
 
 @fault
 def data_flaky(trial: Trial) -> Outcome:
-    """Reads fail now and then, and succeed when tried again."""
+    """Some reads fail, and succeed when tried again."""
     workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
     _, err = trial.command.run("train", *trial.arguments(workdir, UNRELIABLE), FAULT="flaky:15")
     assert err.count("could not be read, trying again") >= 5, err
@@ -366,7 +366,7 @@ def data_flaky(trial: Trial) -> Outcome:
 
 @fault
 def data_dead(trial: Trial) -> Outcome:
-    """From some read on all fail; later the storage is there again."""
+    """All reads fail from some point on; later the storage works again."""
     workdir, expected = trial.new(), trial.reference(UNRELIABLE)[0]
     arguments = trial.arguments(workdir, UNRELIABLE)
     line = trial.command.fails("train", *arguments, code=1, FAULT="dead:60")
@@ -381,7 +381,7 @@ def data_dead(trial: Trial) -> Outcome:
 
 @fault
 def image_damaged(trial: Trial) -> Outcome:
-    """An image file is cut while the run trains, and mended later."""
+    """An image file is truncated while the run trains, and repaired later."""
     folder = trial.directory / "images"
     folder.mkdir()
     digits = Pipeline(dataset="digits", data_dir=str(trial.command.data_dir), batch_size=1)
@@ -405,7 +405,7 @@ def image_damaged(trial: Trial) -> Outcome:
 
 
 def _host_killed(trial: Trial, victim: int) -> Outcome:
-    """One of two processes of a run is killed: the other one stops within a minute, and both together go on."""
+    """One of two processes of a run is killed: the other stops within a minute, and a restart of both continues."""
     workdir, together = trial.new(), trial.new()
     trial.command.finish_together(trial.command.start_together(*trial.arguments(together), devices=1))
     processes = trial.command.start_together(*trial.arguments(workdir), devices=1)
@@ -426,11 +426,11 @@ def _host_killed(trial: Trial, victim: int) -> Outcome:
 
 @fault
 def first_host_lost(trial: Trial) -> Outcome:
-    """The process that keeps the connections is killed."""
+    """The process that coordinates the connections is killed."""
     return _host_killed(trial, 0)
 
 
 @fault
 def other_host_lost(trial: Trial) -> Outcome:
-    """A process that only takes part is killed: seen by its heartbeat, 30 s later."""
+    """A process that only takes part is killed; its missing heartbeat is noticed 30 s later."""
     return _host_killed(trial, 1)

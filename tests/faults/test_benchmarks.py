@@ -1,4 +1,4 @@
-"""The commands beside these tests: the table of docs/reliability.md, and what a checkpoint costs."""
+"""The benchmark commands for reliability: the table of docs/reliability.md, and the cost of checkpoints."""
 
 import shutil
 import signal
@@ -43,7 +43,7 @@ def test_the_page_has_every_fault():
 
 
 def test_the_cost_of_checkpoints_is_read_from_a_run(command, finished):
-    """A tiny run saves far too often; the limit decides the exit code."""
+    """The limit on the cost of checkpoints decides the exit code; a tiny run saves far too often."""
     out, _ = command.run("benchmarks.checkpoints", f"--workdir={finished[0]}", "--limit=100")
     assert "20 steps" in out
     command.run("benchmarks.checkpoints", f"--workdir={finished[0]}", "--limit=0.0001", code=1)

@@ -1,4 +1,4 @@
-"""A run may go on with other devices and other processes than it began with, and again with others."""
+"""A run may continue repeatedly with other numbers of devices and processes."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,8 @@ def losses(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", [(), FSDP], ids=["data", "fsdp"])
 def test_8_then_4_then_2_processes_of_2_then_1(command, uninterrupted, tmp_path, parallel):
-    """Eight steps on each, every life going on from what the one before had saved."""
+    """Eight steps on each layout, each continued from the checkpoint of the previous one, give the uninterrupted
+    losses."""
     workdir = tmp_path / "run"
     arguments = command.train_arguments(workdir, *RUN, *parallel)
     on_one = command.train_arguments(workdir, *RUN)
@@ -52,7 +53,7 @@ def test_8_then_4_then_2_processes_of_2_then_1(command, uninterrupted, tmp_path,
 
 @pytest.mark.slow
 def test_four_processes_are_one_run(command, uninterrupted, tmp_path):
-    """Four real processes with one device each."""
+    """Four real processes with one device each give the losses of one device."""
     arguments = command.train_arguments(tmp_path / "run", *RUN)
     command.finish_together(command.start_together(*arguments, count=4, devices=1), timeout=400)
     np.testing.assert_allclose(losses(tmp_path / "run"), uninterrupted, rtol=1e-5)

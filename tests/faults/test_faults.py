@@ -1,4 +1,4 @@
-"""Every fault is survived: the run goes on to the same bits, or stops and says why. Real processes, real signals."""
+"""A run survives every fault: it continues to the same bits, or stops with the cause. Real processes, real signals."""
 
 import signal
 
@@ -6,13 +6,13 @@ import pytest
 
 from tests.faults.faults import FAULTS, NotPossibleHere, Trial, signals
 
-# The others are slow tests. Lost hosts have a test of their own in test_two_processes.py.
+# All other faults are slow tests. test_two_processes.py tests lost hosts.
 FAST = {"arrays_bit_rot", "record_truncated"}
 
 
 @pytest.fixture(scope="module")
 def trial(command, tmp_path_factory):
-    """Where the faults of this file happen."""
+    """The trial in which the faults of this file happen."""
     return Trial(command, tmp_path_factory.mktemp("faults"))
 
 

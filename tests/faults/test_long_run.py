@@ -1,4 +1,4 @@
-"""A run may last: 5,000 steps without growth in memory, threads, open files or the time of a step."""
+"""A long run of 5,000 steps does not grow in memory, threads, open files or time per step."""
 
 import subprocess
 from pathlib import Path
@@ -18,11 +18,11 @@ RUN = (
     "--config.checkpoint.every=250",
     "--config.evaluation.metrics=()",
 )
-WARM = 1500  # steps, after which everything that is made once has been made
+WARM = 1500  # steps after which everything that is created once exists
 
 
 def resources(pid: int) -> tuple[float, int, int]:
-    """Megabytes of memory of its own, threads and open files of a process."""
+    """The private memory in megabytes, threads and open files of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     own = float(status["RssAnon"].split()[0]) / 1024
     return own, int(status["Threads"]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -30,7 +30,7 @@ def resources(pid: int) -> tuple[float, int, int]:
 
 @pytest.mark.slow
 def test_nothing_grows(command, tmp_path):
-    """Sampled once a second from outside, between the step WARM and the last one."""
+    """Resources, sampled once a second from outside, do not grow between the step WARM and the last step."""
     workdir = tmp_path / "run"
     process = command.start("train", *command.train_arguments(workdir, *RUN))
     samples = []

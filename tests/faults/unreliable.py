@@ -1,4 +1,4 @@
-"""The digits' recipe on the data set `unreliable`, or on a folder of images (`unreliable.py:FOLDER`)."""
+"""The digits recipe on the data set `unreliable`, or on a folder of images (`unreliable.py:FOLDER`)."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from tests.faults import unreliable_data  # noqa: F401 - registers the data set
 
 
 def get_config(folder: str = "") -> ConfigDict:
-    """The config; data is read from the storage at every step."""
+    """The config; every step reads its data from storage."""
     config = digits_unet.get_config()
     config.data.dataset = "folder" if folder else "unreliable"
     config.data.memory_limit = 0

@@ -1,8 +1,8 @@
-"""The data set `unreliable`: the digits, read one by one from a storage that does what the variable FAULT says.
+"""The data set `unreliable`: the digits, read one by one from a storage whose faults the variable FAULT chooses.
 
-slow:S     every read of a batch takes S seconds more
+slow:S     every read of a batch takes S seconds longer
 flaky:N    every N-th read of a batch fails with EIO, and the next try succeeds
-dead:N     after N reads of a batch all fail with EIO
+dead:N     after N reads of a batch, all reads fail with EIO
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from diffusion_jax.data import datasets
 from diffusion_jax.data.sources import Dataset, Example, Source, open_dataset
 
-_LOCK = threading.Lock()  # not in the source, which worker processes receive
+_LOCK = threading.Lock()  # not in the source, because that is sent to worker processes
 
 
 @dataclasses.dataclass(eq=False)
 class UnreliableSource:
-    """A source whose storage fails in the way that `fault` says."""
+    """A source whose storage fails as `fault` says."""
 
     source: Source
     fault: str
@@ -46,6 +46,6 @@ class UnreliableSource:
 
 @datasets.register("unreliable")
 def open_unreliable(*, split: str = "train", data_dir: str | None = None) -> Dataset:
-    """The digits on a storage that fails as the environment variable FAULT says."""
+    """Open the digits on a storage that fails as the environment variable FAULT says."""
     opened = open_dataset("digits", split=split, data_dir=data_dir)
     return dataclasses.replace(opened, source=UnreliableSource(opened.source, os.environ.get("FAULT", "")))

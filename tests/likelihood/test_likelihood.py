@@ -1,4 +1,4 @@
-"""Likelihoods of Gaussian data, where all is known, and what must not be mixed up."""
+"""Likelihoods of Gaussian data in closed form, and quantities that must not be mixed up."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ def keys(size, seed=0):
 
 @pytest.mark.parametrize("steps", [0, 200])
 def test_flow_likelihood_of_a_gaussian(steps, x64):
-    """log p(.7) of N(.3, .25), sigma_max = 80, prior N(0, 80^2): -.5487914116; x_1 and the determinant too."""
+    """log p(.7) of N(.3, .25) with sigma_max = 80 and prior N(0, 80^2) is -.5487914116; x_1 and the determinant match
+    too."""
     x = jnp.array([[0.7]])
     found = log_likelihood(Gaussian().denoiser(EDM), EDM, x, divergence="exact", steps=steps, rtol=1e-10, atol=1e-10)
     std_first = np.sqrt(0.25 + 0.002**2)
@@ -29,14 +30,14 @@ def test_flow_likelihood_of_a_gaussian(steps, x64):
     np.testing.assert_allclose(found.x_1, [[expected_x1]], rtol=1e-6)
     np.testing.assert_allclose(found.log_determinant, np.log(np.sqrt(0.25 + 80**2) / std_first), rtol=1e-6)
     np.testing.assert_allclose(found.log_determinant, 5.0751933461, atol=1e-5)
-    # The published numbers are for sigma_min = 0: 1e-5 of the density is the noise left at 0.002.
+    # The published numbers are for sigma_min = 0; the remaining noise of 0.002 changes the density by 1e-5.
     np.testing.assert_allclose(found.x_1, 64.30124999, rtol=1e-5)
     np.testing.assert_allclose(found.log_likelihood, -0.5487914116, atol=2e-5)
-    np.testing.assert_allclose(found.log_likelihood, -0.5457913526447273, atol=5e-3)  # the data's own
+    np.testing.assert_allclose(found.log_likelihood, -0.5457913526447273, atol=5e-3)  # of the data itself
 
 
 def test_flow_likelihood_without_noise_left(x64):
-    """The VP SDE from 1e-5 with its prior N(0, 1): -.5473770606."""
+    """The VP SDE integrated from 1e-5 with prior N(0, 1) gives log p = -.5473770606."""
     found = log_likelihood(
         Gaussian().denoiser(VP), VP, jnp.array([[0.7]]), divergence="exact", rtol=1e-9, atol=1e-9, t_first=1e-5
     )
@@ -53,7 +54,7 @@ def test_hutchinson_is_exact_for_a_diagonal_jacobian_and_unbiased(x64):
 
 
 def test_flow_likelihood_of_a_mixture(x64):
-    """Against the density itself, with noise of sigma_min on the data; independent coordinates add up."""
+    """The likelihood equals the density of the data with noise sigma_min; independent coordinates add up."""
     x = jnp.array([[-1.0, 0.8], [0.2, 0.5]])
     found = log_likelihood(Mixture().denoiser(EDM), EDM, x, divergence="exact", rtol=1e-8, atol=1e-8)
     weights, means, stds = np.array([0.3, 0.7]), np.array([-1.0, 0.8]), np.hypot([0.2, 0.35], 0.002)
@@ -70,7 +71,7 @@ def test_each_example_has_its_own_steps():
 
 
 def test_vdm_bound_is_near_the_entropy():
-    """-ELBO - H = KL(q(z1) || N) + .5 ln(1 + 1 / (s^2 SNR0)) = 9.67e-6 for a Gaussian of continuous values."""
+    """-ELBO - H = KL(q(z1) || N) + .5 ln(1 + 1 / (s^2 SNR0)) = 9.67e-6 for continuous Gaussian data."""
     schedule = SCHEDULES.build("vdm_linear")
     snr0, snr1 = (np.exp(schedule.log_snr(t)) for t in (0.0, 1.0))
     alpha2 = 1 / (1 + 1 / snr1)
@@ -88,7 +89,7 @@ def test_vdm_bound_is_near_the_entropy():
 @pytest.mark.parametrize("name", ["edm", "vp_sde", "rectified_flow", "cosine"])
 @pytest.mark.parametrize("probability", [0.7, 0.3])
 def test_continuous_bound_of_the_best_denoiser_is_the_probability(name, probability):
-    """x0 = +1 with P = 0.7, else -1: with the exact posterior mean nothing is lost, on whatever schedule."""
+    """For x0 = +1 with P = 0.7, else -1, the exact posterior mean makes the bound tight on any schedule."""
     schedule = SCHEDULES.build(name)
 
     def denoiser(xt, t):
@@ -128,7 +129,7 @@ def test_kinds_are_not_mixed_up():
 
 
 def test_uniform_levels_cost_their_bits():
-    """Data uniform over 16 levels, spread uniformly over them, has the density 1/2 on [-1, 1] and costs 4 bits."""
+    """Data uniform over 16 levels, dequantised uniformly, has the density 1/2 on [-1, 1] and costs 4 bits."""
     density = jnp.full((16,), np.log(0.5))
     np.testing.assert_allclose(bits_per_dim(density, 1, kind="uniform", bins=16).bits, 4, rtol=1e-6)
 

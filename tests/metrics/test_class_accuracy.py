@@ -1,4 +1,4 @@
-"""The judge of class-conditional samples, on real digits."""
+"""The classifier that judges class-conditional samples, on real digits."""
 
 import numpy as np
 import pytest

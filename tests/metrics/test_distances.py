@@ -1,4 +1,4 @@
-"""Distances of features against closed forms and against torch-fidelity (tests/golden/metrics/README.md)."""
+"""Distances between features, compared with closed forms and with torch-fidelity (tests/golden/metrics/README.md)."""
 
 import pathlib
 
@@ -47,7 +47,7 @@ def test_frechet_does_not_see_rotations_and_is_symmetric():
 
 
 def test_frechet_of_singular_covariances_is_real_and_right():
-    """Fewer images than dimensions: the usual square root of a product becomes complex there."""
+    """The distance is real and exact for singular covariances, where the usual matrix square root becomes complex."""
     u, v = np.zeros(50), np.zeros(50)
     u[0], v[0] = 2.0, 3.0
     value = frechet_distance(np.zeros(50), np.outer(u, u), np.zeros(50), np.outer(v, v))
@@ -56,7 +56,7 @@ def test_frechet_of_singular_covariances_is_real_and_right():
 
 @pytest.mark.parametrize(("d", "n", "expected"), [(16, 1000, 0.0840), (64, 1000, 1.088)])
 def test_frechet_of_a_finite_sample_is_biased_as_known(d, n, expected):
-    """N(0, I) against n draws of it: d / n + d (d + 1) / (4 n) to first order."""
+    """The distance of n draws to N(0, I) is d / n + d (d + 1) / (4 n) to first order."""
     draws = np.random.default_rng(0)
     values = [frechet_distance(*gaussian(draws.standard_normal((n, d))), np.zeros(d), np.eye(d)) for _ in range(20)]
     assert np.mean(values) == pytest.approx(d / n + d * (d + 1) / (4 * n), rel=0.03)
@@ -71,7 +71,7 @@ def test_the_gaussian_of_float32_features_does_not_cancel():
 
 
 def test_kernel_distance_of_constant_features():
-    """MMD^2 of two points: k(a, a) + k(b, b) - 2 k(a, b)."""
+    """MMD^2 of two points is k(a, a) + k(b, b) - 2 k(a, b)."""
     a, b = np.full((10, 8), 0.3), np.full((20, 8), 0.8)
     assert kernel_distance(a, b) == pytest.approx(1.892725, abs=1e-9)
 
@@ -109,7 +109,7 @@ def test_precision_sees_fakes_outside_and_recall_what_is_missing():
 
 
 def test_density_and_coverage_of_one_distribution():
-    """Naeem et al. 2020, Eqs. 7 and 9: 1, and 1 - 2^-k in the limit of many images."""
+    """Density is 1 and coverage 1 - 2^-k in the limit of many images (Naeem et al. 2020, Eqs. 7 and 9)."""
     rng = np.random.default_rng(0)
     density, coverage = np.mean([density_coverage(*rng.standard_normal((2, 1000, 8))) for _ in range(5)], axis=0)
     assert density == pytest.approx(1, abs=0.03)
@@ -167,7 +167,7 @@ def test_cmmd_is_the_authors():
 
 
 def test_gaussian_kernel_distance_in_closed_form():
-    """Two points at a distance d: 2 (1 - exp(-d^2 / (2 w^2)))."""
+    """The distance of two points d apart is 2 (1 - exp(-d^2 / (2 w^2)))."""
     x, y = np.zeros((1, 3)), np.array([[3.0, 0.0, 4.0]])
     assert gaussian_kernel_distance(x, y, width=5.0) == pytest.approx(2 * (1 - np.exp(-0.5)))
     assert gaussian_kernel_distance(y, y, width=5.0) == 0

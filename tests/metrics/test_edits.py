@@ -1,4 +1,4 @@
-"""Judges of edits, judged: on true edits, on copies, on the edits of others, on blurred and on shifted pictures."""
+"""Metrics of edits on true edits, on copies, on edits of other pairs, and on blurred and shifted pictures."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def made():
-    """Pictures before and after, and the edits."""
+    """Pictures before and after the edits, and the edits."""
     source = EditSource(SceneOptions(size=24, max_objects=2, num_examples=COUNT), "train")
     examples = source.__getitems__(range(COUNT))
     before, after = (np.stack([example[name] for example in examples]) for name in ("source", "image"))

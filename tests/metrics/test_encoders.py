@@ -1,4 +1,4 @@
-"""DINOv2 and CLIP against the authors' and Hugging Face's code, with random weights (tests/golden/metrics)."""
+"""DINOv2 and CLIP with random weights equal the authors' and Hugging Face's code (tests/golden/metrics)."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def clip(tmp_path):
 
 @pytest.mark.parametrize("size", [70, 42])
 def test_dinov2_is_the_authors(dinov2, size):
-    """At the size of its table of positions, and at another, for which the table is resampled."""
+    """The features equal the authors' at the size of the position table, and at one where the table is resampled."""
     golden, path = dinov2
     network, params, fingerprint = read_dinov2(path)
     assert (network.patch_size, network.grid, network.width, network.depth) == (14, 5, 128, 2)
@@ -55,18 +55,18 @@ def test_clip_is_hugging_faces(clip):
 
 
 def test_published_sizes():
-    """ViT-L/14 of DINOv2 as torch hub's page counts it (300 M) and CLIP's towers, tensor by tensor."""
+    """Parameter counts of DINOv2's ViT-L/14 (300 M on torch hub's page) and of CLIP's two encoders."""
 
     def count(shapes):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
     large = VisionTransformer(patch_size=14, grid=37, width=1024, depth=24, layer_scale=True)
-    assert count(vision_shapes(large)) == 304_368_640 - 1_024  # the token of masks
+    assert count(vision_shapes(large)) == 304_368_640 - 1_024  # without the mask token
     image = VisionTransformer(
         patch_size=14, grid=24, width=1024, depth=24, projection=768, first_norm=True, patch_bias=False
     )
     text = ClipText(vocabulary=49_408, length=77, width=768, depth=12, num_heads=12, hidden_units=3072, projection=768)
-    assert count(vision_shapes(image)) + count(token_shapes(text)) == 427_944_192  # and logit_scale
+    assert count(vision_shapes(image)) + count(token_shapes(text)) == 427_944_192  # without logit_scale
 
 
 def test_bicubic_matrix_keeps_constants_and_lines():
@@ -103,7 +103,7 @@ def test_other_weights_are_refused(clip, dinov2, tmp_path):
 
 
 def test_texts_of_clip(clip):
-    """Marked at both ends, padded with the mark of the end, cut where they are too long."""
+    """Texts get a start and an end token, are padded with the end token, and are cut if they are too long."""
     golden, folder = clip
     write_tokenizer(folder)
     model = read_clip(folder)

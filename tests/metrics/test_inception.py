@@ -1,4 +1,4 @@
-"""Inception-v3, its weights and its ways of resizing, against torch-fidelity, NVIDIA's network and Pillow."""
+"""Inception-v3, its weights and its resizers, compared with torch-fidelity, NVIDIA's network and Pillow."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file with the names of pytorch-fid's."""
+    """A file of random weights with the names of pytorch-fid."""
     path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
     write_random_inception(path)
     return path
@@ -28,7 +28,7 @@ def test_the_number_of_parameters():
     leaves = flatten_dict(inception_shapes())
     trunk = sum(v.size for path, v in leaves.items() if path[-1] in ("kernel", "scale", "bias"))
     assert trunk == 21_785_568
-    assert len(leaves) == 5 * 94 + 1  # convolutions, and the classes
+    assert len(leaves) == 5 * 94 + 1  # convolutions, and the classifier
 
 
 def test_features_are_those_of_torch_fidelity(weights):

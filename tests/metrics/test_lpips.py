@@ -1,4 +1,4 @@
-"""LPIPS against the package lpips, and its weights."""
+"""LPIPS and its weights, compared with the lpips package."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""What every registered metric must satisfy."""
+"""Properties that every registered metric must have."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ SAMPLE_METRICS = [name for name in METRICS if not {"model", "reconstructions"} &
 
 
 def given(name, data):
-    """Sets of images that a metric can judge: those with prompts are true scenes for them."""
+    """Image sets that a metric can judge; metrics with prompts get true scenes of their prompts."""
     if "prompts" not in METRICS.facts(name).reads:
         return data
     prompts = METRICS.example(name).prompts
@@ -152,7 +152,7 @@ def test_a_subset_is_fixed_and_keeps_pairs_together():
 
 
 def test_a_proportion_has_wilsons_interval():
-    """Its equation, and its limits: never of zero width, never outside [0, 1]."""
+    """The interval is Wilson's; its width is never zero, and it stays within [0, 1]."""
     found = proportion("right", np.arange(10) < 8)
     z = 1.959963984540054
     centre, half = (0.8 + z**2 / 20) / (1 + z**2 / 10), z * math.sqrt(0.016 + z**2 / 400) / (1 + z**2 / 10)
@@ -185,18 +185,18 @@ def test_a_result_has_all_that_its_facts_name(name, data):
     facts = METRICS.facts(name)
     result = METRICS.example(name)(data["samples"], train=data["train"], test=data["test"])
     assert set(facts.shown) <= set(result)
-    assert set(facts.numbers) - {"subsets_mean", "subsets_std"} <= set(result)  # those two need many images
+    assert set(facts.numbers) - {"subsets_mean", "subsets_std"} <= set(result)  # these two need many images
 
 
 @pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_black_pictures_are_worse_than_real_ones(name, data):
-    """The direction that a metric states is the one it has."""
+    """Black pictures score worse than real ones in the direction that the metric states."""
     data = given(name, data)
     facts, metric = METRICS.facts(name), METRICS.example(name)
     black = dataclasses.replace(data["test"], images=np.zeros_like(data["test"].images))
     good = metric(data["test"], train=data["train"], test=data["test"])
     bad = metric(black, train=data["train"], test=data["test"])
-    if name in ("inception_score", "clip_score"):  # of pixels these say nothing
+    if name in ("inception_score", "clip_score"):  # these say nothing about pixels
         return
     for key in facts.shown:
         number = facts.number(key)
@@ -225,7 +225,7 @@ def test_a_number_that_is_not_finite_is_worse_than_all(value):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stated:
-    """A metric that returns what it is told to."""
+    """A metric that returns the given result."""
 
     returns: tuple = (("score", 1.0),)
     title: ClassVar[str] = "Score"
@@ -291,7 +291,7 @@ def test_a_metric_of_the_model_is_not_asked_about_samples(data):
 
 
 def test_subsets_of_kid_are_those_of_the_images_as_they_came(data):
-    """As torch-fidelity draws them; the distance from all pairs depends on no order."""
+    """KID draws its subsets from the images in their given order, as torch-fidelity does."""
     space = PixelFeatures()
     metric = METRICS.build({"name": "kid", "subset_size": 20, "num_subsets": 5}, space=space)
     found = metric(data["samples"], train=data["train"], test=data["test"])

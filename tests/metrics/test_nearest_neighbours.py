@@ -1,4 +1,4 @@
-"""Distances to the training set, against closed forms and against brute force."""
+"""Distances to the training set, compared with closed forms and with brute force."""
 
 import numpy as np
 import pytest

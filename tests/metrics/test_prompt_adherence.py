@@ -1,4 +1,4 @@
-"""Adherence to prompts: 1 for true scenes, chance for shuffled ones, and by category for what is wrong there."""
+"""Prompt adherence is 1 for true scenes, chance for shuffled ones, and falls in the category of an error."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def found(true):
 def test_true_scenes_score_1_in_every_category(found):
     for name in (*CATEGORIES, "adherence", "adherence_seen", "adherence_held_out", "ceiling"):
         assert found[name] == 1
-    assert found["adherence_low"] == pytest.approx(240 / (240 + 1.959964**2), rel=1e-6)  # Wilson, all of 240
+    assert found["adherence_low"] == pytest.approx(240 / (240 + 1.959964**2), rel=1e-6)  # Wilson, 240 of 240
     assert found["adherence_high"] == 1
     assert found["counting_low"] == pytest.approx(40 / (40 + 1.959964**2), rel=1e-6)
     assert found["shuffled"] < 0.02
@@ -41,13 +41,13 @@ def test_shuffled_pictures_score_chance(true, found):
 
 
 def test_what_is_wrong_is_wrong_in_its_category(true):
-    """Mirrored pictures break only what says left or right; pictures without red only what is red."""
+    """Mirrored pictures fail only prompts with left or right; exchanging red and blue lowers the score of colours."""
     metric = PromptAdherence(prompts=SUITE)
     mirrored = metric(dataclasses.replace(true, images=true.images[:, :, ::-1]), train=true, test=true)
     sideways = [p.requirement.relations[0][1] in ("left of", "right of") for p in SUITE if p.category == "position"]
     assert mirrored["position"] == pytest.approx(1 - np.mean(sideways))
     assert all(mirrored[name] == 1 for name in CATEGORIES if name != "position")
-    turned = metric(dataclasses.replace(true, images=true.images[..., ::-1]), train=true, test=true)  # red is blue
+    turned = metric(dataclasses.replace(true, images=true.images[..., ::-1]), train=true, test=true)  # swaps red, blue
     assert turned["single_object"] == turned["two_objects"] == 1
     assert turned["colours"] < 0.5
 
@@ -78,7 +78,7 @@ def test_what_it_does_not_judge(true):
 
 
 def test_the_ceiling_of_latents_is_that_of_their_first_stage(true):
-    """A first stage that loses the colours of half of the pictures."""
+    """A first stage that loses the colours of half of the pictures halves the round-trip score."""
 
     def round_trip(images):
         made = images.copy()

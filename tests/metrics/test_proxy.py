@@ -1,4 +1,4 @@
-"""The proxy's feature space, on real digits: what it must rank, and what it must not depend on."""
+"""The proxy's feature space on real digits: what it must rank, and what it must not depend on."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_an_image_has_the_same_features_in_any_company(space, digits):
 
 
 def test_real_images_are_seen_by_the_network_once(digits):
-    """Their features stay, however many sets of samples are judged after them."""
+    """The features of real images are computed once, for any number of sample sets."""
     train, seen = digits["train"].subset(100), []
     space = proxy_features(train_proxy(train, ProxyTraining(steps=1)), train, ProxyTraining(steps=1))
     extract = type(space)._extract
@@ -86,7 +86,7 @@ def test_real_images_are_seen_by_the_network_once(digits):
 
 
 def test_of_images_on_disk_a_batch_is_read_at_a_time(digits, tmp_path):
-    """And what a row says is of its own image, wherever that stands."""
+    """Images on disk are read batch by batch, and each row of features belongs to its own image."""
     train = digits["train"].subset(900)
     space = proxy_features(train_proxy(train, ProxyTraining(steps=1)), train, ProxyTraining(steps=1))
     np.save(tmp_path / "images.npy", train.images)

@@ -1,4 +1,4 @@
-"""Metrics of pairs: against their equations, worse pictures are worse, sets that make no pairs are refused."""
+"""Metrics of image pairs equal their equations, rate worse pictures as worse, and refuse sets that form no pairs."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,8 @@ def test_psnr_is_its_equation():
 
 
 def test_ssim_is_its_equation():
-    """Window by window in float64; constant pictures in closed form; a picture and itself give 1."""
+    """SSIM equals its equation window by window in float64, its closed form for constants, and 1 for identical
+    pictures."""
     x, y = ORIGINALS[:2], noisy(20)[:2]
     offsets = np.arange(11) - 5
     weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))

@@ -1,4 +1,4 @@
-"""Files of reference statistics, in every published form."""
+"""Files with reference statistics, in every published format."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_bad_files_are_refused(tmp_path):
     np.savez(path, mu=np.full(3, np.nan), sigma=np.eye(3))
     with pytest.raises(UserError, match="not finite"):
         read_gaussian(path, space)
-    np.savez(path, mu=np.array([None, object()]), sigma=np.eye(2))  # a pickle inside: it is not read
+    np.savez(path, mu=np.array([None, object()]), sigma=np.eye(2))  # it contains a pickle, which is not read
     with pytest.raises(UserError, match=r"not an \.npz file"):
         read_gaussian(path, space)
 

@@ -1,4 +1,4 @@
-"""Words read in samples: 1 for true renders, 0 for shuffled ones; the engines themselves, where they are installed."""
+"""Word accuracy is 1 for true renders and 0 for shuffled ones; the OCR engines themselves, if they are installed."""
 
 import dataclasses
 import importlib.util
@@ -18,7 +18,7 @@ INSTALLED = importlib.util.find_spec("rapidocr") is not None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mumbles(ByHeart):
-    """Reads the true pictures in capitals, and loses the first letter of every second word."""
+    """A reader that returns the true words in capitals, and drops the first letter of every second word."""
 
     @property
     def described(self):
@@ -41,10 +41,10 @@ def test_true_renders_are_right_and_shuffled_ones_wrong(true):
     metric = metric_of("word_accuracy")
     found = metric(true, train=true, test=true)
     assert (found["word_accuracy"], found["ceiling"], found["shuffled"]) == (1, 1, 0)
-    assert found["word_accuracy_low"] == pytest.approx(40 / (40 + 1.959964**2), rel=1e-6)  # Wilson, all of 40
+    assert found["word_accuracy_low"] == pytest.approx(40 / (40 + 1.959964**2), rel=1e-6)  # Wilson, 40 of 40
     shuffled = dataclasses.replace(true, images=np.roll(true.images, 20, axis=0))
     found = metric(shuffled, train=true, test=true)
-    assert found["word_accuracy"] < 0.06  # single letters repeat
+    assert found["word_accuracy"] < 0.06  # single letters occur several times
     assert found["ceiling"] == 1
     distance = metric_of("edit_distance")
     assert distance(true, train=true, test=true)["edit_distance"] == 0
@@ -72,7 +72,7 @@ def test_a_second_engine_stands_beside_the_first(true):
 
 
 def test_the_ceiling_of_latents_is_that_of_their_first_stage(true):
-    """A first stage that loses every second picture."""
+    """A first stage that loses every second picture halves the round-trip score."""
 
     def round_trip(images):
         made = images.copy()
@@ -99,7 +99,7 @@ def test_an_alphabet_without_capitals_leaves_case_out():
 
 def test_the_interval_of_a_mean():
     found = mean_with_interval("d", np.array([0.2, 0.4]))
-    assert found["d_high"] - found["d"] == pytest.approx(0.7)  # 12.706 times 0.1, cut at 1
+    assert found["d_high"] - found["d"] == pytest.approx(0.7)  # 12.706 times 0.1, clipped at 1
     assert found["d_low"] == 0
     assert mean_with_interval("d", np.array([0.3])) == {"d": 0.3, "d_low": 0.3, "d_high": 0.3}
 
@@ -144,7 +144,7 @@ def test_without_the_engine_one_line(true, monkeypatch):
 
 
 def test_a_card_of_a_judge(true):
-    """Truth at its best, shuffled and blank at their worst, and damaged pictures that nobody knows by heart."""
+    """The reader scores 1 on true pictures, at most 0.1 on shuffled ones, and 0 on blank and damaged ones."""
     metrics = {name: metric_of(name) for name in ("word_accuracy", "edit_distance")}
     found = calibration.calibrate(metrics, SUITE, 20, lambda images: images)
     card = {condition: result["word_accuracy"] for condition, result in found["cards"]["word_accuracy"].items()}

@@ -1,4 +1,4 @@
-"""Attention: one result by every implementation, forward and both derivatives; bounded memory where it is promised."""
+"""All attention implementations agree, forward and in both derivatives, and keep the promised memory bounds."""
 
 import functools
 import importlib
@@ -57,7 +57,7 @@ def temporaries(function, *arguments):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_long_sequences_do_not_make_the_matrix_of_logits(backward):
-    """16,384 tokens: the logits of one head alone would take 1 GiB."""
+    """Attention over 16,384 tokens never forms the logits, which would take 1 GiB for a single head."""
     shape = jax.ShapeDtypeStruct((1, 16_384, 1, 16), jnp.float32)
 
     def run(q, k, v):
@@ -68,14 +68,15 @@ def test_long_sequences_do_not_make_the_matrix_of_logits(backward):
 
 
 def test_a_block_is_bounded_for_all_examples_and_heads():
-    """Two examples of 8 heads of 16,384 tokens, forward and backward: the matrices of logits would take 16 GiB."""
+    """Two examples with 8 heads and 16,384 tokens stay below 256 MiB, forward and backward; all logits would take 16
+    GiB."""
     shape = jax.ShapeDtypeStruct((2, 16_384, 8, 16), jnp.float32)  # 16 MiB
     gradient = jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), argnums=(0, 1, 2))
     assert temporaries(gradient, shape, shape, shape) < 2**28
 
 
 def test_blocks_whose_keys_do_not_count_leave_nothing(small_chunks):
-    """The first block of keys is masked whole for one example; a bias forbids what came before."""
+    """Chunked attention equals dense attention with a causal bias and a fully masked first block of keys."""
     q, k, v = inputs(queries=130, keys=130)
     mask = jnp.stack([jnp.arange(130) >= 60, jnp.arange(130) % 3 < 2])
     told = {
@@ -108,7 +109,8 @@ def test_wrong_requests_are_named():
 
 
 def test_tokens_attend_within_their_segment(small_chunks):
-    """Two sequences packed into one give what each gives alone, by both ways that take segments, and backward."""
+    """Two packed sequences give the results of the separate ones, forward and backward, in both implementations with
+    segments."""
     q, k, v = inputs(queries=200, keys=200)
     segments = jnp.array([[0] * 120 + [1] * 80] * 2)
 

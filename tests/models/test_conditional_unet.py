@@ -1,4 +1,4 @@
-"""The text-conditioned U-Net and its ControlNet; the outputs of published ones are in tests/weights."""
+"""The text-conditioned U-Net and its ControlNet; tests/weights compares published ones with their outputs."""
 
 import json
 import math
@@ -33,7 +33,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def drawn(tree, seed=0):
-    """Parameters that are all at work."""
+    """Random parameters, so that every part of the network has an effect."""
     draw = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: np.float32(leaf + 0.2 * draw.standard_normal(leaf.shape)), jax.device_get(tree))
 
@@ -68,7 +68,7 @@ REFINER = {
 
 @pytest.mark.parametrize("name", ["sd15_unet", "sdxl_base_unet", "instruct_pix2pix_unet_8ch", "controlnet_sd15"])
 def test_published_sizes(name):
-    """Parameters, and tensors by the map of names."""
+    """The numbers of parameters and of mapped tensors equal those of the published networks."""
     entry = COUNTS[name]
     control = entry["cls"] == "ControlNetModel"
     network = (build_controlnet if control else build_unet)(entry["config"])
@@ -79,7 +79,7 @@ def test_published_sizes(name):
 
 
 def by_layers(config):
-    """Parameters by the layers of the paper's figure, with nothing of the network's code."""
+    """The number of parameters, counted by the layers in the paper's figure without the network's code."""
     channels, context = config["block_out_channels"], config["cross_attention_dim"]
     time = 4 * channels[0]
     depth = config["transformer_layers_per_block"]
@@ -136,7 +136,7 @@ def test_sizes_follow_from_the_layers(config, count):
 
 
 def test_blocks_of_a_transformer_are_one_scan():
-    """The program does not grow with the depth."""
+    """The program does not grow with the number of transformer blocks."""
     products = []
     for depth in (2, 10):
         network = UNET.clone(transformer_depth=depth)
@@ -148,7 +148,7 @@ def test_blocks_of_a_transformer_are_one_scan():
 
 @pytest.mark.parametrize(("size", "coarse"), [(7, 4), (5, 3), (9, 5), (8, 4), (33, 17)])
 def test_odd_sizes_go_up_to_the_size_of_what_was_kept(size, coarse):
-    """Nearest neighbours of any size, index floor(i * coarse / size), are every pixel twice, cut."""
+    """Nearest-neighbour upsampling with index floor(i * coarse / size) equals doubling every pixel and cutting."""
     nearest = [math.floor(i * coarse / size) for i in range(size)]
     assert nearest == list(np.repeat(np.arange(coarse), 2)[:size])
 
@@ -192,7 +192,7 @@ def test_guess_mode_weakens_the_finest_most():
 
 @pytest.mark.slow
 def test_every_parameter_of_a_controlnet_is_trained(params, inputs):
-    """The control image reaches the loss once the zero convolutions have left zero."""
+    """Every parameter gets a gradient once the zero convolutions are no longer zero."""
     x, time, context, picture = (part[:2] for part in inputs)
     own = drawn(controlnet_params(init_params(CONTROL, jax.random.key(0)), params), 3)
 

@@ -1,4 +1,4 @@
-"""What every registered network must satisfy. A new one is picked up by its registration."""
+"""Properties that every registered network must have; a new network is tested once it is registered."""
 
 import functools
 
@@ -25,17 +25,17 @@ TOLD_A_TEXT = {
 }  # fmt: skip
 
 
-# Made of the blocks of networks that are tried here too, or held against published outputs by tests of their own.
+# Networks whose blocks are tested here through others, or that other tests compare with published outputs.
 SHARED = {"adm", "ldm_unet", "ncsnpp", "vdm", "unet, text", "dit, text", "conditional_unet", "joint_transformer"}
 
 
 def example(name):
-    """The smallest instance of a registered network, or of one that is told a text."""
+    """The smallest instance of a registered network, or of its text-conditioned variant."""
     return MODELS.build(TOLD_A_TEXT[name]) if name in TOLD_A_TEXT else MODELS.example(name)
 
 
 class Subject:
-    """A registered network with parameters that are all at work, inputs, and a compiled call."""
+    """A registered network with random parameters, inputs, and a compiled call."""
 
     def __init__(self, name):
         self.module = example(name)
@@ -258,7 +258,7 @@ def test_exports(subject):
 
 
 def test_a_network_of_two_times_sees_both(subject):
-    """Its parameters are those of a network of one time and an embedding of the interval more."""
+    """A network with two times has more parameters than one with a single time, and depends on the second time."""
     module = subject.module.clone(num_times=2)
     params = init_params(module, jax.random.key(0))
     assert count_parameters(module) > count_parameters(subject.module)
@@ -275,7 +275,7 @@ def test_a_network_of_two_times_sees_both(subject):
 
 
 def test_padding_of_a_context_changes_nothing(subject, x64):
-    """In float64, where a sum over more terms that are zero differs by less than any fault would."""
+    """Masked padding of a context changes nothing, compared in float64 to exclude rounding errors."""
     if not any(spec.has_mask for spec in subject.module.takes.values()):
         pytest.skip("no slot of any length")
     module = subject.module.clone(dtype=jnp.float64)

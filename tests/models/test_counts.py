@@ -1,6 +1,6 @@
-"""Parameters of the papers' networks, as integers: counted on the official code, or published.
+"""Parameter counts of the papers' networks as exact integers, counted on the official code or published.
 
-Nothing is allocated. Trainable parameters unless said otherwise.
+Nothing is allocated. Counts are of trainable parameters unless stated otherwise.
 """
 
 import jax
@@ -174,7 +174,7 @@ COUNTS = {
     "EDM2 XS unconditional": ({"name": "edm2", **LATENT512, "size": "XS", "num_classes": 0}, 124_201_253 - 128),
     "EDM2 S unconditional": ({"name": "edm2", **LATENT512, "num_classes": 0}, 279_444_837 - 128),
     "EDM2 S ImageNet 64": ({"name": "edm2", **IMAGENET64}, 280_209_381 - 128),
-    # The schedule's parameters, 2 or 3,074, are counted with the paper's networks.
+    # The 2 or 3,074 parameters of the schedule are counted with the papers' networks.
     "VDM CIFAR-10": ({"name": "vdm", **CIFAR}, 30_578_181 - 2),
     "VDM CIFAR-10, augmented": ({"name": "vdm", **CIFAR, "features": 256}, 122_140_677 - 3_074),
     "VDM ImageNet 32": ({"name": "vdm", **CIFAR, "features": 256}, 122_137_605 - 2),
@@ -182,7 +182,7 @@ COUNTS = {
     "U-ViT ImageNet 64 M/4": ({"name": "uvit", **IMAGENET64, "size": "M/4", "null_row": False}, 130_940_292),
     "U-ViT ImageNet 256 L/2": ({"name": "uvit", **LATENT, "size": "L/2"}, 286_763_172),
     "U-ViT ImageNet 256 H/2": ({"name": "uvit", **LATENT, "size": "H/2", "last_convolution": False}, 500_832_016),
-    # 45M and 58M in the authors' table; by formula from libs/uvit_t2i.py.
+    # 45M and 58M in the authors' table; computed by formula from libs/uvit_t2i.py.
     "U-ViT MS-COCO S/2": ({"name": "uvit", **LATENT, "num_classes": 0, "size": "S-text/2"}, 44_692_644),
     "U-ViT MS-COCO S/2 deep": ({"name": "uvit", **LATENT, "num_classes": 0, "size": "S-deep-text/2"}, 58_345_636),
     # Counted on the authors' code, guided_diffusion/vision_transformer.py.
@@ -193,9 +193,9 @@ COUNTS = {
     "JiT H/16": ({"name": "jit", **PIXELS256, "size": "H/16"}, 952_514_368),
     "JiT B/32 at 512": ({"name": "jit", **PIXELS256, "image_size": 512, "size": "B/32"}, 133_190_400),
     "MeanFlow B/4": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/4"}, 131_165_248),
-    # Shortcut models' code has 256 more, a table that its output does not depend on.
+    # The shortcut models' code has 256 more parameters in a table that does not affect its output.
     "MeanFlow B/2, shortcut B/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "B/2"}, 131_091_472),
-    "MeanFlow M/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "M/2"}, 308_019_216),  # the paper's 308M
+    "MeanFlow M/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "M/2"}, 308_019_216),  # 308M in the paper
     "MeanFlow XL/2": ({"name": "dit", **LATENT, "num_times": 2, "size": "XL/2"}, 676_440_592),
     "MDLM and SEDD small": ({"name": "ddit", "image_size": 32, "image_channels": 50_258}, 169_627_218),
     "MDLM tiny": ({"name": "ddit", "image_size": 32, "image_channels": 50_258, "size": "tiny"}, 80_061_266),
@@ -204,7 +204,7 @@ COUNTS = {
         424_477_010,
     ),
     "MDLM LM1B": ({"name": "ddit", "image_size": 16, "image_channels": 30_522}, 139_292_986),
-    # With the 1001 x 512 table of labels, which the paper's code keeps outside its U-Net.
+    # Includes the 1001 x 512 label table, which the paper's code keeps outside its U-Net.
     "LDM ImageNet 256": (
         {"name": "ldm_unet", **LATENT512, "image_channels": 3, "size": "imagenet256"},
         400_920_579 + 512_512,
@@ -240,14 +240,14 @@ def test_parameter_count(name):
     ],
 )
 def test_dit_with_its_fixed_positions(size, total):
-    """The authors' total has the table of positions in it, a constant that is computed here."""
+    """The authors' total also counts the position table, which is a constant here."""
     network = MODELS.build({"name": "dit", **LATENT, "size": size, "learn_sigma": True})
     tokens = (network.image_size // network.patch_size) ** 2
     assert count_parameters(network) + tokens * network.hidden_size == total
 
 
 def test_dit_512_has_more_positions_and_the_same_parameters():
-    """675,129,632 at 256 and 676,014,368 at 512 pixels."""
+    """The totals with position tables are 675,129,632 at 256 pixels and 676,014,368 at 512 pixels."""
     network = MODELS.build({"name": "dit", **LATENT512, "size": "XL/2", "learn_sigma": True})
     assert count_parameters(network) == 674_834_720
     assert 674_834_720 + 32**2 * 1152 == 676_014_368
@@ -262,7 +262,8 @@ def test_adm_classifiers(size, blocks, count):
 
 
 def uvit_text(width, depth):
-    """By the layers of libs/uvit_t2i.py: patches of 2 x 2 x 4, 77 vectors of CLIP, one time, a last convolution."""
+    """The parameter count by the layers of libs/uvit_t2i.py: patches of 2 x 2 x 4, 77 CLIP vectors, one time, a last
+    convolution."""
     block = 4 * width**2 + width + 8 * width**2 + 5 * width + 4 * width
     skips = depth // 2 * (2 * width**2 + width)
     ends = (16 * width + width) + (width * 16 + 16) + (768 * width + width) + (1 + 77 + 256) * width + 2 * width
@@ -270,7 +271,7 @@ def uvit_text(width, depth):
 
 
 def ddit(width, depth, values):
-    """By the layers of MDLM's models/dit.py: a table, 128 channels of time, blocks, the last layer."""
+    """The parameter count by the layers of MDLM's models/dit.py: a table, 128 time channels, blocks, the last layer."""
     block = 2 * width + 4 * width**2 + 8 * width**2 + 5 * width + 6 * (128 + 1) * width
     time = (256 * 128 + 128) + (128 * 128 + 128)
     return values * width + time + depth * block + width + 2 * (128 + 1) * width + values * (width + 1)
@@ -287,12 +288,12 @@ def ddit(width, depth, values):
     ],
 )
 def test_counts_by_formula(name, count):
-    """What was not counted on the authors' code follows from its layers."""
+    """Counts that were not taken from the authors' code follow from its layers."""
     assert COUNTS[name][1] == count
 
 
 def test_the_text_of_uvit_is_tokens_of_its_own():
-    """The output depends on every vector of the text, and the sampler's null condition is a text of zeros."""
+    """The output depends on every text vector, and the sampler's null condition is a text of zeros."""
     network = MODELS.build(
         {
             **{"name": "uvit", "image_size": 4, "image_channels": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},

@@ -56,7 +56,7 @@ def test_parameter_counts_of_the_parts():
 
 @pytest.mark.parametrize(("size", "gigamacs"), [("S/2", 6.056), ("XL/2", 118.62)])
 def test_multiply_adds(size, gigamacs):
-    """The closed form of the paper's Gflops column, and what XLA counts in our forward pass (blocks unrolled)."""
+    """The multiply-adds equal a closed form of the paper's Gflops column, and XLA's count with unrolled blocks."""
     module = build(size=size)
     dim, tokens, patch = module.hidden_size, (32 // module.patch_size) ** 2, module.patch_size**2
     blocks = module.depth * (12 * dim**2 * tokens + 2 * tokens**2 * dim + 6 * dim**2)
@@ -70,7 +70,7 @@ def test_multiply_adds(size, gigamacs):
 
 
 def test_position_embedding_order():
-    """Tokens row by row; in each the column first, then the row; in each sines first, then cosines."""
+    """Tokens run row by row; each embedding has the column, then the row; each of these has sines, then cosines."""
     size, dim = 8, 16
     embedding = position_embedding(size, dim)
     assert embedding.shape == (size * size, dim)
@@ -131,7 +131,7 @@ def test_remat_and_unroll_change_nothing(tiny, x64):
 
 
 def test_remat_recomputes(tiny):
-    """What the backward pass is handed: less with dots, least with full."""
+    """The residuals of the backward pass shrink with "dots" and most with "full"."""
     module, params = tiny
 
     def residuals(remat):
@@ -168,7 +168,7 @@ def test_wrong_fields(fields, message):
 
 
 def applied(module, x, scale=0.3, **told):
-    """The output for random parameters, and for nothing else that is told."""
+    """The output for random parameters and only the given conditions."""
     shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda p: np.float32(scale * draw.standard_normal(p.shape)), shapes)
@@ -182,7 +182,7 @@ def test_positions_of_other_sizes_are_on_the_scale_of_the_training():
     np.testing.assert_allclose(large.mean(0), [3.5, 3.5])
     assert large.min() > -0.5
     assert large.max() < 7.5
-    wide = spread_positions(4, 16, 8).reshape(4, 16, 2)  # as many tokens: as far from each other as in training
+    wide = spread_positions(4, 16, 8).reshape(4, 16, 2)  # as many tokens as in training, at the same distances
     np.testing.assert_allclose(np.diff(wide[..., 0], axis=0), 1.0)
     np.testing.assert_allclose(np.diff(wide[..., 1], axis=1), 1.0)
     np.testing.assert_allclose(wide.mean((0, 1)), [3.5, 3.5])
@@ -190,7 +190,7 @@ def test_positions_of_other_sizes_are_on_the_scale_of_the_training():
 
 @pytest.mark.parametrize(("context_by", "positions"), [("cross", "sine"), ("joint", "rotary")])
 def test_pictures_of_other_sizes(tiny, context_by, positions):
-    """With a text, other sides give pictures of these sides, and the ways to attend agree."""
+    """With text, the output has the size of the input at other sizes, and attention implementations agree."""
     x = np.random.default_rng(1).standard_normal((2, 8, 12, 2), np.float32)
     module = tiny[0].clone(depth=1, context_channels=5, context_by=context_by, positions=positions)
     spread = applied(module, x)
@@ -200,7 +200,7 @@ def test_pictures_of_other_sizes(tiny, context_by, positions):
 
 
 def test_rotary_positions_are_relative(tiny):
-    """Where all patches are the same so is the output; where they are not, their order counts."""
+    """Equal patches give equal outputs; otherwise the order of the patches matters."""
     module = tiny[0].clone(positions="rotary")
     same = applied(module, np.ones((1, 8, 8, 2), np.float32))
     np.testing.assert_allclose(same, np.broadcast_to(np.tile(same[:, :2, :2], (1, 4, 4, 1)), same.shape), atol=1e-5)

@@ -1,4 +1,4 @@
-"""EDM2's promises: magnitudes are preserved, weights are kept at their norm, conditioning comes in by gains."""
+"""EDM2's properties: magnitudes are preserved, weights keep their norm, and conditioning enters through gains."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def test_constraining_does_not_change_what_is_computed(network, params):
 
 
 def test_a_fresh_block_ignores_its_conditioning(network, params):
-    """The gains of the conditioning and of the output are zero."""
+    """A fresh block ignores its conditioning, because the conditioning gains start at zero."""
     opened = {**params, "out_gain": jnp.float32(1.0)}
     x = jax.random.normal(jax.random.key(2), (2, *network.image_shape))
     outputs = [

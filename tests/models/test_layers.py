@@ -17,7 +17,7 @@ def test_time_embedding_of_adm_and_dit():
 
 
 def test_time_embedding_of_ddpm():
-    # Frequencies 1, 10^(-4/3), 10^(-8/3), 10^-4: the ends of the range are both taken.
+    # The frequencies 1, 10^(-4/3), 10^(-8/3), 10^-4 include both ends of the range.
     angles = 500.0 * 10.0 ** np.array([0, -4 / 3, -8 / 3, -4])
     actual = sinusoidal_embedding(jnp.asarray([500.0]), 8)[0]
     np.testing.assert_allclose(actual, np.concatenate([np.sin(angles), np.cos(angles)]), atol=2e-5)
@@ -47,7 +47,7 @@ def test_attention_by_hand(x64):
 
 
 def test_attention_softmax_is_float32_in_bfloat16():
-    # A thousand equal logits: bfloat16 sums of 1/1000 would be off by far more than the rounding of the result.
+    # A thousand equal logits: summing 1/1000 in bfloat16 would err by far more than the result's rounding.
     query, value = jnp.zeros((1, 1, 1, 4), jnp.bfloat16), jnp.ones((1, 1000, 1, 4), jnp.bfloat16)
     output = attention(query, value, value)
     assert output.dtype == jnp.bfloat16
@@ -76,7 +76,7 @@ def test_dropout():
     assert set(np.unique(a)) == {0.0, np.float32(1 / 0.75)}
     deviations = 4.0 * np.sqrt(0.25 * 0.75 / x.size) / 0.75
     assert abs(float(a.mean()) - 1.0) < deviations
-    # Layers, and examples, have masks of their own: two agree as often as independent ones do.
+    # Layers and examples have separate masks, which agree as often as independent ones.
     agreement = 0.25**2 + 0.75**2
     for left, right in ((a, b), (a[0], a[1])):
         assert abs(float((left == right).mean()) - agreement) < 4.0 * np.sqrt(0.25 / left.size)

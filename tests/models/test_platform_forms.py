@@ -1,6 +1,6 @@
-"""Reformulations for XLA on CPU stay on CPU: compilers for accelerators get the plain network, with the same values.
+"""Reformulations for XLA on CPU are used only there: accelerators get the plain network, with the same values.
 
-Nothing here needs an accelerator: what a program is traced for is said by the mesh in force.
+Nothing here needs an accelerator: the active mesh says for which platform a program is traced.
 """
 
 import sys
@@ -23,7 +23,7 @@ SLICE = AbstractMesh((1,), ("data",), abstract_device=CHIP)
 
 
 def on_tpu(function):
-    """A function that is traced for a TPU."""
+    """Wrap a function so that it is traced for a TPU."""
 
     def traced(*arguments):
         with use_abstract_mesh(SLICE):
@@ -87,7 +87,8 @@ def test_both_forms_are_the_same_function(name, monkeypatch, x64):
 
 
 def test_gradients_of_convolutions_are_in_no_loop_on_cpu():
-    """Microbatches: a loop for accelerators; on CPU, whose compiler takes these gradients slowly in a loop, none."""
+    """Microbatches use a loop on accelerators, but none on CPU, where XLA computes convolution gradients slowly in
+    loops."""
     config = digits_unet.get_config()
     config.train.accumulation = 2
     config.model.update(base_channels=8, channel_multipliers=(1,), attention_resolutions=())
@@ -96,7 +97,7 @@ def test_gradients_of_convolutions_are_in_no_loop_on_cpu():
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
 
     def passes(traced):
-        """Of each loop, how often it goes round."""
+        """The number of iterations of each loop."""
         loops = [e.params for e in jax.make_jaxpr(traced)(*arguments).eqns if e.primitive.name == "scan"]
         return [loop["length"] // loop["unroll"] for loop in loops]
 

@@ -1,4 +1,4 @@
-"""Computing activations again for the backward pass changes memory and time, and no number."""
+"""Recomputing activations for the backward pass changes memory and time, but no number."""
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,11 @@ def test_unknown_policies_are_named(name):
 
 
 def test_pointwise_intermediates_are_not_kept():
-    """What a DiT block keeps, in units of a token's vector (6 heads of 64, 64 tokens: logits are a unit too).
+    """The values that a DiT block keeps, in units of one vector per token (6 heads of 64, 64 tokens, so logits are one
+    unit).
 
-    The input of each branch (2), q, k, v (3), the attention's weights and result (2), what the gates multiply (2), the
-    MLP before its GELU (4). With every intermediate of GELU and norms it was 40.
+    They are the input of each branch (2), q, k, v (3), the attention's weights and result (2), the inputs of the gates
+    (2) and the MLP before its GELU (4). With all intermediates of GELU and norms they were 40.
     """
     network = MODELS.build({"name": "dit", "size": "S/2", "image_size": 16, "image_channels": 4, "depth": 3})
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))

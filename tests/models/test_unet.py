@@ -18,7 +18,7 @@ def build(**fields):
     [
         ({"image_size": 32}, 35_746_307),  # CIFAR-10
         ({"image_size": 256, "channel_multipliers": [1, 1, 2, 2, 4, 4]}, 113_673_219),  # LSUN, CelebA-HQ
-        ({"image_size": 64, "channel_multipliers": [1, 2, 2, 2, 4]}, 78_700_803),  # CelebA, of DDIM
+        ({"image_size": 64, "channel_multipliers": [1, 2, 2, 2, 4]}, 78_700_803),  # CelebA, from the DDIM paper
         ({"image_size": 32, "num_classes": 10}, 35_746_307 + 11 * 4 * 128),
         ({"image_size": 32, "out_channels": 6}, 35_746_307 + 3 * (9 * 128 + 1)),
         ({"image_size": 64, "patch_size": 2}, 35_746_307 + 9 * 2 * 9 * 128 + 9),  # 12 channels instead of 3
@@ -55,7 +55,7 @@ def output_shape(module, image_shape):
 
 
 def test_patches_are_the_channels_of_a_smaller_image():
-    """The network of patch_size=2 is the one of 4 times the channels on images of half the size."""
+    """A network with patch_size=2 equals one with 4 times the channels on images of half the size."""
     rng = np.random.default_rng(0)
     patched = tiny(image_channels=1, patch_size=2, attention_resolutions=(2,))
     plain = tiny(image_channels=4, image_size=4, attention_resolutions=(2,))
@@ -85,7 +85,7 @@ def test_heads_must_divide_channels():
 
 @pytest.mark.parametrize(("padding", "first"), [("same", 0), ("symmetric", -1)])
 def test_downsample_padding(padding, first):
-    """Each output pixel of the stride-2 convolution sees rows first ... first + 2 of its pair."""
+    """Each output pixel of the stride-2 convolution reads rows first ... first + 2, relative to its pair of rows."""
     module = tiny(downsample_padding=padding)
     convs = []
 

@@ -1,4 +1,4 @@
-"""Losses that are likelihoods: VDM and the variational bound of a chain, for Gaussian data where all is known."""
+"""Losses that are likelihoods: VDM and the variational bound of a chain, on Gaussian data with known results."""
 
 import dataclasses
 
@@ -33,8 +33,8 @@ def bits(nats):
 
 
 def exact_terms(num_steps):
-    """The terms of the ELBO for data N(0, 1/4) without sampling, in nats: they are quadratic forms of data and noise,
-    so four points with the right second moments give their mean; t by Gauss-Legendre, or step by step."""
+    """The exact terms of the ELBO in nats for data N(0, 1/4). They are quadratic forms of data and noise, so four
+    points with the right second moments give their mean; t is integrated by Gauss-Legendre, or summed over steps."""
     schedule = SCHEDULES.build("vdm_linear")
     nodes, weights = np.polynomial.legendre.leggauss(400)
     t, w = 0.5 * (nodes + 1), 0.5 * weights
@@ -75,7 +75,7 @@ def test_vdm_objective_is_the_mean_of_its_terms():
 
 
 def test_the_continuous_loss_does_not_depend_on_the_learned_schedule_between_its_ends():
-    """VDM, eq. 18: only the ends of gamma matter."""
+    """The continuous loss depends only on the ends of gamma (VDM, eq. 18)."""
     schedule = SCHEDULES.build("vdm_linear")
     objective = OBJECTIVES.build({"name": "vdm", "learned": True, "fixed_ends": True, "features": 32})
     params = MonotoneGamma(features=32, fixed_ends=True).init(jax.random.key(0))
@@ -86,11 +86,11 @@ def test_the_continuous_loss_does_not_depend_on_the_learned_schedule_between_its
     ]
     np.testing.assert_allclose([metrics["diffusion"] for metrics in found], bits(5.9560146336), rtol=0.02)
     slopes = [np.ptp(np.diff(objective.gamma.gamma(p, np.linspace(0, 1, 20)))) for p in (params, bent)]
-    assert slopes[1] > 2 * slopes[0]  # they do differ
+    assert slopes[1] > 2 * slopes[0]  # the schedules do differ
 
 
 def test_likelihood_weighting_is_the_diffusion_loss():
-    """In nats per dimension, for any kind of prediction."""
+    """Likelihood weighting gives the diffusion loss in nats per dimension for every prediction kind."""
     schedule, losses = SCHEDULES.build("vdm_linear"), []
     for kind in ("epsilon", "x0", "v"):
         recipe = {"name": "denoising", "schedule": schedule, "prediction": kind, "weighting": "likelihood"}
@@ -101,7 +101,7 @@ def test_likelihood_weighting_is_the_diffusion_loss():
 
 
 def test_rate_weights_are_the_same_loss_on_every_schedule():
-    """An integral over log-SNR: sigmoid weighting on two schedules with the same ends."""
+    """Sigmoid weighting is an integral over log-SNR, so two schedules with the same ends give the same loss."""
     losses = []
     for name in ("vdm_linear", "clipped_cosine"):
         ends = {"gamma_min": -8.0, "gamma_max": 8.0} if name == "vdm_linear" else {"log_snr_min": -8, "log_snr_max": 8}
@@ -136,12 +136,12 @@ def gaussian_with_variance(schedule, fraction):
 
 @pytest.mark.parametrize(("fraction", "total"), [(0.0, 6.302436875928332), (1.0, 5.645641041770938)])
 def test_ddpm_bound_of_a_gaussian(fraction, total, x64):
-    """sum over n >= 1 of E KL in bits, for data N(0, 0.25) with the small and the large variance, exactly."""
+    """The exact sum over n >= 1 of E KL in bits for data N(0, 0.25), with the small and with the large variance."""
     schedule = SCHEDULES.build("ddpm_linear")
     objective = OBJECTIVES.build({"name": "vlb", "schedule": "ddpm_linear"})
     n = np.arange(1, 1000)
     t = (n + 1) / 1000
-    # The KL is a quadratic form of (x0, noise); its mean is that over the four points with the right second moments.
+    # The KL is a quadratic form of (x0, noise), so four points with the right second moments give its mean.
     total_bits = 0.0
     for x0_sign in (-1, 1):
         for noise_sign in (-1, 1):
@@ -155,7 +155,7 @@ def test_ddpm_bound_of_a_gaussian(fraction, total, x64):
 
 
 def test_optimal_variance_is_between_the_bounds(x64):
-    """With the best fraction at every step the sum is the published 5.644065283229962 bits."""
+    """The best variance fraction at every step gives the published sum of 5.644065283229962 bits."""
     schedule = SCHEDULES.build("ddpm_linear")
     steps = ReverseSteps.of(GRIDS.build("uniform")(schedule, 1000))
     alpha, sigma = (curve(np.arange(1000, 0, -1) / 1000) for curve in (schedule.alpha, schedule.sigma))
@@ -165,7 +165,7 @@ def test_optimal_variance_is_between_the_bounds(x64):
     np.testing.assert_allclose(np.sum(kl[:-1]) / np.log(2), 5.644065283229962, rtol=1e-9)
     assert np.all((best[:-1] >= steps.small[:-1]) & (best[:-1] <= steps.large[:-1] * (1 + 1e-9)))
 
-    # The reverse chain is then exact: the bound misses the entropy only by the KL of q(x_T) from the prior.
+    # The reverse chain is then exact: the bound exceeds the entropy only by the KL of q(x_T) from the prior.
     entropy = 0.5 * np.log(2 * np.pi * np.e * 0.25)
     assert entropy == pytest.approx(0.7257913526447274, rel=1e-15)
     decoder = 0.5 * np.log(2 * np.pi * np.e * best[-1])
@@ -201,7 +201,7 @@ def test_a_network_without_variances_is_one_clear_line():
 
 
 def test_learned_uncertainty_is_the_log_of_the_loss():
-    """At the best constant u the loss is 1 + log of the mean error; gradients with respect to u vanish there."""
+    """The loss at u = 0 is the plain loss, and fitting u lowers it towards 1 + log of the mean error."""
     plain, learned = (OBJECTIVES.build({**EDM2, "uncertainty": flag}) for flag in (False, True))
     learned = dataclasses.replace(learned, uncertainty=LearnedUncertainty(normalized=False))
     denoiser = Gaussian(std=0.6).denoiser(plain.schedule)
@@ -221,7 +221,8 @@ def test_learned_uncertainty_is_the_log_of_the_loss():
 
 
 def test_the_uncertainty_of_edm2_has_normalised_weights_and_a_random_start():
-    """As `MPConv` of the authors: a normal draw, divided by its norm where it is used, put back to sqrt(128)."""
+    """The weights start as a normal draw, are divided by their norm in use, and are reset to norm sqrt(128), as in
+    MPConv."""
     learned = OBJECTIVES.build({**EDM2, "uncertainty": True})
     start, other = (learned.init_params(jax.random.key(seed)) for seed in (0, 1))
     weight = np.asarray(start["weight"])

@@ -1,4 +1,4 @@
-"""What every registered objective must satisfy: a new one is tested without a new test."""
+"""Properties that every registered objective must have; a new objective is tested without a new test."""
 
 import dataclasses
 
@@ -51,14 +51,14 @@ def keys(size, seed=0):
 
 
 def batch(objective, size=8, seed=0):
-    """Numbers in [-1, 1], or tokens, as the objective wants them."""
+    """A batch of numbers in [-1, 1] or of tokens, as the objective requires."""
     values = np.clip(np.random.default_rng(seed).normal(0.3, 0.5, (size, *SHAPE)), -1, 1)
     values = jnp.asarray(values, jnp.float32)
     return {"data": to_tokens(values, objective.process.num_tokens) if objective.discrete else values}
 
 
 def exact_denoiser(objective):
-    """Something finite of the right kind: logits of tokens, or the flow map and denoiser of Gaussian data."""
+    """A finite denoiser of the right kind: token logits, or the flow map and denoiser of Gaussian data."""
     if objective.discrete:
         size = objective.process.num_tokens
         return lambda xt, t: jnp.sin(jnp.arange(size) + 0.3 * xt[..., None].astype(jnp.float32))
@@ -76,7 +76,7 @@ def with_variance(flow_map, denoiser):
 
 
 def network_denoiser(objective, weight):
-    """A parameterised network with one weight, of every signature at once."""
+    """A parameterised network with one weight that supports all signatures."""
     if objective.discrete:
         process = objective.process
         process = dataclasses.replace(process, told="scaled_t")
@@ -92,13 +92,13 @@ def network_denoiser(objective, weight):
 
     def network(x, time, second_time=0.0):
         out = jnp.tanh(weight * (x + (time + second_time)[:, None, None, None]))
-        return jnp.concatenate([out, 0.5 * out], axis=-1)  # a head for variances, which others do not read
+        return jnp.concatenate([out, 0.5 * out], axis=-1)  # a variance head, which other objectives ignore
 
     return parameterization.denoiser(network)
 
 
 def params_of(objective):
-    """The objective's own, its copies of a network of one weight among them."""
+    """The objective's parameters, including its copies of a network with one weight."""
     return with_copies(objective, objective.init_params(jax.random.key(1)), jnp.float32(0.4))
 
 

@@ -1,4 +1,4 @@
-"""Distribution matching on Gaussians, whose scores are exact: the generator's gradient is the one of the paper."""
+"""Distribution matching on Gaussians with exact scores: the generator's gradient is that of the paper."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def keys():
 
 
 def generator(mean, std):
-    """At t = 1 it turns noise into samples of N(mean, std^2), and anywhere else too."""
+    """A generator that maps noise at t = 1, and inputs at any other time, to mean + std * x."""
 
     def denoise(x, t):
         return Prediction(x0=mean + std * x, noise=x)
@@ -55,7 +55,7 @@ def exact_x0(gaussian, x, t):
 
 
 def test_the_gradient_of_the_generator_is_that_of_the_scores():
-    """In NumPy from the same draws: the difference of the two x0, over the mean error of the teacher's."""
+    """The gradient is the difference of both x0 over the teacher's mean error, computed in NumPy from equal draws."""
     fake, key = Gaussian(mean=0.8, std=0.4), keys()
     z = np.asarray(key.fold_in("simulated").at_step(2).normal((2,), np.float64))
     x = 0.8 + 0.4 * z
@@ -74,7 +74,7 @@ def test_it_leads_to_the_data_and_ends_there():
 
 
 def test_it_is_bounded_as_the_noise_takes_over():
-    """A difference in x0 at u near 1 is that of the means; as scores of velocity it would be divided by 1 - u."""
+    """The difference in x0 stays bounded near u = 1, where a difference of velocities would be divided by 1 - u."""
     objective = OBJECTIVES.build("dmd")
     x = jnp.asarray(np.random.default_rng(0).standard_normal((SIZE, 2)))
     g = objective.difference(REAL.denoiser(FLOW), Gaussian(mean=0.9, std=0.5).denoiser(FLOW), x, keys())
@@ -89,7 +89,7 @@ def test_the_network_waits_for_its_turn():
 
 
 def test_the_fake_score_has_no_loss_but_what_no_denoiser_can_undo():
-    """Among Gaussians that of the samples has the least."""
+    """The loss of the fake score is lowest for the Gaussian of the samples."""
     objective = OBJECTIVES.build({"name": "dmd", "num_steps": 1, "prediction": "x0"})
     found = {
         mean: float(objective.loss(generator(0.8, 0.4), BATCH, keys(), context(Gaussian(mean=mean, std=0.4)))[1]["mse"])
@@ -99,7 +99,7 @@ def test_the_fake_score_has_no_loss_but_what_no_denoiser_can_undo():
 
 
 def test_what_is_given_at_later_steps_is_what_sampling_gives():
-    """Of a generator that always draws its mean, x_t is that mean and fresh noise."""
+    """If a generator always returns its mean, x_t is the mixture of that mean and fresh noise."""
     objective = OBJECTIVES.build({"name": "dmd", "num_steps": 4})
     x, t = objective.inputs(generator(0.7, 0.0), BATCH["data"], keys())
     assert set(np.asarray(t)) == {0.25, 0.5, 0.75, 1.0}

@@ -1,4 +1,4 @@
-"""Losses of networks that jump: curricula, exact minima, identities of the papers."""
+"""Losses of few-step networks: curricula, exact minima, and identities from the papers."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def gaussian_batch(size):
 
 
 def loss_of(objective, denoiser, batch, size=16, context=None):
-    """The loss and its metrics, compiled."""
+    """The compiled loss and its metrics."""
     context = dataclasses.replace(context or Context(), params=objective.init_params(jax.random.key(0)))
     return jax.jit(lambda batch: objective.loss(denoiser, batch, keys(size), context))(batch)
 
@@ -61,7 +61,7 @@ def test_ict_probabilities():
 
 
 def test_ect_ratio():
-    """r / t = 1 - (1 + 8 sigmoid(-t)) / q^a; with q = 256 constant that is near one."""
+    """r / t = 1 - (1 + 8 sigmoid(-t)) / q^a, which is close to one for constant q = 256."""
     level = jnp.array([0.5, 5.0])
     expected = 1 - (1 + 8 / (1 + np.exp([0.5, 5.0]))) / 256
     np.testing.assert_allclose(EasyCurriculum(q=256.0, doubling=0).ratio(10**6, level), expected, rtol=1e-6)
@@ -71,7 +71,7 @@ def test_ect_ratio():
 
 
 def test_consistency_scalings(x64):
-    """c_skip and c_out at the boundary, bitwise, and at sigma = 80."""
+    """c_skip and c_out have the published values at sigma = 80, and are exact at the boundary."""
     kind = PREDICTIONS.build("consistency")
     np.testing.assert_array_equal(kind.scalings(EDM, np.float64(0.0)), [1.0, 0.0])
     np.testing.assert_allclose(kind.scalings(EDM, np.float64(1.0)), [3.90629272e-05, 0.49997773], rtol=1e-7)
@@ -91,7 +91,7 @@ def test_the_exact_consistency_function_has_no_loss_on_one_point(name):
 
 @pytest.mark.slow
 def test_the_distance_lpips_is_of_enlarged_images_and_its_network_stays(x64):
-    """Of images below 256 pixels, at 224; the loss has no gradient in the state, and a step leaves it as it was."""
+    """LPIPS sees images below 256 pixels at 224, and a step leaves its weights in the state unchanged."""
     objective = OBJECTIVES.build({"name": "consistency_training", "total_steps": 100, "distance": "lpips"})
     state = objective.init_state()
     x0 = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1), jnp.float32, -1, 1)
@@ -120,7 +120,7 @@ def test_an_unknown_distance_lists_the_known_ones():
 
 
 def test_distillation_has_no_loss_at_the_exact_function_of_a_gaussian(x64):
-    """Heun's error between neighbours of 60 levels is all that is left."""
+    """At the exact function only Heun's error between neighbours of 60 levels remains."""
     objective, teacher = OBJECTIVES.build({"name": "consistency_distillation", "levels": 60}), Gaussian().denoiser(EDM)
 
     def loss(std):
@@ -131,7 +131,7 @@ def test_distillation_has_no_loss_at_the_exact_function_of_a_gaussian(x64):
 
 
 def test_consistency_training_has_its_gradient_at_zero_at_the_exact_function(x64):
-    """For f_a = a-scaled flow map of a Gaussian the expected gradient vanishes at the true scale, and only there."""
+    """The expected gradient for a flow map of variable standard deviation vanishes only at the true value."""
     objective = OBJECTIVES.build({"name": "ict", "first": 160, "last": 160})
 
     def gradient(std):
@@ -147,7 +147,7 @@ def test_consistency_training_has_its_gradient_at_zero_at_the_exact_function(x64
 
 
 def test_scm_tangent_vanishes_at_the_exact_function(x64):
-    """df/da = 0 along every path of a point mass; with the teacher's slope also for a Gaussian."""
+    """df/da = 0 along every path of a point mass, and with the teacher's slope also for a Gaussian."""
     trig = SCHEDULES.build("trigflow")
     exact = point_mass_denoiser(trig, X0[0])
     scm = OBJECTIVES.build({"name": "scm", "warmup": 1})
@@ -162,7 +162,7 @@ def test_scm_tangent_vanishes_at_the_exact_function(x64):
 
 
 def test_scm_is_the_same_in_any_unit(x64):
-    """Data, noise and denoiser twice as small, with a schedule that knows it: the same loss."""
+    """Halving data, noise and denoiser changes no loss if the schedule has the matching sigma_data."""
     trig, half = SCHEDULES.build("trigflow"), SCHEDULES.build({"name": "trigflow", "sigma_data": 0.5})
     large = Gaussian(mean=0.6, std=0.9).flow_map(trig)
 
@@ -171,7 +171,7 @@ def test_scm_is_the_same_in_any_unit(x64):
         return Prediction(x0=found.x0 / 2, noise=found.noise)
 
     def loss(schedule, f, image, mean):
-        times = {"name": "log_normal", "mean": mean, "std": 1.4}  # of ln(sigma / alpha)
+        times = {"name": "log_normal", "mean": mean, "std": 1.4}  # distribution of ln(sigma / alpha)
         scm = OBJECTIVES.build({"name": "scm", "schedule": schedule, "warmup": 1, "time_sampler": times})
         return loss_of(scm, f, {"data": image}, 64, Context(step=5))[0]
 
@@ -181,7 +181,7 @@ def test_scm_is_the_same_in_any_unit(x64):
 
 
 def test_progressive_distillation_target(x64):
-    """One DDIM step with the target lands where two of the teacher's do; at the last step it is the teacher's x0."""
+    """One DDIM step with the target ends where two teacher steps end; the last target is the teacher's x0."""
     schedule = SCHEDULES.build("vp_sde")
     objective = OBJECTIVES.build({"name": "progressive_distillation", "schedule": "vp_sde", "num_steps": 4})
     teacher = Gaussian().denoiser(schedule)
@@ -204,7 +204,7 @@ def test_the_exact_flow_map_of_one_point_has_no_loss(name, x64):
 
 
 def test_mean_flow_identity_on_a_gaussian(x64):
-    """With the marginal velocity in the place of the example's, the loss of the exact flow map is zero."""
+    """The loss of the exact flow map is zero if the marginal velocity replaces that of the example."""
     f = Gaussian().flow_map(FLOW)
     objective = OBJECTIVES.build({"name": "meanflow", "omega": 0.0, "kappa": 1.0, "instantaneous": 0.0})
     _, exact = objective.loss(f, gaussian_batch(64), keys(64), Context(unconditional=f))
@@ -215,7 +215,7 @@ def test_mean_flow_identity_on_a_gaussian(x64):
 
 
 def test_a_shortcut_model_is_asked_for_no_length_that_is_not_trained(x64):
-    """Bootstrapping asks for 2 / M and more, and for the velocity in the place of 1 / M; so do samplers."""
+    """Bootstrapping and samplers request lengths of 2 / M and more, and the velocity instead of length 1 / M."""
     objective, f, lengths = OBJECTIVES.build({"name": "shortcut", "base_steps": 16}), Gaussian().flow_map(FLOW), []
 
     def asked(xt, t, s):
@@ -235,7 +235,7 @@ def test_a_shortcut_model_is_asked_for_no_length_that_is_not_trained(x64):
 
 
 def perfect_shortcut(num_steps, data):
-    """The fixed point of eq. 4: a jump ends where steps of Euler of length 1 / M end, from the exact velocity."""
+    """The fixed point of eq. 4: each jump ends where Euler steps of length 1 / M with the exact velocity end."""
     exact = data.denoiser(FLOW)
 
     def velocity(x, t):
@@ -259,7 +259,7 @@ def perfect_shortcut(num_steps, data):
 
 
 def test_the_perfect_shortcut_model_has_no_bootstrap_loss_and_is_as_far_from_the_flow_as_euler(x64):
-    """Its error falls as 1 / M, whether it takes M steps or one; that of the exact flow map in the loss as 1 / M^2."""
+    """The perfect model's error falls as 1 / M for any number of steps, and the exact flow map's loss as 1 / M^2."""
     data, noise, errors, losses = Gaussian(), jnp.array([[1.3], [-0.4]]), [], []
     for base_steps in (8, 16, 32):
         objective = OBJECTIVES.build({"name": "shortcut", "bootstrap": 1.0, "base_steps": base_steps})
@@ -282,7 +282,7 @@ def test_the_perfect_shortcut_model_has_no_bootstrap_loss_and_is_as_far_from_the
 
 
 def test_the_truncated_snr_has_no_upper_end():
-    """max(SNR, 1) near clean data, where a student of 8,192 steps begins, is far above 10,000."""
+    """max(SNR, 1) exceeds 10,000 by far near clean data, where a student of 8,192 steps starts."""
     objective = OBJECTIVES.build({"name": "progressive_distillation", "num_steps": 8192, "schedule": "clipped_cosine"})
     t = jnp.array([1 / 8192, 0.5, 0.9])
     found = objective.weighting(PREDICTIONS.build("x0"), objective.schedule, t)
@@ -291,7 +291,7 @@ def test_the_truncated_snr_has_no_upper_end():
 
 
 def test_reflow_pairs_make_straight_paths():
-    """On its own pairs the flow-matching loss of the straight flow of a Gaussian is zero; on independent ones not."""
+    """The flow-matching loss of a Gaussian's straight flow is zero on its own pairs, but not on independent pairs."""
 
     def straight(xt, t):
         t = jnp.reshape(t, (-1, 1)) if jnp.ndim(t) else t

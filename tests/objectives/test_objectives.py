@@ -1,4 +1,4 @@
-"""Regressions on noise, data and velocity, by their formulas; what holds for all objectives is in test_conformance."""
+"""Formulas of the regressions on noise, data and velocity; test_conformance covers all objectives."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def test_loss_and_metrics_are_finite_scalars(objective):
 
 
 def gradient(objective, dtype):
-    """The gradient of the loss of a network with one weight."""
+    """The gradient of the loss for a network with one weight."""
     parameterization = Parameterization.build(
         schedule=objective.schedule, prediction=objective.prediction, time_input="t"
     )
@@ -66,7 +66,7 @@ def test_gradients_in_bfloat16_are_those_in_float32():
 
 
 def test_the_best_denoiser_has_the_least_loss(objective):
-    """For Gaussian data the posterior mean beats the same denoiser made for slightly wrong data."""
+    """The posterior mean of Gaussian data has a lower loss than denoisers for slightly different data."""
     data, key = batch(256), keys(256)
     best, *others = (
         objective.loss(Gaussian(mean=mean, std=std).denoiser(objective.schedule), data, key)[0]
@@ -76,7 +76,7 @@ def test_the_best_denoiser_has_the_least_loss(objective):
 
 
 def test_ddpm_loss_is_one_for_a_network_that_returns_zero():
-    """E |noise - 0|^2 = 1 per dimension."""
+    """The loss of a zero network is E |noise - 0|^2 = 1 per dimension."""
     objective = OBJECTIVES.build("denoising")
     parameterization = Parameterization.build(
         schedule=objective.schedule, prediction="epsilon", time_input="discrete_index"
@@ -86,7 +86,7 @@ def test_ddpm_loss_is_one_for_a_network_that_returns_zero():
 
 
 def test_flow_matching_loss_of_a_network_that_returns_zero():
-    """E |noise - x0|^2 = 1 + E x0^2 per dimension; the images here have E x0^2 = 0.3^2 + 0.5^2."""
+    """The loss is E |noise - x0|^2 = 1 + E x0^2 per dimension, with E x0^2 = 0.3^2 + 0.5^2 for these images."""
     objective = OBJECTIVES.build("flow_matching")
     parameterization = Parameterization.build(schedule="rectified_flow", prediction="velocity", time_input="t")
     loss, metrics = objective.loss(parameterization.denoiser(lambda x, time: 0 * x), batch(64, (16, 16, 1)), keys(64))
@@ -95,7 +95,7 @@ def test_flow_matching_loss_of_a_network_that_returns_zero():
 
 
 def test_edm_loss_is_karras_weighted_x0_loss():
-    """Uniform weight on F is lambda(sigma) on D; the loss is 1 for data of std sigma_data and a network of zeros."""
+    """A uniform weight on F equals lambda(sigma) on D; a zero network has loss 1 for data with std sigma_data."""
     edm = RECIPES["edm"]
     on_x0 = {**edm, "prediction": "x0", "weighting": "edm"}
     on_f = {**edm, "weighting": "edm"}
@@ -128,7 +128,7 @@ def test_flow_matching_and_denoising_share_their_code():
 
 
 def test_corruption_uses_its_own_streams():
-    """xt = alpha x0 + sigma noise with noise and t from the streams "noise" and "time"."""
+    """xt = alpha x0 + sigma noise, with noise and t from the streams "noise" and "time"."""
     objective, data, key = OBJECTIVES.build("denoising"), batch(), keys(8)
     seen = {}
 

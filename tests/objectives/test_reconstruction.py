@@ -1,4 +1,4 @@
-"""The loss of a first stage: its equations, whose parameters each part moves, and what is refused."""
+"""The loss of a first stage: its equations, the parameters that each term updates, and refused settings."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ def discriminator():
 
 @functools.cache
 def compiled(objective, name="kl"):
-    """(loss, metrics) and gradients in the codec's and the discriminator's parameters."""
+    """A function that returns (loss, metrics) and the gradients of codec and discriminator."""
     codec, _ = codec_and_params(name)
 
     def loss(params, critic, x, step):
@@ -58,7 +58,7 @@ def test_it_is_its_equation(name):
 
 
 def test_the_adversarial_weight_is_the_ratio_of_the_gradients_at_the_last_layer():
-    """Equation (4), against gradients that go the whole way through the codec."""
+    """Equation (4) holds, compared with gradients through the whole codec."""
     codec, params = codec_and_params()
     (_, metrics), _ = compiled(GAN)(params, discriminator(), X, 3)
 
@@ -80,7 +80,7 @@ def test_the_adversarial_weight_is_the_ratio_of_the_gradients_at_the_last_layer(
 
 
 def test_each_network_is_moved_by_its_own_loss_alone():
-    """The discriminator by the hinge, the codec by distortion, penalty and -D(y): the sum of gradients is theirs."""
+    """The discriminator gets the gradient of the hinge loss; the codec that of distortion, penalty and -D(y)."""
     codec, params = codec_and_params()
     (_, metrics), (of_codec, of_critic) = compiled(GAN)(params, discriminator(), X, 3)
     y = codec.autoencode(params, X, KEYS).x
@@ -112,7 +112,7 @@ def test_before_its_start_the_discriminator_counts_for_nothing():
 
 
 def test_the_discriminator_judges_every_picture_by_itself():
-    """And it gives a map of logits, one for each patch."""
+    """The logits of a picture, one per patch, do not depend on other pictures."""
     apply = functools.partial(GAN.discriminator.apply, {"params": discriminator()})
     np.testing.assert_allclose(apply(X)[1:2], apply(X[1:2]), atol=1e-5)
     assert apply(X).shape == (4, 2, 2, 1)

@@ -1,4 +1,4 @@
-"""Students that skip along a guided teacher's flow: losses against closed forms in float64, and what is exact."""
+"""Students that skip along a guided teacher's flow: losses in closed form in float64, and exact cases."""
 
 import math
 
@@ -40,7 +40,7 @@ def exact(gaussian, x, t):
 
 
 def by_hand(objective, x0, w, answer):
-    """The loss in NumPy from the times and the noise of the objective: `answer(gaussian, x, t)` is f."""
+    """The loss in NumPy with the objective's times and noise, where f is `answer(gaussian, x, t)`."""
     key = keys()
     noise = np.asarray(key.fold_in("noise").normal((2,), np.float64))
     t, r = (np.asarray(one)[:, None] for one in objective.times(key.fold_in("time")))
@@ -62,7 +62,7 @@ def loss_of(objective, x0, w):
 
 @pytest.mark.parametrize("w", [1.0, 4.0])
 def test_lcm_against_a_closed_form(w):
-    """Target, scalings and distance, with guidance in the target."""
+    """Target, scalings and distance equal a closed form, with guidance in the target."""
     objective = build("lcm", solver_steps=5)
 
     def answer(gaussian, x, t):
@@ -87,7 +87,7 @@ def test_tcd_against_a_closed_form():
 
 
 def test_scalings_of_lcm():
-    """The identity up to the first step of the chain, to the bit; nothing but x0 at noise."""
+    """f is the identity up to the chain's first step, bit for bit, and x0 alone at high noise."""
     objective = build("lcm")
     x = jnp.array([[0.3, -1.7], [2.0, 0.1]])
     f = objective.for_sampling(lambda x, t: Prediction(x0=jnp.cos(x), noise=x))
@@ -99,7 +99,7 @@ def test_scalings_of_lcm():
 
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
 def test_what_is_exact_is_consistent_but_for_the_teachers_step(name):
-    """The flow map of a Gaussian: its loss is that of one DDIM step, and falls as the square of the step."""
+    """The exact flow map has only the error of one DDIM step, whose loss falls as the square of the step size."""
     flow_map, teacher = CONDITIONAL.flow_map(FLOW), CONDITIONAL.denoiser(FLOW)
 
     def student(objective):
@@ -132,9 +132,9 @@ def test_guided_by_scale_1_is_the_conditional_one():
 
 
 def test_a_student_that_is_its_teacher_has_no_loss():
-    """Imitation; and of two times the exact flow map, for the velocity of a guided teacher."""
+    """The guided teacher itself has no imitation loss, and its exact flow map has no loss with two times."""
     away = Gaussian(mean=0.0, std=0.5)
-    guided = Gaussian(mean=away.mean + 3.0 * (CONDITIONAL.mean - away.mean), std=0.5)  # equal deviations: it is one
+    guided = Gaussian(mean=away.mean + 3.0 * (CONDITIONAL.mean - away.mean), std=0.5)  # equal deviations: Gaussian
     teacher = guided_by(CONDITIONAL.denoiser(FLOW), away.denoiser(FLOW), jnp.full(SIZE, 3.0))
     flow_map, plain = guided.flow_map(FLOW), guided.denoiser(FLOW)
 

@@ -1,4 +1,4 @@
-"""Discrete diffusion: D3PM's matrices, bounds of known value, samplers whose marginals are known."""
+"""Discrete diffusion: D3PM's matrices, bounds with known values, and samplers with known marginals."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from diffusion_jax.schedulers import (
     TokenProcess,
 )
 
-P = np.array([0.1, 0.4, 0.2, 0.3])  # of one token
+P = np.array([0.1, 0.4, 0.2, 0.3])  # distribution of one token
 TRUE_LOGITS = jnp.log(jnp.asarray(P, jnp.float32))
 
 
@@ -30,7 +30,7 @@ def process(noise="mask", schedule="linear"):
 
 
 def x0_posterior(noise, schedule="linear"):
-    """log p(x0 | x_t) of independent tokens with distribution P: the exact token denoiser."""
+    """The exact token denoiser log p(x0 | x_t) for independent tokens with distribution P."""
     kind = process(noise, schedule)
 
     def denoise(xt, t):
@@ -45,7 +45,7 @@ def x0_posterior(noise, schedule="linear"):
 
 
 def score_logits(noise, schedule="linear"):
-    """What SEDD's network would return: log p(x0) for masks, log ratios of the marginal for uniform noise."""
+    """The ideal output of SEDD's network: log p(x0) for masks, log ratios of the marginal for uniform noise."""
     kind = process(noise, schedule)
 
     def denoise(xt, t):
@@ -113,7 +113,7 @@ def test_d3pm_perfect_model_has_no_kl_and_uniform_logits_cost_log2_k(kind):
 
 @pytest.mark.parametrize("kind", ["uniform", "absorbing", "gaussian"])
 def test_the_hybrid_loss_by_paper_and_by_code(kind):
-    """The paper's bound is a sum over T steps, the code's their mean; both terms are in bits in both."""
+    """The paper's bound is a sum over T steps, the code's is their mean; both terms are in bits."""
     x0, logits = draws(64), jax.random.normal(jax.random.key(4), (64, 8, 4))
     chain = {"name": "token_chain", "kind": kind, "num_tokens": 4, "num_steps": 50}
     spec = {"name": "d3pm", "process": chain, "cross_entropy_weight": 0.01}
@@ -131,7 +131,7 @@ def test_the_hybrid_loss_by_paper_and_by_code(kind):
 
 
 def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_does():
-    """With logits that rise slowly with the value, every draw is the last value; other steps draw still."""
+    """The last step takes the value with the largest logit, and earlier steps sample."""
     chain = TokenChain(num_tokens=4, num_steps=6, kind="uniform")
     logits = lambda xt, t: jnp.broadcast_to(0.1 * jnp.arange(4.0), (*xt.shape, 4))  # noqa: E731
 
@@ -149,7 +149,7 @@ def test_the_last_step_of_d3pm_takes_the_likeliest_value_as_the_authors_code_doe
 
 @pytest.mark.parametrize("name", ["mdlm", "sedd", "discrete_flow"])
 def test_times_of_tokens_begin_at_a_thousandth(name):
-    """t = 0.001 + 0.999 u, the authors' sampling_eps."""
+    """t = 0.001 + 0.999 u, with the authors' sampling_eps."""
     objective = OBJECTIVES.build({"name": name, "process": process()})
     t = np.sort(objective.times(keys(1000)))
     np.testing.assert_allclose(np.diff(t), 0.999 / 1000, rtol=1e-2)
@@ -188,7 +188,7 @@ def test_mdlm_known_tokens_cost_nothing_and_the_bound_is_the_entropy():
 
 @pytest.mark.parametrize("noise", ["mask", "uniform"])
 def test_sedd_score_entropy_is_least_at_the_true_ratios(noise):
-    """Not negative, zero for the ratios given x0, and in the mean least for the marginal ratios."""
+    """The score entropy is not negative, zero at the ratios given x0, and on average least at the marginal ratios."""
     objective = OBJECTIVES.build({"name": "sedd", "process": process(noise)})
     x0, t = draws(64), jnp.full((64,), 0.5)
     xt, _ = objective.process.corrupt(x0, t, keys(64))
@@ -250,7 +250,7 @@ def test_d3pm_ancestral_gives_the_distribution_of_the_data(kind):
     cumulative = jnp.asarray(chain.matrices[1])
 
     def denoise(xt, t):
-        """The joint of eq. 4 has x_n in it already, so that the right p does not; the last step wants p(x0 | x_1)."""
+        """The joint of eq. 4 already includes x_n, so the exact logits do not; the last step needs p(x0 | x_1)."""
         likelihood = jnp.swapaxes(cumulative[1], 0, 1)[xt]
         last = jnp.log(jnp.maximum(likelihood * jnp.asarray(P, jnp.float32), 1e-30))
         return jnp.where(t < 1.5 / 20, last, TRUE_LOGITS)
@@ -263,16 +263,16 @@ def test_d3pm_ancestral_gives_the_distribution_of_the_data(kind):
 
 
 def test_cached_logits_are_the_same_logits():
-    """A network that does not see the time is asked only after a change: same tokens, fewer evaluations."""
+    """A network without time input is evaluated only after a change, with the same tokens."""
     args = (x0_posterior("mask"), process(), 200, (2,), keys(4))
     plain, cached = (sample_tokens(SAMPLERS.build(n), *args) for n in ("mdlm", "mdlm_cached"))
     np.testing.assert_array_equal(plain.tokens, cached.tokens)
     assert plain.nfe == 200
-    assert 1 <= int(cached.nfe) <= 9  # at most one for every token that changes, and the first
+    assert 1 <= int(cached.nfe) <= 9  # at most the first evaluation and one per changed token
 
 
 def test_the_mixture_path_follows_the_matrix_exponential():
-    """One token, uniform noise, posterior known: the chain's marginals are those of the continuous-time process."""
+    """With a known posterior and uniform noise, the chain has the marginals of the continuous-time process."""
     kind, p = process("uniform"), jnp.asarray(P)
     sampler = SAMPLERS.build("discrete_flow_euler")
     result = sample_tokens(sampler, x0_posterior("uniform"), kind, 100, (4,), keys(8192), return_trajectory=True)
@@ -345,7 +345,7 @@ def test_the_bound_of_a_perfect_d3pm_is_the_entropy(kind):
     arrival = jnp.swapaxes(jnp.asarray(objective.process.matrices[1][1]), 0, 1)  # q(x_1 | x0), by x_1
 
     def exact(xt, t):
-        """The joint of eq. 4 has x_n in it already, so that p(x0) is right; the last step wants p(x0 | x_1)."""
+        """The joint of eq. 4 already includes x_n, so p(x0) is exact; the last step needs p(x0 | x_1)."""
         last = jnp.log(jnp.maximum(arrival[xt] * jnp.asarray(P, jnp.float32), 1e-30))
         return jnp.where(jnp.reshape(t, (-1, 1, 1)) < 1.5 / 20, last, TRUE_LOGITS)
 

@@ -1,4 +1,4 @@
-"""Loss weights by kind: published numbers and the identities between kinds."""
+"""Loss weights by prediction kind: published numbers, and identities between kinds."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ def test_min_snr_published_numbers():
 @pytest.mark.parametrize("kind", ["x0", "v", "epsilon"])
 @pytest.mark.parametrize("schedule", [{"name": "zero_terminal_snr", "base": "ddpm_linear"}, "rectified_flow"], ids=str)
 def test_min_snr_where_there_is_no_signal_is_one(schedule, kind):
-    """The authors' code: weight[snr == 0] = 1; on the way there it is min(SNR, 5), and the like, still."""
+    """The weight is 1 at SNR = 0, as in the authors' code, and follows the formula with min(SNR, 5) elsewhere."""
     schedule = SCHEDULES.build(schedule)
     times = np.array([1.0, 0.999, 0.5])
     for t in (times, jnp.asarray(times, jnp.float32)):
@@ -71,7 +71,7 @@ def test_the_edm_weight_is_uniform_on_the_edm_kind(schedule):
 
 
 def test_edm_lambda():
-    """Karras et al. 2022: lambda = (sigma^2 + sd^2) / (sigma sd)^2 on D."""
+    """lambda = (sigma^2 + sd^2) / (sigma sd)^2 on D (Karras et al. 2022)."""
     found = weight("edm", "x0", np.array([0.002, 0.5, 80.0]) ** -2.0, SCHEDULES.build("edm"))
     np.testing.assert_allclose(found, [250004, 8, 4.00015625], rtol=1e-9)
 

@@ -1,6 +1,6 @@
 """configs/imagenet256_dit_xl2.py with a small network on latents of 256x256, which are 16384 tokens.
 
-Topology: TPU v5e 2x2 (4 chips); a test's.
+Topology: TPU v5e 2x2 (4 chips); used by a test.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""DiT-XL/2 of four blocks instead of 28: what a step sends is the same for each block, and the compiler sooner done.
+"""DiT-XL/2 with four blocks instead of 28: it compiles faster, and each block sends the same data.
 
-Topology: TPU v5e 4x4 (16 chips); a test's.
+Topology: TPU v5e 4x4 (16 chips); used by a test.
 """
 
 from configs.imagenet256_dit_xl2 import get_config as whole

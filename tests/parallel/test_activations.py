@@ -1,4 +1,4 @@
-"""Sharded parameters are gathered layer by layer; the examples of a batch stay where they are."""
+"""Sharded parameters are gathered layer by layer; the examples of a batch are not moved."""
 
 import functools
 
@@ -25,7 +25,7 @@ DIGITS = data.DatasetInfo(
 def compiled(
     config: ConfigDict, *, data_axis: int, fsdp: int, tensor: int = 1, context: int = 1
 ) -> tuple[Program, int]:
-    """The train step over 8 devices as the CPU's compiler makes it, and the bytes of the network's parameters."""
+    """The train step over 8 devices, compiled for CPU, and the size of the network's parameters in bytes."""
     config.parallel.update(data=data_axis, fsdp=fsdp, tensor=tensor, context=context)
     experiment = Experiment(config, stored_info=DIGITS)
     state = experiment.abstract_state
@@ -50,7 +50,7 @@ def unet():
 
 @pytest.mark.parametrize("config", [dit, pytest.param(unet, marks=pytest.mark.slow)], ids=lambda make: make.__name__)
 def test_fsdp_gathers_parameters_and_no_activations(config):
-    """Forward and backward, and once more where they are computed again; activations would be many times as much."""
+    """The gathered bytes are those of the parameters in three passes: forward, recomputation and backward."""
     program, size = compiled(config(), data_axis=1, fsdp=8)
     found = program.collectives
     assert found["all-gather"].result_bytes <= 3.05 * size, found
@@ -67,11 +67,11 @@ def test_data_parallel_sends_one_gradient():
 
 
 def test_divided_tokens_send_keys_and_values_and_at_most_one_gradient():
-    """Each block gathers K and V forward, and backward their gradients are summed and scattered; nothing else."""
+    """Each block gathers K and V, reduces and scatters their gradients, and sends nothing else but one gradient."""
     config = dit()
     config.train.batch_size = 64
     program, size = compiled(config, data_axis=1, fsdp=1, context=8)
-    keys_and_values = 2 * config.model.depth * 64 * 16 * config.model.hidden_size * 4  # bytes: 16 tokens
+    keys_and_values = 2 * config.model.depth * 64 * 16 * config.model.hidden_size * 4  # bytes, for 16 tokens
     found = program.collectives
     assert found.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
     assert found["all-gather"].sent_bytes == keys_and_values * 7 / 8
@@ -80,7 +80,7 @@ def test_divided_tokens_send_keys_and_values_and_at_most_one_gradient():
 
 
 def test_long_attention_over_divided_tokens_is_attention():
-    """Values and gradients of every way, queries on 4 devices and examples on 2."""
+    """All implementations give the same values and gradients with queries on 4 devices and examples on 2."""
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (2, 512, 2, 64)) for key in keys)
     layout = parallel.LAYOUTS.build({"name": "jit", "data": 2, "context": 4})
@@ -97,7 +97,7 @@ def test_long_attention_over_divided_tokens_is_attention():
 
 
 def test_tensor_axis_sums_the_activations_of_a_block_four_times():
-    """After attention and MLP forward, before them backward (Shoeybi et al. 2019, sec. 3); scalars besides."""
+    """The sums come after attention and MLP forward, and before them backward (Shoeybi et al. 2019, sec. 3)."""
     config = dit()
     config.train.batch_size = 64
     config.model.num_heads = 8
@@ -109,7 +109,7 @@ def test_tensor_axis_sums_the_activations_of_a_block_four_times():
 
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=str)
 def test_divided_networks_have_the_same_derivatives(axes):
-    """Value, derivative in time, and the gradient of that, as MeanFlow wants it, in float64."""
+    """The value, its derivative in time and that derivative's gradient (as in MeanFlow) are equal in float64."""
     network = DiT(
         image_size=4, image_channels=1, num_classes=3, hidden_size=64, depth=2, num_heads=4, dtype=jnp.float64
     )

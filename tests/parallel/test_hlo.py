@@ -1,4 +1,4 @@
-"""What is read from a compiled program: closed forms, and the forms in which TPU programs state groups."""
+"""Operations and traffic read from compiled programs: closed forms, and the group notations of TPU programs."""
 
 import itertools
 
@@ -87,12 +87,12 @@ def test_a_loop_over_stacked_weights_reads_each_once():
         lambda x, w: jax.lax.scan(lambda c, one: (jnp.tanh(c @ one), None), x, w)[0], (8, size), (layers, size, size)
     )
     stack = 4 * layers * size * size
-    assert stack < found.traffic < 4 * stack  # the slice is read, written, and read by the product; not 64 stacks
+    assert stack < found.traffic < 4 * stack  # a slice is read, written, and read by the product, instead of 64 stacks
 
 
 @pytest.mark.parametrize("groups", ["feature_group_count", "batch_group_count"])
 def test_grouped_convolutions(groups):
-    """Of 4 channels each with its own 3x1 filter, and of its gradient's form: 4 examples, one to a channel."""
+    """Operations of a depthwise convolution (4 channels, 3x1 filters), and of its gradient with 4 batch groups."""
     left = "8,1,1,4" if groups == "feature_group_count" else "8,1,4,1"
     text = f"""
 ENTRY %main (x: f32[{left}], w: f32[3,1,1,4]) -> f32[6,1,1,4] {{
@@ -105,7 +105,7 @@ ENTRY %main (x: f32[{left}], w: f32[3,1,1,4]) -> f32[6,1,1,4] {{
 
 
 def test_a_loop_whose_start_an_outer_loop_carries_through():
-    """As the TPU compiler writes it: the inner counter begins at an element of the outer state that never changes."""
+    """The inner counter starts at a constant element of the outer loop's state, as the TPU compiler writes it."""
     text = """
 inner_cond (p: (s32[], f32[4,4])) -> pred[] {
   %p = (s32[], f32[4,4]) parameter(0)

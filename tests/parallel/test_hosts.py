@@ -1,4 +1,4 @@
-"""Which rows of a batch a host reads, on meshes of several hosts that are not here."""
+"""The rows of a batch that each host reads, on simulated meshes of several hosts."""
 
 import types
 
@@ -10,7 +10,7 @@ from diffusion_jax.parallel.layout import _shards_by_host
 
 
 def mesh_of(hosts):
-    """A mesh of devices that belong to the hosts given, in that order."""
+    """A mesh of devices that belong to the given hosts, in that order."""
     return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(process_index=host) for host in hosts]))
 
 
@@ -19,12 +19,12 @@ def mesh_of(hosts):
     [
         ([0, 0, 1, 1], 4, {0: range(0, 2), 1: range(2, 4)}),
         ([1, 1, 0, 0], 4, {0: range(2, 4), 1: range(0, 2)}),
-        # two devices share an example: one host's share is one shard
+        # two devices share an example, so a host's part is one shard
         ([0, 0, 1, 1], 2, {0: range(0, 1), 1: range(1, 2)}),
-        # an example is split between hosts: both read all of it
+        # an example is split between hosts, so both read it
         ([0, 1, 0, 1], 2, {0: range(0, 2), 1: range(0, 2)}),
         ([0, 0, 1, 1], 1, {0: range(0, 1), 1: range(0, 1)}),
-        # JAX's ring through a TPU v5e 4x4 comes back to the first host
+        # JAX's ring through a TPU v5e 4x4 returns to the first host
         ([0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0], 16, None),
         ([0, 1, 1, 0], 4, None),
         ([0, 0, 0, 1], 4, None),

@@ -1,4 +1,4 @@
-"""Sharding rules: the first match decides, impossible ones are refused by name."""
+"""Sharding rules: the first match decides, and impossible rules are refused by name."""
 
 import jax
 import jax.numpy as jnp

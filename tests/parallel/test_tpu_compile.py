@@ -1,5 +1,5 @@
-"""Promise 5: every config compiles with the real TPU compiler, for the topology and within the memory that its
-docstring names, to the numbers of docs/tpu_plans.md. No TPU is needed; `pip install libtpu` is."""
+"""Promise 5: every config compiles with the real TPU compiler for the topology and memory in its docstring, with the
+numbers of docs/tpu_plans.md. No TPU is needed, but `pip install libtpu` is."""
 
 import ast
 import importlib.util
@@ -20,7 +20,7 @@ from experiments.running import planning
 
 PLANS = json.loads(tpu_plans.FILE.read_text())
 MEMORY = re.compile(r"^Topology: TPU .*?needs\s+([\d.]+)\s+GB\s+per\s+chip", re.M | re.S)
-FAST = ("configs/digits_dit.py", "configs/imagenet256_dit_xl2.py")  # a minute; a U-Net takes up to twenty
+FAST = ("configs/digits_dit.py", "configs/imagenet256_dit_xl2.py")  # these take a minute; a U-Net takes up to twenty
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is missing: pip install libtpu"
 )
@@ -67,11 +67,11 @@ def test_recomputing_trades_memory_for_operations():
     [config if config in FAST else pytest.param(config, marks=pytest.mark.slow) for config in tpu_plans.CONFIGS],
 )
 def test_train_step_compiles_for_tpu_as_the_page_says(config):
-    """In a process of its own: the compiler takes minutes and gigabytes of this machine."""
+    """The compiler runs in a separate process, because it takes minutes and gigabytes."""
     (found,) = tpu_plans.compiled(config, "--nosampler")
     expected = PLANS["configs"][config][0]
     memory = found["memory"]
-    # All state is donated: the step needs no second copy of it.
+    # All of the state is donated, so the step needs no second copy of it.
     assert memory["outputs"] - memory["aliased"] < 0.01 * memory["arguments"]
     assert found["fits"]
     assert memory["peak"] == pytest.approx(expected["memory"]["peak"], rel=0.1, abs=0.02e9)
@@ -90,25 +90,25 @@ def test_sampler_compiles_for_tpu_as_the_page_says(config):
 
 
 def least_sent(strategy, *, blocks=4, dim=1152, examples=256, tokens=256, chips=16):
-    """Bytes that each chip must send in a train step of DiT-XL/2, in bfloat16, around rings of chips."""
+    """The minimum number of bytes that a chip sends in a train step of DiT-XL/2, in bfloat16, around rings of chips."""
     wide, modulation, rest = 12 * blocks * dim**2, 6 * blocks * dim**2, (1001 + 256 + 16 + 32) * dim + 4 * dim**2
     activations = examples * tokens * dim
 
-    def gather(elements, among):  # or a reduce-scatter; an all-reduce is both
+    def gather(elements, among):  # the same for a reduce-scatter; an all-reduce is both
         return 2 * elements * (among - 1) / among
 
     match strategy:
-        case "data":  # the gradients, summed
+        case "data":  # sum of the gradients
             return 2 * gather(wide + modulation + rest, chips)
-        case "fsdp" | "fsdp+remat":  # every parameter gathered forward and backward, and its gradient scattered
+        case "fsdp" | "fsdp+remat":  # parameters gathered forward and backward, gradients scattered
             return 3 * gather(wide + modulation + rest, chips)
-        case "tensor:4+remat":  # two sums over heads and hidden units forward, again, and backward; the gradients
+        case "tensor:4+remat":  # two sums over heads and hidden units in each of three passes; the gradients
             sums = 6 * blocks * activations / 4
             return 2 * gather(sums, 4) + 2 * gather(wide / 4 + modulation + rest, 4)
-        case "tensor:2+fsdp:4+remat":  # both, each on its part; what is left is summed over the two of the data axis
+        case "tensor:2+fsdp:4+remat":  # both on their parts; the rest is summed over the data axis of two
             sums, held = 6 * blocks * activations / 8, wide / 2 + modulation + rest
             return 2 * gather(sums, 2) + 3 * gather(held, 4) + 2 * gather(held / 4, 2)
-        case "context:4+remat":  # keys and values gathered forward, again, and scattered backward; the gradients
+        case "context:4+remat":  # keys and values gathered twice and scattered backward; the gradients
             return 3 * gather(2 * blocks * activations / 4, 4) + 2 * gather(wide + modulation + rest, chips)
 
 
@@ -120,37 +120,38 @@ SLOW_STRATEGIES = ("data", "fsdp", "tensor:4+remat", "tensor:2+fsdp:4+remat", "c
     "strategy", ["fsdp+remat", *(pytest.param(strategy, marks=pytest.mark.slow) for strategy in SLOW_STRATEGIES)]
 )
 def test_a_step_sends_hardly_more_than_it_must(strategy):
-    """Within 5% of the least; and FSDP never sums the gradients of whole matrices."""
+    """A step sends at most 5% more than necessary, and FSDP never sums the gradients of whole matrices."""
     (plan,) = tpu_plans.compiled("tests/parallel/dit_xl2_four_blocks.py", "--nosampler", f"--strategy={strategy}")
     assert plan["fits"]
     assert tpu_plans.sent(plan) <= 1.05 * least_sent(strategy)
     if strategy.startswith("fsdp"):
         assert plan["collectives"]["all-reduce"]["sent_bytes"] <= 0.05 * least_sent("data")
-        # Modulations are a third of the parameters, and stay where they are: their few rows are sent instead.
+        # Modulations are a third of the parameters and are not gathered: their few activation rows are sent instead.
         assert tpu_plans.sent(plan) <= 0.75 * least_sent(strategy)
 
 
 @needs_compiler
 @pytest.mark.parametrize("strategy", ["context:4", pytest.param("data", marks=pytest.mark.slow)])
 def test_16384_tokens_make_no_matrix_of_logits_on_tpu(strategy):
-    """DiT-S/2 on four chips, of the tokens or of the examples a quarter on each; the sampler runs the kernel."""
+    """DiT-S/2 on four chips, with a quarter of the tokens or examples each, forms no logits; the sampler uses the
+    kernel."""
     changed = ("--topology=v5e:2x2", f"--strategy={strategy}+remat", "--batch=8", "--config.sampling.batch_size=8")
     train, sampler = tpu_plans.compiled("tests/parallel/dit_16384_tokens.py", "--config.sampling.steps=10", *changed)
     tokens, heads, examples = 128**2, 6, 8
-    matrix = examples * heads * tokens**2 * 2 // 4  # bytes of the logits of one block on one chip, in bfloat16
+    matrix = examples * heads * tokens**2 * 2 // 4  # bytes of one block's logits on one chip, in bfloat16
     assert train["memory"]["temporaries"] < matrix / 2
     assert sampler["memory"]["temporaries"] < matrix / 4
     assert sampler["compiled_flops"] == pytest.approx(sampler["model_flops"], rel=0.01), "the kernel's are counted"
-    for plan, passes in ((train, 2), (sampler, 2 * 10)):  # forward and again for backward; guided
+    for plan, passes in ((train, 2), (sampler, 2 * 10)):  # forward and recomputed; guided
         assert plan["fits"]
-        keys_and_values = 2 * passes * 12 * examples * tokens * 384 * 2  # bytes, of all blocks, in bfloat16
+        keys_and_values = 2 * passes * 12 * examples * tokens * 384 * 2  # bytes for all blocks, in bfloat16
         gathered = plan["collectives"].get("all-gather", {"sent_bytes": 0})["sent_bytes"]
         assert gathered == pytest.approx(keys_and_values * 3 / 4 if strategy == "context:4" else 0, rel=0.05)
 
 
 @needs_compiler
 def test_two_slices_share_nothing_but_gradients():
-    """Over the network between slices goes the data axis alone; parameters are gathered within a slice."""
+    """Only the data axis crosses the network between slices; parameters are gathered within a slice."""
     devices = topology_devices("v5e:2x2*2")
     mesh = parallel.LAYOUTS.build({"name": "jit", "data": 2, "fsdp": -1}, devices=devices).mesh
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
@@ -162,6 +163,6 @@ def test_two_slices_share_nothing_but_gradients():
     assert plan["chips"] == plan["devices"] == 8
     assert plan["fits"]
     shapes = jax.tree.leaves(parameter_shapes(Experiment.planned(digits_dit.get_config()).network))
-    gradients = 4 * sum(leaf.size for leaf in shapes)  # bytes; each of four chips has a quarter to sum over two slices
+    gradients = 4 * sum(leaf.size for leaf in shapes)  # bytes; each of four chips sums a quarter over two slices
     assert plan["sent_between_slices"] == pytest.approx(gradients / 4, rel=0.05)
     assert plan["bound"] == "network between slices"

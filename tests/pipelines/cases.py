@@ -1,4 +1,4 @@
-"""The reference runs of tests/golden/pipelines: arrays, draws and tolerances, with channels last."""
+"""Access to the reference runs of tests/golden/pipelines: arrays, draws and tolerances, with channels last."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from diffusion_jax.rng import BatchKey
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pipelines"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
-ADAPTERS = ("lora", "textual_inversion", "ip_adapter", "image_encoder")  # loaded into a pipeline: tests of their own
+ADAPTERS = ("lora", "textual_inversion", "ip_adapter", "image_encoder")  # loaded into a pipeline, in separate tests
 NAMES = sorted(
     name
     for name, case in INDEX["cases"].items()
@@ -34,26 +34,26 @@ def arrays(name):
 
 
 def last(x):
-    """Channels last; Flux's packed tokens [n, tokens, 4 c] are unpacked by `unpacked`."""
+    """Move channels to the last axis; Flux's packed tokens [n, tokens, 4 c] are handled by `unpacked`."""
     return np.moveaxis(x, 1, -1) if x.ndim == 4 else x
 
 
 def unpacked(x, height, width):
-    """[n, (h/2)(w/2), 4 c] of Flux as [n, h, w, c]."""
+    """Turn Flux's [n, (h/2)(w/2), 4 c] into [n, h, w, c]."""
     n, _, c = x.shape
     x = x.reshape(n, height // 2, width // 2, c // 4, 2, 2)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(n, height, width, c // 4)
 
 
 def draws(name):
-    """The Gaussian draws of a case in order, channels last, and where each was made."""
+    """The Gaussian draws of a case in order, with channels last, and the place of each."""
     found = arrays(name)
     return [(last(found[draw["name"]]), draw["where"]) for draw in INDEX["cases"][name]["draws"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredKey(BatchKey):
-    """A key whose draws in a sampler's steps are given: `noise`, [steps, batch, ...]."""
+    """A key that returns stored draws in a sampler's steps: `noise`, [steps, batch, ...]."""
 
     noise: np.ndarray | None = None
 
@@ -72,7 +72,7 @@ class StoredKey(BatchKey):
 
 @functools.cache
 def _model(folder, pipeline_class, parts):
-    """A pipeline of these parts, read once."""
+    """A pipeline with these parts, read only once."""
     parts = dict(parts)
     if "low_res_scheduler" in parts:
         parts["low_res_scheduler"] = json.loads(parts["low_res_scheduler"])
@@ -100,7 +100,7 @@ def pipeline(name):
 
 
 def arguments(name):
-    """The arguments of a case's call, pictures as PIL images and latents with channels last."""
+    """The arguments of a case's call, with pictures as PIL images and latents with channels last."""
     case, found = INDEX["cases"][name], arrays(name)
 
     def given(value):
@@ -143,7 +143,7 @@ def arguments(name):
 
 
 def latents(name, array):
-    """Latents as they are here."""
+    """Reference latents in the layout of this package."""
     if array.ndim == 4:
         return last(array)
     if name.startswith("ideogram"):
@@ -152,5 +152,5 @@ def latents(name, array):
 
 
 def ideogram(x, rows, columns):
-    """[n, tokens, c] of Ideogram 4 as [n, rows, columns, c]."""
+    """Turn Ideogram 4's [n, tokens, c] into [n, rows, columns, c]."""
     return x.reshape(len(x), rows, columns, -1)

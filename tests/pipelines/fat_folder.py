@@ -1,4 +1,4 @@
-"""Write a large random text encoder, read it in two types, and print weights and memory at the peak, in MiB."""
+"""Write a large random text encoder, read it in two types, and print the weights and peak memory in MiB."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "golden" / "pipelines" / "sd15" / "text_en
 
 
 def resident() -> float:
-    """Memory of this process."""
+    """The resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
@@ -62,5 +62,5 @@ if __name__ == "__main__":
     jnp.zeros(1).block_until_ready()
     config = json.loads((folder / "config.json").read_text())
     component = COMPONENTS.build(class_name(config))
-    component.shapes(component.build(config, jnp.dtype(sys.argv[2])))  # tracing has memory of its own
+    component.shapes(component.build(config, jnp.dtype(sys.argv[2])))  # so that memory for tracing is not counted
     print(sys.argv[2], *read(folder, jnp.dtype(sys.argv[2])), flush=True)

@@ -1,4 +1,4 @@
-"""Adapters of pipelines: the reference's pictures with its own files, and what loading, fusing and writing keep."""
+"""Adapters of pipelines give the reference's pictures, and stay correct when loaded, fused and written."""
 
 import contextlib
 
@@ -26,7 +26,7 @@ def file_of(name):
 
 
 def test_new_words_give_the_references_pictures():
-    """One vector, three, and A1111's file; the second's word stands for its three tokens."""
+    """Learned words with one vector, with three, and from A1111's file give the reference's picture."""
     name = "sd15_textual_inversion"
     pipe = pipeline(name)
     for file, word in INDEX["cases"][name]["components"]["textual_inversion"]:
@@ -98,7 +98,7 @@ def test_another_weight_compiles_nothing(sd15):
 
 @contextlib.contextmanager
 def compilations():
-    """What XLA is asked to compile meanwhile, by the names of programs."""
+    """Record the names of the programs that XLA compiles within the block."""
     names, on = [], [True]
 
     def listen(event, seconds, **facts):

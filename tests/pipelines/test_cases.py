@@ -1,4 +1,4 @@
-"""Whole pipelines: every reference run, from the same latents and draws, within the tolerances of its index."""
+"""Whole pipelines reproduce every reference run from the same latents and draws, within the tolerances of its index."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_states_and_pictures(name):
     walk = prepared.walk
     scale = walk.grid.alphas if walk.unscaled else np.ones_like(walk.grid.alphas)
     states = [found[f"s{i}_latents"] for i in range(99) if f"s{i}_latents" in found]
-    states = states[1:] if walk.sampler.nfe(9) == 10 else states  # PNDM's first try
+    states = states[1:] if walk.sampler.nfe(9) == 10 else states  # the first try of PNDM
     errors = {}
     for i, state in enumerate(states):
         ours = np.asarray(made.trajectory[i + 1]) / scale[i + 1]
@@ -49,11 +49,11 @@ PROMPTS = (
     [
         name if name in PROMPTS else pytest.param(name, marks=pytest.mark.slow)
         for name in NAMES
-        if "enc0_0" in arrays(name) and name != "ideogram4"  # whose prompts are packed with the picture
+        if "enc0_0" in arrays(name) and name != "ideogram4"  # its prompts are packed with the picture
     ],
 )
 def test_what_the_network_is_told_of_prompts(name):
-    """Embeddings of prompts, and of negative prompts where there are some."""
+    """The embeddings of prompts and of negative prompts equal the reference's."""
     found, call, pipe = arrays(name), arguments(name), pipeline(name)
     tolerance = INDEX["cases"][name]["tolerance"].get("prompt_embeds", 1e-4)
     told = pipe.prepared(**call).rows_told()
@@ -66,11 +66,11 @@ def test_what_the_network_is_told_of_prompts(name):
 
 
 def test_a_prompt_that_is_cut_says_what_is_lost():
-    pipe, prompt = pipeline("sd15_pndm"), "a b " * 50  # a letter is a token
+    pipe, prompt = pipeline("sd15_pndm"), "a b " * 50  # each letter is one token
     reader = Reader(pipe.parts)
     pipe.family.encode(reader, Asked(((prompt,),)))
     (remark,) = reader.remarks
     lost = remark.partition("left out is: ")[2].strip("'")
     assert prompt.strip().endswith(lost)
     kept = prompt.strip().removesuffix(lost)
-    assert len(pipe.parts.tokenizers["tokenizer"].encode([kept])[0]) == 75  # and the two of the frame
+    assert len(pipe.parts.tokenizers["tokenizer"].encode([kept])[0]) == 75  # plus the start and end tokens

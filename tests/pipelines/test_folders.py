@@ -1,4 +1,4 @@
-"""Folders in and out: tensors byte for byte, fields that survive, and one line for everything that is wrong."""
+"""Reading and writing folders keeps all tensors and fields, and every error is one line."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_parameters_are_held_in_the_type_and_at_the_place_that_is_asked_for():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of sd15 to spoil."""
+    """A copy of sd15 that a test may damage."""
     return shutil.copytree(GOLDEN / "sd15", tmp_path / "sd15")
 
 
@@ -163,7 +163,7 @@ def test_a_call_that_does_not_fit_is_refused_in_one_line(sdxl, call, named):
 
 @pytest.mark.slow
 def test_loading_needs_little_more_than_the_weights(tmp_path):
-    """A text encoder of some 200 MB, in a process of its own: at the peak less than 1.3 times its weights."""
+    """Loading a text encoder of about 200 MB takes at most 1.3 times its weights at peak, in a separate process."""
     script = Path(__file__).parent / "fat_folder.py"
     said = subprocess.run(
         [sys.executable, script, tmp_path], check=True, capture_output=True, text=True, cwd=GOLDEN.parents[2]

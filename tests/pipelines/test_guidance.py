@@ -1,4 +1,4 @@
-"""A published model is leaned by any rule of guidance that asks for nothing but its own predictions."""
+"""Published models take any guidance rule that needs only their own predictions."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def drawn():
-    """(kind, call) -> latents; a pipeline is read once."""
+    """A function (kind, call) -> latents; each pipeline is read once."""
     pipes = {}
 
     def draw(kind, **call):
@@ -43,7 +43,7 @@ def drawn():
 
 @pytest.mark.parametrize("kind", ["noise", pytest.param("velocity", marks=pytest.mark.slow), "flow"])
 def test_classifier_free_guidance_of_predictions_is_that_of_outputs(drawn, kind):
-    """A linear rule means the same in noise, velocity and x0."""
+    """A linear rule gives the same result on noise, velocity and x0."""
     call = {"guidance_scale": 3.0, "negative_prompt": "snow"}
     np.testing.assert_allclose(
         drawn(kind, guidance="classifier_free", **call), drawn(kind, **call), rtol=1e-3, atol=1e-3

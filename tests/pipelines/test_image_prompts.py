@@ -1,4 +1,4 @@
-"""IP-Adapters of pipelines: the reference's pictures with its own files, and what scales, blocks and pictures do."""
+"""IP-Adapters of pipelines give the reference's pictures, with scales, blocks and several pictures."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ RED, BLUE = (Image.new("RGB", (40, 32), colour) for colour in ("red", "blue"))
 
 @pytest.mark.parametrize("name", ["sd15_ip_adapter", pytest.param("sd15_ip_adapter_plus", marks=pytest.mark.slow)])
 def test_the_references_pictures(name):
-    """From pixels that are prepared for the encoder, in the reference's layout."""
+    """The adapter reproduces the reference from prepared pixels in the reference's layout."""
     case, found, pipe = INDEX["cases"][name], arrays(name), pipeline(name)
     call = {**arguments(name), "ip_adapter_image": found["ip_adapter_image"]}
     pipe.load_ip_adapter(GOLDEN / case["components"]["ip_adapter"], image_encoder_folder=ENCODER)
@@ -66,9 +66,9 @@ def test_scales_by_block_are_in_the_values(sd15):
         np.testing.assert_allclose(found[name][0][1], scale * whole[name][0][1], atol=1e-6)
 
 
-@pytest.mark.slow  # the parts of it are above
+@pytest.mark.slow  # the tests above cover its parts
 def test_other_scales_blocks_and_pictures_compile_nothing(sd15):
-    """One program for all of them; a block that has 0 is one without a picture."""
+    """All scales, blocks and pictures share one program, and blocks that a scale omits have scale 0."""
     sd15.set_ip_adapter_scale(1.0)
     drawn = {"red": sd15("a fox", ip_adapter_image=RED, **CALL).images}
     scales = {
@@ -93,7 +93,7 @@ def test_other_scales_blocks_and_pictures_compile_nothing(sd15):
 
 
 def test_pictures_together_and_beside_each_other(sd15):
-    """Two pictures of one adapter are more tokens; two adapters are attended to each for itself."""
+    """Two pictures of one adapter add tokens; two adapters are attended to separately."""
     sd15.set_ip_adapter_scale(1.0)
     asked, nothing = sd15.image_prompts.told([[RED, BLUE]], 3)
     keys, values = asked["middle_attention"][0]
@@ -126,7 +126,7 @@ def test_files_are_written_as_they_were_read(sd15, file, tmp_path):
 
 
 def test_numbers_of_published_files():
-    """SD 1.5: 16 attentions, in the order down, up, middle; SDXL: 70; widths as published files have them."""
+    """SD 1.5 has 16 attentions in the order down, up, middle, and SDXL 70, with the widths of published files."""
     fields = {"image_size": 64, "image_channels": 4}
     sd = attention_shapes(MODELS.build("conditional_unet", **fields).transformers(), 768)
     widths = [shape["key"].shape for shape in sd.values()]
@@ -185,7 +185,7 @@ def test_calls_that_do_not_fit(sd15):
 
 
 def test_files_that_do_not_fit(sd15, tmp_path):
-    """A hidden part more, a part less, another base, numbers that are none, another image encoder."""
+    """Files with missing or extra tensors, another base, non-finite numbers or another image encoder are refused."""
     network, whole, path = sd15.parts.models["unet"].module, read_state(BASE), tmp_path / "changed.safetensors"
 
     def refused(message, *, other=None, **changes):

@@ -1,4 +1,4 @@
-"""A published folder as a Model: told the same as its pipeline, with the process that its scheduler describes."""
+"""A published folder as a Model gets the conditions of its pipeline and the process of its scheduler."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_the_network_is_told_what_the_pipeline_tells_it(name):
 def test_its_process_is_that_of_its_scheduler():
     model, _ = dj.load_model(GOLDEN / "sd15")
     schedule = model.process.schedule
-    assert float(schedule.alpha(1.0) ** 2) == pytest.approx(0.0046599, rel=1e-4)  # Stable Diffusion's last
+    assert float(schedule.alpha(1.0) ** 2) == pytest.approx(0.0046599, rel=1e-4)  # the last value of Stable Diffusion
     assert float(model.process.time_input(schedule, 1.0)) == 999
 
 
@@ -46,7 +46,7 @@ def test_a_model_that_is_a_pipeline_only_says_so():
 
 @pytest.mark.slow
 def test_it_is_sampled_in_one_call():
-    """With the guidance of its family; a prompt and what it shall not be make a difference."""
+    """One call samples with the guidance of the model's family; a negative prompt changes the picture."""
     model, params = dj.load_model(GOLDEN / "sd15")
     assert model.sampling.guidance == {"name": "classifier_free", "scale": 7.5}
     one, away = (

@@ -1,4 +1,4 @@
-"""Pictures and masks on their way in, and a crop on its way back."""
+"""Input pictures and masks, and pasting a crop back."""
 
 import numpy as np
 import pytest

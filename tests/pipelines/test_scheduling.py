@@ -1,4 +1,4 @@
-"""Schedulers: every state of the reference runs, from the network outputs that are stored with them."""
+"""Schedulers reproduce every state of the reference runs from the stored network outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.pipelines.cases import INDEX, NAMES, StoredKey, arrays, draws, last
 from tests.samplers.test_golden_trajectories import GOLDEN as SAMPLERS_GOLDEN
 from tests.samplers.test_golden_trajectories import mixture_denoiser, reference_states
 
-NOT_PLAIN = ("inpaint4", "sd3_inpaint", "sd3_skip", "ideogram4")  # the state is changed between steps, or guidance is
+NOT_PLAIN = ("inpaint4", "sd3_inpaint", "sd3_skip", "ideogram4")  # the state or guidance changes between steps
 PLAIN = [name for name in NAMES if not any(part in name for part in NOT_PLAIN)]
 
 
@@ -22,7 +22,7 @@ def scheduler(name):
 
 
 def outputs(name):
-    """The guided output of every call of the network."""
+    """The guided outputs of all network calls."""
     case, found = INDEX["cases"][name], arrays(name)
     call, made = case["call"], []
     scale = call.get("guidance_scale", 7.5)
@@ -50,7 +50,7 @@ def outputs(name):
 
 
 def part_of(name):
-    """Which transitions a case takes."""
+    """The range of transitions that a case takes."""
     call = INDEX["cases"][name]["call"]
     steps = call["num_inference_steps"]
     if "denoising_end" in call:
@@ -59,7 +59,7 @@ def part_of(name):
         return lambda told: (len(told) - int((told < round(1000 - call["denoising_start"] * 1000)).sum()), len(told))
     if "strength" in call:
         kept = steps * call["strength"]
-        kept = kept if name.startswith(("sd3", "flux")) else int(kept)  # these two round what is left out
+        kept = kept if name.startswith(("sd3", "flux")) else int(kept)  # these two round the skipped steps
         return lambda told: (int(max(steps - kept, 0)), len(told))
     return lambda told: (0, len(told))
 
@@ -74,14 +74,14 @@ def walk_of(name):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_the_network_is_told(name):
-    """Every call's timestep, to the last digit of float32."""
+    """The timestep of every call is equal up to float32 rounding."""
     found, walk = arrays(name), walk_of(name)
     told = [float(found[f"m{i}_timestep"].reshape(-1)[0]) for i in range(len(outputs(name)))]
     if name.startswith("flux"):
         times = 2 if name == "flux_true_cfg" else 1
         told = [1000 * float(found[f"m{i * times}_timestep"][0]) for i in range(len(outputs(name)))]
     if "pndm" in name:
-        told = told if "img2img" in name else [told[0], *told[2:]]  # the second step is told twice
+        told = told if "img2img" in name else [told[0], *told[2:]]  # the second step is evaluated twice
     np.testing.assert_allclose(walk.told, told, rtol=2e-6)
 
 
@@ -98,7 +98,7 @@ FAST = ("sd15_dpmpp2m_karras", "sd15_euler_a", "sd15_unipc", "sd15_img2img_pndm"
     ],
 )
 def test_every_state(name):
-    """From the stored outputs of the network, and the stored draws, within the tolerance of the latents."""
+    """Stored outputs and draws give every state within the tolerance of the latents."""
     found, walk, made = arrays(name), walk_of(name), outputs(name)
     drawn = [noise for noise, where in draws(name) if where.startswith("scheduling_")]
     states = [last(found[f"s{i}_latents"]) for i in range(len(found)) if f"s{i}_latents" in found]
@@ -115,7 +115,7 @@ def test_every_state(name):
         result = sample(walk.sampler, denoiser, walk.grid, jnp.asarray(start), key, return_trajectory=True)
     visited = np.asarray(result.trajectory)[1:] / scale[1:].reshape(-1, *(1,) * (states[0].ndim))
     if walk.sampler.nfe(9) == 10:
-        states = states[1:]  # PNDM's first try
+        states = states[1:]  # the first try of PNDM
     assert len(visited) == len(states)
     for i, (ours, theirs) in enumerate(zip(visited, states, strict=True)):
         error = np.abs(ours - theirs).max()
@@ -124,7 +124,7 @@ def test_every_state(name):
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "linspace"}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-# Trajectories of diffusers' classes on a mixture in the plane, of tests/golden/samplers.
+# Trajectories of diffusers' classes on a mixture in the plane, from tests/golden/samplers.
 OTHERS = {
     "ddim_linear": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
     "euler_karras": {"_class_name": "EulerDiscreteScheduler", **SD, "use_karras_sigmas": True},
@@ -151,7 +151,7 @@ def test_other_classes_on_a_mixture(name):
     found = sample(walk.sampler, denoiser, walk.grid, start, return_trajectory=True).trajectory
     found = np.asarray(found) / scale
     np.testing.assert_allclose(found, reference[: len(found)], rtol=0, atol=2e-4)
-    assert len(reference) - len(found) in (0, 1)  # diffusers' last step may stand still
+    assert len(reference) - len(found) in (0, 1)  # the last step of diffusers may not move
 
 
 def test_a_student_of_trajectories_takes_the_steps_that_it_was_taught():

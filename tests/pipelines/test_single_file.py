@@ -1,4 +1,4 @@
-"""A whole model in one file, in its authors' key layout: from a folder and back nothing changes."""
+"""A whole model in one file with the authors' key layout is converted from a folder and back without changes."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from diffusion_jax.weights.reading import read_state, write_state
 from tests.pipelines.cases import GOLDEN
 
 SLOW = pytest.mark.slow
-# What names a tensor has in each, as the authors' programs read it.
+# Names of tensors that the authors' programs expect in each file.
 NAMES = {
     "sd15": {"cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"},
     "sd2": {

@@ -1,4 +1,4 @@
-"""Distributions whose denoiser is known exactly, a schedule with any range of log-SNR, and exact variances.
+"""Distributions with exactly known denoisers, a schedule with any range of log-SNR, and exact variances.
 
 For data N(mean, std^2) on any schedule, with V = alpha^2 std^2 + sigma^2,
 
@@ -6,7 +6,7 @@ For data N(mean, std^2) on any schedule, with V = alpha^2 std^2 + sigma^2,
     E[noise | xt] = sigma / V (xt - alpha mean),
     x_t           = alpha_t mean + (x_1 - alpha_1 mean) sqrt(V_t / V_1)     the probability-flow ODE's solution.
 
-A mixture of Gaussians averages the same over the responsibilities of its components.
+A mixture of Gaussians averages these over the responsibilities of its components.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from diffusion_jax.schedulers.arrays import array_module, as_float, like_data
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """Every coordinate independently N(mean, std^2)."""
+    """Independent coordinates, each N(mean, std^2)."""
 
     mean: float = 0.3
     std: float = 0.5
@@ -43,7 +43,7 @@ class Gaussian:
         return denoise
 
     def flow_map(self, schedule):
-        """The exact flow map: asked for time s, or for clean data if none is given (a consistency function)."""
+        """The exact flow map to time s, or to clean data if s is not given (a consistency function)."""
 
         def denoise(xt, t, s=None):
             t = jnp.asarray(t, jnp.result_type(float))
@@ -68,7 +68,7 @@ class Gaussian:
         return denoise
 
     def flow(self, schedule, x_1, grid):
-        """Where the probability-flow ODE takes x_1 over the whole grid; x at its last point."""
+        """The end of the probability-flow ODE that starts at x_1, at the grid's last point."""
         mean_1, std_1 = self.marginal(schedule, grid.times[0])
         alpha, sigma = grid.alphas[-1], grid.sigmas[-1]
         return alpha * self.mean + (x_1 - mean_1) * np.sqrt((alpha * self.std) ** 2 + sigma**2) / std_1
@@ -76,7 +76,7 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A mixture of one-dimensional Gaussians, every coordinate independent."""
+    """A mixture of one-dimensional Gaussians with independent coordinates."""
 
     weights: tuple[float, ...] = (0.3, 0.7)
     means: tuple[float, ...] = (-1.0, 0.8)
@@ -97,7 +97,7 @@ class Mixture:
         return denoise
 
     def flow(self, schedule, x_1, grid):
-        """Where the probability-flow ODE takes x_1: in one dimension it keeps the quantile."""
+        """The end of the probability-flow ODE that starts at x_1; in one dimension the flow keeps the quantile."""
 
         def tail(x, alpha, sigma, sign):
             """P(sign X > sign x) of the marginal."""
@@ -108,19 +108,19 @@ class Mixture:
 
         first = grid.alphas[0], grid.sigmas[0]
         last = grid.alphas[-1], grid.sigmas[-1]
-        sign = 1 if tail(x_1, *first, 1) < 0.5 else -1  # the smaller tail is the accurate one
+        sign = 1 if tail(x_1, *first, 1) < 0.5 else -1  # the smaller tail is more accurate
         wanted = tail(x_1, *first, sign)
         return scipy.optimize.brentq(lambda x: tail(x, *last, sign) - wanted, -20.0, 20.0, xtol=1e-15, rtol=1e-15)
 
 
 def point_mass_denoiser(schedule, x0):
-    """The denoiser of data that is x0 for certain."""
+    """The denoiser of data that always equals x0."""
     return lambda xt, t: Prediction.from_x0(schedule, jnp.broadcast_to(x0, xt.shape), xt, t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogSNRLine(NoiseSchedule):
-    """Variance preserving with log_snr linear in t; derivatives are the base class's."""
+    """A variance-preserving schedule with log_snr linear in t; derivatives are those of the base class."""
 
     first: float = 20.0
     last: float = -20.0
@@ -143,7 +143,7 @@ class LogSNRLine(NoiseSchedule):
 
 
 class GivenNoise:
-    """Stands in for a BatchKey of one example: the noise of step i, for the use with that name, is a given number."""
+    """Replaces a BatchKey of one example and returns given numbers as the noise of step i for each named use."""
 
     def __init__(self, numbers, use="", index=None):
         self.numbers, self.use, self.index = numbers, use, index
@@ -163,7 +163,7 @@ class GivenNoise:
 
 
 def exact_variance(sampler, denoiser, grid):
-    """The variance of a sampler's output, started from the prior, without sampling: it is linear for Gaussian data."""
+    """The exact variance of a sampler's output from the prior, which is linear in the noise for Gaussian data."""
 
     def run(noise, numbers):
         return sample(sampler, denoiser, grid, noise[None], GivenNoise(numbers)).x0[0]

@@ -1,4 +1,4 @@
-"""From data to noise and back, to the same data or to other: on Gaussians and mixtures, whose flow is known."""
+"""Inversion of data to noise and back, to the same or other data, on Gaussians and mixtures with known flows."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_an_inversion_comes_back_by_its_sampler(x64, name, schedule):
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, FLOW, SCHEDULES.build("edm")], ids=["ddpm", "flow", "edm"])
 def test_flow_inversion_is_the_flow(x64, schedule):
-    """Of a Gaussian the probability-flow ODE is known; also where alpha is 0 at t = 1, and ddim cannot go."""
+    """Inversion of Gaussian data equals the known flow, also where alpha is 0 at t = 1 and ddim does not work."""
     data, grid = Gaussian(), GRIDS.build("uniform")(schedule, 5)
     noise = INVERSIONS.build({"name": "rk45", "rtol": 1e-9, "atol": 1e-9, "t_first": 1e-5})(
         data.denoiser(schedule), grid, X0
@@ -44,7 +44,7 @@ def test_flow_inversion_is_the_flow(x64, schedule):
 
 
 def test_edit_is_a_map_between_gaussians():
-    """The quantile stays: x0 of N(m, s^2) becomes m' + s' / s (x0 - m); with one denoiser it is x0 again."""
+    """Editing keeps quantiles: x0 of N(m, s^2) becomes m' + s' / s (x0 - m); equal denoisers return x0."""
     grid = GRIDS.build("uniform")(SCHEDULE, 200)
     one, other = Gaussian(mean=0.3, std=0.5), Gaussian(mean=-0.4, std=0.25)
     arguments = (SAMPLERS.build("ddim"), INVERSIONS.build("ddim"))
@@ -58,7 +58,7 @@ def test_edit_is_a_map_between_gaussians():
 
 
 def test_sdedit_keeps_the_more_the_less_noise():
-    """Strength 1 forgets the picture; a small strength returns nearly the picture; the law between is known."""
+    """Strength 1 forgets the picture, small strengths nearly return it, and the law in between is known."""
     grid, data = GRIDS.build("uniform")(SCHEDULE, 100), Gaussian(mean=0.0, std=0.5)
     exact, image = data.denoiser(SCHEDULE), jnp.full((8192, 1), 2.0)
 

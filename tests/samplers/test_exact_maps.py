@@ -1,4 +1,4 @@
-"""Samplers that are exact with an exact model, and identities between solvers."""
+"""Samplers that are exact for an exact model, and identities between solvers."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_mean_flow_of_a_gaussian():
 
 
 def test_consistency_function_of_a_gaussian():
-    """f(1; sigma 80 -> 0.002) = .3043749495525, and the noise of the second step is sqrt(t^2 - eps^2)."""
+    """f(1; sigma 80 -> 0.002) = .3043749495525, and the second step's noise is sqrt(t^2 - eps^2)."""
     end = TimeGrid.from_times(EDM, [1.0, 0.0], to_clean=False)
     np.testing.assert_allclose(Gaussian().flow(EDM, 1.0, end), 0.3043749495525, rtol=1e-12)
     grid = TimeGrid.from_times(EDM, np.array([0.0, 22.0, 39.0])[::-1] / 39)
@@ -63,7 +63,7 @@ def test_two_consistency_steps():
 
 
 def test_tcd_at_its_ends():
-    """gamma = 0 follows the map; gamma = 1 forgets it down to clean data, as a consistency sampler does."""
+    """gamma = 0 follows the flow map; gamma = 1 denoises to clean data in each step, as a consistency sampler does."""
     grid, key = GRIDS.build("uniform")(FLOW, 3), BatchKey.create(jax.random.key(0), 4)
     noise, flow_map = jnp.linspace(-1, 1, 4), Gaussian().flow_map(FLOW)
     run = {g: sample(SAMPLERS.build({"name": "tcd", "gamma": g}), flow_map, grid, noise, key).x0 for g in (0.0, 1.0)}
@@ -93,7 +93,7 @@ def test_rk45_gives_nan_where_its_steps_do_not_suffice():
 
 
 def test_inversion_comes_back():
-    """Naive inversion has an error of first order; fixed-point iterations make it exact."""
+    """Naive inversion has an error of first order; fixed-point iterations remove it."""
     x0, errors = jnp.array([0.4, -0.8, 1.1]), []
     for num_steps, iterations in ((50, 0), (100, 0), (50, 3), (50, 30)):
         grid = GRIDS.build("uniform")(VP, num_steps)
@@ -106,7 +106,7 @@ def test_inversion_comes_back():
 
 @pytest.mark.parametrize("pair", [("dpm_solver_2m", "dpmpp_2m"), ("dpmpp_2m", "dpm_solver_2m")])
 def test_first_order_solvers_are_one(pair):
-    """DDIM, DPM-Solver-1 and DPM-Solver++-1: the first step of every multistep solver."""
+    """DDIM equals DPM-Solver-1 and DPM-Solver++-1, the first step of every multistep solver."""
     grid = TimeGrid.from_times(VP, [0.9, 0.6], to_clean=False)
     noise = jnp.linspace(-1, 1, 3)
     ddim, other = (sample(SAMPLERS.build(n), Mixture().denoiser(VP), grid, noise).x0 for n in ("ddim", pair[0]))
@@ -134,7 +134,7 @@ def test_dpmpp_2m_is_the_published_recurrence():
 
 @pytest.mark.parametrize(("name", "degree"), [("lms", 3), ("deis", 2)])
 def test_adams_polynomials_are_exact_up_to_their_degree(name, degree):
-    """dz / d rho = u^k, with u = rho for LMS and log rho for DEIS, is integrated exactly once the history is full."""
+    """dz / d rho = u^k, with u = rho for LMS and log rho for DEIS, is integrated exactly after the start-up steps."""
     grid = TimeGrid.from_times(EDM, np.linspace(0.5, 0.2, 8), to_clean=False)
     levels = grid.sigmas
 
@@ -156,7 +156,7 @@ def test_adams_polynomials_are_exact_up_to_their_degree(name, degree):
 
 
 def test_straight_pairs_need_one_euler_step():
-    """After reflow data and noise of a Gaussian are paired linearly, and one Euler step is exact (Liu et al. 2022)."""
+    """One Euler step is exact after reflow, which pairs data and noise of a Gaussian linearly (Liu et al. 2022)."""
 
     def denoiser(xt, t):  # x0 = 0.3 + 0.5 noise along every path
         noise = (xt - 0.3 * (1 - t)) / (t + 0.5 * (1 - t))

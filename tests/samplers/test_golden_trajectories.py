@@ -1,7 +1,7 @@
-"""Every state on the way, against another library's schedulers (diffusers 0.42.1) on a mixture in the plane.
+"""All intermediate states, compared with the schedulers of diffusers 0.42.1 on a mixture in the plane.
 
-`tests/golden/samplers/*.npz` hold the trajectories, in float32, of the schedulers named here. diffusers rounds the
-times of a grid to its table, and takes the noise levels of k-diffusion's samplers unscaled; both are written out here.
+`tests/golden/samplers/*.npz` hold the float32 trajectories of the schedulers named here. diffusers rounds grid times to
+its table, and uses unscaled noise levels for k-diffusion's samplers; this file states both explicitly.
 """
 
 from pathlib import Path
@@ -68,7 +68,7 @@ CASES = {
     "edm_dpmpp_2m": ("edm", grid("uniform"), {"name": "dpmpp_2m", **FINAL}),
 }
 UNSCALED = {"euler_sd", "euler_karras", "heun_karras", "lms"}  # states are xt / alpha
-TWICE = {"heun_karras", "flow_heun"}  # a state between every two points of the grid
+TWICE = {"heun_karras", "flow_heun"}  # these have an extra state between grid points
 
 
 def mixture_denoiser(golden, schedule):
@@ -88,17 +88,17 @@ def mixture_denoiser(golden, schedule):
 
 
 def reference_states(name, golden):
-    """The trajectory at the points of the grid."""
+    """The reference trajectory at the points of the grid."""
     states = golden["trajectory"].astype(np.float64)
     if name in TWICE:
         return np.concatenate([states[:1], states[2::2], states[-1:]])
     if name == "pndm":
-        return np.delete(states, 1, axis=0)  # the first try of the first transition
+        return np.delete(states, 1, axis=0)  # the first try at the first transition
     return states
 
 
 def run(name):
-    """(reference, found, grid): states at the points of the grid."""
+    """(reference, found, grid), with the states at the points of the grid."""
     spec, make_grid, sampler = CASES[name]
     golden = np.load(GOLDEN / f"{name}.npz")
     schedule = SCHEDULES.build(spec)
@@ -115,7 +115,7 @@ def run(name):
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_state(name):
     reference, found, points = run(name)
-    if name in ("ddim_linear", "pndm"):  # diffusers' last step here goes from the first noise level to itself
+    if name in ("ddim_linear", "pndm"):  # the last step of diffusers stays at the first noise level
         assert len(reference) == len(found) + 1
         np.testing.assert_allclose(reference[-1], reference[-2], atol=2e-4 if name == "ddim_linear" else 1)
         reference = reference[:-1]
@@ -125,7 +125,7 @@ def test_every_state(name):
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_the_grid(name):
-    """Times and noise levels are those that the scheduler visits."""
+    """Times and noise levels equal those that the scheduler visits."""
     golden = np.load(GOLDEN / f"{name}.npz")
     spec, make_grid, _ = CASES[name]
     points = make_grid(SCHEDULES.build(spec))

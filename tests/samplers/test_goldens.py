@@ -1,4 +1,4 @@
-"""Published and independently computed numbers: data N(0.3, 0.5^2) unless said otherwise."""
+"""Published and independently computed numbers, for data N(0.3, 0.5^2) unless stated otherwise."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_karras_18_steps_from_sigma_80(sampler, value):
 
 @pytest.mark.parametrize(("sampler", "value"), KARRAS_18.items())
 def test_a_float32_state_is_enough(sampler, value):
-    """Constants are float64 on the host, so only the state rounds."""
+    """The constants are float64 on the host, so only the state is rounded."""
     with jax.enable_x64(False):
         found = run(sampler, GRIDS.build("uniform")(SCHEDULES.build("edm"), 18))
     assert found.dtype == np.float32
@@ -143,7 +143,7 @@ LOG_SNR_12 = {
 
 @pytest.mark.parametrize(("sampler", "value"), LOG_SNR_12.items())
 def test_dpm_solvers_official_numbers(sampler, value):
-    """The official code, 12 steps equal in log-SNR from t = 1 to 1e-3 on the VP SDE, x = 1."""
+    """Results of the official code with 12 steps equal in log-SNR from t = 1 to 1e-3 on the VP SDE, x = 1."""
     grid = GRIDS.build({"name": "log_snr", "to_clean": False})(VP_SDE, 12)
     np.testing.assert_allclose(run(sampler, grid), value, rtol=0, atol=1e-11)
 
@@ -165,7 +165,7 @@ def test_more_of_karras_18_steps(sampler, value):
 
 
 def test_dpmpp_2m_on_equal_times():
-    """The official code's time_uniform grid."""
+    """The result of the official code on its time_uniform grid."""
     grid = TimeGrid.from_times(VP_SDE, np.linspace(1, 1e-3, 13), to_clean=False)
     np.testing.assert_allclose(run("dpmpp_2m", grid), 0.974065526844, rtol=0, atol=1e-11)
 
@@ -193,7 +193,7 @@ LINSPACE_20 = np.linspace(0, 999, 21).round()[::-1][:-1]
     ids=["leading", "trailing", "linspace"],
 )
 def test_diffusers_on_the_linear_table(indices, two_m, deis):
-    """Their tables are float32; DEIS there ends at the first noise level, which it visits twice."""
+    """diffusers' tables are float32, and its DEIS ends at the first noise level, which it visits twice."""
     schedule = SCHEDULES.build("ddpm_linear")
     np.testing.assert_allclose(run("dpmpp_2m", steps(schedule, indices)), two_m, rtol=0, atol=1e-6)
     times = (np.append(indices, 0) + 1) / 1000
@@ -208,7 +208,7 @@ def test_diffusers_pndm():
 
 
 def test_variance_exploding_flow():
-    """From x = 80 at sigma = 80: x(0) and x(.002)."""
+    """The flow from x = 80 at sigma = 80 to x(0) and to x(.002)."""
     last = [TimeGrid.from_times(SCHEDULES.build("edm"), [1.0, 0.0], to_clean=clean) for clean in (True, False)]
     found = [DATA.flow(grid.schedule, 80.0, grid) for grid in last]
     np.testing.assert_allclose(found, [0.7981152712811139, 0.7981192561873446], rtol=1e-13)

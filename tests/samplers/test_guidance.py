@@ -1,4 +1,4 @@
-"""Guidance rules: what every one keeps (scale 1, the interval, the form of a denoiser), and each one's own formula."""
+"""Guidance rules: shared properties (scale 1, the interval, the form of a denoiser), and each rule's own formula."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ LOGITS = DataSpec(kind="tokens", shape=(3,), num_values=5)
 
 
 def conditional(xt, t, conditions, *s, calls=None):
-    """Data whose mean depends on the label, -0.5, 0.5 and 0 for none, and on a picture."""
+    """Data whose mean depends on a picture and on the label (-0.5, 0.5, and 0 without a label)."""
     if calls is not None:
         calls.append(xt.shape)
     means = (jnp.array([-0.5, 0.5, 0.0])[conditions["label"]] + conditions["image"])[:, None]
@@ -47,7 +47,7 @@ def at(conditions):
 
 
 def others():
-    """A worse network, and a linear classifier."""
+    """A worse network and a linear classifier."""
     return {
         "worse": Gaussian(mean=0.1, std=0.8).denoiser(SCHEDULE),
         "classifier": towards(SCHEDULE, lambda x, t: 0.7 * jnp.sum(x, axis=1)),
@@ -59,7 +59,7 @@ def bound(rule, denoise=conditional, schedule=SCHEDULE, null=NULL):
 
 
 def called(rule, xt, t, **options):
-    """The prediction in the first step, whether the rule remembers or not."""
+    """The prediction in the first step, for rules with and without memory."""
     found = bound(rule, **options)
     return found(xt, t, memory=rule.first_memory(xt))[0] if rule.remembers else found(xt, t)
 
@@ -79,14 +79,14 @@ def test_at_scale_1_a_rule_is_the_conditional_prediction_bit_for_bit(name):
     assert rule.neutral
     assert not rule.remembers
     assert rule.evaluations(ASKED) == 1
-    found = guided(rule, conditional, CONDITIONS)(xt, 0.6)  # nothing else is needed
+    found = guided(rule, conditional, CONDITIONS)(xt, 0.6)  # needs nothing else
     jax.tree.map(np.testing.assert_array_equal, found, conditional(xt, 0.6, CONDITIONS))
     rule.check((), LOGITS, is_flow_map=True)
 
 
 @pytest.mark.parametrize(("name", "rule"), rules(), ids=NAMES)
 def test_every_rule_is_a_denoiser(name, rule):
-    """It moves x0, its noise and x0 make xt, and t may differ from row to row."""
+    """A rule moves x0, its noise and x0 combine to xt, and t may be given per row."""
     xt, t = jax.random.normal(jax.random.key(0), (2, 6)), jnp.array([0.6, 0.6])
     found, plain = called(rule, xt, t), conditional(xt, t, CONDITIONS)
     assert jnp.abs(found.x0 - plain.x0).max() > 0.01 or rule.of_pixels
@@ -197,7 +197,7 @@ def test_at_scale_0_and_1_only_what_counts_is_evaluated():
 
 
 def test_guided_gaussians():
-    """N(m_c, s^2) and N(m_u, s^2) guided by w are N(m_u + w (m_c - m_u), s^2), whatever the rule calls the two."""
+    """The mean of N(m_c, s^2) and N(m_u, s^2) guided by w is m_u + w (m_c - m_u), also for negative conditions."""
     grid, w = GRIDS.build("uniform")(SCHEDULE, 20), 3.0
     conditional_mean, null_mean = np.array([-0.3, 0.4]), np.zeros(2)
     for name, away in (("classifier_free", null_mean), ("negative", null_mean)):
@@ -213,7 +213,7 @@ def test_away_from_a_worse_network():
 
 
 def test_two_scales_of_a_picture_and_a_text():
-    """InstructPix2Pix, eq. 3, on a denoiser that adds what it is told."""
+    """InstructPix2Pix, eq. 3, on a denoiser that adds its conditions."""
     xt, t = jax.random.normal(jax.random.key(0), (2, 5)), 0.5
     both, image, nothing = (
         conditional(xt, t, {**CONDITIONS, **{name: NULL[name] for name in slots}}).x0
@@ -233,7 +233,7 @@ def test_two_scales_of_a_picture_and_a_text():
 
 
 def test_projected_guidance():
-    """eta = 1 without a threshold is classifier-free; eta = 0 moves x0 at right angles to the conditional one only."""
+    """eta = 1 without a threshold is classifier-free; eta = 0 moves x0 only orthogonally to the conditional x0."""
     xt = jax.random.normal(jax.random.key(0), (2, 50))
     plain, base = called(ClassifierFree(scale=4.0), xt, 0.4), conditional(xt, 0.4, CONDITIONS).x0
     same, across, short = (
@@ -246,7 +246,7 @@ def test_projected_guidance():
 
 
 def constant(difference):
-    """Denoisers whose x0 is 0 unconditionally, and otherwise `difference`, whatever xt is."""
+    """A denoiser whose x0 is 0 without a condition and `difference` with one, for any xt."""
     from diffusion_jax.schedulers import Prediction
 
     def denoise(xt, t, conditions):
@@ -257,7 +257,7 @@ def constant(difference):
 
 
 def test_momentum_is_a_running_sum_over_steps():
-    """With a difference of 1 in every step, delta_n = 1 + momentum delta_{n-1}; the last x0 is 1 + (w - 1) delta_N."""
+    """For a constant difference of 1, delta_n = 1 + momentum delta_{n-1}, and the last x0 is 1 + (w - 1) delta_N."""
     grid, steps = GRIDS.build("uniform")(SCHEDULE, 6), 6
     rule = AdaptiveProjected(scale=3.0, eta=1.0, momentum=-0.5)
     assert rule.remembers
@@ -265,7 +265,7 @@ def test_momentum_is_a_running_sum_over_steps():
         denoise = bound(rule, constant(1.0))
         found = sample(SAMPLERS.build(name), denoise, grid, jnp.zeros((2, 4)), memory=rule.first_memory).x0
         delta = sum((-0.5) ** n for n in range(steps))
-        if name != "dpmpp_2m":  # which mixes the last two
+        if name != "dpmpp_2m":  # which mixes the last two predictions
             np.testing.assert_allclose(found, 1.0 + 2.0 * delta, rtol=1e-4)
         forgetful = dataclasses.replace(rule, momentum=0.0)
         plain = sample(SAMPLERS.build(name), bound(forgetful, constant(1.0)), grid, jnp.zeros((2, 4))).x0
@@ -273,7 +273,7 @@ def test_momentum_is_a_running_sum_over_steps():
 
 
 def grids():
-    """A grid for each sampler that can walk one of EDM's or of rectified flow's."""
+    """Yield the name and instance of every sampler that takes a denoiser."""
     for name in samplers_of("gaussian"):
         sampler = SAMPLERS.example(name)
         if sampler.denoiser_kind == "denoiser":
@@ -306,7 +306,7 @@ def test_classifier_guidance_of_a_gaussian_is_the_posterior():
 
 
 def test_a_classifier_of_clean_data_judges_the_predicted_x0():
-    """The gradient goes through the denoiser: for N(0, s^2) its slope is alpha s^2 / (alpha^2 s^2 + sigma^2)."""
+    """The gradient passes through the denoiser, whose slope for N(0, s^2) is alpha s^2 / (alpha^2 s^2 + sigma^2)."""
     data, t, xt = Gaussian(mean=0.0, std=0.5), 0.4, jnp.array([[0.2, -0.4]])
     change = towards(SCHEDULE, of_clean(data.denoiser(SCHEDULE), lambda x0: 0.7 * jnp.sum(x0, axis=1)))(xt, t)
     sigma = SCHEDULE.sigma(t)
@@ -316,7 +316,7 @@ def test_a_classifier_of_clean_data_judges_the_predicted_x0():
 def test_dynamic_threshold():
     x0 = jnp.concatenate([jnp.linspace(-0.5, 0.5, 100)[None], jnp.linspace(-4, 4, 100)[None]])
     found = thresholded(x0, 0.9, 1.0)
-    np.testing.assert_allclose(found[0], x0[0], atol=1e-6)  # never stretched
+    np.testing.assert_allclose(found[0], x0[0], atol=1e-6)  # values are never stretched
     assert np.abs(found[1]).max() <= 1
     np.testing.assert_allclose(found[1][50:60], x0[1][50:60] / np.quantile(np.abs(x0[1]), 0.9), rtol=1e-4)
     xt = 40.0 * jax.random.normal(jax.random.key(0), (2, 50))
@@ -348,7 +348,7 @@ def test_no_guidance_takes_no_scale():
 
 
 def test_a_difference_is_kept_for_some_steps_and_counted():
-    """The first of every two steps is the rule itself; the other asks once, and moves by the same velocity."""
+    """The first of every two steps applies the rule; the second evaluates once and reuses the velocity difference."""
     rule, xt = (
         GUIDANCE.build({"name": "classifier_free", "scale": 3.0, "reuse": 2}),
         jnp.array([[0.3, 1.0], [-2.0, 0.1]]),
@@ -358,7 +358,7 @@ def test_a_difference_is_kept_for_some_steps_and_counted():
     first, memory = denoise(xt, 0.6, memory=memory)
     np.testing.assert_allclose(first.x0, whole.x0, rtol=1e-6)
     again, memory = denoise(xt, 0.6, memory=memory)
-    np.testing.assert_allclose(again.x0, whole.x0, rtol=1e-4, atol=1e-5)  # at the same place it is the same
+    np.testing.assert_allclose(again.x0, whole.x0, rtol=1e-4, atol=1e-5)  # the same at the same point
     there, memory = denoise(xt, 0.3, memory=memory)
     np.testing.assert_allclose(there.x0, called(dataclasses.replace(rule, reuse=1), xt, 0.3).x0, rtol=1e-6)
     kept, _ = denoise(xt, 0.2, memory=memory)
@@ -372,7 +372,7 @@ def test_a_difference_is_kept_for_some_steps_and_counted():
 
 
 def test_a_walk_that_keeps_a_constant_velocity_is_the_whole_walk():
-    """Of straight lines the difference that is kept is right in every step, so that keeping it changes nothing."""
+    """On straight paths the reused difference is exact in every step, so reusing it changes nothing."""
     schedule, velocities = SCHEDULES.build("rectified_flow"), jnp.array([1.0, -0.4, 0.3])
 
     def denoise(xt, t, conditions):

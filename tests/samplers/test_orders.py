@@ -17,7 +17,7 @@ from diffusion_jax.samplers import SAMPLERS, evaluation_times, sample, samplers_
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, TimeGrid
 from tests.samplers.closed_form import Gaussian, Mixture
 
-STEPS = (48, 96, 192)  # whole steps of two and of three transitions
+STEPS = (48, 96, 192)  # divisible into steps of two and of three transitions
 EXACT_THIRD = {"dpmpp_3m": "second_derivative", "dpm_solver_3m": "second_derivative"}
 MEASURED = [
     name
@@ -27,18 +27,18 @@ MEASURED = [
 SPECS = {name: SAMPLERS.example(name) for name in MEASURED} | {
     f"{name} exact": SAMPLERS.build({"name": name, "second_derivative": "exact"}) for name in EXACT_THIRD
 }
-# Orders that show slowly: after a start of lower order, or where errors of two kinds change places.
+# Orders that appear slowly: after a start of lower order, or where two kinds of errors compete.
 TOLERANCE = {"dpm_solver_3s": 0.4, "dpmpp_3s": 0.3, "deis": 0.3, "lms": 0.3, "dpmpp_3m": 0.7, "dpm_solver_3m": 0.7}
 TOLERANCE |= {"dpm_solver_3m exact": 0.3}
 
 
-# The kinds of schedule, and the range of t: on edm to sigma_min; elsewhere as far as steps equal in t stay short in
-# log-SNR, in which some solvers step.
+# The schedules, and their ranges of t: down to sigma_min on edm; elsewhere as far as equal steps in t remain short in
+# log-SNR, the variable in which some solvers step.
 KINDS = {"edm": (1.0, 0.0), "vp_sde": (1.0, 0.05), "rectified_flow": (0.95, 0.05)}
 
 
 def errors(sampler, data, kind="edm", step_counts=STEPS):
-    """Errors at the end of the range, started at 1.3 standard deviations of the prior."""
+    """The errors at the end of the range, starting at 1.3 standard deviations of the prior."""
     schedule, found = SCHEDULES.build(kind), []
     for steps in step_counts:
         grid = TimeGrid.from_times(schedule, np.linspace(*KINDS[kind], steps + 1), to_clean=False)
@@ -48,7 +48,7 @@ def errors(sampler, data, kind="edm", step_counts=STEPS):
 
 
 def exact_end(data, schedule, grid):
-    """Where the flow ends: in closed form, and for the mixture as a quantile of its marginals."""
+    """The end of the flow: in closed form, or for the mixture as a quantile of its marginals."""
     x_1 = 1.3 * schedule.prior_std
     return data.flow(schedule, x_1, grid)
 
@@ -69,7 +69,7 @@ def test_order_of_convergence(name, data, x64, capsys):
     if found[-1] > floor:
         lowest = SPECS[name].order - TOLERANCE.get(name, 0.15)
         assert np.mean(orders(found)) > lowest
-        if isinstance(data, Gaussian) and name not in ("ipndm", "pndm"):  # those two may do better than they promise
+        if isinstance(data, Gaussian) and name not in ("ipndm", "pndm"):  # these two may exceed their stated order
             assert np.mean(orders(found)) < SPECS[name].order + TOLERANCE.get(name, 0.15)
 
 
@@ -80,7 +80,8 @@ STARTS = {"deis": 3, "lms": 4, "dpmpp_3m exact": 3}
 @pytest.mark.parametrize("data", [Gaussian(), Mixture()], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("name", list(STARTS))
 def test_a_start_of_high_order_gives_the_order_where_the_published_start_does_not(name, data, x64):
-    """On rectified_flow the first steps count: with their low order the whole comes to 2, without it to its own."""
+    """On rectified_flow a low-order start reduces the overall order to 2; a high-order start preserves the sampler's
+    order."""
     published, raised = (
         errors(dataclasses.replace(SPECS[name], start=start), data, "rectified_flow", FLOW_STEPS)
         for start in ("lower_order", "runge_kutta")
@@ -92,7 +93,8 @@ def test_a_start_of_high_order_gives_the_order_where_the_published_start_does_no
 
 @pytest.mark.parametrize("name", [*STARTS, "dpm_solver_3m exact"])
 def test_evaluations_of_a_start_of_high_order(name):
-    """Three more for each transition that it takes: k in the x0 form, k - 1 in the noise form, none to clean data."""
+    """A high-order start costs three more evaluations for each of its transitions: k in the x0 form, k - 1 in the noise
+    form, none to clean data."""
     sampler, schedule = dataclasses.replace(SPECS[name], start="runge_kutta"), SCHEDULES.build("edm")
     started = sampler.memory - (sampler.predicts == "noise")
     for steps, ends_clean in ((1, True), (1, False), (3, True), (8, True)):
@@ -103,7 +105,7 @@ def test_evaluations_of_a_start_of_high_order(name):
 
 
 def test_a_start_without_signal_is_finite_in_the_x0_form(x64):
-    """At t = 1 of rectified_flow alpha is 0 and the log-SNR infinite, and the start is right all the same."""
+    """The start is accurate at t = 1 of rectified_flow, where alpha is 0 and the log-SNR infinite."""
     schedule, data = SCHEDULES.build("rectified_flow"), Gaussian()
     found = []
     for steps in (24, 48):
@@ -124,7 +126,7 @@ def test_an_unknown_start_is_refused():
 
 @pytest.mark.parametrize("num_steps", [10, 20, 40])
 def test_the_last_orders_of_unipc_fall_at_any_number_of_steps(num_steps):
-    """As in the authors' code; those of the DPM-Solver family only below 15 steps."""
+    """UniPC lowers its last orders at any number of steps, as in the authors' code; DPM-Solvers only below 15."""
     grid = GRIDS.build({"name": "log_snr", "to_clean": False})(SCHEDULES.build("vp_sde"), num_steps)
     used = {}
     for name, options in (("unipc", {"solver_order": 3}), ("dpmpp_3m", {})):
@@ -170,7 +172,7 @@ one from the exact flow of N(0.3, 0.5²) on rectified_flow, from 1.3 standard de
 
 
 def measured(name, kind):
-    """Errors for the Gaussian and the mixture, or None where the sampler does not run."""
+    """The errors for the Gaussian and the mixture, or None if the sampler does not run."""
     sampler = SPECS[name]
     if name.startswith("flow_") and kind == "vp_sde":
         return None
@@ -181,7 +183,7 @@ def measured(name, kind):
 
 
 def shortcut_lines():
-    """The table of errors against M."""
+    """The lines of a table with the error for each M."""
     rows = []
     for base_steps in (8, 16, 32, 64, 128, 256):
         grid = GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), base_steps)
@@ -195,7 +197,7 @@ def shortcut_lines():
 
 
 def main():
-    """Write the tables and the plot for the docs."""
+    """Write the tables and the plot of the docs."""
     import matplotlib
 
     matplotlib.use("agg")

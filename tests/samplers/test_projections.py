@@ -1,4 +1,4 @@
-"""Projections and what is known, on a correlated Gaussian, whose posterior is known."""
+"""Projections onto known values, on a correlated Gaussian with a known posterior."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from diffusion_jax.schedulers import GRIDS, SCHEDULES, Prediction
 SCHEDULE = SCHEDULES.build("ddpm_linear")
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])
 MASK = jnp.array([[0.0, 1.0]])
-KNOWN = 1.0  # the first coordinate; the second given it is N(0.8, 0.36)
+KNOWN = 1.0  # the first coordinate; given it, the second is N(0.8, 0.36)
 
 
 def denoiser(xt, t):
@@ -50,7 +50,7 @@ def drawn(projection, known, *, steps=50, sampler="ddpm", size=8192, denoise=den
 
 @pytest.mark.parametrize("name", list(PROJECTIONS))
 def test_every_projection_draws_what_is_not_known_nearer_to_its_conditional_mean(name):
-    """Without one the second coordinate has mean 0, given the first 0.8. Examples do not depend on neighbours."""
+    """The second coordinate moves from mean 0 towards its conditional mean 0.8, and examples are independent."""
     projection = PROJECTIONS.example(name)
     found = drawn(projection, region(8192))
     assert np.isfinite(found).all()
@@ -84,7 +84,7 @@ def test_evaluations_are_counted(name, sampler):
 
 
 def test_the_walk_of_repaint_is_the_authors():
-    """Four steps in jumps of two, twice: 4 3 2 1 0 with 0..2 once more, as `get_schedule_jump` has it."""
+    """Four steps in jumps of two, twice: 4 3 2 1 0 with 0..2 repeated once, as in `get_schedule_jump`."""
     walk = RePaint(num_resamples=2, jump_length=2).walk(4)
     assert list(zip(walk.index, walk.up, strict=True)) == [
         *((0, False), (1, False), (2, False), (3, False)),
@@ -99,7 +99,7 @@ def test_the_walk_of_repaint_is_the_authors():
 
 
 def test_steps_are_taken_again_by_samplers_that_can():
-    """A walk down, up and down again leaves the marginals alone; a sampler with a history is refused."""
+    """Repeated steps keep the spread of the unknown part; samplers with a history are refused."""
     found = drawn(RePaint(num_resamples=3), region(4096), size=4096)
     assert found[:, 1].std() > 0.4
     for name in ("dpmpp_2m", "unipc", "rk45", "restart"):
@@ -109,18 +109,18 @@ def test_steps_are_taken_again_by_samplers_that_can():
 
 
 def test_replacement_is_biased_and_repaint_less():
-    """Both keep what is known. The unknown part falls short of its conditional mean 0.8; resampling mends that."""
+    """The unknown part falls short of its conditional mean 0.8 with replacement, and less with resampling."""
     known = region(8192)
     mean = drawn(Replacement(), known)[:, 1].mean()
     better = drawn(RePaint(), known)[:, 1]
     assert mean < 0.77
     assert 0.8 - better.mean() < 0.6 * (0.8 - mean)
     np.testing.assert_allclose(better.mean(), 0.8, atol=0.06)
-    assert 0.2 < better.var() < 0.4  # 0.36; RePaint falls short of that too
+    assert 0.2 < better.var() < 0.4  # exact: 0.36; RePaint's variance is too small as well
 
 
 def test_replacement_keeps_one_noise_and_ends_at_the_source():
-    """The known part walks on alpha source + sigma noise with the noise that sampling begins with."""
+    """The known part follows alpha source + sigma noise with the initial noise of sampling."""
     grid, size = grid_of(5), 3
     noise = jax.random.normal(jax.random.key(1), (size, 2))
     result = sample_given(
@@ -133,11 +133,11 @@ def test_replacement_keeps_one_noise_and_ends_at_the_source():
 
 @pytest.mark.parametrize("noise_std", [0.1, 0.5])
 def test_the_posterior_is_exact_where_the_variance_is(noise_std):
-    """Mean and variance of the second coordinate given a noisy first one."""
+    """With the exact variance, the second coordinate has the exact mean and variance given a noisy first one."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Exact(PiGDM):
-        def variance(self, schedule, t):  # of the measured coordinate given xt
+        def variance(self, schedule, t):  # variance of the measured coordinate given xt
             a2, s2 = schedule.alpha(t) ** 2, schedule.sigma(t) ** 2
             covariance = jnp.asarray(COVARIANCE, jnp.float32)
             return jnp.linalg.inv(jnp.linalg.inv(covariance) + a2 / s2 * jnp.eye(2))[0, 0]
@@ -152,7 +152,7 @@ def test_the_posterior_is_exact_where_the_variance_is(noise_std):
 
 
 def test_any_linear_measurement_of_independent_data_is_exact():
-    """x0 ~ N(0, I), y = (2 x_1 + x_2, x_3): rows of different lengths; the pseudoinverse needs A A^T."""
+    """x0 ~ N(0, I), y = (2 x_1 + x_2, x_3): rows of different norms, so the pseudoinverse needs A A^T."""
     matrix = jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
     def unit(xt, t):
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_one_clear_line():
 
 @pytest.mark.parametrize("name", list(PROJECTIONS))
 def test_guidance_that_remembers_goes_through_a_projection(name):
-    """A rule with momentum and a projection together: the memory comes through, and momentum changes the result."""
+    """A rule with momentum works together with a projection, and the momentum changes the result."""
     size = 4
 
     def run(momentum):
@@ -204,7 +204,7 @@ def test_guidance_that_remembers_goes_through_a_projection(name):
 
 
 def test_a_projection_that_does_nothing_is_plain_sampling():
-    """Everything is to be drawn: the samples are those without a projection, bit for bit."""
+    """A mask that covers everything gives the samples without a projection, bit for bit."""
     whole = Region(mask=jnp.ones((1, 2)), source=jnp.zeros((16, 2)))
     sampler, grid = SAMPLERS.build("ddpm"), grid_of(5)
     found = jax.jit(lambda k: sample_given(Replacement(), whole, sampler, denoiser, grid, (2,), k).x0)(keys(16))

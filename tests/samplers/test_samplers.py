@@ -1,4 +1,4 @@
-"""What every registered sampler must satisfy: a new one is tested without a new test."""
+"""Properties that every registered sampler must have; a new sampler is tested without a new test."""
 
 import jax
 import jax.export
@@ -13,7 +13,7 @@ from diffusion_jax.samplers import SAMPLERS, evaluation_times, sample, samplers_
 from diffusion_jax.schedulers import GRIDS, SCHEDULES, Parameterization, Prediction, TimeGrid
 from tests.samplers.closed_form import Gaussian, point_mass_denoiser
 
-# Where the sampler is at home, if not on edm; and samplers that are stochastic only with options.
+# The schedules of samplers that do not use edm, and options that make samplers stochastic or change their start.
 HOME = {"flow_euler": "rectified_flow", "flow_heun": "rectified_flow", "sit_sde": "rectified_flow"}
 HOME |= {"scm": "trigflow", "flow_map": "rectified_flow", "tcd": "rectified_flow"}
 OPTIONS = {
@@ -27,11 +27,11 @@ OPTIONS = {
 GAUSSIAN = samplers_of("gaussian")
 ALL = [*GAUSSIAN, *OPTIONS]
 DETERMINISTIC = [name for name in GAUSSIAN if not SAMPLERS.example(name).stochastic]
-FAMILIES = ("edm", "ddpm_linear", "vp_sde", "rectified_flow")  # one for each way to begin and to end
+FAMILIES = ("edm", "ddpm_linear", "vp_sde", "rectified_flow")  # one for each behaviour at the start and the end
 
 
 def one_of_each_module(names):
-    """All names, those of the default suite first in their module, whose samplers share their code; the rest slow."""
+    """All names; only the first of each module is in the default suite, because the others share its code."""
     seen, params = set(), []
     for name in names:
         module = SAMPLERS[name].__module__ if name in SAMPLERS else name
@@ -49,7 +49,7 @@ def home(name):
 
 
 def denoiser_for(sampler, schedule, data=None):
-    """The exact denoiser, consistency function or flow map of Gaussian data, whichever the sampler takes."""
+    """The exact denoiser, consistency function or flow map of Gaussian data that the sampler takes."""
     data = data or Gaussian()
     return data.denoiser(schedule) if sampler.denoiser_kind == "denoiser" else data.flow_map(schedule)
 
@@ -77,7 +77,7 @@ IMPOSSIBLE = sorted(set(PAIRS) - set(POSSIBLE))
 
 
 def test_what_is_impossible():
-    """Steps in sigma / alpha can not start where alpha is 0, nor steps in t where its slope is infinite."""
+    """Steps in sigma / alpha cannot start where alpha is 0, nor steps in t where its slope is infinite."""
     no_signal = {schedule for schedule in SCHEDULES if SCHEDULES.example(schedule).alpha(1.0) == 0}
     assert {schedule for name, schedule in IMPOSSIBLE if not name.startswith(("flow_", "sit_", "restart"))} <= no_signal
     assert {("euler", "rectified_flow"), ("heun", "gvp"), ("flow_heun", "sigmoid")} <= set(IMPOSSIBLE)
@@ -96,7 +96,7 @@ def test_impossible_pairs_are_refused_at_trace_time(name, schedule):
 
 @pytest.mark.parametrize("name", ALL)
 def test_gaussian_data_come_out_right(name):
-    """300 steps carry noise to data N(0.3, 0.5^2): in distribution, and along the exact flow if deterministic."""
+    """300 steps turn noise into N(0.3, 0.5^2): in distribution, and along the exact flow if deterministic."""
     schedule, sampler = home(name), build(name)
     grid = GRIDS.build("karras")(schedule, 300)
     noise = keys(4096).fold_in("test").normal((2,))
@@ -122,7 +122,7 @@ def test_gaussian_data_come_out_right_on_every_schedule(name, schedule):
 @pytest.mark.parametrize("schedule", FAMILIES)
 @pytest.mark.parametrize("name", one_of_each_module(GAUSSIAN))
 def test_point_mass_is_found_exactly(name, schedule):
-    """With data at one point any grid, of one step or several, ends there: every last step returns the predicted x0."""
+    """Every grid ends at the data point for a point mass, because each last step returns the predicted x0."""
     if (name, schedule) in IMPOSSIBLE:
         pytest.skip("refused, see above")
     schedule, sampler = SCHEDULES.example(schedule), SAMPLERS.example(name)
@@ -130,7 +130,7 @@ def test_point_mass_is_found_exactly(name, schedule):
     for grid, num_steps in (("uniform", 1), ("trailing", 3), ("karras", 9)):
         points = GRIDS.example(grid)(schedule, num_steps)
         if name in ("pndm", "restart") and num_steps < 5:
-            continue  # they say that they need more steps
+            continue  # they report that they need more steps
         result = sample(sampler, point_mass_for(sampler, schedule, target), points, (2,), keys(2))
         np.testing.assert_allclose(result.x0, jnp.broadcast_to(target, (2, 2)), atol=2e-3)
 
@@ -189,7 +189,7 @@ def test_samples_depend_neither_on_the_batch_split_nor_on_its_sharding(name, x64
 
 @pytest.mark.parametrize("name", one_of_each_module(ALL))
 def test_export_and_a_program_that_does_not_grow_with_the_steps(name):
-    """One compiled program per number of steps, as long for 40 steps as for 4."""
+    """The program has the same length for 4 and for 40 steps, and can be exported."""
     schedule, sampler = home(name), build(name)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
 
@@ -222,7 +222,7 @@ def test_state_stays_float32_for_a_bfloat16_denoiser(name):
 
 @pytest.mark.parametrize("name", one_of_each_module(GAUSSIAN))
 def test_an_untrained_network_gives_finite_samples(name):
-    """A network at initialisation, which returns zeros, through its parameterisation; predictions of x0 clipped."""
+    """A network that returns zeros, as at initialisation, gives finite samples with clipped x0."""
     sampler = SAMPLERS.example(name)
     for schedule in ("ddpm_linear", HOME.get(name, "edm")):
         parameterization = Parameterization.build(schedule=schedule, prediction="v", time_input="t")
@@ -230,13 +230,13 @@ def test_an_untrained_network_gives_finite_samples(name):
         denoiser = parameterization.denoiser(lambda x, *time: jnp.zeros_like(x))
         x0 = sample(sampler, denoiser, grid, (2,), keys(3), x0_transform=lambda x: jnp.clip(x, -1, 1)).x0
         assert np.all(np.isfinite(x0))
-        if name not in ("lms", "ipndm", "pndm"):  # these extrapolate the noise to the end; all others return an x0
+        if name not in ("lms", "ipndm", "pndm"):  # these end with extrapolated noise; all others with an x0
             assert np.all(np.abs(x0) <= 1.01)
 
 
 @pytest.mark.parametrize("name", one_of_each_module(GAUSSIAN))
 def test_a_projection_holds_at_every_step(name):
-    """Half of the values are put back to what is known, at the noise level of the step."""
+    """Half of the values are reset to known values at the noise level of each step."""
     schedule, sampler = home(name), SAMPLERS.example(name)
     grid = GRIDS.build("uniform")(schedule, 4)
     mask, known = jnp.array([1.0, 0.0]), 0.9
@@ -281,7 +281,7 @@ def test_flow_euler_is_ddim_on_the_straight_path(x64):
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_dpmpp_2m_first_order_is_ddim(schedule, x64):
-    """Its first step, and a step to clean data, are DDIM's."""
+    """The first step and a step to clean data equal those of DDIM."""
     schedule = SCHEDULES.example(schedule)
     grid = GRIDS.build("uniform")(schedule, 1)
     two_m, ddim = (
@@ -292,7 +292,7 @@ def test_dpmpp_2m_first_order_is_ddim(schedule, x64):
 
 
 def test_churn_where_the_schedule_ends_stays_on_the_schedule():
-    """On a table the noise level cannot be raised above that of t = 1."""
+    """Churn on a table cannot raise the noise level above that of t = 1."""
     schedule = SCHEDULES.build("ddpm_linear")
     grid = GRIDS.build("karras")(schedule, 10)
     constants = SAMPLERS.build({"name": "heun", "s_churn": 40.0}).constants(grid)

@@ -1,4 +1,4 @@
-"""Samplers that add noise: their variances, exactly; what they become without it; Langevin dynamics."""
+"""Stochastic samplers: their exact variances, their limits without noise, and Langevin dynamics."""
 
 import functools
 
@@ -53,7 +53,7 @@ def variance_errors(spec, schedule, steps):
     ids=str,
 )
 def test_weak_order(spec, schedule, order, x64):
-    """The variance converges to the data's with at least the order of the method."""
+    """The variance converges to that of the data with at least the order of the method."""
     errors = variance_errors(spec, schedule, (64, 128, 256))
     orders = np.log2(errors[:-1] / errors[1:])
     assert errors[-1] < 0.02
@@ -92,7 +92,7 @@ def test_sa_solver_without_noise_has_the_order_of_its_polynomials(predictor, cor
 
 
 def test_dpmpp_sde_has_correlated_stages(x64):
-    """Both noises are one Brownian path, so the end's noise has the right variance whatever the middle."""
+    """Both noises belong to one Brownian path, so the noise at the end of a step has the right total variance."""
     constants = SAMPLERS.build("dpmpp_sde").constants(GRIDS.build("karras")(EDM, 8))
     grid = GRIDS.build("karras")(EDM, 8)
     up = np.hypot(constants["end_early_noise"], constants["end_noise"])
@@ -101,7 +101,7 @@ def test_dpmpp_sde_has_correlated_stages(x64):
 
 
 def test_churn_and_restart_keep_the_distribution(x64):
-    """More noise in between, the same variance in the end, up to the order of Heun."""
+    """Additional noise leaves the final variance unchanged, up to the order of Heun."""
     grid, keys = GRIDS.build("uniform")(EDM, 200), BatchKey.create(jax.random.key(0), 20000)
 
     def draw(sampler, keys):
@@ -116,7 +116,7 @@ def test_churn_and_restart_keep_the_distribution(x64):
 
 
 def test_restart_counts_and_forgets():
-    """An error made above the interval is forgotten, the more the wider it is."""
+    """An error from above the restart interval decays, and more so for a wider interval."""
     grid = GRIDS.build("uniform")(EDM, 18)
 
     def memory(sampler):
@@ -139,7 +139,7 @@ def test_langevin_dynamics_has_its_stationary_variance(x64):
 
 
 def test_predictor_corrector_in_many_dimensions():
-    """With the paper's step size, from the norms of noise and score, 256 dimensions and a VE schedule."""
+    """Mean and deviation are right in 256 dimensions on a VE schedule with the paper's step size."""
     schedule = SCHEDULES.build("ve_sde")
     grid = GRIDS.build("uniform")(schedule, 200)
     sampler = SAMPLERS.build({"name": "predictor_corrector", "snr": 0.16})

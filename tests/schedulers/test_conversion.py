@@ -1,4 +1,4 @@
-"""One denoiser on many schedules."""
+"""Using one denoiser on several schedules."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def test_the_converted_denoiser_is_that_of_the_other_schedule(first, second, x64
 
 
 def test_conversion_commutes_with_sampling(x64):
-    """Straight paths and variance preservation pass through the same states, up to scale (papers: check 43)."""
+    """Straight paths and variance preservation visit the same states up to scale (papers: check 43)."""
     flow, vp = SCHEDULES.build("rectified_flow"), SCHEDULES.build("vp_sde")
     log_snrs = np.linspace(-8, 8, 9)
     on_flow, on_vp = grid_through(flow, log_snrs), grid_through(vp, log_snrs)
@@ -42,7 +42,7 @@ def test_conversion_commutes_with_sampling(x64):
 
 
 def test_trigflow_is_edm_at_the_angle_of_the_noise_level(x64):
-    """t = atan(sigma / sigma_d) for data of standard deviation sigma_d (Lu & Song 2024), and F is the v prediction."""
+    """t = atan(sigma / sigma_d) for data of standard deviation sigma_d, and F is the v prediction (Lu & Song 2024)."""
     trig = SCHEDULES.build("trigflow")
     levels, sigma_d = np.array([0.002, 0.5, 80.0]), 0.5
     angles = np.arctan(levels / sigma_d)

@@ -1,4 +1,4 @@
-"""The chain of Gaussian steps: published numbers of DDPM's table, and integrals."""
+"""The chain of Gaussian steps: published numbers for DDPM's table, and integrals."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ def ddpm_steps():
 
 
 def test_ddpm_table():
-    """papers: check 12; step n of the paper is transition T - 1 - n."""
+    """The published numbers (papers: check 12); step n of the paper is transition T - 1 - n."""
     steps = ddpm_steps()
     np.testing.assert_allclose(steps.large[::-1][[0, -1]], [1e-4, 2e-2], rtol=1e-10)
     np.testing.assert_allclose(steps.large.sum(), 10.05, rtol=1e-12)
@@ -26,7 +26,7 @@ def test_ddpm_table():
 
 
 def test_reverse_steps_are_bayes_rule():
-    """The mean and variance of x_s given x_t and x0, from the joint Gaussian."""
+    """The mean and variance of x_s given x_t and x0 follow from the joint Gaussian."""
     grid = GRIDS.build("uniform")(SCHEDULES.build("vp_sde"), 7)
     steps = ReverseSteps.of(grid)
     x0, xt = 0.4, -0.9
@@ -59,7 +59,7 @@ def test_discretised_likelihood_sums_to_one(mean, log_std):
 
 
 def test_discretised_likelihood_values():
-    """-5.7403588 and -4.7670746 at x = -1 and 0 are public code's, with its tanh approximation of the normal CDF."""
+    """The public code, with a tanh approximation of the normal CDF, gives -5.7403588 at x = -1 and -4.7670746 at 0."""
     found = discretised_log_likelihood(jnp.array([-1.0, 0.0]), 0.0, -1.0)
     cdf, half = scipy.stats.norm(0, np.exp(-1)).cdf, 1 / 255
     np.testing.assert_allclose(found, np.log([cdf(-1 + half), cdf(half) - cdf(-half)]), rtol=1e-8)
@@ -69,7 +69,7 @@ def test_discretised_likelihood_values():
 
     e = np.exp(1.0)
     published = np.log([approximate_cdf(e * (-1 + half)), approximate_cdf(e * half) - approximate_cdf(-e * half)])
-    np.testing.assert_allclose(published, [-5.7403588, -4.7670746], rtol=1e-6)  # they compute in float32
+    np.testing.assert_allclose(published, [-5.7403588, -4.7670746], rtol=1e-6)  # their code computes in float32
     np.testing.assert_allclose(found, published, atol=0.06)
 
 

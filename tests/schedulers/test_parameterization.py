@@ -1,4 +1,4 @@
-"""The choices around a network: names, shapes, precision, impossible combinations."""
+"""Settings of a parameterisation: names, shapes, precision, and impossible combinations."""
 
 import itertools
 
@@ -10,13 +10,13 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedulers import INPUT_SCALES, PREDICTIONS, SCHEDULES, TIME_INPUTS, Parameterization
 
-# Nothing of the data is left at t = 1 of these, or alpha ends there with an infinite slope.
+# Schedules without any signal at t = 1; alpha may also end there with an infinite slope.
 NO_SIGNAL = ("rectified_flow", "gvp", "trigflow", "shifted", "sigmoid", "zero_terminal_snr")
 IMPOSSIBLE = {*itertools.product(NO_SIGNAL, ("epsilon", "score")), ("sigmoid", "velocity")}
 
 
 def is_impossible(schedule, prediction):
-    """Of a schedule that is not of this package, by its values near t = 1."""
+    """Whether a pair is impossible; for schedules of other packages this follows from the values near t = 1."""
     if (schedule, prediction) in IMPOSSIBLE or type(SCHEDULES.example(schedule)).__module__.startswith("diffusion_jax"):
         return (schedule, prediction) in IMPOSSIBLE
     alpha = SCHEDULES.example(schedule).alpha
@@ -72,7 +72,7 @@ def test_discrete_index_at_the_ends():
 @pytest.mark.parametrize("name", list(INPUT_SCALES))
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_input_scales(name, schedule):
-    """unit_variance normalises data of standard deviation sigma_data at every noise level; identity leaves xt alone."""
+    """unit_variance normalises data with standard deviation sigma_data at every noise level; identity keeps xt."""
     schedule, scale = SCHEDULES.example(schedule), INPUT_SCALES.example(name)
     t = np.linspace(0, 1, 11)
     variance = (0.5 * schedule.alpha(t)) ** 2 + schedule.sigma(t) ** 2

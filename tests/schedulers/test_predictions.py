@@ -1,4 +1,4 @@
-"""Any kind of prediction to any other and back, on every schedule; EDM's preconditioning."""
+"""Conversions between all prediction kinds on every schedule, and EDM's preconditioning."""
 
 import itertools
 
@@ -29,15 +29,16 @@ def cycle_errors(schedule, t, first, second):
 
 
 def inside(t, *kinds):
-    """Without t = 0 where a consistency function is the identity there, and its network's output counts for nothing."""
+    """The times, without t = 0 for a consistency function, which is the identity there and ignores the network."""
     return t[1:] if "consistency" in kinds else t
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_cycles_over_log_snr_20(first, second, x64):
-    """1e-12, or what the division by alpha or sigma leaves of float64 beyond log-SNR +-14: exact to 10 ulp of xt.
+    """Errors are below 1e-12, or what dividing by alpha or sigma leaves of float64 beyond log-SNR +-14: 10 ulp of xt.
 
-    The errors are those of data and noise; in units of xt, alpha error(x0) and sigma error(noise), all are below 1e-12.
+    The errors are those of data and noise. In units of xt, as alpha error(x0) and sigma error(noise), all are below
+    1e-12.
     """
     schedule, t = LogSNRLine(), inside(np.linspace(0, 1, 81), first, second)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -104,7 +105,7 @@ def test_the_kinds_are_what_they_are_called(x64):
     ],
 )
 def test_edm_preconditioning(sigma, c_skip, c_out, c_in, c_noise, x64):
-    """D = c_skip x + c_out F(c_in x; c_noise), read off from networks that return 0 and 1."""
+    """D = c_skip x + c_out F(c_in x; c_noise), measured with networks that return 0 and 1."""
     parameterization = Parameterization.build(schedule="edm", prediction="edm", time_input="quarter_log_sigma")
     t = parameterization.schedule.time_of_log_snr(-2 * np.log(sigma))
     seen = {}
@@ -125,7 +126,7 @@ def test_edm_preconditioning(sigma, c_skip, c_out, c_in, c_noise, x64):
 
 
 def test_edm_kind_is_karras_formula_on_any_schedule(x64):
-    """F = (x0 - c_skip xt / alpha) / c_out with sigma / alpha as noise level."""
+    """F = (x0 - c_skip xt / alpha) / c_out with the noise level sigma / alpha."""
     for schedule in map(SCHEDULES.example, SCHEDULES):
         t = np.linspace(0.1, 0.9, 7)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -134,7 +135,7 @@ def test_edm_kind_is_karras_formula_on_any_schedule(x64):
         a, b = PREDICTIONS.build("edm").coefficients(schedule, t)
         np.testing.assert_allclose(a, (1 - c_skip) / c_out, rtol=1e-9)
         np.testing.assert_allclose(b, -c_skip * level / c_out, rtol=1e-9)
-        np.testing.assert_allclose((a * sd) ** 2 + b**2, 1, rtol=1e-10)  # unit variance of the target
+        np.testing.assert_allclose((a * sd) ** 2 + b**2, 1, rtol=1e-10)  # the target has unit variance
 
 
 def test_from_x0_keeps_xt():

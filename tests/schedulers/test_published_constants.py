@@ -1,4 +1,4 @@
-"""Constants of the published schedules, to the digits given."""
+"""Constants of the published schedules, to the published digits."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from diffusion_jax.schedulers import SCHEDULES, space_timesteps
 
 
 def level(schedule, t):
-    """sigma / alpha, the noise level of unscaled data."""
+    """The noise level sigma / alpha of unscaled data."""
     return schedule.sigma(t) / schedule.alpha(t)
 
 
@@ -63,7 +63,7 @@ def test_vdm_linear():
 
 
 def test_ends_are_exact():
-    """Zero signal or zero noise where the formula says so, to 1e-10 and better."""
+    """Signal or noise is zero at the ends of the schedules whose formula says so, to 1e-10 and better."""
     for name in ("gvp", "trigflow", "rectified_flow", "sigmoid", "shifted", "zero_terminal_snr"):
         schedule = SCHEDULES.example(name)
         ends = [schedule.alpha(1.0), schedule.sigma(0.0), schedule.alpha(0.0) - 1, schedule.sigma(1.0) - 1]
@@ -72,7 +72,7 @@ def test_ends_are_exact():
 
 
 def test_gvp_is_the_angle_of_the_noise_level():
-    """TrigFlow: t = atan(sigma~), turned to [0, 1]."""
+    """TrigFlow has t = atan(sigma~), scaled to [0, 1]."""
     schedule, t = SCHEDULES.build("trigflow"), np.linspace(0.01, 0.99, 21)
     np.testing.assert_allclose(np.arctan(level(schedule, t)), np.pi / 2 * t, rtol=1e-13)
 
@@ -90,7 +90,7 @@ def test_sigmoid_is_jabris_formula():
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
 def test_shift(shift):
-    """Shift 3 takes 0.5 to 0.75 (SD3), shift 1 changes nothing, and shift 1 / s undoes shift s."""
+    """Shift 3 maps 0.5 to 0.75 (SD3), shift 1 changes nothing, and shift 1 / s inverts shift s."""
     base = SCHEDULES.build("rectified_flow")
     schedule = SCHEDULES.build({"name": "shifted", "shift": shift})
     t = np.linspace(0, 1, 11)

@@ -1,4 +1,4 @@
-"""What every registered noise schedule must satisfy, and the published constants."""
+"""Properties that every registered noise schedule must have, and published constants."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_monotone(schedule):
 
 
 def test_endpoints(schedule):
-    """Data at t = 0 up to the noise that is left there, the prior at t = 1 up to the signal that is left."""
+    """Data has little noise left at t = 0, and the prior has little signal left at t = 1."""
     if not isinstance(schedule, LogSNRLine):
         np.testing.assert_allclose(schedule.alpha(0.0), 1, rtol=0, atol=0.51 * schedule.sigma(0.0) ** 2)
         assert schedule.sigma(0.0) <= 0.01
@@ -36,7 +36,8 @@ def test_endpoints(schedule):
 
 
 def test_variance(schedule):
-    """Preserved, exploding, the straight interpolant or sub-VP; and never more than the prior's."""
+    """Every schedule is variance preserving, exploding, a straight interpolant or sub-VP; sigma stays below the
+    prior's."""
     alpha, sigma = schedule.alpha(INSIDE), schedule.sigma(INSIDE)
     families = (alpha**2 + sigma**2, alpha, alpha + sigma, alpha**2 + sigma)
     assert any(np.allclose(family, 1, rtol=0, atol=1e-14) for family in families)
@@ -81,7 +82,7 @@ def test_float32_is_accurate(schedule, method):
     found = getattr(schedule, method)(jnp.asarray(INSIDE, jnp.float32))
     assert found.dtype == jnp.float32
     if method == "alpha" and schedule == SCHEDULES.build("rectified_flow"):
-        return  # 1 - t of a rounded t
+        return  # 1 - t cancels for a rounded t
     np.testing.assert_allclose(found, getattr(schedule, method)(np.float32(INSIDE)), rtol=2e-4, atol=2e-5)
 
 
@@ -93,7 +94,7 @@ def test_inverse_in_jax_float32(schedule):
 
 
 def test_host_values_are_numpy_also_while_tracing(schedule):
-    """Grids are made from the same methods inside jit; they must not become traced."""
+    """NumPy inputs give NumPy values inside jit, because grids are computed with the same methods."""
 
     @jax.jit
     def traced(x):
@@ -109,7 +110,7 @@ def test_hashable(schedule):
 
 
 def test_ddpm_linear_constants():
-    """Ho et al. 2020: T = 1000, beta 1e-4 ... 0.02."""
+    """The linear table of Ho et al. 2020: T = 1000, beta 1e-4 ... 0.02."""
     schedule = SCHEDULES.build("ddpm_linear")
     last, first = 1.0, 1 / 1000
     found = [
@@ -122,7 +123,7 @@ def test_ddpm_linear_constants():
         schedule.betas().sum(),
     ]
     expected = [4.03582976538e-05, 0.0063528181, 9.2102403670, -10.1176731833, 0.01000050004, 157.4072808, 10.05]
-    np.testing.assert_allclose(found, expected, rtol=4e-9)  # the digits given
+    np.testing.assert_allclose(found, expected, rtol=4e-9)  # the published digits
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-11)
     np.testing.assert_allclose(found[3], expected[3], rtol=1e-11)
 
@@ -140,7 +141,7 @@ def test_ddpm_linear_knots_are_the_table():
     [(1000, 2.42876690703e-09, 20291.16961), (4000, 1.51798e-10, 81164.64774)],
 )
 def test_cosine_constants(num_steps, alpha_squared, sigma_max):
-    """Nichol & Dhariwal 2021."""
+    """The cosine table of Nichol & Dhariwal 2021."""
     schedule = SCHEDULES.build({"name": "cosine", "num_steps": num_steps})
     np.testing.assert_allclose(schedule.alpha(1.0) ** 2, alpha_squared, rtol=1e-5 if num_steps == 4000 else 1e-11)
     np.testing.assert_allclose(schedule.sigma(1.0) / schedule.alpha(1.0), sigma_max, rtol=1e-10)
@@ -160,7 +161,7 @@ def test_cosine_constants(num_steps, alpha_squared, sigma_max):
     ],
 )
 def test_edm_is_karras_spacing(num_steps, index, sigma):
-    """Karras et al. 2022, eq. 5."""
+    """The noise levels follow Karras et al. 2022, eq. 5."""
     sigmas = SCHEDULES.build("edm").sigma(np.linspace(1, 0, num_steps))
     np.testing.assert_allclose(sigmas[index], sigma, rtol=0, atol=6e-6 if num_steps == 32 else 6e-7)
     rho = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), num_steps) ** 7

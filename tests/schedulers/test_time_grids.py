@@ -1,4 +1,4 @@
-"""What every sampling grid must satisfy on every schedule, and the spacings by their definitions."""
+"""Properties that every sampling grid must have on every schedule, and the definitions of the spacings."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_impossible_grids_are_refused():
     ],
 )
 def test_discrete_spacings(spec, num_steps, first, last):
-    """As diffusers (and for the last Song et al. 2020) choose steps."""
+    """The discrete steps equal those of diffusers, and for the last spacing those of Song et al. 2020."""
     grid = GRIDS.build(spec)(SCHEDULES.build("ddpm_linear"), num_steps)
     indices = grid.times[:-1] * 1000 - 1
     np.testing.assert_allclose(indices[:2], first, atol=1e-6)
@@ -128,7 +128,7 @@ def test_discrete_spacings(spec, num_steps, first, last):
     ids=str,
 )
 def test_grids_that_end_at_step_0_keep_their_strides(spec, num_steps, expected):
-    """As diffusers ends them: N transitions with the strides of N, and the noise of step 0 left."""
+    """N transitions keep the strides of N and end with the noise of step 0, as in diffusers."""
     grid = GRIDS.build({**spec, "to_clean": False})(SCHEDULES.build("ddpm_linear"), num_steps)
     assert grid.num_steps == num_steps
     assert not grid.ends_clean
@@ -136,13 +136,13 @@ def test_grids_that_end_at_step_0_keep_their_strides(spec, num_steps, expected):
 
 
 def test_leading_to_step_0_without_room_is_refused():
-    """10 strides of 100 from step 0 would begin at step 1000, which there is not; with offset 1 they fit."""
+    """10 strides of 100 from step 0 would start at step 1000, which does not exist; with offset 1 they fit."""
     with pytest.raises(UserError, match=r"set offset=1"):
         GRIDS.build({"name": "leading", "to_clean": False})(SCHEDULES.build("ddpm_linear"), 10)
 
 
 def test_karras_levels():
-    """The published 18, 40 and 32 steps; EDM2's guidance interval (0.19, 1.61] is steps 17 to 22 of its 32."""
+    """The published 18, 40 and 32 steps; EDM2's guidance interval (0.19, 1.61] covers steps 17 to 22 of its 32."""
     schedule = SCHEDULES.build("edm")
     levels = {n: GRIDS.build("uniform")(schedule, n).sigmas for n in (18, 32, 40)}
     np.testing.assert_allclose(levels[18][:3], [80, 57.585984721, 40.785573796], rtol=1e-10)
@@ -167,7 +167,7 @@ def test_beta_spacing_is_dense_at_both_ends():
 
 
 def test_edm_discretised_rounds_to_the_levels_of_the_model():
-    """iDDPM's u_j (Karras et al. 2022): u_0 = 20291.17 for 1000 steps of the cosine schedule."""
+    """Levels are rounded to iDDPM's u_j (Karras et al. 2022), with u_0 = 20291.17 for 1000 cosine steps."""
     cosine = SCHEDULES.build("cosine")
     np.testing.assert_allclose(cosine.sigma(1.0) / cosine.alpha(1.0), 20291.16961, rtol=1e-9)
     schedule = SCHEDULES.build("ddpm_linear")
@@ -179,7 +179,7 @@ def test_edm_discretised_rounds_to_the_levels_of_the_model():
 
 
 def test_times_are_shifted_for_the_size_on_the_straight_path_alone():
-    """Esser et al. 2024, eq. 23: with sqrt(m / n) times as much noise to signal, m positions show what n showed."""
+    """Larger sizes multiply noise to signal by sqrt(m / n), only on the straight path (Esser et al. 2024, eq. 23)."""
     schedule = SCHEDULES.build("rectified_flow")
     shift = shift_of_size(schedule, 64 * 64, 16 * 16)
     assert shift == 4.0

@@ -1,4 +1,4 @@
-"""What every distribution of training times must satisfy, and what each is."""
+"""Properties that every distribution of training times must have, and the formulas of each."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def draw(spec, schedule=EDM, size=4096, seed=0):
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 @pytest.mark.parametrize("name", list(TIME_SAMPLERS))
 def test_quantile(name, schedule):
-    """Non-decreasing, finite, and at times that the schedule knows."""
+    """Quantiles are non-decreasing, finite, and valid times of the schedule."""
     schedule, sampler = SCHEDULES.example(schedule), TIME_SAMPLERS.example(name)
     t = sampler.quantile(jnp.linspace(2.0**-24, 1 - 2.0**-24, 1001), schedule)
     assert np.all(np.diff(t) >= 0)
@@ -118,7 +118,7 @@ def test_importance_is_uniform_until_every_step_has_its_history_and_then_follows
     update = jax.jit(sampler.update)
     state = update(state, jnp.array([1, 2, 3, 1, 2]) / 3, jnp.array([1.0, 2.0, 3.0, 1.0, 2.0]))
     np.testing.assert_allclose(sampler.probabilities(state), 1 / 3, rtol=1e-6)
-    state = update(state, jnp.array([1.0, 1 / 3]), jnp.array([3.0, 7.0]))  # the oldest loss of step 1 is forgotten
+    state = update(state, jnp.array([1.0, 1 / 3]), jnp.array([3.0, 7.0]))  # forgets the oldest loss of step 1
     roots = np.array([np.sqrt((7**2 + 1) / 2), 2, 3])
     p = 0.9 * roots / roots.sum() + 0.1 / 3
     np.testing.assert_allclose(sampler.probabilities(state), p, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Models as JSON: whatever is registered is described, and rebuilt as it was."""
+"""Models as JSON: every registered part is described and rebuilt unchanged."""
 
 import dataclasses
 import json
@@ -69,6 +69,6 @@ def test_what_is_no_part_is_refused():
 
 
 def test_no_two_conditioners_have_one_name():
-    """A description names a part by the name of its class alone."""
+    """No two conditioner classes share a name, because a description names a part by its class name."""
     names = [part.__name__ for part in _family(Conditioner) if part.__module__.startswith("diffusion_jax.")]
     assert sorted(names) == sorted(set(names))

@@ -1,4 +1,4 @@
-"""Models as folders: saved and loaded they are the same; what is damaged says so in one line."""
+"""Models as folders: a saved model loads unchanged, and damage is reported in one line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A model: parts that fit, parameters in groups, and those that do not fit named."""
+"""A model checks that its parts fit, groups its parameters, and names the parts that do not fit."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""Tasks on a small model with random parameters: what every registered one keeps, with every rule and projection."""
+"""Properties of every registered task, with every guidance rule and projection, on a small model with random
+parameters."""
 
 import dataclasses
 
@@ -26,7 +27,7 @@ EDM = Parameterization.build(schedule="edm", prediction="edm", time_input="quart
 NETWORK = MODELS.build({"name": "mlp", "features": 16, "depth": 1}, image_size=SIZE, image_channels=1, num_classes=3)
 MODEL = Model(data=PIXELS, network=NETWORK, process=EDM, conditioning=Conditioning(parts=(Label(num_classes=3),)))
 EXAMPLES = 6
-ORDINARY = [name for name in TASKS if name != "instruct"]  # which is of a network that sees a picture beside the input
+ORDINARY = [name for name in TASKS if name != "instruct"]  # needs a network that sees a picture beside its input
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def request(**changes):
 
 
 def done(task, params, *, given=None, rows=slice(None), seed=0, **changes):
-    """The results for some of the examples, each at its place in the global batch."""
+    """The results for some of the examples, each at its position in the global batch."""
     index = jnp.arange(EXAMPLES)[rows]
     given = jax.tree.map(lambda leaf: leaf[rows], request() if given is None else given)
     frame = setting(**changes)
@@ -85,7 +86,7 @@ def test_same_key_same_result_in_any_split_of_the_batch(name, params):
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_a_task_reads_what_it_says(name, params):
-    """A request with nothing else than what it needs gives the same."""
+    """A request with only the fields in `needs` gives the same result as a full request."""
     task = TASKS.example(name)
     nothing = dict.fromkeys(("image", "mask", "latents", "source"))
     own = {field: getattr(request(), field) for field in task.needs}
@@ -99,7 +100,8 @@ def test_what_is_asked_counts(name, params):
 
 
 def test_an_instruction_changes_the_picture_that_is_beside_the_input():
-    """The result depends on the picture, on what is asked and on its own place; two scales lean towards each."""
+    """The result depends on the picture, on the instruction and on the example's position; each of two scales has an
+    effect."""
     unet = {"name": "unet", "base_channels": 8, "channel_multipliers": (1,), "attention_resolutions": ()}
     network = MODELS.build(
         unet, image_size=SIZE, image_channels=1, num_classes=3, num_res_blocks=1, extra_channels=1, image_role="asked"
@@ -134,7 +136,7 @@ def test_outside_the_mask_equal_pixel_by_pixel(name, params):
     assert (drawn[~outside] != source[~outside]).mean() > 0.5
     hidden = np.where(outside, source, 0).astype(np.uint8)
     same = done(task, params, given=request(image=to_unit_range(hidden)))
-    np.testing.assert_allclose(to_uint8(same), drawn, atol=1)  # what the mask covers is not read
+    np.testing.assert_allclose(to_uint8(same), drawn, atol=1)  # the area under the mask is not read
 
 
 @pytest.mark.parametrize("name", list(GUIDANCE))
@@ -175,7 +177,7 @@ def test_invert_and_from_latents_undo_each_other(name, params):
     back = done(TASKS.example("from_latents"), params, given=request(latents=latents), **frame)
     np.testing.assert_allclose(back, request().image, atol=0.03)
     same = done(Edit(inversion=inversion), params, given=request(source=request().asked), **frame)
-    np.testing.assert_allclose(same, request().image, atol=0.03)  # what it is, is what it shall be
+    np.testing.assert_allclose(same, request().image, atol=0.03)  # the picture's class equals the requested class
     other = done(
         Edit(inversion=inversion), params, given=request(source={"label": request().asked["label"][::-1]}), **frame
     )

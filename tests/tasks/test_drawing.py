@@ -1,4 +1,4 @@
-"""Samples in one call: those of the parts below, whatever the batch size; what does not fit is named."""
+"""Sampling in one call gives the samples of the underlying parts at any batch size, and names what does not fit."""
 
 import dataclasses
 import io
@@ -94,7 +94,7 @@ def test_the_recipe_says_what_is_left_out(of_pixels):
     np.testing.assert_array_equal(
         np.asarray(dj.sample(with_recipe, params, labels=[1])), np.asarray(dj.sample(model, params, labels=[1], **said))
     )
-    said["guidance_scale"] = 1.0  # nothing is asked, and the recipe's guidance leans towards nothing
+    said["guidance_scale"] = 1.0  # no class is requested, so the recipe's guidance has no effect
     np.testing.assert_array_equal(
         np.asarray(dj.sample(with_recipe, params)), np.asarray(dj.sample(model, params, **said))
     )
@@ -102,7 +102,7 @@ def test_the_recipe_says_what_is_left_out(of_pixels):
 
 
 def test_a_network_that_jumps_is_asked_as_it_was_trained(of_pixels):
-    """The answer of a latent consistency model is a mixture of its input and of what the network says."""
+    """A latent consistency model mixes its input into its output, and limits sampler and steps to those of training."""
     model, params = of_pixels
     jumps = dataclasses.replace(
         model, sampling=Recipe(makes="consistency", asking=AskingSkipped(scaling=1e-3), most_steps=4)

@@ -16,7 +16,7 @@ BATCH = 16
 
 @pytest.fixture
 def make_trainable():
-    """Build a Trainable around a tiny network of the named kind, told classes or what `conditioning` gives."""
+    """Build a Trainable with a tiny network of the named kind, conditioned on classes or by `conditioning`."""
 
     def make(network="unet", *, conditioning=None, **network_arguments):
         classes = 3 if conditioning is None else 0
@@ -40,7 +40,7 @@ def make_trainable():
 
 @pytest.fixture
 def batch():
-    """Batch number `step` of 16 random images in three classes, on the host."""
+    """Make batch number `step` of 16 random images in three classes, on the host."""
 
     def make(step=0):
         rng = np.random.default_rng(step)
@@ -52,7 +52,7 @@ def batch():
 
 @pytest.fixture
 def make_step():
-    """The train step of a Trainable, and the function that makes its first state."""
+    """Make the train step of a Trainable, and the function that creates its first state."""
 
     def make(trainable, *, accumulation=1, learning_rate=1e-2, ema=None, optimizer="sgd", seed=0):
         import jax

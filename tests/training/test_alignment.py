@@ -1,4 +1,4 @@
-"""Representation alignment (REPA): the loss, the features of the network, and those of the data, in their order."""
+"""Representation alignment (REPA): the loss, the network's features, and the order of the data's features."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def network(**fields):
 
 
 def at_work(module):
-    """Parameters none of which is zero."""
+    """Random parameters without zeros."""
     draw = np.random.default_rng(0)
     shapes = init_params(module, jax.random.key(0))
     return jax.tree.map(lambda leaf: np.float32(leaf + 0.1 * draw.standard_normal(leaf.shape)), shapes)
@@ -67,7 +67,7 @@ def test_alignment_is_subtracted_from_the_loss():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_features_are_those_after_the_named_block(remat):
-    """A network cut off there and the MLP give the same; what the network puts out does not change."""
+    """The features equal those of a network truncated at the block plus the MLP, and the output does not change."""
     module = network(align_depth=2, align_channels=5, remat=remat)
     params = at_work(module)
     assert module.sows == {"features": (4, 5)}
@@ -118,7 +118,7 @@ def test_a_block_that_is_not_there(fields, message):
 
 @pytest.fixture
 def file(tmp_path, data_dir):
-    """Features that say which example they are of."""
+    """A file of features that encode the index of their example."""
     count = data.open_dataset("digits", data_dir=str(data_dir)).info.num_examples
     features = np.arange(count, dtype=np.float32)[:, None, None] + np.zeros((1, 4, 2), np.float32)
     np.save(tmp_path / "features.npy", features)
@@ -149,7 +149,7 @@ def test_features_that_do_not_fit_are_named(file, data_dir, tmp_path):
 
 
 def recipe(data_dir, **model):
-    """The digits' transformer with alignment."""
+    """The config of the digits transformer with alignment."""
     config = get_config()
     with config.unlocked():
         config.data.update(data_dir=str(data_dir), flip=False, features="")

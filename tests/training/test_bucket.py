@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket, where an emulator of Google Cloud Storage stands for it. See also tests/faults/."""
+"""Checkpoints in a bucket, with an emulator of Google Cloud Storage. See also tests/faults/."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ assert (state["x"] == jnp.arange(1000.0) + 9).all() and record["step"] == 9
 
 @pytest.fixture
 def python(tmp_path):
-    """Runs a program where the emulator is found; returns (exit code, stderr)."""
+    """Run a program that uses the emulator; returns the completed process."""
     pytest.importorskip("gcsfs")
     pytest.importorskip("gcp_storage_emulator")
     with emulated(tmp_path) as (_, environment):
@@ -55,7 +55,7 @@ def python(tmp_path):
 
 
 def test_a_reader_sees_what_another_process_wrote_since(python):
-    """Listings of a bucket are not kept: the writer may be another host, or TensorStore."""
+    """Bucket listings are not cached, because another host or TensorStore may write."""
     for program in (
         [WRITER.format(bucket="bucket", steps=(1, 2, 3))],
         [READER, WRITER.format(bucket="bucket", steps=(8, 9))],
@@ -65,7 +65,7 @@ def test_a_reader_sees_what_another_process_wrote_since(python):
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_none(python, tmp_path):
-    """In a bucket it has its final name from the start; a reader passes it over, a trainer removes it and goes on."""
+    """Readers ignore an unfinished checkpoint in a bucket, and a trainer removes it and continues."""
     assert python(WRITER.format(bucket="bucket", steps=(1, 2))).returncode == 0
     unfinished = "from etils import epath; epath.Path('gs://bucket/run/2/commit_success.txt').unlink()"
     assert python(unfinished).returncode == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what was written, or a named error; never something else."""
+"""A restored checkpoint equals what was written; otherwise restoring raises a named error."""
 
 import shutil
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_saved_values_are_those_at_the_time_of_saving(tmp_path, monkeypatch):
     expected = jax.device_get(state)
     window = [{"loss": 0.5}]
     checkpointer.save(1, state, {"window": window}, {})
-    window.append({"loss": jnp.float32(0.25)})  # the next step's metrics, while the checkpoint is being written
+    window.append({"loss": jnp.float32(0.25)})  # metrics of the next step, while the checkpoint is being written
     assert given[0]["record"].item["window"] == [{"loss": 0.5}], "a slow writer sees what was given"
     jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)  # the arrays are gone or changed
     checkpointer.wait()
@@ -98,7 +98,7 @@ def _files(directory: Path) -> list[Path]:
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_no_damage_goes_unnoticed(tmp_path, damage, capfd):
-    """Whichever file is damaged: the state is still the one written, or the error says that it is corrupt."""
+    """After damage to any file, the restored state is the original one, or the error says that it is corrupt."""
     checkpointer = Checkpointer(tmp_path / "c")
     state = a_state()
     checkpointer.save(4, state, {"window": []}, {})
@@ -126,7 +126,7 @@ def test_no_damage_goes_unnoticed(tmp_path, damage, capfd):
 
 
 def test_a_record_of_another_state_is_noticed(tmp_path):
-    """Files that read back perfectly well, but are not the state that was saved with this record."""
+    """Intact files that belong to another state than the record are detected."""
     first, second = Checkpointer(tmp_path / "a"), Checkpointer(tmp_path / "b")
     first.save(1, a_state(), {}, {})
     second.save(1, a_state(shift=1e-6), {}, {})
@@ -185,7 +185,7 @@ def test_newer_checkpoints_are_set_aside_not_deleted(tmp_path):
 
 
 def test_a_checkpoint_deleted_while_a_reader_lists_them_is_passed_over(tmp_path, monkeypatch):
-    """A trainer at work deletes its old checkpoints; the listing of another process may be at one just then."""
+    """A reader skips checkpoints that a trainer deletes during the listing."""
     directory = tmp_path / "c"
     writer = Checkpointer(directory, keep_last=9)
     for step in (1, 2, 3):

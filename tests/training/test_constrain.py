@@ -1,4 +1,4 @@
-"""What a network demands of its parameters holds after every update: frozen constants, EDM2's weight norms."""
+"""Constraints on parameters hold after every update: frozen constants, and EDM2's weight norms."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_update_keeps_the_norm_of_edm2s_weights(make_trainable, make_step, batch
             norms = np.sqrt((np.asarray(leaf) ** 2).sum(tuple(range(leaf.ndim - 1))))
             np.testing.assert_allclose(norms, np.sqrt(leaf.size / leaf.shape[-1]), rtol=2e-3)
             moved += not np.array_equal(leaf, old)
-    assert moved  # the output's kernel at least: nothing else has a gradient while the gain is zero
+    assert moved  # at least the output kernel; no other has a gradient while the gain is zero
 
 
 def test_update_keeps_the_norm_of_the_weights_of_edm2s_uncertainty(make_trainable, make_step, batch):

@@ -1,4 +1,4 @@
-"""What a step gives an objective besides the batch: target, teacher, the objective's own parameters and state."""
+"""A step gives the objective more than the batch: target, teacher, and the objective's own parameters and state."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,7 +17,7 @@ SIZE, STEPS = 16, 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Everything(Objective):
-    """Uses all that there is: the error to target and teacher, a learned scale, the order in which examples came."""
+    """Uses the whole context: the error to target and teacher, a learned scale, the order of examples."""
 
     needs: ClassVar = frozenset({"target", "teacher"})
 
@@ -99,7 +99,7 @@ def test_any_layout_and_accumulation_is_the_same_step(trained):
 
 
 def test_a_network_of_shortcuts_is_never_asked_for_the_least_length(make_trainable):
-    """Sampling in M steps asks for the velocity, which flow matching trains; longer steps are asked for as given."""
+    """The shortest step is evaluated as the velocity, which flow matching trains; longer steps are passed on."""
     trainable = make_trainable("dit", num_times=2)
     trainable = dataclasses.replace(trainable, objective=OBJECTIVES.build({"name": "shortcut", "base_steps": 8}))
     params = jax.tree.map(lambda leaf: leaf + 0.1, trainable.model.init_params(jax.random.key(0), models.init_params))

@@ -1,4 +1,4 @@
-"""EMA: the closed form, the half-life in images, the ramp."""
+"""EMA: the closed form, the half-life in images, and the ramp."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from diffusion_jax.training import EmaConfig, post_hoc_coefficients, power_from_
 
 
 def test_average_of_a_ramp_matches_the_closed_form(x64):
-    """params = 1 ... 100 with decay 0.99 from 0: 37.23720178604974 (a published check value)."""
+    """The average of params = 1 ... 100 with decay 0.99 from 0 is 37.23720178604974 (a published check value)."""
     config = EmaConfig(decays=(0.99,))
     averages = {"decay_0.99": jnp.float64(0.0)}
     for step in range(100):
@@ -19,7 +19,7 @@ def test_average_of_a_ramp_matches_the_closed_form(x64):
 
 
 def test_half_life_in_images_gives_edm_decays():
-    """EDM: half-life 0.5 Mimg at batch 512 is decay .99929047; ImageNet-64: 50 Mimg at 4096 is .99994322."""
+    """EDM: a half-life of 0.5 Mimg at batch 512 is decay .99929047; ImageNet-64: 50 Mimg at 4096 is .99994322."""
     config = EmaConfig(half_lives=(500_000, 50_000_000), ramp_up_ratio=None)
     np.testing.assert_allclose(config.gains_at(0, 512)["half_life_500000"], 1 - 0.9992904691232699, rtol=1e-6)
     np.testing.assert_allclose(config.gains_at(0, 4096)["half_life_50000000"], 1 - 0.9999432189950708, rtol=1e-6)
@@ -27,8 +27,8 @@ def test_half_life_in_images_gives_edm_decays():
 
 def test_ramp_forgets_the_initial_parameters():
     config = EmaConfig(half_lives=(500_000,), ramp_up_ratio=0.05)
-    assert config.gains_at(0, 512)["half_life_500000"] == 1  # nothing seen yet: the average is the parameters
-    # after 1000 steps 512,000 images were seen, so the half-life is 25,600 of them
+    assert config.gains_at(0, 512)["half_life_500000"] == 1  # no images seen yet, so the average equals the parameters
+    # 1000 steps have seen 512,000 images, so the half-life is 25,600 images
     np.testing.assert_allclose(config.gains_at(1000, 512)["half_life_500000"], 1 - 0.5 ** (512 / 25_600), rtol=1e-6)
     full = config.gains_at(10**6, 512)["half_life_500000"]
     np.testing.assert_allclose(full, 1 - 0.9992904691232699, rtol=1e-6)
@@ -54,7 +54,7 @@ def test_several_averages_are_kept_in_float32_and_named():
 
 
 def test_width_and_power_are_the_published_pairs():
-    """EDM2: relative standard deviation 0.05 is gamma 16.97, 0.10 is gamma 6.94; the uniform average is 12^(-1/2)."""
+    """EDM2: relative deviation 0.05 is gamma 16.97 and 0.10 is gamma 6.94; the uniform average has 12^(-1/2)."""
     assert power_from_width(0.05) == pytest.approx(16.9721986, abs=5e-8)
     assert power_from_width(0.10) == pytest.approx(6.9372039, abs=5e-8)
     for width in (0.01, 0.05, 0.1, 0.2, 0.28):
@@ -74,7 +74,7 @@ def test_power_decays_are_the_published_values():
 
 
 def test_a_stored_profile_is_reconstructed_from_itself():
-    """Asked for what is stored at the last step, the coefficients are a unit vector."""
+    """The coefficients for a profile stored at the last step are a unit vector."""
     widths, steps = [0.05, 0.10] * 4, np.repeat([250, 500, 750, 1000], 2)
     for index in (6, 7):
         found = post_hoc_coefficients(widths, steps, width=widths[index], step=1000)
@@ -83,7 +83,7 @@ def test_a_stored_profile_is_reconstructed_from_itself():
 
 @pytest.mark.parametrize("width", [0.07, 0.15])
 def test_post_hoc_average_is_the_one_that_was_not_kept(x64, width):
-    """A wandering parameter: its average of another width from 16 snapshots of two, against tracking it."""
+    """An average of a random walk, rebuilt from 16 snapshots of two widths, equals the tracked one."""
     config = EmaConfig(widths=(0.05, 0.10, width))
     path = np.cumsum(np.random.default_rng(0).normal(size=1600))
     averages, stored = {name: jnp.float64(0.0) for name in config.names}, []

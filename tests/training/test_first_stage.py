@@ -1,4 +1,4 @@
-"""A first stage in the train step: it learns, however a batch is split, and its measured constants stay as they are."""
+"""A first stage learns in the train step, gives equal updates for split batches, and keeps its measured constants."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ GAN = ReconstructionLoss(adversarial=0.2, adversarial_start=5, discriminator_dep
 
 
 def rows(step):
-    """Two gradients of random strength: four numbers say all of a picture."""
+    """Pictures of two gradients of random strength, described by four numbers each."""
     ramp = np.linspace(-1, 1, 8, dtype=np.float32)
     strength = np.random.default_rng(step).uniform(-1, 1, (BATCH, 2, 2)).astype(np.float32)
     return {"data": ramp[:, None, None] * strength[:, None, None, 0] + ramp[:, None] * strength[:, None, None, 1]}
@@ -66,7 +66,7 @@ def test_it_learns_and_keeps_its_constants(name, objective):
 
 
 def test_microbatches_give_the_same_update():
-    """Noise of the latents belongs to the example, so a batch in two parts is the batch."""
+    """A batch split in two gives the same update, because latent noise belongs to the example."""
     (_, whole, init), (_, parts, _) = (made(optimizer="sgd", accumulation=n) for n in (1, 2))
     (one, first), (two, second) = whole(init(), rows(0)), parts(init(), rows(0))
     np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Groups of parameters that are not trained: they stay, they cost nothing, and no checkpoint holds them."""
+"""Frozen groups of parameters do not change, cost nothing, and are in no checkpoint."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def first_state(trainable, trained, optimizer):
 
 
 def run(trainable, batch, trained, layout=None, *, times=1.0):
-    """Three steps of SGD; the state before them and after."""
+    """Take three steps of SGD; returns the states before and after them."""
     layout, optimizer = layout or parallel.LAYOUTS.build("jit"), optax.sgd(1e-2)
     step = training.make_train_step(
         trainable,

@@ -1,4 +1,4 @@
-"""Promise 2: one step, any layout. The same update on one device, under pmap, under sharded jit, with microbatches."""
+"""Promise 2: the update is the same on one device, under pmap, under sharded jit, and with microbatches."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ STEPS = 3
 
 
 def run(layout, step, init, batch):
-    """Three steps; the canonical state and the losses."""
+    """Take three steps; returns the canonical state and the losses."""
     state = layout.init(init)
     compiled = layout.compile(step, jax.eval_shape(init))
     losses = []
@@ -23,7 +23,7 @@ def run(layout, step, init, batch):
 
 @pytest.fixture
 def reference(make_trainable, make_step, batch):
-    """The same steps on one device without any layout. SGD, so that a gradient of the wrong size shows."""
+    """The same steps on one device without a layout. SGD reveals gradients of a wrong scale."""
 
     def make(network):
         step, init = make_step(make_trainable(network, **({"dropout": 0.3} if network == "unet" else {})))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, clipping and names."""
+"""Learning-rate schedules, gradient clipping, and names."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def test_warmup_then_cosine_to_zero():
 
 
 def test_inverse_square_root_is_edm2s():
-    """EDM2-S: reference rate .01, 70,000 steps, ramp of 10 Mimg at batch 2048; a published table of values."""
+    """EDM2-S: reference rate .01, 70,000 steps, ramp of 10 Mimg at batch 2048, with a published table of values."""
     rate = learning_rate_schedule(
         0.01, decay="inverse_sqrt", decay_steps=70_000, warmup_steps=round(10e6 / 2048), total_steps=2**20
     )

@@ -1,4 +1,4 @@
-"""Prior preservation: each half of a batch has its own weight, prompt, noise and time, however the batch is split."""
+"""Prior preservation: each half of a batch has its own weight, noise and time, for any split of the batch."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_any_split_of_the_batch_has_the_same_loss(order):
     whole = prior_preserving(losses, prior, WEIGHT)["loss"]
     by_hand = losses[prior == 0].mean() + WEIGHT * losses[prior == 1].mean()
     np.testing.assert_allclose(whole, by_hand, rtol=1e-6)
-    for rows in (slice(None, None, 2), slice(0, 4), slice(0, 1)):  # all of one half, some of both, one example
+    for rows in (slice(None, None, 2), slice(0, 4), slice(0, 1)):  # one whole half, parts of both, one example
         others = np.setdiff1d(np.arange(8), np.arange(8)[rows])
         parts = [prior_preserving(losses[i], prior[i], WEIGHT)["loss"] for i in (np.arange(8)[rows], others)]
         share = len(others) / 8
@@ -43,7 +43,7 @@ def test_any_split_of_the_batch_has_the_same_loss(order):
 
 
 def test_each_half_has_its_own_noise_and_time():
-    """The second half of a doubled batch has not what the first has."""
+    """All examples of both halves have different noise and times."""
     objective = OBJECTIVES.build({"name": "denoising"}, time_sampler="uniform")
     seen = {}
 
@@ -61,7 +61,7 @@ def test_each_half_has_its_own_noise_and_time():
 
 @pytest.mark.parametrize(("name", "accumulation"), [("jit", 1), ("jit", 2), ("pmap", 2)])
 def test_the_update_is_that_of_one_device(make_trainable, make_step, batch, name, accumulation):
-    """With every class example on its own devices and in its own microbatch, or not: the same gradient."""
+    """The gradient is the same if all class examples are on separate devices and in a separate microbatch."""
     trainable = make_trainable("mlp", features=8, depth=1)
     weighing = OBJECTIVES.build({"name": "flow_matching", "prior_loss_weight": WEIGHT})
     trainable = type(trainable)(model=trainable.model, objective=weighing)

@@ -1,4 +1,4 @@
-"""What a step does besides the update: guard against NaN, drop conditioning, keep float32."""
+"""A train step also guards against NaN, drops conditioning, and keeps the state in float32."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def test_steps_are_a_function_of_seed_and_step_number(make_trainable, make_step,
 
 
 def test_conditioning_is_dropped_at_the_asked_rate(make_trainable, batch):
-    """The labels that reach the network are the null class in about 20% of the cases, else untouched."""
+    """About 20% of the labels that reach the network are the null class; the others are unchanged."""
     trainable = make_trainable()
     seen = []
 

@@ -1,4 +1,4 @@
-"""How a step asks a teacher: of its own conditioners, guided, and with the scale that the student is told."""
+"""A step evaluates a teacher with its own conditioners, with guidance, and at the student's guidance scale."""
 
 import dataclasses
 from typing import ClassVar
@@ -28,7 +28,7 @@ PROCESS = Parameterization.build(schedule="rectified_flow", prediction="x0", tim
 
 
 class Toy(Network, kw_only=True):
-    """Its output is a row of the label's table, plus the scale that it is told."""
+    """A network whose output is the label's row of a table, plus the guidance scale that it receives."""
 
     tells: bool = False
 
@@ -46,7 +46,7 @@ class Toy(Network, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shows(Objective):
-    """What the step gives: the answers of student, target and teacher at one point, as metrics and as observed."""
+    """An objective that reports the answers of student, target and teacher at one point."""
 
     needs: ClassVar = frozenset({"teacher", "target"})
 
@@ -70,7 +70,7 @@ def model(tells=False, dropout=0.0):
 
 
 def seen(student, teacher, bounds, train=True):
-    """(student, target, teacher) at every example, and the teacher's table."""
+    """(student, target, teacher) for every example, and the teacher's table."""
     trainable = training.Trainable(model=student, objective=Shows(), teacher=teacher, guidance=bounds)
     params = student.init_params(jax.random.key(0), init_params)
     theirs = teacher.init_params(jax.random.key(1), init_params)
@@ -87,7 +87,7 @@ def test_a_teacher_is_guided_with_the_scale_that_its_student_is_told():
     student, plain = model(tells=True), model(tells=True)
     (found, target, taught), table = seen(student, model(), (2.0, 5.0))
     base = seen(plain, model(), training.UNGUIDED)[0][0]
-    w = found - base + 1.0  # the student adds what it is told, the scale less 1
+    w = found - base + 1.0  # the student adds its scale minus 1
     assert w.min() > 2.0
     assert w.max() < 5.0
     assert np.ptp(w) > 0.5
@@ -133,7 +133,7 @@ def test_a_rule_that_is_more_than_a_scale_can_not_be_told(more):
 
 
 def test_networks_that_alternate_in_one_step():
-    """The fake score in every step, the network in one of three; a step is a function of the state, and goes on."""
+    """The fake score learns in every step and the network in every third; a step depends only on the state."""
     student = model()
     objective = OBJECTIVES.build({"name": "dmd", "num_steps": 2, "every": 3, "prediction": "x0"})
     trainable = training.Trainable(model=student, objective=objective, teacher=model(), guidance=(2.0, 2.0))

@@ -1,4 +1,4 @@
-"""A step of a network that is told texts: on any layout the same, exported, and with the encoder trained along."""
+"""A train step of a text-conditioned network: equal on any layout, exportable, and with a trained encoder."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ WORDS = ("a", "red", "star", "blue")
 
 @pytest.fixture
 def told(make_trainable, batch):
-    """A Trainable of a transformer that is told texts, and its batches."""
+    """A Trainable of a text-conditioned transformer, and its batches."""
 
     def make(context_by="cross"):
         text = CONDITIONERS.build(
@@ -38,7 +38,7 @@ def told(make_trainable, batch):
 
 
 def opened(state):
-    """The state with gates and last layers that let something through: at the start they are zero."""
+    """The state with non-zero gates and last layers, which are zero at the start."""
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda p: np.float32(p + 0.1 * draw.standard_normal(p.shape)), jax.device_get(state.params))
     return state.replace(params=params)
@@ -79,7 +79,7 @@ def test_the_step_exports(told, make_step):
 
 
 def test_an_encoder_may_be_frozen(told):
-    """It is then beside what is trained, in no average and no optimizer, and gets no update."""
+    """A frozen encoder is separate from trained groups, in no average, and gets no update."""
     trainable, batches = told()
     optimizer = training.make_optimizer({"name": "sgd"}, learning_rate=lambda _: 1e-1, clip_norm=1.0)
     ema = training.EmaConfig(decays=(0.9,))

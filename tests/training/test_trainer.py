@@ -1,4 +1,4 @@
-"""A step from Python: the one that a run takes, and with the objects that are sampled."""
+"""A train step from Python equals that of a run, and works on the models that are sampled."""
 
 import dataclasses
 from typing import ClassVar
@@ -34,7 +34,7 @@ def model(make_trainable):
 
 @pytest.mark.slow
 def test_the_step_is_that_of_a_run(model, batch):
-    """The same state after two steps, bit for bit; averages are kept; a step uses up the state before it."""
+    """The parameters after two steps equal those of a run's step bit for bit, and averages are kept."""
     ema = EmaConfig(decays=(0.5,))
     step = dj.train_step(model, "flow_matching", optax.adam(1e-2), batch_size=16, seed=4, ema=ema)
     state = step.init()

@@ -1,4 +1,4 @@
-"""Our networks with diffusers' weights give diffusers' outputs (tests/golden/README.md)."""
+"""Networks with diffusers' weights give diffusers' outputs (tests/golden/README.md)."""
 
 import json
 import pathlib
@@ -42,7 +42,7 @@ def test_output(name):
 
 
 def test_equal_embeddings_are_one_embedding():
-    """The published DiT of diffusers stores 28 copies of the embeddings; with copies, DiT itself is the same map."""
+    """The published DiT of diffusers stores 28 copies of the embeddings; with equal copies it is the original DiT."""
     spec, form = network_spec(read_config(GOLDEN / "dit"))
     network = MODELS.build(spec)
     params = weight_map(form, network).params(read_state(GOLDEN / "dit"), parameter_shapes(network))
@@ -74,7 +74,7 @@ NAMES = json.loads((GOLDEN / "weights" / "diffusers_names.json").read_text())
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_what_is_written_has_the_names_of_diffusers(name):
-    """No key is missing there, none is unexpected, and all have their shapes (tests/golden/weights/README.md)."""
+    """The written keys and shapes are exactly those of diffusers (tests/golden/weights/README.md)."""
     config = NAMES[name]["config"]
     spec, form = network_spec(config)
     network = MODELS.build(spec)
@@ -85,7 +85,7 @@ def test_what_is_written_has_the_names_of_diffusers(name):
 
 
 def test_groups_of_two_channels():
-    """diffusers has `norm_num_groups` groups everywhere; fewer would give another output."""
+    """diffusers uses `norm_num_groups` groups everywhere; fewer groups would change the output."""
     spec, _ = network_spec(NAMES["few"]["config"])
     network, draw = MODELS.build(spec), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: np.float32(draw.standard_normal(leaf.shape) * 0.1), parameter_shapes(network))
@@ -105,7 +105,7 @@ def test_absent_fields_have_the_defaults_of_diffusers():
     assert (spec["flip_sin_to_cos"], spec["frequency_shift"], spec["downsample_padding"]) == (True, 0, "symmetric")
     spec, _ = network_spec({"_class_name": "DiTTransformer2DModel"})
     assert (spec["hidden_size"], spec["depth"], spec["num_heads"], spec["num_classes"]) == (1152, 28, 16, 1000)
-    published = {  # as facebook/DiT-XL-2-256 has it, without norm_eps
+    published = {  # as in facebook/DiT-XL-2-256, without norm_eps
         "_class_name": "Transformer2DModel", "activation_fn": "gelu-approximate", "attention_bias": True,
         "attention_head_dim": 72, "in_channels": 4, "norm_elementwise_affine": False, "norm_type": "ada_norm_zero",
         "num_embeds_ada_norm": 1000, "num_layers": 28, "out_channels": 8, "patch_size": 2, "sample_size": 32,
@@ -114,7 +114,7 @@ def test_absent_fields_have_the_defaults_of_diffusers():
 
 
 def test_the_first_names_of_blocks_and_of_attention():
-    """Models of 2022 on the hub: UNetResAttnDownBlock2D, and query, key, value and proj_attn."""
+    """Models of 2022 on the hub use UNetResAttnDownBlock2D, and query, key, value and proj_attn."""
     config = json.loads((GOLDEN / "unet2d_ddpm" / "config.json").read_text())
     old = {
         side: [name.replace("AttnDown", "UNetResAttnDown").replace("AttnUp", "UNetResAttnUp") for name in config[side]]

@@ -1,4 +1,4 @@
-"""Averages are found wherever training programs keep them; what was taken is told."""
+"""Averages are found wherever training programs store them, and the choice is reported."""
 
 import collections
 
@@ -91,7 +91,7 @@ LAYOUTS = {
 
 
 def of_the_network(state):
-    """The tensors of the layouts' network, whatever stands before their names."""
+    """The tensors of the network in a layout, without the prefixes of their names."""
     return {name: next(v for n, v in state.items() if n.endswith(name) and "first_stage" not in n) for name in RAW}
 
 
@@ -106,7 +106,7 @@ def test_the_average_is_taken(tmp_path, save, layout):
     (line,) = found.told()
     assert line.startswith("taking the average")
     assert found.entry in line
-    for other in found.others:  # by name the raw weights are there, too
+    for other in found.others:  # other entries, such as raw weights, are available by name
         again = read_weights(tmp_path / "a.pt", entry=other)
         assert "raw weights and not their average" in again.told()[0]
 
@@ -169,7 +169,7 @@ def test_layers_called_so_are_no_average(tmp_path):
 
 
 def test_an_average_in_a_file_beside_is_told(tmp_path):
-    """Guided diffusion's model000010.pt, ema_0.9999_000010.pt and opt000010.pt."""
+    """Guided diffusion stores model000010.pt, ema_0.9999_000010.pt and opt000010.pt."""
     for name, state in (("model000010", RAW), ("ema_0.9999_000010", AVERAGE), ("opt000010", OPTIMIZER)):
         save_zip(tmp_path / f"{name}.pt", tensors(state))
     (line,) = read_weights(tmp_path / "model000010.pt").told()

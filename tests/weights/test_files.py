@@ -1,4 +1,4 @@
-"""Files of weights: the forms that are read, and damaged or hostile ones, of which nothing is run or half loaded."""
+"""Weight files: supported formats, and damaged or hostile files, which are never executed or half loaded."""
 
 import collections
 import json
@@ -45,7 +45,7 @@ def test_torch_files_of_both_forms(tmp_path, save):
     np.testing.assert_array_equal(state["a.T"], A.T)
     np.testing.assert_array_equal(state["b"], B)
     assert state["b"].dtype == np.float16
-    np.testing.assert_array_equal(read_state(path, entry="model")["a"], 10 * A)  # without "module."
+    np.testing.assert_array_equal(read_state(path, entry="model")["a"], 10 * A)  # the prefix "module." is removed
     with pytest.raises(UserError, match=r"no entry 'net'.*ema, model"):
         read_state(path, entry="net")
 
@@ -77,11 +77,11 @@ def test_a_pickle_that_runs_a_command_is_refused(tmp_path, save, module, name):
 
 @pytest.mark.parametrize("name", ["persistent.pkl", "script.pt"])
 def test_modules_are_read_as_their_state_dict(name):
-    """A pickle of NVIDIA's torch_utils.persistence and one of TorchScript (tests/golden/weights/README.md)."""
+    """A pickle of NVIDIA's torch_utils.persistence and a TorchScript file are read (tests/golden/weights/README.md)."""
     state = read_state(GOLDEN / name)
     shapes = {"layers.conv.weight": (4, 3), "layers.conv.mean": (4,), "output.weight": (2, 4), "output.bias": (2,)}
     if name == "script.pt":
-        shapes["layers.conv.scratch"] = (4,)  # TorchScript keeps the buffers that Python's state_dict leaves out
+        shapes["layers.conv.scratch"] = (4,)  # TorchScript also stores buffers that Python's state_dict omits
     assert {name: value.shape for name, value in state.items()} == shapes
     for tensor_name in set(shapes) - {"layers.conv.scratch"}:
         np.testing.assert_array_equal(state[tensor_name], random_tensor(tensor_name, shapes[tensor_name]))
@@ -99,7 +99,7 @@ def test_the_source_in_a_persistent_pickle_is_not_run(tmp_path):
 
 def test_truncated_and_damaged_persistent_pickles(tmp_path):
     whole, path = (GOLDEN / "persistent.pkl").read_bytes(), tmp_path / "network.pkl"
-    storage = whole.index(b"FloatStorage")  # of the first tensor
+    storage = whole.index(b"FloatStorage")  # the storage of the first tensor
     damaged = whole[:storage] + b"FloatStorXge" + whole[storage + 12 :]
     for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-7], damaged):
         path.write_bytes(content)
@@ -246,7 +246,7 @@ def test_other_networks_weights_are_recognised_as_such(own):
 
 
 def test_the_text_of_uvit_is_read_and_written():
-    """`context_embed` of the authors' libs/uvit_t2i.py: a dense layer, there and back exactly."""
+    """`context_embed` of the authors' libs/uvit_t2i.py is a dense layer and is converted exactly in both directions."""
     fields = {"hidden_size": 16, "depth": 2, "num_heads": 2, "context_channels": 5, "context_tokens": 3}
     network = MODELS.build({"name": "uvit", "image_size": 4, "image_channels": 2, **fields})
     maps, shapes = weight_map("uvit", network), parameter_shapes(network)

@@ -1,4 +1,4 @@
-"""Folders as the hub and training programs have them: variants, shards, pipelines, averages beside raw weights."""
+"""Folders of the hub and of training programs: variants, shards, pipelines, and averages next to raw weights."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_variants(tmp_path, files, taken, line):
 
 
 def shard(number, count, variant="", style=0):
-    if style:  # as older versions wrote it
+    if style:  # as in older versions
         return f"{NAME}.{variant}-{number:05d}-of-{count:05d}.safetensors"
     return f"{NAME}-{number:05d}-of-{count:05d}{variant and '.' + variant}.safetensors"
 
@@ -100,7 +100,7 @@ def test_a_pipeline_is_read_by_its_network(tmp_path):
 
 
 def test_an_average_is_taken_before_the_network_beside_it(tmp_path):
-    """What diffusers' training scripts leave: unet and unet_ema."""
+    """diffusers' training scripts write unet and unet_ema, and the average is preferred."""
     path = pipeline(tmp_path / "p", {"unet": ["diffusers", "UNet2DModel"]})
     model(path / "unet")
     model(path / "unet_ema", state=HALF)
@@ -123,7 +123,7 @@ def test_a_pipeline_of_other_networks_names_them(tmp_path):
 
 
 def test_files_of_training_programs(tmp_path):
-    """U-ViT's folder of a step: the network, its average, the optimizer and the schedule."""
+    """U-ViT's folder for a step has the network, its average, the optimizer and the schedule."""
     for name, value in (("nnet", 1.0), ("nnet_ema", 0.5), ("optimizer", 9.0), ("lr_scheduler", 9.0)):
         save_zip(tmp_path / f"{name}.pth", tensors({"a.w": np.float32([value])}))
     assert read_state(tmp_path)["a.w"] == 0.5

@@ -1,5 +1,5 @@
-"""Files that are cut, empty, of another kind or made to harm: one line with the file's name, nothing run, and nothing
-allocated because a number in the file asks for it."""
+"""Truncated, empty, foreign or malicious files give one line with the file's name; nothing is executed, and no number
+in a file causes a large allocation."""
 
 import io
 import json
@@ -25,7 +25,7 @@ A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """At most 2 GB more than now, so that an allocation by a number in a file fails."""
+    """Limit the address space to 2 GB more than now, so that an allocation by a number in a file fails."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**31, before[1]))
@@ -35,7 +35,7 @@ def little_memory():
 
 @pytest.mark.parametrize("name", ["settings.pt", "settings_legacy.pt"])
 def test_settings_beside_the_tensors_are_read_over(name):
-    """Real files of PyTorch (tests/golden/weights/README.md)."""
+    """Settings next to the tensors are ignored in real PyTorch files (tests/golden/weights/README.md)."""
     state = read_state(GOLDEN / name)
     assert {key: value.shape for key, value in state.items()} == {
         "0.weight": (2, 3), "0.bias": (2,), "1.weight": (1, 2), "1.bias": (1,),
@@ -68,8 +68,8 @@ def test_calls_are_refused(tmp_path, module, name, arguments):
 
 
 def test_what_belongs_to_this_process_is_not_changed(tmp_path):
-    """A state given to a type of numbers, or to one of our own functions, goes nowhere."""
-    state = b"(K\x03X\x01\x00\x00\x00>NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00t"  # the other order of bytes
+    """A pickle cannot set the state of a NumPy type in this process."""
+    state = b"(K\x03X\x01\x00\x00\x00>NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00t"  # the opposite byte order
     program = b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatStorage\n" + state + b"bs."
     (tmp_path / "a.pkl").write_bytes(program)
     with pytest.raises(UserError, match=r"a\.pkl"):
@@ -131,7 +131,7 @@ def test_shapes_larger_than_the_storage(tmp_path):
         with pytest.raises(UserError, match=r"a\.pt"):
             read_state(tmp_path / "a.pt")
     save_zip(tmp_path / "b.pt", {"w": tensor("0", A, shape=(4, 5), strides=(0, 1))})
-    assert read_state(tmp_path / "b.pt")["w"].shape == (4, 5)  # as `expand` makes it
+    assert read_state(tmp_path / "b.pt")["w"].shape == (4, 5)  # the result of `expand`
 
 
 def test_bombs(tmp_path):
@@ -184,7 +184,7 @@ def test_other_archives_say_what_they_hold(tmp_path):
 
 
 def test_the_content_says_what_a_file_is(tmp_path):
-    """Whatever its name: a torch file called .safetensors, weights without an ending, `.pth.tar`."""
+    """The content decides, not the name: a torch file called .safetensors, weights without an ending, `.pth.tar`."""
     save_zip(tmp_path / "a.safetensors", tensors({"a.w": A}))
     save_legacy(tmp_path / "model_best.pth.tar", tensors({"a.w": A}))
     save_file({"a.w": A}, tmp_path / "weights")
@@ -206,7 +206,7 @@ def test_what_is_no_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["settings.pt", "settings_legacy.pt", "persistent.pkl", "script.pt"])
 def test_damage_anywhere_is_one_line_or_nothing(tmp_path, name):
-    """A file with bytes changed or cut off is read, where it hits what is not looked at, or named in a `UserError`."""
+    """A file with changed or missing bytes is read if nothing needs them, or is named in a `UserError`."""
     whole, draw = (GOLDEN / name).read_bytes(), np.random.default_rng(0)
     path = tmp_path / name
     for _ in range(60):
@@ -218,7 +218,7 @@ def test_damage_anywhere_is_one_line_or_nothing(tmp_path, name):
 
 
 def error_of(path):
-    """What reading says; the path where it says nothing."""
+    """The error message of reading a file, or its path if there is no error."""
     try:
         read_state(path)
     except UserError as error:
@@ -227,7 +227,7 @@ def error_of(path):
 
 
 def write_tar(path, *, count=1, numel=6, sparse=False):
-    """A file of PyTorch before 0.1.10: storages, tensors, and a pickle of what refers to them."""
+    """Write a file in the format of PyTorch before 0.1.10: storages, tensors, and a pickle that refers to them."""
 
     def dump(value):
         return pickle.dumps(value, 2)

@@ -1,5 +1,5 @@
-"""Files of LoRA and its kin: read into the layout of networks here, so that each tensor there is changed as the file
-says; written, and read again."""
+"""LoRA files and related formats change each tensor of the original layout as they specify; they are also written and
+read again."""
 
 import json
 
@@ -24,7 +24,7 @@ ATTENTION = "encoder.layer.{}.attention.self.{}"
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """An encoder of two scanned layers with fused query, key and value: what may change it, parameters, tensors."""
+    """Targets, parameters and original tensors of an encoder with two scanned layers and fused query, key and value."""
     encoder = TEXT_ENCODERS.build({"name": "bert", "folder": str(bert_folder(tmp_path_factory.mktemp("bert")))})
     shapes = jax.eval_shape(lambda: init_encoder(encoder, jax.random.key(0)))
     state = tensors()
@@ -38,7 +38,7 @@ CONVOLUTIONS = WeightMap({**prefixed("conv", conv("conv_in")), **prefixed("proj"
 
 @pytest.fixture(scope="module")
 def convolutional():
-    """A 3x3 convolution, and one of size 1 that is a dense layer here."""
+    """A 3x3 convolution, and a 1x1 convolution that is a dense layer here."""
     rng = np.random.default_rng(5)
     shapes = {
         "conv_in.weight": (6, 4, 3, 3),
@@ -68,13 +68,13 @@ def factors(seed, outputs, inputs, rank, *kernel):
 
 
 def changed(targets, params, own):
-    """The tensors under their names there, as the adapter makes them."""
+    """The adapted tensors under their original names."""
     (target,) = targets.values()
     return target.maps[0].state(merge(params, [own])[target.group])
 
 
 def check(found, state, wanted):
-    """Tensors in `wanted` are so; all others are as they were."""
+    """Require the values in `wanted`, and no change in all other tensors."""
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, wanted.get(name, state[name]), rtol=1e-5, atol=1e-5, err_msg=name)
     assert set(wanted) <= set(found)
@@ -222,7 +222,7 @@ def test_written_and_read_again(tmp_path, bert, kohya):
     own = weighted(read_lora(tmp_path / "first.safetensors", targets), 0.5)
     write_lora(tmp_path / "second.safetensors", own, targets, kohya=kohya)
     written = load_file(tmp_path / "second.safetensors")
-    assert len(written) == (6 if kohya else 4)  # of the modules that were adapted, and no other
+    assert len(written) == (6 if kohya else 4)  # tensors of the adapted modules only
     again = read_lora(tmp_path / "second.safetensors", targets)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),

@@ -1,6 +1,6 @@
-"""The published transformers: the reference's outputs from its own files, and every tensor written back.
+"""The published transformers give the reference's outputs from its own files, and every tensor is written back.
 
-The files of tests/golden/modules are folders as diffusers writes them, with random weights and outputs of its network.
+The files of tests/golden/modules are folders in diffusers' format, with random weights and outputs of its networks.
 """
 
 import json
@@ -23,7 +23,7 @@ from diffusion_jax.weights.components import COMPONENTS, class_name, read_compon
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 MODULES, PIPELINES = GOLDEN / "modules", GOLDEN / "pipelines"
 
-# Module -> (tolerance, rows and columns of the image's tokens; of SD3 the file says it).
+# Module -> (tolerance, rows and columns of the image's tokens; for SD3 the file has them).
 TOLERANCES = {
     "mmdit_sd3": (4e-5, None),
     "mmdit_sd35": (4e-5, None),
@@ -33,7 +33,7 @@ TOLERANCES = {
     "eps_flux": (4.1e-5, (3, 4)),
     "act_flux": (5.7e-5, (3, 4)),
 }
-# The text of the last block is only read: nothing reads the result of its queries.
+# In the last block the text only provides keys and values, so its query parameters have no effect.
 WITHOUT_EFFECT = {
     f"transformer_blocks.2.attn.{name}" for name in ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")
 }
@@ -44,7 +44,7 @@ def nhwc(x):
 
 
 def unpacked(tokens, rows, columns):
-    """[n, rows * columns, (channel, 2, 2)] as [n, 2 rows, 2 columns, channel]."""
+    """Turn [n, rows * columns, (channel, 2, 2)] into [n, 2 rows, 2 columns, channel]."""
     x = tokens.reshape(len(tokens), rows, columns, -1, 2, 2)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(len(x), 2 * rows, 2 * columns, -1)
 
@@ -59,7 +59,7 @@ def run(network, params, *inputs, **options):
 
 
 class Golden:
-    """A module of the reference, with its parameters, inputs and output in this house's layout."""
+    """A module of the reference, with parameters, inputs and output in the layout of this package."""
 
     def __init__(self, name):
         self.folder, self.name = MODULES / name, name
@@ -107,7 +107,7 @@ def test_gradients_flow_to_every_tensor():
     gradients = jax.device_get(jax.jit(jax.grad(loss))(golden.params))
     by_name = weight_map(golden.folder, golden.network, read_state(golden.folder)).state(gradients)
     without = {name for name, value in by_name.items() if not value.any()}
-    assert without == {"pos_embed.pos_embed", *WITHOUT_EFFECT}  # the table is a constant
+    assert without == {"pos_embed.pos_embed", *WITHOUT_EFFECT}  # the position table is a constant
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_eight_devices_give_the_output_of_one(lengths, rules):
 
 
 def text_and_image(io, length):
-    """What stands in a reference's sequence: the image behind a text of this length."""
+    """The parts of a reference's sequence: the text of this length, its mask, and the image after it."""
     return io["in_c"][:, :length], io["in_indicator"][:, :length] == 3, io["in_x"][:, length:]
 
 
@@ -159,7 +159,7 @@ def test_examples_packed_into_one_sequence_do_not_see_each_other():
     assert np.abs(other[:, 18:] - found[:, 18:]).max() > 1e-3
 
 
-# Cases of whole pipelines: what their networks were given, and what they gave.
+# Cases of whole pipelines: inputs and outputs of their networks.
 
 
 def case(name):
@@ -169,7 +169,7 @@ def case(name):
 
 
 def calls(io):
-    """The numbers of the calls whose inputs are stored."""
+    """The numbers of the calls with stored inputs."""
     return [k for k in range(10) if f"m{k}_in_hidden_states" in io]
 
 
@@ -215,7 +215,7 @@ def test_flux_in_its_pipeline(name, folder):
 
 
 def test_ideogram4_in_its_pipeline():
-    """A text of which the first places do not count, and the network that is told no text."""
+    """Outputs for a text whose first positions are masked, and outputs of the unconditional network without text."""
     io, tolerance = case("ideogram4")
     network, params = read_component(PIPELINES / "ideogram4" / "transformer")
     alone, its_params = read_component(PIPELINES / "ideogram4" / "unconditional_transformer")
@@ -229,7 +229,7 @@ def test_ideogram4_in_its_pipeline():
         assert np.abs(found - io[f"u{k}_out"].reshape(x.shape)).max() < tolerance
 
 
-# Sizes as published.
+# Published sizes.
 
 SD3 = {
     "_class_name": "SD3Transformer2DModel",
@@ -240,7 +240,7 @@ SD3 = {
 }
 SD35 = {**SD3, "pos_embed_max_size": 384, "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"}
 FLUX = {"_class_name": "FluxTransformer2DModel"}
-# Counts and numbers of tensors by diffusers on torch's meta device, but FLUX.1 dev: schnell and two layers more.
+# Counts by diffusers on torch's meta device; FLUX.1 dev is schnell plus two layers.
 PUBLISHED = {
     "SD3 medium": (SD3, 2_028_328_000, 682),
     "SD3.5 medium": (SD35, 2_243_171_520, 908),
@@ -260,13 +260,13 @@ def test_published_sizes(name):
     assert len(names) == len(set(names)) == tensors + ("pos_embed.pos_embed" in names)
 
 
-# The authors' files.
+# The files of the authors.
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("name", ["mmdit_sd35", "flux"])
 def test_the_authors_layout(name, prefix):
-    """Query, key and value in one tensor, in single blocks with the MLP; (shift, scale) where there is no gate."""
+    """The authors fuse query, key and value, in single blocks with the MLP, and store (shift, scale) without a gate."""
     folder = MODULES / name
     network, params = read_component(folder)
     there = read_state(folder)

@@ -1,5 +1,5 @@
-"""Published U-Nets and ControlNets: config.json and tensors read here give the outputs of the reference, and go back
-as they came (tests/golden/README.md)."""
+"""Published U-Nets and ControlNets, read from config.json and tensors, give the reference's outputs and are written
+back unchanged (tests/golden/README.md)."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ UNETS = [
 CONTROLNETS = [PIPELINES / "adapters" / "controlnet_a", PIPELINES / "adapters" / "controlnet_b"]
 CONTROLNETS.append(MODULES / "controlnet_sdxl")
 read = functools.lru_cache(read_component)
-QUICK = {"xla_backend_optimization_level": 0}  # such a program runs once
+QUICK = {"xla_backend_optimization_level": 0}  # these programs run only once
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -42,23 +42,23 @@ def run(network, params, *inputs):
 
 
 def last(x):
-    """Channels last."""
+    """Move channels to the last axis."""
     return np.moveaxis(x, 1, -1)
 
 
 def first(x):
-    """Channels first."""
+    """Move channels to the first axis after the batch."""
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
 def lists(value):
-    """A tuple as the list that JSON has."""
+    """Turn tuples into lists, as in JSON."""
     return [lists(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 @dataclasses.dataclass(eq=False)
 class Case:
-    """The arrays of a run of a pipeline, those that are put together of others too."""
+    """The arrays of a pipeline's run, including those that are composed of others."""
 
     name: str
 
@@ -80,7 +80,7 @@ class Case:
 
 
 def told(case, network):
-    """x, time and conditions of the first call of the network, as networks here take them."""
+    """x, time and conditions of the network's first call, in the form of networks here."""
     x = last(case["m0_in_sample"])
     conditions = {"context": case["m0_in_encoder_hidden_states"]}
     for slot, key in (
@@ -134,7 +134,7 @@ def test_probes_of_epsilons_and_of_the_activation(name):
 
 
 def test_controlnets_of_a_pipeline():
-    """One; one in guess mode, where the finest residuals count least; and the sum of two."""
+    """One ControlNet, one in guess mode, which weakens the finest residuals most, and the sum of two."""
     (network, one), (same, two) = read(CONTROLNETS[0]), read(CONTROLNETS[1])
     assert network == same
 
@@ -192,7 +192,7 @@ def test_a_folder_goes_back_as_it_came(folder):
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
 def test_the_original_layout(name, prefix):
-    """The names of single files hold the same network, and what else is in such a file is passed over."""
+    """The names of single files give the same network, and other tensors in such a file are ignored."""
     folder = PIPELINES / name / "unet"
     network, expected = read(folder)
     tensors = read_state(folder)
@@ -212,7 +212,7 @@ def test_the_original_layout(name, prefix):
 
 
 def test_the_original_layout_of_a_controlnet():
-    """By the places of lllyasviel's files: the picture's convolutions lie between activations."""
+    """In lllyasviel's files the indices of the picture's convolutions skip the activations."""
     network, params = read(CONTROLNETS[0])
     names = controlnet.original_map(network)
     state = names.state(params)
@@ -285,7 +285,7 @@ def test_an_option_changes_the_network_as_it_says():
 )
 def test_what_is_not_here_is_one_line(fields, message):
     config = {**json.loads((PIPELINES / "sd15" / "unet" / "config.json").read_text()), **fields}
-    if message is None:  # a depth of a level that does not attend, or of the middle alone
+    if message is None:  # the depth of a level without attention, or of the middle alone
         build_unet(config)
         return
     with pytest.raises(UserError, match=message) as caught:

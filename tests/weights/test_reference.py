@@ -1,7 +1,7 @@
-"""Our networks with the authors' weights give the authors' outputs (tests/golden/networks/README.md).
+"""Networks with the authors' weights give the authors' outputs (tests/golden/networks/README.md).
 
-The weights are random numbers drawn from each tensor's name, there and here, so that only names, shapes, inputs and
-outputs are stored. That the names are complete is part of the test: the maps are total.
+Both sides draw the weights at random from each tensor's name, so that only names, shapes, inputs and outputs are
+stored. The maps are total, so the test also checks that the names are complete.
 """
 
 import json
@@ -46,13 +46,13 @@ FORMAT = {
 
 
 def random_tensor(name, shape):
-    """What both sides fill the tensor of this name with."""
+    """Random values for the tensor of this name; the authors' code ran with the same values."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) == 0:
         return np.float32(0.7 + 0.1 * draw)
     if len(shape) == 1:
         return np.float32(float(name.endswith(("weight", "scale"))) + 0.1 * draw)
-    fan_in = math.prod(shape[:-1] if "/" in name else shape[1:])  # Flax's names have strokes
+    fan_in = math.prod(shape[:-1] if "/" in name else shape[1:])  # Flax's names contain slashes
     return np.float32(draw / math.sqrt(fan_in))
 
 
@@ -80,7 +80,7 @@ def golden(request):
 
 
 def test_output(golden, x64):
-    """In float64, so that only the rounding of the authors' code is left, the same on every machine."""
+    """The outputs are compared in float64, so that only the rounding of the authors' code remains."""
     name, network, tensors, io = golden
     params = weight_map(FORMAT[name], network).params(tensors, parameter_shapes(network))
     network, params, io = network.clone(dtype=np.float64), *jax.tree.map(double, (params, io))
@@ -112,11 +112,11 @@ def test_round_trip_is_exact(golden):
 def test_format_is_recognised(golden):
     name, network, tensors, _ = golden
     found = find_format(network, tensors)
-    assert found == FORMAT[name].removesuffix("_new_order")  # the two orders have the same names
+    assert found == FORMAT[name].removesuffix("_new_order")  # both orders have the same names
 
 
 def test_the_order_of_query_key_and_value_matters():
-    """Read in guided diffusion's other order of channels, the same tensors make another network."""
+    """Read in guided diffusion's other channel order, the same tensors give another network."""
     network, tensors, io = load("adm")
     inputs = nhwc(io["x"]), np.float32(io["time"]), {"label": np.int32(io["label"])}
     outputs = [

@@ -1,4 +1,4 @@
-"""diffusers' schedulers as groups of a config: their steps and noise levels, and lines for what is not here."""
+"""diffusers' schedulers as config groups: their steps and noise levels, and messages for unsupported settings."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ CASES = json.loads((GOLDEN / "diffusers_steps.json").read_text())
 
 
 def built(sampling):
-    """Everything that a description names, which proves that there is such a thing."""
+    """Build everything that a description names."""
     parts = Parameterization.build(
         schedule=sampling.schedule, prediction=sampling.prediction, time_input=sampling.time_input
     )
@@ -26,7 +26,7 @@ def built(sampling):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["config"]["_class_name"])
 def test_steps_and_noise_levels_are_those_of_diffusers(case):
-    """`timesteps` and `alphas_cumprod` of diffusers 0.42.1 (tests/golden/weights/README.md)."""
+    """Steps and levels equal `timesteps` and `alphas_cumprod` of diffusers 0.42.1 (tests/golden/weights/README.md)."""
     config, num = case["config"], case["config"].get("num_train_timesteps", 1000)
     sampling = read_sampling(config)
     schedule, rule, _ = built(sampling)
@@ -36,10 +36,10 @@ def test_steps_and_noise_levels_are_those_of_diffusers(case):
     found = (grid.times * num - first)[: len(expected)]
     assert grid.num_steps == case["steps"]
     tolerance = 1e-3
-    if config.get("shift", 1.0) != 1.0:  # told in a line: there the smallest time is shifted twice
+    if config.get("shift", 1.0) != 1.0:  # reported: diffusers shifts the smallest time twice
         assert "shift=3" in sampling.notes[0]
         tolerance = 6
-    elif any(name.startswith("use_") for name in config):  # spaced in noise levels; there between or on steps
+    elif any(name.startswith("use_") for name in config):  # spaced in noise levels; in diffusers on or between steps
         tolerance = 0.5
     np.testing.assert_allclose(found, expected, atol=tolerance)
     if case["alphas_cumprod"] is not None:

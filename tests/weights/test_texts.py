@@ -1,4 +1,4 @@
-"""BERT from its published form: the arithmetic of the paper, and other folders refused in one line."""
+"""BERT from its published files follows the paper's arithmetic, and other folders are refused in one line."""
 
 import numpy as np
 import pytest

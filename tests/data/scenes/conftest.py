@@ -1,4 +1,4 @@
-"""Scenes of every size, made once."""
+"""Fixtures with scenes of every size, made once."""
 
 import numpy as np
 import pytest
@@ -14,5 +14,5 @@ def source(request):
 
 @pytest.fixture(scope="session")
 def described(source):
-    """Graph, caption and requirement of 300 scenes."""
+    """Scene graphs, captions and requirements of 300 scenes."""
     return source.described(np.arange(300))

@@ -1,4 +1,4 @@
-"""Captions say what is so, and require exactly what they say."""
+"""Captions describe their scenes correctly, and their requirements ask exactly for what they say."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_a_caption_is_met_by_its_own_scene(described):
 
 
 def test_a_caption_is_met_by_few_others():
-    """Chance: of other scenes, and of the captions that name everything."""
+    """Fewer than 3% of scenes meet the caption of another scene."""
     options = SceneOptions(size=32, max_objects=3, density="sentence")
     made = SceneSource(options, "train").described(np.arange(1000))
     met = [required.holds(made[i - 1][0]) for i, (_, _, required) in enumerate(made)]
@@ -71,9 +71,9 @@ def test_two_alike_are_counted():
 @pytest.mark.parametrize(
     ("required", "holds"),
     [
-        (Requirement(objects=(Wanted(shape="star"),)), False),  # there is a circle too
+        (Requirement(objects=(Wanted(shape="star"),)), False),  # the scene also contains a circle
         (Requirement(objects=(Wanted(shape="star"),), exact=False), True),
-        (Requirement(objects=(Wanted(shape="star", colour="orange"),), exact=False), False),  # binding
+        (Requirement(objects=(Wanted(shape="star", colour="orange"),), exact=False), False),  # wrong binding
         (Requirement(objects=(Wanted(colour="orange"), Wanted(shape="star"))), True),
         (Requirement(objects=(Wanted(), Wanted())), True),
         (Requirement(objects=(Wanted(), Wanted(), Wanted())), False),
@@ -92,7 +92,7 @@ def test_what_holds(required, holds):
 def test_a_relation_is_stated_by_a_clear_margin_only():
     assert SCENE.clearly(STAR, CIRCLE) == ("left of", "above")
     assert SCENE.clearly(CIRCLE, STAR) == ("right of", "below")
-    assert SCENE.clearly(CROSS, CIRCLE) == ("above",)  # it is 2 pixels to the right
+    assert SCENE.clearly(CROSS, CIRCLE) == ("above",)  # it is only 2 pixels to the right
     near = SceneObject(shape="star", colour="red", size="small", box=(4, 11, 12, 19))
     assert SCENE.clearly(STAR, near) == ("above",)
     assert SCENE.clearly(near, near) == ()

@@ -1,4 +1,4 @@
-"""Scenes are a function of (options, split, index), hold what they should and nothing else."""
+"""Scenes are a function of (options, split, index), and show exactly the objects of their graphs."""
 
 import hashlib
 import itertools
@@ -38,7 +38,7 @@ def test_an_example_depends_on_its_index_alone(source):
 
 
 def test_bytes_are_pinned():
-    """A change of these changes every result on scenes: raise source.VERSION with it."""
+    """The bytes of the scenes are pinned: a change alters every result on scenes and must raise source.VERSION."""
     examples = SceneSource(SceneOptions(max_objects=4, num_examples=64), "train").__getitems__(range(64))
     found = hashlib.sha256(b"".join(example["image"].tobytes() + example["text"].encode() for example in examples))
     assert found.hexdigest() == "f905fe8b150efd70736e7da7be339405c2d715590202900cb1b0ddcdbd45c442"
@@ -106,7 +106,8 @@ def test_held_out_pairs_do_not_depend_on_the_seed():
 
 
 def test_a_picture_is_its_graph(source, described):
-    """Inside a mask the colour of the object; outside of boxes grey, and within the contrast of a level."""
+    """Objects have their colour inside their masks; outside the boxes, the picture is grey and within its contrast
+    level."""
     images = np.stack([example["image"] for example in source.__getitems__(np.arange(300))])
     for image, (scene, _, _) in zip(images, described, strict=True):
         grey = np.ptp(image.astype(int), axis=-1) == 0

@@ -1,4 +1,4 @@
-"""Control pictures of scenes: exact, of the same scene, and without effect on the pictures and captions."""
+"""Control pictures of scenes are exact, belong to their scene, and do not change pictures or captions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pairs of scenes: what an instruction says is what differs, and all else has the same bytes."""
+"""Pairs of scenes differ exactly where the instruction says; all other bytes are equal."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_every_kind_is_there_and_says_what_it_does(edits):
 
 
 def test_who_is_spoken_of_is_the_only_one(edits):
-    """The words of the object that changes fit no other of the picture before."""
+    """The words for the changed object fit no other object of the picture before the edit."""
     for edit in edits:
         for one in set(edit.before.objects) - set(edit.after.objects):
             words = edit.instruction.split()

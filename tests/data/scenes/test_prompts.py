@@ -1,4 +1,4 @@
-"""Prompts: each carries what it requires, its true scene is that, and held-out pairs are where they should be."""
+"""Each prompt has a requirement and a scene that meets it, and held-out pairs occur only where they should."""
 
 import collections
 

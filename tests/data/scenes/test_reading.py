@@ -1,4 +1,4 @@
-"""The reader recovers the graph of every true picture; what it makes of blurred and noisy ones is stated here."""
+"""The reader recovers the graph of every true picture, with stated accuracy on blurred and noisy pictures."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def objects(scene):
 
 
 def kinds(scene):
-    """Shapes and colours; "" where the reader cannot say."""
+    """The sorted shapes and colours of a scene, with "" for those that the reader cannot determine."""
     return sorted((one.shape or "", one.colour or "") for one in scene.objects)
 
 
@@ -39,7 +39,7 @@ def test_the_graph_is_recovered_from_thousands_of_pictures(size, split):
 
 
 def test_shuffled_captions_are_at_chance():
-    """A caption of another scene is met by 3 in 100 pictures: chance, most of it from labels, which say little."""
+    """About 3% of pictures meet the caption of another scene by chance, mostly captions that are mere labels."""
     source = SceneSource(SceneOptions(max_objects=3), "train")
     found, made = read(pictures(source, 300)), source.described(range(300))
     assert all(required.holds(scene) for scene, (_, _, required) in zip(found, made, strict=True))
@@ -63,7 +63,7 @@ def test_shuffled_captions_are_at_chance():
     ],
 )
 def test_blurred_and_noisy_pictures(size, sigma, noise, share):
-    """The share of pictures whose shapes and colours are all read right, at least; blur in pixels, noise of 255."""
+    """At least the stated share of pictures has all shapes and colours read correctly; blur in pixels, noise of 255."""
     source = SceneSource(SceneOptions(size=size, max_objects=4), "train")
     images = ndimage.gaussian_filter(pictures(source, 150).astype(np.float64), (0, sigma, sigma, 0))
     images += noise * np.random.default_rng(0).standard_normal(images.shape)
@@ -101,7 +101,7 @@ def test_two_colours_that_touch_are_two_objects():
 
 def test_a_shape_that_is_none_is_read_as_none():
     image = np.full((32, 32, 3), 40, np.uint8)
-    image[4:28, 4:7] = image[25:28, 4:28] = (225, 35, 35)  # an angle
+    image[4:28, 4:7] = image[25:28, 4:28] = (225, 35, 35)  # an L shape
     (one,) = read(image[None])[0].objects
     assert (one.shape, one.colour, one.size) == (None, "red", "large")
 

@@ -1,4 +1,4 @@
-"""Codecs by registration: the form of what is diffused, keys per example, export; and what each kind promises."""
+"""All registered codecs: the declared shape of latents, keys per example, export, and properties of each kind."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def images(count=3):
 
 @functools.cache
 def drawn_params(codec):
-    """Parameters of which none is zero: fresh ones have branches that are, and a table next to nothing."""
+    """Parameters without zeros; fresh parameters have branches of zeros and a codebook close to zero."""
     if not codec.learned:
         return None
     params = jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), codec.init_params(KEY))
@@ -103,7 +103,7 @@ def test_it_can_be_exported(codec):
 
 
 def test_latents_are_standardised(learned):
-    """The same pictures come back, and latents have the mean and the deviation that the constants promise."""
+    """Standardised latents have mean 0 and variance 1, and decode to the same pictures as before."""
     raw = {**drawn_params(learned), SHIFT: jnp.zeros(4), SCALE: jnp.ones(4)}
     mean, std = learned.posterior(raw, images())
     centre, width = mean.mean((0, 1, 2)), jnp.sqrt((mean**2 + std**2).mean((0, 1, 2)) - mean.mean((0, 1, 2)) ** 2)
@@ -131,8 +131,8 @@ def test_pictures_that_do_not_fit_are_refused(learned):
 @pytest.mark.parametrize(
     ("codec", "count"),
     [
-        (KL(size="f8"), 83_653_863),  # Stable Diffusion's
-        (VQ(size="f4", latent_channels=3), 55_322_782),  # latent diffusion's, of which the paper says 55.3 M
+        (KL(size="f8"), 83_653_863),  # Stable Diffusion
+        (VQ(size="f4", latent_channels=3), 55_322_782),  # latent diffusion, 55.3 M in the paper
     ],
     ids=lambda value: getattr(value, "size", ""),
 )
@@ -143,7 +143,7 @@ def test_parameters_are_as_many_as_the_published_models_have(codec, count):
 
 
 def test_the_divergence_is_that_of_gaussians():
-    """Against the closed form, in float64, for a mean and a variance that are given."""
+    """The KL penalty equals the closed form for the encoder's mean and variance, in float64."""
     codec = CODECS.example("kl")
     params = drawn_params(codec)
     made = codec.autoencode(params, images(), None)
@@ -155,7 +155,8 @@ def test_the_divergence_is_that_of_gaussians():
 
 
 def test_the_table_of_a_quantised_one():
-    """A latent becomes the nearest row; the encoder has the gradient of the decoder's input; rows have their own."""
+    """Latents snap to the nearest codebook row; the encoder gets a straight-through gradient, the codebook only the
+    penalty's."""
     codec = CODECS.example("vq")
     params = drawn_params(codec)
     h = jax.random.normal(KEY, (2, 2, 2, 4))

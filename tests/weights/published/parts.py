@@ -1,4 +1,4 @@
-"""Reference parts (tests/golden/modules, tests/golden/pipelines) and what this package makes of them."""
+"""Read reference parts (tests/golden/modules, tests/golden/pipelines) and compare this package with them."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ COUNTS = json.loads((MODULES / "counts.json").read_text())
 
 @functools.cache
 def read(folder: Path):
-    """Module, parameters and the reference's arrays of a folder."""
+    """The module, the parameters and the reference's arrays of a folder."""
     arrays = dict(np.load(folder / "io.npz")) if (folder / "io.npz").is_file() else {}
     return *read_component(folder), arrays
 
@@ -32,7 +32,7 @@ def component_of(config: dict):
 
 
 def require_close(name: str, found: dict, arrays: dict) -> None:
-    """Every result that the reference gives is given, within its tolerance."""
+    """Require every result of the reference within its tolerance."""
     wanted = {key.removeprefix("out_"): value for key, value in arrays.items() if key.startswith("out_")}
     assert set(wanted) <= set(found)
     for key, value in wanted.items():
@@ -41,7 +41,7 @@ def require_close(name: str, found: dict, arrays: dict) -> None:
 
 
 def require_written_back(folder: Path, params) -> None:
-    """The tensors of a folder come back byte for byte, all of them and no others."""
+    """Require that all tensors of a folder, and no others, are written back byte for byte."""
     state, config = read_state(folder), config_of(folder)
     component = component_of(config)
     module = component.build(config, np.float32)
@@ -53,7 +53,7 @@ def require_written_back(folder: Path, params) -> None:
 
 
 def require_count(name: str, *, computed: int = 0) -> None:
-    """A published size has as many parameters and tensors as the reference counts; `computed` are constants here."""
+    """Require the published numbers of parameters and tensors; `computed` of the parameters are constants here."""
     published = COUNTS[name]
     component = component_of({"_class_name": published["cls"]})
     module = component.build(published["config"], np.float32)

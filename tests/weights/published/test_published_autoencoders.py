@@ -1,4 +1,4 @@
-"""Published first stages against the reference; in tiles; their names, old and new; what is refused."""
+"""Published first stages compared with the reference, decoding in tiles, old and new tensor names, and errors."""
 
 import functools
 import json
@@ -31,12 +31,12 @@ ALL = (*GAUSSIAN, "vq_model", "autoencoder_tiny", "autoencoder_dc", "autoencoder
 
 
 def last(x):
-    """Channels last."""
+    """Move channels to the last axis."""
     return x.transpose(0, 2, 3, 1)
 
 
 def squares(x):
-    """[batch, rows, columns, channels] with squares of 2 x 2 as channels, (channel, row, column), by slices."""
+    """[batch, rows, columns, channels] with 2 x 2 squares as channels (channel, row, column), by slices."""
     parts = [x[:, i::2, j::2] for i in range(2) for j in range(2)]
     return np.stack(parts, axis=-1).reshape(*parts[0].shape[:3], -1)
 
@@ -54,7 +54,7 @@ def unsquared(z):
 
 
 def scaling(name, arrays):
-    """From latents as the reference's network gives them to what is diffused, and back, by the config's numbers."""
+    """Functions that turn the reference's latents into diffused latents and back, with the numbers of the config."""
     if name == "autoencoder_kl_flux2":
         mean, std = arrays["out_bn_mean"], arrays["out_bn_std"]
         return lambda h: (squares(h) - mean) / std, lambda z: unsquared(z * std + mean), lambda s: unsquared(s * std)
@@ -65,7 +65,7 @@ def scaling(name, arrays):
 
 @functools.cache
 def run(name):
-    """Mean, spread and picture that a first stage makes of the reference's picture and latents."""
+    """The mean, deviation and decoded picture of a first stage for the reference's picture and latents."""
     codec, params, arrays = read(MODULES / name)
     diffused, _, _ = scaling(name, arrays)
     both = jax.jit(lambda params, x, z: (*codec.posterior(params, x), codec.decode(params, z)))
@@ -106,7 +106,7 @@ def test_tensors_are_written_back_byte_for_byte(name):
     ],
 )
 def test_in_tiles_it_is_the_whole(name, tile):
-    """Everywhere, seams included, of a picture that tiles do not divide."""
+    """Decoding in tiles equals decoding at once, including the seams, for sizes that tiles do not divide."""
     codec, params, _ = read(MODULES / name)
     z = jax.random.normal(jax.random.key(0), (2, 13, 7, codec.diffused_channels))
     whole = jax.jit(codec.decode)(params, z)
@@ -134,12 +134,12 @@ def test_no_tile_of_no_size():
 
 @pytest.mark.parametrize(("name", "computed"), [("sd_vae", 8), ("taesd", 8), ("dc_ae_f32c32_sana", 64)])
 def test_published_sizes_have_as_many_parameters(name, computed):
-    """Besides shift and scale of each channel."""
+    """Published sizes have as many parameters, not counting each channel's shift and scale."""
     require_count(name, computed=computed)
 
 
 def test_older_and_original_names_are_known(tmp_path):
-    """SD1's folder has attention's older names, and a single file the authors' names beside those of other parts."""
+    """The older attention names in SD1's folder and the authors' names in a single file are read."""
     folder = GOLDEN / "pipelines" / "sd15" / "vae"
     codec, params, _ = read(folder)
     require_written_back(folder, params)
@@ -161,7 +161,7 @@ def test_older_and_original_names_are_known(tmp_path):
 
 
 def renamed(state, codec, before, after):
-    """The tensors under the names of another layout, whose attention may be convolutions."""
+    """The tensors under the names of another layout, where attention may be stored as convolutions."""
     names = {}
     for part in ("encoder", "decoder"):
         there, here = (_coder_entries(codec, layout, part) for layout in (before, after))
@@ -182,7 +182,7 @@ def test_a_file_can_describe_it(name):
 
 
 def test_a_level_with_attention_is_read_and_run():
-    """As of LDM's f16: the config is that of the reference's tiny one with attention in its last level."""
+    """The reference's tiny config with attention in its last level, as in LDM's f16, is read and runs."""
     config = config_of(MODULES / "eps_vae")
     config["down_block_types"][-1], config["up_block_types"][0] = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
     component = component_of(config)

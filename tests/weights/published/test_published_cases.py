@@ -1,4 +1,4 @@
-"""Text encoders and first stages of whole reference pipelines: every call that a run of theirs made (tests/golden)."""
+"""Text encoders and first stages equal every call that the reference pipelines made (tests/golden)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ CASES = ("sd15_img2img", "sd2_ddim_v", "sdxl_euler", "sd3_flow", "flux_dev", "id
 
 
 def last(x):
-    """Channels last."""
+    """Move channels to the last axis."""
     return x.transpose(0, 2, 3, 1)
 
 

@@ -1,4 +1,4 @@
-"""Published encoders of texts and pictures against the reference, within its tolerances; written back; refused."""
+"""Published text and image encoders equal the reference within its tolerances, are written back, or are refused."""
 
 import functools
 import json
@@ -32,14 +32,14 @@ DECODERS = ("qwen3_text",)
 
 @functools.cache
 def applied(name):
-    """The encoder of a folder, compiled once for inputs of one shape."""
+    """The encoder of a folder, compiled once per input shape."""
     module, params, _ = read(MODULES / name)
     return jax.jit(lambda *inputs: module.apply({"params": params}, *inputs))
 
 
 @functools.cache
 def states(name):
-    """What the encoder of a folder gives for the reference's inputs."""
+    """The encoder's outputs for the reference's inputs, and the reference's arrays."""
     _, _, arrays = read(MODULES / name)
     if "in_pixel_values" in arrays:
         return applied(name)(arrays["in_pixel_values"].transpose(0, 2, 3, 1)), arrays
@@ -69,7 +69,7 @@ def test_t5_reads_texts_as_the_reference(name):
 
 
 def test_qwen3_reads_texts_as_the_reference():
-    """All layers; where the mask is 0 there is no result."""
+    """All layers are compared, at the positions that the mask keeps."""
     found, arrays = states("qwen3_text")
     counts = arrays["in_attention_mask"].astype(bool)
     depth = len(found.hidden) - 1
@@ -80,7 +80,7 @@ def test_qwen3_reads_texts_as_the_reference():
 
 
 def test_the_controls_differ():
-    """What is compared above depends on what it should: another text, another picture, the mask."""
+    """The outputs compared above depend on the text, on the picture and on the mask."""
     for name in ("clip_text", "byt5_encoder"):
         arrays = read(MODULES / name)[2]
         tokens, masks = arrays["in_input_ids"].copy(), [arrays[key] for key in ("in_attention_mask",) if key in arrays]
@@ -108,7 +108,7 @@ def test_published_sizes_have_as_many_parameters(name):
 
 
 def test_t5_xxl_and_clip_h_have_as_many_parameters_as_published():
-    """T5 v1.1 XXL's encoder, 4,762,310,656, and Stable Diffusion 2's encoder of texts, 340,387,840."""
+    """T5 v1.1 XXL's encoder has 4,762,310,656 parameters and Stable Diffusion 2's text encoder 340,387,840."""
     xxl = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
     wide = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
     for config, count in (
@@ -121,7 +121,7 @@ def test_t5_xxl_and_clip_h_have_as_many_parameters_as_published():
 
 
 def test_the_end_of_a_text_is_where_the_config_says():
-    """`eos_token_id: 2` of older configs is the place of the highest token, another number its own first place."""
+    """`eos_token_id: 2` of older configs selects the highest token; any other id selects its first occurrence."""
     config = config_of(MODULES / "clip_text")
     component = component_of(config)
     _, params, _ = read(MODULES / "clip_text")
@@ -140,7 +140,7 @@ def test_a_later_token_changes_no_state_before_it():
 
 
 def test_relative_positions_fall_into_their_buckets():
-    """By hand: below 8 a bucket each, then logarithmic up to 128, the other 16 for keys behind the query."""
+    """By hand: one bucket per distance below 8, then logarithmic up to 128; the other 16 for keys after the query."""
     found = relative_buckets(200, 32, 128)
     assert found[100, 100:109].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
     assert found[100, [100, 99, 93, 92, 89, 88, 84]].tolist() == [0, 1, 7, 8, 8, 9, 10]
@@ -149,7 +149,7 @@ def test_relative_positions_fall_into_their_buckets():
 
 
 def test_names_of_published_files_are_known(tmp_path):
-    """With and without a prefix, with position_ids, which come back as whole numbers, and T5's table twice."""
+    """Names are known with and without prefix, with position_ids (written back as integers), and T5's table twice."""
     folder = tmp_path / "clip"
     shutil.copytree(MODULES / "clip_text", folder)
     state = load_file(folder / "model.safetensors")
