@@ -287,6 +287,7 @@ def test_lines_are_drawn_over_what_is_an_amount(axes, over):
     assert drawn_over(axes, groups) == over
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
     """An ablation killed in its second training ends its child processes, and repeats no finished cell later."""
     file.write_text(FILE.replace('    yield "high", {"optimizer.learning_rate": 2e-3}\n', ""))

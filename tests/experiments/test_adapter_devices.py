@@ -56,7 +56,7 @@ def alone(base):
     return trained(base, 1)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_device_and_four(base, alone, accumulation):
     rows, own, split = trained(base, 4, accumulation, data=1, fsdp=4)
     assert (alone[2], split > 0) == (0, True), "the frozen model is shared out"

@@ -65,7 +65,9 @@ def test_same_losses_as_on_one_device(uninterrupted, layout):
     np.testing.assert_allclose(losses(uninterrupted(layout)), losses(uninterrupted("1-jit")), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("before", "after"), [("8-pmap", "1-jit"), ("1-jit", "8-pmap")])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param("8-pmap", "1-jit", marks=pytest.mark.slow), ("1-jit", "8-pmap")]
+)
 def test_resumed_under_another_layout(train, uninterrupted, tmp_path, before, after):
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted(before), workdir)

@@ -67,7 +67,9 @@ def test_blocks_are_computed_again_on_tpu_only_where_remat_says_so(name):
     assert "remat" in jaxpr(network.clone(remat="full"), on_tpu)
 
 
-@pytest.mark.parametrize("name", ["dit", "jit", "uvit", "ddit"])
+@pytest.mark.parametrize(
+    "name", ["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jit", "uvit")), "ddit"]
+)
 def test_both_forms_are_the_same_function(name, monkeypatch, x64):
     network = MODELS.example(name).clone(dtype=jnp.float64)
     params = jax.tree.map(lambda p: p.astype(jnp.float64) + 0.1, init_params(network, jax.random.key(0)))
