@@ -59,7 +59,7 @@ def rows(directory):
 
 @pytest.mark.parametrize(
     ("model", "how", "devices"),
-    [pytest.param(None, "unroll", 1, marks=pytest.mark.slow), pytest.param(DIT, "vmap", 2, marks=pytest.mark.slow)],
+    [pytest.param(None, "unroll", 1, marks=pytest.mark.slow), (DIT, "vmap", 2)],
     ids=["unet-unroll", "dit-vmap-2-devices"],
 )
 def test_members_are_as_trained_alone(command, tmp_path, data_dir, model, how, devices):
