@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/folder.py --data=my/pictures --resolution=64 --workdir=runs/mine
 
 Sub-directories are the classes, or `metadata.jsonl` states them. A tenth of every class, chosen by file name, is held
-out for the validation loss. If the folder has its own test split, say so: `--config.data.options.held_out=0
---config.data.validation_split=test`.
+out for the validation loss. If the folder has its own test split, say so:
+`--config.data.options.held_out=0 --config.data.validation_split=test`.
 
 The recipe is that of Karras et al. 2022 (arXiv:2206.00364), with a U-Net that suits the resolution: it halves the
 picture while 8 pixels or more are left, and attends at 16 pixels and below. Expected: shapes and colours after some
