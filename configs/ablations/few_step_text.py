@@ -57,5 +57,5 @@ def sweep_steps() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """The cells to run: students only at few steps."""
+    """Whether a cell is run: students are run only at few steps."""
     return cell["student"] == "teacher" or cell["steps"] != "24"

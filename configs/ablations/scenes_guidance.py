@@ -42,5 +42,5 @@ def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """The cells to run: without guidance, only the cell without an interval."""
+    """Whether a cell is run: without guidance, only the cell without an interval is."""
     return cell["scale"] != "1" or cell["interval"] == "all"
