@@ -1,4 +1,4 @@
-"""Easy consistency tuning (ECT) on CIFAR-10, unconditional: from a trained EDM network to a two-step one.
+"""Easy consistency tuning (ECT) on CIFAR-10, unconditional: from a trained EDM network to a two-step network.
 
 Geng et al. 2024, "Consistency Models Made Easy" (arXiv:2406.14548): training starts from EDM's DDPM++ (55,732,739
 parameters), levels are log-normal N(-1.1, 2), the gap between the two levels shrinks during training, RAdam 1e-4, batch
