@@ -13,9 +13,9 @@ two cores.
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-KILLS = FLAGS.integer("kills", 20, "how often a run is killed, besides the other faults", upper=100_000)
-SEED = FLAGS.integer("seed", 0, "of the moments, and of the files that are damaged", upper=cli.MOST_SEED)
-ONLY = FLAGS.strings("faults", [], "which of the other faults, a wrong name lists them; by default all")
+KILLS = FLAGS.integer("kills", 20, "number of kills, besides the other faults", upper=100_000)
+SEED = FLAGS.integer("seed", 0, "seed for the moments and for the damaged files", upper=cli.MOST_SEED)
+ONLY = FLAGS.strings("faults", [], "names of other faults to inject; a wrong name lists them; by default all")
 PAGE = FLAGS.path("page", None, "put the table into this page, between its two markers")
 cli.begin(FLAGS)
 

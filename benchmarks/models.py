@@ -14,7 +14,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 BATCH = FLAGS.integer("batch", 16, "images in a batch", lower=1, upper=2**16)
-DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "what activations are computed in")
+DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "type in which activations are computed")
 ROUNDS = FLAGS.integer("rounds", 5, "timed calls of each; the median counts", lower=1, upper=10_000)
 cli.begin(FLAGS)
 

@@ -22,17 +22,15 @@ def network_text(text: str) -> str:
 
 
 FLAGS = cli.Flags(__name__, __doc__)
-PYTHON = FLAGS.path(
-    "python", None, "another interpreter, which has torch and diffusers; without it there are no ratios"
-)
+PYTHON = FLAGS.path("python", None, "another Python with torch and diffusers; without it the table has no ratios")
 NETWORKS = FLAGS.strings(
-    "networks", None, "which are measured, by default both", check=network_text, allowed="unet and transformer"
+    "networks", None, "networks to measure; by default both", check=network_text, allowed="unet and transformer"
 )
 BATCH = FLAGS.integer("batch", None, "pictures at once; by default 1, and then 4", lower=1, upper=1024)
-SIDE = FLAGS.integer("side", 32, "of the latents", lower=8, upper=128)
-STEPS = FLAGS.integer("steps", 4, "of the sampler", lower=1, upper=1000)
+SIDE = FLAGS.integer("side", 32, "side of the latents", lower=8, upper=128)
+STEPS = FLAGS.integer("steps", 4, "steps of the sampler", lower=1, upper=1000)
 ROUNDS = FLAGS.integer("rounds", 3, "timed calls of each; the median counts", lower=1, upper=10_000)
-LOADING = FLAGS.path("loading", None, "only load this folder, and print bytes of its weights and at the peak as JSON")
+LOADING = FLAGS.path("loading", None, "only load this folder; print bytes of weights and of peak memory as JSON")
 cli.begin(FLAGS)
 
 import json

@@ -10,8 +10,8 @@ compilation for each process, and the same checkpoints.
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-MEMBERS = FLAGS.integer("members", 4, "trainings, of as many seeds", lower=2, upper=4096)
-STEPS = FLAGS.integer("steps", 200, "of each", lower=1, upper=1_000_000)
+MEMBERS = FLAGS.integer("members", 4, "trainings, each with another seed", lower=2, upper=4096)
+STEPS = FLAGS.integer("steps", 200, "steps of each training", lower=1, upper=1_000_000)
 cli.begin(FLAGS)
 
 import json

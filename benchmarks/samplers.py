@@ -13,15 +13,15 @@ of rk45 is one of its network evaluations, since rk45 itself decides how many it
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-SAMPLERS_FLAG = FLAGS.strings("samplers", [], "which samplers, a wrong name lists them; by default all")
+SAMPLERS_FLAG = FLAGS.strings("samplers", [], "samplers to measure; a wrong name lists them; by default all")
 SHAPE = FLAGS.strings(
     "shape",
     ["64", "32", "32", "4"],
-    "of the state, with the batch first",
+    "shape of the state, with the batch first",
     check=cli.number_text(1, 2**16),
     allowed="whole numbers from 1 to 65,536 with commas between them",
 )
-ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the least counts", lower=1, upper=10_000)
+ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the smallest counts", lower=1, upper=10_000)
 LIMIT = FLAGS.number("limit", 12.0, "the most passes that a step may cost", lower=0, upper=1e6)
 JSON = FLAGS.path("json", None, "also write the table to this file")
 cli.begin(FLAGS)

@@ -12,7 +12,7 @@ the config's docstring names. Then it compiles DiT-XL/2 with each way to keep or
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none leaves the numbers as they are")
+ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none compiles nothing")
 cli.begin(FLAGS)
 
 import ast

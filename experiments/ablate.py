@@ -18,14 +18,14 @@ from experiments.sweeps.launchers import LAUNCHERS, ROOT, Job, Launcher
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.path("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
-WORKDIR = FLAGS.path("workdir", None, "directory of the ablation; the same command goes on there")
+WORKDIR = FLAGS.path("workdir", None, "directory of the ablation; the same command continues there")
 JOBS = FLAGS.integer(
     "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower=1, upper=1024
 )
 POPULATION = FLAGS.integer(
     "population",
     1,
-    "trainings that differ in the seed and in numbers of the recipe alone, at most so many as one program",
+    "trainings to run as one program at most; they may differ in the seed and in numbers of the recipe",
     lower=1,
     upper=4096,
 )
@@ -43,11 +43,11 @@ SEEDS = FLAGS.strings(
     check=cli.number_text(0, cli.MOST_SEED),
     allowed="numbers with commas between them",
 )
-LIST = FLAGS.boolean("list", False, "print the cells and what is done, and stop")
+LIST = FLAGS.boolean("list", False, "print the cells and whether they are done, and stop")
 PAGE = FLAGS.path(
     "page", None, "also write the results to this file, with pictures and numbers beside it", suffix=".md"
 )
-ONLY = FLAGS.string("training", None, "evaluate only the cells of this training; for the launcher")
+ONLY = FLAGS.string("training", None, "evaluate only the cells of this training (used by the launcher)")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 

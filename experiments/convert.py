@@ -34,14 +34,12 @@ from experiments.ground import cli
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
 SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, the workdir of a run, or hf://OWNER/NAME")
-TARGET = FLAGS.path("target", None, "a new workdir; of a run, a .safetensors file or a new folder to write")
-FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
-ENTRY = FLAGS.string("entry", None, "which weights of a file that has several, as ema or model; a wrong one lists them")
-EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
-MODEL_CONFIG = FLAGS.path("model_config", None, "of a whole model in one file: a folder of the same model")
-PUSH = FLAGS.string(
-    "push_to_hub", None, "of a run: the repository to push to", check=cli.repository, allowed="OWNER/NAME"
-)
+TARGET = FLAGS.path("target", None, "a new workdir; for a run, a .safetensors file or a new folder to write")
+FORMAT = FLAGS.string("format", None, "naming scheme of the weights; a wrong one lists all; recognised on reading")
+ENTRY = FLAGS.string("entry", None, "which weights of a file with several, such as ema; a wrong one lists them")
+EMA = FLAGS.string("ema", None, "average of a run's parameters, or 'params' for none")
+MODEL_CONFIG = FLAGS.path("model_config", None, "folder of the same model, for a model in one file")
+PUSH = FLAGS.string("push_to_hub", None, "repository to push a run to", check=cli.repository, allowed="OWNER/NAME")
 cli.begin(FLAGS)
 
 import json

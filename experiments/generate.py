@@ -26,18 +26,16 @@ from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
 MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
-MODEL_CONFIG = FLAGS.path("model_config", None, "of one file: a folder of the same model, with sizes and tokenizers")
+MODEL_CONFIG = FLAGS.path("model_config", None, "folder of the same model, for a model in one file")
 WORKDIR = FLAGS.path("workdir", None, "instead of --model, the directory of a text-to-image run")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
-PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
-INSTRUCTION = FLAGS.string(
-    "instruction", None, "in place of a prompt, what to do with --image, in words", allowed="a text"
-)
+PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one per line, or the "text" of each line of a .jsonl')
+INSTRUCTION = FLAGS.string("instruction", None, "edit of --image in words, instead of a prompt", allowed="a text")
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
 IMAGE = FLAGS.path("image", None, "a picture to start from, to edit, or to fill under a mask")
-MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
+MASK = FLAGS.path("mask", None, "a picture of the same size: white is drawn, black stays, grey blends")
 EXPAND = FLAGS.strings(
-    "expand", None, "pixels to draw around the picture, by a run: left,top,right,bottom",
+    "expand", None, "pixels that a run draws around the picture: left,top,right,bottom",
     check=cli.number_text(0, 2**12), allowed="four numbers of pixels with commas between them",
 )  # fmt: skip
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
@@ -61,15 +59,17 @@ REFERENCE = FLAGS.repeated(
     "reference", "the picture of each --ip_adapter, and how much it counts", check=cli.path_and_scale,
     allowed="PICTURE[:SCALE]",
 )  # fmt: skip
-IMAGE_ENCODER = FLAGS.path("image_encoder", None, "its image encoder; by default the model's own, or beside the file")
+IMAGE_ENCODER = FLAGS.path(
+    "image_encoder", None, "its image encoder; by default the model's, or the one beside the file"
+)
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 SAMPLING = SamplingFlags(FLAGS)
-SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
-HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
-WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
-SHIFT = FLAGS.number("shift", None, "of a run, how far times move to noise; by default sqrt(pixels / those trained)",
+SEED = FLAGS.integer("seed", 0, "seed of the pictures", upper=cli.MOST_SEED)
+HEIGHT = FLAGS.integer("height", None, "side in pixels; by default that of the training", lower=8, upper=2**14)
+WIDTH = FLAGS.integer("width", None, "side in pixels; by default that of the training", lower=8, upper=2**14)
+SHIFT = FLAGS.number("shift", None, "shift of a run's times to noise; by default sqrt(pixels / trained pixels)",
                      lower=1e-3, upper=1000)  # fmt: skip
-DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
+DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "type of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
 OUT = FLAGS.path("out", "pictures", "folder to write into, or for one picture a .png file")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)

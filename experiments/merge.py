@@ -11,7 +11,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 MODELS = FLAGS.strings("models", None, "workdirs or folders of the models", allowed="paths with commas between them")
-METHOD = FLAGS.string("method", "linear", "how they become one: linear, slerp, ties, dare, add_difference")
+METHOD = FLAGS.string("method", "linear", "method of merging: linear, slerp, ties, dare, add_difference")
 BASE = FLAGS.path("base", None, "model that the others were trained from, for ties and dare; by default the first")
 WEIGHTS = FLAGS.strings(
     "weights",

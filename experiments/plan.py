@@ -45,12 +45,12 @@ CONFIG = FLAGS.config()
 TOPOLOGY = FLAGS.string(
     "topology",
     None,
-    "the slice that is compiled for",
+    "slice to compile for",
     check=topology_text,
     allowed="a chip and a shape, such as v5e:4x4 or v5p:4x4x4, and v5e:4x4*2 for two slices; 1,048,576 chips at most",
 )
 PIECES = "pieces of data, fsdp[:N], tensor:N, context:N, remat[:dots], accumulate:N, joined by +"
-STRATEGY = FLAGS.string("strategy", None, "instead of the config's", check=strategy_text, allowed=PIECES)
+STRATEGY = FLAGS.string("strategy", None, "strategy instead of the config's", check=strategy_text, allowed=PIECES)
 MESH = FLAGS.strings(
     "mesh",
     None,
@@ -58,7 +58,7 @@ MESH = FLAGS.strings(
     check=mesh_text,
     allowed="AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, with commas between them",
 )
-BATCH = FLAGS.integer("batch", None, "images of a step, instead of train.batch_size", lower=1, upper=2**24)
+BATCH = FLAGS.integer("batch", None, "images in a step, instead of train.batch_size", lower=1, upper=2**24)
 ADAPTER = FLAGS.string(
     "adapter", None, "train an adapter of this name, such as lora, instead of the model of init.folder"
 )

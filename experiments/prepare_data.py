@@ -28,13 +28,16 @@ FLAGS = cli.Flags(__name__, __doc__)
 DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config (lsun/bedroom), or digits, emoji, glyphs, text")
 DATA_DIR = FLAGS.path("data_dir", None, "directory of TFDS; by default $TFDS_DATA_DIR, else ./data")
 IDX_DIR = FLAGS.path("idx_dir", None, "directory of local idx .gz files, for mnist, fashion_mnist, kmnist")
-CORPUS = FLAGS.string("corpus", None, "for text: its name, for data.options.corpus")
+CORPUS = FLAGS.string("corpus", None, "for text: its name, used as data.options.corpus")
 TEXT = FLAGS.paths("text", [], "for text: its files")
 TEST_TEXT = FLAGS.paths("test_text", [], "for text: held-out files")
-HELD_OUT = FLAGS.integer("held_out", 0, "for text: how many documents at the end are held out")
+HELD_OUT = FLAGS.integer("held_out", 0, "for text: number of documents held out at the end")
 TOKENIZER = FLAGS.path("tokenizer", "bytes", "for text: bytes, or a tokenizer.json of Hugging Face's library")
 BEGIN = FLAGS.string(
-    "begin", None, "of a text: what begins an example, such as <|endoftext|>", allowed="a token of the tokenizer"
+    "begin",
+    None,
+    "for text: the token that begins an example, such as <|endoftext|>",
+    allowed="a token of the tokenizer",
 )
 END = FLAGS.string(
     "end",

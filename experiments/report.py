@@ -13,7 +13,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run, or of an ablation")
-SERVE = FLAGS.integer("serve", None, "port to serve the page at; 0: any that is free", lower=0, upper=2**16 - 1)
+SERVE = FLAGS.integer("serve", None, "port to serve the page at; 0: any free port", lower=0, upper=2**16 - 1)
 HOST = FLAGS.string("host", "127.0.0.1", "address to serve at")
 cli.begin(FLAGS)
 
