@@ -33,8 +33,8 @@ class Rows(Protocol):
     """The examples of some files; pickled without what they have read.
 
     Attributes:
-      names: of each row, the same wherever the files lie.
-      classes: of each row a name or a number; None where there are none.
+      names: one for each row, the same wherever the files lie.
+      classes: a name or a number for each row; None if there are none.
       class_names: the names of all classes, where the files say them; else ().
       has_texts: whether each row has a caption.
     """
@@ -63,7 +63,7 @@ class PackedSource:
     """Rows as examples.
 
     Attributes:
-      rows: of the files.
+      rows: rows of the files.
       kept: the rows that are examples.
       labels: their classes, or None.
       channels: 3 (RGB) or 1 (grey).
@@ -159,7 +159,7 @@ def opened(
       splits: the files of every split.
       rows_of: the rows of files.
       split: which one; with `held_out` also "held_out".
-      channels: of a picture.
+      channels: channels of a picture.
       held_out: the share of "train" that "held_out" has, and "train" then has not.
 
     Raises:
