@@ -3,8 +3,9 @@
     parameters of the network = apply(base, own)
 
 For each path of a parameter, `own` has the leaves of one form (`forms.py`). It is an argument of the program, so
-another adapter of the same shapes, or the same adapter at another weight, compiles nothing. A path begins with the name
-of a group ("network/blocks/qkv/kernel", "conditioning/context/..."), so one adapter may change several networks.
+another adapter of the same shapes, or the same adapter at another weight, needs no new compilation. A path begins with
+the name of a group ("network/blocks/qkv/kernel", "conditioning/context/..."), so one adapter may change several
+networks.
 """
 
 import dataclasses
@@ -75,10 +76,10 @@ class Adapter:
         return 1.0
 
     def of_word(self, word: str, tokens: Sequence[int]) -> "Adapter":
-        """The adapter for a word that stands for what is learned, and that the tokenizer reads as these tokens.
+        """The adapter for the trigger word, which the tokenizer reads as these tokens.
 
         Raises:
-          UserError: it cannot belong to that word.
+          UserError: the adapter cannot belong to that word.
         """
         return self
 

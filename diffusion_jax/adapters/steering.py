@@ -152,8 +152,7 @@ class ControlNetAdapter(Steering):
 @STEERINGS.register("ip_adapter", example={"features": 6, "tokens": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IpAdapter(Steering):
-    """An IP-Adapter, with which a picture is a prompt beside the text: a projection to tokens, and their keys and
-    values.
+    """An IP-Adapter, with which a picture is a second prompt: a projection to tokens, and their keys and values.
 
     Attributes:
       image_encoder: folder of a CLIP image encoder with projection, which stays frozen.

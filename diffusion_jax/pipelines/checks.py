@@ -9,7 +9,7 @@ from diffusion_jax.pipelines.families import Family
 from diffusion_jax.samplers.guidance import GUIDANCE, Rule
 from diffusion_jax.specs import DataSpec
 
-# Arguments that need something else: their names, whether it is there, and what it is.
+# Arguments that need something else: their names, whether it is there, and its description.
 Need = tuple[tuple[str, ...], bool, str]
 
 
@@ -100,7 +100,7 @@ def shares(asked: SimpleNamespace) -> None:
     """Refuse numbers outside of their bounds.
 
     Raises:
-      UserError: a number is; the message names it.
+      UserError: a number is out of bounds; the message names it.
     """
     for name in ("strength", "denoising_start", "denoising_end", "guidance_rescale"):
         value = getattr(asked, name)
@@ -118,10 +118,10 @@ def shares(asked: SimpleNamespace) -> None:
 
 
 def by_control(name: str, value: float | Sequence[float], count: int) -> list[float]:
-    """The number `name` of each of `count` ControlNets, from one for all or one for each.
+    """The value of `name` for each of `count` ControlNets, given once for all or once for each.
 
     Raises:
-      UserError: the number of values is another.
+      UserError: the number of values is neither 1 nor `count`.
     """
     found = [value] * count if isinstance(value, int | float) else list(value)
     if len(found) != count:
@@ -144,8 +144,8 @@ def rule_of(
       data: the form of the latents.
 
     Raises:
-      UserError: a rule that needs something which a published model has not, a scale that is said twice, or guidance
-        that would do nothing.
+      UserError: the rule needs something that a published model lacks, the scale is given twice, or guidance would do
+        nothing.
     """
     if guidance is None:
         return None
@@ -171,7 +171,7 @@ def size_of(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Height and width.
 
     Raises:
-      UserError: they do not divide by what the network and the autoencoder take together.
+      UserError: they do not divide by the factor of network and autoencoder together.
     """
     for name, side in (("height", height), ("width", width)):
         if side < multiple or side % multiple:

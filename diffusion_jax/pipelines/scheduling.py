@@ -1,7 +1,7 @@
-"""A scheduler_config.json, and the walk that it describes: sampler, noise levels and times of the network.
+"""The walk that a scheduler_config.json describes: sampler, noise levels and times of the network.
 
-`weights.read_sampling` says what a config means for training, in this project's own grids. Here a published model is
-sampled as its scheduler does it, step by step; a setting that is not here is refused by name.
+`weights.read_sampling` translates a config for training, into this project's own grids. This module samples a published
+model as its scheduler does, step by step; an unsupported setting is refused by name.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _KEPT = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
          "timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "set_alpha_to_one",
          "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
          "shift_terminal", "time_shift_type")  # fmt: skip
-# Values that are sampled with here; what is not listed is computed for any value.
+# Supported values; a field that is not listed supports any value.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "clip_sample_range": (1.0,),
@@ -81,7 +81,7 @@ class Walk:
       process: the meaning of the network's input and output.
       sampler: the rule of a step.
       grid: the noise levels.
-      start: the factor of unit noise at the first of them.
+      start: the factor of unit noise at the first level.
       unscaled: whether the scheduler's own state is xt / alpha.
       clip_x0: whether predicted data is cut to [-1, 1].
     """
@@ -224,8 +224,8 @@ class Scheduler:
 
         Args:
           num: number of steps of the whole walk.
-          part: from the network's times in the whole walk to the transitions that are taken: the first, and
-            the one behind the last.
+          part: a function of the network's times in the whole walk, which returns the transitions to run: the first
+            one, and the one after the last.
           eta: for DDIM and TCD, the fraction of fresh noise; by default what diffusers takes.
           tokens: number of the picture's tokens, for a shift that depends on it.
           sigmas: for a flow, the levels before the shift.
@@ -302,7 +302,7 @@ class Scheduler:
         if self.kind == "PNDMScheduler":
             if eta:
                 raise UserError("eta is of the schedulers DDIM and TCD, and this is PNDMScheduler: leave it out")
-            # the list of steps that diffusers cuts has its second step twice
+            # diffusers' list of steps, before it is cut, has its second step twice
             late = first > 1
             taken = whole.part(first - 1 if late else first, end)
             taken = taken.part(0, taken.moving)
@@ -368,12 +368,12 @@ class Scheduler:
         prediction: str | None = None,
         **facts: Any,
     ) -> Walk:
-        """The walk through these levels, told as they are; `middles` lie between them."""
+        """The walk through these levels, whose times the network gets unchanged; `middles` lie between them."""
         count = len(taken.told)
         times = 1.0 - np.arange(count + 1) / count
         told = np.append(taken.told, taken.told[-1])
         points, alphas, sigmas = times, taken.alphas, taken.sigmas
-        if middles is not None:  # every second point, but for the last transition, which has none
+        if middles is not None:  # every second point; the last transition has none
 
             def mixed(own: np.ndarray, between: np.ndarray) -> np.ndarray:
                 found = np.empty(2 * count + 1)
