@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     only = [] if ONLY.value == ["none"] else ONLY.value or CONFIGS
     for config in only:
         if config not in CONFIGS:
-            raise UserError(f"{config} is no config; there are: {', '.join(CONFIGS)}")
+            raise UserError(f"{config} is not a config; there are: {', '.join(CONFIGS)}")
     versions = {name: metadata.version(name) for name in ("jax", "libtpu")} if only else plans.get("versions")
     for config in only:
         print(f"compiling {config} for {topology_of(config)}", file=sys.stderr, flush=True)

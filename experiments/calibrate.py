@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     of_prompts = tuple(name for name in wanted if "prompts" in METRICS.facts(name).reads)
     if not of_prompts:
         raise UserError(
-            f"none of the config's metrics ({', '.join(wanted) or 'it has none'}) reads prompts, of which the truth is "
-            "known: set config.evaluation.metrics"
+            f"none of the config's metrics ({', '.join(wanted) or 'it has none'}) reads prompts with known true "
+            "pictures: set config.evaluation.metrics"
         )
     names, missing = judging.available(experiment, of_prompts)
     if missing:

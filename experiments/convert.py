@@ -85,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--source: no file or folder {source}")
     is_run = (source / "data.json").is_file() and (source / "config.json").is_file()
     if PUSH.value and not is_run:
-        raise UserError(f"--push_to_hub is of a run, whose report makes the card, and {source} is none: leave it out")
+        raise UserError(
+            f"--push_to_hub needs a run, whose report becomes the card; {source} is not a run: leave it out"
+        )
     if is_run:
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         if PUSH.value:
@@ -99,8 +101,8 @@ def main(argv: Sequence[str]) -> None:
         convert_pipeline(source, target)
     elif target.suffix == ".safetensors":
         raise UserError(
-            f"--source: {source} is neither the workdir of a run nor a text-to-image pipeline, and files are written "
-            "of these alone"
+            f"--source: {source} is neither the workdir of a run nor a text-to-image pipeline, and only these "
+            "are written as files"
         )
     else:
         _unused("weights of others are read", ema=EMA.value)
@@ -154,7 +156,7 @@ def export(source: Path, target: Path) -> None:
     form = FORMAT.value or "diffusion_jax"
     of_diffusers = form.startswith("diffusers_")
     if target.suffix != ".safetensors" and not of_diffusers:
-        raise UserError(f"--target={target} is no .safetensors file; only the formats of diffusers are folders")
+        raise UserError(f"--target={target} is not a .safetensors file; only the formats of diffusers are folders")
     described = weights.describe(experiment.network) if of_diffusers else None
     state = weights.weight_map(form, experiment.network).state(jax.device_get(params[NETWORK]))
     file = target if target.suffix == ".safetensors" else target / f"{weights.FOLDER_STEM}.safetensors"
@@ -191,7 +193,7 @@ def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], ta
     _unused("what comes from a published folder is written, under its own names", format=FORMAT.value)
     base, adapters = Path(experiment.config.init.folder).expanduser(), experiment.model.adapters
     if not (base / INDEX).is_file() and not experiment.model.steering:
-        raise UserError(f"{base} is no published folder, so what was trained on it has no names of other programs")
+        raise UserError(f"{base} is not a published folder, so other programs have no names for what was trained on it")
     step = f"step {origin['step']} ({origin['parameters']})"
     if (target.suffix == ".safetensors") != any(not adapter.is_folder for adapter in adapters):
         raise UserError(
@@ -280,9 +282,7 @@ def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
     """
     file = weights.locate(source).config if source.is_dir() else None
     if file is None:
-        raise UserError(
-            "only a diffusers folder says what network it is of: give --config=..., a config with that network"
-        )
+        raise UserError("only a diffusers folder describes its network: give --config=..., a config with that network")
     described = read_json(file)
     spec, form = weights.network_spec(described, origin=file)
     unknown = weights.unknown_fields(described)
@@ -322,7 +322,7 @@ def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
-            "the folder's scheduler has variance_type='learned_range', and its network puts out no variances: set "
+            "the folder's scheduler has variance_type='learned_range', but its network predicts no variances: set "
             "variance_type in scheduler_config.json to fixed_small or fixed_large"
         )
 

@@ -83,7 +83,7 @@ class Session:
                 _name(0)
             }  # which may be all that a killed call wrote
             if others:
-                raise UserError(f"{folder} holds pictures and no {HISTORY}: give another --out")
+                raise UserError(f"{folder} holds pictures but no {HISTORY}: give another --out")
             return cls(folder=folder)
         rows = tuple(row for _, row in read_json_rows(str(folder / HISTORY)))
         names = [row.get("picture") for row in rows]

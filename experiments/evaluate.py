@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         flags = (SAMPLING.sampler, SAMPLING.steps, SEED)
         named = next((flag.name for flag in flags if flag.value is not None), None)
         if named:
-            raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none")
+            raise UserError(f"--{named} is for samples, but {WORKDIR.value} is a first stage, which has none")
     make = None
     if not experiment.reconstructs:
         SAMPLING.apply(experiment.config.sampling)

@@ -123,7 +123,7 @@ def _begun(partial: Path, kept: dict[str, Any], of: dict[str, Any]) -> tuple[np.
             if (begun.shape, begun.dtype) == (shape, np.float16):
                 return np.lib.format.open_memmap(partial, mode="r+"), done
         except UserError as error:
-            logging.warning("the features that were begun cannot be gone on with: %s", error)
+            logging.warning("the unfinished features cannot be continued: %s", error)
     return np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape), 0
 
 

@@ -102,7 +102,7 @@ def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
       UserError: it is published and has none, and --dataset is missing.
     """
     if not DATASET.value and not own.get("dataset"):
-        raise UserError("a published first stage is of no data by itself: give --dataset=..., and --image_size=...")
+        raise UserError("a published first stage has no data of its own: give --dataset=..., and --image_size=...")
     fields = {name: own.get(name) for name in ("dataset", "image_size", "crop", "channels", "options")}
     if DATASET.value and DATASET.value != own.get("dataset"):
         fields |= {"dataset": DATASET.value, "options": {}}

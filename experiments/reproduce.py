@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         f"{name}: {check.name}" for name, found in scores.items() for check in flat(found) if check.status == NOT_MET
     ]
     if wrong:
-        raise RunError(f"not as the papers have it: {'; '.join(wrong)}")
+        raise RunError(f"these claims differ from the papers: {'; '.join(wrong)}")
     return 0
 
 

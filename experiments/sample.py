@@ -118,7 +118,7 @@ def require_own_flags() -> None:
     for name in sorted({flag for flags in READS.values() for flag in flags} - set(own)):
         if FLAGS[name] is not None:
             readers = ", ".join(task for task, flags in READS.items() if name in flags)
-            raise UserError(f"--task={TASK.value} does not read --{name}; it is of --task={readers}")
+            raise UserError(f"--task={TASK.value} does not read --{name}; it is for --task={readers}")
     for name in ("image", "mask"):
         if name in own and FLAGS[name] is None:
             raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")
@@ -127,13 +127,13 @@ def require_own_flags() -> None:
     if TASK.value != "sample" or LATENTS.value:
         for name in ("prompt", "prompts"):
             if FLAGS[name] is not None:
-                raise UserError(f"--{name} is of samples that are drawn from noise; experiments.generate takes both")
+                raise UserError(f"--{name} is for samples drawn from noise; experiments.generate takes both")
     if STRENGTH.value == 0:
         raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
     if TASK.value == "sample" and LATENTS.value and LABELS.value:
-        raise UserError("--labels are of samples that are drawn; with --latents give --label")
+        raise UserError("--labels are for samples drawn from noise; with --latents give --label")
     if TASK.value == "sample" and LABEL.value and not LATENTS.value:
-        raise UserError("--label is of a picture; give the classes of samples as --labels")
+        raise UserError("--label is for a picture; give the classes of samples as --labels")
 
 
 def out_path() -> Path:
@@ -319,7 +319,7 @@ def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -
         raise UserError("--labels needs a class-conditional network; this one has no classes")
     wrong = [name for name in names if not name.strip().isdigit() or int(name) >= num_classes]
     if wrong:
-        raise UserError(f"--labels: {wrong[0]!r} is no class; classes are 0 to {num_classes - 1}")
+        raise UserError(f"--labels: {wrong[0]!r} is not a class; classes are 0 to {num_classes - 1}")
     return np.resize(np.array([int(name) for name in names], np.int32), num_samples)
 
 

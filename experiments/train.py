@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     if TRACKER.value:
         trackers.require(TRACKER.value)
     elif TRACKER_PROJECT.value:
-        raise UserError("--tracker_project is of a tracker: give --tracker=... too")
+        raise UserError("--tracker_project needs a tracker: give --tracker=... too")
     stop = StopSignal()
     experiment = checked_experiment()
     if DRY_RUN.value:
@@ -126,7 +126,7 @@ def dry_run(experiment: Experiment) -> int:
     for line in inspection.rehearse(experiment):
         print(line)
     known = workdir.known_steps(directory) if directory else None
-    print(f"{directory} has a run of this config, which would go on" if known else "nothing was written or claimed")
+    print(f"{directory} has a run of this config, which would continue" if known else "nothing was written or claimed")
     return 0
 
 
@@ -284,7 +284,7 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
     fresh = only_here(own, {name: params.get(name) for name in own}, spec.workdir)
     if fresh and parallel.is_primary():
         names = ", ".join("/".join(path) for path in fresh)
-        print(f"note: the network of {spec.workdir} has no {names}: they begin as in a fresh network", flush=True)
+        print(f"note: the network of {spec.workdir} has no {names}: these start as in a fresh network", flush=True)
 
     def started(tree: Any) -> Any:
         if tree is None:

@@ -75,20 +75,20 @@ class Call:
         if a.image is None and (facts.told or self.family.edits == "reference"):
             raise UserError("this model works on a picture: give image=...")
         if facts.is_filler and a.mask_image is None:
-            raise UserError("this model fills what a mask has white: give mask_image=... beside image=...")
+            raise UserError("this model fills the white part of a mask: give mask_image=... beside image=...")
         if a.mask_image is not None and facts.edits:
-            raise UserError("mask_image is of inpainting, and this model edits whole pictures: leave it out")
+            raise UserError("mask_image is for inpainting, but this model edits whole pictures: leave it out")
         if facts.controls and a.control_image is None:
             raise UserError("a ControlNet needs its picture: give control_image=...")
         if facts.has_image_prompts and a.ip_adapter_image is None:
             raise UserError(
-                "an IP-Adapter is loaded and has no picture: give ip_adapter_image=..., or call unload_ip_adapter"
+                "an IP-Adapter is loaded but has no picture: give ip_adapter_image=..., or call unload_ip_adapter"
             )
         if a.mask_image is not None:
             for image, mask in zip(*map(self._images, ("image", "mask_image")), strict=False):
                 if image.size != mask.size:
                     raise UserError(f"mask_image is {mask.width} x {mask.height} pixels, and image {image.width} x "
-                                    f"{image.height}: they must be of one size")  # fmt: skip
+                                    f"{image.height}: they must have the same size")  # fmt: skip
 
     @property
     def _gives_latents(self) -> bool:
@@ -152,7 +152,7 @@ class Call:
             kept = min(self.steps * self.strength, self.steps)
             first = int(max(self.steps - (int(kept) if self.family.rounds_kept else kept), 0))
         if first >= end:
-            raise UserError(f"no step of {self.steps} is left to take: ask for more steps, or more strength")
+            raise UserError(f"none of the {self.steps} steps is left to run: give more steps, or more strength")
         return first, end
 
     # The network's conditions.
@@ -169,7 +169,7 @@ class Call:
             texts = texts * len(self.prompts) if len(texts) == 1 else texts
             if len(texts) != len(self.prompts):
                 raise UserError(
-                    f"there are {len(self.prompts)} prompts, and {len(texts)} of {kind}: give one or as many"
+                    f"there are {len(self.prompts)} prompts, but {len(texts)} of {kind}: give one or as many"
                 )
             found.append(tuple(texts))
         return tuple(found)

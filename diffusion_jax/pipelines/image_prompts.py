@@ -137,7 +137,7 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
         raise UserError(f"there is no image encoder {folder}: no such folder")
     part = read_part(folder, network.dtype, held_in=network.dtype)
     if not isinstance(part.module, VisionTransformer):
-        raise UserError(f"{folder} is no encoder of pictures: it is a {type(part.module).__name__}")
+        raise UserError(f"{folder} is not a picture encoder: it is a {type(part.module).__name__}")
     part = dataclasses.replace(part, params=jax.tree.map(jnp.asarray, part.params))
     side = part.module.image_size
     for path, file in zip(paths, files, strict=True):
@@ -147,8 +147,8 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
         ).shape[-1]  # fmt: skip
         if found != file.features:
             raise UserError(
-                f"{path} reads {file.features} channels of an image encoder, and {folder} gives {found}: it is another "
-                "encoder than the adapter's"
+                f"{path} reads {file.features} channels of an image encoder, but {folder} gives {found}: the adapter "
+                "needs another encoder"
             )
     here = (folder / "preprocessor_config.json").is_file()
     prepare = EncoderPictures.of_folder(folder) if here else EncoderPictures(size=side, crop=(side, side))
@@ -207,7 +207,7 @@ def _by_block(value: Any, side: str, places: Mapping[str, tuple[str, int, int]])
     if not isinstance(value, Mapping):
         numbers = value if isinstance(value, list | tuple) else [value] * len(places)
         if len(numbers) != len(places):
-            raise UserError(f"{side!r} has {len(places)} transformers, and {len(numbers)} scales")
+            raise UserError(f"{side!r} has {len(places)} transformers, but {len(numbers)} scales")
         return {name: _number(one, side) for name, one in zip(places, numbers, strict=True)}
     found, blocks = {}, sorted({place[1] for place in places.values()})
     for block, given in value.items():
@@ -217,7 +217,7 @@ def _by_block(value: Any, side: str, places: Mapping[str, tuple[str, int, int]])
             raise UserError(f"{side!r} has transformers in {known}, and none in {block!r}")
         numbers = given if isinstance(given, list | tuple) else [given] * len(inner)
         if len(numbers) != len(inner):
-            raise UserError(f"{side!r} {block} has {len(inner)} transformers, and {len(numbers)} scales")
+            raise UserError(f"{side!r} {block} has {len(inner)} transformers, but {len(numbers)} scales")
         found |= {name: _number(one, block) for name, one in zip(inner, numbers, strict=True)}
     return found
 

@@ -175,7 +175,7 @@ def spaced(sigmas: np.ndarray, num: int, fields: Fields) -> np.ndarray | None:
     most, least = sigmas[0], sigmas[-1]
     named = [rule for rule in RULES if fields.get(rule)]
     if len(named) > 1:
-        raise UserError(f"the scheduler names {' and '.join(named)}: leave one of them")
+        raise UserError(f"the scheduler names {' and '.join(named)}: keep one of them")
     if not named:
         return None
     ramp = np.linspace(0, 1, num)

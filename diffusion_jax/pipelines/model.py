@@ -67,7 +67,7 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
     rest = sorted(set(takes) - filled)
     if family.reading is None or rest:
         what = f"its network is told {', '.join(rest)}" if rest else "its prompts are packed with the picture"
-        raise UserError(f"{name} as a Model is not here: {what}; draw with it by diffusion_jax.Pipeline")
+        raise UserError(f"{name} is not supported as a Model: {what}; draw with diffusion_jax.Pipeline")
     conditioners: list[Any] = [_text(parts, family, names, takes)]
     if "sizes" in takes:
         conditioners.append(_sizes(takes["sizes"], float(side)))

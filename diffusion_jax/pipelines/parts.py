@@ -144,7 +144,7 @@ def read_parts(
             continue
         places[name] = folder / name if given == name else expanded(given)
         if not places[name].is_dir():
-            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), and there is no folder {places[name]}")
+            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), but there is no folder {places[name]}")
     low = others.pop("low_res_scheduler", None) or places.pop("low_res_scheduler", None)
     index |= others
     nets = [controlnet] if isinstance(controlnet, str | Path) else list(controlnet or ())
@@ -203,7 +203,7 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     if not (folder / INDEX).is_file():
         adapter = next((file for file in sorted(folder.glob("*lora*.safetensors"))), None)
         hint = f"; {adapter.name} there is an adapter, not a model" if adapter else ""
-        raise UserError(f"{folder} has no {INDEX}: it is no folder of a text-to-image pipeline{hint}")
+        raise UserError(f"{folder} has no {INDEX}: it is not a folder of a text-to-image pipeline{hint}")
     return read_json(folder / INDEX)
 
 

@@ -81,7 +81,7 @@ def crop_box(mask: Image.Image, height: int, width: int, padding: int) -> Box:
     white = np.asarray(mask.convert("L")) > 0
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     if not len(rows):
-        raise UserError("padding_mask_crop looks for what the mask has white, and it is black")
+        raise UserError("padding_mask_crop needs a white part of the mask, but the mask is black")
     ends = [max(columns[0] - padding, 0), max(rows[0] - padding, 0)]
     ends += [min(columns[-1] + 1 + padding, mask.width), min(rows[-1] + 1 + padding, mask.height)]
     left, top, right, bottom = map(int, ends)

@@ -283,7 +283,7 @@ class Pipeline:
         for name in names:
             tokenizer = name.replace("text_encoder", "tokenizer")
             if name in models and tokenizer not in self.parts.tokenizers:
-                raise UserError(f"the model has {name} and no {tokenizer}, which reads prompts for it")
+                raise UserError(f"the model has {name} but no {tokenizer}, which reads prompts for it")
             if name not in models and name not in optional:
                 raise UserError(f"the model lacks {name}, which {self.parts.index.get('_class_name')} needs")
 
@@ -409,7 +409,7 @@ class Pipeline:
         if set(options) != {"scale"} or not isinstance(options["scale"], int | float):
             raise UserError(f"cross_attention_kwargs may say {{'scale': s}}, a number, it is {dict(options)}")
         if self._fused is not None or not self.adapted.weights:
-            raise UserError("cross_attention_kwargs scales adapters, and none is in force unfused")
+            raise UserError("cross_attention_kwargs scales adapters, but none is active and unfused")
         return self.adapted.parts(scale=float(options["scale"]))
 
     def _composed(self, call: Call, images: list[Image.Image]) -> list[Image.Image]:

@@ -228,7 +228,7 @@ def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -
     layout = layout_of(list(state))
     if layout is None:
         raise UserError(
-            f"{file} is no model in one file: its tensors are not named as in Stable Diffusion 1, 2, XL, 3 or Flux"
+            f"{file} is not a model in one file: its tensors are not named as in Stable Diffusion 1, 2, XL, 3 or Flux"
             + ("; it is an adapter (LoRA)" if any("lora" in name for name in state) else "")
         )
     folder = expanded(config) if config is not None else file.parent if (file.parent / INDEX).is_file() else None
@@ -378,5 +378,5 @@ def _layout_for(parts: Parts) -> str:
     beyond = sorted(set(parts.models) - {section.part for section in LAYOUTS.get(found, ())})
     if found not in LAYOUTS or beyond:
         what = f"its {beyond[0]} has no place there" if found in LAYOUTS else f"there are: {', '.join(LAYOUTS)}"
-        raise UserError(f"a {kind} is not written as one file here: {what}; give a folder as the target")
+        raise UserError(f"a {kind} cannot be written as one file: {what}; give a folder as the target")
     return found

@@ -99,7 +99,7 @@ def read_sampling(config: Mapping[str, Any], *, origin: object = "scheduler_conf
         return _flow(config, FLOWS[kind], origin)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{origin} describes a {kind}; known: {', '.join((*KINDS, *FLOWS))}. Say the schedule and the sampler "
+            f"{origin} describes a {kind}; known: {', '.join((*KINDS, *FLOWS))}. Give the schedule and the sampler "
             "yourself, with --config"
         )
     known = KINDS[kind]
@@ -137,7 +137,9 @@ def _fields(config: Mapping[str, Any], kind: str, say: Say, origin: object) -> d
         if value not in allowed and clips:
             say(f"{name}={value!r} is not here: {instead}")
     if fields.get("use_flow_sigmas"):
-        raise UserError(f"{origin} has use_flow_sigmas=true, which is not here: say schedule and sampler with --config")
+        raise UserError(
+            f"{origin} has use_flow_sigmas=true, which is not supported: give schedule and sampler with --config"
+        )
     return fields
 
 

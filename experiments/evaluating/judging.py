@@ -107,7 +107,7 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
     if "model" in facts.reads and not experiment.objective.bounds_likelihood:
         if experiment.objective.makes == "consistency":
             return f"objective {config.objective.name} teaches to jump to the end of the flow; it has no likelihood"
-        return f"the loss of objective {config.objective.name} bounds no likelihood"
+        return f"the loss of objective {config.objective.name} is not a bound on a likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
     if "prompts" in facts.reads and experiment.told_text is None:

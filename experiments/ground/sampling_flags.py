@@ -76,7 +76,7 @@ class SamplingFlags:
         """
         for holder, name in ((self.guide, "guide"), (self.guide_ema, "guide_ema")):
             if holder.value is not None:
-                raise UserError(f"--{name} is of a run (--workdir): a published model has no worse network")
+                raise UserError(f"--{name} is for a run (--workdir): a published model has no worse network")
         sampling = ConfigDict({} if self.guidance.value is None else {"guidance": {"name": self.guidance.value}})
         self._set(sampling)
         return sampling.guidance.to_dict() if "guidance" in sampling else None
@@ -97,7 +97,7 @@ class SamplingFlags:
         """The name of the rule that the flags select."""
         name, implied = self.guidance.value, None if self.guide.value is None else "autoguidance"
         if name and implied and name != implied:
-            raise UserError(f"--guide is of guidance {implied}, and --guidance says {name}: leave one of them out")
+            raise UserError(f"--guide is for guidance {implied}, but --guidance is {name}: leave one of them out")
         return name or implied
 
     def _kept(self, group: str, name: str, sampling: ConfigDict) -> dict[str, Any]:

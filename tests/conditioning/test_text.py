@@ -122,7 +122,7 @@ def test_what_is_not_read_as_it_stands_is_said(text):
         ({"length": 0}, "length must be a whole number of at least 1"),
         ({"tokenizer": "wrods"}, "unknown tokenizer 'wrods'; did you mean 'words'"),
         ({"encoder": "transfromer"}, "unknown text encoder 'transfromer'; did you mean 'transformer'"),
-        ({"encoder": {"name": "transformer", "width": 10, "num_heads": 4}}, "must divide by num_heads=4"),
+        ({"encoder": {"name": "transformer", "width": 10, "num_heads": 4}}, "must be divisible by num_heads=4"),
         ({"encoder": {"name": "transformer", "depth": 0}}, "depth must be a whole number of at least 1"),
         ({"tokenizer": {"name": "words", "most": 0}}, "most must be a whole number of at least 1"),
         ({"lenght": 3}, "did you mean 'length'"),
@@ -165,6 +165,6 @@ def test_a_canvas_stands_beside_the_text_and_falls_with_it():
     fallen = Conditioning(parts=(told,)).without({"context": params}, slots, 3)
     np.testing.assert_array_equal(fallen["canvas"], 0)
     elsewhere = CONDITIONERS.build({**spec, "length": 16, "canvas": 24}, data_dir="/somewhere/else")
-    assert elsewhere == told  # where fonts lie is no part of what a model is
+    assert elsewhere == told  # where fonts lie is not part of what a model is
     assert "data_dir" not in describe(elsewhere)
     assert rebuild(describe(elsewhere)) == told

@@ -111,7 +111,8 @@ def labelled(count, seed):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "reason"), [("discrete_flow", "bounds no likelihood"), ("consistency_training", "it has no likelihood")]
+    ("recipe", "reason"),
+    [("discrete_flow", "is not a bound on a likelihood"), ("consistency_training", "it has no likelihood")],
 )
 def test_models_without_a_likelihood_say_so(recipe, reason, data_dir):
     config = get_config(f"objective={recipe}")

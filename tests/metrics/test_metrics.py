@@ -138,7 +138,7 @@ def test_bad_image_sets_are_refused(images, labels):
 def test_each_image_has_its_text():
     images = np.zeros((2, 4, 4, 1), np.uint8)
     assert ImageSet(images=images, texts=["a", "b"]).take(np.array([1])).texts == ("b",)
-    with pytest.raises(UserError, match="3 texts do not go with 2 images"):
+    with pytest.raises(UserError, match="3 texts for 2 images"):
         ImageSet(images=images, texts=("a", "b", "c"))
 
 

@@ -77,7 +77,7 @@ IMPOSSIBLE = sorted(set(PAIRS) - set(POSSIBLE))
 
 
 def test_what_is_impossible():
-    """Steps in sigma / alpha can not start where alpha is 0, nor steps in t where its slope is infinite."""
+    """Steps in sigma / alpha cannot start where alpha is 0, nor steps in t where its slope is infinite."""
     no_signal = {schedule for schedule in SCHEDULES if SCHEDULES.example(schedule).alpha(1.0) == 0}
     assert {schedule for name, schedule in IMPOSSIBLE if not name.startswith(("flow_", "sit_", "restart"))} <= no_signal
     assert {("euler", "rectified_flow"), ("heun", "gvp"), ("flow_heun", "sigmoid")} <= set(IMPOSSIBLE)
