@@ -82,9 +82,9 @@ def open_subject(
         )
     remarks = [f"{_pictures(own.info.num_examples)} of the subject: {instance_prompt!r}"]
     if own.info.num_examples == 1:
-        remarks.append("from one picture little is learned but that picture: three to five are usual")
+        remarks.append("one picture teaches little beyond itself: three to five are usual")
     if own.source.captions:
-        remarks.append(f"the captions in {instance} are not read: data.instance_prompt is that of all pictures")
+        remarks.append(f"the captions in {instance} are not read: all pictures have the caption data.instance_prompt")
     folders, captions, counts = [own.source], [instance_prompt], [own.info.num_examples]
     fingerprints = [own.info.fingerprint]
     if num_class_images:

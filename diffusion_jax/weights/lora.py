@@ -253,7 +253,7 @@ def _read(path: Path, place: Place, tensor: np.ndarray) -> np.ndarray:
         if found.shape == place.shape:
             return found
     raise UserError(
-        f"{path}: a tensor of shape {tensor.shape} does not fit {'/'.join(place.path)} {place.shape}: it is of "
+        f"{path}: a tensor of shape {tensor.shape} does not fit {'/'.join(place.path)} {place.shape}: it is for "
         "another base"
     )
 

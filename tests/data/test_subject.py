@@ -91,7 +91,7 @@ def test_what_is_said_and_what_the_fingerprint_covers(folders):
     (folders[0] / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "an old dog"}\n')
     alone = subject(folders, count=0)
     assert alone.remarks[0].startswith("1 picture of the subject")
-    assert "from one picture little is learned" in alone.remarks[1]
+    assert "one picture teaches little beyond itself" in alone.remarks[1]
     assert "the captions in" in alone.remarks[2]
 
 

@@ -183,10 +183,10 @@ def test_encoded_in_the_step_it_is_the_same_as_prepared(command, stage, latents)
     np.testing.assert_allclose(z[0], z[1], atol=1e-4)
     pixels = [one.pictures.arrays("test")[0] for one in (online, prepared)]
     np.testing.assert_array_equal(*pixels)
-    reason = "the model gives a probability to latents, which says nothing of that of pixels"
+    reason = "the model gives a probability to latents, which says nothing about pixels"
     with pytest.raises(UserError, match=reason):
         judging.available(prepared, ("bits_per_dim",))
-    with pytest.raises(UserError, match="it is of a first stage's reconstructions"):
+    with pytest.raises(UserError, match="it measures a first stage's reconstructions"):
         judging.available(prepared, ("psnr",))
 
 

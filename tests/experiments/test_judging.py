@@ -168,7 +168,7 @@ def test_an_objective_and_a_sampler_of_the_users_own_are_asked_as_those_here(dat
 def test_a_metric_of_held_out_data_needs_some(name, experiment):
     experiment.config.data.validation_split = ""
     if "held_out" in METRICS.facts(name).reads:
-        with pytest.raises(UserError, match=r"no .*: it is of held-out data"):
+        with pytest.raises(UserError, match=r"no .*: it needs held-out data"):
             judging.available(experiment, (name,))
 
 

@@ -69,8 +69,8 @@ def test_samples_and_evaluations_of_a_run(run, command):
     found = json.loads(other.read_text())
     assert found["perplexity"] == json.loads((workdir / "evaluation.json").read_text())["perplexity"]
     assert "SEDDAnalytic" in found["settings"]["sampler"]
-    assert "no fid: it is of images" in command.fails("evaluate", f"--workdir={workdir}", "--metrics=fid")
-    assert "no bits_per_dim: it is of images, of text there is perplexity" in command.fails(
+    assert "no fid: it measures images" in command.fails("evaluate", f"--workdir={workdir}", "--metrics=fid")
+    assert "no bits_per_dim: it measures images; for text there is perplexity" in command.fails(
         "evaluate", f"--workdir={workdir}", "--metrics=bits_per_dim"
     )
     assert "unknown sampler 'mdln'; did you mean 'mdlm'?" in command.fails(
