@@ -162,7 +162,7 @@ def test_a_class_that_was_never_trained_on_is_refused(tmp_path):
     for split, name in [("train", "cat"), ("train", "dog"), ("test", "dog"), ("test", "fox")]:
         save(tmp_path / split / name / "0.png", (1, 1, 1))
     assert opened(tmp_path).info.class_names == ("cat", "dog")
-    with pytest.raises(UserError, match=r"test has the class 'fox', which .*train has not"):
+    with pytest.raises(UserError, match=r"test has the class 'fox', which .*train lacks"):
         opened(tmp_path, split="test")
 
 

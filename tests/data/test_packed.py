@@ -214,7 +214,7 @@ def test_a_split_has_the_classes_of_training(tmp_path):
     [
         ({"label": [0, 1, None, 1]}, "1 rows have no label: give all rows one, or set data.options.label_column=none"),
         ({"label": [0, -1, 0, 1]}, "a.parquet, row 1 has the label -1"),
-        ({"label": [0, 1, 2, 3]}, "a label is 3, and there are 3 classes"),
+        ({"label": [0, 1, 2, 3]}, "a label is 3, but there are 3 classes"),
         ({"text": ["a", None, "b", "c"]}, "a.parquet, row 1: its text is None"),
         ({"image": [{"bytes": None, "path": "x.png"}] * 4}, "row 0 names x.png and does not hold the picture"),
         ({"image": [{"bytes": b"none", "path": "x.png"}] * 4}, "cannot decode the image a.parquet, row 0"),

@@ -78,8 +78,8 @@ def test_hashable_and_picklable(tokenizer):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (3, "is a text, got int '3'"),
-        (None, "is a text, got NoneType"),
+        (3, "must be a text, got int '3'"),
+        (None, "must be a text, got NoneType"),
         ("a \ud800 b", "an incomplete character at 2"),
         ("a" * 70_000, "at most 65,536 characters"),
     ],

@@ -113,7 +113,7 @@ def test_the_network_is_told_the_size_that_is_drawn(run):
     ("flags", "message"),
     [
         (("--height=50",), "--height and --width: 50x32 pixels are not divisible by 8, 1 of the first stage times 8"),
-        (("--width=36",), "take 32 or 40 in the place of 36"),
+        (("--width=36",), "take 32 or 40 instead of 36"),
         (("--shift=0",), "--shift"),
     ],
 )

@@ -255,7 +255,7 @@ def test_an_ip_adapter_of_patches_is_built_for_its_encoder():
         ),
         ("controlnet", {"data__flip": True}, "set data.flip=False"),
         ("controlnet", {"adapter__downscaling": 3}, "downscaling=3 must be a power of two"),
-        ("controlnet", {"adapter__embedding_channels": (4, 8)}, "halve the picture 1 times, and downscaling=4"),
+        ("controlnet", {"adapter__embedding_channels": (4, 8)}, "halve the picture 1 times, but downscaling=4"),
         ("controlnet", {"adapter__name": "controlnett"}, "unknown adapter 'controlnett'; did you mean 'controlnet'"),
         ("ip_adapter", {"adapter__image_encoder": ""}, "adapter.image_encoder must name the folder"),
         ("ip_adapter", {"adapter__image_encoder": "/nowhere"}, "/nowhere"),

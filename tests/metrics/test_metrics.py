@@ -268,8 +268,8 @@ def test_a_metric_without_facts_is_refused():
     [
         ((("other", 1.0),), "its headline 'score' is not among these"),
         ((), "returned nothing"),
-        ((("score", "much"),), "must return numbers; score: none"),
-        ((("score", True),), "must return numbers; score: none"),
+        ((("score", "much"),), "must return numbers; score: not a number"),
+        ((("score", True),), "must return numbers; score: not a number"),
         (((3, 1.0),), "dict of numbers by name"),
     ],
 )

@@ -207,6 +207,6 @@ def test_files_that_do_not_fit(sd15, tmp_path):
     refused("IP-Adapter needs a text-conditioned U-Net", other=MODELS.example("dit"))
     wide = {"image_proj.proj.weight": np.concatenate([whole["image_proj.proj.weight"]] * 2, axis=1)}
     write_state(path, {**whole, **wide})
-    with pytest.raises(UserError, match=r"reads 32 channels of an image encoder, and .* gives 16"):
+    with pytest.raises(UserError, match=r"reads 32 channels of an image encoder, but .* gives 16"):
         sd15.load_ip_adapter(path)
     assert len(jax.tree.leaves(sd15.image_prompts.adapters[0].own)) == 12, "what was loaded before stays"

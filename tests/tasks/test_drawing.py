@@ -110,7 +110,7 @@ def test_a_network_that_jumps_is_asked_as_it_was_trained(of_pixels):
     plain = dataclasses.replace(model, sampling=Recipe(makes="consistency"))
     one, other = (np.asarray(dj.sample(m, params, num_images=4, num_inference_steps=2), int) for m in (jumps, plain))
     assert np.abs(one - other).max() > 1
-    with pytest.raises(UserError, match="wants a denoiser, the model is a consistency: use consistency, lcm, scm"):
+    with pytest.raises(UserError, match="needs a denoiser, but the model is a consistency: use consistency, lcm, scm"):
         dj.sample(jumps, params, sampler="heun", num_inference_steps=2)
     with pytest.raises(UserError, match="5 steps are more than the model was trained for, which are 4"):
         dj.sample(jumps, params, num_inference_steps=5)
@@ -170,7 +170,7 @@ def test_texts(of_texts):
         ({"labels": [1], "sampler": "mdlm"}, "is for the process tokens, but the model has gaussian: use .*ddim"),
         ({"labels": [3]}, "there is no class 3"),
         ({"labels": [1], "sampler": "huen"}, "did you mean 'heun'"),
-        ({"labels": [1], "sampler": "flow_map"}, "wants a flow_map, the model is a denoiser: use"),
+        ({"labels": [1], "sampler": "flow_map"}, "needs a flow_map, but the model is a denoiser: use"),
         ({"labels": [1], "guidance": {"name": "apgg"}}, "did you mean 'apg'"),
         ({"labels": [1], "guidance": "none", "guidance_scale": 2.0}, "guidance none has scale 1"),
         ({"labels": [1], "guidance": "autoguidance", "guidance_scale": 2.0}, "experiments.sample brings"),

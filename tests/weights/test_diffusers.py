@@ -163,7 +163,7 @@ UNET = {"_class_name": "UNet2DModel", "sample_size": 32}
         ({**UNET, "time_embedding_dim": 7}, "time_embedding_dim=7"),
         ({**UNET, "mid_block_type": "UNetMidBlock2DCrossAttn"}, "UNetMidBlock2DCrossAttn"),
         ({**UNET, "down_block_types": ["SkipDownBlock2D"] * 4}, "the block SkipDownBlock2D in the down path"),
-        ({**UNET, "up_block_types": ["AttnDownBlock2D"] * 4}, "the block AttnDownBlock2D on the way up"),
+        ({**UNET, "up_block_types": ["AttnDownBlock2D"] * 4}, "the block AttnDownBlock2D in the up path"),
         ({**UNET, "down_block_types": ["DownBlock2D"]}, "1 down_block_types and 4 block_out_channels"),
         ({**UNET, "downsample_type": "resnet"}, "by a convolution in some blocks and by a residual block in others"),
         ({"_class_name": "Transformer2DModel"}, "norm_type='layer_norm'"),

@@ -244,7 +244,7 @@ def test_what_is_of_another_base_or_damaged_is_named(tmp_path, bert):
             read_lora(path, targets)
 
     nowhere = {**good, "text_encoder.encoder.layer.7.output.dense.lora_A.weight": down}
-    error(nowhere, r"changes 1 of its 2 modules elsewhere .*text_encoder: encoder.layer.7.output.dense")
+    error(nowhere, r"has 1 of its 2 modules elsewhere .*text_encoder: encoder.layer.7.output.dense")
     error({"unet.mid_block.to_q.lora_A.weight": down}, "denoiser: mid_block.to_q; it is for another base")
     error(
         {**good, "text_encoder.extra": up},
