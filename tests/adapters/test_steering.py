@@ -96,7 +96,7 @@ def test_keys_and_values_of_another_network_are_refused():
     wrong = {"down_0_0_attention": ((jnp.zeros((2, 1, 4, 9)), jnp.zeros((2, 1, 4, 9))),)}
     for prompt, message in (
         (wrong, r"must be \[2, 1, tokens, 8\], it is \[2, 1, 4, 9\]"),
-        ({"x": ()}, "has x, and the"),
+        ({"x": ()}, "has x, but the"),
     ):
         with pytest.raises(UserError, match=message):
             jax.eval_shape(

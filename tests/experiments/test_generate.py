@@ -44,7 +44,7 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         ((f"--model={MODEL}", "--instruction=a", "--image=tests/golden/digit.png"), "does not edit by instruction"),
         ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is for a run"),
         ((f"--model={SD15}", "--prompt=a", "--guidance=apgg"), "did you mean 'apg'"),
-        ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "does nothing"),
+        ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "has no effect"),
         ((f"--model={SD15}", "--prompt=a", "--set=guidance.eta=0.5"), "give --guidance too"),
         ((f"--model={SD15}", "--prompt=a", "--guide=runs/worse"), "--guide is for a run"),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}"), "each IP-Adapter has one picture"),
