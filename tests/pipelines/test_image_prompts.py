@@ -171,7 +171,7 @@ def test_calls_that_do_not_fit(sd15):
     with pytest.raises(UserError, match="are normalised for the image encoder"):
         sd15("a fox", ip_adapter_image=np.full((1, 32, 32, 3), np.nan, np.float32), **CALL)
     bare = Pipeline.from_pretrained(GOLDEN / "sd15", scheduler="euler")
-    with pytest.raises(UserError, match="ip_adapter_image is of a pipeline with an IP-Adapter"):
+    with pytest.raises(UserError, match="ip_adapter_image is for a pipeline with an IP-Adapter"):
         bare("a fox", ip_adapter_image=np.asarray(RED), **CALL)
     with pytest.raises(UserError, match="there is no IP-Adapter to scale"):
         bare.set_ip_adapter_scale(0.5)
