@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).parent
-RUNNER = "diffusion_jax._runner"  # where an installation keeps what has a general name: see diffusion_jax/console.py
+RUNNER = "diffusion_jax._runner"  # where an installation keeps modules with general names: see diffusion_jax/console.py
 NOTEBOOKS = ["nbclient>=0.10", "ipykernel>=6"]  # to run docs/notebooks
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "diffusion_jax" / "__init__.py").read_text())[1]
 
@@ -47,7 +47,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",
         "tensorflow-datasets>=4.9.10",
-        "importlib_resources",  # tensorflow-datasets needs it without saying so
+        "importlib_resources",  # tensorflow-datasets needs it but does not declare it
         "ml_collections>=1.1.0",
         "clu>=0.0.12",
         "absl-py",

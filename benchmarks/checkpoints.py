@@ -1,13 +1,13 @@
-"""What share of its time a training run waits for checkpoints. Exit code 1 if it is more than --limit.
+"""The share of its time that a training run waits for checkpoints. Exit code 1 if it exceeds --limit.
 
     python -m benchmarks.checkpoints --config=configs/digits_unet.py [--saves=5]
     python -m benchmarks.checkpoints --workdir=runs/digits
 
-The first form trains in a temporary directory until so many checkpoints are saved, at the config's own cadence
-(`checkpoint.every`); the second reads what a finished run of yours, on whatever machine, has recorded. For each save
-the loop notes in timings.jsonl the seconds for which it waited: for an earlier write that was still under way, for the
-fingerprints, and for the copy to the host. The write itself goes on beside the training. The share is their mean over
-the time from one save to the next.
+The first form trains in a temporary directory until --saves checkpoints are saved, as often as the config says
+(`checkpoint.every`). The second form reads the records of a finished run, made on any machine. For each save the
+training loop writes to timings.jsonl how many seconds it waited: for an earlier write that was still running, for the
+fingerprints, and for the copy to the host. The write itself runs beside the training. The share is the mean wait
+divided by the time from one save to the next.
 """
 
 from experiments.ground import cli
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(directory: Path) -> None:
-    """Train with as many checkpoints as asked for; without validation, pictures and evaluation."""
+    """Train with this number of checkpoints, without validation, pictures and evaluation."""
     fields = {
         "train.steps": SAVES.value * CONFIG.value.checkpoint.every,
         "log.validate_every": 0,
@@ -60,7 +60,7 @@ def train(directory: Path) -> None:
 
 
 def report(directory: Path) -> int:
-    """The table; returns the exit code."""
+    """Print the table and return the exit code."""
     config = workdir.read_config(directory)
     rows = read_metrics(directory / TIMINGS_FILE)
     waits = [row["save_seconds"] for row in rows if "save_seconds" in row]

@@ -1,9 +1,10 @@
-"""Does the loader keep up with the train step? Images per second of both, measured in one run.
+"""The speed of the data loader against the train step: images per second of both, measured in one run.
 
     python -m benchmarks.data --config=configs/digits_unet.py [--seconds=3 --workers=2]
 
-Prints a table; the last column is the ratio to the train step alone. The loader keeps up where it is well above 1 on
-the machine that trains. The last row trains on batches from the loader: near 1 means that nothing is lost to waiting.
+Prints a table whose last column is the ratio to the train step alone. The loader keeps up if its ratio is well above 1
+on the machine that trains. The last row trains on batches from the loader: a ratio near 1 means that no time is lost to
+waiting.
 """
 
 from experiments.ground import cli
@@ -31,7 +32,7 @@ Step = Callable[[Any], Any]
 
 
 def throughput(batches: Iterator[Any], batch_size: int, seconds: float, step: Step | None = None) -> float:
-    """Images per second of taking batches, and of running `step` on each if given; the first is not counted."""
+    """Images per second of reading batches, and of running `step` on each if given; the first batch is not counted."""
     step = step or (lambda batch: None)
     pending = jax.block_until_ready(step(next(batches)))
     count, start = 0, time.perf_counter()
@@ -56,7 +57,7 @@ def step_rows(pipeline: Pipeline, step: Step, seconds: float, rounds: int = 3) -
     batches = pipeline.batches()
     sources = {"train step alone": repeat(next(batches)), "train step fed by the loader": batches}
     rows = dict.fromkeys(sources, 0.0)
-    for _ in range(rounds):  # in turn, so that a busy moment of the machine hits both
+    for _ in range(rounds):  # in turn, so that a busy moment of the machine affects both
         for name, source in sources.items():
             rows[name] = max(rows[name], throughput(source, pipeline.batch_size, seconds / rounds, step))
     return rows
@@ -77,14 +78,14 @@ def train_step(experiment: Experiment) -> Step:
 
 
 def print_table(title: str, rows: dict[str, float]) -> None:
-    """The rows, with their ratio to the train step alone."""
+    """The table's rows with their ratio to the train step alone."""
     step, numbers = rows["train step alone"], ("images/s", "ratio to the step")
     lines = [(name, f"{value:,.0f}", f"{value / step:,.2f}") for name, value in rows.items()]
     Table.of(("", *numbers), lines, numbers=numbers, title=title).print()
 
 
 def main(_: list[str]) -> None:
-    """Measure and print."""
+    """Measure both and print the table."""
     if CONFIG.value is None:
         raise UserError("--config is missing: for example --config=configs/digits_unet.py")
     experiment = Experiment(CONFIG.value)

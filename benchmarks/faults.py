@@ -1,20 +1,21 @@
-"""What a training run survives: faults done to real training processes, each followed by a check for the same bits.
+"""The faults that a training run survives: each is injected into a real training process, then the bits are compared.
 
     python -m benchmarks.faults --kills=20 [--faults=disk_full_while_saving,data_dead] [--page=docs/reliability.md]
 
 A tiny run on the digits is killed (SIGKILL) at random moments, every other time while a checkpoint is being written,
-and started again; and a quarter as often told to stop (SIGTERM). Then every fault of `tests/faults/faults.py` is done
-once: full disk, damaged checkpoints, failing data, lost hosts. After each the run must go on to the numbers, arrays
-and pictures of a run that nothing happened to, bit for bit, or stop and name the cause. The first fault that is not
-survived ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on two cores.
+and started again. It is also stopped (SIGTERM) a quarter as often. Then every fault of `tests/faults/faults.py` is
+injected once: full disk, damaged checkpoints, failing data, lost hosts. After each fault the run must continue to the
+same numbers, arrays and pictures, bit for bit, as a run without faults, or it must stop and name the cause. The first
+fault that the run does not survive ends the benchmark with exit code 1. Twenty kills and all faults take ten minutes on
+two cores.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-KILLS = FLAGS.integer("kills", 20, "how often a run is killed, besides the other faults", upper=100_000)
-SEED = FLAGS.integer("seed", 0, "of the moments, and of the files that are damaged", upper=cli.MOST_SEED)
-ONLY = FLAGS.strings("faults", [], "which of the other faults, a wrong name lists them; by default all")
+KILLS = FLAGS.integer("kills", 20, "number of kills, besides the other faults", upper=100_000)
+SEED = FLAGS.integer("seed", 0, "seed for the moments and for the damaged files", upper=cli.MOST_SEED)
+ONLY = FLAGS.strings("faults", [], "names of other faults to inject; a wrong name lists them; by default all")
 PAGE = FLAGS.path("page", None, "put the table into this page, between its two markers")
 cli.begin(FLAGS)
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def faults(trial: Trial) -> Iterator[Row]:
-    """All of them, one after the other."""
+    """Run all faults, one after the other."""
     numbers = {signal.SIGKILL: KILLS.value, signal.SIGTERM: KILLS.value // 4}
     for number, count in numbers.items():
         for outcome in signals(trial, count, number):
@@ -82,7 +83,7 @@ def faults(trial: Trial) -> Iterator[Row]:
 
 
 def summary(rows: Sequence[Row]) -> list[tuple[str, str, int, str]]:
-    """Fault, what was done, how often, what came of it: moments of the same kind together."""
+    """Table rows of fault, action, count and outcome, with moments of the same kind together."""
 
     def kind(outcome: Outcome) -> str:
         return outcome.done.split(" after step ")[0]
@@ -92,7 +93,7 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, str, int, str]]:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """A table for people."""
+    """A readable table."""
     lines = []
     for name, group in itertools.groupby(summary(rows), lambda row: row[0]):
         lines += [("" if i else name, *rest) for i, (_, *rest) in enumerate(group)]
@@ -104,7 +105,7 @@ def around_table(path: Path) -> tuple[str, str]:
     """The text before and after the table in a page.
 
     Raises:
-      UserError: there is no such page, or it has no markers.
+      UserError: the page does not exist or has no markers.
     """
     before, begin, rest = read_text(path).partition(BEGIN)
     _, end, after = rest.partition(END)

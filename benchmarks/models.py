@@ -1,19 +1,20 @@
-"""What networks cost: compile time against depth, and images per second against the machine's matrix products.
+"""The cost of networks: compile time against depth, and images per second against the machine's matrix products.
 
     python -m benchmarks.models                  # about 4 minutes on two cores
     python -m benchmarks.models --batch=64 --dtype=bfloat16
 
-First table: a DiT of depth 28 and one of depth 4, compiled; the blocks are one scan, so the ratio must stay below 1.3
-(exit code 1 otherwise). Second table: forward and train step (loss, gradient, Adam) of DiT-S/2 and of DDPM's CIFAR-10
-U-Net, as images per second and as per cent of the best matrix product measured in the same run. Third table: the
-gradient of a small U-Net over four microbatches in a loop, and without the loop, as training on a CPU takes it.
+The first table compiles a DiT of depth 28 and one of depth 4. The blocks are one scan, so the ratio must stay below 1.3
+(exit code 1 otherwise). The second table measures the forward pass and the train step (loss, gradient, Adam) of DiT-S/2
+and of DDPM's CIFAR-10 U-Net, in images per second and in per cent of the best matrix product measured in the same run.
+The third table measures the gradient of a small U-Net over four microbatches, with a loop and without one; training on
+a CPU uses no loop.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 BATCH = FLAGS.integer("batch", 16, "images in a batch", lower=1, upper=2**16)
-DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "what activations are computed in")
+DTYPE = FLAGS.choice("dtype", "float32", ["float32", "bfloat16"], "type in which activations are computed")
 ROUNDS = FLAGS.integer("rounds", 5, "timed calls of each; the median counts", lower=1, upper=10_000)
 cli.begin(FLAGS)
 
@@ -58,7 +59,7 @@ def train_step(network: Network) -> Callable[..., Any]:
 
 
 def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """The median seconds of a call, after one that is not counted."""
+    """The median seconds of a call, after one call that is not counted."""
     jax.block_until_ready(function(*arguments))
     found = []
     for _ in range(ROUNDS.value):
@@ -69,7 +70,7 @@ def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def matmul_peak(dtype: jnp.dtype, size: int = 2048) -> float:
-    """Operations per second of the best matrix product of two that are tried."""
+    """Operations per second of the better of two matrix products."""
     found = []
     for n in (size // 2, size):
         a = jax.random.normal(jax.random.key(0), (n, n), dtype)
@@ -113,7 +114,7 @@ def throughput(spec: dict[str, Any], peak: float) -> list[tuple[str, float, floa
 
 
 def accumulation() -> dict[str, float]:
-    """Images per second of a gradient over microbatches, by how it is taken."""
+    """Images per second of a gradient over microbatches, with and without a loop."""
     network = MODELS.build(SMALL)
     params = init_params(network, jax.random.key(0))
     inputs = jax.tree.map(lambda x: jnp.stack([x] * MICROBATCHES), example_inputs(network, IMAGES))

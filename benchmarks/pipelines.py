@@ -1,38 +1,36 @@
-"""Published models against the reference library in PyTorch, eager, on the same cores; and what loading one takes.
+"""Published models against the reference library in eager PyTorch on the same cores, and the memory for loading one.
 
     python -m benchmarks.pipelines --python=/path/to/venv/bin/python     # that venv has torch and diffusers
-    python -m benchmarks.pipelines                                       # this house alone, without ratios
+    python -m benchmarks.pipelines                                       # this library alone, without ratios
     python -m benchmarks.pipelines --networks=unet --batch=1 --steps=2 --rounds=1
 
-Two models are written with random parameters: a text-conditioned U-Net at a quarter of Stable Diffusion 1.5's width,
-and a transformer like Flux's. Both libraries read the same folders and draw latents from the same prompts, in turns, in
-one run; the median of each counts. Text encoders and first stages are tiny, so that the networks are what is measured.
-Loading is measured in a process of its own. Exit code 1 where a ratio is below 1.0, or loading takes more at its peak
-than 1.3 times the weights.
+The benchmark writes two models with random parameters: a text-conditioned U-Net at a quarter of Stable Diffusion 1.5's
+width, and a transformer like Flux's. Both libraries read the same folders and draw latents from the same prompts, in
+turn, in one run; the median of each counts. Text encoders and first stages are tiny, so that the networks dominate the
+time. Loading is measured in a separate process. Exit code 1 if a ratio is below 1.0, or if the peak memory of loading
+is more than 1.3 times the weights.
 """
 
 from experiments.ground import cli
 
 
 def network_text(text: str) -> str:
-    """A text unet or transformer; raises ValueError for others."""
+    """A text unet or transformer; raises ValueError for other names."""
     if text not in ("unet", "transformer"):
         raise ValueError
     return text
 
 
 FLAGS = cli.Flags(__name__, __doc__)
-PYTHON = FLAGS.path(
-    "python", None, "another interpreter, which has torch and diffusers; without it there are no ratios"
-)
+PYTHON = FLAGS.path("python", None, "another Python with torch and diffusers; without it the table has no ratios")
 NETWORKS = FLAGS.strings(
-    "networks", None, "which are measured, by default both", check=network_text, allowed="unet and transformer"
+    "networks", None, "networks to measure; by default both", check=network_text, allowed="unet and transformer"
 )
 BATCH = FLAGS.integer("batch", None, "pictures at once; by default 1, and then 4", lower=1, upper=1024)
-SIDE = FLAGS.integer("side", 32, "of the latents", lower=8, upper=128)
-STEPS = FLAGS.integer("steps", 4, "of the sampler", lower=1, upper=1000)
+SIDE = FLAGS.integer("side", 32, "side of the latents", lower=8, upper=128)
+STEPS = FLAGS.integer("steps", 4, "steps of the sampler", lower=1, upper=1000)
 ROUNDS = FLAGS.integer("rounds", 3, "timed calls of each; the median counts", lower=1, upper=10_000)
-LOADING = FLAGS.path("loading", None, "only load this folder, and print bytes of its weights and at the peak as JSON")
+LOADING = FLAGS.path("loading", None, "only load this folder; print bytes of weights and of peak memory as JSON")
 cli.begin(FLAGS)
 
 import json
@@ -61,7 +59,7 @@ ROOT = Path(__file__).parent.parent
 BASES = ROOT / "tests" / "golden" / "pipelines"
 LEAST, MOST = 1.0, 1.3  # ratio of speed; peak over weights
 PROMPT = "a red square"
-# The tiny folder, its part, and the fields that are larger here.
+# The tiny folder, its part, and the fields that are enlarged here.
 MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "unet": (
         "sd15",
@@ -82,7 +80,7 @@ MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
          "axes_dims_rope": [16, 56, 56]},
     ),
 }  # fmt: skip
-# The other library's side: it reads one request a line, and answers with seconds.
+# The other library's process: it reads one request per line and answers with seconds.
 REFERENCE = """
 import json, sys, time
 import torch, diffusers
@@ -103,7 +101,7 @@ for line in sys.stdin:
 
 
 class Reference:
-    """The reference library in the other interpreter."""
+    """The reference library in the other Python interpreter."""
 
     def __init__(self, python: str):
         command = [python, "-c", REFERENCE, str(len(os.sched_getaffinity(0)))]
@@ -170,18 +168,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def timed(ours: float, theirs: float | None) -> tuple[str, str, str]:
-    """Cells of a row: seconds here and there, and how many times faster it is here."""
+    """Cells of a row: seconds of both libraries, and how many times faster this one is."""
     return (f"{ours:.3f} s", "", "") if theirs is None else (f"{ours:.3f} s", f"{theirs:.3f} s", f"{theirs / ours:.2f}")
 
 
 def loaded(found: Mapping[str, int]) -> tuple[str, str, str]:
-    """The same for loading: MiB at the peak, of the weights, and their ratio."""
+    """Cells of a row for loading: MiB at the peak, MiB of the weights, and their ratio."""
     peak, weights = (found[name] / 2**20 for name in ("peak", "weights"))
     return f"{peak:.0f}", f"{weights:.0f}", f"{peak / weights:.2f}"
 
 
 def written(name: str, folder: Path) -> tuple[Path, int]:
-    """A folder with a larger network than the tiny one's, with random parameters, and their number."""
+    """A folder with an enlarged network with random parameters, and the number of parameters."""
     base, part, larger = MODELS[name]
     parts = read_parts(BASES / base)
     config = {**parts.models[part].config, **larger}
@@ -196,7 +194,7 @@ def written(name: str, folder: Path) -> tuple[Path, int]:
 
 
 def compared(folder: Path, batch: int, reference: Reference | None) -> tuple[float, float | None]:
-    """Median seconds of a call here and there, taken in turns, after one of each that is not counted."""
+    """Median seconds of a call in both libraries, taken in turn, after one call of each that is not counted."""
     pipe = Pipeline.from_pretrained(folder)
     side = SIDE.value * pipe.parts.models["vae"].module.factor
     asked = {"prompt": PROMPT, "num_inference_steps": STEPS.value, "height": side, "width": side,
@@ -231,7 +229,7 @@ def resident() -> int:
 
 
 def loading(folder: Path) -> dict[str, int]:
-    """Bytes of a folder's parameters, and the increase of memory at the peak while they are read."""
+    """Bytes of a folder's parameters, and the peak increase of memory while they are read."""
     read_parts(folder, place=lambda part, path, leaf: None)  # tracing and imports take memory too
     before, peak, done = resident(), 0, threading.Event()
 

@@ -1,17 +1,17 @@
-"""Trainings as one program against the same trainings one after the other: whole processes, start to end.
+"""Trainings in one program against the same trainings one after the other, measured as whole processes.
 
     python -m benchmarks.population [--members=4 --steps=200]
 
-Prints the seconds of both and their ratio, for a small transformer whose members are one batch, and for the
-quickstart's U-Net, whose members each have their own step in the program on a CPU. Both ways pay for the interpreter's
-start, one compilation for each process, and the same checkpoints.
+Prints the seconds of both ways and their ratio. A small transformer's members are computed as one batch; on a CPU, each
+member of the quickstart's U-Net has its own step in the program. Both ways include the start of the interpreter, one
+compilation for each process, and the same checkpoints.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-MEMBERS = FLAGS.integer("members", 4, "trainings, of as many seeds", lower=2, upper=4096)
-STEPS = FLAGS.integer("steps", 200, "of each", lower=1, upper=1_000_000)
+MEMBERS = FLAGS.integer("members", 4, "trainings, each with another seed", lower=2, upper=4096)
+STEPS = FLAGS.integer("steps", 200, "steps of each training", lower=1, upper=1_000_000)
 cli.begin(FLAGS)
 
 import json
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
-    """Write the config of one training, and return its command's arguments."""
+    """Write the config of one training and return the arguments of its command."""
     config = runpy.run_path(str(ROOT / "configs" / "digits_unet.py"))["get_config"]()
     if model is not None:
         config.model = ConfigDict(model)
@@ -66,7 +66,7 @@ def member(root: Path, model: dict[str, Any] | None, seed: int) -> str:
 
 
 def seconds(words: list[str]) -> float:
-    """The seconds of a process that trains these members."""
+    """The seconds that a process takes to train these members."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "experiments.running.train_population", *words]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)

@@ -1,27 +1,27 @@
-"""What a sampler costs besides the network, per step, in units of one elementwise pass over the state.
+"""The cost of a sampler per step besides the network, in units of one elementwise pass over the state.
 
     python -m benchmarks.samplers [--samplers=heun,dpmpp_2m] [--shape=64,32,32,4] [--json=costs.json]
 
-The network is the identity, so that what is left is the sampler's own arithmetic: its combinations of states, and its
-noise. The unit is a compiled x -> a x + b, called by itself, measured in turn with the sampler, round by round; the
-figure is the least over the rounds of each. (Inside a loop, in place and in the cache, such a pass is a few times
-faster; the title of the table gives that too.) Also shown: seconds to compile for 10 and for 100 steps, which are the
-same where no step is unrolled. Exit code 1 if a sampler costs more than --limit passes per step. A step of rk45 is one
-of its evaluations of the network, as it decides by itself how many it makes.
+The network is the identity, so that only the sampler's own arithmetic remains: its combinations of states and its
+noise. The unit is a compiled x -> a x + b, called by itself. Sampler and unit are measured in turn, round by round; the
+figure is the smallest over the rounds of each. (Inside a loop, in place and in the cache, such a pass is a few times
+faster; the title of the table gives that figure too.) The table also shows the seconds to compile for 10 and for 100
+steps, which are equal if no step is unrolled. Exit code 1 if a sampler costs more than --limit passes per step. A step
+of rk45 is one of its network evaluations, since rk45 itself decides how many it makes.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-SAMPLERS_FLAG = FLAGS.strings("samplers", [], "which samplers, a wrong name lists them; by default all")
+SAMPLERS_FLAG = FLAGS.strings("samplers", [], "samplers to measure; a wrong name lists them; by default all")
 SHAPE = FLAGS.strings(
     "shape",
     ["64", "32", "32", "4"],
-    "of the state, with the batch first",
+    "shape of the state, with the batch first",
     check=cli.number_text(1, 2**16),
     allowed="whole numbers from 1 to 65,536 with commas between them",
 )
-ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the least counts", lower=1, upper=10_000)
+ROUNDS = FLAGS.integer("rounds", 5, "measurements of each; the smallest counts", lower=1, upper=10_000)
 LIMIT = FLAGS.number("limit", 12.0, "the most passes that a step may cost", lower=0, upper=1e6)
 JSON = FLAGS.path("json", None, "also write the table to this file")
 cli.begin(FLAGS)
@@ -67,12 +67,12 @@ class Cost:
 
 
 def identity(xt: jax.Array, t: jax.Array, *s: jax.Array) -> Prediction:
-    """A network without computation."""
+    """The network, which is the identity."""
     return Prediction(x0=xt, noise=xt)
 
 
 def program(name: str, num_steps: int, shape: tuple[int, ...]) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Sampling with the identity, from noise to (samples, evaluations)."""
+    """Sampling with the identity network, from noise to (samples, evaluations)."""
     sampler = SAMPLERS.build(name)
     for schedule in ("edm", "rectified_flow"):
         grid = GRIDS.build("uniform")(SCHEDULES.build(schedule), num_steps)
@@ -96,13 +96,13 @@ def one_pass(x: jax.Array) -> jax.Array:
 
 
 def passes_in_a_loop(num_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The same, as the body of a scan."""
+    """The elementwise pass as the body of a scan."""
     numbers = jnp.linspace(0.98, 0.99, num_steps)
     return lambda x: jax.lax.scan(lambda x, a: (a * x + 0.01, None), x, numbers)[0]
 
 
 def compiled(function: Callable, x: jax.Array) -> tuple[Callable, float]:
-    """The program, and the seconds it took to trace and compile."""
+    """The compiled program, and the seconds to trace and compile it."""
     start = time.perf_counter()
     ready = jax.jit(function).lower(x).compile()
     return ready, time.perf_counter() - start
@@ -116,7 +116,7 @@ def seconds(function: Callable, x: jax.Array) -> float:
 
 
 def measure(name: str, shape: tuple[int, ...], rounds: int) -> Cost:
-    """One sampler against the elementwise pass."""
+    """Measure one sampler against the elementwise pass."""
     x = jax.random.normal(jax.random.key(1), shape)
     runs = {n: compiled(program(name, n, shape), x)[0] for n in (SHORT, LONG)}
     unit_run = compiled(one_pass, x)[0]
@@ -142,7 +142,7 @@ def measure(name: str, shape: tuple[int, ...], rounds: int) -> Cost:
 
 
 def main(_: list[str]) -> None:
-    """Measure, print, and compare with the limit."""
+    """Measure all samplers, print the table, and compare with the limit."""
     jax.config.update("jax_enable_compilation_cache", False)
     shape = tuple(int(length) for length in SHAPE.value)
     if math.prod(shape) > MOST_NUMBERS:

@@ -1,11 +1,12 @@
-"""What a larger picture costs a transformer: operations and memory against the side, dense attention and chunked.
+"""The cost of larger pictures in a transformer: operations and memory by side, for dense and chunked attention.
 
     python -m benchmarks.sizes                                         # the table of docs/sizes.md, some minutes
     python -m benchmarks.sizes --config=configs/scenes_2k.py --sides=1024,2048
 
-Operations are matrix products of one evaluation for one picture, counted on the trace; both ways to attend do the same.
-Memory is what the compiled program of this machine holds besides parameters and picture: of an evaluation, and of the
-gradient of a squared error. Nothing is run, so that programs are measured that would not fit here.
+Operations are the matrix products of one evaluation for one picture, counted on the trace; both kinds of attention have
+the same number. Memory is what the program compiled for this machine needs besides parameters and picture, for an
+evaluation and for the gradient of a squared error. No program is run, so even programs that would not fit this machine
+can be measured.
 """
 
 from experiments.ground import cli
@@ -41,7 +42,7 @@ BEGIN, END = "<!-- sizes: written by benchmarks.sizes -->", "<!-- end of sizes -
 
 
 def programs(network: Network) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """An evaluation, and the gradient of a squared error: functions of parameters and inputs."""
+    """An evaluation and the gradient of a squared error, as functions of parameters and inputs."""
 
     def evaluate(params: Any, *inputs: Any) -> jax.Array:
         return network.apply({"params": params}, *inputs)
@@ -50,7 +51,7 @@ def programs(network: Network) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def cost(network: Network, shape: tuple[int, ...]) -> dict[str, int]:
-    """Operations of an evaluation for one picture of this shape, and bytes by way and program."""
+    """Operations of an evaluation for one picture of this shape, and bytes by kind of attention and program."""
     arguments = (parameter_shapes(network), *jax.eval_shape(lambda: example_inputs(network, 1, shape)))
     found = {"operations": count_flops(programs(network)[0], *arguments)}
     for way in WAYS:

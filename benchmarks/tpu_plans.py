@@ -1,18 +1,18 @@
-"""Every config on its TPU topology, as the TPU compiler sees it: writes docs/tpu_plans.json and docs/tpu_plans.md.
+"""Plans of every config on its TPU topology by the TPU compiler: writes docs/tpu_plans.json and docs/tpu_plans.md.
 
     pip install -e '.[tpu]'
-    python -m benchmarks.tpu_plans                                   # all; three hours on two cores
-    python -m benchmarks.tpu_plans --only=configs/digits_dit.py      # these anew, the others as they are in the file
-    python -m benchmarks.tpu_plans --only=none                       # only the page, from the file
+    python -m benchmarks.tpu_plans                                   # all configs; three hours on two cores
+    python -m benchmarks.tpu_plans --only=configs/digits_dit.py      # only these; the others stay as in the file
+    python -m benchmarks.tpu_plans --only=none                       # only write the page, from the file
 
-Each config is compiled by `experiments.plan` in a process of its own, for the topology that its docstring names, train
-step and sampler. Then DiT-XL/2 with each way to keep or recompute activations.
+`experiments.plan` compiles the train step and the sampler of each config in a separate process, for the topology that
+the config's docstring names. Then it compiles DiT-XL/2 with each way to keep or recompute activations.
 """
 
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none leaves the numbers as they are")
+ONLY = FLAGS.strings("only", None, "configs to compile, by default all; the word none compiles nothing")
 cli.begin(FLAGS)
 
 import ast
@@ -43,7 +43,7 @@ CONFIGS = sorted(
 )
 LATER = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "finetune").glob("*.py") if path.name != "__init__.py"
-)  # those without a topology are planned by hand
+)  # configs without a topology are planned by hand
 FILE, PAGE = ROOT / "docs" / "tpu_plans.json", ROOT / "docs" / "tpu_plans.md"
 REMAT_CONFIG = "configs/imagenet256_dit_xl2.py"
 REMAT = ("fsdp", "fsdp+remat:dots", "fsdp+remat")
@@ -69,7 +69,7 @@ def get_config(config: str) -> ConfigDict:
 
 
 def compiled(config: str, *arguments: str) -> list[dict[str, Any]]:
-    """The plans of a config, compiled now."""
+    """Newly compiled plans of a config."""
     command = ("-m", "experiments.plan", f"--config={config}", f"--topology={topology_of(config)}", "--json")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     only = [] if ONLY.value == ["none"] else ONLY.value or CONFIGS
     for config in only:
         if config not in CONFIGS:
-            raise UserError(f"{config} is no config; there are: {', '.join(CONFIGS)}")
+            raise UserError(f"{config} is not a config; there are: {', '.join(CONFIGS)}")
     versions = {name: metadata.version(name) for name in ("jax", "libtpu")} if only else plans.get("versions")
     for config in only:
         print(f"compiling {config} for {topology_of(config)}", file=sys.stderr, flush=True)
@@ -175,7 +175,7 @@ def gigabytes(number: float) -> str:
 
 
 def duration(plan: dict[str, Any]) -> str:
-    """The time of the whole schedule, in a fitting unit."""
+    """The time of the whole schedule in a suitable unit."""
     seconds = 86_400 * plan["days"]
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= length:

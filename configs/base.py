@@ -1,6 +1,7 @@
-"""What every config starts from: the fields of the runner with their defaults.
+"""The fields of the runner with their defaults, from which every config starts.
 
-docs/config.md lists them with their meanings; `experiments.train --config=FILE --help` shows those of a config.
+docs/config.md lists the fields with their meanings; `experiments.train --config=FILE --help` shows the fields of one
+config.
 """
 
 from ml_collections import ConfigDict
@@ -9,5 +10,5 @@ from experiments.ground import fields
 
 
 def runner() -> ConfigDict:
-    """A config with all fields of the runner; configs that start from it set those without a default."""
+    """A config with all fields of the runner; a config that starts from it sets the fields without a default."""
     return fields.runner()

@@ -1,6 +1,6 @@
-"""What the configs of papers start from: the fields of the runner, and those of the data that several papers share.
+"""The common start of all paper configs: the runner's fields, and the data fields that several papers share.
 
-A paper's own config states everything that is the paper's.
+Each paper's own config states everything else in that paper's recipe.
 """
 
 from ml_collections import ConfigDict
@@ -26,14 +26,14 @@ def cifar10() -> ConfigDict:
 
 
 def imagenet64() -> ConfigDict:
-    """ImageNet at 64x64 as TFDS has it (Chrabaszcz et al. 2017), with the 1000 classes."""
+    """ImageNet at 64x64 in the version of TFDS (Chrabaszcz et al. 2017), with its 1000 classes."""
     config = runner()
     config.data.update(dataset="imagenet_resized/64x64", image_size=64, validation_split="validation", flip=True)
     return _judged_at_the_end(config)
 
 
 def imagenet256() -> ConfigDict:
-    """ImageNet at 256x256 pixels: half-sized until near, then the central square (Dhariwal & Nichol 2021)."""
+    """ImageNet at 256x256: images are halved to about that size, then cut to the middle (Dhariwal & Nichol 2021)."""
     config = runner()
     config.data.update(dataset="imagenet2012", image_size=256, validation_split="validation", flip=True)
     config.data.crop = "adm"
@@ -49,7 +49,7 @@ def celeba_hq256() -> ConfigDict:
 
 
 def latents(image_size: int, channels: int = 4) -> ConfigDict:
-    """A stand-in for ImageNet's latents: Gaussian mixtures of their shape with 1000 classes, nothing held out."""
+    """A stand-in for ImageNet's latents: Gaussian mixtures of the same shape, 1000 classes, nothing held out."""
     config = runner()
     config.data.update(dataset="synthetic_latents", image_size=image_size)
     config.data.options = ConfigDict(dict(size=image_size, channels=channels))
@@ -57,7 +57,7 @@ def latents(image_size: int, channels: int = 4) -> ConfigDict:
 
 
 def openwebtext() -> ConfigDict:
-    """OpenWebText in 1024 of GPT-2's tokens, an end of text at both ends; the last 100,000 documents are held out."""
+    """OpenWebText: 1024 GPT-2 tokens with an end of text at both ends; the last 100,000 documents are held out."""
     config = runner()
     config.data.update(dataset="text", validation_split="test")
     config.data.options = ConfigDict(dict(corpus="openwebtext", length=1024))

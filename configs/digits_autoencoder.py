@@ -1,7 +1,8 @@
-"""A first stage of scikit-learn's handwritten digits: Gaussian latents of half the side, in under a minute.
+"""A first stage for scikit-learn's handwritten digits: Gaussian latents of half the side, in under a minute.
 
-An autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), very small, on 1,437 real 8x8 images, which
-come with scikit-learn: for tests, and to see how one is trained. Its latents are 4x4 with 4 channels.
+A very small autoencoder for latent diffusion (Rombach et al. 2022, arXiv:2112.10752), trained on the 1,437 real 8x8
+images that come with scikit-learn. Tests use it, and it shows how a first stage is trained. Its latents are 4x4 with 4
+channels.
 
     python -m experiments.train --config=configs/digits_autoencoder.py --workdir=runs/digits_ae
     python -m experiments.prepare_latents --first_stage=runs/digits_ae --dataset=digits --out=data/digits_latents
@@ -9,7 +10,7 @@ come with scikit-learn: for tests, and to see how one is trained. Its latents ar
         --config.data.dataset=latents:data/digits_latents --config.data.image_size=4 \
         --config.first_stage.path=runs/digits_ae --config.process.prediction.sigma_data=1.0
 
-`:codec=vq` after the file gives a quantised one.
+`:codec=vq` after the file name selects a quantised first stage.
 """
 
 from ml_collections import ConfigDict

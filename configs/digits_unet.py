@@ -1,13 +1,15 @@
 """Class-conditional EDM on scikit-learn's handwritten digits: the quickstart. No download.
 
-Karras et al. 2022 (arXiv:2206.00364), with a small U-Net on 1,437 real 8x8 images. Expected, after 3 minutes on two CPU
-cores: a classifier trained on the real digits names the asked-for class in over 95% of 500 samples.
+The recipe of Karras et al. 2022 (arXiv:2206.00364) trains a small U-Net on 1,437 real 8x8 images. Expected, after 3
+minutes on two CPU cores: a classifier trained on the real digits recognises the requested class in over 95% of 500
+samples.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 0.07 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.train --config=configs/digits_unet.py --workdir=runs/digits
 
-`:objective=NAME` after the file gives the same network, data and budget another objective (configs/objectives.py).
+`:objective=NAME` after the file name trains the same network on the same data and budget with another objective
+(configs/objectives.py).
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,16 @@
 """Edits by instruction: a scene, "make the star green", and the scene after it, learned from exact pairs.
 
-InstructPix2Pix (Brooks et al. 2022, arXiv:2211.09800) at a small scale: the picture before stands beside the input as
-channels, the instruction is read by a transformer that is trained along, and each is dropped alone and together for 5%
-of the examples, so that sampling leans towards both with a scale of its own. The pairs (data set `scene_edits`) are
-scenes of 24x24 pixels with one or two objects: add, remove, recolour, move, replace, resize, another ground, and
-nothing at all. Flow matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024,
+InstructPix2Pix (Brooks et al. 2022, arXiv:2211.09800) at a small scale. The picture before the edit enters as extra
+input channels, and a transformer that is trained together with the network reads the instruction. The picture is
+dropped for 5% of the examples, the instruction for another 5%, and both for another 5%, so that sampling can guide
+towards each with its own scale. The pairs (data set `scene_edits`) are scenes of 24x24 pixels with one or two objects.
+An edit adds, removes, recolours, moves, replaces or resizes an object, changes the ground, or changes nothing. The
+objective is flow matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024,
 arXiv:2403.03206); the network sees squares of 2x2 pixels as one. No download.
 
-The judge reads the pictures after by rules, measures the pixels that no true edit touches, and looks for shifts and
-zoom; beside its numbers stand those of true edits, of unchanged pictures, and of the edits of others. Expected: not
-measured yet for the whole recipe, which is 12,000 steps of 64.
+A rule-based judge reads the edited pictures, measures the pixels that no true edit touches, and looks for shifts and
+zoom. For comparison it also scores true edits, unchanged pictures, and edits made for other instructions. Expected: not
+measured yet for the whole recipe of 12,000 steps with 64 examples each.
 
     python -m experiments.train --config=configs/edits.py --workdir=runs/edits
     python -m experiments.edit --workdir=runs/edits --image=scene.png --instruction="make the star green" --out=session

@@ -1,15 +1,16 @@
 """Class-conditional flow matching on Fashion-MNIST.
 
 Rectified flow (Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747) with the logit-normal times of
-Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206); a small DDPM U-Net on squares of 2x2 of the 28x28 pixels;
-Euler's method, 32 steps.
+Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206). A small DDPM U-Net sees squares of 2x2 of the 28x28 pixels as
+one. Samples take 32 steps of Euler's method.
 
 Prepare the data once, from the idx files of Debian's package dataset-fashion-mnist or a directory of your own:
 
     python -m experiments.prepare_data --dataset=fashion_mnist [--idx_dir=...]
 
-Expected: nothing published at this size. A classifier trained on the real images (86% on held-out ones) should name the
-asked-for class of the samples at a similar rate; not run to the end here. The report of a run states what it measured.
+Expected: nothing published at this size. A classifier trained on the real images (86% on held-out ones) should
+recognise the requested class in the samples at a similar rate. The recipe was not run to the end here; the report of a
+run states what it measured.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 0.10 GB per chip (compiled by libtpu 0.0.42.1).
 

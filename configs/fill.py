@@ -1,14 +1,14 @@
-"""Fill a hole as a prompt says: a text-to-image network with channels for a mask and for what is left of the picture.
+"""Inpainting with a prompt: a text-to-image network with extra channels for a mask and for the picture around the hole.
 
-The inpainting network of latent diffusion (Rombach et al. 2022, arXiv:2112.10752) in pixels and at a small scale:
-beside the input stand the mask and the picture without the hole, which are told in every step and never dropped; the
-prompt is dropped for a tenth of the examples, and guided. Holes are boxes; a quarter of the examples keep a strip
-alone, as where a canvas grows, and of 15% nothing is left, so that the network draws from nothing too. The scenes, of
-24x24 pixels, are those of `configs/scenes_text_to_image.py`; flow matching (Lipman et al. 2022, arXiv:2210.02747). No
-download.
+The inpainting network of latent diffusion (Rombach et al. 2022, arXiv:2112.10752) in pixels and at a small scale. The
+mask and the picture without the hole enter as extra input channels in every step and are never dropped. The prompt is
+dropped for a tenth of the examples, so that samples can be guided by it. Holes are boxes. A quarter of the examples
+keep only a strip of the picture, as when a canvas grows; 15% keep nothing, so that the network also learns to draw
+whole pictures. The scenes of 24x24 pixels are those of `configs/scenes_text_to_image.py`, and the objective is flow
+matching (Lipman et al. 2022, arXiv:2210.02747). No download.
 
-Without such channels any run fills holes by a projection, `sampling.projection`: replacement or repaint. Expected: not
-measured yet for the whole recipe, which is 12,000 steps of 64.
+A run without such channels can fill holes too, by a projection (`sampling.projection`): replacement or repaint.
+Expected: not measured yet for the whole recipe of 12,000 steps with 64 examples each.
 
     python -m experiments.train --config=configs/fill.py --workdir=runs/fill
     python -m experiments.generate --workdir=runs/fill --image=a.png --mask=m.png --prompt="a blue ring" --out=b.png

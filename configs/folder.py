@@ -1,15 +1,15 @@
-"""Your own pictures: a folder of images, with classes, captions of them or neither.
+"""Your own pictures: a folder of images with classes, with captions, or with neither.
 
     python -m experiments.train --config=configs/folder.py --data=my/pictures --resolution=64 --workdir=runs/mine
 
-Classes are the names of sub-directories, or `metadata.jsonl` says them. A tenth of every class is held out, chosen by
-the names of the files: the validation loss is of these. Where the folder has a split of its own, say so:
+Sub-directories are the classes, or `metadata.jsonl` states them. A tenth of every class, chosen by file name, is held
+out for the validation loss. If the folder has its own test split, say so:
 `--config.data.options.held_out=0 --config.data.validation_split=test`.
 
-Karras et al. 2022 (arXiv:2206.00364), with a U-Net that suits the resolution: it halves while 8 pixels or more are
-left, and attends at 16 pixels and below. Expected: shapes and colours after some thousand steps; 20,000 steps of 32
-pictures take an hour at 32 pixels on one accelerator, and a day on two CPU cores. Above 128 pixels latents are far
-cheaper (docs/usage.md, "Latents").
+The recipe is that of Karras et al. 2022 (arXiv:2206.00364), with a U-Net that suits the resolution: it halves the
+picture while 8 pixels or more are left, and attends at 16 pixels and below. Expected: shapes and colours after some
+thousand steps; 20,000 steps of 32 pictures take an hour at 32 pixels on one accelerator, and a day on two CPU cores.
+Above 128 pixels, latents are far cheaper (docs/usage.md, "Latents").
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ MULTIPLIERS = (1, 2, 2, 4, 4)
 
 
 def get_config(resolution: str = "64") -> ConfigDict:
-    """The config for pictures of so many pixels a side, a multiple of 4 from 8 to 256."""
+    """The config for pictures with this side in pixels, a multiple of 4 from 8 to 256."""
     size = int(resolution) if resolution.isdecimal() else 0
     if not (8 <= size <= 256 and size % 4 == 0):
         raise ValueError(f"the resolution must be a multiple of 4 from 8 to 256, it is {resolution}")

@@ -4,10 +4,10 @@ Peebles & Xie 2023, "Scalable Diffusion Models with Transformers" (arXiv:2212.09
 latents 32x32x4, 1000 classes with 10% label dropout, AdamW 1e-4 constant without weight decay, batch 256, EMA 0.9999,
 linear betas in 1000 steps, 7 million steps; sampled with 250 ancestral steps and guidance 1.5.
 
-What is not the paper's, in this version: the data is `synthetic_latents`, Gaussian mixtures in the latents' shape,
-for planning, sharding and throughput; encoding ImageNet needs an autoencoder, which is not here yet. The objective is
-the epsilon-MSE alone: the head's second half, which predicts variances in the paper, stays untrained, so sampling uses
-a fixed variance. Published FID with real latents: 9.62 without guidance, 2.27 at guidance 1.5.
+This version differs from the paper in two points. The data is `synthetic_latents`, Gaussian mixtures in the latents'
+shape, for planning, sharding and throughput; encoding ImageNet needs an autoencoder, which is not here yet. The
+objective is the epsilon-MSE alone: the second half of the head, which predicts variances in the paper, stays untrained,
+so sampling uses a fixed variance. Published FID with real latents: 9.62 without guidance, 2.27 at guidance 1.5.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with parameters,
 optimizer and EMA sharded over all of them.

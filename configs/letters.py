@@ -1,17 +1,18 @@
-"""Words that can be read: what a network must be told of letters to write them.
+"""Legible words: what a network must be told about letters so that it can write them.
 
 A small DDPM U-Net (Ho et al. 2020, arXiv:2006.11239) with flow matching (Lipman et al. 2022, arXiv:2210.02747) that
-paints words of one to four letters and digits, on 32x32 pixels, in colours and fonts that the prompt names. Two things
-make it aware of characters: bytes instead of words, as ByT5 has them (Liu et al. 2023, arXiv:2212.10562, who show that
-models that read characters spell better), and a glyph canvas, a picture of the letters beside the input, as
-GlyphControl has it (Yang et al. 2023, arXiv:2305.18259).
+paints words of one to four letters and digits on 32x32 pixels, in colours and fonts that the prompt names. Two things
+make it aware of characters. The prompt is read as bytes instead of words, as in ByT5 (Liu et al. 2023,
+arXiv:2212.10562, show that models that read characters spell better). A glyph canvas, which is a picture of the
+letters, enters beside the input, as in GlyphControl (Yang et al. 2023, arXiv:2305.18259).
 
-`:both`, the default, has both; `:bytes` and `:words` have no canvas; `:canvas` has bytes that are cut away, so that
-colours and grounds are not told. `:large` is words of three to eight on 64x64 pixels, a larger network, both.
+`:both`, the default, has both; `:bytes` and `:words` have no canvas. `:canvas` cuts the bytes away, so that the network
+is not told colours and grounds. `:large` has both and a larger network, for words of three to eight characters on 64x64
+pixels.
 
-The judge, `word_accuracy`, is RapidOCR, which none of this was trained with: `pip install '.[judges]'`. Half of its
-prompts ask for strings and fonts that the training never shows. How the judge was tested, what true renders score and
-what is known of trainings: docs/letters.md.
+The judge, `word_accuracy`, is RapidOCR, which takes no part in the training: `pip install '.[judges]'`. Half of its
+prompts ask for strings and fonts that the training never shows. docs/letters.md says how the judge was tested, what
+true renders score and what trainings have reached.
 
     python -m experiments.prepare_data --dataset=glyphs
     python -m experiments.train --config=configs/letters.py --workdir=runs/letters
@@ -62,7 +63,7 @@ def get_config(condition: str = "both") -> ConfigDict:
 
 
 def _told(config: ConfigDict, condition: str) -> ConfigDict:
-    """What the network is told of the text."""
+    """The conditions that tell the network about the text."""
     if condition in ("bytes", "words"):
         config.conditioning.text.canvas = 0
     if condition == "words":

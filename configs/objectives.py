@@ -1,14 +1,14 @@
 """Recipes of all objectives on one network, data and budget: `configs/digits_unet.py:objective=NAME`.
 
-Each gives the quickstart another objective, and the schedule, prediction and sampler that belong to it. Those that
-learn from a trained network name its run:
+Each recipe gives the quickstart another objective, and the schedule, prediction and sampler that belong to it. A recipe
+that learns from a trained network names the run of that network:
 
     python -m experiments.train --config=configs/digits_unet.py:objective=meanflow --workdir=runs/meanflow
     python -m experiments.train --config=configs/digits_unet.py:objective=consistency_distillation \
         --workdir=runs/consistency --config.teacher.workdir=runs/digits
 
-`student` is what the configs in configs/distill/ start from: few-step students of any trained run, which take its data,
-first stage, network, conditions and process.
+The configs in configs/distill/ start from `student`. They train few-step students of any trained run and take the run's
+data, first stage, network, conditions and process.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ FLOW = {
     "time_sampler": dict(name="uniform", uniforms="low_discrepancy"),
     "sampling.sampler": dict(name="flow_heun"),
 }
-# Losses with a derivative in time want an embedding without high frequencies.
+# Losses with a derivative in time need a time embedding without high frequencies.
 SMOOTH = dict(name="scaled_t", scale=10.0)
 FLOW_MAP = {
     **FLOW,
@@ -43,7 +43,7 @@ CHAIN = {
     "sampling.steps": 100,
     "sampling.clip_x0": True,  # at t = 1 hardly any signal is left, and an error of epsilon is thousands in x0
 }
-# Consistency models keep the quickstart's schedule and network, and jump: from t = 1, and once more from the middle.
+# Consistency models keep the quickstart's schedule and network; they jump from t = 1, and again from the middle.
 CONSISTENCY = {
     "process.prediction": dict(name="consistency", sigma_data=0.5),
     "sampling.sampler": dict(name="consistency"),
@@ -65,7 +65,7 @@ TOKENS = {
     "time_sampler": None,
     "sampling.steps": 64,
 }
-NO_TIMES = {"time_sampler": None}  # these draw pairs of neighbouring levels, by a rule of their own
+NO_TIMES = {"time_sampler": None}  # these draw pairs of neighbouring levels by their own rule
 RECIPES = {
     "denoising": {},
     "flow_matching": {**FLOW, "objective": dict(name="flow_matching")},
@@ -192,10 +192,10 @@ for _name in ("reflow", "scd", "meanflow_distillation", "shortcut_distillation")
 
 
 def with_objective(config: ConfigDict, argument: str) -> ConfigDict:
-    """The config with one of `RECIPES`, for the argument "objective=NAME"; as it is for "".
+    """The config with one of `RECIPES` for the argument "objective=NAME", or unchanged for "".
 
     Raises:
-      ValueError: the argument is another one.
+      ValueError: the argument is anything else.
     """
     objective = argument.removeprefix("objective=")
     if argument and (objective == argument or objective not in RECIPES):
@@ -212,9 +212,10 @@ def with_objective(config: ConfigDict, argument: str) -> ConfigDict:
 
 
 def student(**objective: object) -> ConfigDict:
-    """A student of the run that `teacher.workdir` names, with this objective: it starts from the teacher's weights.
+    """A student of the run that `teacher.workdir` names, with this objective, started from the teacher's weights.
 
-    The teacher is guided with a scale from 2 to 5, which the student is told: `sampling.guidance.scale` chooses one.
+    The teacher is guided with a scale from 2 to 5, which the student is told; `sampling.guidance.scale` chooses the
+    scale of samples.
     """
     config = runner()
     config.update(

@@ -1,12 +1,12 @@
-"""Text to image at 2048 x 2048 pixels: a DiT-L on patches of 16 x 16 pixels, 16,384 tokens a picture, for a TPU slice.
+"""Text to image at 2048 x 2048 pixels for a TPU slice: a DiT-L on patches of 16 x 16 pixels, 16,384 tokens a picture.
 
-The network has 561,851,136 parameters. It starts from nothing; `teacher.workdir` may name a run of
-`configs/scenes_any.py` with the same network, at 256 x 256, whose positions are spread over the larger picture. Times
-are shifted for the size, logit(t) ~ N(0.8 + log 8, 0.8): 64 times the pixels of 256 x 256 hide as much at 8 times the
-noise (Esser et al. 2024, arXiv:2403.03206, eq. 23). Every block is computed again backward, and attention goes in
-blocks or by the TPU's kernel, so that no matrix of logits is ever whole.
+The network has 561,851,136 parameters. It starts from random weights; `teacher.workdir` may name a run of
+`configs/scenes_any.py` with the same network, at 256 x 256, whose positions are then spread over the larger picture.
+Times are shifted for the size, logit(t) ~ N(0.8 + log 8, 0.8): with 64 times the pixels of 256 x 256, it takes 8 times
+the noise to hide as much (Esser et al. 2024, arXiv:2403.03206, eq. 23). The backward pass recomputes every block.
+Attention is computed in chunks or by the TPU's kernel, so that the whole matrix of logits never exists.
 
-Not compiled for a TPU and not trained yet: its plan is made by
+This config was not compiled for a TPU and not trained yet. Its plan is made by
 
     python -m experiments.plan --config=configs/scenes_2k.py --topology=v5p:4x4x4
 """

@@ -1,15 +1,16 @@
 """Text to image at any size: scenes in five shapes of about 256 x 256 pixels, drawn at other sizes up to 2048 x 2048.
 
-A diffusion transformer on patches of 16 x 16 pixels that predicts the picture, as such patches want (JiT, Li & He 2025,
-arXiv:2511.13720); a picture has 253 to 260 tokens. Rotary positions are spread over the area of the training where a
-picture is larger, so that it is one large scene and not many small ones. Pictures are never cut to squares: each goes
-to the bucket of its shape, and the network is told sizes and crop (SDXL, Podell et al. 2023, arXiv:2307.01952). The
-scenes are made as they are read. No download.
+A diffusion transformer on patches of 16 x 16 pixels predicts the clean picture, which patches of this size need (JiT,
+Li & He 2025, arXiv:2511.13720). A picture has 253 to 260 tokens. In larger pictures the rotary positions are scaled to
+the range of the training, so that a sample is one large scene and not many small ones. Pictures are never cut to
+squares: each goes to the bucket of its shape, and the network is told sizes and crop (SDXL, Podell et al. 2023,
+arXiv:2307.01952). The scenes are generated while they are read. No download.
 
-Expected: not trained to the end yet. docs/sizes.md has what a picture of 2048 x 2048 pixels costs.
+Expected: not trained to the end yet. docs/sizes.md says what a picture of 2048 x 2048 pixels costs.
 
-`:latents` after the file diffuses the latents of `configs/scenes_autoencoder.py:f8`, patches of 2 x 2; large pictures
-are decoded in tiles. `:narrow` is a network that a minute of one core trains a little, for trials of sizes.
+`:latents` after the file name diffuses the latents of `configs/scenes_autoencoder.py:f8` in patches of 2 x 2; large
+pictures are decoded in tiles. `:narrow` is a narrow network for trying out sizes; it learns a little in one minute on
+one core.
 
     python -m experiments.train --config=configs/scenes_any.py --workdir=runs/scenes_any
     python -m experiments.generate --workdir=runs/scenes_any --prompt="a ring" --height=2048 --width=2048 --out=2k.png
@@ -23,7 +24,7 @@ SHAPES = ("256x256", "208x320", "320x208", "176x368", "368x176")
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The recipe in pixels; or "latents"; or "narrow", for trials."""
+    """The recipe in pixels, with "latents" in latents, or with "narrow" small enough for trials."""
     if argument not in _VARIANTS:
         raise ValueError(f"{argument!r} is none of {', '.join(filter(None, _VARIANTS))}")
     config = runner()

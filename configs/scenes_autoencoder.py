@@ -1,18 +1,18 @@
-"""A first stage of scenes at 32x32: Gaussian latents of a quarter of the side, trained on a CPU from nothing.
+"""A first stage for scenes at 32x32: Gaussian latents of a quarter of the side, trained from scratch on a CPU.
 
-An autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), small: 8x8 latents with 8 channels of
-coloured shapes that are made while it trains, so there is nothing to prepare. Four channels at this factor blur small
-shapes; the learning rate falls to nothing within the budget, and an average of the weights is what is kept.
+A small autoencoder for latent diffusion (Rombach et al. 2022, arXiv:2112.10752). Its latents are 8x8 with 8 channels,
+since four channels at this factor blur small shapes. The coloured shapes are generated while it trains, so there is
+nothing to prepare. The learning rate falls to zero within the budget, and an average of the weights is kept.
 
     python -m experiments.train --config=configs/scenes_autoencoder.py --workdir=runs/scenes_ae
     python -m experiments.prepare_latents --first_stage=runs/scenes_ae --dataset=scenes --out=data/scenes_latents
 
-`:f2` after the file gives half of the side and 4 channels: sharper after as many steps, at four times the positions for
-what is trained on the latents. `:f8`, an eighth of the side and 16 channels, learns on 128x128 pixels; its latents are
-those of `configs/scenes_any.py:latents`. `:small` is that of `make text-to-image`: one or two objects on plain grounds
-at 24x24. Its networks see patches of 4x4 pixels as one, so that a step costs a tenth, and its latents are 6x6 with 16
-channels. Linear maps beside the networks leave these less to learn: 16 principal components alone keep 92% of pictures
-readable.
+`:f2` after the file name gives latents of half the side with 4 channels. Reconstructions are sharper after the same
+number of steps, but a network on these latents has four times the positions. `:f8`, with an eighth of the side and 16
+channels, learns on 128x128 pixels; `configs/scenes_any.py:latents` uses its latents. `:small` is the first stage of
+`make text-to-image`: one or two objects on plain grounds at 24x24. Its networks see patches of 4x4 pixels as one, so
+that a step costs a tenth, and its latents are 6x6 with 16 channels. Linear maps beside the networks leave the networks
+less to learn: 16 principal components alone keep 92% of pictures readable.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ CODECS = {
 
 
 def get_config(factor: str = "f4") -> ConfigDict:
-    """The first stage "f4" or "f2"; "f8", that of any size; or "small", that of the demo."""
+    """The first stage "f4" or "f2"; "f8", for scenes of any size; or "small", for the demo."""
     if factor not in CODECS:
         raise ValueError(f"{factor!r} is none of {', '.join(CODECS)}")
     config = runner()

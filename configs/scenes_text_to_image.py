@@ -1,17 +1,19 @@
-"""Text to image, in pixels or in latents: coloured shapes on grey grounds, drawn from what a caption says.
+"""Text to image, in pixels or in latents: coloured shapes on grey grounds, drawn as a caption says.
 
-A small DDPM U-Net (Ho et al. 2020, arXiv:2006.11239) whose lower levels attend to the words of a caption as latent
-diffusion does (Rombach et al. 2022, arXiv:2112.10752), trained together with a transformer that reads the words; flow
-matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024, arXiv:2403.03206), sampled
-with classifier-free guidance. The scenes, of 24x24 pixels, are made as they are read. No download.
+A small DDPM U-Net (Ho et al. 2020, arXiv:2006.11239) attends to the words of a caption in its lower levels, as in
+latent diffusion (Rombach et al. 2022, arXiv:2112.10752), and is trained together with a transformer that reads the
+words. The objective is flow matching (Lipman et al. 2022, arXiv:2210.02747) with the times of SD3 (Esser et al. 2024,
+arXiv:2403.03206). Samples use classifier-free guidance. The scenes of 24x24 pixels are generated while they are read.
+No download.
 
-`:latents` after the file is the last step of `make text-to-image`: one or two objects told by a sentence, in the
-latents of `configs/scenes_autoencoder.py:small`, 6x6 with 16 channels; 9,000 steps of 32, about 35 minutes on two busy
-cores. `:small` is a first trial in pixels, with one object and patches of 3x3.
+`:latents` after the file name is the last step of `make text-to-image`: one or two objects that a sentence describes,
+in the latents of `configs/scenes_autoencoder.py:small`, 6x6 with 16 channels. It takes 9,000 steps with 32 examples
+each, about 35 minutes on two busy cores. `:small` is a first trial in pixels, with one object and patches of 3x3.
 
-The judge, `prompt_adherence`, reads the samples of the data's own prompts by rules. Expected, of
-one seed: `:latents` draws 17% of 300 prompts right (52% of single objects with their colours), where chance is 0.6%;
-`:small`, 1,800 steps, 14% of 240, where chance is 3%. The whole recipe was not measured; docs/scenes.md has the tables.
+The judge, `prompt_adherence`, reads samples drawn for the data's own prompts by rules. Expected, from one seed:
+`:latents` draws 17% of 300 prompts right (52% of single objects with their colours), where chance is 0.6%; `:small`
+after 1,800 steps draws 14% of 240 right, where chance is 3%. The whole recipe was not measured; docs/scenes.md has the
+tables.
 
     make text-to-image
     python -m experiments.train --config=configs/scenes_text_to_image.py --workdir=runs/scenes
@@ -25,7 +27,7 @@ from configs.base import runner
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The whole recipe; or "latents", the demo; or "small", the first trial."""
+    """The whole recipe; with "latents" the demo; with "small" the first trial."""
     if argument not in _VARIANTS:
         raise ValueError(f"{argument!r} is none of {', '.join(filter(None, _VARIANTS))}")
     config = runner()

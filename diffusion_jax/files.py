@@ -42,7 +42,7 @@ def expanded(path: str | os.PathLike) -> Path:
       UserError: the path contains a null byte.
     """
     if "\0" in os.fspath(path):
-        raise UserError(f"{str(path)!r} is no path: it has a null byte")
+        raise UserError(f"{str(path)!r} is not a path: it has a null byte")
     return Path(os.path.expanduser(path))
 
 
@@ -59,7 +59,7 @@ def regular_file(path: str | os.PathLike) -> Path:
         if stat.S_ISDIR(mode):
             raise UserError(f"{path} is a folder, not a file")
         if not stat.S_ISREG(mode):
-            raise UserError(f"{path} is no regular file")
+            raise UserError(f"{path} is not a regular file")
         with open(path, "rb") as file:
             start = file.read(len(_LFS))
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def read_bytes(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from error
     if len(content) > limit:
-        raise UserError(f"{path} has more than {limit:,} bytes, too many for what it should be")
+        raise UserError(f"{path} has more than {limit:,} bytes, too many for a file of this kind")
     return content
 
 
@@ -119,7 +119,7 @@ def parse_json(text: str, origin: object, kind: type[J] = dict) -> J:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
-        raise UserError(f"{origin} is damaged or no JSON: {error}") from error
+        raise UserError(f"{origin} is damaged or not JSON: {error}") from error
     if not isinstance(value, kind):
         raise UserError(f"{origin} holds a JSON {type(value).__name__}; it should be a {kind.__name__}")
     return value
@@ -140,7 +140,7 @@ def open_text(path: str | os.PathLike) -> Iterator[IO[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged or no gzip file: {error}") from error
+        raise UserError(f"{path} is damaged or not a gzip file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from error
 
@@ -199,7 +199,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 raise UserError(f"{path} holds no arrays")
             return {info.filename.removesuffix(".npy"): _member(archive, info, path) for info in names}
     except _DAMAGED as error:
-        raise UserError(f"{path} is damaged or no .npz file of arrays: {_reason(error)}") from error
+        raise UserError(f"{path} is damaged or not an .npz file of arrays: {_reason(error)}") from error
 
 
 def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
@@ -214,7 +214,7 @@ def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
             _check_header(file, path.stat().st_size)
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except _DAMAGED as error:
-        raise UserError(f"{path} is damaged or no .npy file of numbers: {_reason(error)}") from error
+        raise UserError(f"{path} is damaged or not an .npy file of numbers: {_reason(error)}") from error
 
 
 _DAMAGED = (
@@ -246,7 +246,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     for length in shape:
         count *= length  # Python's integers do not overflow
     if min(shape, default=0) < 0 or count * dtype.itemsize > size:
-        raise ValueError(f"its header promises {dtype} {list(shape)}, more than its {size:,} bytes")
+        raise ValueError(f"its header announces {dtype} {list(shape)}, more than its {size:,} bytes")
 
 
 def content_hash(path: str | os.PathLike) -> str:
@@ -289,7 +289,7 @@ def replace_file(path: str | os.PathLike, content: bytes, *, make_folder: bool =
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(f"could not write {path}: {error.strerror}; what was there is untouched") from error
+        raise RunError(f"could not write {path}: {error.strerror}; the former content is unchanged") from error
 
 
 @contextlib.contextmanager
@@ -330,8 +330,8 @@ def plain_name(what: str, name: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]{0,127}", name) or name.endswith("."):
         shown = " ".join(repr(name).split())[:200]
         raise UserError(
-            f"{what} {shown} is no plain name: use letters, digits, '_', '-', '.' and '+', beginning with a letter, a "
-            "digit or '_'"
+            f"{what} {shown} is not a plain name: use letters, digits, '_', '-', '.' and '+', beginning with a "
+            "letter, a digit or '_'"
         )
     return name
 
@@ -351,7 +351,7 @@ def whole_directory(target: str | os.PathLike) -> Iterator[Path]:
         yield partial
         partial.chmod(0o777 & ~_umask())
         if target.exists() and not (target / MARKER).is_file():
-            raise UserError(f"{target} is in the way, and this program did not make it: move it, or another name")
+            raise UserError(f"{target} exists already, and this program did not make it: move it, or give another name")
         try:
             os.rename(partial, target)
         except OSError as error:

@@ -70,7 +70,7 @@ def load_model(
     if (path / "config.json").is_file() and ((path / "data.json").is_file() or (path / ABOUT).is_file()):
         return _of_run(path, step, average)
     if step is not None or average:
-        raise UserError(f"{path} is no run: step and average have no meaning there, leave them out")
+        raise UserError(f"{path} is not a run: step and average have no meaning there, leave them out")
     if (path / WEIGHTS).is_file() and (path / ABOUT).is_file():
         return read_model(path)
     return _published(path, dtype, image_size)
@@ -79,7 +79,7 @@ def load_model(
 def _of_run(path: Path, step: int | None, average: str) -> tuple[Model, Params]:
     if not (path / ABOUT).is_file():
         raise UserError(
-            f"the run in {path} has no {ABOUT}: the command that trained it, given again, writes it, unless it trains "
+            f"the run in {path} has no {ABOUT}: run its training command again to write it, unless it trains "
             "a first stage"
         )
     model, about = read_description(path)
@@ -101,7 +101,7 @@ def load_base(
         return model, params
     if model.steering:
         raise UserError(
-            f"{path} has the adapter {model.steering[0].name}, which steers by pictures and is no part of a network's "
+            f"{path} has the adapter {model.steering[0].name}, which steers by pictures and is not part of a network's "
             "parameters: start from the model that it was trained on"
         )
     owns = within(ADAPTERS, params)
@@ -131,7 +131,7 @@ def _frozen(path: Path, name: str, known: Mapping[str, str], model: Model) -> Py
         return stage.read_params()
     parts = {f"{CONDITIONING}/{next(iter(part.gives))}": part for part in model.conditioning.parts}
     if name not in parts or (parts[name].encoder is None and parts[name].pictures is None):
-        raise UserError(f"{path}: {name} is frozen, and the model has no such group")
+        raise UserError(f"{path}: {name} is frozen, but the model has no such group")
     if parts[name].pictures is None:
         params = weights.read_text_encoder(parts[name].encoder)
     else:

@@ -18,14 +18,14 @@ from experiments.sweeps.launchers import LAUNCHERS, ROOT, Job, Launcher
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.path("config", None, "file of the ablation, for example configs/ablations/samplers_nfe.py")
-WORKDIR = FLAGS.path("workdir", None, "directory of the ablation; the same command goes on there")
+WORKDIR = FLAGS.path("workdir", None, "directory of the ablation; the same command continues there")
 JOBS = FLAGS.integer(
     "jobs", 1, "trainings at once on this machine, each with its share of the CPUs", lower=1, upper=1024
 )
 POPULATION = FLAGS.integer(
     "population",
     1,
-    "trainings that differ in the seed and in numbers of the recipe alone, at most so many as one program",
+    "trainings to run as one program at most; they may differ in the seed and in numbers of the recipe",
     lower=1,
     upper=4096,
 )
@@ -43,11 +43,11 @@ SEEDS = FLAGS.strings(
     check=cli.number_text(0, cli.MOST_SEED),
     allowed="numbers with commas between them",
 )
-LIST = FLAGS.boolean("list", False, "print the cells and what is done, and stop")
+LIST = FLAGS.boolean("list", False, "print the cells and whether they are done, and stop")
 PAGE = FLAGS.path(
     "page", None, "also write the results to this file, with pictures and numbers beside it", suffix=".md"
 )
-ONLY = FLAGS.string("training", None, "evaluate only the cells of this training; for the launcher")
+ONLY = FLAGS.string("training", None, "evaluate only the cells of this training (used by the launcher)")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         }
         done = sum(is_done(directory, cell) for cell in ablation.cells)
         for line in damage(directory, ablation.cells):
-            print(f"{line}; the cell is made again", flush=True)
+            print(f"{line}; the cell is run again", flush=True)
         print(
             f"{ablation.title}\n{len(ablation.cells)} cells of {len(trainings)} trainings; {done} are done", flush=True
         )
@@ -130,7 +130,7 @@ def train_base(directory: Path, config: ConfigDict) -> None:
     home = directory / BASE_MODEL
     if (home / workdir.FINISHED).exists():
         return
-    print(f"first the model that the cells start from: {home}", flush=True)
+    print(f"training first the model that the cells start from: {home}", flush=True)
     home.mkdir(parents=True, exist_ok=True)
     file = home.with_suffix(".json")
     replace_file(file, json.dumps(workdir.to_json(config), indent=2).encode())
@@ -138,7 +138,7 @@ def train_base(directory: Path, config: ConfigDict) -> None:
     for _ in launcher(directory).run([Job(name=BASE_MODEL, commands=(command,), directory=os.getcwd())]):
         pass
     if not (home / workdir.FINISHED).exists():
-        raise RunError(f"the training in {home} has not come to its end; the same command goes on")
+        raise RunError(f"the training in {home} has not finished; the same command continues")
 
 
 def started(directory: Path, config: ConfigDict) -> ConfigDict:
@@ -177,7 +177,7 @@ def claim(directory: Path, ablation: Ablation) -> None:
             different = [name for name, value in identity(cell).items() if there.get(name) != value]
             if different:
                 raise UserError(
-                    f"{result_file(directory, cell)} is of another config than {ablation.path} has now "
+                    f"{result_file(directory, cell)} was made with another config than {ablation.path} has now "
                     f"({', '.join(different)}); give another --workdir"
                 )
 
@@ -212,7 +212,7 @@ def launcher(directory: Path) -> Launcher:
     if LAUNCHER.value == "local":
         options.setdefault("jobs", JOBS.value)
     elif JOBS.value != 1:
-        raise UserError(f"--jobs is of launcher local; {LAUNCHER.value} has its own queue")
+        raise UserError(f"--jobs is for the launcher local; {LAUNCHER.value} has its own queue")
     if LAUNCHER.value == "slurm":
         own = {name: options.pop(name) for name in ("folder", "cluster") if name in options}
         options = {"folder": f"{directory}/slurm", **own, "options": options}
@@ -223,7 +223,7 @@ def evaluate_cells(directory: Path, training: str, cells: Sequence[Cell]) -> int
     """Compute the numbers and the picture of every cell of a training that has none yet."""
     home = directory / "trainings" / training
     if not (home / workdir.FINISHED).exists():
-        raise RunError(f"training {training} has not come to its end, so it is not judged; the same command goes on")
+        raise RunError(f"training {training} has not finished, so it is not judged; the same command continues")
     restored = functools.cache(lambda ema: restore_params(home, ema=ema))
     spaces: dict[Any, Spaces] = {}
     for i, cell in enumerate(cells):

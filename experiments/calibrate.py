@@ -11,8 +11,8 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-OUT = FLAGS.path("out", None, "where to write the numbers; the table is put beside them", suffix=".json")
-NUM_PROMPTS = FLAGS.integer("num_prompts", 150, "how many prompts are judged", lower=2, upper=100_000)
+OUT = FLAGS.path("out", None, "file for the numbers; the table is written beside it", suffix=".json")
+NUM_PROMPTS = FLAGS.integer("num_prompts", 150, "number of prompts to judge", lower=2, upper=100_000)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     of_prompts = tuple(name for name in wanted if "prompts" in METRICS.facts(name).reads)
     if not of_prompts:
         raise UserError(
-            f"none of the config's metrics ({', '.join(wanted) or 'it has none'}) reads prompts, of which the truth is "
-            "known: set config.evaluation.metrics"
+            f"none of the config's metrics ({', '.join(wanted) or 'it has none'}) reads prompts with known true "
+            "pictures: set config.evaluation.metrics"
         )
     names, missing = judging.available(experiment, of_prompts)
     if missing:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         if not workdir.is_dir():
             raise UserError(f"no such workdir: {workdir}")
         if not is_run(workdir):
-            raise UserError(f"{workdir} is no workdir of a run: it has neither config.json nor metrics.jsonl")
+            raise UserError(f"{workdir} is not a workdir of a run: it has neither config.json nor metrics.jsonl")
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("a workdir is given twice; compare different runs")
     cli.writable_directory(Path(OUT.value).parent)

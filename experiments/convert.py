@@ -34,14 +34,12 @@ from experiments.ground import cli
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
 SOURCE = FLAGS.path("source", None, "a file of weights, a diffusers folder, the workdir of a run, or hf://OWNER/NAME")
-TARGET = FLAGS.path("target", None, "a new workdir; of a run, a .safetensors file or a new folder to write")
-FORMAT = FLAGS.string("format", None, "whose names, a wrong one lists all; recognised on reading")
-ENTRY = FLAGS.string("entry", None, "which weights of a file that has several, as ema or model; a wrong one lists them")
-EMA = FLAGS.string("ema", None, "of a workdir: which average of the parameters, or 'params'")
-MODEL_CONFIG = FLAGS.path("model_config", None, "of a whole model in one file: a folder of the same model")
-PUSH = FLAGS.string(
-    "push_to_hub", None, "of a run: the repository to push to", check=cli.repository, allowed="OWNER/NAME"
-)
+TARGET = FLAGS.path("target", None, "a new workdir; for a run, a .safetensors file or a new folder to write")
+FORMAT = FLAGS.string("format", None, "naming scheme of the weights; a wrong one lists all; recognised on reading")
+ENTRY = FLAGS.string("entry", None, "which weights of a file with several, such as ema; a wrong one lists them")
+EMA = FLAGS.string("ema", None, "average of a run's parameters, or 'params' for none")
+MODEL_CONFIG = FLAGS.path("model_config", None, "folder of the same model, for a model in one file")
+PUSH = FLAGS.string("push_to_hub", None, "repository to push a run to", check=cli.repository, allowed="OWNER/NAME")
 cli.begin(FLAGS)
 
 import json
@@ -87,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--source: no file or folder {source}")
     is_run = (source / "data.json").is_file() and (source / "config.json").is_file()
     if PUSH.value and not is_run:
-        raise UserError(f"--push_to_hub is of a run, whose report makes the card, and {source} is none: leave it out")
+        raise UserError(
+            f"--push_to_hub needs a run, whose report becomes the card; {source} is not a run: leave it out"
+        )
     if is_run:
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         if PUSH.value:
@@ -101,8 +101,8 @@ def main(argv: Sequence[str]) -> None:
         convert_pipeline(source, target)
     elif target.suffix == ".safetensors":
         raise UserError(
-            f"--source: {source} is neither the workdir of a run nor a text-to-image pipeline, and files are written "
-            "of these alone"
+            f"--source: {source} is neither the workdir of a run nor a text-to-image pipeline, and only these "
+            "are written as files"
         )
     else:
         _unused("weights of others are read", ema=EMA.value)
@@ -156,7 +156,7 @@ def export(source: Path, target: Path) -> None:
     form = FORMAT.value or "diffusion_jax"
     of_diffusers = form.startswith("diffusers_")
     if target.suffix != ".safetensors" and not of_diffusers:
-        raise UserError(f"--target={target} is no .safetensors file; only the formats of diffusers are folders")
+        raise UserError(f"--target={target} is not a .safetensors file; only the formats of diffusers are folders")
     described = weights.describe(experiment.network) if of_diffusers else None
     state = weights.weight_map(form, experiment.network).state(jax.device_get(params[NETWORK]))
     file = target if target.suffix == ".safetensors" else target / f"{weights.FOLDER_STEM}.safetensors"
@@ -193,7 +193,7 @@ def export_from_base(experiment: Any, params: Any, origin: Mapping[str, Any], ta
     _unused("what comes from a published folder is written, under its own names", format=FORMAT.value)
     base, adapters = Path(experiment.config.init.folder).expanduser(), experiment.model.adapters
     if not (base / INDEX).is_file() and not experiment.model.steering:
-        raise UserError(f"{base} is no published folder, so what was trained on it has no names of other programs")
+        raise UserError(f"{base} is not a published folder, so other programs have no names for what was trained on it")
     step = f"step {origin['step']} ({origin['parameters']})"
     if (target.suffix == ".safetensors") != any(not adapter.is_folder for adapter in adapters):
         raise UserError(
@@ -282,9 +282,7 @@ def described_network(source: Path) -> tuple[dict[str, Any], str, list[str]]:
     """
     file = weights.locate(source).config if source.is_dir() else None
     if file is None:
-        raise UserError(
-            "only a diffusers folder says what network it is of: give --config=..., a config with that network"
-        )
+        raise UserError("only a diffusers folder describes its network: give --config=..., a config with that network")
     described = read_json(file)
     spec, form = weights.network_spec(described, origin=file)
     unknown = weights.unknown_fields(described)
@@ -324,7 +322,7 @@ def require_variances(config: ConfigDict, info: data.DatasetInfo) -> None:
     has_variances = model.get("learn_sigma", model.get("out_channels") == 2 * channels)
     if config.sampling.sampler.get("variance") == "learned" and not has_variances:
         raise UserError(
-            "the folder's scheduler has variance_type='learned_range', and its network puts out no variances: set "
+            "the folder's scheduler has variance_type='learned_range', but its network predicts no variances: set "
             "variance_type in scheduler_config.json to fixed_small or fixed_large"
         )
 

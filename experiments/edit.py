@@ -14,20 +14,20 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of a run that edits by instruction (configs/edits.py)")
-IMAGE = FLAGS.path("image", None, "the picture that a new session begins with")
-INSTRUCTION = FLAGS.string(
-    "instruction", None, "what to do with the last picture of the session, in words", allowed="a text"
-)
+IMAGE = FLAGS.path("image", None, "first picture of a new session")
+INSTRUCTION = FLAGS.string("instruction", None, "edit of the session's last picture, in words", allowed="a text")
 OUT = FLAGS.path("out", "session", "folder of the session; an existing one is continued")
-UNDO = FLAGS.boolean("undo", False, "take the last turn back, and draw nothing")
+UNDO = FLAGS.boolean("undo", False, "undo the last turn and draw nothing")
 JUDGE = FLAGS.integer("judge", None, "held-out pairs to edit and judge, instead of a session", lower=1, upper=10**5)
 TURNS = FLAGS.integer("turns", 5, "edits of each picture, one after the other, in --judge", lower=1, upper=20)
 STEPS = FLAGS.integer(
     "steps", None, "steps of the sampler; by default those of the config", lower=1, upper=cli.MOST_STEPS
 )
-SCALE = FLAGS.number("guidance_scale", None, "how far to lean towards the instruction", lower=0, upper=1000)
-IMAGE_SCALE = FLAGS.number("image_scale", None, "how far to lean towards the picture before", lower=0, upper=1000)
-SAMPLER = FLAGS.string("sampler", None, "such as flow_heun; by default that of the config")
+SCALE = FLAGS.number("guidance_scale", None, "guidance scale towards the instruction", lower=0, upper=1000)
+IMAGE_SCALE = FLAGS.number(
+    "image_scale", None, "guidance scale towards the picture before the edit", lower=0, upper=1000
+)
+SAMPLER = FLAGS.string("sampler", None, "name of a sampler such as flow_heun; by default that of the config")
 SEED = FLAGS.integer("seed", 0, "seed of the pictures", upper=cli.MOST_SEED)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
@@ -83,7 +83,7 @@ class Session:
                 _name(0)
             }  # which may be all that a killed call wrote
             if others:
-                raise UserError(f"{folder} holds pictures and no {HISTORY}: give another --out")
+                raise UserError(f"{folder} holds pictures but no {HISTORY}: give another --out")
             return cls(folder=folder)
         rows = tuple(row for _, row in read_json_rows(str(folder / HISTORY)))
         names = [row.get("picture") for row in rows]

@@ -12,23 +12,29 @@ from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
-METRICS = FLAGS.strings("metrics", None, "such as fid,kid, a wrong name lists all; by default what the config says")
+METRICS = FLAGS.strings("metrics", None, "names such as fid,kid; a wrong name lists all; by default the config's")
 NUM_SAMPLES = FLAGS.integer(
-    "num_samples", None, "how many; by default what the config says", lower=1, upper=cli.MOST_SAMPLES
+    "num_samples", None, "number of samples; by default the config's", lower=1, upper=cli.MOST_SAMPLES
 )
 SAMPLING = SamplingFlags(FLAGS)
-SEED = FLAGS.integer("seed", None, "seed of the samples; by default what the config says", upper=cli.MOST_SEED)
+SEED = FLAGS.integer("seed", None, "seed of the samples; by default the config's", upper=cli.MOST_SEED)
 EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
-INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and its kin")
+INCEPTION = FLAGS.path("inception", None, "weights of Inception-v3, for fid and related metrics")
 DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2, for fd_dinov2")
 CLIP = FLAGS.path("clip", None, "folder with CLIP and its tokenizer, for cmmd and clip_score")
 DOWNLOAD = FLAGS.boolean("download", False, "fetch the weights that the metrics need and that no flag names")
 PROMPT = FLAGS.string(
-    "prompt", None, "of a class for clip_score", check=cli.template, allowed="a text with {} for the name of the class"
+    "prompt",
+    None,
+    "text for a class, for clip_score",
+    check=cli.template,
+    allowed="a text with {} for the name of the class",
 )
 REFERENCE = FLAGS.path("reference", None, "a published .npz file of statistics, for fid and sfid")
 DINOV2_REFERENCE = FLAGS.path("dinov2_reference", None, "a published .npz file of statistics, for fd_dinov2")
-OUT = FLAGS.path("out", None, "write the numbers to this file and leave evaluation.json and the report", suffix=".json")
+OUT = FLAGS.path(
+    "out", None, "write the numbers to this file instead of evaluation.json and the report", suffix=".json"
+)
 CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
@@ -66,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         flags = (SAMPLING.sampler, SAMPLING.steps, SEED)
         named = next((flag.name for flag in flags if flag.value is not None), None)
         if named:
-            raise UserError(f"--{named} is of samples, and {WORKDIR.value} is a first stage, which has none")
+            raise UserError(f"--{named} is for samples, but {WORKDIR.value} is a first stage, which has none")
     make = None
     if not experiment.reconstructs:
         SAMPLING.apply(experiment.config.sampling)

@@ -26,18 +26,16 @@ from experiments.ground.sampling_flags import SamplingFlags
 
 FLAGS = cli.Flags(__name__, __doc__)
 MODEL = FLAGS.path("model", None, "folder of a published pipeline, or a whole model in one file")
-MODEL_CONFIG = FLAGS.path("model_config", None, "of one file: a folder of the same model, with sizes and tokenizers")
+MODEL_CONFIG = FLAGS.path("model_config", None, "folder of the same model, for a model in one file")
 WORKDIR = FLAGS.path("workdir", None, "instead of --model, the directory of a text-to-image run")
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words")
-PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one a line, or of a .jsonl the "text" of each line')
-INSTRUCTION = FLAGS.string(
-    "instruction", None, "in place of a prompt, what to do with --image, in words", allowed="a text"
-)
+PROMPTS = FLAGS.path("prompts", None, 'file of prompts: one per line, or the "text" of each line of a .jsonl')
+INSTRUCTION = FLAGS.string("instruction", None, "edit of --image in words, instead of a prompt", allowed="a text")
 NEGATIVE = FLAGS.words("negative_prompt", None, "what to guide away from, in words")
 IMAGE = FLAGS.path("image", None, "a picture to start from, to edit, or to fill under a mask")
-MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays, grey blends")
+MASK = FLAGS.path("mask", None, "a picture of the same size: white is drawn, black stays, grey blends")
 EXPAND = FLAGS.strings(
-    "expand", None, "pixels to draw around the picture, by a run: left,top,right,bottom",
+    "expand", None, "pixels that a run draws around the picture: left,top,right,bottom",
     check=cli.number_text(0, 2**12), allowed="four numbers of pixels with commas between them",
 )  # fmt: skip
 STRENGTH = FLAGS.number("strength", None, "how much of the picture is replaced; 1 is all", lower=0, upper=1)
@@ -61,15 +59,17 @@ REFERENCE = FLAGS.repeated(
     "reference", "the picture of each --ip_adapter, and how much it counts", check=cli.path_and_scale,
     allowed="PICTURE[:SCALE]",
 )  # fmt: skip
-IMAGE_ENCODER = FLAGS.path("image_encoder", None, "its image encoder; by default the model's own, or beside the file")
+IMAGE_ENCODER = FLAGS.path(
+    "image_encoder", None, "its image encoder; by default the model's, or the one beside the file"
+)
 NUM_IMAGES = FLAGS.integer("num_images", 1, "pictures of each prompt", lower=1, upper=cli.MOST_SAMPLES)
 SAMPLING = SamplingFlags(FLAGS)
-SEED = FLAGS.integer("seed", 0, "of the pictures", upper=cli.MOST_SEED)
-HEIGHT = FLAGS.integer("height", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
-WIDTH = FLAGS.integer("width", None, "pixels; by default what the model was trained with", lower=8, upper=2**14)
-SHIFT = FLAGS.number("shift", None, "of a run, how far times move to noise; by default sqrt(pixels / those trained)",
+SEED = FLAGS.integer("seed", 0, "seed of the pictures", upper=cli.MOST_SEED)
+HEIGHT = FLAGS.integer("height", None, "side in pixels; by default that of the training", lower=8, upper=2**14)
+WIDTH = FLAGS.integer("width", None, "side in pixels; by default that of the training", lower=8, upper=2**14)
+SHIFT = FLAGS.number("shift", None, "shift of a run's times to noise; by default sqrt(pixels / trained pixels)",
                      lower=1e-3, upper=1000)  # fmt: skip
-DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "of parameters and activations; by default float32")
+DTYPE = FLAGS.choice("dtype", None, ("float32", "bfloat16"), "type of parameters and activations; by default float32")
 BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures at once", lower=1, upper=2**16)
 OUT = FLAGS.path("out", "pictures", "folder to write into, or for one picture a .png file")
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
@@ -125,9 +125,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(OUT.value)
     alone = out.suffix.lower() == ".png"
     if alone and len(prompts) * NUM_IMAGES.value > 1:
-        raise UserError(
-            f"--out={out} is one picture, and {len(prompts) * NUM_IMAGES.value} are asked for: name a folder"
-        )
+        raise UserError(f"--out={out} is one picture, but {len(prompts) * NUM_IMAGES.value} are drawn: name a folder")
     cli.writable_directory(out.parent if alone else out)
     images, about = (of_model if MODEL.value else of_run)(prompts)
     if not parallel.is_primary():
@@ -160,7 +158,7 @@ def what_is_said() -> list[str]:
     if prompts is not None:
         raise UserError("--instruction says what to do with a picture and --prompt what to draw: give one of them")
     if IMAGE.value is None:
-        raise UserError("--instruction is of a picture: give --image=... too")
+        raise UserError("--instruction needs a picture: give --image=... too")
     for name in ("mask", "strength", "expand"):
         if FLAGS[name] is not None:
             raise UserError(f"--{name} and --instruction are two ways to change a picture: leave one of them out")
@@ -170,11 +168,11 @@ def what_is_said() -> list[str]:
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a published model, and their settings."""
     if SHIFT.value is not None:
-        raise UserError("--shift is of a run (--workdir): a published model brings the shift of its own scheduler")
+        raise UserError("--shift is for a run (--workdir): a published model has the shift of its own scheduler")
     if EXPAND.value:
-        raise UserError("--expand is of a run (--workdir): give a published model a larger --image and its --mask")
+        raise UserError("--expand is for a run (--workdir): give a published model a larger --image and its --mask")
     if MASK.value is not None and IMAGE.value is None:
-        raise UserError("--mask is of a picture: give --image=... too")
+        raise UserError("--mask needs a picture: give --image=... too")
     controls = list(CONTROL.value)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else jnp.float32
     given = {"image": opened(IMAGE.value, "image"), "mask_image": opened(MASK.value, "mask")}
@@ -234,14 +232,14 @@ def opened_model(dtype: Any, controls: Sequence[str]) -> Pipeline:
     if not is_single_file(MODEL.value):
         if MODEL_CONFIG.value is not None:
             raise UserError(
-                f"--model_config is of a model in one file, and --model={MODEL.value} is none: leave it out"
+                f"--model_config is for a model in one file, but --model={MODEL.value} is not one: leave it out"
             )
         return Pipeline.from_pretrained(
             MODEL.value, dtype=dtype, scheduler=SAMPLING.sampler.value, controlnet=list(controls) or None
         )
     if controls:
         raise UserError(
-            "--control wants a model in a folder: python -m experiments.convert --source=FILE --target=FOLDER makes one"
+            "--control needs a model in a folder: python -m experiments.convert --source=FILE --target=FOLDER makes one"
         )
     parts, notes = read_single_file(
         MODEL.value, config=MODEL_CONFIG.value, dtype=dtype, scheduler=SAMPLING.sampler.value
@@ -265,7 +263,7 @@ def referred(pipe: Pipeline) -> dict[str, Any]:
         )
     if not files:
         if IMAGE_ENCODER.value:
-            raise UserError("--image_encoder is of --ip_adapter=FILE: give both, or neither")
+            raise UserError("--image_encoder belongs to --ip_adapter=FILE: give both, or neither")
         return {}
     shown = [opened(picture, "reference") for picture, _ in references]
     pipe.load_ip_adapter(files, image_encoder_folder=IMAGE_ENCODER.value, scale=[scale for _, scale in references])
@@ -285,9 +283,9 @@ def of_run(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures of a text-to-image run."""
     for name in _OF_MODELS:
         if FLAGS[name]:
-            raise UserError(f"--{name} is of published models (--model); for a run see experiments.sample")
+            raise UserError(f"--{name} is for published models (--model); for a run see experiments.sample")
     if EXPAND.value and len(EXPAND.value) != 4:
-        raise UserError(f"--expand is left,top,right,bottom in pixels, four numbers and not {len(EXPAND.value)}")
+        raise UserError(f"--expand needs four numbers of pixels, left,top,right,bottom, not {len(EXPAND.value)}")
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     if SAMPLING.sampler.value:
         check_sampler(SAMPLING.sampler.value)
@@ -359,7 +357,7 @@ def opened(path: str | None, flag: str) -> Image.Image | None:
             image.load()
             return image
     except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"--{flag}={path} is no picture that can be read: {error}") from error
+        raise UserError(f"--{flag}={path} is not a readable picture: {error}") from error
 
 
 def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]) -> str:

@@ -11,12 +11,14 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DATA = FLAGS.path("data", None, "pictures to train on, a folder of any of the kinds of docs/pictures.md")
+DATA = FLAGS.path("data", None, "folder of pictures to train on, of any kind in docs/pictures.md")
 RESOLUTION = FLAGS.integer(
-    "resolution", None, "pixels of a side; a config such as folder suits its network to it", lower=1, upper=2**14
+    "resolution", None, "side in pixels; a config such as folder adapts its network to it", lower=1, upper=2**14
 )
-PICTURE = FLAGS.path("picture", None, "write examples of the first batch, as training sees them, here", suffix=".png")
-DEPTH = FLAGS.integer("depth", 1, "levels of the network's tree of parameters that are listed; 0 for all", upper=1000)
+PICTURE = FLAGS.path(
+    "picture", None, "write examples of the first batch to this file, as training sees them", suffix=".png"
+)
+DEPTH = FLAGS.integer("depth", 1, "levels of the parameter tree to list; 0 for all", upper=1000)
 FIELDS = FLAGS.boolean("fields", True, "list all fields of the config")
 cli.begin(FLAGS)
 

@@ -11,7 +11,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 MODELS = FLAGS.strings("models", None, "workdirs or folders of the models", allowed="paths with commas between them")
-METHOD = FLAGS.string("method", "linear", "how they become one: linear, slerp, ties, dare, add_difference")
+METHOD = FLAGS.string("method", "linear", "method of merging: linear, slerp, ties, dare, add_difference")
 BASE = FLAGS.path("base", None, "model that the others were trained from, for ties and dare; by default the first")
 WEIGHTS = FLAGS.strings(
     "weights",
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     method = MERGINGS.build({"name": METHOD.value, **given})
     method.check(len(MODELS.value))
     if BASE.value and not method.of_changes:
-        raise UserError(f"--base is of ties and dare; {METHOD.value} reads none: leave it out")
+        raise UserError(f"--base is for ties and dare; {METHOD.value} reads none: leave it out")
     out = expanded(OUT.value)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file, not a folder")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     model = loaded[0][0]
     for path, (other, _) in zip(MODELS.value[1:], loaded[1:], strict=True):
         if describe(other) != describe(model):
-            raise UserError(f"{path} is another model than {MODELS.value[0]}: their parts or their sizes differ")
+            raise UserError(f"{path} is not like the model {MODELS.value[0]}: their parts or their sizes differ")
     base = None
     if method.of_changes:
         if not BASE.value:

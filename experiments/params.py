@@ -11,7 +11,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DEPTH = FLAGS.integer("depth", 1, "levels of the tree that are listed; 0 for all", upper=1000)
+DEPTH = FLAGS.integer("depth", 1, "levels of the parameter tree to list; 0 for all", upper=1000)
 JSON = FLAGS.boolean("json", False, "print one JSON object instead of the table")
 FIELDS = FLAGS.boolean("fields", False, "instead, write docs/config.md and docs/config.json for all configs")
 cli.begin(FLAGS)

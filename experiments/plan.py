@@ -45,12 +45,12 @@ CONFIG = FLAGS.config()
 TOPOLOGY = FLAGS.string(
     "topology",
     None,
-    "the slice that is compiled for",
+    "slice to compile for",
     check=topology_text,
     allowed="a chip and a shape, such as v5e:4x4 or v5p:4x4x4, and v5e:4x4*2 for two slices; 1,048,576 chips at most",
 )
 PIECES = "pieces of data, fsdp[:N], tensor:N, context:N, remat[:dots], accumulate:N, joined by +"
-STRATEGY = FLAGS.string("strategy", None, "instead of the config's", check=strategy_text, allowed=PIECES)
+STRATEGY = FLAGS.string("strategy", None, "strategy instead of the config's", check=strategy_text, allowed=PIECES)
 MESH = FLAGS.strings(
     "mesh",
     None,
@@ -58,7 +58,7 @@ MESH = FLAGS.strings(
     check=mesh_text,
     allowed="AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, with commas between them",
 )
-BATCH = FLAGS.integer("batch", None, "images of a step, instead of train.batch_size", lower=1, upper=2**24)
+BATCH = FLAGS.integer("batch", None, "images in a step, instead of train.batch_size", lower=1, upper=2**24)
 ADAPTER = FLAGS.string(
     "adapter", None, "train an adapter of this name, such as lora, instead of the model of init.folder"
 )
@@ -139,7 +139,7 @@ def with_flags(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if ADAPTER.value:
         if not config.init.folder:
-            raise UserError(f"--adapter={ADAPTER.value} is of a model that there is: a config with {fields.INIT}")
+            raise UserError(f"--adapter={ADAPTER.value} needs an existing model: a config with {fields.INIT}")
         _ = ADAPTERS[ADAPTER.value]
         own = config.get(fields.ADAPTER, ConfigDict())
         with config.unlocked():
@@ -147,13 +147,13 @@ def with_flags(config: ConfigDict) -> ConfigDict:
     if BATCH.value:
         config.train.batch_size = BATCH.value
     if MESH.value and (COMPARE.value or STRATEGY.value):
-        raise UserError("--mesh says what --strategy and --compare would: give one of them")
+        raise UserError("--mesh, --strategy and --compare all choose the mesh: give one of them")
     if MESH.value:
         config.parallel.update(strategy="jit", data=1, fsdp=1, tensor=1, context=1)
     for item in MESH.value or ():
         match = re.fullmatch(r"(data|fsdp|tensor|context):(-1|[1-9]\d*)", item)
         if not match:
-            raise UserError(f"--mesh wants AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, got {item!r}")
+            raise UserError(f"--mesh needs AXIS:LENGTH with AXIS one of data, fsdp, tensor and context, got {item!r}")
         config.parallel[match[1]] = int(match[2])
     return config
 

@@ -28,13 +28,16 @@ FLAGS = cli.Flags(__name__, __doc__)
 DATASET = FLAGS.string("dataset", None, "name in TFDS, with its config (lsun/bedroom), or digits, emoji, glyphs, text")
 DATA_DIR = FLAGS.path("data_dir", None, "directory of TFDS; by default $TFDS_DATA_DIR, else ./data")
 IDX_DIR = FLAGS.path("idx_dir", None, "directory of local idx .gz files, for mnist, fashion_mnist, kmnist")
-CORPUS = FLAGS.string("corpus", None, "for text: its name, for data.options.corpus")
+CORPUS = FLAGS.string("corpus", None, "for text: its name, used as data.options.corpus")
 TEXT = FLAGS.paths("text", [], "for text: its files")
 TEST_TEXT = FLAGS.paths("test_text", [], "for text: held-out files")
-HELD_OUT = FLAGS.integer("held_out", 0, "for text: how many documents at the end are held out")
+HELD_OUT = FLAGS.integer("held_out", 0, "for text: number of documents held out at the end")
 TOKENIZER = FLAGS.path("tokenizer", "bytes", "for text: bytes, or a tokenizer.json of Hugging Face's library")
 BEGIN = FLAGS.string(
-    "begin", None, "of a text: what begins an example, such as <|endoftext|>", allowed="a token of the tokenizer"
+    "begin",
+    None,
+    "for text: the token that begins an example, such as <|endoftext|>",
+    allowed="a token of the tokenizer",
 )
 END = FLAGS.string(
     "end",
@@ -69,7 +72,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{flag.name} {what}: leave it out")
     base = DATASET.value.split("/")[0]
     if PACKAGE_DIR.present and base not in OF_PACKAGES:
-        raise UserError(f"--package_dir is of --dataset={' and '.join(OF_PACKAGES)} only: leave it out")
+        raise UserError(f"--package_dir is only for --dataset={' and '.join(OF_PACKAGES)}: leave it out")
     if is_text:
         return prepare_text(data_dir)
     if base == "glyphs":
@@ -91,10 +94,12 @@ def main(argv: list[str]) -> None:
 def prepare_glyphs(data_dir: str) -> None:
     """Prepare the fonts of the data set "glyphs", whose pictures are drawn on access."""
     if DATASET.value != "glyphs":
-        raise UserError(f"dataset {DATASET.value!r} has no configs: prepare 'glyphs'; data.options.size is of a run")
+        raise UserError(
+            f"dataset {DATASET.value!r} has no configs: prepare 'glyphs'; data.options.size belongs to a run"
+        )
     for flag in (IDX_DIR, MANUAL_DIR):
         if flag.present:
-            raise UserError(f"--{flag.name} is not of glyphs: leave it out")
+            raise UserError(f"--{flag.name} is not for glyphs: leave it out")
     prepared = glyphs.prepare_fonts(data_dir, PACKAGE_DIR.value)
     held_out = sum(family.held_out for family in glyphs.FETCHED)
     families = f"{len(glyphs.FETCHED)} font families, {held_out} of them held out"
@@ -110,7 +115,7 @@ def licences(packages: Iterable[Package]) -> str:
 def prepare_text(data_dir: str) -> None:
     """Prepare a text."""
     if not CORPUS.value:
-        raise UserError("--corpus is missing: what the text shall be called, as data.options.corpus will say")
+        raise UserError("--corpus is missing: give a name for the text, which data.options.corpus will use")
     prepared = text.prepare_text(
         CORPUS.value,
         TEXT.value,

@@ -15,8 +15,8 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2 without registers, as torch hub has them")
-OUT = FLAGS.path("out", None, "where to write", suffix=".npy")
+DINOV2 = FLAGS.path("dinov2", None, "weights of DINOv2 without registers, as published on torch hub")
+OUT = FLAGS.path("out", None, "file to write", suffix=".npy")
 BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once", lower=1, upper=2**16)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
@@ -123,7 +123,7 @@ def _begun(partial: Path, kept: dict[str, Any], of: dict[str, Any]) -> tuple[np.
             if (begun.shape, begun.dtype) == (shape, np.float16):
                 return np.lib.format.open_memmap(partial, mode="r+"), done
         except UserError as error:
-            logging.warning("the features that were begun cannot be gone on with: %s", error)
+            logging.warning("the unfinished features cannot be continued: %s", error)
     return np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape), 0
 
 

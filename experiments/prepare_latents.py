@@ -21,17 +21,19 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 FIRST_STAGE = FLAGS.path("first_stage", None, "a trained first stage: its workdir, or a folder of diffusers")
-DATASET = FLAGS.string("dataset", None, "what is encoded, as data.dataset of a config; by default its own data")
-OUT = FLAGS.path("out", None, "folder to write, data.dataset=latents:OUT")
+DATASET = FLAGS.string("dataset", None, "data set to encode, as in data.dataset; by default the first stage's own")
+OUT = FLAGS.path("out", None, "folder to write, used as data.dataset=latents:OUT")
 SPLITS = FLAGS.strings("splits", ["train", "test"], "splits of the data")
 DATA_DIR = FLAGS.path("data_dir", None, "where prepared data lies; by default $TFDS_DATA_DIR, else ./data")
 IMAGE_SIZE = FLAGS.integer(
     "image_size", None, "side of the images; by default that of the first stage's own data", lower=1, upper=2**20
 )
-CROP = FLAGS.string("crop", None, "how images become square; by default as for the first stage")
+CROP = FLAGS.string("crop", None, "crop to squares; by default that of the first stage")
 FORMAT = FLAGS.choice("format", "float32", ["float32", "float16"], "type of the stored numbers")
 SHARD_SIZE = FLAGS.integer("shard_size", 4096, "examples in a file", lower=1, upper=2**24)
-BATCH_SIZE = FLAGS.integer("batch_size", 64, "images at once; changes latents by rounding only", lower=1, upper=2**16)
+BATCH_SIZE = FLAGS.integer(
+    "batch_size", 64, "images at once; it changes latents only by rounding", lower=1, upper=2**16
+)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
@@ -100,7 +102,7 @@ def picture_fields(own: dict[str, Any]) -> dict[str, Any]:
       UserError: it is published and has none, and --dataset is missing.
     """
     if not DATASET.value and not own.get("dataset"):
-        raise UserError("a published first stage is of no data by itself: give --dataset=..., and --image_size=...")
+        raise UserError("a published first stage has no data of its own: give --dataset=..., and --image_size=...")
     fields = {name: own.get(name) for name in ("dataset", "image_size", "crop", "channels", "options")}
     if DATASET.value and DATASET.value != own.get("dataset"):
         fields |= {"dataset": DATASET.value, "options": {}}

@@ -13,7 +13,7 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 WORKDIR = FLAGS.path("workdir", None, "directory of the run, or of an ablation")
-SERVE = FLAGS.integer("serve", None, "port to serve the page at; 0: any that is free", lower=0, upper=2**16 - 1)
+SERVE = FLAGS.integer("serve", None, "port to serve the page at; 0: any free port", lower=0, upper=2**16 - 1)
 HOST = FLAGS.string("host", "127.0.0.1", "address to serve at")
 cli.begin(FLAGS)
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     if not directory.is_dir():
         raise UserError(f"no such workdir: {directory}")
     if not is_run(directory) and not (directory / "report.html").is_file():
-        raise UserError(f"{directory} is no workdir of a run: it has neither config.json nor metrics.jsonl")
+        raise UserError(f"{directory} is not a workdir of a run: it has neither config.json nor metrics.jsonl")
     if SERVE.value is not None:
         return serve(directory, HOST.value, SERVE.value)
     path = write_report(directory) if is_run(directory) else directory / "report.html"
@@ -65,7 +65,7 @@ def _why(error: OSError, host: str) -> str:
         return "the port is in use: give another one, or 0 for any that is free"
     if error.errno == errno.EACCES:
         return "the port needs more rights: give one from 1024 on"
-    return f"can not serve at --host={host}: {error.strerror}"
+    return f"cannot serve at --host={host}: {error.strerror}"
 
 
 def _handler(directory: Path) -> type[http.server.BaseHTTPRequestHandler]:

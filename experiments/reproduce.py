@@ -13,10 +13,10 @@ command. Exit code 1 means that something differs from the paper without a reaso
 from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
-PAPER = FLAGS.string("paper", "", "only this, a file in configs/papers/ or its first words; several with commas")
-SCALE = FLAGS.choice("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train, reduced")
+PAPER = FLAGS.string("paper", "", "papers, by file in configs/papers/ or its first words; several with commas")
+SCALE = FLAGS.choice("scale", "exact", ["exact", "smoke"], "exact: measure the claims; smoke: train reduced")
 RECORD = FLAGS.path("record", None, "keep the evaluation of this finished run in docs/results/")
-WORKDIR = FLAGS.path("workdir", "runs/reproduce", "where scorecard.md and .json, and the smoke runs, are written")
+WORKDIR = FLAGS.path("workdir", "runs/reproduce", "folder for scorecard.md, scorecard.json and smoke runs")
 STEPS = FLAGS.integer("steps", 200, "training steps of a smoke run", lower=10, upper=1_000_000)
 JOBS = FLAGS.integer("jobs", 1, "smoke runs at once, each with its share of the CPUs", lower=1, upper=1024)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         f"{name}: {check.name}" for name, found in scores.items() for check in flat(found) if check.status == NOT_MET
     ]
     if wrong:
-        raise RunError(f"not as the papers have it: {'; '.join(wrong)}")
+        raise RunError(f"these claims differ from the papers: {'; '.join(wrong)}")
     return 0
 
 

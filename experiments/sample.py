@@ -28,23 +28,25 @@ READS = {
     "invert": ("image", "label", "inversion"),
 }
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
-TASK = FLAGS.choice("task", "sample", tuple(READS), "what to do")
+TASK = FLAGS.choice("task", "sample", tuple(READS), "task to do")
 NUM_SAMPLES = FLAGS.integer(
-    "num_samples", None, "how many; by default 64, and 1 for a picture", lower=1, upper=cli.MOST_SAMPLES
+    "num_samples", None, "number of samples; by default 64, and 1 for a picture", lower=1, upper=cli.MOST_SAMPLES
 )
-OUT = FLAGS.path("out", None, "where to write, an .npz or a .png file; by default samples/ in the workdir")
-IMAGE = FLAGS.path("image", None, "the picture that a task begins with, of the size of the data")
-MASK = FLAGS.path("mask", None, "a picture of that size: white is drawn, black stays")
-LABEL = FLAGS.string("label", None, "the class that the result shall have, by number or name; by default none")
-SOURCE_LABEL = FLAGS.string("source_label", None, "the class that --image has; by default none")
-STRENGTH = FLAGS.number("strength", None, "the time up to which noise replaces the picture; 1 is all", lower=0, upper=1)
+OUT = FLAGS.path("out", None, "file to write, .npz or .png; by default in samples/ of the workdir")
+IMAGE = FLAGS.path("image", None, "first picture of a task, in the size of the data")
+MASK = FLAGS.path("mask", None, "a picture of the same size: white is drawn, black stays")
+LABEL = FLAGS.string("label", None, "class of the result, by number or name; by default none")
+SOURCE_LABEL = FLAGS.string("source_label", None, "class of --image; by default none")
+STRENGTH = FLAGS.number(
+    "strength", None, "time up to which noise replaces the picture; 1 replaces all", lower=0, upper=1
+)
 LATENTS = FLAGS.path("latents", None, "noise to begin with, as --task=invert wrote it")
 SAMPLING = SamplingFlags(FLAGS, with_tasks=True)
-ANIMATE = FLAGS.boolean("animate", False, "also write the way from noise to the samples, as an animated .webp file")
-SEED = FLAGS.integer("seed", 0, "of the samples", upper=cli.MOST_SEED)
+ANIMATE = FLAGS.boolean("animate", False, "also write the path from noise to samples as an animated .webp file")
+SEED = FLAGS.integer("seed", 0, "seed of the samples", upper=cli.MOST_SEED)
 PROMPT = FLAGS.words("prompt", None, "what to draw, in words; empty: no condition")
 PROMPTS = FLAGS.path(
-    "prompts", None, 'file of prompts, drawn in turn: one a line, or of a .jsonl the "text" of each line'
+    "prompts", None, 'file of prompts, drawn in turn: one per line, or the "text" of each line of a .jsonl'
 )
 NEGATIVE = FLAGS.words(
     "negative_prompt", None, "what to guide away from, in words, or a class; by default no condition"
@@ -59,7 +61,7 @@ LABELS = FLAGS.strings(
 EMA = FLAGS.string("ema", None, "which average of the parameters (also width_W, post hoc), or 'params' for none")
 CHECKPOINT = FLAGS.integer("checkpoint", None, "step of the checkpoint; by default the newest")
 BATCH_SIZE = FLAGS.integer(
-    "batch_size", None, "samples per call; changes the speed, and the samples by rounding only", lower=1, upper=2**20
+    "batch_size", None, "samples per call; it changes the speed, and samples only by rounding", lower=1, upper=2**20
 )
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
@@ -116,7 +118,7 @@ def require_own_flags() -> None:
     for name in sorted({flag for flags in READS.values() for flag in flags} - set(own)):
         if FLAGS[name] is not None:
             readers = ", ".join(task for task, flags in READS.items() if name in flags)
-            raise UserError(f"--task={TASK.value} does not read --{name}; it is of --task={readers}")
+            raise UserError(f"--task={TASK.value} does not read --{name}; it is for --task={readers}")
     for name in ("image", "mask"):
         if name in own and FLAGS[name] is None:
             raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")
@@ -125,13 +127,13 @@ def require_own_flags() -> None:
     if TASK.value != "sample" or LATENTS.value:
         for name in ("prompt", "prompts"):
             if FLAGS[name] is not None:
-                raise UserError(f"--{name} is of samples that are drawn from noise; experiments.generate takes both")
+                raise UserError(f"--{name} is for samples drawn from noise; experiments.generate takes both")
     if STRENGTH.value == 0:
         raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
     if TASK.value == "sample" and LATENTS.value and LABELS.value:
-        raise UserError("--labels are of samples that are drawn; with --latents give --label")
+        raise UserError("--labels are for samples drawn from noise; with --latents give --label")
     if TASK.value == "sample" and LABEL.value and not LATENTS.value:
-        raise UserError("--label is of a picture; give the classes of samples as --labels")
+        raise UserError("--label is for a picture; give the classes of samples as --labels")
 
 
 def out_path() -> Path:
@@ -317,7 +319,7 @@ def chosen_labels(names: list[str] | None, num_classes: int, num_samples: int) -
         raise UserError("--labels needs a class-conditional network; this one has no classes")
     wrong = [name for name in names if not name.strip().isdigit() or int(name) >= num_classes]
     if wrong:
-        raise UserError(f"--labels: {wrong[0]!r} is no class; classes are 0 to {num_classes - 1}")
+        raise UserError(f"--labels: {wrong[0]!r} is not a class; classes are 0 to {num_classes - 1}")
     return np.resize(np.array([int(name) for name in names], np.int32), num_samples)
 
 

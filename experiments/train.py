@@ -12,26 +12,28 @@ from experiments.ground import cli
 
 FLAGS = cli.Flags(__name__, __doc__)
 CONFIG = FLAGS.config()
-DATA = FLAGS.path("data", None, "pictures to train on, a folder of any of the kinds of docs/pictures.md")
+DATA = FLAGS.path("data", None, "folder of pictures to train on, of any kind in docs/pictures.md")
 RESOLUTION = FLAGS.integer(
-    "resolution", None, "pixels of a side; a config such as folder suits its network to it", lower=1, upper=2**14
+    "resolution", None, "side in pixels; a config such as folder adapts its network to it", lower=1, upper=2**14
 )
-WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same one resumes")
+WORKDIR = FLAGS.path("workdir", None, "directory of the run; the same directory resumes it")
 RESUME_FROM = FLAGS.integer("resume_from", None, "resume from this checkpoint and set newer ones aside")
-RESTART = FLAGS.boolean("restart", False, "begin again where the checkpoints of the run are lost")
+RESTART = FLAGS.boolean("restart", False, "train again from the start, if the run's checkpoints are lost")
 PRINT_CONFIG = FLAGS.boolean("print_config", False, "print the config with all its fields as JSON, and train nothing")
-DRY_RUN = FLAGS.boolean("dry_run", False, "check all that a start checks, read a batch, and train and write nothing")
-TRACKER = FLAGS.choice("tracker", None, ("wandb", "trackio", "mlflow"), "tell this tracker what the run logs, too")
-TRACKER_PROJECT = FLAGS.string("tracker_project", None, "of the tracker; by default its variable, or diffusion_jax")
+DRY_RUN = FLAGS.boolean("dry_run", False, "check all that a start checks and read a batch; train and write nothing")
+TRACKER = FLAGS.choice("tracker", None, ("wandb", "trackio", "mlflow"), "tracker that also gets what the run logs")
+TRACKER_PROJECT = FLAGS.string(
+    "tracker_project", None, "project of the tracker; by default its variable, or diffusion_jax"
+)
 PROFILE_STEPS = FLAGS.integer("profile_steps", 0, "profile this many steps for TensorBoard", upper=10_000)
 DISTRIBUTED = FLAGS.boolean("distributed", False, "join the other hosts of this run (Cloud TPU, Slurm: detected)")
 COORDINATOR = FLAGS.string(
-    "coordinator_address", None, "of process 0, where it is not detected", check=cli.host_and_port, allowed="HOST:PORT"
+    "coordinator_address", None, "address of process 0, if not detected", check=cli.host_and_port, allowed="HOST:PORT"
 )
 NUM_PROCESSES = FLAGS.integer(
-    "num_processes", None, "processes of this run, where they are not detected", lower=1, upper=2**16
+    "num_processes", None, "number of processes of this run, if not detected", lower=1, upper=2**16
 )
-PROCESS_ID = FLAGS.integer("process_id", None, "which of them this is, counted from 0", upper=2**16 - 1)
+PROCESS_ID = FLAGS.integer("process_id", None, "number of this process, counted from 0", upper=2**16 - 1)
 COMPILATION_CACHE = FLAGS.boolean("compilation_cache", True, cli.CACHE_MEANING)
 cli.begin(FLAGS)
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     if TRACKER.value:
         trackers.require(TRACKER.value)
     elif TRACKER_PROJECT.value:
-        raise UserError("--tracker_project is of a tracker: give --tracker=... too")
+        raise UserError("--tracker_project needs a tracker: give --tracker=... too")
     stop = StopSignal()
     experiment = checked_experiment()
     if DRY_RUN.value:
@@ -124,7 +126,7 @@ def dry_run(experiment: Experiment) -> int:
     for line in inspection.rehearse(experiment):
         print(line)
     known = workdir.known_steps(directory) if directory else None
-    print(f"{directory} has a run of this config, which would go on" if known else "nothing was written or claimed")
+    print(f"{directory} has a run of this config, which would continue" if known else "nothing was written or claimed")
     return 0
 
 
@@ -282,7 +284,7 @@ def taught(experiment: Experiment, state: training.TrainState) -> training.Train
     fresh = only_here(own, {name: params.get(name) for name in own}, spec.workdir)
     if fresh and parallel.is_primary():
         names = ", ".join("/".join(path) for path in fresh)
-        print(f"note: the network of {spec.workdir} has no {names}: they begin as in a fresh network", flush=True)
+        print(f"note: the network of {spec.workdir} has no {names}: these start as in a fresh network", flush=True)
 
     def started(tree: Any) -> Any:
         if tree is None:

@@ -1,13 +1,13 @@
 """EDM's design space, configurations A to F, on digits: what each change of the training is worth.
 
-Karras et al. 2022 (arXiv:2206.00364), Table 2, on a network and data that two CPU cores train: A is score SDE's VP
+Karras et al. 2022 (arXiv:2206.00364), Table 2, on a network and data that two CPU cores can train: A is score SDE's VP
 training, B adjusts its hyperparameters (learning rate, warm-up, clipping), C moves the network's capacity to its lower
-resolution, D wraps it in EDM's preconditioning with the loss as it was, E draws noise levels from a log-normal and
-weighs them by EDM's weight, F augments the images and tells the network how. All are sampled as in the paper: Heun, 18
-steps on EDM's spacing of the noise levels.
+resolution, D adds EDM's preconditioning with an unchanged loss, E draws noise levels from a log-normal and uses EDM's
+loss weight, F augments the images and tells the network how. All are sampled as in the paper: Heun, 18 steps on EDM's
+spacing of the noise levels.
 
 Expected: nothing published at this size; in the paper (CIFAR-10, VP) the larger steps are B and E. Mirrored and turned
-digits are not digits, and a network of this size has to learn them besides: F costs more here than it gives
+digits are not digits, and a network of this size has to learn them as well, so F costs more here than it gains
 (docs/results/edm_design_space.md).
 
     python -m experiments.ablate --config=configs/ablations/edm_design_space.py --workdir=runs/edm_design_space
@@ -66,5 +66,5 @@ _F = {**_E, "data.augmentation": {"name": "edm", "probability": 0.12}, "model.au
 
 
 def sweep_configuration() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each has the changes of those before it."""
+    """The configurations A to F; each one includes the changes of all before it."""
     yield from {"A": {}, "B": _B, "C": _C, "D": _D, "E": _E, "F": _F}.items()

@@ -1,12 +1,13 @@
-"""Few steps of text-to-image: students of one guided teacher at 1 to 8 steps, and the teacher itself as the control.
+"""Few-step text-to-image: students of one guided teacher at 1 to 8 steps, and the teacher itself as the control.
 
-One teacher a seed, trained first; its students start from its weights and are told the scale of guidance, so that one
-evaluation of a student stands for two of the teacher: latent consistency (Luo et al. 2023, arXiv:2310.04378),
-trajectory consistency (Zheng et al. 2024, arXiv:2402.19159), MeanFlow (Geng et al. 2025, arXiv:2505.13447) and shortcut
-models (Frans et al. 2024, arXiv:2410.12557), the latter two with the guided teacher's velocity in their targets.
+For each seed, one teacher is trained first. Its students start from its weights and are told the guidance scale, so
+that one evaluation of a student replaces two of the teacher. The students are latent consistency (Luo et al. 2023,
+arXiv:2310.04378), trajectory consistency (Zheng et al. 2024, arXiv:2402.19159), MeanFlow (Geng et al. 2025,
+arXiv:2505.13447) and shortcut models (Frans et al. 2024, arXiv:2410.12557), the last two with the guided teacher's
+velocity in their targets.
 
-Expected: nothing published at this size. At 24 steps the teacher is at its best; at the students' numbers of steps it
-is worse than they are, most of all at 1 and 2.
+Expected: nothing published at this size. The teacher is best at 24 steps. At the students' numbers of steps it is worse
+than the students, most of all at 1 and 2.
 
     python -m experiments.ablate --config=configs/ablations/few_step_text.py --workdir=runs/few_step_text
 """
@@ -29,7 +30,7 @@ _MAP = {"sampling.sampler": dict(name="flow_map"), "model.num_times": 2}
 
 
 def get_config() -> ConfigDict:
-    """What every cell starts from: the teacher."""
+    """The teacher, from which every cell starts."""
     config = scenes("small")
     config.model.update(guidance_channels=0, num_times=1)
     config.sampling.update(sampler=dict(name="flow_euler"), steps=24)
@@ -56,5 +57,5 @@ def sweep_steps() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """Students draw in few steps."""
+    """Whether a cell is run: students are run only at few steps."""
     return cell["student"] == "teacher" or cell["steps"] != "24"

@@ -1,11 +1,12 @@
 """Classifier-free guidance: its scale, and the noise levels at which it acts.
 
 Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-Models" (arXiv:2404.07724): guidance at high noise narrows what is drawn, and at low noise does nothing but cost. One
-training per seed; the interval is of noise levels sigma / alpha.
+Models" (arXiv:2404.07724): guidance at high noise reduces the variety of samples, and at low noise it only costs time.
+There is one training per seed; the interval is in noise levels sigma / alpha.
 
 Expected: nothing published at this size. At all noise levels the distance to the real digits grows with the scale,
-while the share of samples of the asked-for class stays high; in the middle alone it grows less.
+while the share of samples of the requested class stays high. With guidance in the middle alone, the distance grows
+less.
 
     python -m experiments.ablate --config=configs/ablations/guidance_interval.py --workdir=runs/guidance_interval
 """
@@ -44,5 +45,5 @@ def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """Without guidance, only the cell without an interval."""
+    """Whether a cell is run: without guidance, only the cell without an interval is."""
     return cell["scale"] != "1" or cell["interval"] == "all"

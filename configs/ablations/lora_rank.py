@@ -1,13 +1,13 @@
-"""The rank of LoRA, against training all of the network: digits that are dark on light, from a model of light on dark.
+"""The rank of LoRA against training the whole network: a model of light digits on dark learns dark digits on light.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685). The model is trained first, in
-base/ of the workdir: a class-conditional transformer on scikit-learn's digits, 8x8 pixels. Then every cell adapts it to
-the same digits with light and dark exchanged, all kernels of its blocks and its last layer by LoRA of one rank, or the
-whole network, each for 300 steps at one learning rate. A class counts as right where a classifier of real inverted
-digits says so; the model as it is has never seen such a picture.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685). A class-conditional transformer
+is trained first, in base/ of the workdir, on scikit-learn's digits of 8x8 pixels. Then every cell adapts it to the same
+digits with light and dark exchanged. A cell trains LoRA of one rank on all kernels of the blocks and on the last layer,
+or it trains the whole network; each takes 300 steps at one learning rate. A class counts as right if a classifier of
+real inverted digits says so; the unadapted model has never seen such a picture.
 
-Expected: nothing published at this size. The paper has small ranks nearly as good as large ones where the task is close
-to what the model knows; an inversion changes what all layers see, and should want more.
+Expected: nothing published at this size. In the paper small ranks are nearly as good as large ones where the task is
+close to what the model knows. An inversion changes the input of every layer, and should need larger ranks.
 
     python -m experiments.ablate --config=configs/ablations/lora_rank.py --workdir=runs/lora_rank
 """
@@ -26,7 +26,7 @@ KERNELS = (r"network/(blocks|final)/\w+/kernel",)
 
 
 def base() -> ConfigDict:
-    """What all cells start from: a smaller transformer, trained shortly on the digits."""
+    """The model from which all cells start: a smaller transformer, trained briefly on the digits."""
     config = digits()
     config.model.update(hidden_size=64, depth=3)
     config.train.update(steps=800, batch_size=64)

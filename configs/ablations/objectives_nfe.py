@@ -1,12 +1,12 @@
 """Three objectives against network evaluations: EDM, flow matching and MeanFlow on one network.
 
-The quickstart's network, data and budget with each objective and the schedule, prediction and sampler that belong to it
-(`configs/digits_unet.py:objective=NAME`); the same weights are sampled with 1 to 32 network evaluations. EDM and flow
-matching step with Euler's method here, so that a step is one evaluation; MeanFlow jumps (Geng et al. 2025,
-arXiv:2505.13447).
+Each objective trains on the quickstart's network, data and budget, with the schedule, prediction and sampler that
+belong to it (`configs/digits_unet.py:objective=NAME`). The same weights are then sampled with 1 to 32 network
+evaluations. EDM and flow matching use Euler's method here, so that a step is one evaluation; MeanFlow jumps (Geng et
+al. 2025, arXiv:2505.13447).
 
-Expected: MeanFlow makes digits in one evaluation, where the other two make blurs; with 16 and more the other two are
-ahead.
+Expected: MeanFlow draws digits in one evaluation, where the other two draw blurs; with 16 and more evaluations the
+other two are ahead.
 
     python -m experiments.ablate --config=configs/ablations/objectives_nfe.py --workdir=runs/objectives_nfe
 """

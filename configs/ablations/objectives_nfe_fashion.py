@@ -1,12 +1,12 @@
 """Three objectives against network evaluations on Fashion-MNIST: EDM, flow matching and MeanFlow on one network.
 
-`objectives_nfe.py` on images of 28x28 with more in them than digits: the recipes of that file (Karras et al. 2022,
-arXiv:2206.00364; Liu et al. 2022, arXiv:2209.03003; Geng et al. 2025, arXiv:2505.13447), with data and network of
-`configs/fashion_mnist_unet.py`, whose docstring says how the data is prepared, for 10,000 steps of 64 images: ten
-times through the data.
+The study of `objectives_nfe.py` on 28x28 images that hold more than digits. The recipes are those of that file (Karras
+et al. 2022, arXiv:2206.00364; Liu et al. 2022, arXiv:2209.03003; Geng et al. 2025, arXiv:2505.13447). Data and network
+are those of `configs/fashion_mnist_unet.py`, whose docstring says how to prepare the data. Training takes 10,000 steps
+of 64 images, ten passes through the data.
 
-Expected: MeanFlow is ahead with up to eight evaluations, and with 32 the three are equal (docs/results.md). A seed
-takes two hours of a CPU core; `--seeds=0` runs one.
+Expected: MeanFlow is ahead with up to eight evaluations, and with 32 the three are equal (docs/results.md). One seed
+takes two hours on a CPU core; `--seeds=0` runs only the first.
 
     python -m experiments.ablate --config=configs/ablations/objectives_nfe_fashion.py --workdir=runs/objectives_fashion
 """

@@ -1,11 +1,11 @@
 """The width of the average of the parameters, chosen after training (Karras et al. 2024, EDM2, arXiv:2312.02696).
 
-The quickstart's network keeps two power-function averages, of widths 0.05 and 0.10; every other width is put together
-from its checkpoints (section 3.2 there), so that all cells of a seed share one training. The paper's Fig. 5 is this
-curve on ImageNet.
+The quickstart's network keeps two power-function averages, of widths 0.05 and 0.10; every other width is reconstructed
+from its checkpoints (section 3.2 of the paper), so that all cells of a seed share one training. Fig. 5 of the paper
+shows this curve on ImageNet.
 
-Expected: a broad optimum; too wide an average still holds the noise of early training, too narrow a one that of late
-training.
+Expected: a broad optimum. Too wide an average still contains the noise of early training, and too narrow an average
+contains the noise of late training.
 
     python -m experiments.ablate --config=configs/ablations/post_hoc_ema.py --workdir=runs/post_hoc_ema
 """

@@ -1,11 +1,12 @@
 """What the network predicts, on which schedule, weighed how: the three choices of a denoising loss, crossed.
 
-Three kinds of prediction, two schedules and two weightings on the quickstart's network and data; Kingma & Gao 2023
-(arXiv:2303.00848) and Salimans & Ho 2022 (arXiv:2202.00512, Table 1) are experiments of this form. The weights are on
-the squared error of the predicted kind: "plain" is one, "min_snr" is Min-SNR-5 (Hang et al. 2023, arXiv:2303.09556).
+The study crosses three kinds of prediction, two schedules and two weightings on the quickstart's network and data.
+Kingma & Gao 2023 (arXiv:2303.00848) and Salimans & Ho 2022 (arXiv:2202.00512, Table 1) are experiments of this form.
+The weights apply to the squared error of the predicted quantity: "plain" is one, "min_snr" is Min-SNR-5 (Hang et al.
+2023, arXiv:2303.09556).
 
-Expected: nothing published at this size. The plain losses of the three kinds weigh the noise levels differently, and so
-differ most from one another; under min_snr they weigh them alike.
+Expected: nothing published at this size. The plain losses of the three kinds weigh the noise levels differently, so
+their results differ most; under min_snr they weigh the levels alike.
 
     python -m experiments.ablate --config=configs/ablations/prediction_schedule_weighting.py --workdir=runs/psw
 """

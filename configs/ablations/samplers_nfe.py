@@ -1,11 +1,11 @@
 """Samplers against steps on one network: which sampler is worth its network evaluations?
 
-The quickstart's network (EDM on digits), trained once per seed; every sampler at every number of steps draws from the
-same weights and the same noise. Karras et al. 2022 (arXiv:2206.00364), Fig. 2, and Lu et al. 2022 (arXiv:2211.01095)
-are experiments of this form.
+The quickstart's network (EDM on digits) is trained once per seed. Every sampler at every number of steps uses the same
+weights and the same noise. Karras et al. 2022 (arXiv:2206.00364), Fig. 2, and Lu et al. 2022 (arXiv:2211.01095) are
+experiments of this form.
 
-Expected: at few evaluations DPM-Solver++ is ahead and Heun, which needs two per step, behind; at 32 steps they agree,
-and the Euler method comes last.
+Expected: at few evaluations DPM-Solver++ is ahead, and Heun is behind because it needs two per step. At 32 steps the
+two agree, and the Euler method comes last.
 
     python -m experiments.ablate --config=configs/ablations/samplers_nfe.py --workdir=runs/samplers_nfe
 """

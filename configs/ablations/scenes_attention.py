@@ -1,8 +1,9 @@
-"""How a transformer sees the words: across, or jointly with the picture.
+"""How a transformer sees the words: by cross-attention, or jointly with the picture.
 
-Crosswise, each block attends from the picture to the text (PixArt-alpha, Chen et al. 2023, arXiv:2310.00426); jointly,
-the text is a second stream, and both attend to both (MM-DiT, Esser et al. 2024, arXiv:2403.03206, section 5.1, whose
-joint form wins at its size). Widths are such that the floating-point operations of a step differ by less than a fifth.
+With cross-attention, each block attends from the picture to the text (PixArt-alpha, Chen et al. 2023,
+arXiv:2310.00426). With joint attention, the text is a second stream, and both streams attend to both (MM-DiT, Esser et
+al. 2024, arXiv:2403.03206, section 5.1, where the joint form wins at that size). The widths are chosen so that the
+floating-point operations of a step differ by less than a fifth.
 
 Expected: nothing published at this size.
 
@@ -39,6 +40,6 @@ def sweep_attention() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def sweep_text() -> Iterator[tuple[str, dict[str, Any]]]:
-    """One object from its name, or two from a sentence."""
+    """The task: one object from its name, or two objects from a sentence."""
     yield "label", {"data.options.density": "label", "data.options.max_objects": 1}
     yield "sentence", {"data.options.density": "sentence", "data.options.max_objects": 2}

@@ -1,11 +1,11 @@
 """What captions say: labels, sentences, full descriptions, or all three, at equal compute.
 
-Betker et al. 2023, "Improving Image Generation with Better Captions" (DALL-E 3): networks that are told more of their
-pictures follow prompts better. The pictures are the same in every cell, and so are the prompts of the judge. The last
-cell is the control: every picture has the caption of another one, so that its samples are right by chance alone.
+Betker et al. 2023, "Improving Image Generation with Better Captions" (DALL-E 3): networks whose captions say more about
+the pictures follow prompts better. Every cell has the same pictures, and the judge uses the same prompts. The last cell
+is the control: every picture gets the caption of another picture, so its samples are right only by chance.
 
-Expected: nothing published at this size. Labels name one object of each picture, so that what is of two objects, colour
-binding and position above all, should be right less often than under sentences and descriptions.
+Expected: nothing published at this size. Labels name one object of each picture. Properties of two objects, above all
+colour binding and position, should therefore be right less often with labels than with sentences and descriptions.
 
     python -m experiments.ablate --config=configs/ablations/scenes_captions.py --workdir=runs/scenes_captions
 """

@@ -1,10 +1,10 @@
-"""Guidance by words: its scale against adherence and distance, and the noise levels at which it acts.
+"""Guidance by words: how its scale and its interval of noise levels change adherence and distance.
 
 Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (arXiv:2207.12598); Kynkaanniemi et al. 2024 (arXiv:2404.07724)
-for the interval, which is of noise levels sigma / alpha. One training per seed.
+for the interval, which is in noise levels sigma / alpha. There is one training per seed.
 
 Expected: nothing published at this size. Adherence rises with the scale up to some value, while the distance to real
-pictures has its least at a smaller one.
+pictures is smallest at a lower scale.
 
     python -m experiments.ablate --config=configs/ablations/scenes_guidance.py --workdir=runs/scenes_guidance
 """
@@ -42,5 +42,5 @@ def sweep_interval() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def keep(cell: Mapping[str, str]) -> bool:
-    """Without guidance, only the cell without an interval."""
+    """Whether a cell is run: without guidance, only the cell without an interval is."""
     return cell["scale"] != "1" or cell["interval"] == "all"

@@ -1,11 +1,11 @@
-"""What reads the words: a list of words or bytes, and how deep the transformer is that is trained along.
+"""How text is read: a list of words or bytes, and the depth of the text transformer that is trained with the network.
 
 Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding"
-(arXiv:2205.11487), section 4.1: the text encoder counts for more than the size of the network. Theirs are frozen and
-large; these are trained with the network. A frozen one from a folder is
-named by conditioning.text.encoder, {"name": "bert", "folder": FOLDER}.
+(arXiv:2205.11487), section 4.1: the text encoder matters more than the size of the network. The paper's encoders are
+frozen and large; the encoders here are trained with the network. A frozen encoder from a folder is named by
+conditioning.text.encoder, {"name": "bert", "folder": FOLDER}.
 
-Expected: nothing published at this size. Bytes need a transformer to become words, a list of words hardly does.
+Expected: nothing published at this size. Bytes need a transformer to become words; a list of words hardly needs one.
 
     python -m experiments.ablate --config=configs/ablations/scenes_text_encoder.py --workdir=runs/scenes_text_encoder
 """
@@ -33,12 +33,12 @@ def get_config() -> ConfigDict:
 
 
 def sweep_tokens() -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a text is cut into; the length holds the longest sentence."""
+    """The units of a text; the length fits the longest sentence."""
     yield "words", {"conditioning.text.tokenizer": {"name": "words", "most": 200}, "conditioning.text.length": 20}
     yield "bytes", {"conditioning.text.tokenizer": {"name": "bytes"}, "conditioning.text.length": 80}
 
 
 def sweep_depth() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Blocks of the transformer."""
+    """The number of blocks of the transformer."""
     for depth in (1, 2, 4):
         yield f"{depth}", {"conditioning.text.encoder.depth": depth}

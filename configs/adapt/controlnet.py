@@ -1,14 +1,15 @@
 """ControlNet: a picture of edges, masks or depth steers Stable Diffusion, or any text-conditioned U-Net.
 
-Zhang, Rao & Agrawala 2023 (arXiv:2302.05543): a copy of the U-Net's way down, begun as it is, sees the picture; its
-results are added to the U-Net's through convolutions that begin at zero. AdamW 1e-5, constant; the caption is replaced
-by "" for half of the examples, so that the picture alone must do (section 3.3 there). Of Stable Diffusion 1.5 that are
-361,279,120 trained parameters; the model stays bit for bit as it was. That a picture is followed comes suddenly, after
-some thousand steps (section 3.3): with few steps and few examples there is nothing to be seen.
+Zhang, Rao & Agrawala 2023 (arXiv:2302.05543): a copy of the U-Net's encoder, initialised with the U-Net's weights, sees
+the picture. Its outputs are added to those of the U-Net through convolutions that start at zero. AdamW has the constant
+learning rate 1e-5. The caption is replaced by "" for half of the examples, so that the picture alone must suffice
+(section 3.3 of the paper). For Stable Diffusion 1.5 this trains 361,279,120 parameters; the model itself stays bit for
+bit as it was. The network begins to follow the picture suddenly, after some thousand steps (section 3.3); with few
+steps and few examples it shows no effect.
 
-Data: pictures with captions and control pictures. Those of the data set "scenes" are exact, data.options.control says
-which: "edges", "masks", "depth". Of one's own: a folder whose metadata.jsonl has {"file_name": ..., "text": ...,
-"control": ...} for each, where "control" names the file of the control picture.
+Data: pictures with captions and control pictures. The data set "scenes" has exact control pictures;
+data.options.control chooses "edges", "masks" or "depth". For your own pictures, give a folder whose metadata.jsonl has
+{"file_name": ..., "text": ..., "control": ...} for each, where "control" names the file of the control picture.
 
     python -m experiments.train --config=configs/adapt/controlnet.py --workdir=runs/edges \\
         --config.init.folder=models/sd15

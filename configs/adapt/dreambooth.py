@@ -1,20 +1,20 @@
-"""DreamBooth: one subject, from three to five pictures of it, learned under a rare word.
+"""DreamBooth: one subject, learned from three to five pictures under a rare word.
 
-Ruiz et al. 2022 (arXiv:2208.12242). The pictures of the subject share the caption "a photo of a sks object"; as many
-pictures of its class, captioned "a photo of an object", are in every batch besides and keep the class what it is (prior
-preservation). Say what the subject is in both captions: "a photo of a sks dog", "a photo of a dog". The 100 pictures of
-the class are drawn from the model before training, into the workdir; a folder of one's own takes their place.
+Ruiz et al. 2022 (arXiv:2208.12242). The pictures of the subject share the caption "a photo of a sks object". Every
+batch also holds as many pictures of its class, captioned "a photo of an object", so that the model does not forget the
+class (prior preservation). Say what the subject is in both captions: "a photo of a sks dog", "a photo of a dog". The
+model draws the 100 pictures of the class before training, into the workdir, unless you give a folder of your own.
 
-LoRA of rank 4 on the attention of the U-Net, AdamW 1e-4, 800 steps, each of 2 pictures of the subject and 2 of the
-class. `--config=configs/adapt/dreambooth.py:full` trains the U-Net itself at 5e-6, as the paper does.
+The recipe is LoRA of rank 4 on the U-Net's attention, AdamW 1e-4 and 800 steps, each with 2 pictures of the subject and
+2 of the class. `--config=configs/adapt/dreambooth.py:full` trains the U-Net itself at 5e-6, as the paper does.
 
-    --config.train.text_encoder=True            the text encoder too
-    --config.objective.prior_loss_weight=0.5    how much the class counts
+    --config.train.text_encoder=True            train the text encoder too
+    --config.objective.prior_loss_weight=0.5    weight of the class in the loss
     --config.data.num_class_images=0            no prior preservation
-    --config.data.class_pictures=FOLDER         pictures of the class that there are
+    --config.data.class_pictures=FOLDER         your own pictures of the class
 
-Slice: one chip; float32 parameters of Stable Diffusion 1.5 are 4.3 GB, and for all of the U-Net two moments and the
-average are 10.3 GB besides. What activations take was not measured.
+Slice: one chip. The float32 parameters of Stable Diffusion 1.5 take 4.3 GB; training the whole U-Net adds 10.3 GB for
+two moments and the average. The memory of activations was not measured.
 
     python -m experiments.train --config=configs/adapt/dreambooth.py --workdir=runs/dog \\
         --config.init.folder=models/sd15 --config.data.instance=data/my_dog \\
@@ -28,7 +28,7 @@ from configs.base import runner
 
 
 def get_config(what: str = "lora") -> ConfigDict:
-    """Of `what` is trained: "lora", or "full", the U-Net itself."""
+    """The config that trains `what`: "lora", or "full" for the U-Net itself."""
     if what not in ("lora", "full"):
         raise ValueError(f"dreambooth.py:{what} is not here: dreambooth.py:lora or dreambooth.py:full")
     config = runner()

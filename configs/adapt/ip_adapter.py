@@ -1,12 +1,13 @@
-"""IP-Adapter: a picture is a prompt beside the text of Stable Diffusion, or of any text-conditioned U-Net.
+"""IP-Adapter: a picture as a second prompt for Stable Diffusion, or for any text-conditioned U-Net.
 
-Ye et al. 2023 (arXiv:2308.06721): a picture is read by a frozen CLIP image encoder, becomes 4 tokens ("base") or, of
-its patches, 16 ("plus"), and every attention to the text has a key and a value of its own for them. The projection and
-these are trained, 22 million parameters of Stable Diffusion 1.5 with "base". Each picture is its own reference; it, the
-text, or both are dropped with 5% each (section 4.1 there). AdamW 1e-4, weight decay 0.01, batch 8 a chip.
+Ye et al. 2023 (arXiv:2308.06721): a frozen CLIP image encoder reads a picture and gives 4 tokens ("base"), or 16 tokens
+from its patches ("plus"). Every attention to the text gets its own key and value projections for these tokens. They are
+trained together with the projection to tokens; with "base" and Stable Diffusion 1.5 that is 22 million parameters. Each
+picture is its own reference. The picture, the text, or both are dropped with 5% each (section 4.1 of the paper). AdamW
+1e-4, weight decay 0.01, batch 8 a chip.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. A picture that is
-its own reference can be copied by a model that has seen few: take many, and read what is drawn of pictures held out.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. A model that has
+seen few pictures may copy a picture that is its own reference: train on many, and judge samples from held-out pictures.
 
     python -m experiments.train --config=configs/adapt/ip_adapter.py --workdir=runs/reference \\
         --config.init.folder=models/sd15 --config.adapter.image_encoder=models/image_encoder

@@ -1,19 +1,20 @@
-"""LoRA of Stable Diffusion, or of any model that is told captions: a style or a subject from a few dozen pictures.
+"""LoRA for Stable Diffusion, or for any model with captions: a style or a subject from a few dozen pictures.
 
-Hu et al. 2021 (arXiv:2106.09685), on the attention of the U-Net: rank 4 with alpha 4, AdamW 1e-4, constant, batch 4;
-the caption is replaced by "" for a tenth of the examples. Of Stable Diffusion 1.5 that are 797,184 trained parameters.
-The model is frozen and stays bit for bit as it was; optimizer, average and checkpoints hold the adapter alone.
+The method of Hu et al. 2021 (arXiv:2106.09685) on the U-Net's attention: rank 4 with alpha 4, AdamW with the constant
+learning rate 1e-4, batch 4. The caption is replaced by "" for a tenth of the examples. For Stable Diffusion 1.5 this
+trains 797,184 parameters. The model is frozen and stays bit for bit as it was; optimizer, average and checkpoints hold
+only the adapter.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each; a word that the
-captions share, and that says nothing else, becomes the trigger. `data.trigger` puts it before captions that lack it; a
-picture without a caption is captioned with the trigger alone. DoRA: --config.adapter.magnitude=True.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each; a word that all
+captions share and that has no other meaning becomes the trigger. `data.trigger` puts this word before captions that
+lack it; a picture without a caption gets the trigger alone. DoRA: --config.adapter.magnitude=True.
 
 `lora.py:style` is the default. `lora.py:object` has 1,000 steps and drops one caption in 20. `lora.py:character` has
-rank 16, the text encoder's attention too, dropout 0.1 of the adapter, and 1,500 steps at 5e-5. These are usual choices,
-not measured ones.
+rank 16, adapts the text encoder's attention too, and has dropout 0.1 on the adapter and 1,500 steps at 5e-5. These are
+usual choices that were not measured here.
 
-Slice: one chip; float32 parameters of Stable Diffusion 1.5 are 4.3 GB, with activations in bfloat16 on top, which were
-not measured.
+Slice: one chip. The float32 parameters of Stable Diffusion 1.5 take 4.3 GB. Activations in bfloat16 come on top and
+were not measured.
 
     python -m experiments.train --config=configs/adapt/lora.py --workdir=runs/style \\
         --config.init.folder=models/sd15 --config.data.dataset=folder:data/style
@@ -26,7 +27,7 @@ from configs.base import runner
 
 
 def get_config(what: str = "style") -> ConfigDict:
-    """Of `what` is learned: "style", "object" or "character"."""
+    """The config that learns `what`: "style", "object" or "character"."""
     if what not in ("style", "object", "character"):
         raise ValueError(f"lora.py:{what} is not here: lora.py:style, lora.py:object or lora.py:character")
     config = runner()

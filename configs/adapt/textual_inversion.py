@@ -1,13 +1,16 @@
 """Textual inversion: a new meaning for one word of the text encoder, from a few pictures; nothing else changes.
 
-Gal et al. 2022 (arXiv:2208.01618): one vector of the table of embeddings is trained, AdamW 5e-3, constant, batch 4,
-3,000 steps; every picture has the caption "a photo of a WORD". Of Stable Diffusion 1.5 that are 768 parameters.
+Gal et al. 2022 (arXiv:2208.01618): one vector of the embedding table is trained for 3,000 steps with AdamW at the
+constant learning rate 5e-3, batch 4. Every picture has the caption "a photo of a WORD". For Stable Diffusion 1.5 that
+is 768 parameters.
 
-The word is `data.trigger`: one that the tokenizer reads as one token, and that prompts do not need otherwise. It begins
-as what it means already, so take one that means something near, or a rare one. Vectors of several tokens that follow
-each other, `adapter.rows`, are named by the first one's number, `adapter.first`.
+The word is `data.trigger`. The tokenizer must read it as one token, and prompts should not need it otherwise. Its
+vector starts from the meaning that it has already, so take a word with a similar meaning, or a rare one. To train the
+vectors of several consecutive tokens, set their number, `adapter.rows`, and the number of the first token,
+`adapter.first`.
 
-Slice: one chip; parameters of Stable Diffusion 1.5 are 4.3 GB in float32. What activations take was not measured.
+Slice: one chip. The parameters of Stable Diffusion 1.5 take 4.3 GB in float32. The memory of activations was not
+measured.
 
     python -m experiments.train --config=configs/adapt/textual_inversion.py --workdir=runs/toy \\
         --config.init.folder=models/sd15 --config.data.instance=data/toy --config.data.trigger=zebrawood \\

@@ -1,8 +1,8 @@
 """Distribution matching distillation: a generator of 4 steps, and a fake score that follows its samples.
 
-Yin et al. 2024 (arXiv:2405.14867, DMD2) without the adversarial term: five updates of the fake score for one of the
-student, samples simulated as they are drawn. Both networks start from the teacher's
-weights. Expected: not measured yet.
+Yin et al. 2024 (arXiv:2405.14867, DMD2) without the adversarial term: the fake score is updated five times for each
+update of the student, and training simulates the sampler's own steps. Both networks start from the teacher's weights.
+Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/dmd.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/dmd

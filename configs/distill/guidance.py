@@ -1,8 +1,8 @@
-"""Guidance distillation: one evaluation of the student is two of its teacher, at any scale that it is told.
+"""Guidance distillation: one evaluation of the student replaces two of its teacher, at any guidance scale it is told.
 
-Meng et al. 2022 (arXiv:2210.03142), stage one, in the kind of prediction and on the schedule of flow models. The
-student is drawn as its teacher was, in as many steps at half the cost, and `progressive.py` goes on from it. Expected:
-not measured yet.
+Meng et al. 2022 (arXiv:2210.03142), stage one, with the prediction and the schedule of flow models. The student is
+sampled like its teacher, with as many steps at half the cost, and `progressive.py` continues from it. Expected: not
+measured yet.
 
     python -m experiments.train --config=configs/distill/guidance.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/told

@@ -1,8 +1,8 @@
-"""Latent consistency distillation: a guided text-to-image run, learned to be drawn in 1 to 8 steps.
+"""Latent consistency distillation: a student that does in 1 to 8 steps what a guided text-to-image run does in many.
 
-Luo et al. 2023 (arXiv:2310.04378): the student answers at x_t as its average answers one guided DDIM step of the
-teacher further on, 50 steps being the whole way; the scale of guidance is embedded. This is the recipe reduced to a run
-of the scenes. Expected: not measured yet.
+Luo et al. 2023 (arXiv:2310.04378): the student's answer at x_t must match the answer of its own average one guided DDIM
+step of the teacher further on, where 50 such steps are the whole path. The guidance scale is embedded. This is the
+recipe reduced to a run on the scenes. Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/lcm.py \\
         --config.teacher.workdir=runs/scenes64 --workdir=runs/lcm

@@ -1,9 +1,9 @@
-"""LCM-LoRA: latent consistency distillation of an adapter, whose model stays as it is and is its own teacher.
+"""LCM-LoRA: latent consistency distillation into an adapter; the frozen model is its own teacher.
 
-Luo et al. 2023 (arXiv:2311.05556): rank 64 on the attention. A LoRA has no layer that is told a scale, so the teacher
-is guided with one. `init.folder` is a run in pixels, whose data are taken too; the data of a published pipeline, such
-as Stable Diffusion 1.5, are stated by a config that starts from this one, with `teacher.inherit` False. Expected: not
-measured yet.
+Luo et al. 2023 (arXiv:2311.05556): rank 64 on the attention. A LoRA has no layer for the guidance scale, so the teacher
+is guided with a single scale. `init.folder` is a run in pixels, whose data is used too. For a published pipeline such
+as Stable Diffusion 1.5, write a config that starts from this one, states the data, and sets `teacher.inherit` to False.
+Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/lcm_lora.py --config.init.folder=runs/scenes64 \\
         --workdir=runs/lcm_lora

@@ -1,8 +1,9 @@
-"""MeanFlow of a guided teacher: the average velocity of its flow between two times.
+"""MeanFlow from a guided teacher: a student learns the average velocity of the teacher's flow between two times.
 
-Geng et al. 2025 (arXiv:2505.13447); the velocity that the identity is written with is the guided teacher's instead of
-that of an example, so that guidance is in the target. The interval enters by layers that the teacher has not. Without a
-teacher guidance is in the target by `omega` and `kappa` of the objective meanflow. Expected: not measured yet.
+Geng et al. 2025 (arXiv:2505.13447); the velocity in the MeanFlow identity is the guided teacher's instead of an
+example's, so that the target includes guidance. The interval enters through layers that the teacher does not have.
+Without a teacher, `omega` and `kappa` of the objective meanflow put guidance into the target. Expected: not measured
+yet.
 
     python -m experiments.train --config=configs/distill/meanflow.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/meanflow

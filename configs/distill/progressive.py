@@ -1,8 +1,8 @@
 """Progressive distillation of a guided teacher: a student does in one DDIM step what its teacher does in two.
 
 Salimans & Ho 2022 (arXiv:2202.00512), with guidance in the target as in the second stage of Meng et al. 2022
-(arXiv:2210.03142). A student is the teacher of the next, of half its steps: a teacher that is told the scale is told
-it. Expected: not measured yet.
+(arXiv:2210.03142). A student becomes the teacher of the next student, which has half the steps. A teacher that takes
+the guidance scale as an input gets it. Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/progressive.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/student_8
@@ -16,7 +16,7 @@ from configs.objectives import student
 
 
 def get_config(argument: str = "steps=8") -> ConfigDict:
-    """The student of 8 steps, or of N with "steps=N"."""
+    """The config of the student with 8 steps, or with N for "steps=N"."""
     name, _, number = argument.partition("=")
     if name != "steps" or not number.isdigit() or not int(number):
         raise ValueError(f"{argument!r} is not steps=N")

@@ -1,7 +1,7 @@
-"""Reflow: a flow along the straight lines between noise and what a guided teacher makes of it.
+"""Reflow: a flow along straight lines between noise and the sample that a guided teacher makes from it.
 
-Liu et al. 2022 (arXiv:2209.03003), for text as in InstaFlow (Liu et al. 2023, arXiv:2309.06380): the pairs are made of
-the teacher's guided steps while training. Expected: not measured yet.
+Liu et al. 2022 (arXiv:2209.03003), for text as in InstaFlow (Liu et al. 2023, arXiv:2309.06380). The teacher's guided
+steps make the pairs during training. Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/reflow.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/reflow

@@ -1,7 +1,7 @@
-"""A shortcut model of a guided teacher: two jumps teach one of twice the length, and the teacher the shortest.
+"""A shortcut model from a guided teacher: two jumps teach a jump of twice the length; the teacher teaches the shortest.
 
-Frans et al. 2024 (arXiv:2410.12557), with the guided teacher's velocity in the place of that of an example. The length
-enters by layers that the teacher has not. Expected: not measured yet.
+Frans et al. 2024 (arXiv:2410.12557), with the guided teacher's velocity in the place of an example's. The length of a
+jump enters through layers that the teacher does not have. Expected: not measured yet.
 
     python -m experiments.train --config=configs/distill/shortcut.py --config.teacher.workdir=runs/scenes64 \\
         --workdir=runs/shortcut

@@ -1,20 +1,20 @@
-"""FLUX.1 dev, all of its transformer trained further, on pictures with captions.
+"""FLUX.1 dev: its whole transformer is trained further on pictures with captions.
 
-Black Forest Labs 2024, from a folder of the published pipeline: 11,901,408,320 parameters of the transformer are
-trained; the two text encoders and the first stage, which encodes in the step, stay as they are. Recipe: AdamW 1e-5
-after 500 steps of warm-up, batch 64, EMA 0.9999; the velocity of the straight path, all times alike, of times with
-logit(t) ~ N(0, 1), shifted towards noise by exp(1.15) = 3.16, as the published scheduler does at 1024 x 1024 pixels
-(4,096 tokens). The model was distilled from guided predictions and is told how far they leaned. In training it is told
-`train.guidance_embedding`, 1: data leans no way. A run's samples are told the same; a folder written from it draws with
-any. No caption is dropped, since nothing leans on the null caption. The number of steps is that of a set of some ten
-thousand pictures; nothing is claimed of the result.
+The model of Black Forest Labs 2024, read from a folder of the published pipeline. The transformer's 11,901,408,320
+parameters are trained. The two text encoders and the first stage, which encodes in every step, stay frozen. Recipe:
+AdamW 1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999. The loss is on the velocity of the straight path with equal
+weights, at times with logit(t) ~ N(0, 1) that are shifted towards noise by exp(1.15) = 3.16, as the published scheduler
+does at 1024 x 1024 pixels (4,096 tokens). The model was distilled from guided predictions and takes their guidance
+scale as an input. In training this input is `train.guidance_embedding`, 1, since data is unguided. A run's own samples
+use the same value; a folder written from the run can draw with any. No caption is dropped, since sampling does not use
+a null caption. The number of steps suits a set of some ten thousand pictures; no quality is claimed.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. They are cut to
-squares of 1024 pixels; another data.image_size is trained at that size. T5 reads 512 tokens of a caption, CLIP 77.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. The pictures are cut
+to squares of 1024 pixels; data.image_size sets another side. T5 reads 512 tokens of a caption, and CLIP reads 77.
 
 Slice: TPU v5p 4x4x4 (64 chips), batch 1 a chip, activations in bfloat16, blocks recomputed in the backward pass.
-Parameters, two moments and the average are float32, 190.4 GB, and the frozen parts 19.9 GB, of which T5 is 19.0, which
-the chips share; what activations take was not measured.
+Parameters, two moments and the average take 190.4 GB in float32. The frozen parts take 19.9 GB, of which T5 takes 19.0.
+The chips share both; the memory of activations was not measured.
 
     python -m experiments.train --config=configs/finetune/flux.py --workdir=runs/flux \\
         --config.init.folder=models/flux --config.data.dataset=folder:data/pictures

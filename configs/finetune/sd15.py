@@ -1,16 +1,16 @@
-"""Stable Diffusion 1.5, all of its U-Net trained further, on pictures with captions.
+"""Stable Diffusion 1.5: its whole U-Net is trained further on pictures with captions.
 
-Rombach et al. 2022 (arXiv:2112.10752), from a folder of the published pipeline: 859,520,964 parameters of the U-Net are
-trained; the text encoder and the first stage, which encodes in the step, stay as they are. Recipe: AdamW 1e-5 after 500
-steps of warm-up, batch 64, EMA 0.9999, epsilon with the weights min(SNR, 5) / SNR of Min-SNR (Hang et al. 2023,
-arXiv:2303.09556), the caption replaced by "" for a tenth of the examples so that guidance keeps its meaning. The number
-of steps is that of a set of some ten thousand pictures; nothing is claimed of the result.
+The model of Rombach et al. 2022 (arXiv:2112.10752), read from a folder of the published pipeline. The U-Net's
+859,520,964 parameters are trained. The text encoder and the first stage, which encodes in every step, stay frozen.
+Recipe: AdamW 1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999. The loss is on epsilon with the weights min(SNR, 5)
+/ SNR of Min-SNR (Hang et al. 2023, arXiv:2303.09556). The caption is replaced by "" for a tenth of the examples, so
+that guidance keeps working. The number of steps suits a set of some ten thousand pictures; no quality is claimed.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. They are cut to
-squares of 512 pixels.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. The pictures are cut
+to squares of 512 pixels.
 
-Slice: TPU v5e 4x4 (16 chips), batch 4 a chip, activations in bfloat16. Parameters, two moments and the average are
-float32, 13.8 GB, which 16 chips share; the frozen parts are 0.8 GB. What activations take was not measured.
+Slice: TPU v5e 4x4 (16 chips), batch 4 a chip, activations in bfloat16. Parameters, two moments and the average take
+13.8 GB in float32, which 16 chips share; the frozen parts take 0.8 GB. The memory of activations was not measured.
 
     python -m experiments.train --config=configs/finetune/sd15.py --workdir=runs/sd15 \\
         --config.init.folder=models/sd15 --config.data.dataset=folder:data/pictures

@@ -1,18 +1,18 @@
-"""Stable Diffusion 3 medium, all of its transformer trained further, on pictures with captions.
+"""Stable Diffusion 3 medium: its whole transformer is trained further on pictures with captions.
 
-Esser et al. 2024 (arXiv:2403.03206), from a folder of the published pipeline: 2,028,328,000 parameters of the
-transformer are trained; the three text encoders, the table of positions and the first stage, which encodes in
-the step, stay as they are. Recipe: AdamW 1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999; the velocity of the
-straight path, all times alike, of times with logit(t) ~ N(0, 1), shifted by 3 towards noise (sec. 3.1 and eq. 23; 3 is
-what the published scheduler samples with); the caption replaced by "" for a tenth of the examples. The number of steps
-is that of a set of some ten thousand pictures; nothing is claimed of the result.
+The model of Esser et al. 2024 (arXiv:2403.03206), read from a folder of the published pipeline. The transformer's
+2,028,328,000 parameters are trained. The three text encoders, the table of positions and the first stage, which encodes
+in every step, stay frozen. Recipe: AdamW 1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999. The loss is on the
+velocity of the straight path with equal weights, at times with logit(t) ~ N(0, 1) that are shifted by 3 towards noise
+(sec. 3.1 and eq. 23; the published scheduler samples with the same 3). The caption is replaced by "" for a tenth of the
+examples. The number of steps suits a set of some ten thousand pictures; no quality is claimed.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. They are cut to
-squares of 1024 pixels. T5 reads 256 tokens of a caption, CLIP 77.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. The pictures are cut
+to squares of 1024 pixels. T5 reads 256 tokens of a caption, and CLIP reads 77.
 
 Slice: TPU v5p 2x2x4 (16 chips), batch 4 a chip, activations in bfloat16, blocks recomputed in the backward pass.
-Parameters, two moments and the average are float32, 32.5 GB, and the frozen parts 22.7 GB, of which T5 is 19.0, which
-the chips share; what activations take was not measured.
+Parameters, two moments and the average take 32.5 GB in float32. The frozen parts take 22.7 GB, of which T5 takes 19.0.
+The chips share both; the memory of activations was not measured.
 
     python -m experiments.train --config=configs/finetune/sd3.py --workdir=runs/sd3 \\
         --config.init.folder=models/sd3 --config.data.dataset=folder:data/pictures

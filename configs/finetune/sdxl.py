@@ -1,18 +1,18 @@
-"""Stable Diffusion XL, all of its U-Net trained further, on pictures with captions.
+"""Stable Diffusion XL: its whole U-Net is trained further on pictures with captions.
 
-Podell et al. 2023 (arXiv:2307.01952), from a folder of the published base pipeline: 2,567,463,684 parameters of the
-U-Net are trained; the two text encoders and the first stage, which encodes in the step, stay as they are. Recipe: AdamW
-1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999, epsilon with the weights min(SNR, 5) / SNR of Min-SNR (Hang et
-al. 2023, arXiv:2303.09556); for a tenth of the examples zeros stand in the place of the caption, as the pipeline draws
-without one. The network is told of each picture its size as it was, what was cut off, and 1024 x 1024 (sec. 2.2). The
-number of steps is that of a set of some ten thousand pictures; nothing is claimed of the result.
+The model of Podell et al. 2023 (arXiv:2307.01952), read from a folder of the published base pipeline. The U-Net's
+2,567,463,684 parameters are trained. The two text encoders and the first stage, which encodes in every step, stay
+frozen. Recipe: AdamW 1e-5 after 500 steps of warm-up, batch 64, EMA 0.9999. The loss is on epsilon with the weights
+min(SNR, 5) / SNR of Min-SNR (Hang et al. 2023, arXiv:2303.09556). For a tenth of the examples zeros replace the
+caption, as in the pipeline's own null condition. For each picture the network is told the original size, the crop, and
+the size 1024 x 1024 (sec. 2.2). The number of steps suits a set of some ten thousand pictures; no quality is claimed.
 
-Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. They are resized to
-1024 pixels along the shorter side, and the middle is cut out.
+Data: a folder of pictures, and in it metadata.jsonl with {"file_name": ..., "text": ...} for each. The pictures are
+resized to 1024 pixels along the shorter side, and their middle is cut out.
 
 Slice: TPU v5p 2x2x4 (16 chips), batch 4 a chip, activations in bfloat16, blocks recomputed in the backward pass.
-Parameters, two moments and the average are float32, 41.1 GB, and the frozen parts 3.6 GB, which the chips share;
-what activations take was not measured.
+Parameters, two moments and the average take 41.1 GB in float32, and the frozen parts take 3.6 GB. The chips share both;
+the memory of activations was not measured.
 
     python -m experiments.train --config=configs/finetune/sdxl.py --workdir=runs/sdxl \\
         --config.init.folder=models/sdxl --config.data.dataset=folder:data/pictures

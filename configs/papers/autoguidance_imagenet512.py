@@ -1,22 +1,23 @@
 """Autoguidance: EDM2-S on ImageNet 512x512 latents, guided by a worse version of itself.
 
-Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507): nothing but sampling
-changes. The network of `edm2_s_imagenet512.py` with averages of width 0.070 is extrapolated, with scale 2.1, from an
-EDM2-XS that has seen 134 million images, with averages of width 0.125; Heun at 32 steps.
+Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507): only sampling changes.
+The network is that of `edm2_s_imagenet512.py`, with averages of width 0.070. Its predictions are extrapolated, with
+scale 2.1, away from those of an EDM2-XS that has seen 134 million images, with averages of width 0.125. Samples take 32
+steps of Heun's method.
 
-Published: FID 1.34 (2.56 without guidance). Not run here, and the data is a stand-in, as there. The guide is a run of
-its own, a sixteenth as long:
+Published: FID 1.34 (2.56 without guidance). Not run here, and the data is a stand-in, as in that config. The guide is a
+separate run, a sixteenth as long:
 
     python -m experiments.train --config=configs/papers/edm2_s_imagenet512.py --workdir=runs/edm2_xs \
         --config.model.size=XS --config.train.steps=65536
     python -m experiments.train --config=configs/papers/autoguidance_imagenet512.py --workdir=runs/edm2_s \
         --config.sampling.guidance.guide=runs/edm2_xs
 
-The training's own samples need the averages that it keeps; those of width 0.070 are put together after it:
-`--ema=width_0.07 --guide_ema=width_0.125` of `experiments.sample` and `experiments.evaluate`.
+Samples drawn during training use the averages that the training keeps. The averages of width 0.070 are reconstructed
+afterwards: give `experiments.sample` or `experiments.evaluate` the flags `--ema=width_0.07 --guide_ema=width_0.125`.
 
-Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
-The plan's sampler is guided by the null condition of the same network: there is no run of a worse one to plan with.
+Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1). The plan's
+sampler uses the null condition of the same network for guidance, since no run of a worse network exists to plan with.
 
     python -m experiments.params --config=configs/papers/autoguidance_imagenet512.py
 """

@@ -1,17 +1,18 @@
-"""Consistency models on CIFAR-10, unconditional: training in isolation (CT), and by name distillation (CD).
+"""Consistency models on CIFAR-10, unconditional: training in isolation (CT), or distillation (CD) by name.
 
 Song et al. 2023, "Consistency Models" (arXiv:2303.01469), with the configs of the authors' code for CIFAR-10: EDM's
 NCSN++ (56,395,523 parameters), EDM's noise levels, RAdam 4e-4 after 10 million images of warm-up, batch 512, 800k
-steps, no dropout, EMA 0.9999. CT refines from 2 to 150 levels while the decay of its target follows from 0.9; CD has 18
-levels, Heun steps of an EDM teacher, and starts from it; the code's target there is the network itself.
+steps, no dropout, EMA 0.9999. CT refines from 2 to 150 levels, and the decay of its target network rises with them from
+0.9. CD has 18 levels, takes Heun steps of an EDM teacher, and starts from the teacher's weights; in the authors' code
+its target is the network itself.
 
-The distance is LPIPS, a network whose weights are two files of yours: torchvision's VGG-16 and the weights of its
-channels; the error without them says where they are published. `consistency_cifar10.py:squared`, or
-`:distillation,squared`, needs none.
+The distance is LPIPS, a network whose weights you provide as two files: torchvision's VGG-16, and the weights of its
+channels. The error without them says where they are published. `consistency_cifar10.py:squared`, or
+`:distillation,squared`, needs no files.
 
 Published: CT 8.70 in one step and 5.83 in two, CD 3.55 and 2.93. Not run here.
 
-Topology: TPU v5e 2x4 (8 chips); the train step needs 14.1 GB per chip (compiled by libtpu 0.0.42.1), by the squared
+Topology: TPU v5e 2x4 (8 chips); the train step needs 14.1 GB per chip (compiled by libtpu 0.0.42.1), with the squared
 distance 5.7 GB.
 
     python -m experiments.prepare_data --dataset=cifar10
@@ -59,7 +60,7 @@ SMOKE = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """CT, or "distillation" for CD, whose teacher `teacher.workdir` names; "squared" for a distance without files."""
+    """CT, or "distillation" for CD from the teacher in `teacher.workdir`; "squared" for a distance without files."""
     config = cifar10()
 
     config.model = ConfigDict(dict(name="ncsnpp", dropout=0.0))

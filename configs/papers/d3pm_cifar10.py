@@ -2,9 +2,9 @@
 
 Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces" (arXiv:2107.03006): DDPM's U-Net
 with 256 logits for each of 3 channels (36,628,352 parameters; 37,509,632 here, where tokens enter as one-hot vectors),
-1000 steps, the bound with 0.001 of the cross entropy, Adam 2e-4, batch 128, clipping at 1, EMA 0.9999, 1.5 million
-steps. As in the authors' code the bound is a mean over the steps and not their sum, and the last step of sampling takes
-the likeliest value.
+1000 steps, the bound plus 0.001 times the cross entropy, Adam 2e-4, batch 128, clipping at 1, EMA 0.9999, 1.5 million
+steps. As in the authors' code, the bound is a mean over the steps instead of their sum, and the last step of sampling
+takes the most likely value.
 
 Published (Table 3, D3PM Gauss, L_0.001): FID 8.34, IS 8.54, 3.975 bits per dimension with 1000 steps. Not run here.
 

@@ -1,11 +1,11 @@
 """DDIM on CIFAR-10: DDPM's network, sampled without noise in 50 steps.
 
-Song et al. 2021, "Denoising Diffusion Implicit Models" (arXiv:2010.02502): the training is DDPM's own; a run of
-`ddpm_cifar10.py` can be sampled with `--sampler=ddim --steps=50` and needs no second training.
+Song et al. 2021, "Denoising Diffusion Implicit Models" (arXiv:2010.02502): the training is that of DDPM, so a run of
+`ddpm_cifar10.py` can be sampled with `--sampler=ddim --steps=50` without a second training.
 
 Published, eta 0 (Table 1; 50,000 samples): FID 13.36, 6.84, 4.67, 4.16 in 10, 20, 50, 100 steps. Not run here.
 
-The paper takes quadratic subsequences of the steps on CIFAR-10; the grid here is `quadratic`.
+The paper takes quadratic subsequences of the steps on CIFAR-10, as the grid `quadratic` does here.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 1.8 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -2,11 +2,11 @@
 
 674,834,720 trainable parameters, latents 32x32x4, 1000 classes with 10% label dropout, AdamW 1e-4 constant without
 weight decay, batch 256, EMA 0.9999, linear betas in 1000 steps, 7 million steps. The loss is iDDPM's hybrid: the MSE of
-the noise, and the variational bound of the learned variances, which does not move the mean. Sampled with 250 ancestral
-steps with the learned variances and guidance 1.5: FID 2.27, sFID 4.60, IS 278.24 (9.62 FID without guidance).
+the noise, plus the variational bound for the learned variances, which does not train the mean. Published, with 250
+ancestral steps, learned variances and guidance 1.5: FID 2.27, sFID 4.60, IS 278.24 (9.62 FID without guidance).
 
 The data is a stand-in: `synthetic_latents`, Gaussian mixtures in the latents' shape. Encoding ImageNet needs the
-autoencoder, which is not here yet; the network takes the authors' weights (`experiments.convert`).
+autoencoder, which is not here yet; the network can load the authors' weights (`experiments.convert`).
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with parameters,
 optimizer and EMA sharded over all of them.

@@ -1,10 +1,10 @@
 """EDM2-S on ImageNet 512x512 latents.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv:2312.02696):
-magnitude-preserving network of size S (280,212,837 parameters with the 128 of the loss's uncertainty), Adam
-(0.9, 0.99), learning rate 0.01 ramped up over 10 million images and falling as an inverse square root from step 70,000,
-batch 2048, noise levels ln sigma ~ N(-0.4, 1), 2147 million images, power-function averages of widths 0.05 and 0.1.
-The paper computes in float16; here it is bfloat16.
+magnitude-preserving network of size S (280,212,837 parameters with the 128 of the loss's uncertainty), Adam (0.9,
+0.99), learning rate 0.01 ramped up over 10 million images and falling as an inverse square root from step 70,000, batch
+2048, noise levels ln sigma ~ N(-0.4, 1), 2147 million images, power-function averages of widths 0.05 and 0.1. The paper
+computes in float16; this config computes in bfloat16.
 
 Published: FID 2.56 without guidance, with Heun at 32 steps (63 network evaluations) and the best width, 0.13: sample
 with `--ema=width_0.13`. Not run here. The data is a stand-in: `synthetic_latents`, Gaussian mixtures in the latents'

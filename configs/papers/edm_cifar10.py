@@ -1,14 +1,14 @@
 """EDM's training and sampling on CIFAR-10, class-conditional.
 
 Karras et al. 2022 (arXiv:2206.00364), table 2 and appendix F: EDM preconditioning, loss weight and log-normal noise
-levels, DDPM++ (55,735,299 parameters), augmentation with probability 0.12 of which the network is told, Adam 1e-3
-ramped up over 10 million images, batch 512, dropout 0.13, EMA half-life 0.5 million images with ramp-up 0.05, 200
+levels, DDPM++ (55,735,299 parameters), augmentation with probability 0.12 whose parameters the network receives, Adam
+1e-3 ramped up over 10 million images, batch 512, dropout 0.13, EMA half-life 0.5 million images with ramp-up 0.05, 200
 million images, no gradient clipping, Heun at 18 steps (35 network evaluations).
 
-This is configuration F; `data.augmentation.name="none"`, `data.flip=True` and `model.augment_channels=0` make it E.
-A gradient that is not finite ends the run, where the paper's code replaces such entries; the paper's loss is a sum over
-pixels and ours their mean, so Adam's eps is divided by their number. The hosts augment, which `data.num_workers`
-divides. Not run here.
+This is configuration F; `data.augmentation.name="none"`, `data.flip=True` and `model.augment_channels=0` make it E. A
+gradient that is not finite ends the run here, whereas the paper's code replaces such entries. The paper's loss is a sum
+over pixels and ours is the mean, so Adam's eps is divided by the number of pixels. Augmentation runs on the hosts;
+`data.num_workers` splits the work. Not run here.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 5.2 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -1,13 +1,13 @@
-"""Flow matching on CIFAR-10, unconditional, by the recipe of its authors' library.
+"""Flow matching on CIFAR-10, unconditional, with the recipe of the authors' library.
 
 Lipman et al. 2022, "Flow Matching for Generative Modeling" (arXiv:2210.02747), in the form of `examples/image` of
 github.com/facebookresearch/flow_matching (Lipman et al. 2024, arXiv:2412.06264): ADM's U-Net with one head and pooled
 resampling (55,676,419 parameters), straight paths, times with ln sigma / alpha ~ N(-1.2, 1.2), AdamW 1e-4 (0.9, 0.95)
 with weight decay 0.01, batch 512, dropout 0.3, EMA 0.999, 1800 epochs of 97 steps.
 
-Published: FID 2.07 with Heun's method on EDM's 50 noise levels. Theirs begins at the first of these levels with pure
-noise and takes 100 evaluations; ours takes a step from pure noise to the first, and ends with one of Euler: 101. Their
-average starts with a smaller decay, (1 + n) / (10 + n) at step n. Not run here.
+Published: FID 2.07 with Heun's method on EDM's 50 noise levels. Their sampler starts with pure noise at the first of
+these levels and takes 100 evaluations. Ours takes a step from pure noise to the first level and ends with an Euler
+step, 101 evaluations. Their average starts with a smaller decay, (1 + n) / (10 + n) at step n. Not run here.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 4.5 GB per chip (compiled by libtpu 0.0.42.1).
 

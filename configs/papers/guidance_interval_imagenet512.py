@@ -1,11 +1,11 @@
 """Guidance in an interval of noise levels: EDM2-S on ImageNet 512x512 latents.
 
 Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-Models" (arXiv:2404.07724): nothing but sampling changes. The network of `edm2_s_imagenet512.py`, guided by an
-unconditional EDM2-XS with scale 2.1 at the noise levels in (0.28, 2.90] only; Heun at 32 steps.
+Models" (arXiv:2404.07724): only sampling changes. The network is that of `edm2_s_imagenet512.py`. An unconditional
+EDM2-XS guides it with scale 2.1, only at noise levels in (0.28, 2.90]. Samples take 32 steps of Heun's method.
 
-Published: FID 1.68, where guidance at all levels has 2.23. Not run here, and the data is a stand-in, as there. The
-guide is a run of its own, and the width of the averages, which the paper tunes, is yours to choose:
+Published: FID 1.68, compared with 2.23 for guidance at all levels. Not run here, and the data is a stand-in, as in that
+config. The guide is a separate run. The paper tunes the width of the averages; choose your own:
 
     python -m experiments.train --config=configs/papers/edm2_s_imagenet512.py --workdir=runs/edm2_xs_uncond \
         --config.model.size=XS --config.train.class_conditional=False

@@ -4,7 +4,7 @@ Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models" (arX
 4000 steps, L_hybrid with weight 0.001 on the bound, Adam 1e-4, batch 128, dropout 0.3, EMA 0.9999, 500k steps.
 
 Published (Table 2): FID 3.19 and 3.17 bits per dimension with 4000 steps of ancestral sampling. Not run here. These two
-figures stand here from memory, not looked up again: the claims say `"checked": False`.
+figures are from memory and were not looked up again: the claims say `"checked": False`.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 2.7 GB per chip (compiled by libtpu 0.0.42.1).
 

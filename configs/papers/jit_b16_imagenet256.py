@@ -1,10 +1,11 @@
 """JiT-B/16 on ImageNet 256x256 pixels.
 
 Li & He 2025, "Back to Basics: Let Denoising Generative Models Denoise" (arXiv:2511.13720): patches of 16 pixels,
-131,123,712 parameters, x0-prediction judged by the velocity, t = sigmoid(N(0.8, 0.8^2)) with 1 for noise, AdamW 2e-4
-(0.9, 0.95) constant after 5 epochs of warm-up, batch 1024, EMA 0.9999, 10% label dropout, 200 epochs.
+131,123,712 parameters, x0-prediction with a loss on the velocity, t = sigmoid(N(0.8, 0.8^2)) with 1 for noise, AdamW
+2e-4 (0.9, 0.95) constant after 5 epochs of warm-up, batch 1024, EMA 0.9999, 10% label dropout, 200 epochs.
 
-Published: FID 4.37 after 200 epochs, with Heun at 50 steps and guidance 2.9 at times 0.1 to 1 only. Not run here.
+Published: FID 4.37 after 200 epochs, with 50 steps of Heun's method and guidance 2.9 only at times 0.1 to 1. Not run
+here.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 5.4 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -1,13 +1,13 @@
 """LDM-4 on ImageNet 256x256: latent diffusion, class-conditional by attention to the label.
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:2112.10752):
-latents 64x64x3 (VQ, factor 4), a U-Net of 400,920,579 parameters and a table of 1001 labels of 512, betas linear in
-their square root from 0.0015 to 0.0195 in 1000 steps, 178k steps of batch 1200, 10% label dropout. The learning rate,
-1e-4, and EMA, 0.9999, are those of the released configuration as remembered.
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:2112.10752): latents 64x64x3
+(VQ, factor 4), a U-Net of 400,920,579 parameters and a table of 1001 labels of 512, betas linear in their square root
+from 0.0015 to 0.0195 in 1000 steps, 178k steps of batch 1200, 10% label dropout. The learning rate 1e-4 and the EMA
+0.9999 are quoted from the released configuration from memory.
 
-Published: FID 3.60 and IS 247.67 with 250 steps of DDIM and guidance 1.5; FID 10.56 without. Not run here. The data is
-a stand-in, `synthetic_latents`: the first stage, `FIRST_STAGE` below, has to be trained first, or its published weights
-converted; `experiments.prepare_latents` then encodes ImageNet.
+Published: FID 3.60 and IS 247.67 with 250 steps of DDIM and guidance 1.5; FID 10.56 without guidance. Not run here. The
+data is a stand-in, `synthetic_latents`. For real latents, train the first stage `FIRST_STAGE` below, or convert its
+published weights; then `experiments.prepare_latents` encodes ImageNet.
 
 Topology: TPU v5p 2x2x4 (16 chips); the train step needs 37.9 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -1,7 +1,7 @@
 """MDLM on OpenWebText: masked diffusion of text.
 
 Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Models" (arXiv:2406.07524): DDiT-small (12 blocks of
-768 channels) that is not told the time, 1024 of GPT-2's tokens, the log-linear schedule, AdamW 3e-4 without weight
+768 channels) without the time as an input, 1024 of GPT-2's tokens, the log-linear schedule, AdamW 3e-4 without weight
 decay after 2,500 steps of warm-up, batch 512, clipping at 1, dropout 0.1, EMA 0.9999, bfloat16, 1 million steps.
 
 Published: a perplexity of at most 23.21 on held-out OpenWebText. Not run here.

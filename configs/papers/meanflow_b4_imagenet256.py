@@ -4,8 +4,8 @@ Geng et al. 2025, "Mean Flows for One-step Generative Modeling" (arXiv:2505.1344
 131,165,248 parameters; t and s from a logit-normal (-0.4, 1), equal for 75% of the batch; weight 1 / (|.|^2 + 0.01);
 Adam 1e-4 (0.9, 0.95) constant, batch 256, EMA 0.9999, 10% label dropout, 80 epochs.
 
-Published: FID 61.06 with one evaluation (Table 1, the row of every part that is not guided); the README of the authors'
-JAX code gives the paper's figure as 61.09, and 60.75 for that code. Not run here. The data is a stand-in:
+Published: FID 61.06 with one evaluation (the unguided row of every part of Table 1). The README of the authors' JAX
+code quotes the paper's figure as 61.09, and gives 60.75 for that code. Not run here. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 6.3 GB per chip (compiled by libtpu 0.0.42.1).

@@ -2,10 +2,10 @@
 
 Geng et al. 2025, "Mean Flows for One-step Generative Modeling" (arXiv:2505.13447), section 5, with the script of the
 authors' PyTorch code (`cifar10_v0.sh`): EDM's DDPM++ with a second time (55,932,419 parameters), EDM's augmentation
-without turning and without upside-down, times logit-normal (-2, 2), different for 75% of the batch, weight
-1 / (|.|^2 + 0.001)^0.75, Adam 6e-4 after a warm-up of 200 epochs, batch 1024, dropout 0.2, EMA 0.9999, 800k steps.
+without rotations and without vertical flips, logit-normal times (-2, 2), different for 75% of the batch, weight 1 /
+(|.|^2 + 0.001)^0.75, Adam 6e-4 after a warm-up of 200 epochs, batch 1024, dropout 0.2, EMA 0.9999, 800k steps.
 
-Published: FID 2.92 with one evaluation (as remembered, not looked up again). Not run here.
+Published: FID 2.92 with one evaluation (from memory, not looked up again). Not run here.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 5.8 GB per chip (compiled by libtpu 0.0.42.1).
 

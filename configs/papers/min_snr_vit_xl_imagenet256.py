@@ -1,10 +1,11 @@
 """Min-SNR: a plain ViT-XL/2 on ImageNet 256x256 latents, class-conditional.
 
 Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556), with the scripts of
-the authors' code: x0 predicted and its squared error weighted by min(SNR, 5), cosine schedule in 1000 steps, AdamW 1e-4
-with b1 = b2 = 0.99 and decay 0.03, batch 256, labels dropped at 15%, EMA 0.9999, 452,390,416 parameters (of which a
-table of 4000 times, three quarters of it never used). The scripts are of ViT-B; that XL was trained alike is assumed,
-and the length, 7M steps, is ours. While sampling, times between two steps are interpolated here, rounded there.
+the authors' code: x0-prediction with the squared error weighted by min(SNR, 5), cosine schedule in 1000 steps, AdamW
+1e-4 with b1 = b2 = 0.99 and decay 0.03, batch 256, labels dropped at 15%, EMA 0.9999, 452,390,416 parameters. They
+include a table of 4000 times, three quarters of which is never used. The scripts train ViT-B; we assume that XL was
+trained in the same way, and chose the length of 7M steps ourselves. In sampling, times between two steps are
+interpolated here and rounded in the authors' code.
 
 Published: FID 2.06 with guidance 1.5 and Heun's method from 80 in 50 steps. Not run here. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.

@@ -3,11 +3,11 @@
 Choi et al. 2022, "Perception Prioritized Training of Diffusion Models" (arXiv:2204.00227), with the command of the
 authors' README: a light ADM of 93,563,910 parameters (128 channels, one block to a level, attention at 16x16), linear
 schedule in 1000 steps, L_hybrid whose squared epsilon errors are weighted by 1 / (k + SNR)^gamma, k = gamma = 1 (the
-paper has gamma = 0.5 too), AdamW 2e-5 without decay, batch 8, no dropout, EMA 0.9999. The length of the training, 500k
-steps, is ours: the README does not say it.
+paper also uses gamma = 0.5), AdamW 2e-5 without decay, batch 8, no dropout, EMA 0.9999. We chose the training length of
+500k steps, since the README does not state it.
 
-Published: FID 6.91, with 500 steps as remembered. Not run here. TFDS asks for CelebA-HQ's files; any other folder of
-images is `--config.data.dataset=folder:/path` with `--config.data.crop=adm`.
+Published: FID 6.91, with 500 steps (from memory). Not run here. TFDS needs the files of CelebA-HQ. To train on another
+folder of images, give `--config.data.dataset=folder:/path` and `--config.data.crop=adm`.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 3.8 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -1,14 +1,14 @@
-"""Progressive distillation on CIFAR-10, unconditional: the teacher, and by name its students.
+"""Progressive distillation on CIFAR-10, unconditional: the teacher, or one of its students by name.
 
 Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv:2202.00512), with the
-configs of the authors' code: ADM's U-Net (60,004,099 parameters), cosine schedule with the log-SNR in [-20, 20], x0
-predicted and weighted by max(SNR, 1), Adam 2e-4 after 1000 steps of warm-up, clipping at 1, weight decay 0.001, batch
-128, dropout 0.2, EMA 0.9999. The teacher's number of steps, 800k, is ours: the code does not say it. A student halves
-the steps of its teacher in 50k steps, with a learning rate that falls linearly from 5e-5, without dropout, decay or
-EMA.
+configs of the authors' code: ADM's U-Net (60,004,099 parameters), cosine schedule with the log-SNR in [-20, 20],
+x0-prediction with the weight max(SNR, 1), Adam 2e-4 after 1000 steps of warm-up, clipping at 1, weight decay 0.001,
+batch 128, dropout 0.2, EMA 0.9999. We chose the teacher's 800k training steps, since the code does not state a number.
+A student halves the sampling steps of its teacher. It trains for 50k steps with a learning rate that falls linearly
+from 5e-5, without dropout, decay or EMA.
 
-Published: FID 3.00 with 4 steps (the authors' README), 4.51 with 2 (the paper). Weight decay here is that of AdamW. Not
-run here.
+Published: FID 3.00 with 4 steps (the authors' README), 4.51 with 2 (the paper). Weight decay here is AdamW's. Not run
+here.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 3.0 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -2,11 +2,11 @@
 
 Liu et al. 2022, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow"
 (arXiv:2209.03003): score SDE's DDPM++ (61,804,419 parameters), straight paths, uniform times, Adam 2e-4 after 5000
-steps of warm-up, clipping at 1, batch 128, dropout 0.15, EMA 0.999999. The number of steps, 600k, is ours: the paper's
-is not known to us.
+steps of warm-up, clipping at 1, batch 128, dropout 0.15, EMA 0.999999. We chose the 600k steps, since we do not know
+the paper's number.
 
-Published (Table 1): FID 2.58 with RK45 (127 evaluations on average), 378 with one step of Euler. Not run here. A second
-rectification is `--config.objective.name=reflow` with `teacher.workdir`.
+Published (Table 1): FID 2.58 with RK45 (127 evaluations on average), 378 with one Euler step. Not run here. For a
+second rectification, give `--config.objective.name=reflow` and `teacher.workdir`.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 3.0 GB per chip (compiled by libtpu 0.0.42.1).
 

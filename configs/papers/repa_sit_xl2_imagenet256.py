@@ -1,15 +1,16 @@
-"""REPA with SiT-XL/2 on ImageNet 256x256 latents: early features of the noisy image are drawn to DINOv2's of the clean.
+"""REPA with SiT-XL/2 on ImageNet 256x256 latents: early features of the noisy image learn to match DINOv2's features of
+the clean one.
 
 Yu et al. 2024, "Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think"
 (arXiv:2410.06940): SiT-XL/2 without the head for variances; the tokens after block 8 go through an MLP of three layers
 (2048 hidden units) into the space of DINOv2 ViT-B's patches, and half of their mean cosine is subtracted from the loss.
 Uniform times, AdamW 1e-4 constant, batch 256, clipping at 1, EMA 0.9999, 10% label dropout, 4 million steps. The MLP is
-trained, and gone in sampling: 682,947,600 parameters with it, 674,816,272 without.
+trained but not used in sampling: the network has 682,947,600 parameters with it and 674,816,272 without it.
 
 Published: FID 5.9 without guidance; 1.42 with guidance 1.8 for t below 0.7, both with the SDE in 250 steps. Not run
-here. The data is a stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet. On
-images themselves features are made with `python -m experiments.prepare_features`; here they would be of the images
-behind the latents, [examples, 256, 768].
+here. The data is a stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet. For
+image data, `python -m experiments.prepare_features` makes the features. For latents they must be the features of the
+original images, [examples, 256, 768].
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.2 GB per chip (compiled by libtpu 0.0.42.1).
 

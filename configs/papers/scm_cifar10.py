@@ -1,14 +1,14 @@
-"""Continuous-time consistency training (sCT) on CIFAR-10, unconditional; by name its distillation (sCD).
+"""Continuous-time consistency training (sCT), or distillation (sCD) by name, on CIFAR-10, unconditional.
 
 Lu & Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models" (arXiv:2410.11081): TrigFlow
 with sigma_data 0.5, tangents normalised with c = 0.1 after 10k steps of warm-up, a learned weight, log-normal levels
-N(-1, 1.4), and EDM's DDPM++ with adaptive double normalization (60,067,715 parameters, and 128 of the weight). Batch
+N(-1, 1.4), and EDM's DDPM++ with adaptive double normalization (60,067,715 parameters, plus 128 for the weight). Batch
 512, 400k steps, RAdam 1e-4 with b2 = 0.99, dropout 0.2 (none in distillation), EMA with a half-life of 0.5 million
-images; two steps meet at the angle 1.1. Both start from a diffusion model, which is trained first: EDM's recipe in
-TrigFlow.
+images. Two-step sampling renoises to the angle 1.1. Both methods start from a diffusion model that is trained first
+with EDM's recipe in TrigFlow.
 
-The authors' code is not public; what their paper's text and tables do not say here is from an independent
-reimplementation of it. EDM's augmentation is the diffusion model's only.
+The authors' code is not public. Details that the paper's text and tables do not state come from an independent
+reimplementation. Only the diffusion model uses EDM's augmentation.
 
 Published: FID 2.97 in one step and 2.06 in two; distilled, 3.66 and 2.52. Not run here.
 
@@ -55,7 +55,7 @@ SMOKE = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """sCT; "distillation" for sCD; "diffusion" for the model that both start from, as `teacher.workdir` says."""
+    """sCT; "distillation" for sCD; "diffusion" for the model in `teacher.workdir` from which both start."""
     config = cifar10()
 
     config.data.flip = False

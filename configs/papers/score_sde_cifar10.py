@@ -4,8 +4,8 @@ Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differenti
 107,586,947 trainable parameters, Adam 2e-4 after 5000 steps of warm-up, gradient clipping at 1, batch 128, dropout 0.1,
 EMA 0.999, 950k steps; predictor-corrector sampling in 1000 steps at signal-to-noise ratio 0.16.
 
-The paper's noise levels 0.01 to 50 are for images in [0, 1]; here images span [-1, 1], and the levels are twice those.
-The network predicts the noise, where the paper's predicts its negative.
+The paper's noise levels 0.01 to 50 are for images in [0, 1]; here images span [-1, 1], so the levels are doubled. The
+network predicts the noise, whereas the paper's network predicts its negative.
 
 Published (Table 3): FID 2.20, Inception Score 9.89 with 2000 network evaluations. Not run here.
 

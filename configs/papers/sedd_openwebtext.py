@@ -1,7 +1,7 @@
 """SEDD on OpenWebText: ratios of probabilities instead of means, with masks.
 
 Lou et al. 2024, "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution" (arXiv:2310.16834):
-DDiT small (12 blocks of 768 channels) that is told sigma, 1024 of GPT-2's tokens, score entropy with masks and the
+DDiT small (12 blocks of 768 channels) with sigma as an input, 1024 of GPT-2's tokens, score entropy with masks and the
 log-linear schedule, AdamW 3e-4 without weight decay after 2,500 steps of warm-up, batch 512, clipping at 1, dropout
 0.1, EMA 0.9999, bfloat16, 1.3 million steps.
 
@@ -45,7 +45,7 @@ SMOKE = {
 
 
 def get_config() -> ConfigDict:
-    """The recipe: MDLM's, which took it from here, with another loss and more steps."""
+    """The recipe of MDLM, which took it from SEDD, with another loss and more steps."""
     config = mdlm_openwebtext.get_config()
     config.process.update(noise="mask", told="sigma")
     config.objective = ConfigDict(dict(name="sedd"))

@@ -1,8 +1,8 @@
 """A shortcut model, DiT-B/2, on ImageNet 256x256 latents: one network for 1 to 128 steps.
 
-Frans et al. 2024, "One Step Diffusion via Shortcut Models" (arXiv:2410.12557): 131,091,728 parameters, AdamW 1e-4
-(0.9, 0.999) with weight decay 0.1, batch 256, an eighth of which is bootstrapped, 128 base steps, averaged targets with
-decay 0.999, 810k steps. The paper trains guidance 1.5 into the flow-matching part; here there is none.
+Frans et al. 2024, "One Step Diffusion via Shortcut Models" (arXiv:2410.12557): 131,091,728 parameters, AdamW 1e-4 (0.9,
+0.999) with weight decay 0.1, batch 256, an eighth of which is bootstrapped, 128 base steps, averaged targets with decay
+0.999, 810k steps. The paper's flow-matching targets include guidance 1.5; the targets here are unguided.
 
 Published (with that guidance): FID 15.5, 28.3, 40.3 in 128, 4, 1 steps. Not run here. The data is a stand-in:
 `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.

@@ -1,13 +1,13 @@
-"""SiT-XL/2 on ImageNet 256x256 latents: DiT's network and optimizer, with a straight path and its velocity.
+"""SiT-XL/2 on ImageNet 256x256 latents: DiT's network and optimizer learn the velocity of a straight path.
 
 Ma et al. 2024, "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers"
-(arXiv:2401.08740): 674,834,720 trainable parameters (DiT's head of twice the channels is kept), uniform times, AdamW
+(arXiv:2401.08740): 674,834,720 trainable parameters (DiT's head with twice the channels is kept), uniform times, AdamW
 1e-4 constant, batch 256, EMA 0.9999, 10% label dropout, 7 million steps. The paper's time is 1 at the data; here the
 network sees ours, which is 1 at the noise.
 
 Published, guidance 1.5, 250 steps: FID 2.06 and IS 270.27 with the SDE (diffusion sigma). Not run here. The authors end
-with a mean step of length 0.04; here the last step of the grid returns the predicted x0. The data is a stand-in:
-`synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
+with a deterministic step of length 0.04; here the last step of the grid returns the predicted x0. The data is a
+stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with the layout of
 dit_xl2_imagenet256.py.

@@ -4,7 +4,7 @@ Bao et al. 2023, "All are Worth Words: A ViT Backbone for Diffusion Models" (arX
 the variance-preserving SDE in continuous time, noise prediction, AdamW 2e-4 (0.99, 0.999) with weight decay 0.03 after
 2500 steps of warm-up, batch 128, EMA 0.9999, 500k steps.
 
-Published: FID 3.11 with 1000 steps of Euler and Maruyama. Here the 1000 steps are ancestral. Not run here.
+Published: FID 3.11 with 1000 Euler-Maruyama steps. Here the 1000 steps are ancestral. Not run here.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -1,13 +1,13 @@
 """VDM on CIFAR-10, unconditional, without augmentation: likelihood.
 
-Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): the score network of 30,578,179 parameters
-without attention but in the middle, gamma linear from -13.3 to 5, AdamW 2e-4 (b2 0.99, weight decay 0.01), batch 128,
-dropout 0.1, EMA 0.9999, low-discrepancy times, 10 million steps.
+Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): the score network of 30,578,179 parameters with
+attention only in the middle, gamma linear from -13.3 to 5, AdamW 2e-4 (b2 0.99, weight decay 0.01), batch 128, dropout
+0.1, EMA 0.9999, low-discrepancy times, 10 million steps.
 
-Differs from the released configuration in that the ends of gamma, two scalars, are fixed and not learned:
-`--config.objective.learned=True` learns a monotone gamma of 3,074 parameters instead.
+This config differs from the released one: the two end points of gamma are fixed instead of learned.
+`--config.objective.learned=True` learns a monotone gamma with 3,074 parameters instead.
 
-Published: 2.65 bits per dimension on the test images; 2.637 is the released checkpoint's. Not run here.
+Published: 2.65 bits per dimension on the test images; the released checkpoint reaches 2.637. Not run here.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 3.6 GB per chip (compiled by libtpu 0.0.42.1).
 

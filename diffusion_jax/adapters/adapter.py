@@ -3,8 +3,9 @@
     parameters of the network = apply(base, own)
 
 For each path of a parameter, `own` has the leaves of one form (`forms.py`). It is an argument of the program, so
-another adapter of the same shapes, or the same adapter at another weight, compiles nothing. A path begins with the name
-of a group ("network/blocks/qkv/kernel", "conditioning/context/..."), so one adapter may change several networks.
+another adapter of the same shapes, or the same adapter at another weight, needs no new compilation. A path begins with
+the name of a group ("network/blocks/qkv/kernel", "conditioning/context/..."), so one adapter may change several
+networks.
 """
 
 import dataclasses
@@ -75,10 +76,10 @@ class Adapter:
         return 1.0
 
     def of_word(self, word: str, tokens: Sequence[int]) -> "Adapter":
-        """The adapter for a word that stands for what is learned, and that the tokenizer reads as these tokens.
+        """The adapter for the trigger word, which the tokenizer reads as these tokens.
 
         Raises:
-          UserError: it cannot belong to that word.
+          UserError: the adapter cannot belong to that word.
         """
         return self
 
@@ -107,7 +108,7 @@ def apply(base: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTree]:
     for own in owns:
         unknown = sorted(set(own) - set(flat))
         if unknown:
-            raise UserError(f"the adapter changes {', '.join(unknown[:4])}, and there is no such parameter")
+            raise UserError(f"the adapter changes {', '.join(unknown[:4])}, but there is no such parameter")
         for path, leaves in own.items():
             flat[path] = apply_form(leaves, flat[path])
     return _nested(flat, base)
@@ -129,7 +130,7 @@ def with_dropout(
         if not isinstance(leaf, AdaptedKernel) or leaf is old[path]:
             continue
         if isinstance(old[path], AdaptedKernel):
-            raise UserError(f"{path} has two adapters, of which one has dropout: set its dropout to 0")
+            raise UserError(f"{path} has two adapters, and one of them has dropout: set its dropout to 0")
         layers = leaf.kernel.shape[: num_layers_axes(leaf.kernel.shape)]
         own = jax.vmap(fold_name, in_axes=(0, None))(keys, path)
         if layers:
@@ -156,7 +157,7 @@ def unmerge(merged: Mapping[str, PyTree], owns: Iterable[Own]) -> dict[str, PyTr
         for path, leaves in own.items():
             if "magnitude" in leaves or "rows" in leaves:
                 raise UserError(
-                    f"{path}: merged, this adapter forgets what it replaced (a length, or rows): keep the base"
+                    f"{path}: merged, this adapter cannot restore what it replaced (a length, or rows): keep the base"
                 )
             flat[path] = jnp.asarray(apply_form({**leaves, SCALE: -leaves[SCALE]}, flat[path]))
     return _nested(flat, merged)
@@ -180,7 +181,7 @@ def weighted(own: Own, weight: Weights) -> dict[str, dict[str, Array]]:
         unused.discard(pattern)
         found[path] = {**leaves, SCALE: leaves[SCALE] * _by_layer(factor, leaves[SCALE], path)}
     if unused:
-        raise UserError(f"weights of an adapter: it changes no parameter like {', '.join(sorted(unused))}")
+        raise UserError(f"weights of an adapter: it changes no parameter that matches {', '.join(sorted(unused))}")
     return found
 
 
@@ -209,10 +210,10 @@ def targeted(base: Mapping[str, PyTree], patterns: Sequence[str]) -> dict[str, A
         try:
             matched = {path: leaf for path, leaf in flat.items() if re.fullmatch(pattern, path)}
         except re.error as error:
-            raise UserError(f"{pattern!r} is no pattern of parameters: {error}") from None
+            raise UserError(f"{pattern!r} is not a pattern of parameters: {error}") from None
         if not matched:
             raise UserError(
-                f"no parameter is {pattern!r}, which an adapter shall change; there are: "
+                f"no parameter matches {pattern!r}, which an adapter should change; there are: "
                 f"{', '.join([path for path in flat if path.endswith('/kernel')][:4] or list(flat)[:4])} ..."
             )
         found |= matched

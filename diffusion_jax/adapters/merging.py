@@ -201,7 +201,7 @@ def merge_models(method: Merging, models: Sequence[PyTree], base: PyTree | None 
         tensors = [np.asarray(tree[path]) for tree in trees]
         if not jnp.issubdtype(first.dtype, jnp.floating):
             if any((tensor != tensors[0]).any() for tensor in tensors[1:]):
-                raise UserError(f"{path} is no float and differs between the models")
+                raise UserError(f"{path} is not a float and differs between the models")
             found[path] = tensors[0]
             continue
         wide = [tensor.astype(np.float64) for tensor in tensors]
@@ -223,4 +223,4 @@ def _require_alike(trees: Sequence[Mapping[str, Any]]) -> None:
         different = sorted({path for path, _ in set(first.items()) ^ set(other.items())})
         if different:
             there = f"{different[0]}: {first.get(different[0], 'missing')} and {other.get(different[0], 'missing')}"
-            raise UserError(f"model {number} is of another form than the first, at {len(different)} places: {there}")
+            raise UserError(f"model {number} differs in form from the first, at {len(different)} places: {there}")

@@ -36,14 +36,14 @@ class TextualInversion(Adapter):
         if len(tokens) != 1 or self.rows != 1:
             why = f"adapter.rows={self.rows}" if len(tokens) == 1 else f"the tokenizer splits it into {len(tokens)}"
             raise UserError(
-                f"data.trigger={word!r} must be one token, of one vector, and {why}: take another word, or name the "
+                f"data.trigger={word!r} must be one token with one vector, but {why}: take another word, or give the "
                 "first token's number as adapter.first"
             )
         return dataclasses.replace(self, first=int(tokens[0]))
 
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
         if self.first < 0:
-            raise UserError("textual_inversion: which word is learned? Give data.trigger, or adapter.first")
+            raise UserError("textual_inversion needs the word to learn: give data.trigger, or adapter.first")
         end = self.first + self.rows
         if leaf.ndim != 2 or end > leaf.shape[0]:
             raise UserError(f"{path}, {list(leaf.shape)}, has no rows {self.first} to {end - 1}")

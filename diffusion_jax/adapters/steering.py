@@ -85,7 +85,7 @@ STEERINGS: Registry[Steering] = Registry("steering adapter")
 
 def _require_unet(network: Any, what: str) -> ConditionalUNet:
     if not isinstance(network, ConditionalUNet):
-        raise UserError(f"{what} is of text-conditioned U-Nets, and the network is a {type(network).__name__}")
+        raise UserError(f"{what} needs a text-conditioned U-Net, but the network is a {type(network).__name__}")
     return network
 
 
@@ -115,7 +115,7 @@ class ControlNetAdapter(Steering):
         if 2 ** (len(self.widths) - 1) != self.downscaling:
             raise UserError(
                 f"controlnet: embedding_channels={self.embedding_channels} halve the picture {len(self.widths) - 1} "
-                f"times, and downscaling={self.downscaling}: leave them out, or give one more than it takes halvings"
+                f"times, but downscaling={self.downscaling}: leave them out, or give one entry more than halvings"
             )
 
     @property
@@ -152,8 +152,7 @@ class ControlNetAdapter(Steering):
 @STEERINGS.register("ip_adapter", example={"features": 6, "tokens": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IpAdapter(Steering):
-    """An IP-Adapter, with which a picture is a prompt beside the text: a projection to tokens, and their keys and
-    values.
+    """An IP-Adapter, with which a picture is a second prompt: a projection to tokens, and their keys and values.
 
     Attributes:
       image_encoder: folder of a CLIP image encoder with projection, which stays frozen.

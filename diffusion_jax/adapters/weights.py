@@ -38,7 +38,7 @@ class OfKernels(Adapter):
     def init_leaf(self, key: Key[Array, ""], path: str, leaf: Array) -> dict[str, Any]:
         layers, axes = num_layers_axes(leaf.shape), leaf.ndim
         if not path.endswith("/kernel") or axes < 2 or axes > 5:
-            raise UserError(f"{path}, {list(leaf.shape)}, is no kernel of a dense layer or a convolution")
+            raise UserError(f"{path}, {list(leaf.shape)}, is not a kernel of a dense layer or a convolution")
         if axes - layers == 4 and not self.convolutions:
             raise UserError(f"{path} is a convolution: set convolutions=True, or leave it out of the targets")
         shape = as_matrices(leaf).shape
@@ -71,7 +71,7 @@ class Lora(OfKernels):
     def __post_init__(self):
         if self.dropout and (self.magnitude or self.convolutions):
             stated = "magnitude" if self.magnitude else "convolutions"
-            raise UserError(f"lora: dropout is of dense layers without a magnitude: set dropout=0 or {stated}=False")
+            raise UserError(f"lora: dropout needs dense layers without a magnitude: set dropout=0 or {stated}=False")
 
     @property
     def share_dropped(self) -> float:

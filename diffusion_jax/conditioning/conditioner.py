@@ -140,7 +140,9 @@ class Conditioning:
             for name in slots:
                 if name not in self.asked:
                     known = ", ".join(self.asked) or "none"
-                    raise UserError(f"conditioning dropout of {name!r}: it is not asked; what is asked: {known}")
+                    raise UserError(
+                        f"conditioning dropout of {name!r}: it is not a condition of the model; its conditions: {known}"
+                    )
             if isinstance(probability, int | float) and not 0 <= probability <= 1:
                 raise UserError(f"conditioning dropout of {', '.join(slots)} must be in [0, 1], it is {probability}")
         total = sum(p for p in self.dropout.values() if isinstance(p, int | float))
@@ -190,7 +192,7 @@ class Conditioning:
         parts = [part for part in parts if "text" in part.prepares] or parts
         if len(parts) != 1 or len(parts[0].prepares) != 1:
             found = ", ".join(self.asked) or "nothing"
-            raise UserError(f"{value!r} says one thing, and this network is asked for {found}")
+            raise UserError(f"{value!r} gives one condition, but this network has {found}")
         return parts[0].prepare({parts[0].prepares[0]: [value]})
 
     def beside(self, params: Mapping[str, PyTree], batch: Batch, size: int) -> Conditions:

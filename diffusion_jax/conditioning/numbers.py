@@ -32,7 +32,7 @@ class Numbers(Conditioner):
 
     def __post_init__(self):
         if len(self.unsaid) not in (0, self.count):
-            raise UserError(f"{self.slot} is {self.count} numbers, and unsaid has {len(self.unsaid)}")
+            raise UserError(f"{self.slot} has {self.count} numbers, but unsaid has {len(self.unsaid)}")
 
     @property
     def fields(self) -> Mapping[str, Form]:

@@ -74,7 +74,7 @@ class Source(BesidePicture):
         for picture in found:
             if picture.dtype != np.uint8 or picture.shape != self.shape:
                 raise UserError(
-                    f"a source is a picture of bytes {list(self.shape)}, this one is {picture.dtype} "
+                    f"a source must be a picture of bytes {list(self.shape)}, but this one is {picture.dtype} "
                     f"{list(picture.shape)}"
                 )
         return {SOURCE: np.stack(found)}

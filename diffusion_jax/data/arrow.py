@@ -230,8 +230,8 @@ def _data_files(folder: Path) -> list[str]:
     """The files of a split, in the order of its rows."""
     if not (folder / "state.json").is_file():
         raise UserError(
-            f"arrow: {folder} has no state.json: give a folder that save_to_disk of datasets wrote; of files *.parquet "
-            "the data set is parquet:PATH"
+            f"arrow: {folder} has no state.json: give a folder that save_to_disk of datasets wrote; for files "
+            "*.parquet use the data set parquet:PATH"
         )
     found = read_json(folder / "state.json").get("_data_files")
     names = [one.get("filename") for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -313,7 +313,7 @@ def _one_line_of(path: object) -> Iterator[None]:
         yield
     except (_pyarrow().ArrowException, FileNotFoundError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read {path}: {said}; mend or remove the file") from error
+        raise UserError(f"cannot read {path}: {said}; repair or remove the file") from error
 
 
 def _pyarrow() -> Any:

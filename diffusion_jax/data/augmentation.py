@@ -125,7 +125,7 @@ class EdmAugmentation:
 
     def __call__(self, images, words):
         if images.shape[1] != images.shape[2]:
-            raise UserError(f"augmentation 'edm' is of square images, not of {images.shape[1]}x{images.shape[2]}")
+            raise UserError(f"augmentation 'edm' needs square images, not {images.shape[1]}x{images.shape[2]}")
         chosen = self.draw(words)
         labels = chosen.labels(vertical_flip=self.vertical_flip, rotation=self.rotation)
         return transformed(images, chosen), labels

@@ -40,7 +40,7 @@ def sides_of(texts: Sequence[str], field: str) -> tuple[Sides, ...]:
     for text in texts:
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text) if isinstance(text, str) else None
         if match is None or max(map(int, match.groups())) > MOST_SIDE:
-            raise UserError(f"{field} has {text!r}, which is no height and width in pixels such as '192x320'")
+            raise UserError(f"{field} has {text!r}, which is not a height and width in pixels such as '192x320'")
         found.append((int(match[1]), int(match[2])))
     if len(set(found)) < len(found):
         raise UserError(f"{field} has a size twice: name each once")
@@ -138,7 +138,7 @@ def bucketed(
     """
     if info.spec.kind != "pixels" or info.num_prior:
         what = info.spec.kind if info.spec.kind != "pixels" else "a subject and its class"
-        raise UserError(f"data.buckets are of pictures, and the data is {what}: leave data.buckets out")
+        raise UserError(f"data.buckets need pictures, but the data is {what}: leave data.buckets out")
     sizes = np.tile(info.spec.shape[:2], (info.num_examples, 1)) if opened.sizes is None else opened.sizes()
     which, found = nearest(sizes, buckets), {}
     for number, sides in enumerate(buckets):

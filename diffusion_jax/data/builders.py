@@ -171,7 +171,7 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
             shape = struct.unpack(f">{ndim}i", header[4:])
             count = math.prod(shape)
             if min(shape) < 0 or count > IDX_LIMIT:
-                raise UserError(f"{path} is no idx file of pictures: its header says {shape}")
+                raise UserError(f"{path} is not an idx file of pictures: its header says {shape}")
             content = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read the idx file {path}: {error}") from error

@@ -78,7 +78,7 @@ def window_around(mask: Mask, height: int, width: int) -> Window:
     """
     drawn = mask > 0
     if not drawn.any():
-        raise UserError("the mask is all black: nothing is to be drawn; make the part to draw white")
+        raise UserError("the mask is all black, so nothing would be drawn: make the part to draw white")
     ends = [(np.flatnonzero(drawn.any(axis))[[0, -1]] + (0, 1)).tolist() for axis in (1, 0)]
     sizes, wanted = mask.shape, (height, width)
     needs = [

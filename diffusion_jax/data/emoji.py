@@ -132,7 +132,7 @@ def read_emoji(folder: str, language: str = "en", package_dir: str | None = None
             if code in drawings
         ]
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"the packages of emoji do not hold what they should: {error!r}; get them again") from error
+        raise UserError(f"the emoji packages lack expected content: {error!r}; get them again") from error
 
 
 def _plain(code: str) -> str:

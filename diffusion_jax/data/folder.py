@@ -150,8 +150,8 @@ def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:
             for other in inside:
                 if other not in USUAL_SPLITS and holds_pictures(whole / other, directly=True):
                     raise UserError(
-                        f"image folder {whole}: is {split!r} a split, or a class as {other!r}? Give split 'all' for "
-                        f"classes, or folder:{whole / split} for that directory alone"
+                        f"image folder {whole}: {split!r} may be a split, or a class like {other!r}: give split 'all' "
+                        f"for classes, or folder:{whole / split} for that directory alone"
                     )
         return whole / split, [whole / name for name in inside]
     if split not in ("train", "all"):
@@ -174,13 +174,13 @@ def _numbered(
     first = [split for split in splits if split.name == "train"]
     known = {name for split in first or splits for name in (classes if split == root else classes_below(split))}
     if not known:
-        raise UserError(f"image folder {first[0]} has no classes, and {root} has")
+        raise UserError(f"image folder {first[0]} has no classes, but {root} has")
     if len({type(name) for name in [*known, classes[0]]}) > 1:
-        raise UserError(f"image folder {root.parent}: the classes of some splits are names, of others numbers")
+        raise UserError(f"image folder {root.parent}: the classes are names in some splits, and numbers in others")
     if isinstance(classes[0], int):
         known = set(range(max(known) + 1))
     if unknown := set(classes) - known:
-        raise UserError(f"{root} has the class {min(unknown)!r}, which {first[0]} has not")
+        raise UserError(f"{root} has the class {min(unknown)!r}, which {first[0]} lacks")
     names = sorted(known)
     if not any(map(has_metadata, splits)):
         twins = {alike(name): name for name in names}

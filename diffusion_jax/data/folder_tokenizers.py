@@ -223,7 +223,7 @@ def _add(library: Any, folder: Path, config: Mapping[str, Any], special: Sequenc
         (library.add_special_tokens if content in named else library.add_tokens)([token])
         if content in numbered and library.token_to_id(content) != numbered[content]:
             raise UserError(
-                f"{folder}: the added token {content!r} is number {library.token_to_id(content)}, and the folder says "
+                f"{folder}: the added token {content!r} is number {library.token_to_id(content)}, but the folder says "
                 f"{numbered[content]}"
             )
 

@@ -208,8 +208,8 @@ class LatentWriter:
             kept = np.asarray(latents, self.number_format)
         if not np.isfinite(kept).all():
             raise UserError(
-                f"latents of shard {shard} of {split} are not finite in {self.number_format}: the first stage gives "
-                "not-a-number for some pictures, or use --format=float32"
+                f"latents of shard {shard} of {split} are not finite in {self.number_format}: use --format=float32, or "
+                "look for pictures that the first stage encodes as not-a-number"
             )
         folder = self.folder / plain_name("a split", split)
         for name, values in fields.items():

@@ -67,11 +67,11 @@ def list_pictures(root: Path) -> Listing:
     names: dict[str, str] = {}
     for file, state, *_ in found:
         if state.st_size == 0:
-            raise UserError(f"image {root / file} is empty (0 bytes); mend or remove the file")
+            raise UserError(f"image {root / file} is empty (0 bytes); repair or remove the file")
         if (first := numbers.setdefault((state.st_dev, state.st_ino), file)) != file:
-            raise UserError(f"{root / first} and {root / file} are one file by a link: each picture is listed once")
+            raise UserError(f"{root / first} and {root / file} are one file through a link: list each picture once")
         if names.setdefault(alike(file), file) != file:
-            raise UserError(f"{root / names[alike(file)]} and {root / file} are one name where case does not count")
+            raise UserError(f"{root / names[alike(file)]} and {root / file} are one name if case is ignored")
     files, states, classes, texts, controls = zip(*found, strict=True) if found else ((),) * 5
     texts, controls = (() if None in column else column for column in (texts, controls))
     sizes = tuple(state.st_size for state in states)
@@ -176,7 +176,7 @@ def _inside(root: Path, name: str) -> tuple[PurePosixPath, os.stat_result]:
     """A file named in metadata.jsonl, and its state; UserError if it is not inside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UserError(f"{root / METADATA} names {name!r}: it may name files inside its folder only")
+        raise UserError(f"{root / METADATA} names {name!r}: it may only name files inside its folder")
     try:
         state = os.stat(root / path)
         real = os.path.realpath(root / path)
@@ -212,7 +212,7 @@ def _rows(root: Path) -> Iterator[_Row]:
             raise UserError(f"{path} line {number}: labels {wrong}")
         if captioned != ("text" in row):
             has, had = ("has", "have none") if "text" in row else ("has no", "have one")
-            raise UserError(f"{path} line {number}: {name} {has} text, the rows before it {had}: give all rows one")
+            raise UserError(f"{path} line {number}: {name} {has} text, but the rows before it {had}: give all rows one")
         if captioned and not (isinstance(text, str) and text.strip()):
             raise UserError(f"{path} line {number}: the text of {name} is {text!r}: write a caption, or drop the row")
         if steered != (CONTROL in row) or (steered and not isinstance(control, str)):
@@ -231,7 +231,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
         folder = waiting.pop()
         state = _state(root / folder)
         if (first := been.setdefault((state.st_dev, state.st_ino), folder)) != folder:
-            raise UserError(f"{root / folder} is {root / first} by a link: each picture is listed once")
+            raise UserError(f"{root / folder} is {root / first} through a link: list each picture once")
         for name, is_directory in reversed(_entries(root / folder)):
             if is_directory:
                 waiting.append(f"{folder}{name}/")
@@ -266,4 +266,4 @@ def _state(path: Path) -> os.stat_result:
 
 def _require_file(path: Path, state: os.stat_result) -> None:
     if not stat.S_ISREG(state.st_mode):
-        raise UserError(f"{path} is no regular file, as a picture should be")
+        raise UserError(f"{path} is not a regular file, as a picture must be")

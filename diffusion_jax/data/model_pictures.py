@@ -89,7 +89,7 @@ class EncoderPictures:
         if self.crop is not None:
             (height, width), (rows, columns) = x.shape[:2], self.crop
             if height < rows or width < columns:
-                raise UserError(f"a picture of {height}x{width} has no middle of {rows}x{columns}")
+                raise UserError(f"a picture of {height}x{width} is too small for a crop of {rows}x{columns}")
             top, left = (height - rows) // 2, (width - columns) // 2
             x = x[top : top + rows, left : left + columns]
         x = x.astype(np.float32) if self.factor is None else (x.astype(np.float64) * self.factor).astype(np.float32)
@@ -120,7 +120,7 @@ def _image(picture: Picture) -> PIL.Image.Image:
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
         raise UserError(
-            f"a picture is of 8 bits, [height, width, 3]; this one is {picture.dtype} {list(picture.shape)}"
+            f"a picture must have 8 bits, [height, width, 3]; this one is {picture.dtype} {list(picture.shape)}"
         )
     image = PIL.Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
     return image if picture.ndim == 2 else image.convert("RGB")

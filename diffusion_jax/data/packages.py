@@ -65,7 +65,7 @@ def archives(packages: Iterable[Package], into: Path, package_dir: str | None = 
     if missing:
         raise UserError(
             f"{folder} has no {', '.join(package.archive for package in missing)}: `npm pack "
-            f"{' '.join(map(str, missing))}` makes {'it' if len(missing) == 1 else 'them'} where there is a network"
+            f"{' '.join(map(str, missing))}` makes {'it' if len(missing) == 1 else 'them'} on a machine with a network"
         )
     found = {package: folder / package.archive for package in packages}
     for package, path in found.items():
@@ -86,7 +86,9 @@ def _fetch(packages: list[Package], into: Path) -> None:
     )
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"the package{'s' * (len(packages) > 1)} cannot be fetched, for there is no npm here: {mend}")
+        raise UserError(
+            f"the package{'s' * (len(packages) > 1)} cannot be fetched, since npm is not installed here: {mend}"
+        )
     command = [npm, "pack", "--silent", *map(str, packages)]
     try:
         done = subprocess.run(command, cwd=into, capture_output=True, text=True, timeout=_PATIENCE, check=False)

@@ -33,8 +33,8 @@ class Rows(Protocol):
     """The examples of some files; pickled without what they have read.
 
     Attributes:
-      names: of each row, the same wherever the files lie.
-      classes: of each row a name or a number; None where there are none.
+      names: one for each row, the same wherever the files lie.
+      classes: a name or a number for each row; None if there are none.
       class_names: the names of all classes, where the files say them; else ().
       has_texts: whether each row has a caption.
     """
@@ -63,7 +63,7 @@ class PackedSource:
     """Rows as examples.
 
     Attributes:
-      rows: of the files.
+      rows: rows of the files.
       kept: the rows that are examples.
       labels: their classes, or None.
       channels: 3 (RGB) or 1 (grey).
@@ -122,7 +122,7 @@ def split_files(root: Path, files: Sequence[str]) -> dict[str, list[str]]:
     if "" in found and len(found) > 1:
         others = ", ".join(sorted(set(found) - {""}))
         raise UserError(
-            f"{root}: {found[''][0]} is of no split by its name, and others are of {others}: name the split in it, or "
+            f"{root}: {found[''][0]} has no split in its name, but others have {others}: add the split to its name, or "
             "move it away"
         )
     return {name or "train": names for name, names in found.items()}
@@ -159,7 +159,7 @@ def opened(
       splits: the files of every split.
       rows_of: the rows of files.
       split: which one; with `held_out` also "held_out".
-      channels: of a picture.
+      channels: channels of a picture.
       held_out: the share of "train" that "held_out" has, and "train" then has not.
 
     Raises:
@@ -210,22 +210,22 @@ def _numbered(
         raise UserError(f"{rows.names[row]} has the label {int(said[row])}: labels are numbers from 0 on")
     if rows.class_names:
         if numbers and int(said.max(initial=0)) >= len(rows.class_names):
-            raise UserError(f"{root}: a label is {int(said.max())}, and there are {len(rows.class_names)} classes")
+            raise UserError(f"{root}: a label is {int(said.max())}, but there are {len(rows.class_names)} classes")
         return rows.class_names, said
     known = (first or read_first()).classes
     if known is None or isinstance(known, np.ndarray) != numbers:
-        raise UserError(f"{root}: the classes of some splits are names, and of others numbers or missing")
+        raise UserError(f"{root}: the classes are names in some splits, and numbers or missing in others")
     if numbers:
         count = int(known.max(initial=0)) + 1
         if count > MOST_CLASSES:
             raise UserError(f"{root}: a label is {count - 1}, and must be below {MOST_CLASSES:,}")
         if int(said.max(initial=0)) >= count:
-            raise UserError(f"{root} has the class {int(said.max())}, which its split 'train' has not")
+            raise UserError(f"{root} has the class {int(said.max())}, which its split 'train' lacks")
         return tuple(map(str, range(count))), said.astype(np.int32)
     names = sorted(set(known))
     number = {name: i for i, name in enumerate(names)}
     if unknown := sorted(set(said) - set(names)):
-        raise UserError(f"{root} has the class {unknown[0]!r}, which its split 'train' has not")
+        raise UserError(f"{root} has the class {unknown[0]!r}, which its split 'train' lacks")
     return tuple(names), np.array([number[name] for name in said], np.int32)
 
 

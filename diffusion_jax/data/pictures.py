@@ -81,7 +81,7 @@ def decode_image(content: bytes, origin: str, channels: int = 3) -> transforms.I
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"cannot decode the image {origin}: {_reason(error)}; mend or remove it") from error
+        raise UserError(f"cannot decode the image {origin}: {_reason(error)}; repair or remove it") from error
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def _opened(path: str) -> Iterator[PIL.Image.Image]:
         if storage_failed(error):
             raise
         regular_file(path)  # missing, or a pointer of Git LFS
-        raise UserError(f"cannot decode the image {path}: {_reason(error)}; mend or remove the file") from error
+        raise UserError(f"cannot decode the image {path}: {_reason(error)}; repair or remove the file") from error
 
 
 def _decoded(picture: PIL.Image.Image, origin: str, channels: int) -> transforms.Image:
@@ -128,10 +128,10 @@ def _check(picture: PIL.Image.Image, path: str) -> None:
     deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
     if deep or picture.mode.startswith(("I", "F")):
         mode = f"{picture.mode}, 16 bits" if deep else picture.mode
-        raise UserError(f"{path}: only images of 8 bits a channel are supported, this has mode {mode}")
+        raise UserError(f"{path}: only images with 8 bits per channel are supported, but this one has mode {mode}")
     frames = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
     if frames != 1:
-        raise UserError(f"{path} has {frames} frames, and a picture has one: save each as a file, or remove it")
+        raise UserError(f"{path} has {frames} frames, but a picture has one: save each as a file, or remove it")
     if picture.info.get("icc_profile") or "srgb" in picture.info:
         return
     primaries = picture.info.get("chromaticity", _SRGB_CHROMATICITY)

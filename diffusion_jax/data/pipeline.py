@@ -138,7 +138,7 @@ class Pipeline:
             self._check_buckets()
         if self.features and (self.flip or self._augmentation.num_labels):
             raise UserError(
-                "data.features are of images as they are: set data.flip=False and data.augmentation to none"
+                "data.features describe unchanged images: set data.flip=False and data.augmentation to none"
             )
         _ = (self._crop, self._augmentation, self.drawn_holes)
 
@@ -148,10 +148,10 @@ class Pipeline:
             raise UserError("data.buckets needs data.image_size, the side of the squares that are drawn and judged")
         if self.crop != "none":
             raise UserError(
-                f"data.crop={self.crop!r} cuts squares, and data.buckets cut otherwise: leave data.crop out"
+                f"data.crop={self.crop!r} cuts squares, but data.buckets cut other shapes: leave data.crop out"
             )
         if self.features:
-            raise UserError("data.features are of squares: leave them out, or data.buckets")
+            raise UserError("data.features describe squares: leave out data.features, or data.buckets")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pipeline":
@@ -234,7 +234,7 @@ class Pipeline:
         height, width, channels = info.spec.shape
         if info.spec.kind == "latents" and self.image_size not in (None, height):
             raise UserError(
-                f"data.image_size={self.image_size}, and the latents of {self.dataset} are {height}x{width}: set it to "
+                f"data.image_size={self.image_size}, but the latents of {self.dataset} are {height}x{width}: set it to "
                 f"{height}"
             )
         if self.image_size is not None:

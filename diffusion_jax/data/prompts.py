@@ -79,7 +79,9 @@ class PromptTokenizer:
         before, after = self.frame
         room = length - len(before) - len(after)
         if room < 0:
-            raise UserError(f"a text of {length} tokens has no place for its frame of {len(before) + len(after)}")
+            raise UserError(
+                f"a text of {length} tokens has no room for its {len(before) + len(after)} begin and end tokens"
+            )
         tokens, mask = np.full((len(texts), length), self.pad, np.int32), np.zeros((len(texts), length), bool)
         for row, found in enumerate(self.encode([checked(text) for text in texts])):
             framed = [*before, *found[:room].tolist(), *after]
@@ -98,13 +100,13 @@ def checked(text: Any) -> str:
       UserError: it is no string, has half a character in it, or is much too long.
     """
     if not isinstance(text, str):
-        raise UserError(f"a caption or prompt is a text, got {type(text).__name__} {str(text)[:40]!r}")
+        raise UserError(f"a caption or prompt must be a text, got {type(text).__name__} {str(text)[:40]!r}")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"a caption or prompt has at most {MOST_CHARACTERS:,} characters, got {len(text):,}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"a caption or prompt has half a character at {error.start}: {text[:40]!r}") from error
+        raise UserError(f"a caption or prompt has an incomplete character at {error.start}: {text[:40]!r}") from error
     return text
 
 
@@ -148,7 +150,7 @@ class Words(PromptTokenizer):
 
     def __post_init__(self):
         if len(self.words) > self.most:
-            raise UserError(f"a word list of {len(self.words):,} words where most={self.most:,} may be")
+            raise UserError(f"the word list has {len(self.words):,} words, more than most={self.most:,}")
 
     @property
     def size(self) -> int:
@@ -182,7 +184,7 @@ class Words(PromptTokenizer):
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
         numbers = self._numbers
         if not numbers and any(map(split_words, texts)):
-            raise UserError("the word list of the tokenizer words is not made yet")
+            raise UserError("the word list of the tokenizer words has not been made yet")
         return [np.array([numbers.get(word, 2) for word in split_words(text)], np.int32) for text in texts]
 
     def unknown(self, text: str) -> list[str]:

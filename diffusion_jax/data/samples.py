@@ -37,7 +37,7 @@ class Samples:
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             form = f"{self.images.dtype} {list(self.images.shape)}"
-            raise UserError(f"samples are uint8 pictures [n, height, width, channels], these are {form}")
+            raise UserError(f"samples must be uint8 pictures [n, height, width, channels], these are {form}")
         for what, given in (("labels", self.labels), ("captions", self.captions)):
             if given is not None and len(given) not in (0, len(self.images)):
                 raise UserError(f"{len(self.images)} pictures have {len(given)} {what}: give one for each")

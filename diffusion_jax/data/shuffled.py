@@ -58,8 +58,8 @@ def shuffled_captions(opened: Dataset, seed: int) -> Dataset:
     info = opened.info
     if "text" not in info.fields or info.num_examples < 2:
         raise UserError(
-            f"data.shuffle_captions is of data with several captions, which {info.name}, split {info.split!r}, has "
-            "not: set it to False"
+            f"data.shuffle_captions needs data with several captions; {info.name}, split {info.split!r}, has "
+            "none: set it to False"
         )
     word = np.random.Philox(key=seed + (_STREAM << 64)).random_raw(1)[0]
     distance = 1 + int(word % np.uint64(info.num_examples - 1))

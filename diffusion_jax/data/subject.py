@@ -69,7 +69,7 @@ def open_subject(
         there are too few pictures of the class.
     """
     if split != "train":
-        raise UserError(f"data.instance has the split 'train' and no {split!r}: nothing of a subject is held out")
+        raise UserError(f"data.instance has only the split 'train', not {split!r}: a subject has no held-out pictures")
     if not instance_prompt.strip():
         raise UserError(
             'data.instance_prompt is empty: give the caption of the subject, such as "a photo of a sks dog"'
@@ -78,13 +78,13 @@ def open_subject(
     if own.info.num_classes > 1:
         raise UserError(
             f"data.instance={instance} holds {own.info.num_classes} folders "
-            f"({', '.join(own.info.class_names[:3])} ...): name the one of the subject"
+            f"({', '.join(own.info.class_names[:3])} ...): name the folder of the subject"
         )
     remarks = [f"{_pictures(own.info.num_examples)} of the subject: {instance_prompt!r}"]
     if own.info.num_examples == 1:
-        remarks.append("from one picture little is learned but that picture: three to five are usual")
+        remarks.append("one picture teaches little beyond itself: three to five are usual")
     if own.source.captions:
-        remarks.append(f"the captions in {instance} are not read: data.instance_prompt is that of all pictures")
+        remarks.append(f"the captions in {instance} are not read: all pictures have the caption data.instance_prompt")
     folders, captions, counts = [own.source], [instance_prompt], [own.info.num_examples]
     fingerprints = [own.info.fingerprint]
     if num_class_images:
@@ -130,14 +130,14 @@ def _class(folder: str, prompt: str, count: int, channels: int) -> Dataset:
     mend = "add pictures, set data.num_class_images to fewer (0: no prior preservation), or leave data.class_pictures "
     mend += "empty and they are drawn from the model"
     if not folder:
-        raise UserError(f"data.num_class_images={count}, and there are no pictures of the class: {mend}")
+        raise UserError(f"data.num_class_images={count}, but there are no pictures of the class: {mend}")
     try:
         opened = _opened("data.class_pictures", folder, channels)
     except UserError as error:
         raise UserError(f"{error}; {mend}") from error
     if opened.info.num_examples < count:
         raise UserError(
-            f"data.class_pictures={folder} has {_pictures(opened.info.num_examples)}, and data.num_class_images is "
+            f"data.class_pictures={folder} has {_pictures(opened.info.num_examples)}, but data.num_class_images is "
             f"{count}: {mend}"
         )
     return opened

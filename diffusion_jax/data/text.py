@@ -50,7 +50,7 @@ class TextSource:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} sequences, not one of number {index}")
+            raise IndexError(f"there are {len(self)} sequences, and none has number {index}")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:

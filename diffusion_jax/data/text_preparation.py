@@ -76,13 +76,13 @@ def prepare_text(
     if is_there(directory):
         return PreparedText(str(directory), read_store(directory).tokens, was_there=True)
     if directory == store_directory(PYTHON_DOCS, data_dir):
-        raise UserError(f"the name {corpus} is taken by the text that comes with Python: give --corpus another")
+        raise UserError(f"the name {corpus} is taken by the text that comes with Python: give --corpus another name")
     if not files:
-        raise UserError(f"--text names no files to make the text {corpus!r} of")
+        raise UserError(f"--text names no files for the text {corpus!r}")
     if bool(test_files) == bool(held_out):
-        raise UserError("say what is held out, and once: --test_text=FILE,... or --held_out=NUMBER of documents")
+        raise UserError("say once what is held out: --test_text=FILE,... or --held_out=NUMBER of documents")
     if tokenizer == BYTES and (begin or end):
-        raise UserError(f"bytes have no token {begin or end!r}: --begin and --end are words of a --tokenizer")
+        raise UserError(f"bytes have no token {begin or end!r}: --begin and --end need a --tokenizer with these tokens")
     file = None if tokenizer == BYTES else expanded(tokenizer)
     made = FileTokenizer.of(file, begin, end) if file else ByteTokenizer()
     if begin and not end:
@@ -161,7 +161,7 @@ class _Row:
 
     def append(self, tokens: np.ndarray) -> None:
         if tokens.max(initial=0) >= self.vocabulary:
-            raise UserError(f"the tokenizer has {self.vocabulary} tokens and made number {tokens.max()}")
+            raise UserError(f"the tokenizer has {self.vocabulary} tokens, but it returned the number {tokens.max()}")
         content = tokens.astype(self.dtype).tobytes()
         self.file.write(content)
         self.digest.update(content)
@@ -204,7 +204,9 @@ def _rows(path: Path) -> Iterator[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"line {number} of {path}: its text has half a character at {error.start}") from error
+            raise UserError(
+                f"line {number} of {path}: its text has an incomplete character at {error.start}"
+            ) from error
         yield text
 
 

@@ -163,7 +163,7 @@ def _describe(
         raise UserError(f"feature {text_key!r} of dataset {name!r} is not a text: {features[text_key]}")
     image = builder.info.features[image_key]
     if not isinstance(image.shape, tuple) or len(image.shape) != 3 or image.np_dtype != np.uint8:
-        raise UserError(f"feature {image_key!r} of dataset {name!r} is no image of 8 bits a channel: {image}")
+        raise UserError(f"feature {image_key!r} of dataset {name!r} is not an image with 8 bits per channel: {image}")
     info = DatasetInfo(
         name=name,
         split=split,

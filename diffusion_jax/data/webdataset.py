@@ -69,7 +69,7 @@ class TarRows:
             return None
         kinds = {type(label) for label in found}
         if len(kinds) > 1:
-            raise UserError(f"{self.root}: the classes of some examples are numbers, and of others names")
+            raise UserError(f"{self.root}: the classes are numbers in some examples, and names in others")
         return np.array(found, np.int64) if kinds == {int} else found
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class TarRows:
         has = [value is not None for value in values]
         if any(has) and not all(has):
             row = has.index(False)
-            raise UserError(f"{self.root}/{self.names[row]} has no {what}, and others have one: give all examples one")
+            raise UserError(f"{self.root}/{self.names[row]} has no {what}, but others have one: give all examples one")
         return any(has)
 
     def picture(self, row: int) -> bytes:
@@ -152,7 +152,7 @@ def _read(number: int, root: str, file: str) -> Iterator[_Example]:
             if key is not None:
                 yield _example(number, path, key, beside)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is damaged or no tar file ({error}): compressed ones are unpacked first") from error
+        raise UserError(f"{path} is damaged or not a tar file ({error}): unpack compressed files first") from error
 
 
 class _Member(NamedTuple):
@@ -167,7 +167,9 @@ def _member(path: str, raw: Any, member: tarfile.TarInfo) -> _Member:
     content = b""
     if member.name.lower().endswith((".cls", ".txt", ".json")):
         if member.size > _SMALL:
-            raise UserError(f"{path}: {member.name} has {member.size:,} bytes, too many for what is said of a picture")
+            raise UserError(
+                f"{path}: {member.name} has {member.size:,} bytes, too many for the text or label of a picture"
+            )
         before = raw.tell()
         raw.seek(member.offset_data)
         content = raw.read(member.size)

@@ -53,7 +53,7 @@ class ImageSet:
         if self.texts is not None:
             object.__setattr__(self, "texts", tuple(self.texts))
             if len(self.texts) != len(images):
-                raise UserError(f"{len(self.texts)} texts do not go with {len(images)} images: give one for each")
+                raise UserError(f"{len(self.texts)} texts for {len(images)} images: give one for each")
         if self.labels is None:
             return
         labels = np.asarray(self.labels)
@@ -117,7 +117,7 @@ class Number:
           UserError: the number does not rank.
         """
         if not self.ranks:
-            raise UserError(f"{self.label}: neither more nor less of it is better")
+            raise UserError(f"{self.label}: neither larger nor smaller values are better")
         if not math.isfinite(value):
             return math.inf
         if self.lower_is_better is None:
@@ -317,7 +317,7 @@ def checked_result(name: str, metric: Metric, result: Any) -> dict[str, float]:
         raise UserError(f"metric {name!r} must return a dict of numbers by name, not {type(result).__name__}")
     wrong = [key for key, value in result.items() if isinstance(value, bool) or not isinstance(value, _NUMBERS)]
     if wrong:
-        raise UserError(f"metric {name!r} must return numbers; {', '.join(wrong)}: none")
+        raise UserError(f"metric {name!r} must return numbers; {', '.join(wrong)}: not a number")
     facts = facts_of(metric, name)
     if facts.headline not in result and not facts.headline_may_lack:
         raise UserError(

@@ -107,7 +107,7 @@ def kernel_distance_of_subsets(
     """
     x, y = _pair(x, y, least=2)
     if min(len(x), len(y)) < subset_size:
-        raise UserError(f"subsets of {subset_size} can not be drawn from sets of {len(x)} and {len(y)}")
+        raise UserError(f"subsets of {subset_size} cannot be drawn from sets of {len(x)} and {len(y)}")
     draw = np.random.RandomState(seed)
     distances = [
         kernel_distance(
@@ -147,7 +147,7 @@ def inception_score(log_probabilities: Float[np.ndarray, "n classes"], *, splits
     """
     logs = np.asarray(log_probabilities, np.float64)
     if not 1 <= splits <= len(logs):
-        raise UserError(f"{len(logs)} images can not be divided into {splits} splits")
+        raise UserError(f"{len(logs)} images cannot be divided into {splits} splits")
     scores = []
     for i in range(splits):
         part = logs[i * len(logs) // splits : (i + 1) * len(logs) // splits]

@@ -39,7 +39,7 @@ def done(images: Pictures, edits: Sequence[Edit]) -> Bool[np.ndarray, " n"]:
       UserError: pictures that the reader does not accept, or another number of edits.
     """
     if len(images) != len(edits):
-        raise UserError(f"{len(images)} pictures do not go with {len(edits)} edits: give one for each")
+        raise UserError(f"{len(images)} pictures for {len(edits)} edits: give one for each")
     seen = zip(images, read(images), edits, strict=True)
     return np.array(
         [edit.requirement.holds(scene) and ground(image) == edit.after.ground for image, scene, edit in seen]

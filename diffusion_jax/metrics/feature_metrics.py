@@ -341,7 +341,7 @@ class ClipScore(FeatureMetric):
 
     def _score(self, images: ImageSet) -> float:
         if images.labels is None:
-            raise UserError("the CLIP score needs the text of each image, and there are no labels")
+            raise UserError("the CLIP score needs the text of each image, but there are no labels")
         features, texts = self.space(images.images).pooled, np.asarray(self.of_texts)[images.labels]
         lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(texts, axis=1)
         return 100.0 * float(np.mean(np.maximum((features * texts).sum(axis=1) / lengths, 0.0)))

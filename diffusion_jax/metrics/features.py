@@ -120,8 +120,8 @@ class NetworkFeatures:
         """The features in this order. The images may be on disk; one batch at a time is read into memory."""
         if images.shape[-1] not in (1, self.channels):
             raise UserError(
-                f"the features {self.settings['features']} are of images of {self.channels} channels, "
-                f"not of {images.shape[-1]}"
+                f"the features {self.settings['features']} need images with {self.channels} channels, "
+                f"not {images.shape[-1]}"
             )
         run, params, divided = self._placed
         devices = divided.num_devices

@@ -25,7 +25,7 @@ def adherence(
       UserError: pictures that the reader does not accept, or another number of requirements.
     """
     if len(images) != len(requirements):
-        raise UserError(f"{len(images)} pictures do not go with {len(requirements)} requirements: give one for each")
+        raise UserError(f"{len(images)} pictures for {len(requirements)} requirements: give one for each")
     return _met(read(images), requirements)
 
 
@@ -97,7 +97,7 @@ class PromptAdherence:
     def __post_init__(self):
         if not self.prompts:
             raise UserError(
-                "prompt_adherence needs prompts with what they require: data.dataset=scenes has them; leave this "
+                "prompt_adherence needs prompts with known requirements: data.dataset=scenes has them; leave this "
                 "metric out for other data"
             )
 
@@ -134,12 +134,13 @@ class PromptAdherence:
           UserError: the samples have no texts, or others.
         """
         if samples.texts is None:
-            raise UserError("prompt_adherence needs the texts that samples were asked for with, and they have none")
+            raise UserError("prompt_adherence needs the prompts of the samples, but they have none")
         known = self.prompts.by_text()
         other = next((text for text in samples.texts if text not in known), None)
         if other is not None:
             raise UserError(
-                f"what {other!r} requires is not known: prompt_adherence judges samples of the prompts of its data set"
+                f"the requirements of {other!r} are unknown: prompt_adherence judges only samples for its data set's "
+                f"prompts"
             )
         return [known[text] for text in samples.texts]
 

@@ -106,7 +106,7 @@ class WordReading:
           UserError: the numbers of words and pictures differ.
         """
         if len(images) != len(words):
-            raise UserError(f"{len(images)} pictures do not go with {len(words)} words: give one for each")
+            raise UserError(f"{len(images)} pictures for {len(words)} words: give one for each")
         return self._scores((reader or self.reader).read(images), words)
 
     def _scores(self, seen: Sequence[str], words: Sequence[str]) -> np.ndarray:
@@ -144,13 +144,12 @@ class WordReading:
           UserError: the samples have no texts, or others.
         """
         if samples.texts is None:
-            raise UserError(f"{self.headline} needs the texts that samples were asked for with, and they have none")
+            raise UserError(f"{self.headline} needs the prompts of the samples, but they have none")
         known = self.prompts.by_text()
         other = next((text for text in samples.texts if text not in known), None)
         if other is not None:
             raise UserError(
-                f"which word {other!r} asks for is not known: {self.headline} judges samples of the prompts of its "
-                "data set"
+                f"the word of {other!r} is unknown: {self.headline} judges only samples for the prompts of its data set"
             )
         return [known[text] for text in samples.texts]
 

@@ -243,7 +243,7 @@ def _long(query: Array, key: Array, value: Array) -> Array:
 def _splash(query: Array, key: Array, value: Array) -> Array:
     if not _fits_splash(query, key):
         raise UserError(
-            f"splash attention takes lengths that divide by {_SPLASH_BLOCK}, got {query.shape[1]} queries and "
+            f"splash attention takes lengths divisible by {_SPLASH_BLOCK}, got {query.shape[1]} queries and "
             f"{key.shape[1]} keys; chunked takes any"
         )
     return jax.lax.platform_dependent(

@@ -133,7 +133,7 @@ class ConditionalEncoder(Network, kw_only=True):
             raise UserError(f"{name} attends to a text: context_channels must be at least 1")
         wrong = [width for width in self.channels if width % self.norm_groups]
         if wrong:
-            raise UserError(f"{name}: {wrong[0]} channels do not divide by norm_groups={self.norm_groups}")
+            raise UserError(f"{name}: {wrong[0]} channels are not divisible by norm_groups={self.norm_groups}")
         for level, width in enumerate(self.channels):
             middle = level == levels - 1 and self.middle == "attention"
             if (self.attends[level] or middle) and width % self._heads(level):

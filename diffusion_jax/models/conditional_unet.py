@@ -172,7 +172,7 @@ def controlled(kept: list[Image], middle: Image, control: Mapping[str, Any]) -> 
     wanted = [tuple(h.shape) for h in (*kept, middle)]
     found = [tuple(residual.shape) for residual in (*control["down"], control["mid"])]
     if wanted != found:
-        raise UserError(f"control is of another network: it has the shapes {found}, and this one's are {wanted}")
+        raise UserError(f"control belongs to another network: it has the shapes {found}, but this one's are {wanted}")
     kept = [h + residual.astype(h.dtype) for h, residual in zip(kept, control["down"], strict=True)]
     return kept, middle + control["mid"].astype(middle.dtype)
 
@@ -182,7 +182,7 @@ def require_image_prompt(prompt: Mapping[str, Any], stages: Sequence[Stage], bat
     wanted = {stage.attention_name: (batch, stage.depth, stage.features) for stage in stages}
     for name, pairs in prompt.items():
         if name not in wanted:
-            raise UserError(f"{IMAGE_PROMPT} has {name}, and the network has no such transformer: {', '.join(wanted)}")
+            raise UserError(f"{IMAGE_PROMPT} has {name}, but the network has no such transformer: {', '.join(wanted)}")
         for leaf in (leaf for pair in pairs for leaf in pair):
             if leaf.ndim != 4 or (*leaf.shape[:2], leaf.shape[3]) != wanted[name]:
                 rows, depth, width = wanted[name]

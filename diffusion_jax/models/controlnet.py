@@ -115,7 +115,9 @@ def summed_controls(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(dict(control))) for control in controls}
     if len(shapes) != 1:
-        raise UserError("ControlNets of one U-Net give residuals of the same shapes; these are of several networks")
+        raise UserError(
+            "ControlNets of one U-Net must give residuals of the same shapes; these belong to different networks"
+        )
     return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *map(dict, controls))
 
 

@@ -103,7 +103,7 @@ class DDiT(Network, kw_only=True):
         checkpointed(DDiTBlock, self.remat)
         if self.hidden_size % (2 * self.num_heads):
             raise UserError(
-                f"DDiT: hidden_size={self.hidden_size} must divide by 2 num_heads = {2 * self.num_heads} "
+                f"DDiT: hidden_size={self.hidden_size} must be divisible by 2 num_heads = {2 * self.num_heads} "
                 "(pairs of channels turn together)"
             )
 

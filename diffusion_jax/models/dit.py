@@ -188,16 +188,16 @@ class DiT(Network, kw_only=True):
                 f"DiT: align_depth={self.align_depth} must be at most depth={self.depth}, and 0 with own_conditioning"
             )
         if self.image_size % self.patch_size:
-            raise UserError(f"DiT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
+            raise UserError(f"DiT: image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise UserError(
-                f"DiT: hidden_size={self.hidden_size} must divide by num_heads={self.num_heads} and by 4 "
+                f"DiT: hidden_size={self.hidden_size} must be divisible by num_heads={self.num_heads} and by 4 "
                 "(sine and cosine of two coordinates)"
             )
         more = (self.context_channels, self.pooled_channels, self.guidance_channels, self.size_channels)
         if self.own_conditioning and (any(more) or self.positions != "sine"):
             raise UserError(
-                "DiT: own_conditioning is of time and label alone, with sine positions: set context_channels, "
+                "DiT: own_conditioning covers only time and label, with sine positions: set context_channels, "
                 "pooled_channels, guidance_channels and size_channels to 0, and positions to sine"
             )
         if self.positions == "rotary" and self.hidden_size // self.num_heads % 4:
@@ -246,7 +246,7 @@ class DiT(Network, kw_only=True):
         self.check_inputs(x, time, conditions)
         height, width = x.shape[1:3]
         if height % self.patch_size or width % self.patch_size:
-            raise UserError(f"DiT: {height}x{width} does not divide by patch_size={self.patch_size}")
+            raise UserError(f"DiT: {height}x{width} is not divisible by patch_size={self.patch_size}")
 
         embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=_xavier, name="patch_embedding")
         h = embed(patchify(x, self.patch_size))

@@ -146,10 +146,10 @@ class JiT(Network, kw_only=True):
     def __post_init__(self):
         super().__post_init__()
         if self.image_size % self.patch_size:
-            raise UserError(f"JiT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
+            raise UserError(f"JiT: image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
         if self.hidden_size % (4 * self.num_heads):
             raise UserError(
-                f"JiT: hidden_size={self.hidden_size} must divide by 4 num_heads = {4 * self.num_heads} "
+                f"JiT: hidden_size={self.hidden_size} must be divisible by 4 num_heads = {4 * self.num_heads} "
                 "(pairs of channels for row and column)"
             )
         if not 0 < self.context_start < self.depth:

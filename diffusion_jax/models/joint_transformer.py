@@ -222,13 +222,14 @@ class JointTransformer(Network, kw_only=True):
         for name, image in images.items():
             if any(side % self.patch_size or not side for side in image.shape[1:3]):
                 raise UserError(
-                    f"JointTransformer: {image.shape[1]} x {image.shape[2]}, the sides of {name}, must divide "
+                    f"JointTransformer: {image.shape[1]} x {image.shape[2]}, the sides of {name}, must be divisible "
                     f"by patch_size={self.patch_size}"
                 )
         most = self.table_size * self.patch_size
         if self.table_size and max(x.shape[1:3]) > most:
             raise UserError(
-                f"JointTransformer: x is {x.shape[1]} x {x.shape[2]}, the table of positions ends at {most} x {most}"
+                f"JointTransformer: x is {x.shape[1]} x {x.shape[2]}, but the table of positions ends at {most} x "
+                f"{most}"
             )
 
     def _image_tokens(self, x: Array, conditions: Conditions) -> Tokens:

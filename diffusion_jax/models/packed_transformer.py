@@ -147,8 +147,8 @@ class PackedTransformer(Network, kw_only=True):
         super().__post_init__()
         if self.hidden_size % (2 * self.num_heads):
             raise UserError(
-                f"PackedTransformer: hidden_size={self.hidden_size} must divide by 2 num_heads = {2 * self.num_heads} "
-                "(pairs of channels turn together)"
+                f"PackedTransformer: hidden_size={self.hidden_size} must be divisible by 2 num_heads = "
+                f"{2 * self.num_heads} (pairs of channels turn together)"
             )
         pairs = self.hidden_size // self.num_heads // 2
         if len(self.rotary_sections) != 3 or 3 * max(self.rotary_sections[1:]) > pairs + 2:
@@ -200,7 +200,7 @@ class PackedTransformer(Network, kw_only=True):
         self.check_inputs(x, time, conditions)
         if any(side % self.patch_size or not side for side in x.shape[1:3]):
             raise UserError(
-                f"PackedTransformer: the sides of x, {x.shape[1]} x {x.shape[2]}, must divide by "
+                f"PackedTransformer: the sides of x, {x.shape[1]} x {x.shape[2]}, must be divisible by "
                 f"patch_size={self.patch_size}"
             )
         context, mask = conditions["context"], conditions.get("context_mask")

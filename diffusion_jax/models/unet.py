@@ -199,7 +199,7 @@ class UNet(Network, kw_only=True):
         self.check_inputs(x, time, conditions)
         levels, divisor = len(self.channel_multipliers), self.side_unit
         if x.shape[1] % divisor or x.shape[2] % divisor:
-            raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} does not divide by {divisor}")
+            raise UserError(f"UNet with {levels} levels: {x.shape[1:3]} is not divisible by {divisor}")
 
         norm = functools.partial(
             GroupNorm,

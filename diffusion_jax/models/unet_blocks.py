@@ -208,7 +208,7 @@ def require_halvings(network: Network, levels: int, patch_size: int = 1) -> int:
     if size % divisor:
         patches = f" of {patch_size}x{patch_size} patches" if patch_size > 1 else ""
         raise UserError(
-            f"{type(network).__name__} halves images{patches} {halvings} times: image_size={size} does not divide by "
+            f"{type(network).__name__} halves images{patches} {halvings} times: image_size={size} is not divisible by "
             f"{divisor}; pad the images or give fewer channel_multipliers"
         )
     return halvings

@@ -108,7 +108,7 @@ class UViT(Network, kw_only=True):
         super().__post_init__()
         checkpointed(UViTBlock, self.remat)
         if self.image_size % self.patch_size:
-            raise UserError(f"UViT: image_size={self.image_size} does not divide by patch_size={self.patch_size}")
+            raise UserError(f"UViT: image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
         if self.depth % 2 or self.hidden_size % self.num_heads:
             raise UserError(
                 f"UViT: depth={self.depth} must be even and hidden_size={self.hidden_size} divide by "

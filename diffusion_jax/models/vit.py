@@ -79,7 +79,7 @@ class ViT(Network, kw_only=True):
         checkpointed(ViTBlock, self.remat)
         if self.image_size % self.patch_size or self.hidden_size % self.num_heads:
             raise UserError(
-                f"ViT: image_size={self.image_size} must divide by patch_size={self.patch_size}, and "
+                f"ViT: image_size={self.image_size} must be divisible by patch_size={self.patch_size}, and "
                 f"hidden_size={self.hidden_size} by num_heads={self.num_heads}"
             )
 

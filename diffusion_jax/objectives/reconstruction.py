@@ -64,7 +64,7 @@ class ReconstructionLoss:
 
     def __post_init__(self):
         if self.l1 == self.l2 == self.perceptual == 0:
-            raise UserError("objective reconstruction weighs no difference: set l1, l2 or perceptual above 0")
+            raise UserError("objective reconstruction gives no difference a weight: set l1, l2 or perceptual above 0")
 
     @property
     def discriminator(self) -> Discriminator | None:
@@ -84,12 +84,12 @@ class ReconstructionLoss:
         least = 3 * 2**self.discriminator_depth
         if self.adversarial and side < least:
             raise UserError(
-                f"a discriminator that halves {self.discriminator_depth} times needs {least}x{least} pixels, the data "
-                f"has {shape[0]}x{shape[1]}: set objective.discriminator_depth lower, or objective.adversarial=0"
+                f"a discriminator that halves {self.discriminator_depth} times needs {least}x{least} pixels, but the "
+                f"data has {shape[0]}x{shape[1]}: set objective.discriminator_depth lower, or objective.adversarial=0"
             )
         if self.perceptual and (side < _LEAST_SIDE or shape[2] not in (1, 3)):
             raise UserError(
-                f"LPIPS is of {_LEAST_SIDE}x{_LEAST_SIDE} pixels or more and 1 or 3 channels, the data is "
+                f"LPIPS needs {_LEAST_SIDE}x{_LEAST_SIDE} pixels or more and 1 or 3 channels, but the data is "
                 f"{list(shape)}: set objective.perceptual=0"
             )
 

@@ -83,7 +83,7 @@ class TokenObjective(Objective):
         Raises:
           UserError: this objective does not bound the likelihood.
         """
-        raise UserError(f"the loss of {type(self).__name__} bounds no likelihood")
+        raise UserError(f"the loss of {type(self).__name__} is not a bound on a likelihood")
 
 
 def log_likelihood(logits: Float[Array, "batch ... K"], x0: Int[Array, "batch ..."]) -> Float[Array, "batch ..."]:

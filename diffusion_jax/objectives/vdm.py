@@ -56,8 +56,8 @@ class VDM(Objective):
         for end in (0.0, 1.0):
             if not math.isfinite(self.schedule.log_snr(end)):
                 raise UserError(
-                    f"vdm needs a schedule with finite log-SNR at both ends, {type(self.schedule).__name__} has not: "
-                    "use vdm_linear"
+                    f"vdm needs a schedule with finite log-SNR at both ends, which {type(self.schedule).__name__} "
+                    "lacks: use vdm_linear"
                 )
         if self.num_steps < 0 or self.bins < 2:
             raise UserError(f"vdm needs num_steps >= 0 and bins >= 2, got {self.num_steps} and {self.bins}")

@@ -50,7 +50,7 @@ class VariationalBound(Denoising):
         if self.schedule.sigma(0.0) != 0 or self.schedule.alpha(1.0) == 0:
             raise UserError(
                 f"a variational bound on steps needs sigma(0) = 0 and alpha(1) > 0, which "
-                f"{type(self.schedule).__name__} has not: use ddpm_linear, cosine or vp_sde"
+                f"{type(self.schedule).__name__} lacks: use ddpm_linear, cosine or vp_sde"
             )
 
     @functools.cached_property

@@ -59,7 +59,7 @@ def require_same(what: str, text: str) -> None:
     different = np.flatnonzero(found != found[0])
     if different.size:
         raise UserError(
-            f"{what} differs between the processes of this run: process {different[0]} is not like process 0"
+            f"{what} differs between the processes of this run: process {different[0]} differs from process 0"
         )
 
 

@@ -113,7 +113,7 @@ def parse_topology(name: str) -> tuple[Chip, int]:
     sides = shape.split("x")
     if len(sides) != chip.dimensions or not all(re.fullmatch(r"[1-9]\d*", n) for n in (*sides, slices or "1")):
         raise UserError(
-            f"a topology of {kind} is {kind}:{chip.sizes[2]} or the like, and {kind}:{chip.sizes[2]}*2 two slices; "
+            f"a topology of {kind} is like {kind}:{chip.sizes[2]}, or {kind}:{chip.sizes[2]}*2 for two slices; "
             f"not {name!r}"
         )
     return chip, math.prod(map(int, sides)) * int(slices or 1)

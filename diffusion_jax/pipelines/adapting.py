@@ -1,7 +1,7 @@
-"""Adapters of a pipeline: files loaded, weighted, put beside its parameters, fused into them and written.
+"""Adapters of a pipeline: reading files, weighting, adding to or fusing into the parameters, and writing.
 
-Parameters of adapters are arguments of the compiled programs, as those of networks are: another adapter of the same
-shapes, or another weight, compiles nothing.
+The parameters of adapters are arguments of the compiled programs, like those of networks. Another adapter of the same
+shapes, or another weight, therefore needs no new compilation.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Adapted:
     Attributes:
       base: the parts without adapters.
       loaded: adapters by name, at weight 1.
-      weights: weights of the adapters that are in force, in their order.
+      weights: weights of the active adapters, in their order.
     """
 
     base: Parts
@@ -42,7 +42,7 @@ class Adapted:
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
 
     def with_file(self, path: Path | str, name: str, weight: Weights = 1.0) -> "Adapted":
-        """With the adapter of a file.
+        """The parts with the adapter of a file.
 
         Raises:
           UserError: the file is damaged or for another model, or the name is taken.
@@ -55,7 +55,7 @@ class Adapted:
         ).checked()
 
     def weighted(self, names: Sequence[str], weights: Sequence[Weights]) -> "Adapted":
-        """With these adapters in force, and no other.
+        """The parts with only these adapters active.
 
         Raises:
           UserError: an adapter is unknown, or the number of weights differs from the number of adapters.
@@ -68,7 +68,7 @@ class Adapted:
         return dataclasses.replace(self, weights=dict(zip(names, weights, strict=True))).checked()
 
     def without(self, names: Sequence[str] | None = None) -> "Adapted":
-        """Without these adapters, or without all of them."""
+        """The parts without these adapters, or without any adapter."""
         gone = set(self.loaded if names is None else names)
         kept = {
             field: {name: value for name, value in getattr(self, field).items() if name not in gone}
@@ -90,11 +90,11 @@ class Adapted:
 
     @functools.cached_property
     def in_force(self) -> Parts:
-        """The parts as a call uses them: made once, so that what is put on devices stays there."""
+        """The parts as a call uses them; they are made once, so that arrays on devices stay there."""
         return self.parts()
 
     def parts(self, *, scale: float = 1.0, fused: bool = False) -> Parts:
-        """The parts as the adapters in force change them, all of them times `scale`; with `fused`, plain arrays."""
+        """The parts as the active adapters, all times `scale`, change them; with `fused`, in plain arrays."""
         if not self.weights:
             return self.base
         owns = [
@@ -119,7 +119,7 @@ class Adapted:
 
 
 def lora_file(path: Path | str) -> Path:
-    """The file of an adapter: itself, or the one in a folder.
+    """The file of an adapter, given as this file or as its folder.
 
     Raises:
       UserError: there is no such file, or several.

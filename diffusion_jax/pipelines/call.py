@@ -1,8 +1,8 @@
-"""One call of a pipeline: from what is asked to latents, and from latents to numbers of pictures.
+"""One call of a pipeline: from the arguments to latents, and from latents to the numbers of pictures.
 
 prompts    -> conditions of each evaluation of the network
-scheduler  -> the walk, and which part of it is taken
-pictures   -> latents to begin with, to keep, or to use as a condition
+scheduler  -> the walk, and the part of it that is run
+pictures   -> latents to start from, to keep, or to use as a condition
 drawing.draw, on all devices
 """
 
@@ -38,7 +38,7 @@ from diffusion_jax.specs import DataSpec
 
 
 class Call:
-    """A call, checked against its model; `latents` computes."""
+    """A call that is checked against its model; `latents` runs it."""
 
     def __init__(self, parts: Parts, family: Family, asked: Mapping[str, Any], draws: Draws,
                  defaults: Mapping[str, Any], image_prompts: ImagePrompts):  # fmt: skip
@@ -62,7 +62,7 @@ class Call:
         self.steps = family.steps if a.num_inference_steps is None else a.num_inference_steps
         self.scale = family.guidance if a.guidance_scale is None else float(a.guidance_scale)
 
-    # What is asked, checked.
+    # The arguments, checked.
 
     def _listed(self, texts: str | Sequence[str]) -> list[str]:
         found = [texts] if isinstance(texts, str) else list(texts)
@@ -75,20 +75,20 @@ class Call:
         if a.image is None and (facts.told or self.family.edits == "reference"):
             raise UserError("this model works on a picture: give image=...")
         if facts.is_filler and a.mask_image is None:
-            raise UserError("this model fills what a mask has white: give mask_image=... beside image=...")
+            raise UserError("this model fills the white part of a mask: give mask_image=... beside image=...")
         if a.mask_image is not None and facts.edits:
-            raise UserError("mask_image is of inpainting, and this model edits whole pictures: leave it out")
+            raise UserError("mask_image is for inpainting, but this model edits whole pictures: leave it out")
         if facts.controls and a.control_image is None:
             raise UserError("a ControlNet needs its picture: give control_image=...")
         if facts.has_image_prompts and a.ip_adapter_image is None:
             raise UserError(
-                "an IP-Adapter is loaded and has no picture: give ip_adapter_image=..., or call unload_ip_adapter"
+                "an IP-Adapter is loaded but has no picture: give ip_adapter_image=..., or call unload_ip_adapter"
             )
         if a.mask_image is not None:
             for image, mask in zip(*map(self._images, ("image", "mask_image")), strict=False):
                 if image.size != mask.size:
                     raise UserError(f"mask_image is {mask.width} x {mask.height} pixels, and image {image.width} x "
-                                    f"{image.height}: they must be of one size")  # fmt: skip
+                                    f"{image.height}: they must have the same size")  # fmt: skip
 
     @property
     def _gives_latents(self) -> bool:
@@ -126,7 +126,7 @@ class Call:
 
     @functools.cached_property
     def walk(self) -> Walk:
-        """Sampler and noise levels, of the part that is taken."""
+        """Sampler and noise levels for the part of the walk that is run."""
         patch, sigmas = self.family.patch, None
         if self.facts.has_unconditional:
             sigmas = logit_normal_sigmas(self.steps, self.height, self.width, self.asked.mu, self.asked.std)
@@ -137,7 +137,7 @@ class Call:
 
     @property
     def strength(self) -> float:
-        """The fraction of the walk by which a picture to begin with is noised."""
+        """The fraction of the walk by which a start picture is noised."""
         given = self.asked.strength
         return self.family.strength[self.asked.mask_image is not None] if given is None else given
 
@@ -152,13 +152,13 @@ class Call:
             kept = min(self.steps * self.strength, self.steps)
             first = int(max(self.steps - (int(kept) if self.family.rounds_kept else kept), 0))
         if first >= end:
-            raise UserError(f"no step of {self.steps} is left to take: ask for more steps, or more strength")
+            raise UserError(f"none of the {self.steps} steps is left to run: give more steps, or more strength")
         return first, end
 
     # The network's conditions.
 
     def _texts(self, kind: str) -> tuple[tuple[str, ...], ...]:
-        """Prompts for each text encoder, a row each."""
+        """Prompts for each text encoder, one per row."""
         found: list[tuple[str, ...]] = []
         for number in range(1, self.family.encoders + 1):
             given = getattr(self.asked, f"{kind}{f'_{number}' if number > 1 else ''}")
@@ -169,7 +169,7 @@ class Call:
             texts = texts * len(self.prompts) if len(texts) == 1 else texts
             if len(texts) != len(self.prompts):
                 raise UserError(
-                    f"there are {len(self.prompts)} prompts, and {len(texts)} of {kind}: give one or as many"
+                    f"there are {len(self.prompts)} prompts, but {len(texts)} of {kind}: give one or as many"
                 )
             found.append(tuple(texts))
         return tuple(found)
@@ -235,7 +235,7 @@ class Call:
         return pictures.pixels(images, self.height, self.width, self.box if box else None)
 
     def _spread(self, values: Any, what: str) -> Array:
-        """One row for each picture, from one for all, for each prompt or for each picture."""
+        """One row for each picture; the value has one row for all, one per prompt, or one per picture."""
         count, values = len(values), jnp.asarray(values)
         if count == self.rows:
             return values
@@ -254,7 +254,7 @@ class Call:
         return mean + std * self.draws.get(name, self.index, mean.shape[1:])
 
     def _noise(self) -> Array:
-        """Unit noise to begin with."""
+        """Unit noise to start from."""
         shape = (*self.small, self.facts.channels)
         if self.asked.latents is None:
             return self.draws.get("latents", self.index, shape)
@@ -265,7 +265,7 @@ class Call:
         return found
 
     def _begun(self) -> tuple[Array, Given]:
-        """The state at the start of the walk, and what is computed with; `rows` are those of the texts."""
+        """The state at the start of the walk, and the inputs of the program; `rows` come from the texts."""
         a, facts, grid = self.asked, self.facts, self.walk.grid
         rows, images = self.rows_told(), [] if self._gives_latents else self._images("image")
         given: dict[str, Any] = {}
@@ -317,7 +317,7 @@ class Call:
             nothing = {**with_image[-1], "image": jnp.zeros_like(mean)}
             return (*with_image, nothing) if len(rows) > 1 else tuple(with_image)
         x = jnp.asarray(self._pixels(images))
-        kept = self._spread(x, "image") * (1.0 - mask)  # of one value where it is drawn
+        kept = self._spread(x, "image") * (1.0 - mask)  # constant where the picture is drawn
         masked = self._sampled(kept, "image", "masked")
         step = facts.factor
         if facts.told == facts.channels + 1:
@@ -328,7 +328,7 @@ class Call:
         return tuple({**told, "image": told_image} for told in rows)
 
     def _noised_low(self, low: Array) -> Array:
-        """The small picture of the upscaler under noise of the chain that it was trained with."""
+        """The upscaler's small picture with noise from the chain that the upscaler was trained with."""
         alpha = self.parts.low_alpha(self.asked.noise_level)
         noise = self.draws.get("low", self.index, low.shape[1:])
         return alpha * low + math.sqrt(1.0 - alpha**2) * noise
@@ -374,7 +374,7 @@ class Call:
         return np.array(found, np.float64)
 
     def plan(self, given: Given) -> Plan:
-        """What is compiled."""
+        """The plan of the compiled program."""
         a, facts, count = self.asked, self.facts, len(given.rows)
         steered = (True, *(not a.guess_mode,) * (count - 1))
         skipped = tuple(a.skip_guidance_layers)
@@ -403,7 +403,7 @@ class Call:
         return rule
 
     def latents(self) -> tuple[Array, Array | None]:
-        """The latents of all pictures, filled up to a multiple of the devices, and their states if asked for."""
+        """The latents of all pictures, padded to a multiple of the devices, and their states if requested."""
         start, given = self._begun()
         given = dataclasses.replace(given, numbers=self._numbers())
         models = self.parts.models

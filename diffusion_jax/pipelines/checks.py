@@ -9,7 +9,7 @@ from diffusion_jax.pipelines.families import Family
 from diffusion_jax.samplers.guidance import GUIDANCE, Rule
 from diffusion_jax.specs import DataSpec
 
-# Arguments that need something else: their names, whether it is there, and what it is.
+# Arguments that need something else: their names, whether it is there, and its description.
 Need = tuple[tuple[str, ...], bool, str]
 
 
@@ -38,51 +38,51 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
     """
     steered = bool(model.controls)
     return [
-        (("prompt_2", "negative_prompt_2"), family.encoders > 1, "of models with two text encoders"),
-        (("prompt_3", "negative_prompt_3"), family.encoders > 2, "of models with three text encoders"),
+        (("prompt_2", "negative_prompt_2"), family.encoders > 1, "for models with two text encoders"),
+        (("prompt_3", "negative_prompt_3"), family.encoders > 2, "for models with three text encoders"),
         (
             ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "guess_mode",
              "control_image"),
             steered,
-            "of a pipeline with a ControlNet (from_pretrained(..., controlnet=...))",
+            "for a pipeline with a ControlNet (from_pretrained(..., controlnet=...))",
         ),
-        (("ip_adapter_image",), model.has_image_prompts, "of a pipeline with an IP-Adapter (load_ip_adapter)"),
-        (("strength",), asked.image is not None and not model.edits, "of a picture to begin with (image=...)"),
-        (("mask_image", "denoising_start"), asked.image is not None, "of a call with image=..."),
-        (("padding_mask_crop",), asked.mask_image is not None, "of inpainting (mask_image=...)"),
+        (("ip_adapter_image",), model.has_image_prompts, "for a pipeline with an IP-Adapter (load_ip_adapter)"),
+        (("strength",), asked.image is not None and not model.edits, "for a picture to begin with (image=...)"),
+        (("mask_image", "denoising_start"), asked.image is not None, "for a call with image=..."),
+        (("padding_mask_crop",), asked.mask_image is not None, "for inpainting (mask_image=...)"),
         (
             ("image_guidance_scale",),
             model.is_edit and asked.guidance is None,
-            "of InstructPix2Pix without guidance=..., whose rule two_scales has an image_scale",
+            "for InstructPix2Pix without guidance=..., whose rule two_scales has an image_scale",
         ),
         (
             ("guidance",),
             not model.has_unconditional and not asked.skip_guidance_layers,
-            "of models with one network, without skip_guidance_layers",
+            "for models with one network, without skip_guidance_layers",
         ),
-        (("noise_level",), "noise_level" in model.takes, "of the upscaler"),
+        (("noise_level",), "noise_level" in model.takes, "for the upscaler"),
         (
             ("original_size", "crops_coords_top_left", "target_size", "negative_original_size",
              "negative_crops_coords_top_left", "negative_target_size", "denoising_end"),
             family.has_sizes,
-            "of SDXL",
+            "for SDXL",
         ),
-        (("aesthetic_score", "negative_aesthetic_score"), model.scores_beauty, "of SDXL's refiner"),
-        (("true_cfg_scale",), family.embeds_guidance, "of Flux"),
+        (("aesthetic_score", "negative_aesthetic_score"), model.scores_beauty, "for SDXL's refiner"),
+        (("true_cfg_scale",), family.embeds_guidance, "for Flux"),
         (
             ("skip_guidance_layers",),
             hasattr(model.network, "skipped_blocks") and not family.embeds_guidance,
-            "of Stable Diffusion 3.5",
+            "for Stable Diffusion 3.5",
         ),
         (
             ("skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"),
             bool(asked.skip_guidance_layers),
-            "of skip-layer guidance (skip_guidance_layers=...)",
+            "for skip-layer guidance (skip_guidance_layers=...)",
         ),
-        (("guidance_schedule", "mu", "std"), model.has_unconditional, "of Ideogram 4"),
-        (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "of models that read CLIP"),
-        (("max_sequence_length",), family.length > 77, "of models with a long text encoder"),
-        (("max_area",), family.edits == "reference", "of Kontext"),
+        (("guidance_schedule", "mu", "std"), model.has_unconditional, "for Ideogram 4"),
+        (("clip_skip",), not family.embeds_guidance and not model.has_unconditional, "for models that read CLIP"),
+        (("max_sequence_length",), family.length > 77, "for models with a long text encoder"),
+        (("max_area",), family.edits == "reference", "for Kontext"),
         (
             ("guidance_rescale",),
             not family.embeds_guidance and not model.has_unconditional and asked.guidance is None,
@@ -91,7 +91,7 @@ def needs_of(asked: SimpleNamespace, family: Family, model: Any) -> list[Need]:
         (
             ("negative_prompt", "negative_prompt_2", "negative_prompt_3"),
             not model.has_unconditional and (not family.embeds_guidance or asked.true_cfg_scale > 1),
-            "of guidance away from a prompt (with Flux true_cfg_scale > 1)",
+            "for guidance away from a prompt (with Flux true_cfg_scale > 1)",
         ),
     ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def shares(asked: SimpleNamespace) -> None:
     """Refuse numbers outside of their bounds.
 
     Raises:
-      UserError: a number is; the message names it.
+      UserError: a number is out of bounds; the message names it.
     """
     for name in ("strength", "denoising_start", "denoising_end", "guidance_rescale"):
         value = getattr(asked, name)
@@ -118,10 +118,10 @@ def shares(asked: SimpleNamespace) -> None:
 
 
 def by_control(name: str, value: float | Sequence[float], count: int) -> list[float]:
-    """The number `name` of each of `count` ControlNets, from one for all or one for each.
+    """The value of `name` for each of `count` ControlNets, given once for all or once for each.
 
     Raises:
-      UserError: the number of values is another.
+      UserError: the number of values is neither 1 nor `count`.
     """
     found = [value] * count if isinstance(value, int | float) else list(value)
     if len(found) != count:
@@ -144,23 +144,23 @@ def rule_of(
       data: the form of the latents.
 
     Raises:
-      UserError: a rule that needs something which a published model has not, a scale that is said twice, or guidance
-        that would do nothing.
+      UserError: the rule needs something that a published model lacks, the scale is given twice, or guidance would do
+        nothing.
     """
     if guidance is None:
         return None
     spec = {"name": guidance} if isinstance(guidance, str) else dict(guidance)
     if "scale" in spec and scale not in (None, 1.0, spec["scale"]):
-        raise UserError(f"guidance has the scale {spec['scale']}, and the call says {scale}: say one of them")
+        raise UserError(f"guidance has the scale {spec['scale']}, but the call gives {scale}: give only one of them")
     rule = GUIDANCE.build({"scale": default if scale is None else scale, **spec})
     name = spec.get("name")
     if rule.others:
         raise UserError(f"guidance {name} needs another network ({', '.join(rule.others)}): use classifier_free or apg")
     if rule.negative != "":
-        raise UserError(f"guidance {name} is told here by negative_prompt=..., not by its field negative")
+        raise UserError(f"guidance {name} takes negative_prompt=... here, not its field negative")
     if rule.neutral or evaluations == 1:
         raise UserError(
-            f"guidance {name} does nothing in a call that asks the network once: say a scale above 1 (for Flux a "
+            f"guidance {name} has no effect in a call with one evaluation a step: give a scale above 1 (for Flux a "
             "true_cfg_scale and a negative_prompt), or leave it out"
         )
     rule.check(tuple(slots), data)
@@ -171,10 +171,10 @@ def size_of(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Height and width.
 
     Raises:
-      UserError: they do not divide by what the network and the autoencoder take together.
+      UserError: they do not divide by the factor of network and autoencoder together.
     """
     for name, side in (("height", height), ("width", width)):
         if side < multiple or side % multiple:
             near = max(multiple, round(side / multiple) * multiple)
-            raise UserError(f"{name}={side} must divide by {multiple}: {near} is the nearest")
+            raise UserError(f"{name}={side} must be divisible by {multiple}: {near} is the nearest")
     return height, width

@@ -17,7 +17,7 @@ _BATCH = "batch"
 
 
 def batch_mesh(params: PyTree, rows: int) -> Mesh | None:
-    """The devices that `rows` pictures are divided over; None for one, or where the parameters have their places."""
+    """The devices that share `rows` pictures; None for a single device, or if the parameters are placed already."""
     devices = jax.local_devices()
     count = min(len(devices), rows)
     placed = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(params))
@@ -25,7 +25,7 @@ def batch_mesh(params: PyTree, rows: int) -> Mesh | None:
 
 
 def over(mesh: Mesh, rows: int, start: Any, given: Given, key: BatchKey) -> tuple[Any, Given, BatchKey]:
-    """The state, what is computed with, and the key, with the axis of `rows` filled up by its last row and divided."""
+    """The state, the inputs and the key, with the axis of `rows` padded with its last row and divided over the mesh."""
     more = -rows % mesh.size
 
     def divided(leaf: Any, axis: int = 0) -> Any:

@@ -43,21 +43,21 @@ class Control:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is compiled.
+    """The plan of a compiled program.
 
     Attributes:
       network: the denoiser.
       walk: sampler and noise levels.
-      guidance: the rule by which the predictions of the evaluations become one; None: their outputs do, by the scales
-        of each step, as the published pipelines do it.
+      guidance: the rule that combines the predictions of the evaluations; None: the scales of each step combine their
+        outputs, as in the published pipelines.
       unconditional: another network for the last evaluation, with the group "unconditional"; None: the same one.
       skipping: the network without some layers, with the same parameters, for skip-layer guidance; None: there is none.
       controls: the ControlNets.
-      fills: whether what a mask leaves is put back after every step.
+      fills: whether the part outside a mask is restored after every step.
       time_unit: the network gets the walk's time divided by it.
       reversed_flow: whether the network gets 1 - t, and its output is the velocity from noise to data.
       trajectory: whether all states are kept.
-      on_step: called on the host with the number of every step that is done; None: no call.
+      on_step: called on the host with the number of every finished step; None: no call.
     """
 
     network: nn.Module
@@ -80,13 +80,13 @@ class Plan:
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is computed with.
+    """The inputs of a compiled program.
 
     Attributes:
       rows: the conditions, for each evaluation.
       numbers: values by step [N]: "scale" and "rescale" of guidance, "image_scale", "skip_scale", and "control_<i>".
       mask: 1 where the picture is drawn, [batch, h, w, 1].
-      source, source_noise: latents that stay elsewhere, and the noise under which they do.
+      source, source_noise: latents that stay outside the mask, and the noise that is added to them.
       pictures: the picture of each ControlNet, [batch, height, width, 3].
     """
 
@@ -119,7 +119,7 @@ class GivenNoise(BatchKey):
 
 
 def unit_noise(key: Key[Array, ""], index: Array, name: str, shape: tuple[int, ...]) -> Array:
-    """Unit Gaussian of rows `index` of the use `name`, [batch, *shape]."""
+    """Unit Gaussian draws for rows `index` and the use `name`, [batch, *shape]."""
     return BatchKey(key, index, len(index)).fold_in(name).normal(shape, compute_dtype())
 
 
@@ -236,7 +236,7 @@ def _control(
     plan: Plan, params: Params, given: Given, told: Mapping[str, Array], x: Array, time: Array, count: int,
     numbers: Mapping[str, Array],
 ) -> Mapping[str, Any]:  # fmt: skip
-    """The sum of what the ControlNets add."""
+    """The sum of the ControlNets' residuals."""
     found = []
     for number, control in enumerate(plan.controls):
         own = {name: value for name, value in told.items() if name in control.network.takes}

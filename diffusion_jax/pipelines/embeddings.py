@@ -40,16 +40,18 @@ def with_word(parts: Parts, path: Path, token: str = "") -> tuple[Parts, str]:
     vectors, named = _read(path)
     token = token or named or path.stem
     if not token.strip() or re.search(r"\s", token):
-        raise UserError(f"{token!r} can be no word of a prompt: give another, without spaces")
+        raise UserError(f"{token!r} cannot be a word of a prompt: give another, without spaces")
     models, tokenizers = dict(parts.models), dict(parts.tokenizers)
     for encoder, rows in vectors.items():
         name = encoder or _fitting(parts, rows, path)
         if name not in models or TABLE not in models[name].params:
-            raise UserError(f"{path} has vectors for {name}, a text encoder by CLIP that this model does not have")
+            raise UserError(f"{path} has vectors for {name}, a CLIP text encoder that this model does not have")
         part, tokenizer = models[name], tokenizers[name.replace("text_encoder", "tokenizer")]
         table = part.params[TABLE]
         if rows.shape[1] != table.shape[1]:
-            raise UserError(f"{path} has vectors of {rows.shape[1]} numbers, and {name} of {table.shape[1]}")
+            raise UserError(
+                f"{path} has vectors of {rows.shape[1]} numbers, but {name} has vectors of {table.shape[1]}"
+            )
         if tokenizer.size != len(table):
             raise UserError(f"{name} has {len(table)} tokens and its tokenizer {tokenizer.size}: no word can be added")
         tokenizers[name.replace("text_encoder", "tokenizer")] = tokenizer.with_word(token, len(rows))
@@ -82,7 +84,7 @@ def _read(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
             state[name] = rows = rows[None]
         if rows.ndim != 2 or not rows.size or len(state) > 2 or not np.isfinite(rows.astype(np.float32)).all():
             raise UserError(
-                f"{path} is no file of textual inversion: {name} is {list(rows.shape)}, and must be finite vectors"
+                f"{path} is not a file of textual inversion: {name} is {list(rows.shape)}, but must be finite vectors"
             )
     if set(state) <= set(_BY_ENCODER):
         return {_BY_ENCODER[name]: rows for name, rows in state.items()}, ""

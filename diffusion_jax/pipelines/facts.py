@@ -29,7 +29,7 @@ class Draws:
             raise UserError(f"draws has {unknown[0]!r}; it may have {', '.join(known)}")
 
     def get(self, name: str, index: np.ndarray, shape: tuple[int, ...]) -> Array:
-        """Unit Gaussian [rows, *shape] of the pictures `index` of their prompts."""
+        """Unit Gaussian draws [rows, *shape]; `index` numbers the pictures of each prompt."""
         if name in self.given:
             found = jnp.asarray(self.given[name], jnp.float32)
             if found.shape != (len(index), *shape):

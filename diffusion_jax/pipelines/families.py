@@ -15,22 +15,23 @@ class Family:
 
     Attributes:
       encode: from prompts to the network's conditions.
-      reading: the same of tokens, of `conditioning.published.READINGS`; None where prompts are packed with the picture.
+      reading: from tokens to conditions, by name in `conditioning.published.READINGS`; None if prompts are packed with
+        the picture.
       encoders: number of text encoders.
       steps, guidance, strength: defaults of a call; `strength` for image-to-image and inpainting.
       side: side of a picture in pixels.
       length: tokens of the long text encoder.
       patch: latents along a side that the network takes together.
-      rounds_kept: whether the number of steps that image-to-image takes is rounded down, and not that of those it
+      rounds_kept: whether image-to-image rounds down the number of steps that it takes, instead of the number that it
         leaves out.
       embeds_guidance: whether guidance_scale is an input of the network (Flux); guidance is then `true_cfg_scale`.
       edits: what `image` is for, "start" or "reference" (Kontext).
       has_sizes: whether the network takes sizes and crops.
-      gives_zero_negative: whether zeros stand for a negative prompt that is not given.
-      pixels_first: whether the channels of 2 x 2 latents as one are (row, column, channel), and those of the
-        autoencoder (channel, row, column).
-      latent_scale: the factor of latents, where it is not the one that the autoencoder's config says; 0: it is.
-      inpaints_unshifted: whether what was inpainted is decoded without the shift of the latents, as the reference does.
+      gives_zero_negative: whether zeros replace a missing negative prompt.
+      pixels_first: whether the network packs 2 x 2 latents as channels (row, column, channel), while the autoencoder
+        packs them as (channel, row, column).
+      latent_scale: the factor of latents if it differs from the autoencoder's config; 0: the config's factor.
+      inpaints_unshifted: whether inpainted latents are decoded without their shift, as in the reference library.
     """
 
     encode: Callable[[Reader, Asked], Told]

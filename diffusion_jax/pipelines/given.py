@@ -55,9 +55,9 @@ class LateState:
 class LatePNDM(Sampler):
     """PLMS as diffusers runs it from the middle of its list of steps, as image-to-image does.
 
-    The list has its second step twice. Cut behind it, the second evaluation is taken for the second try of the first
-    transition all the same, so that from there on the state is one transition behind the time that the network is told,
-    and the last transition leads from the last but one level to the end.
+    The list has its second step twice. Even if the list is cut after this step, diffusers treats the second evaluation
+    as the repetition of the first transition. From there on the state is one transition behind the time that the
+    network gets, and the last transition leads from the second-last level to the end.
     """
 
     def constants(self, grid: TimeGrid) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ class ImagePrompts:
     scales: tuple[Mapping[str, float], ...] = ()
 
     def scaled(self, scale: BlockScales | Sequence[BlockScales], network: Any) -> "ImagePrompts":
-        """With other scales, one for all adapters or one for each.
+        """The adapters with other scales, one for all or one for each.
 
         Raises:
           UserError: there is no adapter, not one scale per adapter, or a block that the network does not have.
@@ -67,10 +67,10 @@ class ImagePrompts:
         return dataclasses.replace(self, scales=tuple(scales_of(one, network) for one in several))
 
     def told(self, images: Any, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The slot "image_prompt" of `rows` pictures to be drawn: with the given pictures, and with none.
+        """The slot "image_prompt" for `rows` pictures to draw: with the given pictures, and without any.
 
         Args:
-          images: a picture where there is one adapter, or a list with an entry for each; an entry may be a list of
+          images: a picture for a single adapter, or a list with an entry for each adapter; an entry may be a list of
             pictures, which are used together.
           rows: number of pictures to draw.
 
@@ -95,7 +95,8 @@ class ImagePrompts:
         return together(asked), together(nothing)
 
     def _pixels(self, given: Any) -> Pixels:
-        """Pictures as the encoder takes them; an array with numbers outside of [0, 1] is so already, in any layout."""
+        """Pictures in the encoder's input form; an array with numbers outside of [0, 1] already has this form, in any
+        layout."""
         array = given if isinstance(given, np.ndarray | jax.Array) else None
         if array is not None and array.ndim == 4 and array.dtype.kind == "f":
             pixels = np.asarray(array, np.float32)
@@ -122,7 +123,7 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
     """The adapters of files, with the encoder of a folder, at scale 1.
 
     Raises:
-      UserError: a file is for another base, or there is no encoder, or one whose states the adapter does not read.
+      UserError: a file is for another base, there is no encoder, or its states do not fit the adapter.
     """
     require_unet(network)
     files = tuple(read_ip_adapter(path, network) for path in paths)
@@ -136,7 +137,7 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
         raise UserError(f"there is no image encoder {folder}: no such folder")
     part = read_part(folder, network.dtype, held_in=network.dtype)
     if not isinstance(part.module, VisionTransformer):
-        raise UserError(f"{folder} is no encoder of pictures: it is a {type(part.module).__name__}")
+        raise UserError(f"{folder} is not a picture encoder: it is a {type(part.module).__name__}")
     part = dataclasses.replace(part, params=jax.tree.map(jnp.asarray, part.params))
     side = part.module.image_size
     for path, file in zip(paths, files, strict=True):
@@ -146,8 +147,8 @@ def load(paths: Sequence[Path | str], network: Any, encoder: Path | str | None) 
         ).shape[-1]  # fmt: skip
         if found != file.features:
             raise UserError(
-                f"{path} reads {file.features} channels of an image encoder, and {folder} gives {found}: it is another "
-                "encoder than the adapter's"
+                f"{path} reads {file.features} channels of an image encoder, but {folder} gives {found}: the adapter "
+                "needs another encoder"
             )
     here = (folder / "preprocessor_config.json").is_file()
     prepare = EncoderPictures.of_folder(folder) if here else EncoderPictures(size=side, crop=(side, side))
@@ -179,7 +180,7 @@ def scales_of(scale: BlockScales, network: Any) -> dict[str, float]:
     """The scale of each transformer.
 
     Raises:
-      UserError: a block that the network does not have, or a scale that is no finite number.
+      UserError: the network lacks a block, or a scale is not a finite number.
     """
     stages, levels = network.transformers(), len(network.channels)
     if not isinstance(scale, Mapping):
@@ -206,7 +207,7 @@ def _by_block(value: Any, side: str, places: Mapping[str, tuple[str, int, int]])
     if not isinstance(value, Mapping):
         numbers = value if isinstance(value, list | tuple) else [value] * len(places)
         if len(numbers) != len(places):
-            raise UserError(f"{side!r} has {len(places)} transformers, and {len(numbers)} scales")
+            raise UserError(f"{side!r} has {len(places)} transformers, but {len(numbers)} scales")
         return {name: _number(one, side) for name, one in zip(places, numbers, strict=True)}
     found, blocks = {}, sorted({place[1] for place in places.values()})
     for block, given in value.items():
@@ -216,13 +217,13 @@ def _by_block(value: Any, side: str, places: Mapping[str, tuple[str, int, int]])
             raise UserError(f"{side!r} has transformers in {known}, and none in {block!r}")
         numbers = given if isinstance(given, list | tuple) else [given] * len(inner)
         if len(numbers) != len(inner):
-            raise UserError(f"{side!r} {block} has {len(inner)} transformers, and {len(numbers)} scales")
+            raise UserError(f"{side!r} {block} has {len(inner)} transformers, but {len(numbers)} scales")
         found |= {name: _number(one, block) for name, one in zip(inner, numbers, strict=True)}
     return found
 
 
 def _place(stage: Stage, levels: int) -> tuple[str, int, int]:
-    """Where diffusers has a transformer: side, block, and which of the block's."""
+    """The place of a transformer in diffusers: side, block, and index in the block."""
     side, *numbers = stage.name.split("_")
     if side == "middle":
         return "mid", 0, 0
@@ -241,7 +242,7 @@ def _prompts(
     encoder: VisionTransformer, projection: nn.Module, params: PyTree, own: Mapping[str, PyTree], pixels: Array,
     scales: Mapping[str, Array], rows: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Keys and values of the pictures together, and of no picture."""
+    """Keys and values for all pictures together, and for no picture."""
     with jax.default_matmul_precision("highest"):
         features = projection.features(encoder.apply({"params": params}, pixels))
         nothing = jnp.zeros_like(features)

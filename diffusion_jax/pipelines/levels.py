@@ -5,10 +5,10 @@ diffusers' classes space their steps in four ways:
     chain     DDIM, DDPM, PNDM, LCM, TCD: whole steps of the table of betas
     sigma     Euler, Heun, LMS, DPM2: steps that may lie between those of the table, sigma = sqrt(1 - abar) / sqrt(abar)
               interpolated linearly; or spaced in sigma by a rule of Karras et al., and then timed by log sigma
-    solver    DPM-Solver, UniPC, DEIS: whole steps, otherwise spaced, and the same rules
+    solver    DPM-Solver, UniPC, DEIS: whole steps with other spacings, and the same rules
     flow      xt = (1 - s) x0 + s noise, s moved towards noise by a shift
 
-All of it is computed on the host in float64.
+All levels are computed on the host in float64.
 """
 
 import dataclasses
@@ -175,7 +175,7 @@ def spaced(sigmas: np.ndarray, num: int, fields: Fields) -> np.ndarray | None:
     most, least = sigmas[0], sigmas[-1]
     named = [rule for rule in RULES if fields.get(rule)]
     if len(named) > 1:
-        raise UserError(f"the scheduler names {' and '.join(named)}: leave one of them")
+        raise UserError(f"the scheduler names {' and '.join(named)}: keep one of them")
     if not named:
         return None
     ramp = np.linspace(0, 1, num)
@@ -187,5 +187,5 @@ def spaced(sigmas: np.ndarray, num: int, fields: Fields) -> np.ndarray | None:
 
 
 def timed(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Steps of the table, fractions too, by the logarithm of sigma."""
+    """Steps of the table, possibly fractional, found by the logarithm of sigma."""
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(table), np.arange(len(table)))

@@ -1,4 +1,4 @@
-"""A published folder as a `Model`: what the runner trains, and what everything else here takes."""
+"""A published folder as a `Model`, the form that the runner trains and that other functions here take."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ from diffusion_jax.systems import CODEC, CONDITIONING, NETWORK, Model, Params, R
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _BEAUTY = 6.0
-_LENGTH = 77  # tokens of CLIP, where its tokenizer does not say
+_LENGTH = 77  # tokens of CLIP, if its tokenizer does not say
 
 
 def read_model(
@@ -35,13 +35,14 @@ def read_model(
       image_size: side of the pictures in pixels, where the network's config names no size (Flux).
 
     Raises:
-      UserError: a part is not here, the network takes what no data has, or the size is not a multiple.
+      UserError: a part is unsupported, the network needs an input that no data has, or the size is not a multiple of
+        the model's unit.
     """
     return model_of(read_parts(folder, dtype=dtype, held_in=jnp.float32), image_size=image_size)
 
 
 def save_as(folder: Source, params: Params, target: Source) -> None:
-    """Write a copy of a published folder that has other parameters, those of its model."""
+    """Write a copy of a published folder with other parameters for its model."""
     parts = read_parts(folder)
     names = [name for name in _ENCODERS if name in parts.models]
     text = params[f"{CONDITIONING}/context"]
@@ -52,7 +53,7 @@ def save_as(folder: Source, params: Params, target: Source) -> None:
 
 
 def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Params]:
-    """The same, for parts that are already read."""
+    """The model and its parameters from parts that are already read."""
     name = str(parts.index.get("_class_name"))
     family = family_of(name)
     facts = Facts(parts, family)
@@ -66,7 +67,7 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
     rest = sorted(set(takes) - filled)
     if family.reading is None or rest:
         what = f"its network is told {', '.join(rest)}" if rest else "its prompts are packed with the picture"
-        raise UserError(f"{name} as a Model is not here: {what}; draw with it by diffusion_jax.Pipeline")
+        raise UserError(f"{name} is not supported as a Model: {what}; draw with diffusion_jax.Pipeline")
     conditioners: list[Any] = [_text(parts, family, names, takes)]
     if "sizes" in takes:
         conditioners.append(_sizes(takes["sizes"], float(side)))
@@ -89,14 +90,15 @@ def model_of(parts: Parts, *, image_size: int | None = None) -> tuple[Model, Par
 
 
 def _sampling(family: Family) -> Recipe:
-    """What a call of the pipeline leaves out, with the sampler that all families have in common."""
+    """The defaults of a call of the pipeline, with the sampler that all families share."""
     guidance = {"name": "classifier_free", "scale": family.guidance}
     return Recipe(sampler="ddim", steps=family.steps, guidance=guidance)
 
 
 def _sizes(spec: ConditionSpec, side: float) -> Sizes:
-    """What SDXL takes about a picture: its size, what was cut off, and its size now, or with the refiner's five numbers
-    how beautiful it is. Where a batch does not say, the picture is whole, and as beautiful as the pipeline asks for."""
+    """SDXL's numbers for a picture: its original size, the crop, and its present size, which the refiner's five numbers
+    replace by an aesthetic score. If a batch lacks them, the picture is uncropped and has the score that the pipeline
+    asks for."""
     now = (side, side) if spec.shape[0] == 6 else (_BEAUTY,)
     return Sizes(count=spec.shape[0], role=spec.role, unsaid=(side, side, 0.0, 0.0, *now))
 

@@ -1,8 +1,8 @@
-"""A published folder read and written: model_index.json above the folders of its parts.
+"""Reading and writing of published folders: model_index.json above the folders of its parts.
 
     unet | transformer [unconditional_transformer]   the network
     vae                                              the first stage
-    text_encoder[_2, _3], tokenizer[_2, _3]          what prompts become
+    text_encoder[_2, _3], tokenizer[_2, _3]          from prompts to conditions
     scheduler                                        noise levels and sampler
     controlnet                                       beside the network, one or several, given by the caller
 
@@ -39,7 +39,7 @@ Source = Path | str
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a pipeline is made of.
+    """The parts of a pipeline.
 
     Attributes:
       index: what model_index.json holds.
@@ -47,7 +47,7 @@ class Parts:
       models: networks, first stage and text encoders by name; a ControlNet is "controlnet_<i>".
       tokenizers: tokenizers by name.
       scheduler: the noise scheduler.
-      image_encoder: the folder of an encoder of pictures, which is read where an adapter needs it.
+      image_encoder: the folder of a picture encoder, which is read only if an adapter needs it.
     """
 
     index: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Parts:
     placed: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def low_alpha(self, level: int) -> float:
-        """How much of a small picture the upscaler keeps under noise of a level."""
+        """The share of a small picture that the upscaler keeps at a noise level."""
         if self.low_scheduler is None:
             raise UserError("the model lacks low_res_scheduler, which an upscaler needs")
         squares = self.low_scheduler.table()
@@ -79,7 +79,7 @@ class Parts:
         return [name for name in self.models if name.startswith("controlnet_")]
 
     def save(self, target: Source) -> None:
-        """Write a folder that the reference library and this one read, whole or not at all."""
+        """Write a folder that the reference library and this one read, completely or not at all."""
         with whole_directory(expanded(target)) as folder:
             for name in dict.fromkeys((*self.folders, *self.models, "scheduler")):
                 inner = folder / ("controlnet" if self.controlnets == [name] else name)
@@ -144,7 +144,7 @@ def read_parts(
             continue
         places[name] = folder / name if given == name else expanded(given)
         if not places[name].is_dir():
-            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), and there is no folder {places[name]}")
+            raise UserError(f"{folder / INDEX} names {name} ({value[1]}), but there is no folder {places[name]}")
     low = others.pop("low_res_scheduler", None) or places.pop("low_res_scheduler", None)
     index |= others
     nets = [controlnet] if isinstance(controlnet, str | Path) else list(controlnet or ())
@@ -177,7 +177,7 @@ def _listed_encoder(folder: Path, listed: Mapping[str, Any]) -> Path | None:
 
 
 def placing(name: str, place: Any) -> Any:
-    """Of the part `name` (path, parameter) -> it, where it shall be; the next one is not read before it is there."""
+    """For the part `name`: (path, parameter) -> the placed parameter; the next one is read only after that."""
 
     def placed(path: tuple[str, ...], leaf: np.ndarray) -> Any:
         return jax.block_until_ready(jax.device_put(leaf) if place is None else place(name, path, leaf))
@@ -203,7 +203,7 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     if not (folder / INDEX).is_file():
         adapter = next((file for file in sorted(folder.glob("*lora*.safetensors"))), None)
         hint = f"; {adapter.name} there is an adapter, not a model" if adapter else ""
-        raise UserError(f"{folder} has no {INDEX}: it is no folder of a text-to-image pipeline{hint}")
+        raise UserError(f"{folder} has no {INDEX}: it is not a folder of a text-to-image pipeline{hint}")
     return read_json(folder / INDEX)
 
 

@@ -41,7 +41,7 @@ def _image(picture: Any, what: str) -> Image.Image:
 
 
 def pixels(images: Sequence[Image.Image], height: int, width: int, box: Box | None = None) -> np.ndarray:
-    """Pictures as float32 [n, height, width, 3] in [-1, 1], resized by Lanczos; of a box, filled to the size."""
+    """Pictures as float32 [n, height, width, 3] in [-1, 1], resized by Lanczos; with a box, only that part of them."""
     return codec_pixels([_boxed(image.convert("RGB"), height, width, box) for image in images], height, width)
 
 
@@ -55,7 +55,7 @@ def _boxed(image: Image.Image, height: int, width: int, box: Box | None) -> np.n
 
 
 def _filled(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The whole image in the middle, its edges stretched over what is left."""
+    """The whole image in the middle, with its edges stretched over the remaining area."""
     wanted, own = width / height, image.width / image.height
     inner_width = width if wanted < own else image.width * height // image.height
     inner_height = height if wanted >= own else image.height * width // image.width
@@ -73,7 +73,7 @@ def _filled(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def crop_box(mask: Image.Image, height: int, width: int, padding: int) -> Box:
-    """The part of a picture that holds what a mask has white and `padding` around, in the shape of height and width.
+    """The box that holds the white part of a mask and `padding` around it, with the ratio of height and width.
 
     Raises:
       UserError: the mask is black.
@@ -81,7 +81,7 @@ def crop_box(mask: Image.Image, height: int, width: int, padding: int) -> Box:
     white = np.asarray(mask.convert("L")) > 0
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     if not len(rows):
-        raise UserError("padding_mask_crop looks for what the mask has white, and it is black")
+        raise UserError("padding_mask_crop needs a white part of the mask, but the mask is black")
     ends = [max(columns[0] - padding, 0), max(rows[0] - padding, 0)]
     ends += [min(columns[-1] + 1 + padding, mask.width), min(rows[-1] + 1 + padding, mask.height)]
     left, top, right, bottom = map(int, ends)
@@ -103,7 +103,7 @@ def _grown(low: int, high: int, by: int, most: int) -> tuple[int, int]:
 
 
 def overlaid(drawn: Image.Image, original: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
-    """The original with what was drawn of a box, where the mask is white."""
+    """The original with the drawn box pasted where the mask is white."""
     kept = Image.new("RGBa", original.size)
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
     left, top, right, bottom = box

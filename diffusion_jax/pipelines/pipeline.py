@@ -42,7 +42,7 @@ class Pictures:
     Attributes:
       images: PIL images, an array [n, height, width, 3] in [0, 1], or latents, as `output_type` says.
       notes: remarks on the call: prompts that were cut.
-      trajectory: all states of the latents [steps + 1, n, h, w, c], where they were asked for.
+      trajectory: all states of the latents [steps + 1, n, h, w, c], if requested.
     """
 
     images: Any
@@ -110,13 +110,13 @@ class Pipeline:
 
         Args:
           file: .safetensors, or what PyTorch writes.
-          config: a folder of the same model, for sizes, scheduler, tokenizers and parts that the file has not; by
-            default the folder in which the file lies, or the published model of these names.
+          config: a folder of the same model, for sizes, scheduler, tokenizers and parts that the file lacks; by default
+            the folder in which the file lies, or the published model with these names.
           dtype, scheduler, pipeline_class, place: as in `from_pretrained`.
           parts: folders of parts, as `tokenizer=...`.
 
         Raises:
-          UserError: the file has another layout, or a part is nowhere; then nothing is loaded.
+          UserError: the file has another layout, or a part is missing; then nothing is loaded.
         """
         found, notes = read_single_file(file, config=config, dtype=dtype, scheduler=scheduler, place=place, **parts)
         for note in notes:
@@ -133,16 +133,16 @@ class Pipeline:
 
     @property
     def parts(self) -> Parts:
-        """The parts as a call uses them, with the adapters that are in force."""
+        """The parts as a call uses them, with the active adapters."""
         return self._fused or self.adapted.in_force
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it edits a picture by instructions (InstructPix2Pix, Kontext)."""
+        """Whether the model edits a picture by instructions (InstructPix2Pix, Kontext)."""
         return self.family.edits == "reference" or Facts(self.parts, self.family).is_edit
 
     def load_lora_weights(self, path: Source, *, adapter_name: str = "", weight: Weights = 1.0) -> None:
-        """Put the adapter of a file in force, beside those that are.
+        """Activate the adapter of a file, beside those that are active already.
 
         Files of LoRA and its variants are read as diffusers, PEFT, kohya's programs and LyCORIS write them.
 
@@ -158,7 +158,7 @@ class Pipeline:
         self._adapt(self.adapted.with_file(file, adapter_name or file.stem, weight))
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights: Weights | Sequence[Weights] = 1.0) -> None:
-        """Use these of the loaded adapters, and no other."""
+        """Use only these of the loaded adapters."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         each = list(weights) if isinstance(weights, list | tuple) else [weights] * len(names)
         self._adapt(self.adapted.weighted(names, each))
@@ -172,7 +172,8 @@ class Pipeline:
         self._adapt(self.adapted.without([adapter_names] if isinstance(adapter_names, str) else adapter_names))
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
-        """Add the adapters in force, times `lora_scale`, to the parameters: as fast as without. The base is kept."""
+        """Add the active adapters, times `lora_scale`, to the parameters, for calls without their cost. The base is
+        kept."""
         self._fused = self.adapted.parts(scale=lora_scale, fused=True)
 
     def unfuse_lora(self) -> None:
@@ -209,12 +210,13 @@ class Pipeline:
         *,
         scale: BlockScales | Sequence[BlockScales] = 1.0,
     ) -> None:
-        """Let pictures be prompts (`ip_adapter_image`), by the IP-Adapter of a file; those loaded before are dropped.
+        """Load the IP-Adapter of a file, with which pictures are prompts (`ip_adapter_image`); earlier ones are
+        dropped.
 
         Args:
           path: the file, or a folder that holds it; several are a list.
           subfolder: a subfolder of the folder, such as "models".
-          weight_name: the file in the folder, where there are several; of one folder a list means several adapters.
+          weight_name: the file in the folder, if there are several; a list loads several adapters from one folder.
           image_encoder_folder: by default the pipeline's own image encoder, or else the folder "image_encoder" beside
             the file.
           scale: see `set_ip_adapter_scale`.
@@ -238,7 +240,8 @@ class Pipeline:
         self.image_prompts = prompts.scaled(scale, network)
 
     def set_ip_adapter_scale(self, scale: BlockScales | Sequence[BlockScales]) -> None:
-        """How much pictures count: a number, or one by block; for several adapters a list. At 0 there is no picture.
+        """Set the weight of pictures: a number, or one per block; a list for several adapters. At 0 they have no
+        effect.
 
             pipe.set_ip_adapter_scale({"up": {"block_0": [0.0, 1.0, 0.0]}})     one block; the others have 0
             pipe.set_ip_adapter_scale({"style": 1.0})                           the same for SDXL, by its meaning
@@ -280,7 +283,7 @@ class Pipeline:
         for name in names:
             tokenizer = name.replace("text_encoder", "tokenizer")
             if name in models and tokenizer not in self.parts.tokenizers:
-                raise UserError(f"the model has {name} and no {tokenizer}, which reads prompts for it")
+                raise UserError(f"the model has {name} but no {tokenizer}, which reads prompts for it")
             if name not in models and name not in optional:
                 raise UserError(f"the model lacks {name}, which {self.parts.index.get('_class_name')} needs")
 
@@ -343,26 +346,27 @@ class Pipeline:
         return_trajectory: bool = False,
         on_step: Callable[[int], None] | None = None,
     ) -> Pictures:
-        """Pictures of prompts; prompt i has the pictures i * num_images_per_prompt and on.
+        """Draw pictures for prompts; those of prompt i start at number i * num_images_per_prompt.
 
-        Names mean what they mean in diffusers. Arguments left out have the defaults of the model's family.
+        Arguments have the same names and meanings as in diffusers. Their defaults are those of the model's family.
 
         Args:
           prompt: what to draw; `prompt_2` and `prompt_3` for the other text encoders, by default the same.
-          first_image: the number of the first picture of each prompt, for calls that go on where another ended.
-          latents: unit noise to begin with, or with `denoising_start` (as `image`, too) latents of another model.
+          first_image: the number of the first picture of each prompt, for calls that continue another call.
+          latents: unit noise to start from; with `denoising_start`, latents of another model, which `image` may hold
+            too.
           guidance: a rule of `samplers.guidance.GUIDANCE` by its name, or {"name": ..., its fields}, instead of
             classifier-free guidance of the network's outputs; its scale is guidance_scale.
-          image: a picture to begin with, to edit, or of which a mask is drawn anew.
+          image: a picture to start from, to edit, or to redraw under a mask.
           ip_adapter_image: with an IP-Adapter the picture that is a prompt beside the text; with several adapters a
             list, one for each. An entry of a list may be a list of pictures, which are used together.
-          control_image: the pictures of ControlNets; of a ControlNet pipeline `image` is understood so, too.
+          control_image: the pictures for ControlNets; a ControlNet pipeline also takes them as `image`.
           seed: seed of all random numbers.
-          draws: Gaussian draws instead of the seed: "latents", and of the autoencoder "encode" and "masked", each
-            [n, h, w, c]; "low", the small picture's; "steps", [steps, n, h, w, c].
-          cross_attention_kwargs: {"scale": s}, what the weights of adapters are multiplied by in this call.
+          draws: Gaussian draws instead of the seed: "latents", and "encode" and "masked" for the autoencoder, each [n,
+            h, w, c]; "low" for the small picture; "steps", [steps, n, h, w, c].
+          cross_attention_kwargs: {"scale": s}, a factor on the weights of adapters in this call.
           output_type: "pil", "np" or "latent".
-          on_step: called with the number of each step that is done.
+          on_step: called with the number of each finished step.
 
         Raises:
           UserError: an argument has no effect on this model, or does not fit it.
@@ -405,11 +409,11 @@ class Pipeline:
         if set(options) != {"scale"} or not isinstance(options["scale"], int | float):
             raise UserError(f"cross_attention_kwargs may say {{'scale': s}}, a number, it is {dict(options)}")
         if self._fused is not None or not self.adapted.weights:
-            raise UserError("cross_attention_kwargs scales adapters, and none is in force unfused")
+            raise UserError("cross_attention_kwargs scales adapters, but none is active and unfused")
         return self.adapted.parts(scale=float(options["scale"]))
 
     def _composed(self, call: Call, images: list[Image.Image]) -> list[Image.Image]:
-        """The pictures, put back into the original where a part of it was cut out."""
+        """The pictures; a part that was cut out of an original is put back into it."""
         if call.box is None:
             return images
         original, mask = call.originals

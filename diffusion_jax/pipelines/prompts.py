@@ -1,12 +1,12 @@
 """From prompts to conditions: for each family of models the encoders, and how they are used.
 
     sd       CLIP's last states after the final norm
-    xl       the last but one of two CLIPs side by side, and the second's projection
-    sd3      the same, padded with zeros to T5's width, and T5's states behind them; both projections
+    xl       the second-last states of two CLIPs side by side, and the second CLIP's projection
+    sd3      the states of xl, padded with zeros to T5's width, then T5's states; both projections
     flux     T5's states; the pooled state of CLIP
     ideogram states of Qwen3 from 13 of its layers
 
-Padding is attended to, as in the reference (but in `ideogram`).
+The network attends to padding, as in the reference library, except in `ideogram`.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class Reader:
         return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=1 if leaf.ndim == 4 else 0), found)
 
     def final_norm(self, number: int, hidden: Array) -> Array:
-        """The final norm of a CLIP, of other states than the last."""
+        """The final norm of a CLIP, applied to states other than the last."""
         part = self.parts.models[f"text_encoder{f'_{number}' if number > 1 else ''}"]
         norm = nn.LayerNorm(epsilon=part.module.norm_eps, use_fast_variance=False)
         return norm.apply({"params": part.params["norm"]}, hidden)
@@ -118,7 +118,7 @@ def of_flux(reader: Reader, asked: Asked) -> Told:
 
 
 def of_ideogram(reader: Reader, asked: Asked) -> Told:
-    """Ideogram 4: prompts as a chat, at the end of their rows, and a mask of them."""
+    """Ideogram 4: prompts as a chat, at the end of their rows, and a mask."""
     tokenizer, part = reader.parts.tokenizers["tokenizer"], reader.parts.models["text_encoder"]
     rows = [
         tokenizer.encode([f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"])[0] for text in asked.texts[0]
@@ -133,7 +133,7 @@ def of_ideogram(reader: Reader, asked: Asked) -> Told:
     tapped = jnp.stack([hidden[layer + 1] for layer in _TAPS], axis=-1)
     features = tapped.reshape(*tokens.shape, -1)
     lengths = np.array([len(ids) for ids in rows])
-    # what was read from the start of a row is moved to its end
+    # the prompt at the start of a row is moved to its end
     places = np.arange(asked.length)[None] - (asked.length - lengths)[:, None]
     mask = places >= 0
     moved = jnp.take_along_axis(features, jnp.asarray(np.maximum(places, 0))[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Published models by name, as their folders describe them: what is planned, or read from a single file, without one.
+"""Published models by name, described as in their folders: for planning and for single files without a folder.
 
 The fields are those of the config.json files that the models were published with, as far as they differ from the
 defaults of their classes here. Sizes follow from them: `parts_of` gives shapes instead of parameters.
@@ -246,7 +246,7 @@ PUBLISHED: Mapping[str, Published] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnreadTokenizer(PromptTokenizer):
-    """Used for a tokenizer without files: rows have their length, and every text is empty.
+    """A stand-in for a tokenizer without files: rows have their length, and every text is empty.
 
     Attributes:
       max_length: tokens of a text.
@@ -282,7 +282,7 @@ def published(name: str) -> Published:
 
 
 def parts_of(name: str, dtype: DTypeLike = jnp.float32) -> Parts:
-    """The parts of a published model, with shapes for parameters, float32: to be planned and counted, not to be run.
+    """The parts of a published model with float32 shapes instead of parameters, for planning and counting.
 
     Args:
       name: name of `PUBLISHED`.

@@ -1,7 +1,7 @@
-"""A scheduler_config.json, and the walk that it describes: sampler, noise levels and times of the network.
+"""The walk that a scheduler_config.json describes: sampler, noise levels and times of the network.
 
-`weights.read_sampling` says what a config means for training, in this project's own grids. Here a published model is
-sampled as its scheduler does it, step by step; a setting that is not here is refused by name.
+`weights.read_sampling` translates a config for training, into this project's own grids. This module samples a published
+model as its scheduler does, step by step; an unsupported setting is refused by name.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _KEPT = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
          "timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "set_alpha_to_one",
          "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
          "shift_terminal", "time_shift_type")  # fmt: skip
-# Values that are sampled with here; what is not listed is computed for any value.
+# Supported values; a field that is not listed supports any value.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "clip_sample_range": (1.0,),
@@ -81,7 +81,7 @@ class Walk:
       process: the meaning of the network's input and output.
       sampler: the rule of a step.
       grid: the noise levels.
-      start: the factor of unit noise at the first of them.
+      start: the factor of unit noise at the first level.
       unscaled: whether the scheduler's own state is xt / alpha.
       clip_x0: whether predicted data is cut to [-1, 1].
     """
@@ -127,7 +127,7 @@ class Scheduler:
         for name, value in fields.items():
             of_clipping = name == "clip_sample_range" and not fields.get("clip_sample")
             if name in _ONLY and value not in _ONLY[name] and not of_clipping:
-                raise UserError(f"{origin} has {name}={value!r}, which is not here; it can be {_ONLY[name][0]!r}")
+                raise UserError(f"{origin} has {name}={value!r}, which is not supported; it can be {_ONLY[name][0]!r}")
         scheduler = cls(kind, fields, dict(config))
         scheduler._check(origin)
         return scheduler
@@ -159,7 +159,7 @@ class Scheduler:
                 raise UserError(f"{origin} has shift={self.fields['shift']!r}; it should be more than 0")
             return
         if self.kind.startswith("DDIM") and self.fields["clip_sample"]:
-            raise UserError(f"{origin} has clip_sample=true with {self.kind}, which is not here; ddpm clips")
+            raise UserError(f"{origin} has clip_sample=true with {self.kind}, which is not supported; ddpm clips")
         if self.fields.get("use_flow_sigmas"):
             if self.fields["prediction_type"] != "flow_prediction":
                 raise UserError(f"{origin} has use_flow_sigmas=true with prediction_type="
@@ -191,7 +191,7 @@ class Scheduler:
                 "time_input": {"name": "scaled_t", "scale": scale},
             }
         if time_unit != 1.0:
-            raise UserError("a network that is told times from 0 to 1 is of a flow, and its scheduler is of a chain")
+            raise UserError("a network that gets times from 0 to 1 needs a flow, but its scheduler describes a chain")
         found = self._sampling()
         return {"schedule": found.schedule, "prediction": found.prediction, "time_input": found.time_input}
 
@@ -224,8 +224,8 @@ class Scheduler:
 
         Args:
           num: number of steps of the whole walk.
-          part: from the network's times in the whole walk to the transitions that are taken: the first, and
-            the one behind the last.
+          part: a function of the network's times in the whole walk, which returns the transitions to run: the first
+            one, and the one after the last.
           eta: for DDIM and TCD, the fraction of fresh noise; by default what diffusers takes.
           tokens: number of the picture's tokens, for a shift that depends on it.
           sigmas: for a flow, the levels before the shift.
@@ -241,7 +241,7 @@ class Scheduler:
         if self.kind in _OF_CHAIN or self.kind.startswith(("DDIM", "DDPM")):
             return self._chain_walk(num, part, eta)
         if eta:
-            raise UserError(f"eta is of the schedulers DDIM and TCD, and this is {self.kind}: leave it out")
+            raise UserError(f"eta is for the schedulers DDIM and TCD, but this is {self.kind}: leave it out")
         return self._sigma_walk(num, part)
 
     def _flow_walk(self, sigmas: np.ndarray, part: Any) -> Walk:
@@ -293,7 +293,7 @@ class Scheduler:
         distilled = self.kind in ("LCMScheduler", "TCDScheduler")
         told = (levels.consistency_steps if distilled else levels.chain_steps)(num, fields)
         if told[0] >= len(squares) or told[-1] < 0:
-            raise UserError(f"steps_offset={fields['steps_offset']} leads behind the last of {len(squares)} steps")
+            raise UserError(f"steps_offset={fields['steps_offset']} leads past the last of {len(squares)} steps")
         steps = told.astype(int)
         final = 1.0 if fields.get("set_alpha_to_one", True) else squares[0]
         own = np.append(squares[steps], squares[0] if self.kind == "TCDScheduler" else final)
@@ -301,8 +301,8 @@ class Scheduler:
         first, end = part(whole.told)
         if self.kind == "PNDMScheduler":
             if eta:
-                raise UserError("eta is of the schedulers DDIM and TCD, and this is PNDMScheduler: leave it out")
-            # the list of steps that diffusers cuts has its second step twice
+                raise UserError("eta is for the schedulers DDIM and TCD, but this is PNDMScheduler: leave it out")
+            # diffusers' list of steps, before it is cut, has its second step twice
             late = first > 1
             taken = whole.part(first - 1 if late else first, end)
             taken = taken.part(0, taken.moving)
@@ -348,7 +348,7 @@ class Scheduler:
             large = 1.0 - alpha_ratio
             kind = fields["variance_type"]
             if kind not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
-                raise UserError(f"variance_type={kind!r} of a pipeline is not here; it can be 'fixed_small'")
+                raise UserError(f"variance_type={kind!r} of a pipeline is not supported; it can be 'fixed_small'")
             fresh = np.where(steps > 0, large if "large" in kind else variance, 0.0)
             return {
                 "xt": np.sqrt(alpha_ratio) * (1.0 - there) / (1.0 - here),
@@ -368,12 +368,12 @@ class Scheduler:
         prediction: str | None = None,
         **facts: Any,
     ) -> Walk:
-        """The walk through these levels, told as they are; `middles` lie between them."""
+        """The walk through these levels, whose times the network gets unchanged; `middles` lie between them."""
         count = len(taken.told)
         times = 1.0 - np.arange(count + 1) / count
         told = np.append(taken.told, taken.told[-1])
         points, alphas, sigmas = times, taken.alphas, taken.sigmas
-        if middles is not None:  # every second point, but for the last transition, which has none
+        if middles is not None:  # every second point; the last transition has none
 
             def mixed(own: np.ndarray, between: np.ndarray) -> np.ndarray:
                 found = np.empty(2 * count + 1)

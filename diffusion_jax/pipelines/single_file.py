@@ -5,9 +5,9 @@
     sd3         model.diffusion_model.   first_stage_model.   text_encoders.clip_l., .clip_g. and .t5xxl.
     flux        the bare names of the transformer; or as sd3, the first stage under vae. or first_stage_model.
 
-Such a file holds tensors alone. Sizes and the scheduler come from a folder of the same model (`config`, or the folder
-in which the file lies), or else from the published model whose names these are; tokenizers, and parts that the file
-does not have, from that folder or from folders that are named.
+Such a file holds only tensors. Sizes and the scheduler come from a folder of the same model (`config`, or the folder in
+which the file lies), or else from the published model with these names. Tokenizers and missing parts come from that
+folder, or from folders that the caller names.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def _t5(component: Component, module: nn.Module, names: Collection[str]) -> Weig
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The tensors of one part: its name, the beginnings of their names, and the map of the rest."""
+    """The tensors of one part: the part's name, the prefixes of the tensors, and the map of their names."""
 
     part: str
     starts: tuple[str, ...]
@@ -117,7 +117,7 @@ def layout_of(names: Collection[str]) -> str | None:
 
 
 def model_in(names: Mapping[str, np.ndarray], layout: str) -> tuple[str, str]:
-    """The published model whose names and sizes a file's tensors have, and a remark on what no name says."""
+    """The published model with the names and sizes of a file's tensors, and a remark on what the names leave open."""
     if layout == "sd15":
         inputs = names[f"{_NETWORK}input_blocks.0.0.weight"].shape[1]
         return ("sd15_inpainting" if inputs == 9 else "sd15"), ""
@@ -133,7 +133,7 @@ def model_in(names: Mapping[str, np.ndarray], layout: str) -> tuple[str, str]:
 
 
 class _Named(Mapping[str, np.ndarray]):
-    """The tensors of a section, by their names without its beginning."""
+    """The tensors of a section, by their names without its prefix."""
 
     def __init__(self, state: Mapping[str, np.ndarray], start: str, names: Collection[str]):
         self._state, self._start, self._names = state, start, [name.removeprefix(start) for name in names]
@@ -175,7 +175,7 @@ def read_single_file(
     place: Any = None,
     **others: Source,
 ) -> tuple[Parts, tuple[str, ...]]:
-    """The parts of a single file, and lines on what is taken from elsewhere; nothing is returned before all are there.
+    """The parts of a single file, and notes on what comes from elsewhere; nothing is returned before all are there.
 
     Args:
       file: .safetensors, or what PyTorch writes.
@@ -186,7 +186,7 @@ def read_single_file(
       others: folders of parts, such as tokenizer, tokenizer_2 or text_encoder_3.
 
     Raises:
-      UserError: the file has another layout, a tensor belongs to no part, or a part is nowhere.
+      UserError: the file has another layout, a tensor belongs to no part, or a part is missing.
     """
     file = expanded(file)
     if not file.is_file():
@@ -220,7 +220,7 @@ def read_single_file(
 
 
 def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -> tuple[str, Any, list[str]]:
-    """The layout of a file, where its sizes come from, and lines on what is assumed of it.
+    """The layout of a file, the source of its sizes, and notes on what is assumed about it.
 
     Raises:
       UserError: the layout is unknown, or there is no such folder.
@@ -228,7 +228,7 @@ def _known(file: Path, state: Mapping[str, np.ndarray], config: Source | None) -
     layout = layout_of(list(state))
     if layout is None:
         raise UserError(
-            f"{file} is no model in one file: its tensors are not named as in Stable Diffusion 1, 2, XL, 3 or Flux"
+            f"{file} is not a model in one file: its tensors are not named as in Stable Diffusion 1, 2, XL, 3 or Flux"
             + ("; it is an adapter (LoRA)" if any("lora" in name for name in state) else "")
         )
     folder = expanded(config) if config is not None else file.parent if (file.parent / INDEX).is_file() else None
@@ -255,7 +255,7 @@ def _chosen(own: Scheduler, given: Scheduler | Mapping[str, Any] | str | None) -
 
 
 class _FromFolder:
-    """What a folder has of a model: configs, tokenizers, scheduler, and the places of its parts."""
+    """The contents of a model's folder: configs, tokenizers, scheduler, and the places of its parts."""
 
     def __init__(self, folder: Path):
         self.index = dict(read_json(folder / INDEX))
@@ -269,7 +269,7 @@ class _FromFolder:
 
 
 class _FromPublished:
-    """The same for a published model, which has no parts on disk."""
+    """The contents for a published model, which has no parts on disk."""
 
     def __init__(self, model: Published):
         self.parts, self.tokenizers = dict(model.models), list(model.lengths)
@@ -307,13 +307,13 @@ def _elsewhere(part: str, file: Path, others: Mapping[str, Source], origin: Any)
 
 
 def _divided(file: Path, state: Mapping[str, np.ndarray], layout: str) -> dict[str, tuple[Section, str, list[str]]]:
-    """The sections that a file has, each with the beginning of its names and the names.
+    """The sections of a file, each with its prefix and its names.
 
     Raises:
       UserError: a tensor belongs to no section.
     """
     left, found = [name for name in state if not _UNREAD.fullmatch(name)], {}
-    for section in sorted(LAYOUTS[layout], key=lambda one: "" in one.starts):  # what has no beginning takes the rest
+    for section in sorted(LAYOUTS[layout], key=lambda one: "" in one.starts):  # without a prefix: the rest
         for start in section.starts:
             names = [name for name in left if name.startswith(start)]
             if names:
@@ -378,5 +378,5 @@ def _layout_for(parts: Parts) -> str:
     beyond = sorted(set(parts.models) - {section.part for section in LAYOUTS.get(found, ())})
     if found not in LAYOUTS or beyond:
         what = f"its {beyond[0]} has no place there" if found in LAYOUTS else f"there are: {', '.join(LAYOUTS)}"
-        raise UserError(f"a {kind} is not written as one file here: {what}; give a folder as the target")
+        raise UserError(f"a {kind} cannot be written as one file: {what}; give a folder as the target")
     return found

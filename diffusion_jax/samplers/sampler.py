@@ -213,7 +213,7 @@ def sample(
     if key is None and (draws_prior or sampler.stochastic or walk is not None):
         raise UserError(f"sampler {type(sampler).__name__} draws random numbers here; give it a key")
     if walk is not None and not sampler.one_step:
-        raise UserError(f"sampler {type(sampler).__name__} takes no step twice: use ddpm, ddim or euler")
+        raise UserError(f"sampler {type(sampler).__name__} cannot repeat a step: use ddpm, ddim or euler")
     if memory is not None:
         require_memory(sampler)
     if draws_prior:
@@ -258,8 +258,8 @@ def require_memory(sampler: Sampler) -> None:
     """Refuse a sampler whose steps cannot carry a memory."""
     if sampler.asks_in_loops:
         raise UserError(
-            f"sampler {type(sampler).__name__} asks the network within a loop of its own, where guidance with momentum "
-            "cannot remember: use heun, ddim or dpmpp_2m, or momentum 0"
+            f"sampler {type(sampler).__name__} asks the network within its own loop, where guidance with momentum "
+            "cannot keep its state: use heun, ddim or dpmpp_2m, or momentum 0"
         )
 
 

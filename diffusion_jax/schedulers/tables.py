@@ -56,7 +56,7 @@ class BetaTable(TableSchedule):
 
     def __post_init__(self):
         if self.num_steps not in (0, len(self.table)):
-            raise UserError(f"beta_table has {len(self.table)} betas, num_steps says {self.num_steps}: leave it out")
+            raise UserError(f"beta_table has {len(self.table)} betas, but num_steps is {self.num_steps}: leave it out")
         object.__setattr__(self, "num_steps", len(self.table))
         super().__post_init__()
 
@@ -94,7 +94,7 @@ def space_timesteps(num_steps: int, sections: str | int | Sequence[int]) -> np.n
     for index, count in enumerate(counts):
         size = num_steps // len(counts) + (1 if index < num_steps % len(counts) else 0)
         if not 1 <= count <= size:
-            raise UserError(f"can not keep {count} of the {size} steps of section {index + 1} of {len(counts)}")
+            raise UserError(f"cannot keep {count} of the {size} steps of section {index + 1} of {len(counts)}")
         stride = 1.0 if count == 1 else (size - 1) / (count - 1)
         kept += [start + round(i * stride) for i in range(count)]
         start += size

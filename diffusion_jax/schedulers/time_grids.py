@@ -67,7 +67,7 @@ class TimeGrid:
         if not (np.all(np.diff(self.times) <= 0) and np.all(np.diff(self.log_snrs) > 0)):
             raise UserError(
                 f"a time grid must go strictly from noise to data, got times {shown(self.times.tolist())}; "
-                "fewer steps or a wider range of noise levels will mend it"
+                "take fewer steps or a wider range of noise levels"
             )
 
     @classmethod
@@ -246,7 +246,7 @@ class DiscreteGrid(GridRule):
         indices = self.visited(num_steps)
         indices = self.whole(indices) if self.rounded else indices
         if indices[0] > self.num_train_steps - 1 or indices[-1] < 0:
-            raise UserError(f"offset {self.offset} leads outside of the model's steps: {indices[0]} ... {indices[-1]}")
+            raise UserError(f"offset {self.offset} leads outside the model's steps: {indices[0]} ... {indices[-1]}")
         return TimeGrid.from_times(schedule, (indices + 1) / self.num_train_steps, to_clean=self.to_clean)
 
 

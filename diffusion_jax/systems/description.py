@@ -78,7 +78,7 @@ def describe(value: Any) -> Any:
     try:
         return {_DTYPE: jnp.dtype(value).name}
     except TypeError:
-        raise UserError(f"{type(value).__name__} is no part that a file can describe") from None
+        raise UserError(f"{type(value).__name__} is not a part that a file can describe") from None
 
 
 def rebuild(description: Any) -> Any:

@@ -93,7 +93,7 @@ class PublishedFirstStage(FirstStageFolder):
     def read_params(self) -> PyTree:
         _, params = weights.read_component(self.path)
         if fingerprint(params) != self.fingerprint:
-            raise UserError(f"the first stage in {self.path} is another than it was when it was first read")
+            raise UserError(f"the first stage in {self.path} has changed since it was first read")
         return params
 
 
@@ -138,7 +138,7 @@ def _published(path: Path, dtype: DTypeLike) -> PublishedFirstStage | None:
         return None
     codec, params = weights.read_component(path, dtype)
     if not isinstance(codec, Autoencoder):
-        raise UserError(f"{path} holds {weights.class_name(config)}, which is no first stage")
+        raise UserError(f"{path} holds {weights.class_name(config)}, which is not a first stage")
     return PublishedFirstStage(path=path, codec=codec, info=None, fingerprint=fingerprint(params), about=config)
 
 

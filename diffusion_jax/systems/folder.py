@@ -64,7 +64,7 @@ def save_model(folder: Path | str, model: Model, params: Params) -> None:
         about = {"model": description, "fingerprint": fingerprint(params)}
         replace_file(folder / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
     except OSError as error:
-        raise UserError(f"can not write a model to {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write a model to {folder}: {error.strerror or error}") from error
 
 
 def read_model(folder: Path | str) -> tuple[Model, Params]:

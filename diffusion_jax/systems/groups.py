@@ -39,7 +39,7 @@ def split_groups(params: Mapping[str, PyTree], trained: Sequence[str]) -> tuple[
         chosen = {name for name in params if any(re.fullmatch(pattern, name) for pattern in trained)}
     except re.error as error:
         raise UserError(
-            f"of the patterns of trained groups, {', '.join(map(repr, trained))}, one is none: {error}"
+            f"one of the patterns of trained groups, {', '.join(map(repr, trained))}, is invalid: {error}"
         ) from None
     return (
         {name: tree for name, tree in params.items() if name in chosen},

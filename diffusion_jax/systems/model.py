@@ -67,7 +67,7 @@ class Model:
         z, process = self.codec.spec(self.data), type(self.process).__name__
         if (z.kind == "tokens") != self.process.discrete:
             wanted = "tokens" if self.process.discrete else "pixels or latents"
-            raise UserError(f"{process} is of {wanted}, and {type(self.codec).__name__} of the data gives {z.kind}")
+            raise UserError(f"{process} diffuses {wanted}, but {type(self.codec).__name__} of the data gives {z.kind}")
         takes = {n: spec for one in self.steering for n, spec in one.takes(self.network).items()} | self.network.takes
         self.conditioning.check(takes, frozenset({SECOND_TIME}) & set(self.network.takes))
 
@@ -98,7 +98,7 @@ class Model:
         if (height or width) and shape != data.shape:
             if data.kind == "tokens" or self.process.discrete:
                 raise UserError(
-                    "sizes are of pictures of continuous values, and this model is of tokens: leave them out"
+                    "sizes are for pictures with continuous values, but this model draws tokens: leave them out"
                 )
             self._require_sides(shape[:2], codec.factor)
         if max(shape[:2]) > TILED and data.kind == "pixels":
@@ -119,8 +119,8 @@ class Model:
             if side % unit:
                 near = " or ".join(str(size) for size in (side // unit * unit, (side // unit + 1) * unit) if size)
                 raise UserError(
-                    f"{sides[0]}x{sides[1]} pixels do not divide by {unit}, {factor} of the first stage times "
-                    f"{self.network.side_unit} of the network: take {near} in the place of {side}"
+                    f"{sides[0]}x{sides[1]} pixels are not divisible by {unit}, {factor} of the first stage times "
+                    f"{self.network.side_unit} of the network: take {near} instead of {side}"
                 )
 
     @property

@@ -156,7 +156,7 @@ def _drawn(
 def _require_pictures(model: Model) -> None:
     kind = model.shown.kind
     if kind == "tokens":
-        raise UserError("the model draws tokens of a text, no pictures: experiments.sample --workdir=RUN writes texts")
+        raise UserError("the model draws tokens of a text, not pictures: experiments.sample --workdir=RUN writes texts")
     if kind == "latents":
         raise UserError("the model draws latents, and has no first stage to decode them: use diffusion_jax.tasks.draw")
 
@@ -172,7 +172,7 @@ def _said(labels: Any, prompts: Any, asked: Mapping[str, Sequence[Any]] | None) 
     lengths = {name: len(values) for name, values in given.items()}
     for name, length in lengths.items():
         if not length:
-            raise UserError(f"{name} is asked for with no value: give at least one, or leave it out")
+            raise UserError(f"{name} has no value: give at least one, or leave it out")
     if len(set(lengths.values()) - {1}) > 1:
         raise UserError(f"{', '.join(f'{n} has {c}' for n, c in lengths.items())} values: give as many of each, or one")
     return given
@@ -189,7 +189,7 @@ def _prepared(model: Model, said: Mapping[str, Sequence[Any]]) -> dict[str, np.n
         missing = [name for name in part.prepares if name not in said]
         if said and missing and (len(missing) < len(part.prepares) or missing[0] in _GIVEN_BY):
             told, lacks = ", ".join(parts), missing[0]
-            raise UserError(f"this model is told {told}, and {lacks} is missing: give {_giving(lacks)}")
+            raise UserError(f"this model is told {told}, but {lacks} is missing: give {_giving(lacks)}")
         if not missing and part.prepares:
             found |= part.prepare({name: list(said[name]) for name in part.prepares})
     return found
@@ -216,7 +216,7 @@ def _rule(model: Model, is_asked: bool, guidance: Spec | None, scale: float | No
     if negative is None or negative == "":
         return rule
     if rule.neutral:
-        raise UserError("negative_prompt takes the place of nothing in guidance: give guidance_scale=..., such as 2")
+        raise UserError("negative_prompt has no effect without guidance: give guidance_scale=..., such as 2")
     return Negative(scale=rule.scale, interval=rule.interval, rescale=rule.rescale, negative=negative)
 
 
@@ -236,13 +236,13 @@ def _setting(model: Model, rule: Rule, sampler: Spec | None, times: TimeGrid, ne
     )
     if way.process_kind != wanted:
         raise UserError(
-            f"sampler {type(way).__name__} is of the process {way.process_kind}, the model of {wanted}: use "
+            f"sampler {type(way).__name__} is for the process {way.process_kind}, but the model has {wanted}: use "
             f"{', '.join(samplers_of(wanted))}"
         )
     if setting.sampler_kind not in (makes, *(("denoiser",) if makes == "flow_map" else ())):
         others = [name for name in samplers_of(wanted) if SAMPLERS.example(name).denoiser_kind == makes]
         raise UserError(
-            f"sampler {type(way).__name__} wants a {setting.sampler_kind}, the model is a {makes}: use "
+            f"sampler {type(way).__name__} needs a {setting.sampler_kind}, but the model is a {makes}: use "
             f"{', '.join(others)}"
         )
     setting.check()
@@ -255,7 +255,7 @@ def _times(model: Model, grid: Spec, steps: int | None, shift: float | None) -> 
     if recipe.most_steps is not None and count > recipe.most_steps:
         raise UserError(f"{count} steps are more than the model was trained for, which are {recipe.most_steps}")
     if model.process.discrete and shift not in (None, 1.0):
-        raise UserError("shift moves the times of Gaussian noise, and this model is of tokens: leave it out")
+        raise UserError("shift moves the times of Gaussian noise, but this model draws tokens: leave it out")
     if model.process.discrete:  # at equal times; a grid's alphas and sigmas mean nothing to tokens
         return GRIDS.build("uniform")(SCHEDULES.build("rectified_flow"), count)
     return shifted(GRIDS.build(grid), shift)(model.process.schedule, count)

@@ -44,7 +44,7 @@ class Edit(Task):
         self.inversion.check(up_to(setting.grid, self.strength))
         if setting.sampler.stochastic:
             raise UserError(
-                f"task edit comes back along the flow, and sampler {type(setting.sampler).__name__} draws noise: use "
+                f"task edit returns along the flow, but sampler {type(setting.sampler).__name__} draws noise: use "
                 f"{self.inversion.sampler} or heun"
             )
 

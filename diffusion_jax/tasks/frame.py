@@ -127,7 +127,7 @@ class Setting:
         if self.rule.neutral:
             return plain
         if raw is None and self.model.conditioning.asked and not self.guidance.others:
-            raise UserError("guidance leans towards what is asked for, and nothing is: give --label, or use scale 1")
+            raise UserError("guidance needs a condition to guide towards: give --label, or use scale 1")
         null = self.model.without(params, conditions, size)
         if self.negative is not None:
             null = null | self._said(params, {**(raw or {})}, size)
@@ -184,7 +184,7 @@ def require_tellable(rule: Rule, model: Model) -> None:
     """Raise UserError if the network takes a guidance scale, but the rule is more than a scale."""
     if model.embeds_guidance and not rule.can_be_told:
         raise UserError(
-            f"the network is told the scale of guidance, and {rule_name(rule)} is more than a scale: use "
+            f"the network gets the guidance scale, but {rule_name(rule)} is more than a scale: use "
             "classifier_free without interval, rescale or a negative prompt"
         )
 
@@ -213,13 +213,13 @@ class Task:
         """
         setting.check()
         if setting.model.diffused.kind == "tokens":
-            raise UserError(f"task {name_of(self)} is of pixels or latents, and what is diffused here is tokens")
+            raise UserError(f"task {name_of(self)} needs pixels or latents, but this model diffuses tokens")
 
     def require_denoiser(self, setting: Setting) -> None:
         """Refuse a sampler for networks that jump."""
         if setting.sampler.denoiser_kind != "denoiser":
             raise UserError(
-                f"task {name_of(self)} goes back along the flow and needs a denoiser, and sampler "
+                f"task {name_of(self)} goes back along the flow and needs a denoiser, but sampler "
                 f"{type(setting.sampler).__name__} asks a few-step network that jumps to its end: use a run with a "
                 "denoiser, or task inpaint"
             )

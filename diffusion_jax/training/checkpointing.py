@@ -107,7 +107,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
     try:
         fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as error:
-        raise UserError(f"checkpoints can not be kept in {directory}: {one_line(error)}") from error
+        raise UserError(f"checkpoints cannot be kept in {directory}: {one_line(error)}") from error
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     if write and is_primary():
         try:
@@ -116,7 +116,7 @@ def _open_bucket(directory: str | Path, *, write: bool) -> None:
             probe.unlink()
         except Exception as error:  # the store's own exception type
             raise UserError(
-                f"can not write to {directory}: {one_line(error)}; does the bucket exist, and may this machine write "
+                f"cannot write to {directory}: {one_line(error)}; does the bucket exist, and may this machine write "
                 "there?"
             ) from error
 
@@ -142,7 +142,7 @@ class _Manager(ocp.CheckpointManager):
         if whole:
             return found
         print(
-            f"the metrics of checkpoint {step} in {self.directory} are damaged: it can not be one of the best",
+            f"the metrics of checkpoint {step} in {self.directory} are damaged: it cannot be one of the best",
             flush=True,
         )
         return None
@@ -288,15 +288,15 @@ class Checkpointer:
     def _check_record(self, step: int, record: Any) -> None:
         where = f"checkpoint {step} in {self.directory}"
         if not isinstance(record, dict) or record.get("step") != step:
-            raise CorruptCheckpointError(f"{where} is corrupt: its record is not of this step")
+            raise CorruptCheckpointError(f"{where} is corrupt: its record belongs to another step")
         layout = record.get("layout", 1)
         if layout != LAYOUT:
             raise UserError(
-                f"{where} has layout {layout} of the parameters, this version reads {LAYOUT}: go on with the version "
-                "that wrote it (its commit is in environment.json), or train again"
+                f"{where} has layout {layout} of the parameters, this version reads {LAYOUT}: continue with the "
+                "version that wrote it (its commit is in environment.json), or train again"
             )
         if record.get("digest") != record_digest(record):
-            raise CorruptCheckpointError(f"{where} is corrupt: its record is not what was written")
+            raise CorruptCheckpointError(f"{where} is corrupt: its record differs from what was written")
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back and verify it.
@@ -374,8 +374,8 @@ class Checkpointer:
         wrong = [name for name, value in now.items() if int(value) != record["fingerprints"].get(name)]
         if wrong:
             raise CorruptCheckpointError(
-                f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays are not what was written, the "
-                f"first is {wrong[0]}"
+                f"checkpoint {step} in {self.directory} is corrupt: {len(wrong)} arrays differ from what was written, "
+                f"the first is {wrong[0]}"
             )
 
     def set_aside_after(self, step: int) -> list[epath.Path]:

@@ -108,7 +108,7 @@ class EmaConfig:
         if not all(0 < decay < 1 for decay in self.decays) or not all(half_life > 0 for half_life in self.half_lives):
             raise UserError(f"ema needs decays in (0, 1) and half_lives > 0, got {self.decays}, {self.half_lives}")
         if len(set(self.names)) != len(self.names):
-            raise UserError(f"ema names two averages alike: {', '.join(self.names)}")
+            raise UserError(f"ema gives two averages the same name: {', '.join(self.names)}")
         for width in self.widths:
             power_from_width(width)
 

@@ -45,11 +45,11 @@ def storage_errors(directory: epath.Path) -> Iterator[None]:
                 ) from error
             if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not directory.is_dir():
                 raise RunError(
-                    f"{directory} was removed or replaced while a checkpoint was written there: bring it back, and the "
-                    "same command goes on from the newest checkpoint in it"
+                    f"{directory} was removed or replaced while a checkpoint was written there: restore it, and the "
+                    "same command continues from the newest checkpoint in it"
                 ) from error
             if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise UserError(f"can not write to {directory}: {one_line(cause)}") from error
+                raise UserError(f"cannot write to {directory}: {one_line(cause)}") from error
         raise
 
 

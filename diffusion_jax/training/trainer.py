@@ -71,7 +71,9 @@ class TrainStep:
             )
             missing = sorted(set(shapes) - set(params))
             if missing:
-                raise UserError(f"the parameters lack the group {', '.join(missing)}: give all that load_model gives")
+                raise UserError(
+                    f"the parameters lack the group {', '.join(missing)}: give all groups that load_model returns"
+                )
             copies = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
             whole = trainable.with_own({name: copies[name] for name in shapes}, key)
         if not split_groups(whole, self.trained)[0]:
@@ -174,4 +176,4 @@ def _require_kind(name: str, kind: str, model: Model) -> None:
     wanted = model.process.process_kind
     if kind != wanted:
         fitting = ", ".join(of_process(wanted))
-        raise UserError(f"objective {name} is of the process {kind}, the model of {wanted}: use {fitting}")
+        raise UserError(f"objective {name} is for the process {kind}, but the model has {wanted}: use {fitting}")

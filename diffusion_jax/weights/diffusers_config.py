@@ -288,7 +288,7 @@ def _levels(fields: Mapping[str, Any], origin: object) -> tuple[list[bool], str]
         for block in blocks:
             if block not in _BLOCKS or _BLOCKS[block][0] != side:
                 known = ", ".join(name for name, (at, *_) in _BLOCKS.items() if at == side)
-                raise UserError(f"{origin} has the block {block} on the way {side}; networks here have {known}")
+                raise UserError(f"{origin} has the block {block} in the {side} path; networks here have {known}")
         if len(blocks) != len(fields["block_out_channels"]):
             raise UserError(
                 f"{origin} has {len(blocks)} {side}_block_types and {len(fields['block_out_channels'])} "

@@ -90,7 +90,7 @@ def _plain(name: str) -> Callable[[Mapping[str, Any], Say], dict[str, Any]]:
 def _ddpm(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     kind = fields["variance_type"]
     if kind not in _VARIANCES:
-        say(f"variance_type={kind!r} is not here: the smaller fixed variance is taken")
+        say(f"variance_type={kind!r} is not supported: the smaller fixed variance is used")
     return {"name": "ddpm", "variance": _VARIANCES.get(kind, "small")}
 
 
@@ -104,7 +104,7 @@ def _ddim(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
 
 def _euler(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     if fields["rescale_betas_zero_snr"]:
-        say("rescale_betas_zero_snr: ddim is taken, which is Euler's method and has a first step from pure noise")
+        say("rescale_betas_zero_snr: ddim is used, which is Euler's method with a first step from pure noise")
         return {"name": "ddim"}
     return {"name": "euler"}
 
@@ -113,13 +113,13 @@ def _multistep(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     algorithm, order = fields["algorithm_type"], fields["solver_order"]
     if algorithm in ("sde-dpmsolver++", "sde-dpmsolver"):
         if algorithm == "sde-dpmsolver":
-            say("algorithm_type='sde-dpmsolver' is not here: 'sde-dpmsolver++' is taken")
+            say("algorithm_type='sde-dpmsolver' is not supported: 'sde-dpmsolver++' is used")
         return {"name": f"dpmpp_{min(max(order, 2), 3)}m_sde"} if order > 1 else {"name": "euler_ancestral"}
     if order == 1:
         return {"name": "ddim"}
     family = {"dpmsolver++": "dpmpp", "dpmsolver": "dpm_solver"}.get(algorithm)
     if family is None or order > 3:
-        say(f"algorithm_type={algorithm!r} of order {order} is not here: DPM-Solver++ of order 2 is taken")
+        say(f"algorithm_type={algorithm!r} of order {order} is not supported: DPM-Solver++ of order 2 is used")
         family, order = "dpmpp", 2
     return {"name": f"{family}_{order}m", **_solver_type(fields, say), "lower_order_final": fields["lower_order_final"]}
 
@@ -128,7 +128,7 @@ def _singlestep(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     algorithm, order = fields["algorithm_type"], fields["solver_order"]
     family = {"dpmsolver++": "dpmpp", "dpmsolver": "dpm_solver"}.get(algorithm)
     if family is None or order > 3:
-        say(f"algorithm_type={algorithm!r} of order {order} is not here: DPM-Solver++ of order 2 is taken")
+        say(f"algorithm_type={algorithm!r} of order {order} is not supported: DPM-Solver++ of order 2 is used")
         family, order = "dpmpp", 2
     if order == 1:
         return {"name": "ddim"}
@@ -139,7 +139,7 @@ def _singlestep(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
 def _solver_type(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     kind = fields["solver_type"]
     if kind not in ("midpoint", "heun"):
-        say(f"solver_type={kind!r} is not here: 'midpoint' is taken")
+        say(f"solver_type={kind!r} is not supported: 'midpoint' is used")
         kind = "midpoint"
     return {"solver_type": kind}
 
@@ -147,7 +147,7 @@ def _solver_type(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
 def _unipc(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     order, kind = fields["solver_order"], fields["solver_type"]
     if order > 3 or kind not in ("bh1", "bh2"):
-        say(f"solver_order={order} with solver_type={kind!r} is not here: order 2 of 'bh2' is taken")
+        say(f"solver_order={order} with solver_type={kind!r} is not supported: order 2 of 'bh2' is used")
         order, kind = 2, "bh2"
     final = fields["lower_order_final"]
     return {"name": "unipc", "solver_order": order, "solver_type": kind, "lower_order_final": final}
@@ -156,7 +156,7 @@ def _unipc(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
 def _deis(fields: Mapping[str, Any], say: Say) -> dict[str, Any]:
     order = fields["solver_order"]
     if order > 3 or fields["algorithm_type"] != "deis" or fields["solver_type"] != "logrho":
-        say("algorithm_type, solver_type or solver_order is of a solver that is not here: DEIS in log rho is taken")
+        say("algorithm_type, solver_type or solver_order needs an unsupported solver: DEIS in log rho is used")
     return {"name": "deis", "solver_order": min(order, 3), "lower_order_final": fields["lower_order_final"]}
 
 

@@ -99,7 +99,7 @@ def read_sampling(config: Mapping[str, Any], *, origin: object = "scheduler_conf
         return _flow(config, FLOWS[kind], origin)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{origin} describes a {kind}; known: {', '.join((*KINDS, *FLOWS))}. Say the schedule and the sampler "
+            f"{origin} describes a {kind}; known: {', '.join((*KINDS, *FLOWS))}. Give the schedule and the sampler "
             "yourself, with --config"
         )
     known = KINDS[kind]
@@ -130,14 +130,16 @@ def _fields(config: Mapping[str, Any], kind: str, say: Say, origin: object) -> d
     fields = read_fields(config, kind, origin=origin)
     others = [name for name in config if name not in fields and not name.startswith("_")]
     if others:
-        say(f"{', '.join(others)}: no fields of {kind}, which passes over them, too")
+        say(f"{', '.join(others)}: not fields of {kind}, which ignores them too")
     for name, value in fields.items():
         allowed, instead = _ONE_WAY.get(name, ((value,), ""))
         clips = name != "clip_sample_range" or fields.get("clip_sample", False)
         if value not in allowed and clips:
-            say(f"{name}={value!r} is not here: {instead}")
+            say(f"{name}={value!r} is not supported: {instead}")
     if fields.get("use_flow_sigmas"):
-        raise UserError(f"{origin} has use_flow_sigmas=true, which is not here: say schedule and sampler with --config")
+        raise UserError(
+            f"{origin} has use_flow_sigmas=true, which is not supported: give schedule and sampler with --config"
+        )
     return fields
 
 
@@ -174,7 +176,7 @@ def _ends_clean(fields: Mapping[str, Any], say: Say) -> bool:
     elif "final_sigmas_type" in fields:
         kind = fields["final_sigmas_type"]
         if kind not in ("zero", "sigma_min"):
-            say(f"final_sigmas_type={kind!r} is not here: the last step goes to clean data")
+            say(f"final_sigmas_type={kind!r} is not supported: the last step goes to clean data")
         field, clean, stands = f"final_sigmas_type={kind!r}", kind != "sigma_min", "interpolation_type" in fields
     else:
         return True
@@ -213,7 +215,7 @@ def _flow(config: Mapping[str, Any], sampler: str, origin: object) -> Sampling:
     fields = _fields(config, str(config["_class_name"]), say, origin)
     for field in SIGMAS:
         if fields[field] and field != "use_beta_sigmas":
-            say(f"{field} is not here: the times are spaced equally")
+            say(f"{field} is not supported: the times are spaced equally")
     steps, shift = fields["num_train_timesteps"], float(fields["shift"])
     if shift <= 0:
         raise UserError(f"{origin} has shift={fields['shift']!r}; it should be more than 0")

@@ -187,7 +187,7 @@ def _shape(state: State, name: str, path: Path) -> tuple[int, ...]:
 def _patch_shape(state: State, name: str, path: Path) -> tuple[int, int]:
     shape = _shape(state, name, path)
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[0] % _HEAD_CHANNELS:
-        raise UserError(f"{name} of {path} has shape {shape}: that is no embedding of patches of RGB images")
+        raise UserError(f"{name} of {path} has shape {shape}: that is not an embedding of patches of RGB images")
     return shape[0], shape[2]
 
 

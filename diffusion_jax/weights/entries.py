@@ -166,7 +166,7 @@ def _by_default(sets: list[TensorSet], path: Path) -> TensorSet:
             what = "averages of the parameters" if candidates is averages else "sets of weights"
             names = ", ".join(found.label for found in candidates)
             raise UserError(
-                f"{path} has several {what}: {names}; say which with --entry, as --entry={candidates[0].label}"
+                f"{path} has several {what}: {names}; choose one with --entry, such as --entry={candidates[0].label}"
             )
     return max(sets, key=lambda found: found.size)
 

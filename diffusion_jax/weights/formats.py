@@ -93,7 +93,7 @@ def weight_map(name: str, network: nn.Module) -> WeightMap:
         raise UserError(unknown_name("format of weights", name, list(FORMATS)))
     kind, build = FORMATS[name]
     if not isinstance(network, kind):
-        raise UserError(f"format {name} is of {kind.__name__}, and the network is a {type(network).__name__}")
+        raise UserError(f"format {name} is for {kind.__name__}, but the network is a {type(network).__name__}")
     return build(network)
 
 

@@ -84,7 +84,7 @@ def require_unet(network: Any) -> tuple[list[Any], int]:
     """
     if not isinstance(network, ConditionalUNet):
         raise UserError(
-            f"an IP-Adapter is of text-conditioned U-Nets (Stable Diffusion 1, 2 and XL), and the network is a "
+            f"an IP-Adapter needs a text-conditioned U-Net (Stable Diffusion 1, 2 and XL), but the network is a "
             f"{type(network).__name__}"
         )
     return network.transformers(), network.context_channels
@@ -146,7 +146,9 @@ def _state(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} holds no tensors of an IP-Adapter")
     if not any(name.startswith("ip_adapter.") for name in names):
         shown = ", ".join(map(str, names[:4]))
-        raise UserError(f"{path} is no file of an IP-Adapter: it has no ip_adapter.1.to_k_ip.weight, but {shown} ...")
+        raise UserError(
+            f"{path} is not a file of an IP-Adapter: it has no ip_adapter.1.to_k_ip.weight, but {shown} ..."
+        )
     return dict(tree)
 
 
@@ -160,7 +162,10 @@ def _projection(state: State) -> tuple[nn.Module, int]:
                                ("latents", 3), ("layers.0.1.1.weight", 2))
         )  # fmt: skip
         if queries[0] % _HEAD:
-            raise UserError(f"image_proj.layers.0.0.to_q.weight has {queries[0]} rows, which are no heads of {_HEAD}")
+            raise UserError(
+                f"image_proj.layers.0.0.to_q.weight has {queries[0]} rows, which is not a multiple of the head size "
+                f"{_HEAD}"
+            )
         module = Resampler(
             tokens=latents[1], width=output[0], hidden=latents[2], depth=len(layers), heads=queries[0] // _HEAD,
             hidden_units=units[0],
@@ -174,7 +179,7 @@ def _projection(state: State) -> tuple[nn.Module, int]:
         )
     (rows, columns), (width,) = _matrix(state, "image_proj.proj.weight", 2), _matrix(state, "image_proj.norm.weight", 1)
     if not width or rows % width or not rows:
-        raise UserError(f"image_proj.proj.weight has {rows} rows, which are no tokens of {width} channels")
+        raise UserError(f"image_proj.proj.weight has {rows} rows, which is not a multiple of {width} channels")
     return ImageProjection(tokens=rows // width, width=width), columns
 
 
@@ -193,12 +198,14 @@ def _require_base(state: State, network: ConditionalUNet) -> None:
               if f"ip_adapter.{n}.to_k_ip.weight" in state]  # fmt: skip
     if theirs and theirs[0][-1:] != ours[0][-1:]:
         raise UserError(
-            f"it is of another base: its tokens have {theirs[0][-1]} channels, and the network's text has {ours[0][-1]}"
+            f"it is for another base: its tokens have {theirs[0][-1]} channels, but the network's text has "
+            f"{ours[0][-1]}"
         )
     if len(theirs) > len(ours) or (len(theirs) == len(ours) and theirs != ours):
         different = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
         which = "" if different is None else f"; the attention {numbers[different]} is {theirs[different]}, here "
         which += "" if different is None else f"{ours[different]}"
         raise UserError(
-            f"it is of another base: it has {len(theirs)} attentions to the text, and the network {len(ours)}{which}"
+            f"it is for another base: it has {len(theirs)} attentions to the text, but the network has "
+            f"{len(ours)}{which}"
         )

@@ -115,8 +115,8 @@ def read_lora(path: Path | str, targets: Mapping[str, Target]) -> dict[str, Leav
     if homeless:
         more = f" and {len(homeless) - _LISTED} more" if len(homeless) > _LISTED else ""
         raise UserError(
-            f"{path} changes {len(homeless)} of its {len(modules)} modules elsewhere than in this model: "
-            f"{', '.join(homeless[:_LISTED])}{more}; it is of another base"
+            f"{path} has {len(homeless)} of its {len(modules)} modules elsewhere than in this model: "
+            f"{', '.join(homeless[:_LISTED])}{more}; it is for another base"
         )
     if not parts:
         raise UserError(f"{path} has no tensors of an adapter")
@@ -152,7 +152,7 @@ def _by_module(path: Path, state: State) -> dict[tuple[str, str, bool], dict[str
         )
     if unknown:
         raise UserError(
-            f"{path} has {len(unknown)} of {len(state)} tensors that are of no adapter known here: "
+            f"{path} has {len(unknown)} of {len(state)} tensors that belong to no known kind of adapter: "
             f"{', '.join(unknown[:_LISTED])}"
         )
     return found
@@ -197,7 +197,7 @@ def _leaves(
     if "difference_of_bias" in factors:
         place = layout.places.get(f"{module}.bias")
         if place is None:
-            raise UserError(f"{path}: {module} has no bias here, and the file changes it")
+            raise UserError(f"{path}: {module} has no bias here, but the file changes it")
         yield place, {"difference": _read(path, place, factors["difference_of_bias"]), SCALE: whole}
         if len(set(factors) - {"difference_of_bias", "alpha"}) == 0:
             return
@@ -205,7 +205,7 @@ def _leaves(
     parts = [(f"{module}.weight", factors)] if cut is None else _cut(path, cut, factors)
     for name, part in parts:
         if name not in layout.places:
-            raise UserError(f"{path}: {module} has no weight here, and the file changes it")
+            raise UserError(f"{path}: {module} has no weight here, but the file changes it")
         yield layout.places[name], _of_weight(path, module, layout.places[name], part, scale)
 
 
@@ -216,7 +216,7 @@ def _of_weight(path: Path, module: str, place: Place, factors: Mapping[str, np.n
         return {**_low_rank(path, place, module, factors), SCALE: scale}
     if any(name.startswith(("hada", "lokr")) for name in factors):
         return {"difference": _read(path, place, _product(path, place, factors)), SCALE: scale}
-    raise UserError(f"{path}: {module} has {', '.join(sorted(factors))} and not the rest of an adapter")
+    raise UserError(f"{path}: {module} has {', '.join(sorted(factors))} but not the rest of an adapter")
 
 
 def _cut(path: Path, cut: Cut, factors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
@@ -232,7 +232,7 @@ def _cut(path: Path, cut: Cut, factors: Mapping[str, np.ndarray]) -> Iterator[tu
         try:
             yield part, {**factors, name: cut.part(factors[name], number)}
         except ValueError as error:
-            raise UserError(f"{path}: {error}, which is of another base") from None
+            raise UserError(f"{path}: {error}, which is for another base") from None
 
 
 def _there(place: Place, tensor: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def _read(path: Path, place: Place, tensor: np.ndarray) -> np.ndarray:
         if found.shape == place.shape:
             return found
     raise UserError(
-        f"{path}: a tensor of shape {tensor.shape} does not fit {'/'.join(place.path)} {place.shape}: it is of "
+        f"{path}: a tensor of shape {tensor.shape} does not fit {'/'.join(place.path)} {place.shape}: it is for "
         "another base"
     )
 
@@ -272,7 +272,7 @@ def _low_rank(path: Path, place: Place, module: str, factors: Mapping[str, np.nd
     if rows.shape[0] != inputs or columns is None:
         raise UserError(
             f"{path}: {module} is [{up.shape[0]}, {rows.shape[0]}] there and [{place.shape[-1] // _count(place)}, "
-            f"{inputs}] here: it is of another base"
+            f"{inputs}] here: it is for another base"
         )
     leaves = {"down": rows[None], "up": columns[None]}
     if "magnitude" in factors:

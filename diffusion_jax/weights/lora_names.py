@@ -135,9 +135,9 @@ def strengths(metadata: Mapping[str, str], where: str) -> Strengths:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where}: its lora_adapter_metadata is no JSON: {error}") from None
+        raise UserError(f"{where}: its lora_adapter_metadata is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{where}: its lora_adapter_metadata is no JSON object")
+        raise UserError(f"{where}: its lora_adapter_metadata is not a JSON object")
     settings: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         first, _, field = name.partition(".")

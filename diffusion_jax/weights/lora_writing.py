@@ -42,7 +42,7 @@ def write_lora(
             if fresh or factors["up"].size:
                 state |= _spelled(component, name.removesuffix(".weight"), factors, kohya=kohya)
     if not state:
-        raise UserError(f"nothing of the adapter belongs to {', '.join(targets)}: {', '.join(list(own)[:4])}")
+        raise UserError(f"no part of the adapter belongs to {', '.join(targets)}: {', '.join(list(own)[:4])}")
     write_state(path, state, {"format": "pt"})
 
 

@@ -178,7 +178,7 @@ class WeightMap:
             there = state[name]  # it may be huge, or a view that repeats a number, so it is checked first
             same_shape = there.shape == value.shape
             if not same_shape or not np.allclose(np.asarray(there, np.float64), value, atol=2e-3 if there.size else 0):
-                raise UserError(f"{name} is a constant of this network, and the file has other values")
+                raise UserError(f"{name} is a constant of this network, but the file has other values")
 
     def state(self, params: PyTree) -> dict[str, np.ndarray]:
         """The tensors of these parameters, from which `params` reads them back."""

@@ -289,7 +289,7 @@ def jax_array(build: Any, arguments: Any, state: Any, *rest: Any) -> Array:
 
 def rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Tensor:
     if not isinstance(storage, Storage):
-        raise UserError("a tensor of the file refers to something that is no storage")
+        raise UserError("a tensor of the file refers to something that is not a storage")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -328,13 +328,13 @@ def new(kind: Any, *rest: Any) -> Any:
     """`object.__new__`, as older protocols call it."""
     if isinstance(kind, type) and issubclass(kind, (Inert, Module, collections.OrderedDict)):
         return kind.__new__(kind)
-    raise UserError("an object of the file is of no class")
+    raise UserError("an object of the file has no class")
 
 
 def attribute(owner: Any, name: Any) -> Inert:
     """A member of an enumeration, as Python 3.11 writes it; only members of a class are allowed."""
     if not (isinstance(owner, type) and issubclass(owner, Inert)):
-        raise UserError("the file asks for an attribute of something that is no class")
+        raise UserError("the file asks for an attribute of something that is not a class")
     owner.require_class()
     return owner()
 

@@ -144,7 +144,7 @@ class Unpickler(pickle._Unpickler):
             or pid[0] != "storage"
             or not isinstance(pid[1], np.dtype)
         ):
-            raise UserError(f"{self._path} refers to something that is no storage of tensors")
+            raise UserError(f"{self._path} refers to something that is not a storage of tensors")
         _, dtype, key, _, numel, *rest = pid
         if not isinstance(numel, int) or numel < 0:
             raise UserError(f"{self._path} refers to a storage of {numel!r} numbers")

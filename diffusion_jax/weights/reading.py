@@ -119,7 +119,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, ValueError, OSError, TypeError, AttributeError, KeyError) as error:
         what = recognise(path)[1]
         reason = f"it is {what}" if what else error
-        raise UserError(f"{path} is damaged or no safetensors file: {reason}") from error
+        raise UserError(f"{path} is damaged or not a safetensors file: {reason}") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ def read_torch_file(path: Path | str) -> Any:
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle or archive can raise anything
-        raise UserError(f"{path} is damaged or no PyTorch file: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path} is damaged or not a PyTorch file: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -68,7 +68,7 @@ def _inner(path: Path) -> Callable[[bytes], Storage]:
     def read(data: Any) -> Storage:
         found, _ = _read_sequence(io.BytesIO(data), path)
         if not isinstance(found, Storage):
-            raise UserError(f"a tensor of {path} refers to something that is no storage")
+            raise UserError(f"a tensor of {path} refers to something that is not a storage")
         return found
 
     return read

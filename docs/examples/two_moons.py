@@ -1,13 +1,13 @@
-"""Every objective family on two moons, on one page: train, sample, and draw the way from noise to data.
+"""Every objective family on two moons, on one page: training, sampling, and a drawing of the paths from noise to data.
 
     python docs/examples/two_moons.py [--steps=2000] [--out=two_moons.png] [--only=EDM,MeanFlow]
 
-Each entry of FAMILIES is a whole recipe: an objective with its schedule, what the network predicts, and the sampler
-that goes back. All train the same small network on the same points; distillation learns from the first one, and starts
-from it. The picture has a panel for each: 1,000 samples, the data in grey behind them, and the paths of 40 of the
-samples from noise to data. Tokens (D3PM, MDLM, SEDD, discrete flow matching) are the same points on a grid of 32 x 32
-cells, two tokens a point. Under each title stands the sliced Wasserstein distance to the data, and the network
-evaluations.
+Each entry of FAMILIES is a whole recipe: an objective with its schedule, the prediction of the network, and a matching
+sampler. All recipes train the same small network on the same points; distillation starts and learns from the network of
+the first recipe. The picture has one panel per recipe with 1,000 samples, the data in grey behind them, and the paths
+of 40 samples from noise to data. The token recipes (D3PM, MDLM, SEDD, discrete flow matching) use the same points on a
+grid of 32 x 32 cells, two tokens per point. Each title gives the sliced Wasserstein distance to the data and the number
+of network evaluations below it.
 """
 
 import argparse
@@ -52,7 +52,7 @@ JUMPS = {"prediction": "consistency", "sampler": "consistency", "grid": "trailin
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A recipe: what is minimised, and how samples are drawn."""
+    """A recipe: the objective, and the way samples are drawn."""
 
     title: str
     objective: str | Mapping[str, Any]
@@ -60,7 +60,7 @@ class Family:
     prediction: str = "edm"
     time_input: str | Mapping[str, Any] = "quarter_log_sigma"
     time_sampler: str | Mapping[str, Any] = "log_normal"
-    tokens: Mapping[str, Any] | None = None  # a process of tokens, in the place of schedule, prediction and time input
+    tokens: Mapping[str, Any] | None = None  # a token process instead of schedule, prediction and time input
     sampler: str | Mapping[str, Any] = "heun"
     grid: str = "uniform"
     steps: int = 18
@@ -75,7 +75,7 @@ def recipe(name: str, **options: Any) -> dict[str, Any]:
 
 
 def families(total_steps: int) -> list[Family]:
-    """All of them; some curricula depend on the length of training."""
+    """All recipes; some curricula depend on the length of training."""
     flow_map = {**FLOW, "time_input": SMOOTH, "sampler": "flow_map"}
     moved = {**FLOW, "time_sampler": {"name": "uniform", "uniforms": "low_discrepancy"}}
     ct = recipe("consistency_training", last=40, total_steps=total_steps)
@@ -86,8 +86,8 @@ def families(total_steps: int) -> list[Family]:
     scm, scd = (recipe(name, warmup=total_steps // 3) for name in ("scm", "scd"))
     angle = {**TRIG, "time_sampler": {"name": "log_normal", "mean": -1.0, "std": 1.4}, "sampler": "scm", "steps": 2}
     late = {"name": "logit_normal", "mean": 0.8, "std": 0.8}
-    # Of MeanFlow's times t = 1 and s = 0, the one jump of its sampler, must be seen often enough in a short training;
-    # p = 0 is the plain mean square, as the adaptive weight is made for many dimensions, where errors are of one size.
+    # MeanFlow's sampler makes one jump from t = 1 to s = 0, so a short training must see these times often enough.
+    # p = 0 is the plain mean square; the adaptive weight suits many dimensions, where all errors have a similar size.
     mean_times = {"name": "uniform", "uniforms": "low_discrepancy"}
     chain = {"name": "token_chain", "num_tokens": CELLS, "num_steps": 64}
     vdm_times = {"name": "uniform", "t_min": 0.0, "uniforms": "low_discrepancy"}
@@ -168,7 +168,7 @@ def families(total_steps: int) -> list[Family]:
 
 
 def moons(size: int, seed: int) -> np.ndarray:
-    """Points with mean 0 and standard deviation 1/2, as images of one pixel with two channels."""
+    """Points with mean 0 and standard deviation 1/2, in the form of one-pixel images with two channels."""
     points, _ = make_moons(size, noise=0.06, random_state=seed)
     points = (points - [0.5, 0.25]) / [0.87, 0.5] * 0.5
     return np.clip(points, -0.999, 0.999).astype(np.float32).reshape(-1, 1, 1, 2)
@@ -209,7 +209,7 @@ def train(trainable: training.Trainable, family: Family, steps: int, teacher_par
     schedule = optax.cosine_decay_schedule(family.learning_rate, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    def copied(params: Any) -> Any:  # the step below gives its state's memory away
+    def copied(params: Any) -> Any:  # the step below donates its state's memory
         return jax.tree.map(jnp.copy, params)
 
     def begin() -> training.TrainState:
@@ -240,7 +240,7 @@ def train(trainable: training.Trainable, family: Family, steps: int, teacher_par
 
 
 def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np.ndarray, int]:
-    """(states on the way [points, samples, 2], evaluations of the network)."""
+    """The states on the path [points, samples, 2], and the number of network evaluations."""
     key, shape = BatchKey.create(stream_key(1, "sample"), SAMPLES), (1, 1, 2)
 
     @jax.jit
@@ -256,12 +256,12 @@ def draw(trainable: training.Trainable, family: Family, params: Any) -> tuple[np
             return path + jitter, jnp.asarray(found.nfe)
         schedule = trainable.model.process.schedule
         grid = GRIDS.build(family.grid)(schedule, family.steps)
-        # Where hardly any signal is left at t = 1, an error in the predicted noise is thousands in x0.
+        # At t = 1 hardly any signal is left, so an error in the predicted noise is thousands in x0.
         clip = (lambda x0: jnp.clip(x0, -1.0, 1.0)) if family.prediction == "epsilon" else None
         found = sample(
             SAMPLERS.build(family.sampler), denoiser, grid, shape, key, x0_transform=clip, return_trajectory=True
         )
-        scale = jnp.hypot(grid.alphas, grid.sigmas).reshape(-1, 1, 1, 1, 1)  # noise and data at one size
+        scale = jnp.hypot(grid.alphas, grid.sigmas).reshape(-1, 1, 1, 1, 1)  # noise and data on one scale
         return found.trajectory / scale, jnp.asarray(found.nfe)
 
     path, evaluations = run(params)
@@ -276,7 +276,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> fl
 
 
 def panel(axis: plt.Axes, path: np.ndarray, data: np.ndarray, title: str) -> None:
-    """Data in grey, samples in blue, paths in orange."""
+    """Draw the data in grey, samples in blue, and paths in orange."""
     axis.scatter(*data.T, s=2, color="0.8", linewidths=0)
     keep = path if len(path) < 70 else path[:: len(path) // 64]
     for one in range(PATHS):
@@ -288,7 +288,7 @@ def panel(axis: plt.Axes, path: np.ndarray, data: np.ndarray, title: str) -> Non
 
 
 def main() -> None:
-    """Train all, and draw the page."""
+    """Train all recipes and draw the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps for each family")
     parser.add_argument("--out", default="two_moons.png", help="the picture")

@@ -285,42 +285,44 @@ class BaseExperiment(Experiment):
         """Raise UserError if the data does not have the model's form or its classes."""
         model, info, config = self.base.model, self.info, self.config
         if info.first_stage:
-            raise UserError(f"{config.data.dataset} holds latents, and {INIT} encodes in the step: give it pictures")
+            raise UserError(f"{config.data.dataset} holds latents, but {INIT} encodes in the step: give it pictures")
         if {SOURCE, MASK} & {name for part in model.conditioning.parts for name in part.reads}:
             raise UserError(
-                f"the model in {config.init.folder} sees a picture beside its input, which nothing gives it here: "
+                f"the model in {config.init.folder} sees a picture beside its input, which this config does not give: "
                 "train it by its own config, such as configs/edits.py, or start from another model"
             )
         there, here = model.data, info.spec
         if (there.kind, there.shape) != (here.kind, here.shape):
             raise UserError(
-                f"the model in {config.init.folder} is of {there.kind} {list(there.shape)}, the data of {here.kind} "
-                f"{list(here.shape)}: set data.image_size={there.shape[0]}, or give other data"
+                f"the model in {config.init.folder} diffuses {there.kind} {list(there.shape)}, but the data is "
+                f"{here.kind} {list(here.shape)}: set data.image_size={there.shape[0]}, or give other data"
             )
         if self.num_classes not in (0, info.num_classes) or (config.train.class_conditional and not self.num_classes):
             raise UserError(
-                f"the model in {config.init.folder} is told {self.num_classes or 'no'} classes, and "
+                f"the model in {config.init.folder} is told {self.num_classes or 'no'} classes, but "
                 f"{config.data.dataset} has {info.num_classes}"
             )
         if config.train.text_encoder:
             self._check_text_encoder()
         if config.sampling.clip_x0 and model.codec.learned:
-            raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
+            raise UserError("sampling.clip_x0 is for pixels in [-1, 1]; latents have no such bounds: set it to False")
         conditions.check_pictures(self.adapter, config, info)
         if self.adapter is not None:
             self._check_reach()
             if self.objective.copies:
                 raise UserError(
-                    f"objective {config.objective.name} trains a copy of the whole network beside it, and adapter "
+                    f"objective {config.objective.name} trains a copy of the whole network beside it, but an adapter "
                     "trains none: leave the adapter out"
                 )
 
     def _check_text_encoder(self) -> None:
         """Raise UserError if there is no text encoder to train, or if the config says itself what is trained."""
         if not any(name.startswith(f"{systems.CONDITIONING}/") for name in self.base.shapes):
-            raise UserError(f"train.text_encoder: the model in {self.config.init.folder} has none that is trained")
+            raise UserError(f"train.text_encoder: the model in {self.config.init.folder} has no text encoder to train")
         if self.config.train.trained:
-            raise UserError("train.trained says which groups are trained: leave out train.text_encoder, or that")
+            raise UserError(
+                "train.trained says which groups are trained: leave out train.text_encoder or train.trained"
+            )
 
     def _check_reach(self) -> None:
         """Raise UserError if the adapter changes parameters that do not affect the loss."""

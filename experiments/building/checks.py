@@ -50,11 +50,11 @@ def check(experiment: "Experiment") -> None:
     config = experiment.config
     check_fields(config)
     if ADAPTER in config and not experiment.has_base:
-        raise UserError(f"{ADAPTER} changes a model that is there: name it, {INIT}")
+        raise UserError(f"{ADAPTER} changes an existing model: name it with {INIT}")
     if config.train.guidance_embedding is not None and "guidance" not in experiment.conditioning.gives:
         raise UserError("train.guidance_embedding: this network embeds no guidance scale; leave it at None")
     if config.train.text_encoder and not experiment.has_base:
-        raise UserError(f"train.text_encoder is of a model that is there: name it, {INIT}, or leave it out")
+        raise UserError(f"train.text_encoder needs an existing model: name it with {INIT}, or leave it out")
     for name in config.evaluation.metrics:
         check_metric(name)
     experiment.layout.check_batch(config.train.batch_size, config.train.accumulation)
@@ -79,7 +79,7 @@ def check(experiment: "Experiment") -> None:
     check_teacher(experiment)
     if experiment.objective.num_times != experiment.network.num_times:
         raise UserError(
-            f"objective {config.objective.name} needs a network of {experiment.objective.num_times} times, the "
+            f"objective {config.objective.name} needs a network of {experiment.objective.num_times} times, but the "
             f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
         )
     check_features(experiment)
@@ -138,13 +138,11 @@ def check_teacher(experiment: "Experiment") -> None:
         raise UserError("teacher.guidance_scale guides a teacher that has no conditions: leave it out")
     if scales[0] != scales[1] and not model.embeds_guidance:
         raise UserError(
-            f"teacher.guidance_scale draws from {scales}, and the student is not told which: give one scale, or a "
+            f"teacher.guidance_scale draws from {scales}, but the student is not told which: give one scale, or a "
             "network that is told it (model.guidance_channels=64)"
         )
     if model.embeds_guidance and not experiment.config.teacher.guidance_scale:
-        raise UserError(
-            "the student is told the scale of guidance, and its teacher has none: set teacher.guidance_scale"
-        )
+        raise UserError("the student is told the guidance scale, but its teacher has none: set teacher.guidance_scale")
 
 
 def check_same_conditions(experiment: "Experiment") -> None:
@@ -152,7 +150,7 @@ def check_same_conditions(experiment: "Experiment") -> None:
     model, theirs, teacher = experiment.model, experiment.teacher_model, experiment.teacher
     if model.diffused != theirs.diffused:
         raise UserError(
-            f"the teacher is of {theirs.diffused.kind} {list(theirs.diffused.shape)}, the student of "
+            f"the teacher diffuses {theirs.diffused.kind} {list(theirs.diffused.shape)}, the student "
             f"{model.diffused.kind} {list(model.diffused.shape)}: give both the same data and first stage"
         )
     if teacher is None:
@@ -161,13 +159,13 @@ def check_same_conditions(experiment: "Experiment") -> None:
         check_told_scale(teacher, scale)
     stages = [one.first_stage and one.first_stage.fingerprint for one in (experiment, teacher)]
     if stages[0] != stages[1]:
-        raise UserError("the teacher's first stage is another than the student's: they must be of the same latents")
+        raise UserError("the teacher's first stage differs from the student's: both must have the same latents")
     own, there = ({s for s in one.conditioning.gives if s != GUIDANCE} for one in (model, theirs))
     lacking = sorted({s for s in there if theirs.conditioning.gives[s].role == "asked"} - own)
     if lacking or teacher.num_classes not in (0, experiment.num_classes):
         told = ", ".join(lacking) or f"{teacher.num_classes} classes"
         raise UserError(
-            f"the teacher in {experiment.config.teacher.workdir} is told {told}, and the student "
+            f"the teacher in {experiment.config.teacher.workdir} is told {told}, but the student "
             f"{', '.join(sorted(own)) or 'nothing'}: give the student the teacher's conditions"
         )
     if teacher.told_text is not None:
@@ -187,8 +185,8 @@ def check_read(experiment: "Experiment") -> None:
         unread += _unread_by_tokens(config)
     if unread:
         raise UserError(
-            f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: nothing "
-            f"would depend on it, so leave it out; of such groups this objective reads {', '.join(reads) or 'none'}"
+            f"objective {config.objective.name} does not read {', '.join(unread)}, which the config sets: it "
+            f"would have no effect, so leave it out; of such groups this objective reads {', '.join(reads) or 'none'}"
         )
 
 
@@ -249,7 +247,7 @@ def check_captions(experiment: "Experiment") -> None:
     """Raise UserError if captions are shuffled for no condition, or say left and right of mirrored pictures."""
     if experiment.config.data.shuffle_captions and experiment.told_text is None:
         raise UserError(
-            "data.shuffle_captions is of captions, and what is trained is told none: set it to False, or "
+            "data.shuffle_captions needs captions, but the trained model gets none: set it to False, or "
             "conditioning.text"
         )
     if experiment.config.data.flip and experiment.told_text is not None:
@@ -258,7 +256,7 @@ def check_captions(experiment: "Experiment") -> None:
         if sided is not None:
             raise UserError(
                 f"data.flip mirrors half of the pictures and leaves their captions as they are, and {sided!r} would be "
-                "wrong of its mirror image: set data.flip=False"
+                "wrong for its mirror image: set data.flip=False"
             )
 
 
@@ -270,7 +268,7 @@ def check_subject(experiment: "Experiment") -> None:
         words["data.instance_prompt"] = (wanted.instance_prompt, wanted.class_prompt)
     for field, (said, instead) in words.items():
         if text is None:
-            raise UserError(f"{field} has no effect: what is trained has no text condition")
+            raise UserError(f"{field} has no effect: the trained model has no text condition")
         if all((rows[0] == rows[1]).all() for rows in text.prepare({"text": [said, instead]}).values()):
             against = f"just as it reads {instead!r}" if instead else "as nothing"
             raise UserError(f"{field}: the tokenizer reads {said!r} {against}; take another word")
@@ -278,7 +276,7 @@ def check_subject(experiment: "Experiment") -> None:
         check_class(config, experiment.objective)
     elif config.objective.get("prior_loss_weight", 1.0) != 1.0:
         raise UserError(
-            "objective.prior_loss_weight weighs pictures of a class, and there are none: set data.num_class_images"
+            "objective.prior_loss_weight weighs pictures of a class, but there are none: set data.num_class_images"
         )
 
 
@@ -292,7 +290,7 @@ def check_class(config: ConfigDict, objective: Objective) -> None:
         )
     if config.train.batch_size % 2:
         raise UserError(
-            f"train.batch_size={config.train.batch_size} is odd: half of a batch is of the subject, half of its class"
+            f"train.batch_size={config.train.batch_size} is odd: half of a batch shows the subject, half its class"
         )
     if not objective.reads_prior:
         raise UserError(
@@ -336,6 +334,6 @@ def check_features(experiment: "Experiment") -> None:
         )
     if tuple(found) != wanted:
         raise UserError(
-            f"data.features are of {found[0]} tokens and {found[1]} channels, the network's of {wanted[0]} and "
+            f"data.features have {found[0]} tokens and {found[1]} channels, the network's have {wanted[0]} and "
             f"{wanted[1]}: set model.align_channels={found[1]}, or make them again"
         )

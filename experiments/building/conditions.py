@@ -62,7 +62,7 @@ def picture_of(config: ConfigDict, shape: Callable[[], tuple[int, ...]]) -> Besi
         return None
     if config.first_stage.path:
         raise UserError(
-            "conditioning.picture is of pixels, and what is diffused are latents: leave first_stage.path out"
+            "conditioning.picture needs pixels, but this config diffuses latents: leave first_stage.path out"
         )
     return PICTURES.build(plain(dict(config.conditioning.picture)), shape=tuple(shape()))
 
@@ -89,7 +89,7 @@ def with_words(text: Text, pipeline: data.Pipeline | None, directory: Path | Non
             raise UserError(f"{path} is damaged: it holds no list of words")
         tokenizer = dataclasses.replace(text.tokenizer, words=tuple(words))
     elif pipeline is None:
-        raise UserError(f"there is no {VOCABULARY} in {directory}: bring it back, or train first")
+        raise UserError(f"there is no {VOCABULARY} in {directory}: restore it, or train first")
     else:
         tokenizer = _learned(text.tokenizer, pipeline, pipeline.info.fingerprint)
     found = dataclasses.replace(text, tokenizer=tokenizer)
@@ -176,7 +176,7 @@ def encoder_of(folder: str) -> VisionTransformer:
     name = class_name(config)
     found = COMPONENTS.build(name).build(config, jnp.float32) if name in COMPONENTS else None
     if not isinstance(found, VisionTransformer):
-        raise UserError(f"adapter.image_encoder={folder} is no encoder of pictures: its config.json names {name!r}")
+        raise UserError(f"adapter.image_encoder={folder} is not a picture encoder: its config.json names {name!r}")
     return found
 
 
@@ -217,7 +217,7 @@ def check_pictures(adapter: Adapter | Steering | None, config: ConfigDict, info:
         )
     if not adapter.reads_encoder and "control" not in info.fields:
         raise UserError(
-            f"adapter {adapter.name} needs control pictures, and data set {config.data.dataset} has none: set "
+            f"adapter {adapter.name} needs control pictures, but data set {config.data.dataset} has none: set "
             'data.options.control="edges" of scenes, or give a folder whose metadata.jsonl names them, '
             '{"file_name": ..., "text": ..., "control": ...}'
         )

@@ -41,7 +41,7 @@ class ExperimentData:
         import_parts(self.config.imports)
         if CODEC in self.config and not self.reconstructs:
             raise UserError(
-                f"a config with the group {CODEC} trains a first stage, and this command is of denoisers: use "
+                f"a config with the group {CODEC} trains a first stage, but this command is for denoisers: use "
                 "experiments.train, evaluate or prepare_latents"
             )
         if self.config.teacher.inherit:
@@ -51,7 +51,7 @@ class ExperimentData:
             )
         if self.config.init.folder and not self.has_base:
             raise UserError(
-                f"a config with {INIT} starts from a model, and this command is not of such configs: use "
+                f"a config with {INIT} starts from a model, but this command does not take such configs: use "
                 "experiments.train, sample, evaluate or convert"
             )
 
@@ -133,14 +133,14 @@ class ExperimentData:
         missing = sorted(set(picture.prepares) - set(info.fields))
         if missing:
             raise UserError(
-                f"conditioning.picture reads {missing[0]}, and data set {self.config.data.dataset} has none: use one "
-                "of pairs, such as scene_edits"
+                f"conditioning.picture reads {missing[0]}, but data set {self.config.data.dataset} has none: use one "
+                "with pairs, such as scene_edits"
             )
 
     def _check_captions(self, info: data.DatasetInfo) -> None:
         if "text" not in info.fields:
             raise UserError(
-                f"conditioning.text tells the network captions, and data set {self.config.data.dataset} has none: use "
+                f"conditioning.text tells the network captions, but data set {self.config.data.dataset} has none: use "
                 'one with captions, such as a folder whose metadata.jsonl gives {"file_name": ..., "text": ...}'
             )
 
@@ -170,7 +170,7 @@ class ExperimentData:
             return options
         if not own["instance"]:
             raise UserError(
-                f"{', '.join(stated)}: these are of a subject, and data.instance is empty: name the folder of its "
+                f"{', '.join(stated)}: these describe a subject, but data.instance is empty: name the folder of its "
                 "pictures with --config.data.instance=FOLDER"
             )
         if self.draws_class:

@@ -99,7 +99,7 @@ class FirstStageExperiment(Experiment):
             check_metric(name)
         self.layout.check_batch(config.train.batch_size, config.train.accumulation)
         if self.info.spec.kind != "pixels":
-            raise UserError(f"a first stage is of pictures; {config.data.dataset} holds {self.info.spec.kind}")
+            raise UserError(f"a first stage needs pictures; {config.data.dataset} holds {self.info.spec.kind}")
         if config.data.buckets:
             raise UserError(
                 "data.buckets are for denoisers: a first stage learns on squares and encodes every size that divides "
@@ -110,13 +110,13 @@ class FirstStageExperiment(Experiment):
         check_groups(self)
         if self.objective.adversarial and (config.train.accumulation > 1 or config.parallel.strategy == "pmap"):
             raise UserError(
-                "the discriminator's weight is of the whole batch: set train.accumulation=1 and parallel.strategy=jit, "
-                "or objective.adversarial=0"
+                "the discriminator's weight comes from the whole batch: set train.accumulation=1 and "
+                "parallel.strategy=jit, or objective.adversarial=0"
             )
         if self.objective.reads_lpips:
             require_lpips(self, "objective.perceptual=0")
         if self.pipeline.augment_labels:
-            raise UserError("a first stage is told nothing of augmentations: set data.augmentation to none")
+            raise UserError("a first stage takes no augmentation parameters: set data.augmentation to none")
         if self.validation_pipeline is not None:
             _ = self.validation_size
         else:

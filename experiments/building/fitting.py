@@ -28,7 +28,7 @@ def require_objective(spec: Any, process: Process) -> None:
     kind = OBJECTIVES.example(name).process_kind
     if kind != process.process_kind:
         raise UserError(
-            f"objective {name} is of process {_names(kind)}, and process.name is "
+            f"objective {name} is for process {_names(kind)}, but process.name is "
             f"{_names(process.process_kind)}, which fits objective "
             f"{', '.join(of_process(process.process_kind))}: change one of the two"
         )
@@ -39,7 +39,7 @@ def require_data(spec: DataSpec, process: Process) -> None:
     if spec.kind == "tokens" and not process.discrete:
         fitting = [name for kind in ("tokens", "token_chain") for name in with_process(kind)]
         raise UserError(
-            f"process.name is {_names(process.process_kind)}, which is of numbers; the data is "
+            f"process.name is {_names(process.process_kind)}, which is for numbers; the data is "
             f"text: use process {' or '.join(fitting)}, with objective mdlm or sedd"
         )
 
@@ -53,7 +53,7 @@ def built_sampler(spec: Any, process: Process) -> Sampler | TokenSampler:
     sampler, wanted = SAMPLERS.build(spec), process.process_kind
     if sampler.process_kind != wanted:
         raise UserError(
-            f"sampler {name_of(spec)} is of process {_names(sampler.process_kind)}, and process.name is "
+            f"sampler {name_of(spec)} is for process {_names(sampler.process_kind)}, but process.name is "
             f"{_names(wanted)}: use sampler {', '.join(samplers_of(wanted))}"
         )
     return sampler
@@ -65,7 +65,7 @@ def require_denoiser(sampler: Sampler, spec: Any, objective: Objective, trained:
     if made != wanted and not (made == "flow_map" and wanted == "denoiser"):
         others = [n for n in samplers_of("gaussian") if SAMPLERS.example(n).denoiser_kind == made]
         raise UserError(
-            f"sampler {name_of(spec)} wants a {wanted}, and objective {name_of(trained)} trains a {made}: use "
+            f"sampler {name_of(spec)} needs a {wanted}, but objective {name_of(trained)} trains a {made}: use "
             f"{', '.join(others)}"
         )
 

@@ -28,7 +28,7 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
         return
     online = config.first_stage.online
     if online and made_by:
-        raise UserError("first_stage.online encodes pictures, and the data is latents: set it to False")
+        raise UserError("first_stage.online encodes pictures, but the data is latents: set it to False")
     if not online and not made_by:
         raise UserError(
             f"first_stage.online is False, and {data.dataset} holds no prepared latents: make them with "
@@ -41,8 +41,8 @@ def check_first_stage(config: ConfigDict, info: DatasetInfo, stage: FirstStageFo
         )
     if made_by and (data.flip or dict(data.augmentation) != {"name": "none"}):
         raise UserError(
-            "data.flip and data.augmentation are of pictures, and the data is latents: a mirrored picture's latent "
-            "is no mirrored latent; leave them out, or set first_stage.online=True"
+            "data.flip and data.augmentation need pictures, but the data is latents: the latent of a mirrored picture "
+            "is not a mirrored latent; leave them out, or set first_stage.online=True"
         )
     if config.sampling.clip_x0:
-        raise UserError("sampling.clip_x0 is of pixels in [-1, 1]; latents have no such bounds: set it to False")
+        raise UserError("sampling.clip_x0 is for pixels in [-1, 1]; latents have no such bounds: set it to False")

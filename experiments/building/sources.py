@@ -72,8 +72,8 @@ def require_same_sources(recorded: Mapping[str, Any], now: Mapping[str, Any], wh
         if before is None or after is None or before["fingerprint"] != after["fingerprint"]:
             shown = [part["source"] if part else "none" for part in (before, after)]
             raise UserError(
-                f"{where} was trained with {name} of {shown[0]}; {name} of {shown[1]} is not the same: put the former "
-                "one back, or train again"
+                f"{where} was trained with {name} of {shown[0]}; {name} of {shown[1]} is not the same: restore the "
+                "former one, or train again"
             )
 
 

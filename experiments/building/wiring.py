@@ -57,7 +57,7 @@ class Experiment(ExperimentData):
         if self.info.spec.kind == "tokens":
             if spec["name"] not in models.reading_tokens():
                 fitting = " or ".join(models.reading_tokens())
-                raise UserError(f"model {shown(spec['name'])} is of images; the data is text: use model {fitting}")
+                raise UserError(f"model {shown(spec['name'])} is for images; the data is text: use model {fitting}")
             spec["length"] = size
         told = {} if self.told_text is None else self.told_text.gives
         beside = {} if self.told_picture is None else self.told_picture.for_network

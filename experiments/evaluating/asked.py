@@ -115,7 +115,7 @@ def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
       UserError: both flags are given, the file has no prompt, or a line of it is none.
     """
     if prompt is not None and file is not None:
-        raise UserError("--prompt and --prompts are two answers to one question: give one of them")
+        raise UserError("--prompt and --prompts both say what to draw: give one of them")
     if file is None:
         return None if prompt is None else [prompt]
     if file.endswith(".jsonl"):

@@ -39,9 +39,11 @@ def without_class(experiment: Experiment) -> Experiment:
     """
     config = experiment.config.copy_and_resolve_references()
     if not experiment.has_base:
-        raise UserError(f"pictures of the class are drawn from a model: name it, {INIT}, or set data.class_pictures")
+        raise UserError(
+            f"pictures of the class are drawn from a model: name it with {INIT}, or set data.class_pictures"
+        )
     if not config.data.class_prompt.strip():
-        raise UserError('data.class_prompt is empty: it is what to draw, such as "a photo of a dog"')
+        raise UserError('data.class_prompt is empty: say what to draw, such as "a photo of a dog"')
     check_class(config, experiment.objective)
     with config.unlocked():
         config.data.num_class_images = 0

@@ -99,7 +99,7 @@ def _rule(experiment: Experiment, scale: float | None, negative: str | None) -> 
         return rule
     _negative(experiment, negative)  # raises its error
     if rule.neutral or rule.others:
-        raise UserError("a negative prompt takes the place of the null condition: it needs guidance, and no guide")
+        raise UserError("a negative prompt replaces the null condition: it needs guidance without a guide")
     if not negative:
         return rule
     return Negative(scale=rule.scale, interval=rule.interval, rescale=rule.rescale, negative=negative)
@@ -117,7 +117,7 @@ def require_guide(experiment: Experiment) -> None:
     rule = experiment.guidance()
     if "worse" in rule.others and not rule.neutral and not rule.guide:
         raise UserError(
-            "guidance autoguidance leads away from a worse network, and none is named: give the workdir of its run "
+            "guidance autoguidance guides away from a worse network, but none is named: give the workdir of its run "
             "with --config.sampling.guidance.guide=..., or --guide=... of experiments.sample and experiments.evaluate"
         )
 
@@ -321,7 +321,7 @@ def save_paths(make: Generator, images: np.ndarray, path: Path) -> None:
 def require_path(make: Generator) -> None:
     """Raise UserError if the way from noise to a sample cannot be shown."""
     if make.experiment.shown.spec.kind != "pixels":
-        raise UserError("--animate shows pictures, and this run draws none")
+        raise UserError("--animate shows pictures, but this run draws none")
     if make.path_bytes > MOST_PATH_BYTES:
         raise UserError(
             f"--animate keeps all {make.grid.num_steps} steps of a sample, {make.path_bytes / 2**20:.0f} MiB, and "

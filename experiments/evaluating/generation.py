@@ -91,14 +91,14 @@ class Generator:
     def _check_guide(self, other: Experiment) -> None:
         own = self.experiment
         if own.process.discrete or other.process.discrete:
-            raise UserError("autoguidance is of images, not of tokens: leave out the guide")
+            raise UserError("autoguidance works on images, not on tokens: leave out the guide")
         stages = [one.first_stage and one.first_stage.fingerprint for one in (own, other)]
         if stages[0] != stages[1]:
-            raise UserError("the guide's first stage is another than this network's: they must be of the same latents")
+            raise UserError("the guide's first stage differs from this network's: both must have the same latents")
         if other.info.spec.shape != own.info.spec.shape or other.num_classes not in (0, own.num_classes):
             raise UserError(
                 f"the guide makes {list(other.info.spec.shape)} images of {other.num_classes} classes, this network "
-                f"{list(own.info.spec.shape)} of {own.num_classes}: they must be of the same data"
+                f"{list(own.info.spec.shape)} of {own.num_classes}: both must be trained on the same data"
             )
         reads = [one.text and (one.text.tokenizer, one.text.length) for one in (own, other)]
         if other.told_text is not None and reads[0] != reads[1]:
@@ -169,7 +169,7 @@ class Generator:
             found["worse"] = worse if own == schedule else on_schedule(worse, own, schedule)
         if self.classifier is not None:
             if raw is None:
-                raise UserError("guidance classifier leans towards a class: give --label")
+                raise UserError("guidance classifier guides towards a class: give --label")
             judged = of_clean(plain, lambda x0: self.classifier(x0, raw))
             found["classifier"] = towards(schedule, judged)
         return found

@@ -90,24 +90,24 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
     info, config = experiment.shown, experiment.config
     held = HELD[info.spec.kind]
     if "held_out" in facts.reads and not config.data.validation_split:
-        return "it is of held-out data: set data.validation_split"
+        return "it needs held-out data: set data.validation_split"
     if facts.of != held:
         others = [n for n in METRICS if METRICS.facts(n).of == held and METRICS.facts(n).reads == facts.reads]
-        instead = f", of {held} there is {' and '.join(others)}" if others else f"; {config.data.dataset} holds {held}"
-        return f"it is of {facts.of}{instead}"
+        instead = f"; for {held} there is {' and '.join(others)}" if others else f"; {config.data.dataset} holds {held}"
+        return f"it measures {facts.of}{instead}"
     if RECONSTRUCTIONS in facts.reads and not experiment.reconstructs:
-        return "it is of a first stage's reconstructions, and samples are none"
+        return "it measures a first stage's reconstructions, not samples"
     if min(info.spec.shape[:2]) < facts.least_side:
         least, (height, width, _) = facts.least_side, info.spec.shape
-        return f"it is of pictures of {least}x{least} pixels or more, the data's are {height}x{width}"
+        return f"it needs pictures of {least}x{least} pixels or more, but the data's are {height}x{width}"
     if "model" in facts.reads and experiment.reconstructs:
         return "a first stage alone gives pictures no probability"
     if "model" in facts.reads and experiment.codec.learned:
-        return "the model gives a probability to latents, which says nothing of that of pixels"
+        return "the model gives a probability to latents, which says nothing about pixels"
     if "model" in facts.reads and not experiment.objective.bounds_likelihood:
         if experiment.objective.makes == "consistency":
             return f"objective {config.objective.name} teaches to jump to the end of the flow; it has no likelihood"
-        return f"the loss of objective {config.objective.name} bounds no likelihood"
+        return f"the loss of objective {config.objective.name} is not a bound on a likelihood"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
     if "prompts" in facts.reads and experiment.told_text is None:

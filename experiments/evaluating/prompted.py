@@ -53,11 +53,13 @@ class Begun:
         """
         for name, value in (("mask", mask), ("strength", strength), ("expand", expand)):
             if value is not None and image is None:
-                raise UserError(f"--{name} is of a picture: give --image=... too")
+                raise UserError(f"--{name} needs a picture: give --image=... too")
         if image is None:
             return None
         if strength is not None and (mask or expand):
-            raise UserError("--strength is of a picture that changes as a whole; what a mask has white is drawn anew")
+            raise UserError(
+                "--strength is for a picture that changes as a whole; the white part of a mask is drawn anew"
+            )
         if strength == 0:
             raise UserError("--strength=0 would leave the picture as it is: give more than 0 and at most 1")
         picture = read_image(requests.regular(image, "image"), channels=channels)
@@ -80,10 +82,10 @@ def read_hole(path: str, picture: UInt8[np.ndarray, "height width channels"]) ->
     if found.shape != picture.shape[:2]:
         raise UserError(
             f"--mask={path} is {found.shape[1]}x{found.shape[0]} pixels, the picture {picture.shape[1]}x"
-            f"{picture.shape[0]}: they must be of one size"
+            f"{picture.shape[0]}: they must have the same size"
         )
     if not found.any():
-        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make the part to draw white")
+        raise UserError(f"--mask={path} is all black, so nothing would be drawn: make the part to draw white")
     return found
 
 

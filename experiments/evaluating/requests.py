@@ -24,9 +24,9 @@ def require_pictures(experiment: Experiment, task: str) -> None:
     """Raise UserError if a run does not draw pictures, or diffuses them as tokens."""
     kind = experiment.shown.spec.kind
     if kind != "pixels":
-        raise UserError(f"--task={task} is of pictures, and the data of this run is {HELD[kind]}")
+        raise UserError(f"--task={task} needs pictures, but the data of this run is {HELD[kind]}")
     if experiment.process.discrete:
-        raise UserError(f"--task={task} is of continuous pictures, and this run diffuses them as tokens")
+        raise UserError(f"--task={task} needs continuous pictures, but this run diffuses them as tokens")
 
 
 def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w c"]:
@@ -39,7 +39,7 @@ def read_picture(experiment: Experiment, path: str) -> UInt8[np.ndarray, "1 h w 
     found = read_image(regular(path, "image"), channels=shape[-1])
     if found.shape != tuple(shape):
         raise UserError(
-            f"--image={path} is {found.shape[1]}x{found.shape[0]} pixels, the run's data is {shape[1]}x{shape[0]}: "
+            f"--image={path} is {found.shape[1]}x{found.shape[0]} pixels, but the run's data is {shape[1]}x{shape[0]}: "
             "resize it first"
         )
     return found[None]
@@ -55,13 +55,13 @@ def read_mask(experiment: Experiment, path: str) -> Float[np.ndarray, "1 h w 1"]
     found = read_image(regular(path, "mask"), channels=1)
     if found.shape[:2] != (height, width):
         raise UserError(
-            f"--mask={path} is {found.shape[1]}x{found.shape[0]} pixels, the run's data is {width}x{height}: they must "
-            "be of one size"
+            f"--mask={path} is {found.shape[1]}x{found.shape[0]} pixels, but the run's data is {width}x{height}: they "
+            "must have the same size"
         )
     if set(np.unique(found)) - {0, 255}:
-        raise UserError(f"--mask={path} has grey pixels: a mask is white where is drawn and black elsewhere")
+        raise UserError(f"--mask={path} has grey pixels: a mask is white in the part to draw and black elsewhere")
     if not found.any():
-        raise UserError(f"--mask={path} is all black: nothing is to be drawn; make the part to draw white")
+        raise UserError(f"--mask={path} is all black, so nothing would be drawn: make the part to draw white")
     return (found > 0).astype(np.float32)[None]
 
 
@@ -99,7 +99,9 @@ def read_latents(experiment: Experiment, path: str) -> tuple[Float[np.ndarray, "
         )
     latents, how = stored[LATENTS], parse_json(stored[_HOW].tobytes().decode(errors="replace"), path)
     if latents.shape[1:] != wanted or latents.dtype != np.float32 or not len(latents):
-        raise UserError(f"--latents={path} is of {list(latents.shape[1:])} numbers, this run diffuses {list(wanted)}")
+        raise UserError(
+            f"--latents={path} has the shape {list(latents.shape[1:])}, but this run diffuses {list(wanted)}"
+        )
     if not np.isfinite(latents).all():
         raise UserError(f"--latents={path} has numbers that are not finite")
     return latents, how

@@ -268,7 +268,7 @@ def writable_directory(path: str | Path) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"can not create {directory}: {error.strerror}") from error
+        raise UserError(f"cannot create {directory}: {error.strerror}") from error
     probe = directory / f".writable.{os.getpid()}"
     try:
         probe.touch()
@@ -276,5 +276,5 @@ def writable_directory(path: str | Path) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"can not write to {directory}: {error.strerror}") from error
+        raise UserError(f"cannot write to {directory}: {error.strerror}") from error
     return directory

@@ -52,9 +52,9 @@ def load_config(name: str) -> ConfigDict:
     """
     file, colon, text = name.partition(":")
     if not file.strip() or file.startswith("-"):
-        raise UserError(f"--config wants the path of a file, got {name!r}")
+        raise UserError(f"--config needs the path of a file, got {name!r}")
     if file.endswith(".json"):
-        raise UserError(f"can not read --config={name}: a config is a .py file; --config=configs/from_json.py:{name}")
+        raise UserError(f"cannot read --config={name}: a config is a .py file; --config=configs/from_json.py:{name}")
     arguments = (expanded(text),) if colon and text.startswith("~") else (text,) if colon else ()
     return call_get_config(load_config_module(file), file, *arguments)
 
@@ -107,7 +107,7 @@ def load_config_module(path: str | Path) -> dict[str, Any]:
         source = read_bytes(path, limit=_LARGEST)
     except UserError as error:
         missing = f"no such file{_near(path)}" if not os.path.lexists(path) else one_line(error)
-        raise UserError(f"can not read --config={path}: {missing}") from error
+        raise UserError(f"cannot read --config={path}: {missing}") from error
     name = f"config_{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
     module = types.ModuleType(name)
     module.__file__ = str(path)
@@ -125,14 +125,14 @@ def call_get_config(module: Mapping[str, Any], path: str | Path, *arguments: str
     """
     function = module.get("get_config")
     if not callable(function):
-        raise UserError(f"can not read --config={path}: it has no function get_config()")
+        raise UserError(f"cannot read --config={path}: it has no function get_config()")
     with guarded(path):
         signature = inspect.signature(function)
     try:
         signature.bind(*arguments)
     except TypeError as error:
         mend = "leave out what follows the colon" if arguments else f"it wants a text, as in --config={path}:TEXT"
-        raise UserError(f"can not read --config={path}: get_config{signature} does not fit; {mend}") from error
+        raise UserError(f"cannot read --config={path}: get_config{signature} does not fit; {mend}") from error
     with guarded(path):
         config = function(*arguments)
         complete_config(config, path)
@@ -148,7 +148,7 @@ def complete_config(config: Any, path: str | Path) -> None:
     """
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise UserError(
-            f"can not read --config={path}: get_config() returned {type(config).__name__}, "
+            f"cannot read --config={path}: get_config() returned {type(config).__name__}, "
             "not an ml_collections.ConfigDict"
         )
     flatten(config)  # fails for a config that contains itself
@@ -163,20 +163,20 @@ def guarded(path: str | Path, what: str = "it") -> Iterator[None]:
             yield
     except UserError as error:
         named = str(path) in str(error)
-        raise error if named else UserError(f"can not read --config={path}: {one_line(error)}") from error
+        raise error if named else UserError(f"cannot read --config={path}: {one_line(error)}") from error
     except SyntaxError as error:
         raise UserError(
-            f"can not read --config={path}: line {error.lineno} is no Python: {error.msg or type(error).__name__}"
+            f"cannot read --config={path}: line {error.lineno} is not Python: {error.msg or type(error).__name__}"
         ) from error
     except SystemExit as error:
-        raise UserError(f"can not read --config={path}: {what} exits (SystemExit: {error.code}) instead") from error
+        raise UserError(f"cannot read --config={path}: {what} exits (SystemExit: {error.code}) instead") from error
     except KeyboardInterrupt as error:
-        raise UserError(f"can not read --config={path}: {what} was interrupted (KeyboardInterrupt)") from error
+        raise UserError(f"cannot read --config={path}: {what} was interrupted (KeyboardInterrupt)") from error
     except BaseException as error:  # a user's program may raise anything
         if isinstance(error, GeneratorExit):
             raise
         raise UserError(
-            f"can not read --config={path}: {what} raised {type(error).__name__}: {one_line(error)}"
+            f"cannot read --config={path}: {what} raised {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
@@ -207,7 +207,7 @@ def import_parts(names: Any, origin: object = "config.imports") -> None:
       UserError: there is no such module, or it fails; the message names it.
     """
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"{origin} wants a tuple of names of modules, such as ('my_package.parts',), got {names!r}")
+        raise UserError(f"{origin} needs a tuple of names of modules, such as ('my_package.parts',), got {names!r}")
     if names and not {os.getcwd(), ""} & set(sys.path):
         sys.path.append(os.getcwd())
     for name in names:

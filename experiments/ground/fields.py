@@ -56,20 +56,20 @@ class Field(NamedTuple):
 FIELDS: Mapping[str, Field] = {
     "seed": Field(int, 0, Bounds(low=0, high=2**32 - 1), "seed of all random streams"),
     "imports": Field(tuple[str, ...], (), ANY, "modules with parts of your own, imported by every command of the run"),
-    "data.dataset": Field(str, REQUIRED, ANY, "name of the data set, or folder:/path/to/images and its kin"),
+    "data.dataset": Field(str, REQUIRED, ANY, "name of the data set, or a path such as folder:/path/to/images"),
     "data.split": Field(str, "train", ANY, "split to train on, in TFDS notation"),
     "data.validation_split": Field(str, "", ANY, "split that is held out for validation; empty: none"),
     "data.data_dir": Field(str | None, "", ANY, "folder of prepared data; empty: $TFDS_DATA_DIR, else ./data"),
     "data.image_size": Field(int | None, None, SIZE, "side of the square images in pixels; None: as they are"),
-    "data.crop": Field(str, "none", ANY, "how images become square"),
+    "data.crop": Field(str, "none", ANY, "crop that makes images square"),
     "data.flip": Field(bool, False, ANY, "mirror each image with probability 1/2"),
     "data.shuffle_captions": Field(bool, False, ANY, "give every example the caption of another one: a control"),
-    "data.num_workers": Field(int, 0, Bounds(low=0, high=4096), "processes that read; 0: threads of the trainer"),
+    "data.num_workers": Field(int, 0, Bounds(low=0, high=4096), "processes that read data; 0: threads of the trainer"),
     "data.prefetch": Field(int, 4, Bounds(low=0, high=4096), "batches kept ready, by each process that reads"),
     "data.memory_limit": Field(int, 2**30, Bounds(low=0, high=2**50), "bytes up to which a split is kept in memory"),
     "data.features": Field(str, "", ANY, "file of another network's features of the data, for alignment (REPA)"),
     "data.trigger": Field(
-        str, "", ANY, "word that stands for what is learned: put before captions that lack it; empty: none"
+        str, "", ANY, "trigger word for the learned subject or style, put before captions that lack it; empty: none"
     ),
     "data.instance": Field(
         str, "", ANY, "folder of pictures of one subject (DreamBooth), instead of data.dataset; empty: none"
@@ -82,7 +82,7 @@ FIELDS: Mapping[str, Field] = {
         tuple[str, ...],
         (),
         ANY,
-        'heights and widths such as "192x320": pictures are cut to the nearest in shape, a batch to one; empty: '
+        'heights and widths such as "192x320"; each picture is cut to the nearest shape, a batch has one shape; empty: '
         "squares",
     ),
     "data.class_prompt": Field(str, "", ANY, "caption of every picture of the class, without the rare word"),
@@ -94,7 +94,10 @@ FIELDS: Mapping[str, Field] = {
     "train.accumulation": Field(int, 1, Bounds(low=1, high=2**20), "microbatches in a step, one after the other"),
     "train.dtype": Field(str, "float32", ANY, "type in which activations are computed: float32 or bfloat16"),
     "train.trained": Field(
-        tuple[str, ...], (), ANY, "patterns of the groups that are trained; empty: those not read from elsewhere"
+        tuple[str, ...],
+        (),
+        ANY,
+        "patterns of the parameter groups to train; empty: all that are not read from elsewhere",
     ),
     "train.text_encoder": Field(
         bool, False, ANY, "train the text encoders of the model of init.folder too, or adapt their attention"
@@ -102,16 +105,21 @@ FIELDS: Mapping[str, Field] = {
     "train.class_conditional": Field(bool, False, ANY, "tell the network the class of an example"),
     "train.conditioning_dropout": Field(float, 0.0, SHARE, "share of examples without class and text, for guidance"),
     "train.guidance_embedding": Field(
-        float | None, None, NOT_NEGATIVE, "guidance scale for a network that embeds one; None: its family's"
+        float | None,
+        None,
+        NOT_NEGATIVE,
+        "guidance scale for a network that embeds one; None: the default of its family",
     ),
-    "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "learning rate at its highest"),
+    "optimizer.learning_rate": Field(float, REQUIRED, NOT_NEGATIVE, "highest learning rate"),
     "optimizer.warmup_steps": Field(int, 0, COUNT, "steps in which the learning rate rises from 0"),
     "optimizer.decay": Field(Decay, "constant", ANY, "course of the learning rate after the warm-up"),
     "optimizer.decay_steps": Field(int, 0, COUNT, "step at which inverse_sqrt begins to fall"),
     "optimizer.clip_norm": Field(float, 0.0, NOT_NEGATIVE, "norm to which the gradient is clipped; 0: never"),
-    "ema.decays": Field(tuple[float, ...], (), Bounds(low=0, high=1, below=True), "one average for each decay by step"),
-    "ema.half_lives": Field(tuple[float, ...], (), POSITIVE, "one average for each half-life in images"),
-    "ema.widths": Field(tuple[float, ...], (), EMA_WIDTH, "one average for each relative width (EDM2)"),
+    "ema.decays": Field(
+        tuple[float, ...], (), Bounds(low=0, high=1, below=True), "decays per step; each gives one average"
+    ),
+    "ema.half_lives": Field(tuple[float, ...], (), POSITIVE, "half-lives in images; each gives one average"),
+    "ema.widths": Field(tuple[float, ...], (), EMA_WIDTH, "relative widths (EDM2); each gives one average"),
     "ema.ramp_up_ratio": Field(float, 0.05, POSITIVE, "a half-life is at most this share of the images seen so far"),
     "parallel.strategy": Field(str, "jit", ANY, "how devices are used"),
     "parallel.data": Field(int, -1, DEVICES, "devices that share the batch; -1: the rest"),
@@ -128,19 +136,23 @@ FIELDS: Mapping[str, Field] = {
     "log.validation_examples": Field(int, 256, Bounds(low=1, high=10**9), "held-out examples in a validation"),
     "log.sample_every": Field(int, 0, COUNT, "steps between pictures of samples; 0: none"),
     "log.num_samples": Field(int, 64, Bounds(low=1, high=10_000), "samples in a picture"),
-    "checkpoint.directory": Field(str, "", ANY, "where checkpoints lie, also in a bucket; empty: in the workdir"),
+    "checkpoint.directory": Field(
+        str, "", ANY, "directory of checkpoints, possibly in a bucket; empty: in the workdir"
+    ),
     "checkpoint.every": Field(int, 5_000, STEPS, "steps between checkpoints"),
     "checkpoint.keep_last": Field(int, 2, DEPTH, "newest checkpoints that are kept"),
     "checkpoint.keep_best": Field(int, 0, Bounds(low=0, high=10_000), "best checkpoints that are also kept"),
     "checkpoint.best_metric": Field(
         Literal["loss", "validation_loss"], "validation_loss", ANY, "number that decides which are best"
     ),
-    "checkpoint.best_mode": Field(Literal["min", "max"], "min", ANY, "whether the least or the greatest is best"),
+    "checkpoint.best_mode": Field(
+        Literal["min", "max"], "min", ANY, "whether the smallest or the largest value is best"
+    ),
     "evaluation.metrics": Field(tuple[str, ...], (), ANY, "metrics computed after training"),
-    "evaluation.num_samples": Field(int, 64, STEPS, "samples that are judged"),
-    "evaluation.max_real": Field(int, 50_000, STEPS, "most real images that they are compared with"),
+    "evaluation.num_samples": Field(int, 64, STEPS, "number of samples to judge"),
+    "evaluation.max_real": Field(int, 50_000, STEPS, "largest number of real images to compare with"),
     "evaluation.inception": Field(str, "", ANY, "file with the weights of Inception-v3, for fid and related metrics"),
-    "evaluation.convention": Field(Literal["tf", "torch"], "tf", ANY, "how images are resized for Inception"),
+    "evaluation.convention": Field(Literal["tf", "torch"], "tf", ANY, "way in which images are resized for Inception"),
     "evaluation.reference": Field(str, "", ANY, "file with statistics of the real images, for fid"),
     "evaluation.dinov2": Field(str, "", ANY, "file with the weights of DINOv2, for fd_dinov2"),
     "evaluation.dinov2_reference": Field(str, "", ANY, "file with statistics of the real images, for fd_dinov2"),
@@ -160,13 +172,13 @@ FIELDS: Mapping[str, Field] = {
         "pipeline; empty: none",
     ),
     "init.published": Field(
-        str, "", ANY, "published model whose sizes experiments.plan and params take while that folder is not there"
+        str, "", ANY, "published model whose sizes experiments.plan and params use while init.folder does not exist"
     ),
     "init.remat": Field(
         Literal["none", "full", "dots"],
         "none",
         ANY,
-        "what the backward pass computes again in its blocks",
+        "activations of its blocks that the backward pass recomputes",
     ),
     "teacher.workdir": Field(str, "", ANY, "workdir of the run to learn from, or to start from"),
     "teacher.initialize": Field(bool, True, ANY, "start from the weights of that run"),
@@ -174,8 +186,8 @@ FIELDS: Mapping[str, Field] = {
         bool,
         False,
         ANY,
-        "take data, first stage, network, conditions, process and judges from that run, except what the config states "
-        "otherwise than by default",
+        "take data, first stage, network, conditions, process and judges from that run, except fields that the config "
+        "sets to another value than the default",
     ),
     "teacher.guidance_scale": Field(
         tuple[float, ...],
@@ -198,7 +210,7 @@ PARTS: Mapping[str, tuple[Any, str]] = {
     "process.prediction": (ABSENT, "what the network's output means"),
     "process.time_input": (ABSENT, "form in which the network receives the time"),
     "process.input_scale": (ABSENT, "factor on the network's input; without it the one that suits the prediction"),
-    "process.token_schedule": (ABSENT, "share of the tokens that is kept at a time"),
+    "process.token_schedule": (ABSENT, "share of the tokens that is kept at each time"),
     "time_sampler": (ABSENT, "distribution of the times in training"),
     "objective": (REQUIRED, "loss"),
     "optimizer": ({}, "optimizer, beside the runner's own fields of that group"),

@@ -22,23 +22,23 @@ class SamplingFlags:
 
     def __init__(self, flags: Flags, *, with_tasks: bool = False):
         self.sampler = flags.string(
-            "sampler", None, "such as heun or dpmpp_2m, a wrong name lists all; by default what the config says"
+            "sampler", None, "name such as heun or dpmpp_2m; a wrong name lists all; by default the config's"
         )
         self.steps = flags.integer("steps", None, "transitions of the time grid", lower=1, upper=MOST_STEPS)
         self.guidance = flags.string(
-            "guidance", None, "the rule, such as classifier_free or apg; by default what the config says"
+            "guidance", None, "the rule, such as classifier_free or apg; by default the config's"
         )
         self.scale = flags.number("guidance_scale", None, "scale of the guidance rule; 1 is none", lower=0, upper=1000)
         self.guide = flags.path("guide", None, "workdir of a worse network to guide away from (autoguidance)")
         self.guide_ema = flags.string(
-            "guide_ema", None, "which average of the guide's parameters; by default its config's"
+            "guide_ema", None, "average of the guide's parameters; by default the one of its config"
         )
         self.parts = {"guidance": self.guidance}
         if with_tasks:
             self.parts["projection"] = flags.string(
-                "projection", None, "how a task uses the known part, such as replacement or pigdm"
+                "projection", None, "method that uses the known part in a task, such as replacement or pigdm"
             )
-            self.parts["inversion"] = flags.string("inversion", None, "the way from a picture to noise: ddim or rk45")
+            self.parts["inversion"] = flags.string("inversion", None, "method from a picture to noise: ddim or rk45")
         self.options = flags.repeated(
             "set",
             f"an option of the {' or '.join(self.parts)}, such as guidance.rescale=0.7",
@@ -76,7 +76,7 @@ class SamplingFlags:
         """
         for holder, name in ((self.guide, "guide"), (self.guide_ema, "guide_ema")):
             if holder.value is not None:
-                raise UserError(f"--{name} is of a run (--workdir): a published model has no worse network")
+                raise UserError(f"--{name} is for a run (--workdir): a published model has no worse network")
         sampling = ConfigDict({} if self.guidance.value is None else {"guidance": {"name": self.guidance.value}})
         self._set(sampling)
         return sampling.guidance.to_dict() if "guidance" in sampling else None
@@ -97,7 +97,7 @@ class SamplingFlags:
         """The name of the rule that the flags select."""
         name, implied = self.guidance.value, None if self.guide.value is None else "autoguidance"
         if name and implied and name != implied:
-            raise UserError(f"--guide is of guidance {implied}, and --guidance says {name}: leave one of them out")
+            raise UserError(f"--guide is for guidance {implied}, but --guidance is {name}: leave one of them out")
         return name or implied
 
     def _kept(self, group: str, name: str, sampling: ConfigDict) -> dict[str, Any]:

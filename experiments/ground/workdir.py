@@ -174,12 +174,12 @@ def claim(
         recorded = read_json(workdir / FILES) if (workdir / FILES).is_file() else {}
         for name, found in hashes.items():
             if recorded.get(name, found) != found:
-                raise UserError(f"{name} is not the file of the run in {workdir}: its content is another")
+                raise UserError(f"{name} is not the file of the run in {workdir}: its content differs")
         if writes:
             changed = _differences(there, config, but=(STEPS,))
             if changed:
                 print(
-                    f"changed in {workdir}, which sampling and evaluation alone read: {'; '.join(changed)}", flush=True
+                    f"changed in {workdir}, which only sampling and evaluation read: {'; '.join(changed)}", flush=True
                 )
             if _differences(there, config):  # the mark goes first: after a kill here the run is evaluated again
                 (workdir / FINISHED).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def require_nothing_lost(workdir: Path, directory: Any, *, mend: str = ", or beg
         return
     had = f"had checkpoint {saved.get('step')} in {saved.get('directory')}" if saved else "is finished"
     raise UserError(
-        f"the run in {workdir} {had}, and there is no checkpoint in {directory}: bring it back, give its "
+        f"the run in {workdir} {had}, and there is no checkpoint in {directory}: restore it, give its "
         f"checkpoint.directory{mend}"
     )
 
@@ -358,7 +358,7 @@ def read_config(workdir: Path | str, *, whole: bool = True) -> ConfigDict:
     try:
         complete(config, whole=whole)
     except UserError as error:
-        raise UserError(f"can not read {path}: {error}{_of_version(path.parent)}") from error
+        raise UserError(f"cannot read {path}: {error}{_of_version(path.parent)}") from error
     import_parts(config.imports, f"the field imports of {path}")
     return config
 

@@ -363,7 +363,7 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
             rows.append(row)
         elif number != last:
             raise UserError(
-                f"{path}, line {number + 1} is not a row of metrics: {line[:60]!r}; mend or remove that line"
+                f"{path}, line {number + 1} is not a row of metrics: {line[:60]!r}; repair or remove that line"
             )
     return rows
 
@@ -371,5 +371,5 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
 def _number(name: str, value: Any) -> int | float:
     value = np.asarray(value)
     if value.size != 1 or not (value.dtype.kind in "biuf" or value.dtype.name == "bfloat16"):
-        raise ValueError(f"{name!r} is no scalar: {value.dtype} {list(value.shape)}")
+        raise ValueError(f"{name!r} is not a scalar: {value.dtype} {list(value.shape)}")
     return int(value.item()) if value.dtype.kind in "biu" else float(value.item())

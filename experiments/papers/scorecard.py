@@ -143,7 +143,7 @@ def paper_named(name: str, known: Sequence[str]) -> str:
     near += [first[word] for word in difflib.get_close_matches(name, first, n=2, cutoff=0.5)]
     near += difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(list(dict.fromkeys(near))[:5])}?" if near else f"there are: {', '.join(known)}"
-    raise UserError(f"no paper with {name!r} as its name, or as the first words of it; {hint}")
+    raise UserError(f"no paper has {name!r} as its name, or as the first words of its name; {hint}")
 
 
 def score(paper: Paper) -> dict[str, list[Check]]:
@@ -189,7 +189,7 @@ def loss_of_unit_error(experiment: Experiment, claim: Mapping[str, Any]) -> floa
     objective = experiment.objective.squared_error
     if objective is None:
         raise UserError(
-            f"a `loss` can be claimed of denoising objectives, not of {type(experiment.objective).__name__}"
+            f"a `loss` can be claimed for denoising objectives, not for {type(experiment.objective).__name__}"
         )
     noise_schedule = objective.schedule
     with jax.enable_x64(True):
@@ -293,7 +293,7 @@ def record(directory: Path) -> Path:
     papers = [paper for paper in read_papers() if paper.digest == digest]
     if not papers:
         raise UserError(
-            f"the config of {directory} is no paper's: its training differs from all of {_relative(PAPERS)}"
+            f"the config of {directory} belongs to no paper: its training differs from all of {_relative(PAPERS)}"
         )
     found = read_json(directory / "evaluation.json")
     settings = found.pop("settings", None)

@@ -110,7 +110,7 @@ def model_card(workdir: str | os.PathLike, repository: str, files: Sequence[str]
     """The page of a model on the hub, in Markdown, made from a run: what it is, its numbers, and how to draw with it.
 
     Args:
-      workdir: of the run.
+      workdir: directory of the run.
       repository: OWNER/NAME.
       files: what lies beside the card.
     """

@@ -40,13 +40,13 @@ def require_same_training(
     workdir.require_same_config(record["config"], config, checkpoints, but=(*workdir.AFTER_TRAINING, workdir.STEPS))
     if wanted < before:
         raise UserError(
-            f"checkpoint {step} in {checkpoints} is of a training of {before} steps, train.steps={wanted} is fewer: a "
-            "run may be trained longer, not shorter"
+            f"checkpoint {step} in {checkpoints} is from a training of {before} steps, but train.steps={wanted} is "
+            "fewer: a run may be trained longer, not shorter"
         )
     if step != before:
         raise UserError(
             f"checkpoint {step} in {checkpoints} is not the last one of its {before} steps, and only a finished "
-            f"training goes on to train.steps={wanted}: go on with --config.train.steps={before} first"
+            f"training can continue to train.steps={wanted}: continue with --config.train.steps={before} first"
         )
     return [*extended, before]
 
@@ -55,7 +55,7 @@ def require_begun(former: int | None, config: Any, directory: Path) -> None:
     """Raise UserError if a run with another number of steps has no checkpoint to continue from."""
     if former not in (None, config.train.steps):
         raise UserError(
-            f"the run in {directory} has none of its {former} steps done, and only a finished training goes on to "
+            f"the run in {directory} has none of its {former} steps done, and only a finished training can continue to "
             f"train.steps={config.train.steps}: train it with --config.train.steps={former} first"
         )
 

@@ -169,7 +169,7 @@ def save_batch(experiment: Experiment, path: str) -> None:
       UserError: the data is no pictures, or an example cannot be read.
     """
     if experiment.info.spec.kind != "pixels":
-        raise UserError(f"--picture is of pictures, and the data is {experiment.info.spec.kind}: leave it out")
+        raise UserError(f"--picture needs pictures, but the data is {experiment.info.spec.kind}: leave it out")
     batch = first_batch(experiment)
     labels = batch.get("label")
     few = labels is not None and experiment.info.num_classes <= _SHOWN // 2

@@ -47,7 +47,8 @@ class StopSignal:
     def _handle(self, number: int, frame: Any) -> None:
         if not self._in_loop:
             print(
-                f"stopped by {signal.Signals(number).name} before a step was done; the same command goes on", flush=True
+                f"stopped by {signal.Signals(number).name} before a step was done; the same command continues",
+                flush=True,
             )
             os._exit(0)  # no clean-up, because a compilation may be under way in other threads
         self.received = signal.Signals(number)
@@ -157,7 +158,7 @@ class Loop:
             return next(batches)
         except (UserError, RunError) as error:
             raise type(error)(
-                f"no data for step {step}: {error}; {self._kept()}, and the same command goes on from there"
+                f"no data for step {step}: {error}; {self._kept()}, and the same command continues from there"
             ) from error
 
     def _fetch(self, running: Any) -> None:

@@ -88,7 +88,7 @@ class Population:
             )
         if any(config.init.folder for config in configs):
             raise UserError(
-                "a training that starts from a model (init.folder) can not be a member of a population: train each by "
+                "a training that starts from a model (init.folder) cannot be a member of a population: train each by "
                 "itself, with experiments.train, or --population=1 of experiments.ablate"
             )
         self.members = [Experiment(c, directory=d) for c, d in zip(configs, directories, strict=True)]
@@ -96,13 +96,13 @@ class Population:
         for member in self.members:
             member.check()
         if self.base.teacher is not None:
-            raise UserError("a training with a teacher can not be a member of a population")
+            raise UserError("a training with a teacher cannot be a member of a population")
         if self.base.frozen_groups:
-            raise UserError("a training with frozen parameters can not be a member of a population: train.trained")
+            raise UserError("a training with frozen parameters cannot be a member of a population: train.trained")
         if self.base.objective.reads_lpips:
-            raise UserError("a training by the distance lpips can not be a member of a population")
+            raise UserError("a training by the distance lpips cannot be a member of a population")
         if self.config.data.buckets:
-            raise UserError("a training with data.buckets can not be a member of a population: it has several programs")
+            raise UserError("a training with data.buckets cannot be a member of a population: it has several programs")
         if self.config.checkpoint.keep_last < 2:
             raise UserError(
                 "members save in turn: set checkpoint.keep_last to 2 at least, so that all have one in common"

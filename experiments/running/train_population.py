@@ -19,7 +19,7 @@ def member_text(text: str) -> str:
 FLAGS = cli.Flags(__name__, __doc__)
 MEMBERS = FLAGS.repeated("member", "one for each training", check=member_text, allowed="CONFIG.json=WORKDIR")
 HOW = FLAGS.choice(
-    "how", "", ["vmap", "unroll"], "members of a device as one batch, or a step for each; by default chosen"
+    "how", "", ["vmap", "unroll"], "members of a device as one batch, or one step each; by default chosen for you"
 )
 cli.begin(FLAGS)
 

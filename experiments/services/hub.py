@@ -40,7 +40,7 @@ def fetched(source: str, flag: str = "--source") -> Path:
     """
     match = _SOURCE.fullmatch(source)
     if match is None:
-        raise UserError(f"{flag}={source}: a model on the hub is hf://OWNER/NAME, with @REVISION or /FILE behind it")
+        raise UserError(f"{flag}={source}: a model on the hub is hf://OWNER/NAME, with @REVISION or /FILE after it")
     repository, revision, file = match.groups()
     hub = require(flag)
     try:
@@ -117,8 +117,8 @@ def push(repository: str, files: Mapping[str, Path | bytes], message: str) -> st
         api.create_commit(repository, operations, commit_message=message)
     except Exception as error:  # whatever the client and the network may raise
         raise UserError(
-            f"--push_to_hub={repository}: {_reason(error)}; what was written here is whole: `hf upload {repository} "
-            "FOLDER` pushes it later"
+            f"--push_to_hub={repository}: {_reason(error)}; the files written here are complete: `hf upload "
+            f"{repository} FOLDER` pushes it later"
         ) from error
     return address
 

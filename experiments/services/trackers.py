@@ -36,7 +36,7 @@ class Tracker(abc.ABC):
 
     Attributes:
       package: what is imported, which is the name of the extra as well.
-      variable: of the environment, that names the project where the command does not.
+      variable: environment variable that names the project if the command does not.
       mend: what to do where a run cannot be begun.
     """
 
@@ -53,9 +53,9 @@ class Tracker(abc.ABC):
 
         Args:
           project: that the run belongs to.
-          name: of the run, for people.
+          name: readable name of the run.
           known: None for a new one.
-          fields: of the config, by dotted name.
+          fields: fields of the config, by dotted name.
           directory: the workdir.
         """
 
@@ -163,9 +163,9 @@ class TrackerWriter:
     """A writer of a run that tells a tracker; with the methods of the other writers.
 
     Args:
-      name: of the tracker.
+      name: name of the tracker.
       directory: the workdir, which keeps the run's id.
-      fields: of the config, by dotted name.
+      fields: fields of the config, by dotted name.
       project: that the run belongs to; by default what the tracker's variable says, else "diffusion_jax".
 
     Raises:

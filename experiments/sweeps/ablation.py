@@ -127,7 +127,7 @@ class Ablation:
         path, module = find_config(path), load_config_module(path)
         sweeps = {name.removeprefix("sweep_"): function for name, function in module.items() if name[:6] == "sweep_"}
         if not callable(module.get("get_config")) or not sweeps:
-            raise UserError(f"{path} is no ablation: it needs get_config() and at least one sweep_<axis>()")
+            raise UserError(f"{path} is not an ablation: it needs get_config() and at least one sweep_<axis>()")
         axes = {axis: _values(path, axis, function) for axis, function in sweeps.items()}
         first = {axis: next(iter(values)) for axis, values in axes.items()}
         baseline = _baseline(path, axes, module.get("BASELINE", first))
@@ -186,7 +186,7 @@ def _base(path: Path, module: Mapping[str, Any], config: ConfigDict) -> ConfigDi
     if function is None:
         return None
     if not config.init.folder:
-        raise UserError(f"{path} has base(), and the cells start from no model: set init.folder, to any name")
+        raise UserError(f"{path} has base(), but the cells start from no model: set init.folder, to any name")
     return call_get_config({"get_config": function}, path)
 
 
@@ -202,7 +202,7 @@ def _values(path: Path, axis: str, function: Any) -> dict[str, Mapping[str, Any]
             raise UserError(f"sweep_{axis}() of {path} must yield (name, {{field: value}}); it yields {entry!r}")
         name, fields = str(entry[0]), dict(entry[1])
         if not name.strip() or not name.isprintable():
-            raise UserError(f"sweep_{axis}() of {path}: {name!r} can not be the name of a value")
+            raise UserError(f"sweep_{axis}() of {path}: {name!r} cannot be the name of a value")
         if name in found:
             raise UserError(f"sweep_{axis}() of {path} yields {name!r} twice: give every value a name of its own")
         if not all(isinstance(field, str) for field in fields):

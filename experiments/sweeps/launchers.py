@@ -234,13 +234,13 @@ def _wait(process: subprocess.Popen, stop: threading.Event) -> int:
 def _require(launcher: str, name: str, value: float, *, lower: float, upper: float) -> None:
     """Raise UserError unless an option is in [lower, upper]."""
     if not lower <= value <= upper:
-        raise UserError(f"launcher {launcher} wants {name} from {lower:,g} to {upper:,g}, got {value!r}")
+        raise UserError(f"launcher {launcher} needs {name} from {lower:,g} to {upper:,g}, got {value!r}")
 
 
 def _require_text(launcher: str, name: str, value: str) -> None:
     """Raise UserError for an empty option."""
     if not value.strip():
-        raise UserError(f"launcher {launcher} wants a text for {name}, got {value!r}")
+        raise UserError(f"launcher {launcher} needs a text for {name}, got {value!r}")
 
 
 def _environment() -> dict[str, str]:

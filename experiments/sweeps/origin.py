@@ -102,7 +102,7 @@ def config_state(made: Mapping[str, Any], ablation: Ablation) -> str:
 
 
 def code_state(commit: str | None) -> str:
-    """One sentence about the code, from git; "" if git does not know that commit. Docstrings and comments do not count."""
+    """One sentence about the code, from git; "" if git does not know that commit. Prose does not count."""
     commit = str(commit).removesuffix("-dirty")
     listed = _git("diff", "--name-only", commit, "--", *CODE)
     head = _git("rev-parse", "--short=12", "HEAD")
@@ -125,12 +125,13 @@ def _differs(commit: str, name: str) -> bool:
 
 
 def _without_prose(text: str) -> str:
+    """The code without docstrings, comments and the texts of errors."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        body = node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []
-        for statement in body:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                statement.value.value = ""
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for part in ast.walk(node) if is_docstring or isinstance(node, ast.Raise) else ():
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                part.value = ""
     return ast.dump(tree)
 
 

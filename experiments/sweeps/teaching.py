@@ -38,7 +38,9 @@ def with_teachers(path: Path, cells: Sequence["Cell"], named: tuple[str, str]) -
         if cell.values[axis] != value:
             continue
         if teachers.setdefault(cell.seed, cell).training != cell.training:
-            raise UserError(f"{path}: the cells with {axis} {value}, TEACHER, are of several trainings: make them one")
+            raise UserError(
+                f"{path}: the cells with {axis} {value}, TEACHER, belong to several trainings: make them one"
+            )
     stand_in = described(next(iter(teachers.values())))
     found = []
     for cell in cells:

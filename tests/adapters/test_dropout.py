@@ -117,5 +117,5 @@ def test_where_there_is_no_dropout_it_is_refused(dense):
     with pytest.raises(UserError, match="reads its kernel as one array, which has no dropout"):
         jnp.asarray(dropped["network"]["dense"]["kernel"])
     twice = apply(apply(base, [own]), [own])
-    with pytest.raises(UserError, match="has two adapters, of which one has dropout"):
+    with pytest.raises(UserError, match="has two adapters, and one of them has dropout"):
         with_dropout(twice, SHARE, KEYS, apply(base, [own]))

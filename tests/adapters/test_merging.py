@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_one_line():
         merged({"name": "linear", "weights": (1.0, 1.0, 1.0)}, [A, B])
     with pytest.raises(UserError, match="merges changes from a base"):
         merged({"name": "ties"}, [A, B])
-    with pytest.raises(UserError, match=r"model 2 is of another form .*kernel: \(200, 3\) and \(100, 3\)"):
+    with pytest.raises(UserError, match=r"model 2 differs in form .*kernel: \(200, 3\) and \(100, 3\)"):
         merged({"name": "linear"}, [A, tree(3, size=100)])
     with pytest.raises(UserError, match="density"):
         MERGINGS.build({"name": "ties", "density": 0.0})

@@ -63,7 +63,7 @@ def test_slots_of_its_own_become_one_of_the_network(name):
 @pytest.mark.parametrize("name", list(STEERINGS))
 def test_only_text_conditioned_unets_are_steered(name):
     adapter, _ = adapter_for(name)
-    with pytest.raises(UserError, match="is of text-conditioned U-Nets, and the network is a DiT"):
+    with pytest.raises(UserError, match="needs a text-conditioned U-Net, but the network is a DiT"):
         adapter.takes(MODELS.example("dit"))
 
 
@@ -76,7 +76,7 @@ def test_a_model_with_a_controlnet_is_described_and_rebuilt():
     assert rebuild(describe(adapter)) == adapter
     with pytest.raises(UserError, match="a is given, but the network takes nothing"):
         Model(data=DATA, network=plain, process=flow, conditioning=Conditioning(parts=parts))
-    with pytest.raises(UserError, match="is of text-conditioned U-Nets, and the network is a MLP"):
+    with pytest.raises(UserError, match="needs a text-conditioned U-Net, but the network is a MLP"):
         Model(data=DATA, network=plain, process=flow, adapters=(adapter,))
 
 
@@ -96,7 +96,7 @@ def test_keys_and_values_of_another_network_are_refused():
     wrong = {"down_0_0_attention": ((jnp.zeros((2, 1, 4, 9)), jnp.zeros((2, 1, 4, 9))),)}
     for prompt, message in (
         (wrong, r"must be \[2, 1, tokens, 8\], it is \[2, 1, 4, 9\]"),
-        ({"x": ()}, "has x, and the"),
+        ({"x": ()}, "has x, but the"),
     ):
         with pytest.raises(UserError, match=message):
             jax.eval_shape(

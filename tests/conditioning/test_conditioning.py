@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_named():
         Conditioning(parts=(Label(num_classes=3),)).check(takes)
     with pytest.raises(UserError, match="two conditioners"):
         Conditioning(parts=TWO[:1] * 2)
-    with pytest.raises(UserError, match="'augment': it is not asked"):
+    with pytest.raises(UserError, match="'augment': it is not a condition of the model"):
         Conditioning(parts=TWO, dropout={("augment",): 0.1})
     for wrong in ({("label",): 1.5}, {("label",): -0.1}, {("label",): float("nan")}):
         with pytest.raises(UserError, match=r"in \[0, 1\]"):
@@ -189,5 +189,5 @@ def test_a_source_is_what_the_bytes_are_and_falls_alone():
     assert not np.asarray(fallen["image"]).any()
     np.testing.assert_array_equal(fallen["label"], 0)
     assert conditioning.beside({}, {"source": pictures}, 6).keys() == {"image"}
-    with pytest.raises(UserError, match="a source is a picture of bytes"):
+    with pytest.raises(UserError, match="a source must be a picture of bytes"):
         source.prepare({"source": [pictures[0, :2]]})

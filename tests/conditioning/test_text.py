@@ -122,7 +122,7 @@ def test_what_is_not_read_as_it_stands_is_said(text):
         ({"length": 0}, "length must be a whole number of at least 1"),
         ({"tokenizer": "wrods"}, "unknown tokenizer 'wrods'; did you mean 'words'"),
         ({"encoder": "transfromer"}, "unknown text encoder 'transfromer'; did you mean 'transformer'"),
-        ({"encoder": {"name": "transformer", "width": 10, "num_heads": 4}}, "must divide by num_heads=4"),
+        ({"encoder": {"name": "transformer", "width": 10, "num_heads": 4}}, "must be divisible by num_heads=4"),
         ({"encoder": {"name": "transformer", "depth": 0}}, "depth must be a whole number of at least 1"),
         ({"tokenizer": {"name": "words", "most": 0}}, "most must be a whole number of at least 1"),
         ({"lenght": 3}, "did you mean 'length'"),

@@ -125,15 +125,15 @@ def test_stretched_scenes_keep_their_objects_apart_and_inside(sides):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"buckets": ("32",)}, "data.buckets has '32', which is no height and width"),
+        ({"buckets": ("32",)}, "data.buckets has '32', which is not a height and width"),
         ({"buckets": ("32x32", "32x32")}, "data.buckets has a size twice"),
         ({"image_size": None}, "data.buckets needs data.image_size"),
         ({"crop": "adm"}, "data.crop='adm' cuts squares"),
         ({"options": {"pictures": ("16x32",)}}, "sides of 24 to 2048 pixels, not 16x32"),
-        ({"options": {"pictures": SHAPES, "control": "edges"}}, "control pictures are of squares"),
+        ({"options": {"pictures": SHAPES, "control": "edges"}}, "control pictures need square scenes"),
         (
             {"dataset": "synthetic_latents", "options": {"size": 32}},
-            "data.buckets are of pictures, and the data is latents",
+            "data.buckets need pictures, but the data is latents",
         ),
     ],
 )

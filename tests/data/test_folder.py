@@ -131,7 +131,7 @@ def test_images_beside_class_directories(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"line 1 of .*metadata\.jsonl is damaged or no JSON"),
+        ("{", r"line 1 of .*metadata\.jsonl is damaged or not JSON"),
         ('{"label": 3}', "line 1 is not"),
         ("[]", r"line 1 of .*metadata\.jsonl holds a JSON list"),
         ('{"file_name": "gone.png"}', r"names gone\.png, which does not exist"),
@@ -162,7 +162,7 @@ def test_a_class_that_was_never_trained_on_is_refused(tmp_path):
     for split, name in [("train", "cat"), ("train", "dog"), ("test", "dog"), ("test", "fox")]:
         save(tmp_path / split / name / "0.png", (1, 1, 1))
     assert opened(tmp_path).info.class_names == ("cat", "dog")
-    with pytest.raises(UserError, match=r"test has the class 'fox', which .*train has not"):
+    with pytest.raises(UserError, match=r"test has the class 'fox', which .*train lacks"):
         opened(tmp_path, split="test")
 
 
@@ -176,7 +176,7 @@ def test_splits_of_other_names_share_their_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("of_train", "of_test", "outcome"),
-    [(["x", "y"], ["y"], [1]), ([0, 4], [3], [3]), ([0, 4], [5], "the class 5"), (["x"], [0], "are names, of others")],
+    [(["x", "y"], ["y"], [1]), ([0, 4], [3], [3]), ([0, 4], [5], "the class 5"), (["x"], [0], "are names in some")],
 )
 def test_metadata_of_several_splits(of_train, of_test, outcome, tmp_path):
     for split, labels in [("train", of_train), ("test", of_test)]:
@@ -194,7 +194,7 @@ def test_metadata_of_several_splits(of_train, of_test, outcome, tmp_path):
 def test_what_may_be_split_or_class_is_refused(tmp_path):
     for name in ("car", "train", "zebra"):
         save(tmp_path / name / "0.png", (1, 1, 1))
-    with pytest.raises(UserError, match=r"'train' a split, or a class as 'car'.*split 'all'"):
+    with pytest.raises(UserError, match=r"'train' may be a split, or a class like 'car'.*split 'all'"):
         opened(tmp_path)
     assert opened(tmp_path, split="all").info.class_names == ("car", "train", "zebra")
     assert opened(tmp_path / "train").info.num_classes == 0
@@ -213,7 +213,7 @@ def test_splits_are_no_classes(tmp_path):
 
 @pytest.mark.parametrize("split", ["..", ".", "", "/tmp", "a/b", "train[:9]", ".hidden"])
 def test_a_split_is_a_plain_name(split, folder):
-    with pytest.raises(UserError, match="is no plain name"):
+    with pytest.raises(UserError, match="is not a plain name"):
         opened(folder, split=split)
 
 
@@ -258,7 +258,7 @@ def test_links_to_what_is_elsewhere_are_followed(folder, tmp_path_factory):
 
 def test_names_that_differ_in_case_only(folder):
     save(folder / "dog" / "A.PNG", (1, 1, 1))
-    with pytest.raises(UserError, match=r"A\.PNG and .*a\.png are one name where case does not count"):
+    with pytest.raises(UserError, match=r"A\.PNG and .*a\.png are one name if case is ignored"):
         opened(folder)
     (folder / "dog" / "A.PNG").unlink()
     save(folder / "Cat" / "other.png", (1, 1, 1))
@@ -269,15 +269,15 @@ def test_names_that_differ_in_case_only(folder):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"file_name": "/etc/passwd"}, "inside its folder only"),
-        ({"file_name": "../a.png"}, "inside its folder only"),
-        ({"file_name": "cat/../dog/a.png"}, "inside its folder only"),
-        ({"file_name": ""}, "inside its folder only"),
-        ({"file_name": "."}, "inside its folder only"),
+        ({"file_name": "/etc/passwd"}, "only name files inside its folder"),
+        ({"file_name": "../a.png"}, "only name files inside its folder"),
+        ({"file_name": "cat/../dog/a.png"}, "only name files inside its folder"),
+        ({"file_name": ""}, "only name files inside its folder"),
+        ({"file_name": "."}, "only name files inside its folder"),
         ({"file_name": "out.png"}, "a link to a file outside"),
         ({"file_name": "nul\0.png"}, "does not exist"),
         ({"file_name": "\ud800.png"}, "does not exist"),
-        ({"file_name": "cat"}, "no regular file"),
+        ({"file_name": "cat"}, "not a regular file"),
         ({"file_name": 3}, "is not"),
         ({"file_name": ["dog/a.png"]}, "is not"),
         ({"file_name": "dog/a.png", "label": 10**9}, "below 65,536"),
@@ -395,7 +395,7 @@ class Lengths:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({}, "line 2: b.png has no text, the rows before it have one: give all rows one"),
+        ({}, "line 2: b.png has no text, but the rows before it have one: give all rows one"),
         ({"text": None}, "line 2: the text of b.png is None: write a caption, or drop the row"),
         ({"text": "  "}, "line 2: the text of b.png is '  '"),
         ({"text": 3}, "line 2: the text of b.png is 3"),
@@ -409,7 +409,7 @@ def test_captions_with_holes(tmp_path, second, message):
 
 def test_captions_that_begin_late(tmp_path):
     write_rows(tmp_path, [{"file_name": "a.png"}, {"file_name": "b.png", "text": "two"}])
-    with pytest.raises(UserError, match=r"line 2: b\.png has text, the rows before it have none"):
+    with pytest.raises(UserError, match=r"line 2: b\.png has text, but the rows before it have none"):
         opened(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_tokens_that_were_added_later(copied):
     assert tokenizer.encode(["a<dog-toy> <cat-toy>"])[0].tolist()[1:] == [975, 974]
     assert tokenizer.size == 976
     (copied / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 980}))
-    with pytest.raises(UserError, match="'<cat-toy>' is number 974, and the folder says 980"):
+    with pytest.raises(UserError, match="'<cat-toy>' is number 974, but the folder says 980"):
         read_tokenizer(copied)
 
 

@@ -175,9 +175,9 @@ def test_fonts_are_prepared_once_from_a_folder(tmp_path, monkeypatch):
     fonts.path_of(made[0], data_dir).write_bytes(b"no font")
     fonts.load.cache_clear()
     fonts.characters.cache_clear()
-    with pytest.raises(UserError, match="no font that can be read"):
+    with pytest.raises(UserError, match="not a readable font"):
         fonts.load(fonts.path_of(made[0], data_dir), 12)
-    with pytest.raises(UserError, match="no font that can be read"):
+    with pytest.raises(UserError, match="not a readable font"):
         fonts.characters(fonts.path_of(made[0], data_dir))
 
 

@@ -67,7 +67,7 @@ def test_the_pipeline_gives_batches_of_them(folder):
     batch = next(pipeline.batches())
     np.testing.assert_array_equal(batch["data"], LATENTS)
     np.testing.assert_array_equal(batch["label"], LABELS)
-    with pytest.raises(UserError, match=r"data.image_size=8, and the latents of latents:.* are 4x4: set it to 4"):
+    with pytest.raises(UserError, match=r"data.image_size=8, but the latents of latents:.* are 4x4: set it to 4"):
         _ = Pipeline(dataset=f"latents:{folder}", batch_size=2, image_size=8).info
 
 

@@ -49,7 +49,7 @@ def test_what_is_not_known_or_does_not_fit_is_refused():
         EncoderPictures.of_config({"do_flip": True})
     with pytest.raises(UserError, match=r"a size .*longest_edge"):
         EncoderPictures.of_config({"size": {"longest_edge": 5}})
-    with pytest.raises(UserError, match="a picture of 37x50 has no middle of 64x64"):
+    with pytest.raises(UserError, match="a picture of 37x50 is too small for a crop of 64x64"):
         EncoderPictures(size=None, crop=(64, 64))(ARRAYS["img_image"])
-    with pytest.raises(UserError, match="a picture is of 8 bits"):
+    with pytest.raises(UserError, match="a picture must have 8 bits"):
         codec_pixels(ARRAYS["img_image"].astype(np.float32), 8, 8)

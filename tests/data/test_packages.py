@@ -71,7 +71,7 @@ def test_what_cannot_be_fetched_says_the_command_and_the_path_option(package, tm
         contents([package], str(tmp_path / "data"), bool)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no npm here.*`npm pack @some/letters@1\.0\.0`.*--package_dir"):
+    with pytest.raises(UserError, match=r"npm is not installed here.*`npm pack @some/letters@1\.0\.0`.*--package_dir"):
         contents([package], str(tmp_path / "data"), bool)
 
 

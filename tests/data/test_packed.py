@@ -206,7 +206,7 @@ def test_a_split_has_the_classes_of_training(tmp_path):
     parquet(tmp_path / "test.parquet", range(4, 6), named=False, label=["dog", "dog"])
     assert [one["label"] for one in data.open_dataset(f"parquet:{tmp_path}", split="test").source] == [1, 1]
     parquet(tmp_path / "test.parquet", range(4, 6), named=False, label=["dog", "owl"])
-    with pytest.raises(UserError, match="has the class 'owl', which its split 'train' has not"):
+    with pytest.raises(UserError, match="has the class 'owl', which its split 'train' lacks"):
         data.open_dataset(f"parquet:{tmp_path}", split="test")
 
 
@@ -215,7 +215,7 @@ def test_a_split_has_the_classes_of_training(tmp_path):
     [
         ({"label": [0, 1, None, 1]}, "1 rows have no label: give all rows one, or set data.options.label_column=none"),
         ({"label": [0, -1, 0, 1]}, "a.parquet, row 1 has the label -1"),
-        ({"label": [0, 1, 2, 3]}, "a label is 3, and there are 3 classes"),
+        ({"label": [0, 1, 2, 3]}, "a label is 3, but there are 3 classes"),
         ({"text": ["a", None, "b", "c"]}, "a.parquet, row 1: its text is None"),
         ({"image": [{"bytes": None, "path": "x.png"}] * 4}, "row 0 names x.png and does not hold the picture"),
         ({"image": [{"bytes": b"none", "path": "x.png"}] * 4}, "cannot decode the image a.parquet, row 0"),
@@ -244,7 +244,7 @@ def test_files_that_are_wrong(tmp_path, monkeypatch):
             data.open_dataset(f"{kind}:{tmp_path}")
     write("parquet", tmp_path / "mixed")
     (tmp_path / "mixed" / "more.parquet").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"more\.parquet is of no split by its name, and others are of test, train"):
+    with pytest.raises(UserError, match=r"more\.parquet has no split in its name, but others have test, train"):
         data.open_dataset(f"parquet:{tmp_path / 'mixed'}")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pyarrow, which is not installed: `pip install '\.\[arrow\]'`"):
@@ -257,13 +257,13 @@ def test_files_that_are_wrong(tmp_path, monkeypatch):
         ({"a.txt": "a cat"}, "example a has no picture"),
         ({"a.png": encoded(1), "a.jpg": encoded(1)}, "example a has the pictures a.png and a.jpg"),
         ({"a.png": encoded(1), "a.PNG": encoded(1)}, "has a.PNG twice"),
-        ({"a.png": encoded(1), "a.cls": "1", "b.png": encoded(2)}, "a.tar, b.png has no class, and others have one"),
+        ({"a.png": encoded(1), "a.cls": "1", "b.png": encoded(2)}, "a.tar, b.png has no class, but others have one"),
         ({"a.png": encoded(1), "a.txt": " "}, "the caption of a is ' '"),
-        ({"a.png": encoded(1), "a.json": "[1"}, "a.json is damaged or no JSON"),
+        ({"a.png": encoded(1), "a.json": "[1"}, "a.json is damaged or not JSON"),
         ({"a.png": encoded(1), "a.json": '{"label": 1.5}'}, "the class of a is 1.5: it must be a number or a name"),
         ({"a.png": encoded(1), "a.txt": b"\xff"}, "a.txt is not UTF-8 text"),
         ({"a.png": b"none"}, "cannot decode the image a.tar, a.png"),
-        ({"a.png": encoded(1), "a.cls": "cat", "b.png": encoded(2), "b.cls": "3"}, "are numbers, and of others names"),
+        ({"a.png": encoded(1), "a.cls": "cat", "b.png": encoded(2), "b.cls": "3"}, "are numbers in some examples"),
     ],
 )
 def test_tar_files_that_are_wrong(files, words, tmp_path):
@@ -280,7 +280,7 @@ def test_tar_files_that_are_cut_off_or_compressed(tmp_path):
         data.open_dataset(f"webdataset:{tmp_path}")
     with tarfile.open(tmp_path / "a.tar", "w:gz") as out:
         out.add(__file__)
-    with pytest.raises(UserError, match="compressed ones are unpacked first"):
+    with pytest.raises(UserError, match="unpack compressed files first"):
         data.open_dataset(f"webdataset:{tmp_path}")
 
 

@@ -192,7 +192,7 @@ def test_deep_colour_is_refused(tmp_path):
     content = png_of((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
     (tmp_path / "colour.png").write_bytes(content)
     for name in ("grey", "colour"):
-        with pytest.raises(UserError, match=rf"{name}\.png: only images of 8 bits"):
+        with pytest.raises(UserError, match=rf"{name}\.png: only images with 8 bits"):
             read_image(str(tmp_path / f"{name}.png"))
 
 

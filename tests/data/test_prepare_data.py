@@ -85,9 +85,9 @@ def test_a_corpus_is_a_plain_name_and_nothing_of_others_is_removed(corpus, tmp_p
         (tmp_path / name).write_text("years of work")
     before = contents(tmp_path)
     arguments = dict(held_out=1, progress=False)
-    with pytest.raises(UserError, match="is no plain name"):
+    with pytest.raises(UserError, match="is not a plain name"):
         prepare_text(corpus, [str(tmp_path / "a.txt")] * 2, str(tmp_path / "data"), **arguments)
-    with pytest.raises(UserError, match="is no plain name"):
+    with pytest.raises(UserError, match="is not a plain name"):
         data.open_dataset("text", data_dir=str(tmp_path / "data"), corpus=corpus)
     assert contents(tmp_path) == before
 
@@ -98,7 +98,7 @@ def test_the_command_removes_nothing_of_others(tmp_path):
     text = f"--text={tmp_path / 'a.txt'},{tmp_path / 'a.txt'}"
     done = run("--dataset=text", f"--data_dir={tmp_path / 'data'}", f"--corpus={tmp_path}", text, "--held_out=1")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "is no plain name" in done.stderr
+    assert "is not a plain name" in done.stderr
     assert contents(tmp_path) == before
 
 

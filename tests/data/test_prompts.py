@@ -64,7 +64,7 @@ def test_what_is_too_long_is_cut_inside_its_frame(tokenizer):
     before, after = tokenizer.frame
     assert mask.all()
     assert tokens[0].tolist() == [*before, *tokenizer.encode([TEXTS[2]])[0][:3].tolist(), *after]
-    with pytest.raises(UserError, match="no place for its frame"):
+    with pytest.raises(UserError, match="no room for its"):
         tokenizer.rows([""], sum(map(len, tokenizer.frame)) - 1)
 
 
@@ -78,9 +78,9 @@ def test_hashable_and_picklable(tokenizer):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (3, "is a text, got int '3'"),
-        (None, "is a text, got NoneType"),
-        ("a \ud800 b", "half a character at 2"),
+        (3, "must be a text, got int '3'"),
+        (None, "must be a text, got NoneType"),
+        ("a \ud800 b", "an incomplete character at 2"),
         ("a" * 70_000, "at most 65,536 characters"),
     ],
 )
@@ -100,10 +100,10 @@ def test_words_are_the_most_frequent_first_and_equal_ones_in_order():
     assert found.unknown("A, b d") == [",", "d"]
     with pytest.raises(UserError, match="hold no word"):
         Words().learned(["", " "])
-    with pytest.raises(UserError, match="not made yet"):
+    with pytest.raises(UserError, match="not been made yet"):
         Words().rows(["a"], 4)
     assert Words().rows([""], 4)[0].tolist() == [[1, 0, 0, 0]]
-    with pytest.raises(UserError, match="5 words where most=4"):
+    with pytest.raises(UserError, match="5 words, more than most=4"):
         Words(most=4, words=tuple("abcde"))
 
 

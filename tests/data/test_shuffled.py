@@ -38,5 +38,5 @@ def test_it_is_other_data_to_whoever_compares_runs():
 
 
 def test_data_without_captions_is_refused():
-    with pytest.raises(UserError, match=r"data.shuffle_captions is of data with several captions, which digits"):
+    with pytest.raises(UserError, match=r"data.shuffle_captions needs data with several captions; digits"):
         _ = Pipeline(dataset="digits", batch_size=4, shuffle_captions=True).info

@@ -91,7 +91,7 @@ def test_what_is_said_and_what_the_fingerprint_covers(folders):
     (folders[0] / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "an old dog"}\n')
     alone = subject(folders, count=0)
     assert alone.remarks[0].startswith("1 picture of the subject")
-    assert "from one picture little is learned" in alone.remarks[1]
+    assert "one picture teaches little beyond itself" in alone.remarks[1]
     assert "the captions in" in alone.remarks[2]
 
 
@@ -102,12 +102,12 @@ def test_what_is_said_and_what_the_fingerprint_covers(folders):
         ({"instance": ""}, "data.instance is empty: name a folder of pictures"),
         ({"instance_prompt": " "}, "data.instance_prompt is empty"),
         ({"class_prompt": ""}, "data.class_prompt is empty"),
-        ({"class_pictures": ""}, "data.num_class_images=5, and there are no pictures of the class: add"),
+        ({"class_pictures": ""}, "data.num_class_images=5, but there are no pictures of the class: add"),
         (
             {"class_pictures": "/nowhere"},
             "data.class_pictures: image folder /nowhere does not exist; add pictures",
         ),
-        ({"num_class_images": 7}, "has 6 pictures, and data.num_class_images is 7: add pictures, set"),
+        ({"num_class_images": 7}, "has 6 pictures, but data.num_class_images is 7: add pictures, set"),
         ({"number": 7}, "unknown argument of dataset 'open_subject'"),
     ],
 )
@@ -120,9 +120,9 @@ def test_what_is_missing_is_one_line(folders, changed, message):
 
 
 def test_several_subjects_or_a_held_out_split_are_refused(folders, tmp_path):
-    with pytest.raises(UserError, match=r"holds 2 folders \(dog, dogs \.\.\.\): name the one of the subject"):
+    with pytest.raises(UserError, match=r"holds 2 folders \(dog, dogs \.\.\.\): name the folder of the subject"):
         data.open_dataset("subject", instance=str(tmp_path), instance_prompt="a sks dog")
-    with pytest.raises(UserError, match="has the split 'train' and no 'test'"):
+    with pytest.raises(UserError, match="has only the split 'train', not 'test'"):
         data.open_dataset("subject", split="test", instance=str(folders[0]), instance_prompt="a sks dog")
 
 

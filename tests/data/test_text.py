@@ -114,7 +114,7 @@ def test_a_text_that_is_not_there_can_be_planned_for(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"held_out": 0}, "say what is held out"),
+        ({"held_out": 0}, "say once what is held out"),
         ({"held_out": 3}, "nothing is left for train"),
         ({"files": []}, "--text names no files"),
         ({"files": ["missing.txt"]}, "there is no file missing.txt"),

@@ -138,5 +138,5 @@ def test_the_fingerprint_of_a_data_set_that_tfds_does_not_know(damaged):
 
 
 def test_what_is_no_image_of_eight_bits(mock_tfds):
-    with pytest.raises(UserError, match="feature 'label' of dataset 'cifar10' is no image of 8 bits"):
+    with pytest.raises(UserError, match="feature 'label' of dataset 'cifar10' is not an image with 8 bits"):
         data.open_dataset("cifar10", image_key="label")

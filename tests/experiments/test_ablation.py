@@ -104,7 +104,7 @@ def test_what_every_cell_starts_from_can_be_set(file):
         ("1e-3", "'fast'", "wrong type for optimizer.learning_rate"),
         ('("class_accuracy",)', "()", "evaluation.metrics is empty"),
         ("SEEDS", "METRIC = 'fid'\nSEEDS", "METRIC of .* is 'fid'"),
-        ("from configs", "from konfigs", "can not read"),
+        ("from configs", "from konfigs", "cannot read"),
     ],
 )
 def test_a_file_that_is_no_ablation_is_refused(file, old, new, message):
@@ -329,4 +329,4 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(command, tmp_path, file):
     cell = json.loads(next(path for path in (workdir / "cells").glob("*heun-seed_1.json")).read_text())
     assert cell["results"]["class_accuracy"] == json.loads(by_hand.read_text())["class_accuracy"]
     file.write_text(file.read_text().replace('"sampling.steps": 4', '"sampling.steps": 5'))
-    assert "is of another config" in command.fails("ablate", *arguments)
+    assert "was made with another config" in command.fails("ablate", *arguments)

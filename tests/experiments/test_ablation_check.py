@@ -73,7 +73,7 @@ def test_values_that_differ_in_signs_have_files_of_their_own(file):
         (['"low"'], "must yield"),
         (['"low", 3'], "must yield"),
         (['"low", {3: 4}'], "must name fields"),
-        (['"", {}'], "can not be the name of a value"),
+        (['"", {}'], "cannot be the name of a value"),
     ],
 )  # fmt: skip
 def test_axes_that_change_nothing_are_refused(file, lines, message):
@@ -195,7 +195,7 @@ def test_the_base_of_an_ablation_is_a_config_of_its_own(file):
     [
         ("OTHER", "4", r"have the same config|train and sample the same: axis rank \(4, 8\)"),
         ("def base", "def basis", "there is no model in .*base"),
-        ('config.init.folder = "base"', "pass", r"has base\(\), and the cells start from no model: set init\.folder"),
+        ('config.init.folder = "base"', "pass", r"has base\(\), but the cells start from no model: set init\.folder"),
     ],
 )
 def test_a_base_that_nothing_starts_from_or_cells_that_are_alike(file, old, new, message):

@@ -61,7 +61,7 @@ def test_a_workdir_of_another_version(tmp_path):
     config["train"]["steps_per_epoch"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
     line = line_of(lambda: workdir.read_config(tmp_path))
-    assert line.startswith(f"can not read {tmp_path / 'config.json'}: ")
+    assert line.startswith(f"cannot read {tmp_path / 'config.json'}: ")
     assert "steps_per_epoch" in line
     assert "wrote this run" not in line, "which version it was, nothing says"
     (tmp_path / "environment.json").write_text(json.dumps({"diffusion_jax": "0.0.7"}))

@@ -212,11 +212,11 @@ def test_all_of_a_model_can_be_trained(pictures):
         ({"init__folder": "/nowhere"}, "there is no model in /nowhere: no such file or folder"),
         (
             {"data__image_size": 16},
-            r"is of pixels \[32, 32, 3\], the data of pixels \[16, 16, 3\]: set data.image_size",
+            r"diffuses pixels \[32, 32, 3\], but the data is pixels \[16, 16, 3\]: set data.image_size",
         ),
         (
             {"adapter__targets": ("network/nothing",)},
-            "no parameter is 'network/nothing', which an adapter shall change",
+            "no parameter matches 'network/nothing', which an adapter should change",
         ),
         ({"adapter__targets": (".*/qkv/kernel",)}, "of the first stage, which is not adapted"),
         ({"adapter__name": "lara"}, "unknown adapter 'lara'; did you mean 'lora'"),
@@ -243,12 +243,12 @@ def test_an_adapter_without_a_model_is_refused():
     config = load_config("configs/digits_unet.py")
     with config.unlocked():
         config.adapter = {"name": "lora"}
-    with pytest.raises(UserError, match=r"adapter changes a model that is there: name it, init\.folder"):
+    with pytest.raises(UserError, match=r"adapter changes an existing model: name it with init\.folder"):
         open_experiment(config).check()
 
 
 def test_commands_that_build_models_by_their_config_say_so(pictures):
-    with pytest.raises(UserError, match=r"a config with init\.folder starts from a model, and this command is not of"):
+    with pytest.raises(UserError, match=r"a config with init\.folder starts from a model, but this command does not"):
         Experiment.planned(opened(pictures).config)
 
 

@@ -79,9 +79,9 @@ def test_a_prompt_becomes_pictures(run, command):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--prompt=a", "--prompts=b.txt"), "--prompt and --prompts are two answers to one question"),
+        (("--prompt=a", "--prompts=b.txt"), "--prompt and --prompts both say what to draw"),
         (("--prompts=/nowhere/b.txt",), "/nowhere/b.txt"),
-        (("--prompt=a", "--negative_prompt=b"), "a negative prompt takes the place of the null condition"),
+        (("--prompt=a", "--negative_prompt=b"), "a negative prompt replaces the null condition"),
         (("--prompt=a", "--labels=1"), "--labels needs a class-conditional network"),
     ],
 )
@@ -148,13 +148,13 @@ def test_everything_falls_together_and_a_text_alone(config_file):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data.dataset": "digits"}, "conditioning.text tells the network captions, and data set digits has none"),
+        ({"data.dataset": "digits"}, "conditioning.text tells the network captions, but data set digits has none"),
         ({"conditioning.text.length": 0}, "length must be a whole number of at least 1"),
         (
             {"conditioning.text.dropout": 1.5},
             "conditioner 'text': dropout must be a number of at least 0 and of at most 1",
         ),
-        ({"conditioning.text.encoder.width": 15}, "width=15 must divide by num_heads=2"),
+        ({"conditioning.text.encoder.width": 15}, "width=15 must be divisible by num_heads=2"),
         ({"conditioning.txt": {"length": 3}}, "conditioning.txt.*did you mean 'conditioning.text'"),
         ({"model.context_channels": 12}, r"takes context as float32 \[None, 12\], asked, it is given .*16"),
         (
@@ -179,7 +179,9 @@ def test_what_does_not_fit_is_named(config_file, data_dir, fields, message):
 
 def test_pictures_are_not_mirrored_away_from_their_captions(config_file):
     experiment = Experiment(small(config_file, **{"data.flip": True}))
-    with pytest.raises(UserError, match=r"data\.flip mirrors .* '.*(left|right).*' would be wrong of its mirror image"):
+    with pytest.raises(
+        UserError, match=r"data\.flip mirrors .* '.*(left|right).*' would be wrong for its mirror image"
+    ):
         experiment.check()
 
 

@@ -48,7 +48,7 @@ def test_bad_configuration(command, tmp_path, argument, message):
 
 def test_missing_config_file(command, tmp_path):
     line = command.fails("train", "--config=configs/no_such.py", f"--workdir={tmp_path}")
-    assert "can not read --config=configs/no_such.py: no such file" in line
+    assert "cannot read --config=configs/no_such.py: no such file" in line
 
 
 def test_missing_data_names_the_command_that_prepares_it(command, tmp_path):
@@ -76,7 +76,7 @@ def test_batch_not_divisible_by_devices(command, tmp_path):
 def test_workdir_that_can_not_be_written(command, tmp_path):
     (tmp_path / "file").touch()
     assert "not a directory" in command.fails("train", *command.train_arguments(tmp_path / "file" / "run"))
-    assert "can not" in command.fails("train", *command.train_arguments("/proc/run"))
+    assert "cannot" in command.fails("train", *command.train_arguments("/proc/run"))
 
 
 def test_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(command, tmp_path):
@@ -131,7 +131,7 @@ def test_sample_of_nothing(command, tmp_path):
     ("argument", "message"),
     [
         ("--sampler=dpm", "unknown sampler 'dpm'"),
-        ("--labels=3,11", "'11' is no class; classes are 0 to 9"),
+        ("--labels=3,11", "'11' is not a class; classes are 0 to 9"),
         ("--ema=decay_0.1", "unknown average of the parameters"),
         ("--checkpoint=7", "no checkpoint 7"),
         ("--out=/tmp/x.jpg", "--out must end in .png or .npz"),

@@ -49,18 +49,18 @@ def line_of(path, call=cli.load_config):
         ("raise BaseException('own')\n", "BaseException: own"),
         ("raise ValueError('a\\nb')\n", "ValueError: a"),
         ("assert False\n", "AssertionError"),
-        ("def get_config(:\n", "line 1 is no Python"),
-        ("\n\n  x = 1\n y = 2\n", "line 3 is no Python"),
-        ("(" * 500, "no Python"),
+        ("def get_config(:\n", "line 1 is not Python"),
+        ("\n\n  x = 1\n y = 2\n", "line 3 is not Python"),
+        ("(" * 500, "not Python"),
         ("x = 1\n", "no function get_config()"),
         ("get_config = 3\n", "no function get_config()"),
         ("def get_config(size):\n    pass\n", "get_config(size) does not fit; it wants a text"),
         ("import no_such_module_here\n", "ModuleNotFoundError: No module named 'no_such_module_here'"),
         ("", "no function get_config()"),
         (b"\x00\x01\x02", "null bytes"),
-        (b"\xff\xfe" + GOOD.encode("utf-16-le"), "no Python"),
-        ("x = 'ä'\n".encode("latin-1"), "no Python"),
-        (b"\x7fELF\x02\x01" + bytes(range(256)), "no Python"),
+        (b"\xff\xfe" + GOOD.encode("utf-16-le"), "not Python"),
+        ("x = 'ä'\n".encode("latin-1"), "not Python"),
+        (b"\x7fELF\x02\x01" + bytes(range(256)), "not Python"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         (b"#" * 2**23, "too many"),
     ],
@@ -77,7 +77,7 @@ def test_what_is_no_file(tmp_path):
     assert "no such file" in line_of(tmp_path / "none.py")
     assert "is a folder" in line_of(tmp_path)
     os.mkfifo(tmp_path / "pipe.py")
-    assert "no regular file" in line_of(tmp_path / "pipe.py")
+    assert "not a regular file" in line_of(tmp_path / "pipe.py")
     (tmp_path / "circle.py").symlink_to(tmp_path / "circle.py")
     assert "cannot read" in line_of(tmp_path / "circle.py")
     (tmp_path / "config.json").write_text("{}")
@@ -266,7 +266,7 @@ def test_files_and_modules_that_can_not_be_imported(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("")
     assert "another module is called json" in refused("./json.py")
     for wrong in ("one_text", None, 3, ("",), (3,)):
-        with pytest.raises(UserError, match="wants a tuple of names of modules"):
+        with pytest.raises(UserError, match="needs a tuple of names of modules"):
             import_parts(wrong)
     (tmp_path / "works_here.py").write_text("VALUE = 1\n")
     import_parts(["works_here", "./works_here.py", f"{tmp_path}/works_here.py"])

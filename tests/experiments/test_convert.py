@@ -70,7 +70,7 @@ def test_a_pipelines_scheduler_becomes_the_runs(command, tmp_path):
     (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     out, _ = command.run("convert", f"--source={pipeline}", f"--target={run}")
     assert "is a pipeline: its transformer is read" in out
-    assert "thresholding=True is not here" in out
+    assert "thresholding=True is not supported" in out
     config = workdir.read_config(run)
     schedule = {"name": "scaled_linear", "num_steps": 500, "beta_start": 0.001, "beta_end": 0.02}
     assert config.process.schedule.to_dict() == schedule

@@ -105,11 +105,11 @@ def test_what_a_student_states_counts(teacher):
         ({"teacher__workdir": ""}, r"name it with --config\.teacher\.workdir=RUN"),
         ({"teacher__workdir": "/nowhere/run"}, r"no config\.json in /nowhere/run"),
         ({"teacher__guidance_scale": (5.0, 2.0)}, r"one scale, or \(low, high\)"),
-        ({"teacher__guidance_scale": ()}, "is told the scale of guidance, and its teacher has none"),
+        ({"teacher__guidance_scale": ()}, "is told the guidance scale, but its teacher has none"),
         ({"model__guidance_channels": 0}, "is not told which: give one scale"),
         (
             {"data__image_size": 16, "model__attention_resolutions": (16,)},
-            r"the teacher is of pixels \[8, 8, 3\], the student of pixels \[16, 16, 3\]",
+            r"the teacher diffuses pixels \[8, 8, 3\], the student pixels \[16, 16, 3\]",
         ),
         ({"conditioning": {"text": {"length": 5}}}, "reads captions by another tokenizer, word list or length"),
         (
@@ -154,7 +154,7 @@ def test_a_teacher_of_an_ablation_must_be_one_training(tmp_path):
     text = (ROOT / "configs" / "ablations" / "few_step_text.py").read_text()
     for old, new, message in (
         ('TEACHER = {"student": "teacher"}', 'TEACHER = {"student": "teachr"}', "must name one value of one axis"),
-        ('TEACHER = {"student": "teacher"}', 'TEACHER = {"steps": "1"}', "are of several trainings"),
+        ('TEACHER = {"student": "teacher"}', 'TEACHER = {"steps": "1"}', "belong to several trainings"),
     ):
         (tmp_path / "file.py").write_text(text.replace(old, new))
         with pytest.raises(UserError, match=message):
@@ -179,7 +179,7 @@ def test_a_student_from_the_command_line(command, told, tmp_path):
             "train", f"--config=configs/distill/{name}.py", f"--config.{named}={tmp_path / 'run'}",
             f"--workdir={place}", *arguments,
         )  # fmt: skip
-        assert name == "lcm_lora" or "has no network/guidance/kernel: they begin as in a fresh network" in text
+        assert name == "lcm_lora" or "has no network/guidance/kernel: these start as in a fresh network" in text
         drawn = ("--num_samples=2", "--prompt=a red square", f"--out={tmp_path / 'drawn.npz'}")
         for steps in (1, 8):
             said, _ = command.run("sample", f"--workdir={place}", f"--steps={steps}", *drawn)

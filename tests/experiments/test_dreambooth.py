@@ -137,14 +137,17 @@ def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
     with pytest.raises(UserError, match=r"data\.trigger='sks' must be one token.* the tokenizer splits it into 2"):
         _ = opened(subject, "adapt/textual_inversion.py", **fields).trained
     fields["data__trigger"] = ""
-    with pytest.raises(UserError, match=r"which word is learned\? Give data\.trigger, or adapter\.first"):
+    with pytest.raises(UserError, match=r"needs the word to learn: give data\.trigger, or adapter\.first"):
         _ = opened(subject, "adapt/textual_inversion.py", **fields).abstract_state
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data__instance": ""}, "data.instance_prompt, data.class_prompt, data.num_class_images: these are of a subj"),
+        (
+            {"data__instance": ""},
+            "data.instance_prompt, data.class_prompt, data.num_class_images: these describe a subj",
+        ),
         ({"data__instance": "/nowhere"}, "data.instance: image folder /nowhere does not exist"),
         ({"data__class_pictures": "/nowhere"}, "data.class_pictures: image folder /nowhere does not exist; add pict"),
         (
@@ -152,7 +155,7 @@ def test_a_word_is_learned_and_nothing_else(subject, tmp_path):
             "data.instance_prompt: the tokenizer reads 'a photo of an object' just as it reads 'a photo of an object'",
         ),
         ({"data__instance_prompt": " \t"}, "data.instance_prompt is empty"),
-        ({"data__class_prompt": ""}, "data.class_prompt is empty: it is what to draw"),
+        ({"data__class_prompt": ""}, "data.class_prompt is empty: say what to draw"),
         ({"train__batch_size": 3}, "train.batch_size=3 is odd"),
         ({"data__trigger": "sks"}, "would be put before captions of the class too: write it into data.instance_prompt"),
         (
@@ -180,9 +183,9 @@ def test_a_class_without_a_model_to_draw_it_from(subject):
     config = load_config("configs/digits_unet.py")
     with config.unlocked():
         config.data.update(dataset="subject", instance=str(subject), instance_prompt="sks", num_class_images=2)
-    with pytest.raises(UserError, match=r"pictures of the class are drawn from a model: name it, init\.folder"):
+    with pytest.raises(UserError, match=r"pictures of the class are drawn from a model: name it with init\.folder"):
         class_pictures.without_class(open_experiment(config))
     with config.unlocked():
         config.data.num_class_images, config.train.text_encoder = 0, True
-    with pytest.raises(UserError, match=r"train\.text_encoder is of a model that is there: name it, init\.folder"):
+    with pytest.raises(UserError, match=r"train\.text_encoder needs an existing model: name it with init\.folder"):
         open_experiment(config).check()

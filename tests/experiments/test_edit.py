@@ -57,7 +57,7 @@ def test_what_cannot_be_done_is_said_in_one_line(flags, message, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "holiday.png")
-    with pytest.raises(UserError, match=r"holds pictures and no history\.jsonl"):
+    with pytest.raises(UserError, match=r"holds pictures but no history\.jsonl"):
         called(edit, "--workdir=run", "--instruction=make it red", f"--out={tmp_path}")
     (tmp_path / "history.jsonl").write_text('{"picture": "7.png"}\n')
     with pytest.raises(UserError, match="is damaged"):

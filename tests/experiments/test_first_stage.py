@@ -184,10 +184,10 @@ def test_encoded_in_the_step_it_is_the_same_as_prepared(command, stage, latents)
     np.testing.assert_allclose(z[0], z[1], atol=1e-4)
     pixels = [one.pictures.arrays("test")[0] for one in (online, prepared)]
     np.testing.assert_array_equal(*pixels)
-    reason = "the model gives a probability to latents, which says nothing of that of pixels"
+    reason = "the model gives a probability to latents, which says nothing about pixels"
     with pytest.raises(UserError, match=reason):
         judging.available(prepared, ("bits_per_dim",))
-    with pytest.raises(UserError, match="it is of a first stage's reconstructions"):
+    with pytest.raises(UserError, match="it measures a first stage's reconstructions"):
         judging.available(prepared, ("psnr",))
 
 
@@ -198,10 +198,10 @@ def test_a_first_stage_that_does_not_fit_is_one_line(command, stage, latents, tm
 
     refused("holds latents of a first stage: name its folder, first_stage.path", first_stage__path="")
     refused(r"there is no first stage in .*: no such folder", first_stage__path=str(tmp_path / "none"))
-    refused("first_stage.online encodes pictures, and the data is latents", first_stage__online=True)
+    refused("first_stage.online encodes pictures, but the data is latents", first_stage__online=True)
     refused("holds no prepared latents: make them with", data__dataset="digits", data__image_size=8)
-    refused("data.flip and data.augmentation are of pictures, and the data is latents", data__flip=True)
-    refused("sampling.clip_x0 is of pixels in", sampling__clip_x0=True)
+    refused("data.flip and data.augmentation need pictures, but the data is latents", data__flip=True)
+    refused("sampling.clip_x0 is for pixels in", sampling__clip_x0=True)
     refused("latents of latents:.* are 4x4: set it to 4", data__image_size=8)
     other = tmp_path / "other"
     shutil.copytree(stage, other)
@@ -227,9 +227,9 @@ def test_what_a_first_stage_has_no_use_for_is_refused(command, stage):
     refused("sampling.clip_x0: a config with the group codec trains", sampling__clip_x0=True)
     refused("train.class_conditional: a config with the group codec", train__class_conditional=True)
     critic = {"objective__adversarial": 0.1, "objective__discriminator_depth": 1}
-    refused("the discriminator's weight is of the whole batch", **critic, train__accumulation=2)
-    refused("needs 24x24 pixels, the data has 8x8", objective__adversarial=0.1)
-    refused("LPIPS is of 16x16 pixels", objective__perceptual=0.1)
+    refused("the discriminator's weight comes from the whole batch", **critic, train__accumulation=2)
+    refused("needs 24x24 pixels, but the data has 8x8", objective__adversarial=0.1)
+    refused("LPIPS needs 16x16 pixels", objective__perceptual=0.1)
     refused("is judged by held-out pictures: set data.validation_split", data__validation_split="")
     refused("num_codes must be a whole number of at least 2", codec__num_codes=1)
     line = command.fails("sample", f"--workdir={stage}")

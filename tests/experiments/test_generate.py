@@ -39,22 +39,22 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         ((f"--model={MODEL}", "--prompt=a", "--sampler=dpmpp_9z"), "dpmpp_9z"),
         (("--model=tests/golden", "--prompt=a"), "model_index.json"),
         ((f"--model={MODEL}", "--prompt=a", "--image=README.md"), "--image=README.md"),
-        ((f"--model={MODEL}", "--instruction=a"), "--instruction is of a picture"),
+        ((f"--model={MODEL}", "--instruction=a"), "--instruction needs a picture"),
         ((f"--model={MODEL}", "--instruction=a", "--prompt=a"), "give one of them"),
         ((f"--model={MODEL}", "--instruction=a", "--image=tests/golden/digit.png"), "does not edit by instruction"),
-        ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is of a run"),
+        ((f"--model={MODEL}", "--prompt=a", "--expand=1,1,1,1"), "--expand is for a run"),
         ((f"--model={SD15}", "--prompt=a", "--guidance=apgg"), "did you mean 'apg'"),
-        ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "does nothing"),
+        ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "has no effect"),
         ((f"--model={SD15}", "--prompt=a", "--set=guidance.eta=0.5"), "give --guidance too"),
-        ((f"--model={SD15}", "--prompt=a", "--guide=runs/worse"), "--guide is of a run"),
+        ((f"--model={SD15}", "--prompt=a", "--guide=runs/worse"), "--guide is for a run"),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}"), "each IP-Adapter has one picture"),
         ((f"--model={SD15}", "--prompt=a", "--reference=tests/golden/digit.png"), "each IP-Adapter has one picture"),
-        ((f"--model={SD15}", "--prompt=a", f"--image_encoder={ENCODER}"), "--image_encoder is of --ip_adapter"),
+        ((f"--model={SD15}", "--prompt=a", f"--image_encoder={ENCODER}"), "--image_encoder belongs to --ip_adapter"),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", "--reference=none.png:0.5"), "none.png"),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", f"--reference={DIGIT}"), "image encoder"),
         (
             (f"--model={MODEL}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}", f"--reference={DIGIT}"),
-            "it is of another base: its tokens have 32 channels",
+            "it is for another base: its tokens have 32 channels",
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_outside_the_mask_of_a_published_model_the_bytes_are_those_of_the_pictur
     drawn = np.asarray(Image.open(tmp_path / "out.png"))
     np.testing.assert_array_equal(drawn[mask == 0], given[mask == 0])
     assert (drawn[mask > 0] != given[mask > 0]).any()
-    for name, message in (("black", "is all black"), ("other", "they must be of one size")):
+    for name, message in (("black", "is all black"), ("other", "they must have the same size")):
         assert message in command.fails("generate", *flags, f"--mask={tmp_path / name}.png", f"--out={tmp_path}")
 
 

@@ -87,9 +87,9 @@ def test_pictures_of_prompts_a_grid_and_their_settings(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--expand=1,1",), "--expand is left,top,right,bottom in pixels"),
-        (("--lora=a.safetensors",), "--lora is of published models"),
-        (("--num_images=2", "--out={out}"), "is one picture, and 2 are asked for: name a folder"),
+        (("--expand=1,1",), "--expand needs four numbers of pixels, left,top,right,bottom"),
+        (("--lora=a.safetensors",), "--lora is for published models"),
+        (("--num_images=2", "--out={out}"), "is one picture, but 2 are drawn: name a folder"),
         (("--sampler=dpmpp_9z",), "dpmpp_9z"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_guide_on_another_schedule(drawn, data_dir):
 
 def test_a_guide_of_other_data_is_refused(drawn, data_dir):
     worse = other_experiment(data_dir, **{"data.image_size": 16, "data.crop": "pad"})
-    with pytest.raises(UserError, match="must be of the same data"):
+    with pytest.raises(UserError, match="must be trained on the same data"):
         drawn(2.0, guide=(worse, {}))
 
 

@@ -84,7 +84,7 @@ def test_a_push_without_access_or_of_no_run_is_one_line(command, there, finished
     assert "`hf upload me/digits FOLDER` pushes it later" in line
     assert target.is_file()
     line = command.fails("convert", f"--source={DIT}", f"--target={tmp_path / 'x'}", "--push_to_hub=me/dit")
-    assert "--push_to_hub is of a run" in line
+    assert "--push_to_hub needs a run" in line
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://one", "hf://../x", "hf://a/b/", "hf://a b/c"])

@@ -75,7 +75,7 @@ def test_a_first_stage_and_text_have_no_picture(tmp_path):
     assert not missing
     assert "codec" in text_of(inspection.parts_of(experiment))
     config = load_config("imagenet256_dit_xl2")
-    with pytest.raises(UserError, match="--picture is of pictures, and the data is latents"):
+    with pytest.raises(UserError, match="--picture needs pictures, but the data is latents"):
         inspection.save_batch(Experiment(config), tmp_path / "x.png")
 
 
@@ -93,7 +93,7 @@ def test_a_dry_run_writes_nothing(command, tmp_path, finished):
     assert "60 steps of 32: 1.336 of 1,437 images" in out
     assert "nothing was written or claimed" in out
     assert not list(tmp_path.iterdir())
-    assert "would go on" in command.run("train", *command.train_arguments(finished[0], "--dry_run"))[0]
+    assert "would continue" in command.run("train", *command.train_arguments(finished[0], "--dry_run"))[0]
     other = command.train_arguments(finished[0], "--dry_run", "--config.seed=1")
     assert "belongs to a run with another config" in command.fails("train", *other)
     wrong = command.train_arguments(tmp_path / "run", "--dry_run", "--config.model.name=unett")

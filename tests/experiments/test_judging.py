@@ -111,7 +111,8 @@ def labelled(count, seed):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "reason"), [("discrete_flow", "bounds no likelihood"), ("consistency_training", "it has no likelihood")]
+    ("recipe", "reason"),
+    [("discrete_flow", "is not a bound on a likelihood"), ("consistency_training", "it has no likelihood")],
 )
 def test_models_without_a_likelihood_say_so(recipe, reason, data_dir):
     config = get_config(f"objective={recipe}")
@@ -167,7 +168,7 @@ def test_an_objective_and_a_sampler_of_the_users_own_are_asked_as_those_here(dat
 def test_a_metric_of_held_out_data_needs_some(name, experiment):
     experiment.config.data.validation_split = ""
     if "held_out" in METRICS.facts(name).reads:
-        with pytest.raises(UserError, match=r"no .*: it is of held-out data"):
+        with pytest.raises(UserError, match=r"no .*: it needs held-out data"):
             judging.available(experiment, (name,))
 
 

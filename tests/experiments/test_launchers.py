@@ -107,7 +107,7 @@ def test_options_are_those_of_the_launcher(command, tmp_path):
     config, workdir = "--config=configs/ablations/samplers_nfe.py", f"--workdir={tmp_path}/out"
     line = command.fails("ablate", config, workdir, "--launcher=ray", "--launch=cpu=4")
     assert "did you mean 'cpus'" in line
-    assert "--jobs is of launcher local" in command.fails("ablate", config, workdir, "--launcher=ray", "--jobs=2")
+    assert "--jobs is for the launcher local" in command.fails("ablate", config, workdir, "--launcher=ray", "--jobs=2")
 
 
 @needs("submitit")
@@ -159,5 +159,5 @@ def _trains(pid, tmp_path):
 def test_a_training_that_was_stopped_is_not_judged(tmp_path):
     """A stopped training exits with code 0 after saving, but is not complete and therefore not evaluated."""
     (tmp_path / "trainings" / "seed_0").mkdir(parents=True)
-    with pytest.raises(RunError, match="seed_0 has not come to its end, so it is not judged"):
+    with pytest.raises(RunError, match="seed_0 has not finished, so it is not judged"):
         evaluate_cells(tmp_path, "seed_0", ())

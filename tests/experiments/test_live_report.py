@@ -234,7 +234,7 @@ def test_compare_by_command(command, made, tmp_path):
         (["a"], "give 2 to 8 workdirs"),
         (["{0}", "{0}"], "given twice"),
         (["{0}", "/nowhere"], "no such workdir: /nowhere"),
-        (["{0}", "{1}/samples"], "no workdir of a run"),
+        (["{0}", "{1}/samples"], "not a workdir of a run"),
     ],
 )
 def test_what_cannot_be_compared(made, arguments, message, monkeypatch):

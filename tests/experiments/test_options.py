@@ -192,7 +192,7 @@ def test_help_starts_quickly_whatever_else_is_given(word):
 def test_help_of_a_config_that_can_not_be_read():
     ended = run("-m", "experiments.train", "--config=configs/no_such.py", "--help")
     assert ended.returncode == 0
-    assert "can not read --config=configs/no_such.py" in ended.stdout
+    assert "cannot read --config=configs/no_such.py" in ended.stdout
 
 
 PROGRAM = """

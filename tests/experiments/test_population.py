@@ -122,5 +122,5 @@ def test_trainings_that_start_from_a_model_are_alone(tmp_path):
     assert populations(trainings, 4) == [[name] for name in trainings]
     pair = [cell.training_config for cell in ablation.cells if cell.values == ablation.baseline][:2]
     assert [config.seed for config in pair] == [0, 1]
-    with pytest.raises(UserError, match=r"starts from a model \(init\.folder\) can not be a member of a population"):
+    with pytest.raises(UserError, match=r"starts from a model \(init\.folder\) cannot be a member of a population"):
         Population(pair, [tmp_path / "a", tmp_path / "b"])

@@ -108,7 +108,7 @@ def test_other_sizes_where_the_network_takes_them(run):
     said = prompted.remarks(run("pixels")[0], ["a zebra"], Begun(image=picture(30, 30)), {})
     assert any("zebra" in line for line in said)
     assert "note: the picture is 30x30 pixels, and is resized to 24x24" in said
-    with pytest.raises(UserError, match=r"--height and --width: .* does not divide by 2"):
+    with pytest.raises(UserError, match=r"--height and --width: .* is not divisible by 2"):
         prompted.draw(*run("edits"), ["a star"], height=25)
 
 
@@ -144,13 +144,13 @@ def test_judging_needs_pairs(run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"mask": "mask"}, "--mask is of a picture: give --image=... too"),
-        ({"strength": 0.5}, "--strength is of a picture: give --image=... too"),
-        ({"expand": [1, 1, 1, 1]}, "--expand is of a picture: give --image=... too"),
+        ({"mask": "mask"}, "--mask needs a picture: give --image=... too"),
+        ({"strength": 0.5}, "--strength needs a picture: give --image=... too"),
+        ({"expand": [1, 1, 1, 1]}, "--expand needs a picture: give --image=... too"),
         ({"image": "image", "expand": [0, 0, 0, 0]}, "a canvas grows by pixels"),
         ({"image": "image", "mask": "black"}, "is all black"),
         ({"image": "image", "mask": "other"}, "is 20x20 pixels, the picture 24x24"),
-        ({"image": "image", "mask": "mask", "strength": 0.5}, "--strength is of a picture that changes"),
+        ({"image": "image", "mask": "mask", "strength": 0.5}, "--strength is for a picture that changes"),
         ({"image": "image", "strength": 0.0}, "--strength=0 would leave the picture"),
         ({"image": "nowhere"}, "nowhere.png"),
     ],

@@ -91,7 +91,7 @@ def test_a_folder_that_does_not_fit_is_one_line(command, tmp_path):
     shutil.rmtree(pipeline / "vae")
     with pytest.raises(UserError, match="has no first stage: neither vae nor vqvae"):
         systems.load_first_stage(pipeline)
-    with pytest.raises(UserError, match="holds CLIPTextModel, which is no first stage"):
+    with pytest.raises(UserError, match="holds CLIPTextModel, which is not a first stage"):
         systems.load_first_stage(GOLDEN / "modules" / "clip_text")
     line = command.fails("prepare_latents", f"--first_stage={STAGE}", f"--out={tmp_path}/z")
-    assert "a published first stage is of no data by itself: give --dataset" in line
+    assert "a published first stage has no data of its own: give --dataset" in line

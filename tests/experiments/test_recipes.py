@@ -75,7 +75,7 @@ def test_lpips_comes_from_the_files_that_the_config_names(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.objective_state, read_lpips(vgg, linear))
     after, _ = jax.eval_shape(experiment.train_step(), state, experiment.abstract_batch(config.train.batch_size))
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    with pytest.raises(UserError, match="lpips can not be a member of a population"):
+    with pytest.raises(UserError, match="lpips cannot be a member of a population"):
         Population([config, config], [tmp_path / "a", tmp_path / "b"])
 
 
@@ -86,7 +86,7 @@ def test_a_sampler_for_another_kind_of_network_is_refused(data_dir):
         Experiment(config).check()
     tokens = config_of("mdlm", data_dir)
     tokens.sampling.sampler = ConfigDict({"name": "heun"})
-    with pytest.raises(UserError, match=r"heun is of process gaussian, and process\.name is tokens: use .*mdlm"):
+    with pytest.raises(UserError, match=r"heun is for process gaussian, but process\.name is tokens: use .*mdlm"):
         Experiment(tokens).check()
 
 
@@ -103,8 +103,8 @@ def test_a_run_from_the_command_line(command, tmp_path, name):
     assert (tmp_path / name / "samples" / "final.png").stat().st_size > 0
     assert (tmp_path / name / "report.html").exists()
     refused = {
-        "meanflow": "task invert goes back along the flow and needs a denoiser, and sampler FlowMap asks a few-step",
-        "mdlm": "--task=invert is of continuous pictures, and this run diffuses them as tokens",
+        "meanflow": "task invert goes back along the flow and needs a denoiser, but sampler FlowMap asks a few-step",
+        "mdlm": "--task=invert needs continuous pictures, but this run diffuses them as tokens",
     }
     if name in refused:
         picture = f"--image={ROOT / 'tests' / 'golden' / 'digit.png'}"

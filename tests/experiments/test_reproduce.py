@@ -184,7 +184,7 @@ def test_only_runs_of_a_paper_are_recorded(ddpm, tmp_path, monkeypatch):
     monkeypatch.setattr(scorecard, "RESULTS", tmp_path / "results")
     other = ddpm.config.copy_and_resolve_references()
     other.optimizer.learning_rate = 1e-3
-    with pytest.raises(UserError, match="is no paper's"):
+    with pytest.raises(UserError, match="belongs to no paper"):
         scorecard.record(finished(tmp_path / "other", dataclasses.replace(ddpm, config=other), fid=3.0))
     with pytest.raises(UserError, match="is of step 100 of 800000"):
         scorecard.record(finished(tmp_path / "early", ddpm, fid=3.0, step=100))
@@ -258,15 +258,15 @@ def test_a_paper_is_named_by_its_name_or_its_first_words(words, names):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("imagen", "no paper with 'imagen'"),
-        ("imagenet256", "no paper with 'imagenet256'.*dit_xl2_imagenet256"),
+        ("imagen", "no paper has 'imagen'"),
+        ("imagenet256", "no paper has 'imagenet256'.*dit_xl2_imagenet256"),
         ("meanflow", "beginning of several names: meanflow_b4_imagenet256, meanflow_cifar10;"),
-        ("ed", "no paper with 'ed'.*edm_cifar10"),
-        ("edm_cifar", "no paper with 'edm_cifar'.*edm_cifar10"),
-        ("edm,", "no paper with ''"),
-        ("EDM", "no paper with 'EDM'"),
-        ("../edm", r"no paper with '\.\./edm'"),
-        ("*", r"no paper with '\*'"),
+        ("ed", "no paper has 'ed'.*edm_cifar10"),
+        ("edm_cifar", "no paper has 'edm_cifar'.*edm_cifar10"),
+        ("edm,", "no paper has ''"),
+        ("EDM", "no paper has 'EDM'"),
+        ("../edm", r"no paper has '\.\./edm'"),
+        ("*", r"no paper has '\*'"),
     ],
 )
 def test_a_name_that_is_none_or_several_names_near_ones(words, message):
@@ -276,7 +276,7 @@ def test_a_name_that_is_none_or_several_names_near_ones(words, message):
 
 
 def test_an_unknown_paper_names_those_there_are():
-    with pytest.raises(UserError, match=r"no paper with 'vdn'.*vdm_cifar10"):
+    with pytest.raises(UserError, match=r"no paper has 'vdn'.*vdm_cifar10"):
         scorecard.read_papers("vdn")
 
 

@@ -67,11 +67,12 @@ def test_of_an_unknown_commit_nothing_is_said(tmp_path):
     assert tail("page", origin.made(ablation, tmp_path), ablation)[0].endswith("(page/results.json).")
 
 
-def test_docstrings_and_comments_are_not_changes_of_the_code():
-    text = 'def f():\n    """Before."""\n    return 1\n'
-    other_prose = 'def f():\n    """After, and longer."""\n    return 1  # as before\n'
+def test_prose_is_not_a_change_of_the_code():
+    text = 'def f():\n    """Before."""\n    raise ValueError("before")\n'
+    other_prose = 'def f():\n    """After, and longer."""\n    raise ValueError("after")  # a comment\n'
     assert origin._without_prose(text) == origin._without_prose(other_prose)
-    assert origin._without_prose(text) != origin._without_prose(text.replace("1", "2"))
+    assert origin._without_prose(text) != origin._without_prose(text.replace("ValueError", "TypeError"))
+    assert origin._without_prose('x = "before"') != origin._without_prose('x = "after"')
 
 
 @pytest.mark.slow

@@ -76,7 +76,9 @@ def test_a_model_of_large_pictures_has_tiles_and_one_of_small_ones_has_none(tmp_
     config.data.options = ConfigDict(dict(size=24, num_examples=24, num_test=16))
     model = open_experiment(config).model
     assert model.of_size(32, 64).diffused.shape == (8, 16, 16)
-    with pytest.raises(UserError, match="34x32 pixels do not divide by 4, 4 of the first stage times 1 of the network"):
+    with pytest.raises(
+        UserError, match="34x32 pixels are not divisible by 4, 4 of the first stage times 1 of the network"
+    ):
         model.of_size(34, 32)
     codec = CODECS.build({"name": "kl", "size": "small_f4", "latent_channels": 16})  # a codec with stages
     model = dataclasses.replace(model, codec=codec)
@@ -110,8 +112,8 @@ def test_the_network_is_told_the_size_that_is_drawn(run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--height=50",), "--height and --width: 50x32 pixels do not divide by 8, 1 of the first stage times 8"),
-        (("--width=36",), "take 32 or 40 in the place of 36"),
+        (("--height=50",), "--height and --width: 50x32 pixels are not divisible by 8, 1 of the first stage times 8"),
+        (("--width=36",), "take 32 or 40 instead of 36"),
         (("--shift=0",), "--shift"),
     ],
 )
@@ -124,7 +126,7 @@ def test_sizes_that_cannot_be_drawn_are_one_line(run, flags, message, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data.buckets": ("32x36",)}, "data.buckets has 32x36: 32x36 pixels do not divide by 8"),
+        ({"data.buckets": ("32x36",)}, "data.buckets has 32x36: 32x36 pixels are not divisible by 8"),
         ({"data.buckets": ("32x32", "x")}, "data.buckets has 'x'"),
         ({"data.crop": "adm"}, "cuts squares"),
     ],

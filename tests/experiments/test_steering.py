@@ -146,7 +146,7 @@ def test_the_run_is_a_model_and_a_published_controlnet(controlled, tmp_path):
     part = read_part(tmp_path / "edges")
     jax.tree.map(np.testing.assert_array_equal, part.params, own)
     assert count(own) == sum(leaf.size for leaf in jax.tree.leaves(part.params))
-    with pytest.raises(UserError, match="steers by pictures and is no part of a network's parameters"):
+    with pytest.raises(UserError, match="steers by pictures and is not part of a network's parameters"):
         opened("controlnet", init__folder=str(directory))
 
 
@@ -246,7 +246,7 @@ def test_an_ip_adapter_of_patches_is_built_for_its_encoder():
         (
             "controlnet",
             {"data__options": {"size": 32}},
-            "adapter controlnet needs control pictures, and data set",
+            "adapter controlnet needs control pictures, but data set",
         ),
         (
             "controlnet",
@@ -255,11 +255,11 @@ def test_an_ip_adapter_of_patches_is_built_for_its_encoder():
         ),
         ("controlnet", {"data__flip": True}, "set data.flip=False"),
         ("controlnet", {"adapter__downscaling": 3}, "downscaling=3 must be a power of two"),
-        ("controlnet", {"adapter__embedding_channels": (4, 8)}, "halve the picture 1 times, and downscaling=4"),
+        ("controlnet", {"adapter__embedding_channels": (4, 8)}, "halve the picture 1 times, but downscaling=4"),
         ("controlnet", {"adapter__name": "controlnett"}, "unknown adapter 'controlnett'; did you mean 'controlnet'"),
         ("ip_adapter", {"adapter__image_encoder": ""}, "adapter.image_encoder must name the folder"),
         ("ip_adapter", {"adapter__image_encoder": "/nowhere"}, "/nowhere"),
-        ("ip_adapter", {"adapter__image_encoder": str(SD15 / "text_encoder")}, "is no encoder of pictures"),
+        ("ip_adapter", {"adapter__image_encoder": str(SD15 / "text_encoder")}, "is not a picture encoder"),
     ],
 )
 def test_what_does_not_fit_is_one_line(name, fields, message):
@@ -290,7 +290,7 @@ def test_control_pictures_of_a_folder(tmp_path):
     for row, message in (
         ({"file_name": "3.png", "text": "a star"}, "3.png must have a control picture"),
         ({**rows[3], "control": "edges/9.png"}, "names edges/9.png, which does not exist"),
-        ({**rows[3], "control": "../9.png"}, "may name files inside its folder only"),
+        ({**rows[3], "control": "../9.png"}, "may only name files inside its folder"),
     ):
         with pytest.raises(UserError, match=message):
             experiment([*rows[:3], row]).check()

@@ -117,7 +117,9 @@ GUIDED = {
 def test_every_rule_is_reached_by_flags(do, finished, tmp_path, name):
     arguments = ("--num_samples=4", "--labels=7", f"--guidance={name}")
     if name == "two_scales":  # for networks conditioned on a picture and a text
-        with pytest.raises(UserError, match="towards 'image' and something else, and this network is asked for label"):
+        with pytest.raises(
+            UserError, match="towards 'image' and another condition, but this network is asked for label"
+        ):
             do(*arguments, "--guidance_scale=2")
         return
     options = [option.format(run=finished[0]) for option in GUIDED[name]]
@@ -164,44 +166,44 @@ def picture(path, size, value=255, mode="L"):
         (("--task=inpaint",), "--task=inpaint needs --image="),
         (("--task=inpaint", "--image={digit}"), "--task=inpaint needs --mask="),
         (("--task=inpaint", "--image={tmp}/no.png", "--mask={mask}"), "--image={tmp}/no.png: there is no file"),
-        (("--task=inpaint", "--image={big}", "--mask={mask}"), "is 16x16 pixels, the run's data is 8x8"),
+        (("--task=inpaint", "--image={big}", "--mask={mask}"), "is 16x16 pixels, but the run's data is 8x8"),
         (
             ("--task=inpaint", "--image={digit}", "--mask={big}"),
-            "is 16x16 pixels, the run's data is 8x8: they must be of",
+            "is 16x16 pixels, but the run's data is 8x8: they must have",
         ),
-        (("--task=inpaint", "--image={digit}", "--mask={digit}"), "has grey pixels: a mask is white where is drawn"),
-        (("--task=inpaint", "--image={digit}", "--mask={black}"), "is all black: nothing is to be drawn"),
+        (("--task=inpaint", "--image={digit}", "--mask={digit}"), "has grey pixels: a mask is white in the"),
+        (("--task=inpaint", "--image={digit}", "--mask={black}"), "is all black, so nothing would be drawn"),
         (("--task=inpaint", "--image={digit}", "--mask={mask}", "--label=12"), "there is no class 12"),
         (("--task=inpaint", "--image={digit}", "--mask={mask}", "--out=x.jpg"), "--out must end in .png or .npz"),
         (("--task=inpaint", "--image={digit}", "--mask={mask}", "--projection=repant"), "did you mean 'repaint'"),
         (
             ("--task=inpaint", "--image={digit}", "--mask={mask}", "--projection=repaint", "--sampler=dpmpp_2m"),
-            "projection repaint takes steps again, which sampler DPMSolverPP2M cannot",
+            "projection repaint repeats steps, which sampler DPMSolverPP2M cannot do",
         ),
         (
             ("--task=inpaint", "--image={digit}", "--mask={mask}", "--guidance_scale=2"),
-            "nothing is: give --label, or use scale 1",
+            "needs a condition to guide towards: give --label, or use scale 1",
         ),
-        (("--task=variation", "--image={digit}", "--mask={mask}"), "does not read --mask; it is of --task=inpaint"),
+        (("--task=variation", "--image={digit}", "--mask={mask}"), "does not read --mask; it is for --task=inpaint"),
         (("--task=variation", "--image={digit}", "--strength=0"), "--strength=0 would leave the picture as it is"),
         (
             ("--task=edit", "--image={digit}", "--sampler=ddpm"),
-            "comes back along the flow, and sampler DDPM draws noise",
+            "returns along the flow, but sampler DDPM draws noise",
         ),
         (("--task=edit", "--image={digit}", "--set=inversion.iteration=2"), "did you mean 'iterations'"),
         (("--task=invert", "--image={digit}", "--out=x.png"), "--out must end in .npz"),
-        (("--latents={digit}",), "is damaged or no .npz file"),
-        (("--latents={mask}", "--labels=3"), "--labels are of samples that are drawn"),
+        (("--latents={digit}",), "is damaged or not an .npz file"),
+        (("--latents={mask}", "--labels=3"), "--labels are for samples drawn from noise"),
         (("--image={digit}",), "--task=sample does not read --image"),
         (("--guidance=apgg",), "unknown guidance rule 'apgg'; did you mean 'apg'"),
-        (("--guidance=apg", "--guide=runs/x"), "--guide is of guidance autoguidance, and --guidance says apg"),
-        (("--guidance=autoguidance", "--guidance_scale=2"), "away from a worse network, and none is named"),
-        (("--guidance=negative", "--guidance_scale=2"), "needs what the sample shall not be"),
+        (("--guidance=apg", "--guide=runs/x"), "--guide is for guidance autoguidance, but --guidance is apg"),
+        (("--guidance=autoguidance", "--guidance_scale=2"), "away from a worse network, but none is named"),
+        (("--guidance=negative", "--guidance_scale=2"), "needs a description of what to avoid"),
         (("--negative_prompt=eleven", "--guidance_scale=2"), "unknown class 'eleven'"),
         (("--set=sampler.eta=1",), "it sets guidance.OPTION, projection.OPTION, inversion.OPTION"),
         (
             ("--guidance=apg", "--guidance_scale=2", "--set=guidance.momentum=-0.5", "--sampler=rk45"),
-            "within a loop of its own, where guidance with momentum cannot remember",
+            "within its own loop, where guidance with momentum cannot keep its state",
         ),
         (("--guidance_scale=2", "--set=guidance.interval=(2, 1)"), "with low below high"),
     ],

@@ -63,14 +63,14 @@ def test_samples_and_evaluations_of_a_run(run, command):
     assert np.load(out)["tokens"].shape == (3, 16)
     assert out.with_suffix(".txt").read_text().count("--- sample") == 3
     line = command.fails("sample", f"--workdir={workdir}", "--task=variation", f"--image={out}")
-    assert "--task=variation is of pictures, and the data of this run is text" in line
+    assert "--task=variation needs pictures, but the data of this run is text" in line
     other = workdir.parent / "other.json"
     command.run("evaluate", f"--workdir={workdir}", f"--out={other}", "--num_samples=4", "--sampler=sedd_analytic")
     found = json.loads(other.read_text())
     assert found["perplexity"] == json.loads((workdir / "evaluation.json").read_text())["perplexity"]
     assert "SEDDAnalytic" in found["settings"]["sampler"]
-    assert "no fid: it is of images" in command.fails("evaluate", f"--workdir={workdir}", "--metrics=fid")
-    assert "no bits_per_dim: it is of images, of text there is perplexity" in command.fails(
+    assert "no fid: it measures images" in command.fails("evaluate", f"--workdir={workdir}", "--metrics=fid")
+    assert "no bits_per_dim: it measures images; for text there is perplexity" in command.fails(
         "evaluate", f"--workdir={workdir}", "--metrics=bits_per_dim"
     )
     assert "unknown sampler 'mdln'; did you mean 'mdlm'?" in command.fails(
@@ -81,15 +81,15 @@ def test_samples_and_evaluations_of_a_run(run, command):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"name": "dit", "patch_size": 1}}, "model 'dit' is of images; the data is text: use model ddit"),
+        ({"model": {"name": "dit", "patch_size": 1}}, "model 'dit' is for images; the data is text: use model ddit"),
         ({"process": {"name": "tokens", "num_tokens": 300}}, "process.num_tokens is 300; the text has 256 tokens"),
         (
             {"objective": {"name": "flow_matching"}},
-            "flow_matching is of process gaussian, and process.name is tokens, which fits objective discrete_flow",
+            "flow_matching is for process gaussian, but process.name is tokens, which fits objective discrete_flow",
         ),
         (
             {"process": FLOW, "objective": {"name": "flow_matching"}, "time_sampler": {"name": "uniform"}},
-            "process.name is gaussian, which is of numbers; the data is text: use process tokens or token_chain",
+            "process.name is gaussian, which is for numbers; the data is text: use process tokens or token_chain",
         ),
     ],
 )

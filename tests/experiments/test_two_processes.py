@@ -120,7 +120,7 @@ def test_the_other_process_does_not_outlive_one_that_was_killed(command, argumen
 def test_processes_with_different_configs_are_refused(command, arguments, tmp_path):
     processes = command.start_together(*arguments(tmp_path / "run"), others=("--config.seed=7",))
     for _, err in command.finish_together(processes, codes=(2, 2)):
-        assert "error: the config differs between the processes of this run: process 1 is not like process 0" in err
+        assert "error: the config differs between the processes of this run: process 1 differs from process 0" in err
         assert "Traceback" not in err
     assert not (tmp_path / "run" / "config.json").exists()
 

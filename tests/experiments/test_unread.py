@@ -86,7 +86,7 @@ def test_an_objective_of_another_process_is_refused_with_what_fits(name, process
     kind = PROCESSES.build(config.process).process_kind
     if OBJECTIVES.example(name).process_kind == kind:
         return
-    with pytest.raises(UserError, match=f"objective {name} is of process .*, and process.name is {process}") as error:
+    with pytest.raises(UserError, match=f"objective {name} is for process .*, but process.name is {process}") as error:
         Experiment(config).check()
     (fitting,) = re.findall("which fits objective (.*): change one", str(error.value))
     assert set(fitting.split(", ")) == {one for one in OBJECTIVES if OBJECTIVES.example(one).process_kind == kind}
@@ -100,7 +100,7 @@ def test_a_sampler_of_another_process_is_refused_with_what_fits(sampler, process
     if kinds[sampler] == made.process_kind:
         assert type(built_sampler(sampler, made)) is type(built_sampler({"name": sampler}, made))
         return
-    with pytest.raises(UserError, match=f"sampler {sampler} is of process .*process.name is {process}: use ") as error:
+    with pytest.raises(UserError, match=f"sampler {sampler} is for process .*process.name is {process}: use ") as error:
         built_sampler(sampler, made)
     (fitting,) = re.findall("use sampler (.*)", str(error.value))
     assert set(fitting.split(", ")) == {name for name, kind in kinds.items() if kind == made.process_kind}
@@ -188,5 +188,5 @@ def test_captions_are_not_shuffled_where_nobody_is_told_them(name, data_dir):
     config = load_config(f"configs/{name}.py")
     config.data.update(data_dir=str(data_dir), shuffle_captions=True)
     experiment = open_experiment(config)
-    with pytest.raises(UserError, match=r"shuffle_captions is of (captions, and what is trained|data)"):
+    with pytest.raises(UserError, match=r"shuffle_captions needs (captions, but the trained model|data)"):
         experiment.check()

@@ -95,7 +95,7 @@ def test_not_a_number_is_kept(tmp_path):
 
 
 def test_what_is_no_scalar_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'loss' is no scalar"):
+    with pytest.raises(ValueError, match="'loss' is not a scalar"):
         create_writer(tmp_path).write_scalars(1, {"loss": np.zeros(3)})
 
 

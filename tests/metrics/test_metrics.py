@@ -138,7 +138,7 @@ def test_bad_image_sets_are_refused(images, labels):
 def test_each_image_has_its_text():
     images = np.zeros((2, 4, 4, 1), np.uint8)
     assert ImageSet(images=images, texts=["a", "b"]).take(np.array([1])).texts == ("b",)
-    with pytest.raises(UserError, match="3 texts do not go with 2 images"):
+    with pytest.raises(UserError, match="3 texts for 2 images"):
         ImageSet(images=images, texts=("a", "b", "c"))
 
 
@@ -268,8 +268,8 @@ def test_a_metric_without_facts_is_refused():
     [
         ((("other", 1.0),), "its headline 'score' is not among these"),
         ((), "returned nothing"),
-        ((("score", "much"),), "must return numbers; score: none"),
-        ((("score", True),), "must return numbers; score: none"),
+        ((("score", "much"),), "must return numbers; score: not a number"),
+        ((("score", True),), "must return numbers; score: not a number"),
         (((3, 1.0),), "dict of numbers by name"),
     ],
 )

@@ -63,7 +63,7 @@ def test_the_scorer_takes_pictures_and_requirements_alone():
     requirements = [prompt.requirement for prompt in SUITE[:12]]
     assert adherence(SUITE.pictures(range(12)), requirements).all()
     assert not adherence(SUITE.pictures(range(6, 12)), requirements[:6]).any()
-    with pytest.raises(UserError, match="12 pictures do not go with 3 requirements"):
+    with pytest.raises(UserError, match="12 pictures for 3 requirements"):
         adherence(SUITE.pictures(range(12)), requirements[:3])
 
 
@@ -71,7 +71,7 @@ def test_what_it_does_not_judge(true):
     metric = PromptAdherence(prompts=SUITE)
     with pytest.raises(UserError, match="they have none"):
         metric(dataclasses.replace(true, texts=None), train=true, test=true)
-    with pytest.raises(UserError, match="what 'a cat' requires is not known"):
+    with pytest.raises(UserError, match="the requirements of 'a cat' are unknown"):
         metric(dataclasses.replace(true, texts=("a cat",) * len(true)), train=true, test=true)
     with pytest.raises(UserError, match=r"data\.dataset=scenes has them"):
         METRICS.build("prompt_adherence", prompts=())

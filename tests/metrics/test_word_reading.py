@@ -121,11 +121,11 @@ def test_what_is_not_judged(true):
     metric = metric_of("word_accuracy")
     with pytest.raises(UserError, match="they have none"):
         metric(dataclasses.replace(true, texts=None), train=true, test=true)
-    with pytest.raises(UserError, match="which word 'a cat' asks for is not known"):
+    with pytest.raises(UserError, match="the word of 'a cat' is unknown"):
         metric(dataclasses.replace(true, texts=("a cat",) * 40), train=true, test=true)
     with pytest.raises(UserError, match=r"data\.dataset=glyphs has them"):
         METRICS.build("edit_distance", prompts=())
-    with pytest.raises(UserError, match="40 pictures do not go with 2 words"):
+    with pytest.raises(UserError, match="40 pictures for 2 words"):
         metric.scores(true.images, ["a", "b"])
 
 

@@ -104,7 +104,7 @@ def test_short_sequences_are_two_products():
 def test_wrong_requests_are_named():
     with pytest.raises(UserError, match="unknown attention implementation 'flash'"):
         attention(*inputs(), implementation="flash")
-    with pytest.raises(UserError, match="divide by 128, got 100 queries"):
+    with pytest.raises(UserError, match="divisible by 128, got 100 queries"):
         attention(*inputs(queries=100), implementation="splash")
 
 

@@ -240,14 +240,14 @@ def test_what_does_not_fit_is_named(params, inputs):
             jax.eval_shape(network.apply, {"params": params}, x, time, {"context": context, **conditions})
 
     one = {"down": (np.zeros((8, 4, 4, 8)),), "mid": np.zeros((8, 4, 4, 8))}
-    refused(UNET, "control is of another network", control=one)
+    refused(UNET, "control belongs to another network", control=one)
     refused(UNET, "control has the residuals 'down' and 'mid', got", control={"down": ()})
     refused(UNET, "takes the conditions", weather=context)
     refused(CONTROL, r"takes control_image as \[8, 8, 8, 3\], got \[8, 4, 4, 3\]", control_image=picture[:, ::2, ::2])
     refused(UNET.clone(extra_channels=1), r"takes image as \[8, 4, 4, 1\]", image=np.zeros((8, 2, 2, 1)))
     sizes = UNET.clone(pooled_channels=5, size_channels=4, num_sizes=6)
     refused(sizes, r"takes pooled as \[8, 9\], got \[8, 5\]", pooled=np.zeros((8, 5)), sizes=np.zeros((8, 5)))
-    with pytest.raises(UserError, match="of several networks"):
+    with pytest.raises(UserError, match="belong to different networks"):
         summed_controls([one, {**one, "down": ()}])
     with pytest.raises(UserError, match="the U-Net has no down_0_1"):
         controlnet_params(parameter_shapes(CONTROL.clone(num_res_blocks=2)), params)

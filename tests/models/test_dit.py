@@ -156,8 +156,8 @@ def test_sizes():
         ({"size": "XXL/2"}, "did you mean 'XL/2'"),
         ({"size": "S"}, "unknown DiT size 'S'"),
         ({"size": "S/0"}, "unknown DiT size"),
-        ({"size": "S/2", "patch_size": 5}, "does not divide by patch_size=5"),
-        ({"size": "S/2", "num_heads": 7}, "must divide by num_heads=7"),
+        ({"size": "S/2", "patch_size": 5}, "is not divisible by patch_size=5"),
+        ({"size": "S/2", "num_heads": 7}, "must be divisible by num_heads=7"),
         ({"size": "S/2", "remat": "dot"}, "did you mean 'dots'"),
         ({"siz": "S/2"}, "did you mean 'size'"),
     ],
@@ -220,7 +220,7 @@ def test_sizes_are_told(tiny):
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
-        ({}, (6, 7, 2), "6x7 does not divide by patch_size=2"),
+        ({}, (6, 7, 2), "6x7 is not divisible by patch_size=2"),
         ({"num_heads": 8, "positions": "rotary"}, (4, 4, 2), "must be a multiple of 4 each"),
         ({"own_conditioning": True, "positions": "rotary"}, (4, 4, 2), "positions to sine"),
     ],

@@ -31,9 +31,9 @@ def test_parameter_counts(fields, count):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 28}, "does not divide by 8"),
+        ({"image_size": 28}, "is not divisible by 8"),
         ({"image_size": 8, "channel_multipliers": (1, 2)}, r"attention_resolutions=\(16,\).*\[4, 8\]"),
-        ({"image_size": 40, "patch_size": 2}, "of 2x2 patches 3 times: image_size=40 does not divide by 16"),
+        ({"image_size": 40, "patch_size": 2}, "of 2x2 patches 3 times: image_size=40 is not divisible by 16"),
         ({"image_size": 32, "patch_size": 0}, "patch_size must be a whole number of at least 1 .*, it is 0"),
         ({"image_size": 32, "dropout": 1.0}, r"rate in \[0, 1\), got 1.0"),
         ({"image_size": 32, "downsample_padding": "valid"}, "'same' or 'symmetric'"),
@@ -73,7 +73,7 @@ def test_patches_are_the_channels_of_a_smaller_image():
 def test_takes_other_sizes_that_divide():
     assert output_shape(tiny(), (16, 12, 3)) == (2, 16, 12, 3)
     assert output_shape(tiny(out_channels=6), (8, 8, 3)) == (2, 8, 8, 6)
-    with pytest.raises(UserError, match="does not divide by 2"):
+    with pytest.raises(UserError, match="is not divisible by 2"):
         output_shape(tiny(), (8, 7, 3))
 
 

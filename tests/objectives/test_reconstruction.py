@@ -135,11 +135,11 @@ def test_lpips_is_added_with_the_weights_it_is_given():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match="weighs no difference: set l1, l2 or perceptual"):
+    with pytest.raises(UserError, match="gives no difference a weight: set l1, l2 or perceptual"):
         RECONSTRUCTIONS.build({"name": "reconstruction", "l1": 0.0})
-    with pytest.raises(UserError, match=r"needs 24x24 pixels, the data has 8x8: set objective.discriminator_depth"):
+    with pytest.raises(UserError, match=r"needs 24x24 pixels, but the data has 8x8: set objective.discriminator_depth"):
         ReconstructionLoss(adversarial=1.0).check((8, 8, 1))
-    with pytest.raises(UserError, match=r"LPIPS is of 16x16 pixels or more.*objective.perceptual=0"):
+    with pytest.raises(UserError, match=r"LPIPS needs 16x16 pixels or more.*objective.perceptual=0"):
         ReconstructionLoss(perceptual=1.0).check((8, 8, 1))
     for name, value in itertools.product(("l1", "adversarial", "penalty_weight"), (-1.0, float("nan"))):
         with pytest.raises(UserError, match=f"{name} must be a number of at least 0"):

@@ -355,7 +355,7 @@ def test_the_bound_of_a_perfect_d3pm_is_the_entropy(kind):
 
 def test_discrete_flow_bounds_nothing_and_says_so():
     objective = OBJECTIVES.build({"name": "discrete_flow", "process": process()})
-    with pytest.raises(UserError, match="bounds no likelihood"):
+    with pytest.raises(UserError, match="is not a bound on a likelihood"):
         objective.bound(x0_posterior("mask"), draws(4), keys(4))
 
 

@@ -35,7 +35,7 @@ def test_new_words_give_the_references_pictures():
     np.testing.assert_allclose(made, arrays(name)["image"], atol=INDEX["cases"][name]["tolerance"]["image"])
     with pytest.raises(UserError, match="has a token '<style>' already"):
         pipe.load_textual_inversion(FILES / "learned_embeds_3.safetensors")
-    with pytest.raises(UserError, match="is no file of textual inversion"):
+    with pytest.raises(UserError, match="is not a file of textual inversion"):
         pipe.load_textual_inversion(FILES / "kohya.safetensors")
 
 
@@ -113,7 +113,7 @@ def compilations():
 
 
 def test_what_is_of_another_model_is_named(sd15):
-    with pytest.raises(UserError, match=r"mlp.fc1 is \[32, 16\] there and \[64, 32\] here: it is of another base"):
+    with pytest.raises(UserError, match=r"mlp.fc1 is \[32, 16\] there and \[64, 32\] here: it is for another base"):
         sd15.load_lora_weights(FILES / "sdxl.safetensors")
     with pytest.raises(UserError, match="unknown adapter 'style'"):
         sd15.set_adapters("style")

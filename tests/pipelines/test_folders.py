@@ -141,7 +141,7 @@ PICTURE = Image.new("RGB", (32, 32))
         ({"prompt": ["a", "b"], "negative_prompt": ["c", "d", "e"]}, "3 of negative_prompt"),
         ({"prompt_3": "a"}, "three text encoders"),
         ({"strength": 0.5}, "image="),
-        ({"image": PICTURE, "strength": 0.01, "num_inference_steps": 5}, "no step"),
+        ({"image": PICTURE, "strength": 0.01, "num_inference_steps": 5}, "steps is left"),
         ({"eta": 0.5}, "eta"),
         ({"true_cfg_scale": 2.0}, "true_cfg_scale"),
         ({"control_image": PICTURE}, "ControlNet"),

@@ -108,11 +108,11 @@ def test_every_rule_is_taken_or_refused_in_one_line(drawn, name):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ({"guidance": "apg", "guidance_scale": 1.0}, "does nothing in a call that asks the network once"),
+        ({"guidance": "apg", "guidance_scale": 1.0}, "has no effect in a call with one evaluation a step"),
         ({"guidance": "apg", "guidance_rescale": 0.5}, "guidance_rescale is of no use to this model, or to guidance"),
-        ({"guidance": {"name": "apg", "scale": 2.0}, "guidance_scale": 3.0}, "say one of them"),
+        ({"guidance": {"name": "apg", "scale": 2.0}, "guidance_scale": 3.0}, "give only one of them"),
         ({"guidance": "adaptive"}, "adaptive"),
-        ({"guidance": {"name": "classifier_free", "reuse": 2}, "kind": "heun"}, "counts steps of one evaluation"),
+        ({"guidance": {"name": "classifier_free", "reuse": 2}, "kind": "heun"}, "needs steps of one evaluation"),
         ({"guidance": "autoguidance"}, "needs another network"),
         ({"guidance": {"name": "apg", "strength": 2}}, "strength"),
     ],

@@ -150,7 +150,7 @@ def test_numbers_of_published_files():
     [
         ({"style": 1.0}, "'style' names a block of SDXL"),
         ({"up": {"block_0": 1.0}}, "'up' has transformers in block_1, and none in 'block_0'"),
-        ({"up": {"block_1": [1.0]}}, "'up' block_1 has 2 transformers, and 1 scales"),
+        ({"up": {"block_1": [1.0]}}, "'up' block_1 has 2 transformers, but 1 scales"),
         ({"sideways": 1.0}, "names 'down', 'mid', 'up', 'style' or 'layout', not 'sideways'"),
         (float("nan"), "must be a finite number, it is nan"),
         ([0.5, 0.5], "2 scales for 1 IP-Adapters"),
@@ -162,7 +162,7 @@ def test_scales_that_mean_nothing(sd15, scale, message):
 
 
 def test_calls_that_do_not_fit(sd15):
-    with pytest.raises(UserError, match="an IP-Adapter is loaded and has no picture"):
+    with pytest.raises(UserError, match="an IP-Adapter is loaded but has no picture"):
         sd15("a fox", **CALL)
     with pytest.raises(UserError, match=r"ip_adapter_image has 2 entries for 1 IP-Adapter: give one for each"):
         sd15("a fox", ip_adapter_image=[RED, BLUE], **CALL)
@@ -171,16 +171,16 @@ def test_calls_that_do_not_fit(sd15):
     with pytest.raises(UserError, match="are normalised for the image encoder"):
         sd15("a fox", ip_adapter_image=np.full((1, 32, 32, 3), np.nan, np.float32), **CALL)
     bare = Pipeline.from_pretrained(GOLDEN / "sd15", scheduler="euler")
-    with pytest.raises(UserError, match="ip_adapter_image is of a pipeline with an IP-Adapter"):
+    with pytest.raises(UserError, match="ip_adapter_image is for a pipeline with an IP-Adapter"):
         bare("a fox", ip_adapter_image=np.asarray(RED), **CALL)
     with pytest.raises(UserError, match="there is no IP-Adapter to scale"):
         bare.set_ip_adapter_scale(0.5)
     alone = GOLDEN.parent / "adapters"
-    with pytest.raises(UserError, match="is no file of an IP-Adapter: it has no ip_adapter"):
+    with pytest.raises(UserError, match="is not a file of an IP-Adapter: it has no ip_adapter"):
         bare.load_ip_adapter(alone / "kohya.safetensors")
     with pytest.raises(UserError, match="there is no image encoder"):
         bare.load_ip_adapter(BASE, image_encoder_folder="/nowhere")
-    with pytest.raises(UserError, match="is no encoder of pictures: it is a ClipText"):
+    with pytest.raises(UserError, match="is not a picture encoder: it is a ClipText"):
         bare.load_ip_adapter(BASE, image_encoder_folder=GOLDEN / "sd15" / "text_encoder")
 
 
@@ -198,15 +198,15 @@ def test_files_that_do_not_fit(sd15, tmp_path):
     refused("1 unexpected: ip_adapter.0.to_q_lora", **{"ip_adapter.0.to_q_lora": whole[key]})
     refused(f"{key} is not finite", **{key: np.full_like(whole[key], np.nan)})
     more = {f"ip_adapter.9.{n}": whole[f"ip_adapter.7.{n}"] for n in ("to_k_ip.weight", "to_v_ip.weight")}
-    refused("of another base: it has 5 attentions to the text, and the network 4", **more)
+    refused("for another base: it has 5 attentions to the text, but the network has 4", **more)
     refused(
-        "of another base: its tokens have 32 channels, and the network's text has 24",
+        "for another base: its tokens have 32 channels, but the network's text has 24",
         other=network.clone(context_channels=24),
     )
     refused("neither that of an IP-Adapter", **{"image_proj.proj.weight": None})
-    refused("IP-Adapter is of text-conditioned U-Nets", other=MODELS.example("dit"))
+    refused("IP-Adapter needs a text-conditioned U-Net", other=MODELS.example("dit"))
     wide = {"image_proj.proj.weight": np.concatenate([whole["image_proj.proj.weight"]] * 2, axis=1)}
     write_state(path, {**whole, **wide})
-    with pytest.raises(UserError, match=r"reads 32 channels of an image encoder, and .* gives 16"):
+    with pytest.raises(UserError, match=r"reads 32 channels of an image encoder, but .* gives 16"):
         sd15.load_ip_adapter(path)
     assert len(jax.tree.leaves(sd15.image_prompts.adapters[0].own)) == 12, "what was loaded before stays"

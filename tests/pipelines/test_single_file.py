@@ -96,7 +96,7 @@ def test_a_network_alone_takes_the_rest_from_the_folder(tmp_path):
         ),
         (lambda state: {k: v for k, v in state.items() if "time_embed.0.weight" not in k}, "1 missing: time_embed.0"),
         (lambda state: {"lora_unet_x.lora_down.weight": np.zeros((1, 2), np.float32)}, "it is an adapter"),
-        (lambda state: {"some.weight": np.zeros((1, 2), np.float32)}, "is no model in one file"),
+        (lambda state: {"some.weight": np.zeros((1, 2), np.float32)}, "is not a model in one file"),
     ],
 )
 def test_what_is_wrong_is_one_line(change, message, tmp_path):
@@ -118,5 +118,5 @@ def test_a_cut_file_is_one_line(tmp_path):
 
 def test_what_has_no_such_layout_says_so(tmp_path):
     parts = dataclasses.replace(read_parts(GOLDEN / "sd15"), index={"_class_name": "Ideogram4Pipeline"})
-    with pytest.raises(UserError, match="a Ideogram4Pipeline is not written as one file here: there are: sdxl"):
+    with pytest.raises(UserError, match="a Ideogram4Pipeline cannot be written as one file: there are: sdxl"):
         write_single_file(parts, tmp_path / "m.safetensors")

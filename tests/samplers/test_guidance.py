@@ -145,7 +145,7 @@ def test_linear_rules_are_for_logits_too_and_others_are_refused(name, rule):
         np.testing.assert_allclose(rule(*(logits[: len(asks)] + 1.0)), found + 1.0, rtol=1e-5)  # weights add up to 1
     if not linear:
         for arguments in ({"data": LOGITS}, {"data": PIXELS, "is_flow_map": True}):
-            with pytest.raises(UserError, match=r"states x0, and the network predicts .*: use classifier_free"):
+            with pytest.raises(UserError, match=r"states x0, but the network predicts .*: use classifier_free"):
                 rule.check(ASKED, **arguments)
     rescaled = dataclasses.replace(rule, rescale=0.5)
     assert not rescaled.linear
@@ -227,7 +227,7 @@ def test_two_scales_of_a_picture_and_a_text():
         called(same, xt, t).x0, called(ClassifierFree(scale=3.0), xt, t).x0, rtol=1e-4, atol=1e-5
     )
     with pytest.raises(
-        UserError, match="leans towards 'image' and something else, and this network is asked for label"
+        UserError, match="guides towards 'image' and another condition, but this network is asked for label"
     ):
         rule.check(("label",), PIXELS)
 
@@ -291,7 +291,7 @@ def test_every_sampler_carries_a_memory_or_is_refused(name, sampler):
         return sample(sampler, denoise, grid, (3,), BatchKey.create(jax.random.key(0), 2), memory=memory)
 
     if sampler.asks_in_loops:
-        with pytest.raises(UserError, match="within a loop of its own, where guidance with momentum cannot remember"):
+        with pytest.raises(UserError, match="within its own loop, where guidance with momentum cannot keep its state"):
             jax.eval_shape(lambda: run(rule.first_memory).x0)
     else:
         assert jax.eval_shape(lambda: run(rule.first_memory).x0).shape == (2, 3)
@@ -324,7 +324,7 @@ def test_dynamic_threshold():
     assert np.abs(called(DynamicThreshold(scale=40.0), xt, 0.4).x0).max() <= 1
     with pytest.raises(UserError, match="percentile"):
         DynamicThreshold(percentile=0.0)
-    with pytest.raises(UserError, match=r"pixels within \[-1, 1\], what is diffused is latents"):
+    with pytest.raises(UserError, match=r"pixels within \[-1, 1\], but the diffused data is latents"):
         DynamicThreshold(scale=2.0).check(ASKED, DataSpec(kind="latents", shape=(4, 4, 4)))
 
 

@@ -94,7 +94,7 @@ def test_the_walk_of_repaint_is_the_authors():
     walk = RePaint(num_resamples=3, jump_length=1).walk(50)
     assert walk.up.count(False) == 50 + 2 * 49
     assert walk.up.count(True) == 2 * 49
-    with pytest.raises(UserError, match="takes 6 steps back, and the grid has 5"):
+    with pytest.raises(UserError, match="takes 6 steps back, but the grid has 5"):
         RePaint(jump_length=6).check(SAMPLERS.build("ddpm"), grid_of(5))
 
 
@@ -104,7 +104,7 @@ def test_steps_are_taken_again_by_samplers_that_can():
     assert found[:, 1].std() > 0.4
     for name in ("dpmpp_2m", "unipc", "rk45", "restart"):
         assert not SAMPLERS.example(name).one_step
-        with pytest.raises(UserError, match="takes steps again, which sampler"):
+        with pytest.raises(UserError, match="repeats steps, which sampler"):
             RePaint().check(SAMPLERS.example(name), grid_of(50))
 
 
@@ -177,7 +177,7 @@ def test_dps_moves_towards_the_measurement():
 
 def test_what_does_not_fit_is_one_clear_line():
     known = Measurement(measure=lambda x: x[:, :1], measured=jnp.ones((2, 1)), shape=(2,))
-    with pytest.raises(UserError, match="replacement puts known values back, and a measurement has none"):
+    with pytest.raises(UserError, match="replacement puts known values back, but a measurement has none"):
         sample_given(Replacement(), known, SAMPLERS.build("ddpm"), denoiser, grid_of(5), (2,), keys(2))
     for name in ("consistency", "flow_map"):
         with pytest.raises(UserError, match="asks a network that jumps"):

@@ -84,7 +84,7 @@ def test_impossible_grids_are_refused():
         GRIDS.build("leading")(schedule, 1001)
     with pytest.raises(UserError, match="fewer steps"):
         GRIDS.build({"name": "edm_discretised", "num_train_steps": 5})(schedule, 8)
-    with pytest.raises(UserError, match="outside of the model's steps"):
+    with pytest.raises(UserError, match="outside the model's steps"):
         GRIDS.build({"name": "linspace", "offset": 1})(schedule, 8)
     with pytest.raises(UserError, match="shift must be a number above 0"):
         GRIDS.build({"name": "shift", "shift": 0.0})

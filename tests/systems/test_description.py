@@ -64,7 +64,7 @@ def test_what_is_no_part_is_refused():
         x: int = 1
 
     for value in (Other(), print):
-        with pytest.raises(UserError, match="no part that a file can describe"):
+        with pytest.raises(UserError, match="not a part that a file can describe"):
             describe(value)
 
 

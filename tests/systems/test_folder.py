@@ -72,7 +72,7 @@ def test_damage_is_one_line(saved, damage, message):
 def test_what_is_no_model_is_named(saved, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         dj.load_model(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no run: step and average"):
+    with pytest.raises(UserError, match="not a run: step and average"):
         dj.load_model(saved[0], step=3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError):

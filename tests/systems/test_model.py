@@ -49,9 +49,9 @@ def test_a_flow_map_takes_a_second_time():
 
 def test_parts_that_do_not_fit_are_named():
     tokens = TokenProcess(num_tokens=4)
-    with pytest.raises(UserError, match=r"TokenProcess is of tokens, and Identity .* pixels"):
+    with pytest.raises(UserError, match=r"TokenProcess diffuses tokens, but Identity .* pixels"):
         Model(data=PIXELS, network=mlp(), process=tokens, conditioning=LABELS)
-    with pytest.raises(UserError, match=r"Parameterization is of pixels or latents, and Values .* tokens"):
+    with pytest.raises(UserError, match=r"Parameterization diffuses pixels or latents, but Values .* tokens"):
         Model(data=PIXELS, codec=Values(num_values=4), network=mlp(), process=FLOW, conditioning=LABELS)
     with pytest.raises(UserError, match="takes label, but no conditioner fills it"):
         Model(data=PIXELS, network=mlp(), process=FLOW)

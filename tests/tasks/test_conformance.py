@@ -142,7 +142,7 @@ def test_outside_the_mask_equal_pixel_by_pixel(name, params):
 @pytest.mark.parametrize("name", list(GUIDANCE))
 def test_every_rule_guides_a_task_and_scale_1_is_neutral(name, params):
     if name == "two_scales":
-        with pytest.raises(UserError, match="leans towards 'image' and something else"):
+        with pytest.raises(UserError, match="guides towards 'image' and another condition"):
             setting(guidance=GUIDANCE.example(name)).check()
         return
     rule, plain = GUIDANCE.example(name), done(Inpaint(), params)
@@ -202,10 +202,10 @@ def test_what_does_not_fit_is_one_clear_line(name):
         process=TokenProcess(num_tokens=4),
         conditioning=MODEL.conditioning,
     )
-    with pytest.raises(UserError, match=f"task {name} is of pixels or latents, and what is diffused here is tokens"):
+    with pytest.raises(UserError, match=f"task {name} needs pixels or latents, but this model diffuses tokens"):
         task.check(setting(model=tokens))
     if name in ("edit", "invert"):
-        with pytest.raises(UserError, match="goes back along the flow and needs a denoiser, and sampler Consistency"):
+        with pytest.raises(UserError, match="goes back along the flow and needs a denoiser, but sampler Consistency"):
             task.check(jumps)
     else:
         task.check(jumps)
@@ -214,9 +214,9 @@ def test_what_does_not_fit_is_one_clear_line(name):
 def test_options_that_do_not_fit_are_one_clear_line(params):
     with pytest.raises(UserError, match="sampler Consistency asks a network that jumps"):
         Inpaint(projection=PROJECTIONS.build("pigdm")).check(setting(sampler=SAMPLERS.build("consistency")))
-    with pytest.raises(UserError, match="comes back along the flow, and sampler DDPM draws noise: use ddim or heun"):
+    with pytest.raises(UserError, match="returns along the flow, but sampler DDPM draws noise: use ddim or heun"):
         Edit().check(setting(sampler=SAMPLERS.build("ddpm")))
-    with pytest.raises(UserError, match="leans towards what is asked for, and nothing is: give --label"):
+    with pytest.raises(UserError, match="needs a condition to guide towards: give --label"):
         done(Inpaint(), params, given=request(asked=None), guidance=ClassifierFree(scale=2.0))
     with pytest.raises(UserError, match="strength must be a number above 0 and of at most 1"):
         TASKS.build({"name": "variation", "strength": 0.0})

@@ -110,7 +110,7 @@ def test_a_network_that_jumps_is_asked_as_it_was_trained(of_pixels):
     plain = dataclasses.replace(model, sampling=Recipe(makes="consistency"))
     one, other = (np.asarray(dj.sample(m, params, num_images=4, num_inference_steps=2), int) for m in (jumps, plain))
     assert np.abs(one - other).max() > 1
-    with pytest.raises(UserError, match="wants a denoiser, the model is a consistency: use consistency, lcm, scm"):
+    with pytest.raises(UserError, match="needs a denoiser, but the model is a consistency: use consistency, lcm, scm"):
         dj.sample(jumps, params, sampler="heun", num_inference_steps=2)
     with pytest.raises(UserError, match="5 steps are more than the model was trained for, which are 4"):
         dj.sample(jumps, params, num_inference_steps=5)
@@ -123,7 +123,7 @@ def test_tokens():
     model = dj.Model(data=PIXELS, codec=Values(num_values=5), network=network, process=process)
     found = dj.sample(model, randomised(model), num_images=3, sampler="mdlm", num_inference_steps=4)
     assert set(np.unique(found)) <= {0, 64, 128, 191, 255}
-    with pytest.raises(UserError, match="shift moves the times of Gaussian noise, and this model is of tokens"):
+    with pytest.raises(UserError, match="shift moves the times of Gaussian noise, but this model draws tokens"):
         dj.sample(model, randomised(model), num_images=3, num_inference_steps=4, shift=2.0)
     assert found.dtype == np.uint8
 
@@ -166,17 +166,17 @@ def test_texts(of_texts):
         ({"asked": {"lable": [1]}}, "did you mean 'label'"),
         ({"prompts": "a star"}, "unknown condition of this model 'text'; known: label"),
         ({"labels": 1, "asked": {"label": [1]}}, "so does labels=...: give one of them"),
-        ({"labels": []}, "label is asked for with no value"),
-        ({"labels": [1], "sampler": "mdlm"}, "is of the process tokens, the model of gaussian: use .*ddim"),
+        ({"labels": []}, "label has no value"),
+        ({"labels": [1], "sampler": "mdlm"}, "is for the process tokens, but the model has gaussian: use .*ddim"),
         ({"labels": [3]}, "there is no class 3"),
         ({"labels": [1], "sampler": "huen"}, "did you mean 'heun'"),
-        ({"labels": [1], "sampler": "flow_map"}, "wants a flow_map, the model is a denoiser: use"),
+        ({"labels": [1], "sampler": "flow_map"}, "needs a flow_map, but the model is a denoiser: use"),
         ({"labels": [1], "guidance": {"name": "apgg"}}, "did you mean 'apg'"),
         ({"labels": [1], "guidance": "none", "guidance_scale": 2.0}, "guidance none has scale 1"),
         ({"labels": [1], "guidance": "autoguidance", "guidance_scale": 2.0}, "experiments.sample brings"),
         ({"labels": [1], "negative_prompt": 2}, "give guidance_scale=..., such as 2"),
         ({"num_images": 0}, "num_images must be at least 1, it is 0"),
-        ({"guidance_scale": 2.0}, "nothing is"),
+        ({"guidance_scale": 2.0}, "needs a condition to guide towards"),
     ],
 )
 def test_what_does_not_fit_is_named(of_pixels, options, message):

@@ -174,7 +174,7 @@ def test_what_a_config_lacks_is_named(data_dir, file):
     config = recipe(data_dir)
     with config.unlocked():
         config.data.features = str(file)
-    with pytest.raises(UserError, match="of 4 tokens and 2 channels, the network's of 16 and 2"):
+    with pytest.raises(UserError, match="have 4 tokens and 2 channels, the network's have 16 and 2"):
         Experiment(config).check()
 
 

@@ -78,10 +78,10 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_none(python, tmp_path):
 
 def test_a_bucket_that_can_not_be_written_is_refused_at_the_start(python):
     done = python(WRITER.format(bucket="another", steps=(1,)))
-    assert "UserError: can not write to gs://another/run: " in done.stderr
+    assert "UserError: cannot write to gs://another/run: " in done.stderr
     assert "does the bucket exist" in done.stderr.splitlines()[-1]
 
 
 def test_unknown_stores_are_refused():
-    with pytest.raises(UserError, match="checkpoints can not be kept in floppy://a/run: Protocol not known: floppy"):
+    with pytest.raises(UserError, match="checkpoints cannot be kept in floppy://a/run: Protocol not known: floppy"):
         Checkpointer("floppy://a/run")

@@ -134,7 +134,7 @@ def test_a_record_of_another_state_is_noticed(tmp_path):
     second.wait()
     (tmp_path / "a" / "1" / "record").rename(tmp_path / "record")
     (tmp_path / "b" / "1" / "record").rename(tmp_path / "a" / "1" / "record")
-    with pytest.raises(CorruptCheckpointError, match="1 arrays are not what was written, the first is kernel"):
+    with pytest.raises(CorruptCheckpointError, match="1 arrays differ from what was written, the first is kernel"):
         first.restore(1, abstract(a_state()))
 
 
@@ -145,7 +145,7 @@ def test_a_changed_record_is_noticed(tmp_path):
     file = tmp_path / "c" / "1" / "record" / "metadata"
     file.write_text(file.read_text().replace('"window": []', '"window": [{"loss": 1.0}]'))
     for read in (checkpointer.read_record, lambda step: checkpointer.restore(step, abstract(a_state()))):
-        with pytest.raises(CorruptCheckpointError, match="its record is not what was written"):
+        with pytest.raises(CorruptCheckpointError, match="its record differs from what was written"):
             read(1)
 
 

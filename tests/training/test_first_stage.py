@@ -75,8 +75,8 @@ def test_microbatches_give_the_same_update():
 
 def test_pictures_that_do_not_fit_are_refused():
     fields = {"codec": CODECS.example("kl"), "objective": GAN}
-    with pytest.raises(UserError, match="the first stage is of 2 channels, the data has 3"):
+    with pytest.raises(UserError, match="the first stage takes 2 channels, but the data has 3"):
         training.FirstStage(data=DataSpec(kind="pixels", shape=(8, 8, 3)), **fields)
     deep = dataclasses.replace(GAN, discriminator_depth=3)
-    with pytest.raises(UserError, match="needs 24x24 pixels, the data has 8x8"):
+    with pytest.raises(UserError, match="needs 24x24 pixels, but the data has 8x8"):
         training.FirstStage(data=DataSpec(kind="pixels", shape=SHAPE), codec=fields["codec"], objective=deep)

@@ -124,7 +124,7 @@ def test_groups_by_pattern():
     assert set(trained) == {"network", "conditioning/label"}
     assert set(frozen) == {"codec", "conditioning/text"}
     assert split_groups(params, ("net",))[0] == {}, "a pattern is of the whole name"
-    with pytest.raises(UserError, match="one is none"):
+    with pytest.raises(UserError, match="is invalid"):
         split_groups(params, ("[",))
 
 

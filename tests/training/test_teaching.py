@@ -128,7 +128,7 @@ def test_the_scale_of_sampling_is_told_and_costs_one_evaluation():
 
 @pytest.mark.parametrize("more", [{"interval": (0.1, 2.0)}, {"rescale": 0.5}])
 def test_a_rule_that_is_more_than_a_scale_can_not_be_told(more):
-    with pytest.raises(UserError, match="told the scale of guidance, and classifier_free is more than a scale"):
+    with pytest.raises(UserError, match="gets the guidance scale, but classifier_free is more than a scale"):
         setting(scale=4.0, **more).check()
 
 

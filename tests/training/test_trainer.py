@@ -78,8 +78,8 @@ class OfTokens(Absolute):
     ("objective", "options", "message"),
     [
         ("flow_machting", {}, "did you mean 'flow_matching'"),
-        ("mdlm", {}, "objective mdlm is of the process tokens, the model of gaussian: use "),
-        (OfTokens(), {}, "objective OfTokens is of the process tokens"),
+        ("mdlm", {}, "objective mdlm is for the process tokens, but the model has gaussian: use "),
+        (OfTokens(), {}, "objective OfTokens is for the process tokens"),
         ("lcm", {}, "needs a frozen teacher: train it by a config"),
         ("flow_matching", {"batch_size": 0}, "batch_size must be at least 1, it is 0"),
         ("flow_matching", {"time_sampler": "unifrom"}, "did you mean 'uniform'"),

@@ -144,7 +144,7 @@ def test_several_averages_are_for_the_user_to_choose(tmp_path):
 
 def test_several_networks_are_for_the_user_to_choose(tmp_path):
     save_zip(tmp_path / "a.pt", tensors({"generator_a": RAW, "generator_b": AVERAGE}))
-    with pytest.raises(UserError, match=r"several sets of weights: generator_a, generator_b; say which with --entry"):
+    with pytest.raises(UserError, match=r"several sets of weights: generator_a, generator_b; choose one with --entry"):
         read_state(tmp_path / "a.pt")
     save_zip(tmp_path / "b.pt", tensors({"state_dict": {**under("student.", RAW), **under("teacher.", AVERAGE)}}))
     np.testing.assert_array_equal(read_state(tmp_path / "b.pt", entry="teacher")["in.bias"], AVERAGE["in.bias"])

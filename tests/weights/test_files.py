@@ -241,7 +241,7 @@ def test_other_networks_weights_are_recognised_as_such(own):
         fitted(MODELS.example("uvit"), state)
     with pytest.raises(UserError, match="unknown format of weights 'dti'"):
         weight_map("dti", MODELS.example("dit"))
-    with pytest.raises(UserError, match="format edm2 is of EDM2UNet"):
+    with pytest.raises(UserError, match="format edm2 is for EDM2UNet"):
         weight_map("edm2", MODELS.example("dit"))
 
 

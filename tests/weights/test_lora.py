@@ -244,18 +244,19 @@ def test_what_is_of_another_base_or_damaged_is_named(tmp_path, bert):
             read_lora(path, targets)
 
     nowhere = {**good, "text_encoder.encoder.layer.7.output.dense.lora_A.weight": down}
-    error(nowhere, r"changes 1 of its 2 modules elsewhere .*text_encoder: encoder.layer.7.output.dense")
-    error({"unet.mid_block.to_q.lora_A.weight": down}, "denoiser: mid_block.to_q; it is of another base")
+    error(nowhere, r"has 1 of its 2 modules elsewhere .*text_encoder: encoder.layer.7.output.dense")
+    error({"unet.mid_block.to_q.lora_A.weight": down}, "denoiser: mid_block.to_q; it is for another base")
     error(
-        {**good, "text_encoder.extra": up}, r"has 1 of 3 tensors that are of no adapter known here: text_encoder.extra"
+        {**good, "text_encoder.extra": up},
+        r"has 1 of 3 tensors that belong to no known kind of adapter: text_encoder.extra",
     )
     wide = {
         name: np.concatenate([value, value], axis=-1) if "lora_A" in name else value for name, value in good.items()
     }
-    error(wide, r"is \[8, 16\] there and \[8, 8\] here: it is of another base")
+    error(wide, r"is \[8, 16\] there and \[8, 8\] here: it is for another base")
     error({name: np.full_like(value, np.nan) for name, value in good.items()}, "is not finite")
     error(dict(list(good.items())[:1]), "not the rest of an adapter")
-    error({"lora": np.zeros(2, np.float32)}, "of no adapter known here")
+    error({"lora": np.zeros(2, np.float32)}, "belong to no known kind of adapter")
     assert merge(params, [])["conditioning/text"].keys() == params["conditioning/text"].keys()
     with pytest.raises(UserError, match="there is no such parameter"):
         apply(params, [{"network/none/kernel": {}}])

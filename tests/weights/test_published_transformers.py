@@ -340,9 +340,9 @@ def test_configs_that_are_refused(config, message):
 def test_sizes_that_do_not_fit_are_named():
     sd3, flux = Golden("mmdit_sd3"), Golden("flux")
     for golden, shape, message in [
-        (sd3, (2, 16, 15, 16), "16 x 15, the sides of x, must divide by patch_size=2"),
+        (sd3, (2, 16, 15, 16), "16 x 15, the sides of x, must be divisible by patch_size=2"),
         (sd3, (2, 50, 16, 16), "the table of positions ends at 48 x 48"),
-        (flux, (2, 7, 8, 4), "7 x 8, the sides of x, must divide"),
+        (flux, (2, 7, 8, 4), "7 x 8, the sides of x, must be divisible"),
     ]:
         with pytest.raises(UserError, match=message):
             golden.network.apply({"params": golden.params}, np.zeros(shape), golden.time, golden.conditions)

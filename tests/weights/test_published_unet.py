@@ -261,23 +261,26 @@ def test_an_option_changes_the_network_as_it_says():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"class_embed_type": "projection"}, "class_embed_type='projection' is not here"),
-        ({"encoder_hid_dim": 4096}, "encoder_hid_dim=4096 is not here"),
-        ({"addition_embed_type": "image"}, "addition_embed_type='image' is not here; known: None, 'text_time'"),
+        ({"class_embed_type": "projection"}, "class_embed_type='projection' is not supported"),
+        ({"encoder_hid_dim": 4096}, "encoder_hid_dim=4096 is not supported"),
+        ({"addition_embed_type": "image"}, "addition_embed_type='image' is not supported; known: None, 'text_time'"),
         ({"addition_embed_type": "text_time"}, "addition_time_embed_dim=None must be a whole number"),
         ({"addition_time_embed_dim": 8}, "addition_time_embed_dim=8 needs addition_embed_type"),
-        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types='AttnDownBlock2D' is not here"),
-        ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "a level attends on the way up where it does"),
+        (
+            {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]},
+            "down_block_types='AttnDownBlock2D' is not supported",
+        ),
+        ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "a level must attend on the upward path"),
         ({"down_block_types": 3}, "down_block_types=3 must be a list"),
         ({"block_out_channels": [8]}, r"block_out_channels=\(8,\) must be one number for each of the 2"),
         ({"block_out_channels": [8, "a"]}, "channels must be a tuple"),
         ({"cross_attention_dim": [32, 32]}, "context_channels must be a whole number"),
         ({"attention_head_dim": [2, 4, 8]}, r"num_heads=\(2, 4, 8\) must be one for each of the 2 levels"),
         ({"attention_head_dim": 3}, "8 channels do not divide into num_heads=3"),
-        ({"norm_num_groups": 5}, "8 channels do not divide by norm_groups=5"),
+        ({"norm_num_groups": 5}, "8 channels are not divisible by norm_groups=5"),
         ({"in_channels": "4"}, "in_channels='4' must be a whole number"),
         ({"sample_size": [8, 16]}, "sample_size"),
-        ({"act_fn": "gelu"}, "act_fn='gelu' is not here"),
+        ({"act_fn": "gelu"}, "act_fn='gelu' is not supported"),
         ({"a_new_field": 7}, "the field a_new_field=7 is unknown here"),
         ({"transformer_layers_per_block": [1, [1]]}, None),
         ({"transformer_layers_per_block": [[1], 1]}, "give up_transformer_depth"),
@@ -297,7 +300,7 @@ def test_what_is_not_here_is_one_line(fields, message):
 def test_fields_of_a_controlnet_are_used_or_refused():
     config = json.loads((CONTROLNETS[0] / "config.json").read_text())
     for fields, message in (
-        ({"global_pool_conditions": True}, "global_pool_conditions=True is not here"),
+        ({"global_pool_conditions": True}, "global_pool_conditions=True is not supported"),
         ({"controlnet_conditioning_channel_order": "brg"}, "channel_order must be 'rgb' or 'bgr'"),
         ({"conditioning_embedding_out_channels": []}, "embedding_channels is empty"),
     ):

@@ -53,5 +53,5 @@ def test_other_weights_are_named(tmp_path):
 
 def test_a_text_has_as_many_tokens_as_positions(tmp_path):
     encoder = opened(bert_folder(tmp_path))
-    with pytest.raises(UserError, match="texts of 13 tokens, and the text encoder has 12 positions"):
+    with pytest.raises(UserError, match="the texts have 13 tokens, but the text encoder has 12 positions"):
         encode(encoder, weights.read_text_encoder(encoder), np.zeros((1, 13), int), np.ones((1, 13), bool))

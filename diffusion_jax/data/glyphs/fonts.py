@@ -127,7 +127,7 @@ def load(path: Path, size: int) -> PIL.ImageFont.FreeTypeFont:
     try:
         return PIL.ImageFont.truetype(str(path), size, layout_engine=PIL.ImageFont.Layout.BASIC)
     except OSError as error:
-        raise UserError(f"{path} is no font that can be read: {error}; remove it and prepare it again") from error
+        raise UserError(f"{path} is not a readable font: {error}; remove it and prepare it again") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -143,7 +143,7 @@ def characters(path: Path) -> frozenset[int]:
         with TTFont(path, lazy=True) as font:
             return frozenset(font.getBestCmap() or {})
     except (OSError, TTLibError, KeyError, AssertionError) as error:
-        raise UserError(f"{path} is no font that can be read: {error}; remove it and prepare it again") from error
+        raise UserError(f"{path} is not a readable font: {error}; remove it and prepare it again") from error
 
 
 def lacking(text: str, family: Family, data_dir: str) -> str:

@@ -120,5 +120,5 @@ def boxes(covered: UInt8[np.ndarray, "size size"], text: str, path: Path, em: fl
 def _box(covered: np.ndarray, offset: int) -> Box:
     rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
     if not len(rows):
-        raise UserError("a text of blanks alone has no letters to draw")
+        raise UserError("a text of only blanks has no letters to draw")
     return offset + int(columns[0]), int(rows[0]), offset + int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -207,7 +207,7 @@ def open_scenes(
 
 def _shapes(pictures: Sequence[str], control: str) -> tuple[tuple[int, int], ...]:
     if control != "none":
-        raise UserError("dataset 'scenes': control pictures are of squares: leave pictures out, or control")
+        raise UserError("dataset 'scenes': control pictures need square scenes: leave out pictures, or control")
     found = sides_of(pictures, "dataset 'scenes': pictures")
     for sides in found:
         if min(sides) < 24 or max(sides) > 2048:

@@ -78,15 +78,16 @@ class Autoencoder(Codec):
 
     def spec(self, data: DataSpec) -> DataSpec:
         if data.kind != "pixels":
-            raise UserError(f"a first stage is of pixels, the data is {data.kind}")
+            raise UserError(f"a first stage needs pixels, but the data is {data.kind}")
         height, width, channels = data.shape
         if channels != self.data_channels:
             raise UserError(
-                f"the first stage is of {self.data_channels} channels, the data has {channels}: train one for this data"
+                f"the first stage takes {self.data_channels} channels, but the data has {channels}: train one for "
+                f"this data"
             )
         if height % self.factor or width % self.factor:
             raise UserError(
-                f"the first stage makes a side {self.factor} times shorter, and {height}x{width} does not divide by "
+                f"the first stage makes a side {self.factor} times shorter, but {height}x{width} is not divisible by "
                 f"that: set data.image_size and data.crop, or give it fewer levels"
             )
         return DataSpec(kind="latents", shape=(height // self.factor, width // self.factor, self.diffused_channels))
@@ -127,7 +128,7 @@ class Autoencoder(Codec):
 
     def stages(self, params: PyTree) -> tuple[Stage, ...]:
         """The decoder as stages, each of which can run on a part of its map."""
-        raise UserError(f"a first stage of kind {type(self).__name__} is not decoded in tiles: decode it whole")
+        raise UserError(f"a first stage of kind {type(self).__name__} cannot be decoded in tiles: decode it whole")
 
     def _encoded(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None) -> Latents:
         """Latents before they are scaled."""

@@ -109,7 +109,7 @@ class Values(Codec):
 
     def spec(self, data: DataSpec) -> DataSpec:
         if data.kind != "pixels":
-            raise UserError(f"codec values is of pixels, the data is {data.kind}: use identity")
+            raise UserError(f"codec values needs pixels, but the data is {data.kind}: use identity")
         return DataSpec(kind="tokens", shape=data.shape, num_values=self.num_values)
 
     def encode(self, params: PyTree, x: Array, keys: Key[Array, " batch"] | None = None) -> Int[Array, "..."]:

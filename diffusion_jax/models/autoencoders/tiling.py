@@ -59,7 +59,7 @@ def tiled(stages: Sequence[Stage], z: Map, tile: int) -> Map:
       UserError: `tile` is no valid size.
     """
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
-        raise UserError(f"a tile has a side of a whole number of pixels above 0, not {tile!r}")
+        raise UserError(f"the side of a tile must be a whole number of pixels above 0, not {tile!r}")
     h = z
     for stage in stages:
         fits = max(h.shape[1:3]) * stage.factor <= tile

@@ -90,7 +90,9 @@ class Bert(Encoder, kw_only=True):
         """
         length = tokens.shape[1]
         if length > self.positions:
-            raise UserError(f"texts of {length} tokens, and the text encoder has {self.positions} positions: cut them")
+            raise UserError(
+                f"the texts have {length} tokens, but the text encoder has {self.positions} positions: cut them"
+            )
         draw = nn.initializers.normal(0.02)
         x = self.param("embedding", draw, (self.vocabulary, self.width))[tokens]
         x += self.param("position", draw, (self.positions, self.width))[:length]

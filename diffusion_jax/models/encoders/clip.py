@@ -72,7 +72,9 @@ class ClipText(nn.Module, kw_only=True):
         """
         length = tokens.shape[1]
         if length > self.length:
-            raise UserError(f"texts of {length} tokens, and the text encoder has {self.length} positions: cut them")
+            raise UserError(
+                f"the texts have {length} tokens, but the text encoder has {self.length} positions: cut them"
+            )
         draw, wide = nn.initializers.normal(0.02), at_least_float32(self.dtype)
         x = jnp.asarray(self.param("token", draw, (self.vocabulary, self.width)))[tokens]
         x += self.param("position", draw, (self.length, self.width))[:length]

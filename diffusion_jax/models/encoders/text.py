@@ -100,7 +100,7 @@ class TextEncoder(Encoder, kw_only=True):
         super().__post_init__()
         if self.width % self.num_heads or self.width % 2 or self.width < 4:
             raise UserError(
-                f"text encoder: width={self.width} must divide by num_heads={self.num_heads} and by 2 (sine and "
+                f"text encoder: width={self.width} must be divisible by num_heads={self.num_heads} and by 2 (sine and "
                 "cosine), and be at least 4"
             )
 

@@ -104,7 +104,9 @@ class VisionTransformer(nn.Module, kw_only=True):
           UserError: they do not divide.
         """
         if images.shape[1] % self.patch_size or images.shape[2] % self.patch_size:
-            raise UserError(f"pictures of {images.shape[1]}x{images.shape[2]} have no patches of {self.patch_size}")
+            raise UserError(
+                f"pictures of {images.shape[1]}x{images.shape[2]} cannot be cut into patches of {self.patch_size}"
+            )
         wide = at_least_float32(self.dtype)
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, use_fast_variance=False)
         draw = nn.initializers.normal(0.02)

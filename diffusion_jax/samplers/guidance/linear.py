@@ -68,7 +68,7 @@ class Negative(ClassifierFree):
     def check(self, asked: Sequence[str], data: DataSpec, *, is_flow_map: bool = False) -> None:
         super().check(asked, data, is_flow_map=is_flow_map)
         if not self.neutral and self.negative == "":
-            raise UserError("guidance negative needs what the sample shall not be: set its field negative")
+            raise UserError("guidance negative needs a description of what to avoid: set its field negative")
 
 
 @GUIDANCE.register("autoguidance", example={"scale": 2.0, "guide": "runs/worse"})
@@ -117,8 +117,8 @@ class TwoScales(Rule):
         super().check(asked, data, is_flow_map=is_flow_map)
         if not self.neutral and (self.image not in asked or len(asked) < 2):
             raise UserError(
-                f"guidance two_scales leans towards {self.image!r} and something else, and this network is asked for "
-                f"{', '.join(asked) or 'nothing'}: use classifier_free"
+                f"guidance two_scales guides towards {self.image!r} and another condition, but this network is asked "
+                f"for {', '.join(asked) or 'nothing'}: use classifier_free"
             )
 
     def lean(self, both: Any, image: Any, nothing: Any, memory: Array | None = None) -> Any:

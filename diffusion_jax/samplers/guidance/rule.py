@@ -129,15 +129,15 @@ class Rule:
         if not self.linear and (data.kind == "tokens" or is_flow_map):
             what = "logits of tokens" if data.kind == "tokens" else "a flow map"
             raise UserError(
-                f"guidance {name} with rescale {self.rescale:g} states x0, and the network predicts {what}: use "
+                f"guidance {name} with rescale {self.rescale:g} states x0, but the network predicts {what}: use "
                 "classifier_free with rescale 0"
             )
         if self.reuse > 1 and data.kind == "tokens":
             raise UserError(
-                f"guidance {name} with reuse {self.reuse} keeps a velocity, and tokens have none: use reuse 1"
+                f"guidance {name} with reuse {self.reuse} keeps a velocity, but tokens have none: use reuse 1"
             )
         if self.of_pixels and data.kind != "pixels":
-            raise UserError(f"guidance {name} counts on pixels within [-1, 1], what is diffused is {data.kind}")
+            raise UserError(f"guidance {name} needs pixels within [-1, 1], but the diffused data is {data.kind}")
 
     def check_sampler(self, sampler: Sampler, grid: TimeGrid) -> None:
         """Check the rule against a sampler and its grid.
@@ -149,7 +149,7 @@ class Rule:
             require_memory(sampler)
         if self.reuse > 1 and sampler.nfe(grid.num_steps, ends_clean=grid.ends_clean) != grid.num_steps:
             raise UserError(
-                f"guidance with reuse {self.reuse} counts steps of one evaluation, and sampler "
+                f"guidance with reuse {self.reuse} needs steps of one evaluation, but sampler "
                 f"{type(sampler).__name__} has more: use ddim, euler or flow_euler, or reuse 1"
             )
 
@@ -253,7 +253,7 @@ def guided(
     told = _told(rule, conditions, null, asked)
     for other in rule.others:
         if other not in others:
-            raise UserError(f"guidance {name_of(rule)} needs {other!r}, and it is not given")
+            raise UserError(f"guidance {name_of(rule)} needs {other!r}, which is not given")
     _require_schedule(rule, schedule)
     stacked = jax.tree.map(lambda *rows: _interleave(rows), *map(dict, told))
 

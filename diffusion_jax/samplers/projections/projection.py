@@ -36,7 +36,7 @@ class Projection:
         name = name_of(self)
         if self.through_network and sampler.denoiser_kind != "denoiser":
             raise UserError(
-                f"projection {name} needs the mean of x0, and sampler {type(sampler).__name__} asks a network that "
+                f"projection {name} needs the mean of x0, but sampler {type(sampler).__name__} asks a network that "
                 "jumps: use projection replacement, or a model with a denoiser"
             )
         if self.through_network and grid.alphas[0] == 0:
@@ -46,7 +46,7 @@ class Projection:
             )
         if self.walk(grid.num_steps) is not None and not sampler.one_step:
             raise UserError(
-                f"projection {name} takes steps again, which sampler {type(sampler).__name__} cannot, as it remembers "
+                f"projection {name} repeats steps, which sampler {type(sampler).__name__} cannot do, as it remembers "
                 "earlier ones: use ddpm, ddim, euler or heun"
             )
 
@@ -90,7 +90,7 @@ def sample_given(
     projection.check(sampler, grid)
     if projection.of_region and not isinstance(known, Region):
         raise UserError(
-            f"projection {name_of(projection)} puts known values back, and a measurement has none: use dps or pigdm"
+            f"projection {name_of(projection)} puts known values back, but a measurement has none: use dps or pigdm"
         )
     if isinstance(noise, tuple):  # the same draw as in `sample`
         noise = key.fold_in("prior").normal(noise, compute_dtype())

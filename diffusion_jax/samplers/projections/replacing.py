@@ -61,7 +61,7 @@ class RePaint(Projection):
     def check(self, sampler: Sampler, grid: TimeGrid) -> None:
         if self.jump_length >= grid.num_steps:
             raise UserError(
-                f"projection repaint takes {self.jump_length} steps back, and the grid has {grid.num_steps}: take a "
+                f"projection repaint takes {self.jump_length} steps back, but the grid has {grid.num_steps}: take a "
                 "smaller jump_length, or more steps"
             )
         super().check(sampler, grid)

@@ -305,7 +305,7 @@ def constant(value: float, shape: tuple[int, ...]) -> Entry:
 
     def write(ours: np.ndarray) -> Sequence[np.ndarray]:
         if not np.array_equal(ours, whole):
-            raise UserError(f"the config says {value} where the parameters have other numbers: they can not be written")
+            raise UserError(f"the config says {value} where the parameters have other numbers: they cannot be written")
         return []
 
     return Entry((), lambda tensors: whole, write)

@@ -102,8 +102,8 @@ def build_unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Con
     shared = _shared(fields)
     if ups != shared["attends"][::-1]:
         raise UserError(
-            f"config.json: up_block_types={shown(fields['up_block_types'])} is not here: a level attends on the way up "
-            "where it does on the way down"
+            f"config.json: up_block_types={shown(fields['up_block_types'])} is not supported: a level must attend on "
+            "the upward path where it does on the downward path"
         )
     deep = fields["reverse_transformer_layers_per_block"]
     inputs, outputs = _whole("in_channels", fields), _whole("out_channels", fields)
@@ -244,7 +244,7 @@ def _added(fields: Mapping[str, Any]) -> dict[str, int]:
                 raise UserError(f"config.json: {name}={shown(fields[name])} needs addition_embed_type='text_time'")
         return {}
     if kind != "text_time":
-        raise UserError(f"config.json: addition_embed_type={shown(kind)} is not here; known: None, 'text_time'")
+        raise UserError(f"config.json: addition_embed_type={shown(kind)} is not supported; known: None, 'text_time'")
     waves, width = (
         _whole(name, fields) for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
     )
@@ -263,7 +263,7 @@ def _read(config: Mapping[str, Any], known: Mapping[str, Any], neutral: Mapping[
     for name, value in config.items():
         silent = not value and not neutral.get(name, value)  # None and False mean the same
         if name in neutral and value != neutral[name] and not silent:
-            raise UserError(f"config.json: {name}={shown(value)} is not here; known: {shown(neutral[name])}")
+            raise UserError(f"config.json: {name}={shown(value)} is not supported; known: {shown(neutral[name])}")
         if name not in known and name not in neutral and name not in _UNREAD and not name.startswith("_") and value:
             raise UserError(f"config.json: the field {name}={shown(value)} is unknown here")
     return {name: _tupled(config.get(name, default)) for name, default in known.items()}
@@ -290,7 +290,7 @@ def _one(name: str, fields: Mapping[str, Any], table: Mapping[Any, Any]) -> Any:
     found = [ours for theirs, ours in table.items() if theirs == value and isinstance(value, type(theirs))]
     if not found:
         known = ", ".join(map(repr, table))
-        raise UserError(f"config.json: {name}={shown(value)} is not here; known: {known}")
+        raise UserError(f"config.json: {name}={shown(value)} is not supported; known: {known}")
     return found[0]
 
 

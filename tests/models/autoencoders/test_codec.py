@@ -118,11 +118,11 @@ def test_latents_are_standardised(learned):
 
 
 def test_pictures_that_do_not_fit_are_refused(learned):
-    with pytest.raises(UserError, match=r"of 2 channels, the data has 3"):
+    with pytest.raises(UserError, match=r"takes 2 channels, but the data has 3"):
         learned.spec(DataSpec(kind="pixels", shape=(4, 4, 3)))
-    with pytest.raises(UserError, match=r"2 times shorter, and 5x4 does not divide"):
+    with pytest.raises(UserError, match=r"2 times shorter, but 5x4 is not divisible"):
         learned.spec(DataSpec(kind="pixels", shape=(5, 4, 2)))
-    with pytest.raises(UserError, match="is of pixels, the data is tokens"):
+    with pytest.raises(UserError, match="needs pixels, but the data is tokens"):
         learned.spec(DataSpec(kind="tokens", shape=(4,)))
     with pytest.raises(UserError, match="did you mean 'small_f4'"):
         type(learned)(size="smal_f4")
@@ -197,7 +197,7 @@ def test_patches_are_the_channels_of_a_smaller_picture(kind):
     made = patched.autoencode(params, x, None)
     last = patched.last_layer(params["decoder"]["conv_out"]["kernel"], params, made.hidden)
     np.testing.assert_allclose(last, made.x, atol=1e-6)
-    with pytest.raises(UserError, match="4 times shorter, and 6x6 does not divide"):
+    with pytest.raises(UserError, match="4 times shorter, but 6x6 is not divisible"):
         dataclasses.replace(patched, patch_size=4).spec(DataSpec(kind="pixels", shape=(6, 6, 2)))
 
 

@@ -204,5 +204,5 @@ def test_a_config_that_says_something_else_is_refused(name, fields, message, tmp
 
 def test_a_text_that_is_too_long_is_refused():
     module, params, _ = read(MODULES / "clip_text")
-    with pytest.raises(UserError, match="texts of 17 tokens, and the text encoder has 16 positions"):
+    with pytest.raises(UserError, match="the texts have 17 tokens, but the text encoder has 16 positions"):
         module.apply({"params": params}, np.zeros((1, 17), np.int32))
