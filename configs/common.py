@@ -48,12 +48,26 @@ def celeba_hq256() -> ConfigDict:
     return _judged_at_the_end(config)
 
 
-def latents(image_size: int, channels: int = 4) -> ConfigDict:
-    """A stand-in for ImageNet's latents: Gaussian mixtures of the same shape, 1000 classes, nothing held out."""
+def latents(image_size: int, channels: int = 4, real: str = "") -> ConfigDict:
+    """ImageNet's latents with 1000 classes.
+
+    Args:
+      image_size: side of the latents.
+      channels: channels of the latents.
+      real: "FOLDER,FIRST_STAGE": latents that `experiments.prepare_latents` has written, and the first stage that made
+        them. Without it the data is a stand-in, Gaussian mixtures of the same shape, and nothing is held out.
+    """
     config = runner()
-    config.data.update(dataset="synthetic_latents", image_size=image_size)
-    config.data.options = ConfigDict(dict(size=image_size, channels=channels))
-    return config
+    if not real:
+        config.data.update(dataset="synthetic_latents", image_size=image_size)
+        config.data.options = ConfigDict(dict(size=image_size, channels=channels))
+        return config
+    folder, comma, first_stage = real.partition(",")
+    if not (folder and comma and first_stage):
+        raise ValueError(f"{real!r} is not FOLDER,FIRST_STAGE: prepared latents, a comma, and what made them")
+    config.data.update(dataset=f"latents:{folder}", image_size=image_size, validation_split="validation")
+    config.first_stage.path = first_stage
+    return _judged_at_the_end(config)
 
 
 def openwebtext() -> ConfigDict:

@@ -5,13 +5,17 @@ weight decay, batch 256, EMA 0.9999, linear betas in 1000 steps, 7 million steps
 the noise, plus the variational bound for the learned variances, which does not train the mean. Published, with 250
 ancestral steps, learned variances and guidance 1.5: FID 2.27, sFID 4.60, IS 278.24 (9.62 FID without guidance).
 
-The data is a stand-in: `synthetic_latents`, Gaussian mixtures in the latents' shape. Encoding ImageNet needs the
-autoencoder, which is not here yet; the network can load the authors' weights (`experiments.convert`).
+The data is a stand-in, `synthetic_latents`, Gaussian mixtures in the latents' shape; the last two commands train on
+ImageNet's latents. The network can load the authors' weights (`experiments.convert`).
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with parameters,
 optimizer and EMA sharded over all of them.
 
     python -m experiments.params --config=configs/papers/dit_xl2_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/sd-vae-ft-ema --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256
+    python -m experiments.train --workdir=runs/dit_xl2 \\
+        --config=configs/papers/dit_xl2_imagenet256.py:data/imagenet256,models/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
@@ -54,9 +58,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = latents(32)
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = latents(32, real=real)
 
     config.model = ConfigDict(dict(name="dit", size="XL/2", learn_sigma=True, remat="full"))
 

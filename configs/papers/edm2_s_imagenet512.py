@@ -8,7 +8,8 @@ computes in float16; this config computes in bfloat16.
 
 Published: FID 2.56 without guidance, with Heun at 32 steps (63 network evaluations) and the best width, 0.13: sample
 with `--ema=width_0.13`. Not run here. The data is a stand-in: `synthetic_latents`, Gaussian mixtures in the latents'
-shape; encoding ImageNet needs the autoencoder, which is not here yet.
+shape. The paper scales every channel of real latents to a standard deviation of 0.5; `experiments.prepare_latents`
+keeps the first stage's own scale, so this config does not take real latents.
 
 Topology: TPU v5e 8x8 (64 chips); the train step needs 11.8 GB per chip (compiled by libtpu 0.0.42.1).
 

@@ -6,12 +6,16 @@ from 0.0015 to 0.0195 in 1000 steps, 178k steps of batch 1200, 10% label dropout
 0.9999 are quoted from the released configuration from memory.
 
 Published: FID 3.60 and IS 247.67 with 250 steps of DDIM and guidance 1.5; FID 10.56 without guidance. Not run here. The
-data is a stand-in, `synthetic_latents`. For real latents, train the first stage `FIRST_STAGE` below, or convert its
-published weights; then `experiments.prepare_latents` encodes ImageNet.
+data is a stand-in, `synthetic_latents`. For real latents, train the first stage `FIRST_STAGE` below, or take its
+published weights; the last two commands then train on ImageNet's latents.
 
 Topology: TPU v5p 2x2x4 (16 chips); the train step needs 37.9 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.params --config=configs/papers/ldm4_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/vq-f4 --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256_vq
+    python -m experiments.train --workdir=runs/ldm4 \\
+        --config=configs/papers/ldm4_imagenet256.py:data/imagenet256_vq,models/vq-f4
 """
 
 from ml_collections import ConfigDict
@@ -66,9 +70,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = latents(64, channels=3)
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = latents(64, channels=3, real=real)
 
     config.model = ConfigDict(dict(name="ldm_unet", size="imagenet256"))
 

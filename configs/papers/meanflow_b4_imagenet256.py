@@ -5,12 +5,16 @@ Geng et al. 2025, "Mean Flows for One-step Generative Modeling" (arXiv:2505.1344
 Adam 1e-4 (0.9, 0.95) constant, batch 256, EMA 0.9999, 10% label dropout, 80 epochs.
 
 Published: FID 61.06 with one evaluation (the unguided row of every part of Table 1). The README of the authors' JAX
-code quotes the paper's figure as 61.09, and gives 60.75 for that code. Not run here. The data is a stand-in:
-`synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
+code quotes the paper's figure as 61.09, and gives 60.75 for that code. Not run here. The data is a stand-in,
+`synthetic_latents`; the last two commands train on ImageNet's latents.
 
 Topology: TPU v5e 2x4 (8 chips); the train step needs 6.3 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.params --config=configs/papers/meanflow_b4_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/sd-vae-ft-ema --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256
+    python -m experiments.train --workdir=runs/meanflow_b4 \\
+        --config=configs/papers/meanflow_b4_imagenet256.py:data/imagenet256,models/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
@@ -50,9 +54,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = latents(32)
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = latents(32, real=real)
 
     config.model = ConfigDict(dict(name="dit", size="B/4", num_times=2))
 

@@ -7,12 +7,16 @@ include a table of 4000 times, three quarters of which is never used. The script
 trained in the same way, and chose the length of 7M steps ourselves. In sampling, times between two steps are
 interpolated here and rounded in the authors' code.
 
-Published: FID 2.06 with guidance 1.5 and Heun's method from 80 in 50 steps. Not run here. The data is a stand-in:
-`synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
+Published: FID 2.06 with guidance 1.5 and Heun's method from 80 in 50 steps. Not run here. The data is a stand-in,
+`synthetic_latents`; the last two commands train on ImageNet's latents.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 1.8 GB per chip (compiled by libtpu 0.0.42.1), sharded over all.
 
     python -m experiments.params --config=configs/papers/min_snr_vit_xl_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/sd-vae-ft-ema --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256
+    python -m experiments.train --workdir=runs/min_snr_vit_xl \\
+        --config=configs/papers/min_snr_vit_xl_imagenet256.py:data/imagenet256,models/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
@@ -57,9 +61,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = latents(32)
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = latents(32, real=real)
 
     config.model = ConfigDict(dict(name="vit", size="XL/2", remat="full"))
 

@@ -8,13 +8,17 @@ Uniform times, AdamW 1e-4 constant, batch 256, clipping at 1, EMA 0.9999, 10% la
 trained but not used in sampling: the network has 682,947,600 parameters with it and 674,816,272 without it.
 
 Published: FID 5.9 without guidance; 1.42 with guidance 1.8 for t below 0.7, both with the SDE in 250 steps. Not run
-here. The data is a stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet. For
-image data, `python -m experiments.prepare_features` makes the features. For latents they must be the features of the
-original images, [examples, 256, 768].
+here. The data is a stand-in, `synthetic_latents`; the last two commands train on ImageNet's latents. For image data,
+`python -m experiments.prepare_features` makes the features. For latents they must be the features of the original
+images, [examples, 256, 768].
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.2 GB per chip (compiled by libtpu 0.0.42.1).
 
     python -m experiments.params --config=configs/papers/repa_sit_xl2_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/sd-vae-ft-ema --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256
+    python -m experiments.train --workdir=runs/repa_sit_xl2 \\
+        --config=configs/papers/repa_sit_xl2_imagenet256.py:data/imagenet256,models/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
@@ -56,9 +60,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = sit_xl2_imagenet256.get_config()
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = sit_xl2_imagenet256.get_config(real)
     config.model = ConfigDict(dict(name="dit", size="XL/2", remat="full", align_depth=8, align_channels=768))
     config.objective = ConfigDict(dict(name="repa", weight=0.5))
     config.train.steps = 4_000_000

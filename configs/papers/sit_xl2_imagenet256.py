@@ -7,12 +7,16 @@ network sees ours, which is 1 at the noise.
 
 Published, guidance 1.5, 250 steps: FID 2.06 and IS 270.27 with the SDE (diffusion sigma). Not run here. The authors end
 with a deterministic step of length 0.04; here the last step of the grid returns the predicted x0. The data is a
-stand-in: `synthetic_latents`; encoding ImageNet needs the autoencoder, which is not here yet.
+stand-in, `synthetic_latents`; the last two commands train on ImageNet's latents.
 
 Topology: TPU v5e 4x4 (16 chips); the train step needs 2.0 GB per chip (compiled by libtpu 0.0.42.1), with the layout of
 dit_xl2_imagenet256.py.
 
     python -m experiments.params --config=configs/papers/sit_xl2_imagenet256.py
+    python -m experiments.prepare_latents --first_stage=models/sd-vae-ft-ema --dataset=imagenet2012 \\
+        --image_size=256 --crop=adm --splits=train,validation --out=data/imagenet256
+    python -m experiments.train --workdir=runs/sit_xl2 \\
+        --config=configs/papers/sit_xl2_imagenet256.py:data/imagenet256,models/sd-vae-ft-ema
 """
 
 from ml_collections import ConfigDict
@@ -55,9 +59,9 @@ SMOKE = {
 """What `experiments.reproduce --scale=smoke` trains instead of the recipe's own values."""
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
-    config = latents(32)
+def get_config(real: str = "") -> ConfigDict:
+    """The recipe; `real` names prepared latents and their first stage (`configs.common.latents`)."""
+    config = latents(32, real=real)
 
     config.model = ConfigDict(dict(name="dit", size="XL/2", learn_sigma=True, remat="full"))
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax import systems
 from diffusion_jax.data import open_dataset
@@ -15,7 +16,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.rng import BatchKey, stream_key
 from diffusion_jax.specs import DATA
 from experiments.building.kinds import open_experiment
-from experiments.ground.config_files import load_config
+from experiments.ground.config_files import load_config, load_config_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STAGE = GOLDEN / "modules" / "autoencoder_kl"
@@ -95,3 +96,25 @@ def test_a_folder_that_does_not_fit_is_one_line(command, tmp_path):
         systems.load_first_stage(GOLDEN / "modules" / "clip_text")
     line = command.fails("prepare_latents", f"--first_stage={STAGE}", f"--out={tmp_path}/z")
     assert "a published first stage has no data of its own: give --dataset" in line
+
+
+RECIPES = ("dit_xl2", "sit_xl2", "shortcut_b2", "meanflow_b4", "min_snr_vit_xl", "ldm4")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_papers_take_real_latents(pictures, latents, name):
+    """With prepared latents named after the config, a paper's recipe trains on them and shows decoded pictures."""
+    module = load_config_module(f"configs/papers/{name}_imagenet256.py")
+    config = module["get_config"](f"{latents},{STAGE}")
+    assert config.data.validation_split == "validation"
+    assert module["get_config"]().data.dataset == "synthetic_latents"
+    small = module["SMOKE"]["model"]
+    config.model = ConfigDict(small if "name" in small else {**config.model, **small})
+    config.data.update(image_size=4, validation_split="test")
+    config.train.batch_size = config.sampling.batch_size = 8
+    experiment = open_experiment(config)
+    experiment.check()
+    assert experiment.network.image_shape == (4, 4, 4)
+    assert experiment.shown.spec.shape == (8, 8, 3)
+    with pytest.raises(UserError, match="is not FOLDER,FIRST_STAGE"):
+        load_config(f"configs/papers/{name}_imagenet256.py:{latents}")
