@@ -86,10 +86,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from diffusion_jax import parallel
 from diffusion_jax.data.canvas import blended, resized
+from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, replace_file
 from diffusion_jax.pipelines import Pipeline
@@ -347,7 +348,7 @@ def as_rgb(image: Image.Image) -> np.ndarray:
 
 
 def opened(path: str | None, flag: str) -> Image.Image | None:
-    """A picture from a file.
+    """The picture of a file as it is seen: RGB, and of a mask grey.
 
     Raises:
       UserError: no such file, or no picture.
@@ -355,11 +356,10 @@ def opened(path: str | None, flag: str) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(expanded(path)) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"--{flag}={path} is no picture that can be read: {error}") from error
+        found = read_image(path, channels=1 if flag == "mask" else 3)
+    except UserError as error:
+        raise UserError(f"--{flag}={path}: {error}") from error
+    return Image.fromarray(found[..., 0] if flag == "mask" else found)
 
 
 def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]) -> str:
