@@ -5,12 +5,11 @@ A run's own `config.json` is one: it trains the same run again in another workdi
     python -m experiments.train --config=configs/from_json.py:runs/digits/config.json --workdir=runs/again
 """
 
-import json
-
 from ml_collections import ConfigDict
+
+from diffusion_jax.files import read_json
 
 
 def get_config(path: str) -> ConfigDict:
     """The config in a JSON file."""
-    with open(path) as file:
-        return ConfigDict(json.load(file))
+    return ConfigDict(read_json(path))

@@ -4,7 +4,7 @@ A safetensors file is eight bytes with the length of a header, the header as JSO
 and the numbers. Files are read, not memory-mapped, so that memory for what has been read is counted once.
 """
 
-import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import regular_file
+from diffusion_jax.files import parse_json, regular_file
 from diffusion_jax.weights.folders import weight_files
 from diffusion_jax.weights.reading import read_weights
 
@@ -83,9 +83,9 @@ def _header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
             (length,) = struct.unpack("<Q", opened.read(8))
             if length > min(_MOST_HEADER, size - 8):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
+            header = parse_json(opened.read(length).decode(), f"the header of {file}")
         found = {name: _place(about, 8 + length, size) for name, about in header.items() if name != "__metadata__"}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is truncated or no safetensors file: {error}") from error
     return found
 
@@ -93,7 +93,7 @@ def _header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
 def _place(about: Any, base: int, size: int) -> tuple[np.dtype, tuple[int, ...], int]:
     dtype, shape = DTYPES[about["dtype"]], tuple(int(length) for length in about["shape"])
     start, end = about["data_offsets"]
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    count = math.prod(shape) * dtype.itemsize  # Python's integers do not overflow
     if min(shape, default=0) < 0 or start < 0 or end - start != count or base + end > size:
         raise ValueError(f"it has {size} bytes, and a tensor ends at {base + end}")
     return dtype, shape, base + start
