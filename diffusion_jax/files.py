@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -197,6 +198,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
             names = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             if not names:
                 raise UserError(f"{path} holds no arrays")
+            if len({info.filename for info in names}) < len(names):
+                raise UserError(f"{path} is damaged: it has an array twice")
             return {info.filename.removesuffix(".npy"): _member(archive, info, path) for info in names}
     except _DAMAGED as error:
         raise UserError(f"{path} is damaged or no .npz file of arrays: {_reason(error)}") from error
@@ -219,9 +222,9 @@ def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
 
 _DAMAGED = (
     ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, MemoryError, OverflowError,
-    RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""The exceptions that numpy and zipfile raise for files of another format."""
+"""The exceptions that numpy and zipfile raise for files of another format; RuntimeError for encrypted ones."""
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:

@@ -182,6 +182,7 @@ def test_loading_needs_little_more_than_the_weights(tmp_path):
         "[1]",
         '{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 0]}}',
         '{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}',
         '{"a": {"dtype": "F32", "shape": "12", "data_offsets": [0, 9]}}',
         "\xff",
     ],
