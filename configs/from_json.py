@@ -12,4 +12,4 @@ from diffusion_jax.files import read_json
 
 def get_config(path: str) -> ConfigDict:
     """The config in a JSON file."""
-    return ConfigDict(read_json(path))
+    return ConfigDict(read_json(path, repeats=False))

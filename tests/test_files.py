@@ -59,6 +59,7 @@ def test_what_is_no_file(tmp_path, reader):
     [
         *[("text", c) for c in (b"\xff\xfe\x00", b"caf\xe9")],
         *[("json", c) for c in (b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b"9" * 10_000, b"\x00")],
+        *[("rows", c) for c in (b'{"a": 1, "b": 2, "a": 1}', b'{"a": {"b": 1, "b": 2}}')],
         *[("rows", c) for c in (b"{}\n{", b"[1]\n", b"\xff\n", b"3\n", b"{}\n" + b"[" * 100_000)],
         *[("npz", c) for c in (b"", b"PK\x03\x04", b"no zip at all", b"\x93NUMPY\x01\x00")],
         *[("npy", c) for c in (b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", _promising((10**12,)))],

@@ -207,6 +207,8 @@ def _rows(root: Path) -> Iterator[_Row]:
         kinds.add(type(label))
         if len(kinds) > 1 or not kinds <= {str, int, type(None)}:  # a bool is no int here
             raise UserError(f"{path} line {number}: labels must be all strings, all integers, or all missing")
+        if isinstance(label, str) and not label.strip():
+            raise UserError(f"{path} line {number}: the label of {name} is {label!r}: name the class, or drop the row")
         if isinstance(label, int) and not 0 <= label < MOST_CLASSES:
             wrong = "must not be negative" if label < 0 else f"must be below {MOST_CLASSES:,}"
             raise UserError(f"{path} line {number}: labels {wrong}")

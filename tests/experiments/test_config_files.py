@@ -90,7 +90,7 @@ def test_an_argument_that_nobody_takes(tmp_path):
     assert "is not objective=NAME" in line_of("configs/digits_unet.py:objective=none")
 
 
-@pytest.mark.parametrize("content", ["[1]", "3", "{", "", '{"model": 3}', "null", '"text"'])
+@pytest.mark.parametrize("content", ["[1]", "3", "{", "", '{"model": 3}', '{"seed": 1, "seed": 2}', "null", '"text"'])
 def test_json_that_is_no_config(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     line_of(f"configs/from_json.py:{tmp_path / 'config.json'}")
