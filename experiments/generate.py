@@ -107,6 +107,7 @@ _OF_MODELS = (
     *("control", "lora", "textual_inversion", "ip_adapter", "reference", "image_encoder", "dtype", "model_config"),
 )
 _GRID = 64  # pictures in the grid
+GRID = "grid.png"
 
 
 class Steps:
@@ -129,7 +130,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--out={out} is one picture, and {len(prompts) * NUM_IMAGES.value} are asked for: name a folder"
         )
-    cli.writable_directory(out.parent if alone else out)
+    if alone:
+        cli.writable_file(out, read=(IMAGE.value, MASK.value, *(picture for picture, _ in REFERENCE.value)))
+    else:
+        require_own_pictures(cli.writable_directory(out))
     images, about = (of_model if MODEL.value else of_run)(prompts)
     if not parallel.is_primary():
         return
@@ -140,11 +144,11 @@ def main(argv: Sequence[str]) -> None:
         return
     for number, image in enumerate(images):
         prompt = prompts[number // each]
-        save_png(image, out / f"{number:05d}.png", settings(prompt, number % each, image, about))
+        save_png(image, out / _name(number), settings(prompt, number % each, image, about))
     shown = np.stack([np.asarray(image) for image in images[:_GRID]])
-    save_grid(shown, out / "grid.png", columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
+    save_grid(shown, out / GRID, columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
     print(f"{len(images)} pictures in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
-    print(f"picture: {out / 'grid.png'}")
+    print(f"picture: {out / GRID}")
 
 
 def what_is_said() -> list[str]:
@@ -166,6 +170,25 @@ def what_is_said() -> list[str]:
         if FLAGS[name] is not None:
             raise UserError(f"--{name} and --instruction are two ways to change a picture: leave one of them out")
     return [instruction]
+
+
+def require_own_pictures(folder: Path) -> None:
+    """Refuse a folder in which pictures of others have the names that this command gives."""
+    first = folder / _name(0)
+    there = [path for path in (first, folder / GRID) if path.exists()]
+    if not there:
+        return
+    try:
+        with Image.open(first, formats=("PNG",)) as image:
+            ours = "parameters" in image.text
+    except (OSError, ValueError, SyntaxError):
+        ours = False
+    if not ours:
+        raise UserError(f"--out={folder}: {there[0].name} there was not drawn by this command: give another folder")
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.png"
 
 
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:

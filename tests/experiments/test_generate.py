@@ -116,6 +116,18 @@ def test_pictures_are_read_as_they_are_seen(tmp_path):
             generate.opened(str(tmp_path / name), "image")
 
 
+def test_pictures_of_others_are_not_written_over(tmp_path):
+    generate.require_own_pictures(tmp_path)
+    for name in ("00000.png", "grid.png"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        Image.new("RGB", (4, 4)).save(folder / name)
+        with pytest.raises(UserError, match=f"{name} there was not drawn by this command"):
+            generate.require_own_pictures(folder)
+        generate.save_png(Image.new("RGB", (4, 4)), folder / "00000.png", "a prompt")
+        generate.require_own_pictures(folder)
+
+
 def test_the_rule_of_guidance_is_that_of_the_flags(command, tmp_path):
     flags = [f"--model={SD15}", "--prompt=a", "--steps=2", "--height=16", "--width=16", "--sampler=euler"]
     drawn = {}
