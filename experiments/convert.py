@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
     if PUSH.value and not is_run:
         raise UserError(f"--push_to_hub is of a run, whose report makes the card, and {source} is none: leave it out")
     if is_run:
+        if target.exists() and target.suffix == ".safetensors":
+            raise UserError(f"--target={target} is there already: give a new file")
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         if PUSH.value:
             hub.require("--push_to_hub")
@@ -161,7 +163,7 @@ def export(source: Path, target: Path) -> None:
     state = weights.weight_map(form, experiment.network).state(jax.device_get(params[NETWORK]))
     file = target if target.suffix == ".safetensors" else target / f"{weights.FOLDER_STEM}.safetensors"
     if described is not None:
-        for name in ("config.json", "scheduler_config.json"):
+        for name in ("config.json", "scheduler_config.json", file.name):
             if (file.parent / name).exists():
                 raise UserError(f"{file.parent} has a {name} already: give --target={file.parent}/NAME, a new folder")
     cli.writable_directory(file.parent)

@@ -44,6 +44,7 @@ def test_a_folder_becomes_a_run_and_a_file_again(command, tmp_path):
     assert np.isfinite(images).all()
 
     command.run("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
+    assert "is there already: give a new file" in command.fails("convert", f"--source={run}", f"--target={back}")
     theirs, ours = load_file(GOLDEN / "diffusion_pytorch_model.safetensors"), load_file(back)
     assert all(np.array_equal(ours[name], value) for name, value in theirs.items())
 
