@@ -243,10 +243,15 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     replace_file(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write a workdir with one checkpoint at step 0, in which all averages equal the given weights."""
+def require_no_run(target: Path) -> None:
+    """Raise UserError if a folder is the workdir of a run."""
     if (target / "config.json").exists():
         raise UserError(f"{target} has a run already: give another --target")
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write a workdir with one checkpoint at step 0, in which all averages equal the given weights."""
+    require_no_run(target)
     form = FORMAT.value
     if CONFIG.value is not None:
         config = CONFIG.value
@@ -264,11 +269,13 @@ def convert(source: Path, target: Path) -> None:
     shapes = models.parameter_shapes(experiment.network)
     params = {NETWORK: weights.weight_map(form, experiment.network).params(state, shapes)}
     cli.writable_directory(target)
-    workdir.claim(target, config, info)
-    describe_run(experiment, target)
-    save(experiment, params, target)
     count = models.count_parameters(experiment.network)
-    workdir.write_environment(target, num_parameters=count)
+    with workdir.lock(target):
+        require_no_run(target)  # which another process may have written by now
+        workdir.claim(target, config, info)
+        describe_run(experiment, target)
+        save(experiment, params, target)
+        workdir.write_environment(target, num_parameters=count)
     left = len(found.tensors) - len(state)
     for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
         print(line)
