@@ -129,6 +129,8 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
         return
     directory = Path(named).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"checkpoint.directory={named} is not a directory")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
