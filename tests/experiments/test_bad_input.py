@@ -12,6 +12,7 @@ from diffusion_jax import __version__, data
 from diffusion_jax.errors import UserError
 from experiments import report
 from experiments.building.wiring import Experiment
+from experiments.evaluating.asked import read_prompts
 from experiments.ground import cli, workdir
 from experiments.ground.cli import load_config
 
@@ -109,3 +110,20 @@ def test_checkpoints_in_a_file(tmp_path):
         config.checkpoint.directory = path
         line = line_of(workdir.lock_checkpoints(config).__enter__)
         assert line == f"checkpoint.directory={path} is not a directory"
+
+
+def test_prompts_of_a_file_end_at_a_newline(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\u2028two\x85three\r\n\nfour\n".encode())
+    assert read_prompts(None, str(tmp_path / "a.txt")) == ["one\u2028two\x85three", "", "four"]
+    (tmp_path / "a.txt").write_bytes(b"last")
+    assert read_prompts(None, str(tmp_path / "a.txt")) == ["last"]
+
+
+@pytest.mark.parametrize(("text", "message"), [('"\\ud800"', "half a character"), (f'"{"x" * 70_000}"', "at most")])
+def test_prompts_that_can_not_be_read(text, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "good"}}\n{{"text": {text}}}\n')
+    line = line_of(lambda: read_prompts(None, str(tmp_path / "a.jsonl")))
+    assert line.startswith(f"prompt 2 of {tmp_path / 'a.jsonl'}: ")
+    assert message in line
+    (tmp_path / "empty.txt").touch()
+    assert line_of(lambda: read_prompts(None, str(tmp_path / "empty.txt"))).endswith("holds no prompt")
