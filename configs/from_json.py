@@ -5,12 +5,11 @@ Every run writes its own `config.json`; with it, the same run can be trained aga
     python -m experiments.train --config=configs/from_json.py:runs/digits/config.json --workdir=runs/again
 """
 
-import json
-
 from ml_collections import ConfigDict
+
+from diffusion_jax.files import read_json
 
 
 def get_config(path: str) -> ConfigDict:
     """The config that a JSON file holds."""
-    with open(path) as file:
-        return ConfigDict(json.load(file))
+    return ConfigDict(read_json(path, repeats=False))

@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -101,28 +102,38 @@ def read_text(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def read_json(path: str | os.PathLike, kind: type[J] = dict, *, limit: int = JSON_LIMIT) -> J:
-    """The value of a JSON file, an object or a list.
+def read_json(path: str | os.PathLike, kind: type[J] = dict, *, limit: int = JSON_LIMIT, repeats: bool = True) -> J:
+    """The value of a JSON file, an object or a list; see `parse_json`.
 
     Raises:
       UserError: see `read_text`; or it is damaged, or holds another kind of value.
     """
-    return parse_json(read_text(path, limit=limit), path, kind)
+    return parse_json(read_text(path, limit=limit), path, kind, repeats=repeats)
 
 
-def parse_json(text: str, origin: object, kind: type[J] = dict) -> J:
+def parse_json(text: str, origin: object, kind: type[J] = dict, *, repeats: bool = True) -> J:
     """The value of a JSON text; an error calls the text `origin`.
+
+    Published files may name a field twice, and the last value counts; with `repeats` false that is an error.
 
     Raises:
       UserError: it is no JSON, or holds another kind of value.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=None if repeats else _fields_once)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
         raise UserError(f"{origin} is damaged or not JSON: {error}") from error
     if not isinstance(value, kind):
         raise UserError(f"{origin} holds a JSON {type(value).__name__}; it should be a {kind.__name__}")
     return value
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
 
 
 @contextlib.contextmanager
@@ -149,8 +160,8 @@ def read_json_rows(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Itera
     """(line number, object) for each line of a file with one JSON object per line; empty lines are skipped.
 
     Raises:
-      UserError: see `open_text`; or a line has more than `limit` characters or is no JSON object; the message names
-        file and line.
+      UserError: see `open_text`; or a line has more than `limit` characters, is no JSON object, or has a field twice;
+        the message names file and line.
     """
     with open_text(path) as file:
         lines = iter(lambda: file.readline(limit + 1), "")
@@ -158,7 +169,7 @@ def read_json_rows(path: str | os.PathLike, *, limit: int = JSON_LIMIT) -> Itera
             if len(line) > limit:
                 raise UserError(f"line {number} of {path} has more than {limit:,} characters")
             if line.strip():
-                yield number, parse_json(line, f"line {number} of {path}")
+                yield number, parse_json(line, f"line {number} of {path}", repeats=False)
 
 
 def sampled_digest(path: str | os.PathLike) -> str:
@@ -197,6 +208,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
             names = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             if not names:
                 raise UserError(f"{path} holds no arrays")
+            if len({info.filename for info in names}) < len(names):
+                raise UserError(f"{path} is damaged: it has an array twice")
             return {info.filename.removesuffix(".npy"): _member(archive, info, path) for info in names}
     except _DAMAGED as error:
         raise UserError(f"{path} is damaged or not an .npz file of arrays: {_reason(error)}") from error
@@ -219,9 +232,9 @@ def read_npy(path: str | os.PathLike, *, mmap: bool = False) -> np.ndarray:
 
 _DAMAGED = (
     ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, MemoryError, OverflowError,
-    RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""The exceptions that numpy and zipfile raise for files of another format."""
+"""The exceptions that numpy and zipfile raise for files of another format; RuntimeError for encrypted ones."""
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:

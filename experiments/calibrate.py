@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     if not OUT.value:
         raise UserError("give --out=..., where to write, ending in .json")
     out = expanded(OUT.value)
-    cli.writable_directory(out.parent)
+    cli.writable_file(out)
+    cli.writable_file(out.with_suffix(".md"))
     experiment = Experiment(CONFIG.value)
     wanted = tuple(experiment.config.evaluation.metrics)
     of_prompts = tuple(name for name in wanted if "prompts" in METRICS.facts(name).reads)

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{workdir} is not a workdir of a run: it has neither config.json nor metrics.jsonl")
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("a workdir is given twice; compare different runs")
-    cli.writable_directory(Path(OUT.value).parent)
+    cli.writable_file(OUT.value)
     runs = [Run(workdir) for workdir in workdirs]
     summary(runs, run_names(runs)).print()
     print(f"comparison: {write_comparison(workdirs, Path(OUT.value))}")

@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
             f"--push_to_hub needs a run, whose report becomes the card; {source} is not a run: leave it out"
         )
     if is_run:
+        if target.exists() and target.suffix == ".safetensors":
+            raise UserError(f"--target={target} is there already: give a new file")
         _unused("a run's weights are written", entry=ENTRY.value, config=CONFIG.value)
         if PUSH.value:
             hub.require("--push_to_hub")
@@ -161,7 +163,7 @@ def export(source: Path, target: Path) -> None:
     state = weights.weight_map(form, experiment.network).state(jax.device_get(params[NETWORK]))
     file = target if target.suffix == ".safetensors" else target / f"{weights.FOLDER_STEM}.safetensors"
     if described is not None:
-        for name in ("config.json", "scheduler_config.json"):
+        for name in ("config.json", "scheduler_config.json", file.name):
             if (file.parent / name).exists():
                 raise UserError(f"{file.parent} has a {name} already: give --target={file.parent}/NAME, a new folder")
     cli.writable_directory(file.parent)
@@ -241,10 +243,15 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     replace_file(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write a workdir with one checkpoint at step 0, in which all averages equal the given weights."""
+def require_no_run(target: Path) -> None:
+    """Raise UserError if a folder is the workdir of a run."""
     if (target / "config.json").exists():
         raise UserError(f"{target} has a run already: give another --target")
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write a workdir with one checkpoint at step 0, in which all averages equal the given weights."""
+    require_no_run(target)
     form = FORMAT.value
     if CONFIG.value is not None:
         config = CONFIG.value
@@ -262,11 +269,13 @@ def convert(source: Path, target: Path) -> None:
     shapes = models.parameter_shapes(experiment.network)
     params = {NETWORK: weights.weight_map(form, experiment.network).params(state, shapes)}
     cli.writable_directory(target)
-    workdir.claim(target, config, info)
-    describe_run(experiment, target)
-    save(experiment, params, target)
     count = models.count_parameters(experiment.network)
-    workdir.write_environment(target, num_parameters=count)
+    with workdir.lock(target):
+        require_no_run(target)  # which another process may have written by now
+        workdir.claim(target, config, info)
+        describe_run(experiment, target)
+        save(experiment, params, target)
+        workdir.write_environment(target, num_parameters=count)
     left = len(found.tensors) - len(state)
     for line in (*lines, *found.told(), *([f"{left} tensors of other networks are left out"] if left else [])):
         print(line)

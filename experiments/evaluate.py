@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --workdir=..., the directory of a trained run")
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     place = workdir.Place.of(WORKDIR.value)
+    if OUT.value:
+        cli.writable_file(OUT.value)
     for name in METRICS.value or ():
         check_metric(name)
     if SAMPLING.sampler.value:

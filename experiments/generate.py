@@ -86,10 +86,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from diffusion_jax import parallel
 from diffusion_jax.data.canvas import blended, resized
+from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, replace_file
 from diffusion_jax.pipelines import Pipeline
@@ -106,6 +107,7 @@ _OF_MODELS = (
     *("control", "lora", "textual_inversion", "ip_adapter", "reference", "image_encoder", "dtype", "model_config"),
 )
 _GRID = 64  # pictures in the grid
+GRID = "grid.png"
 
 
 class Steps:
@@ -126,7 +128,10 @@ def main(argv: Sequence[str]) -> None:
     alone = out.suffix.lower() == ".png"
     if alone and len(prompts) * NUM_IMAGES.value > 1:
         raise UserError(f"--out={out} is one picture, but {len(prompts) * NUM_IMAGES.value} are drawn: name a folder")
-    cli.writable_directory(out.parent if alone else out)
+    if alone:
+        cli.writable_file(out, read=(IMAGE.value, MASK.value, *(picture for picture, _ in REFERENCE.value)))
+    else:
+        require_own_pictures(cli.writable_directory(out))
     images, about = (of_model if MODEL.value else of_run)(prompts)
     if not parallel.is_primary():
         return
@@ -137,11 +142,11 @@ def main(argv: Sequence[str]) -> None:
         return
     for number, image in enumerate(images):
         prompt = prompts[number // each]
-        save_png(image, out / f"{number:05d}.png", settings(prompt, number % each, image, about))
+        save_png(image, out / _name(number), settings(prompt, number % each, image, about))
     shown = np.stack([np.asarray(image) for image in images[:_GRID]])
-    save_grid(shown, out / "grid.png", columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
+    save_grid(shown, out / GRID, columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
     print(f"{len(images)} pictures in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
-    print(f"picture: {out / 'grid.png'}")
+    print(f"picture: {out / GRID}")
 
 
 def what_is_said() -> list[str]:
@@ -163,6 +168,25 @@ def what_is_said() -> list[str]:
         if FLAGS[name] is not None:
             raise UserError(f"--{name} and --instruction are two ways to change a picture: leave one of them out")
     return [instruction]
+
+
+def require_own_pictures(folder: Path) -> None:
+    """Refuse a folder in which pictures of others have the names that this command gives."""
+    first = folder / _name(0)
+    there = [path for path in (first, folder / GRID) if path.exists()]
+    if not there:
+        return
+    try:
+        with Image.open(first, formats=("PNG",)) as image:
+            ours = "parameters" in image.text
+    except (OSError, ValueError, SyntaxError):
+        ours = False
+    if not ours:
+        raise UserError(f"--out={folder}: {there[0].name} there was not drawn by this command: give another folder")
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.png"
 
 
 def of_model(prompts: Sequence[str]) -> tuple[list[Image.Image], dict[str, Any]]:
@@ -345,7 +369,7 @@ def as_rgb(image: Image.Image) -> np.ndarray:
 
 
 def opened(path: str | None, flag: str) -> Image.Image | None:
-    """A picture from a file.
+    """The picture of a file as it is seen: RGB, and of a mask grey.
 
     Raises:
       UserError: no such file, or no picture.
@@ -353,11 +377,10 @@ def opened(path: str | None, flag: str) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(expanded(path)) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"--{flag}={path} is not a readable picture: {error}") from error
+        found = read_image(path, channels=1 if flag == "mask" else 3)
+    except UserError as error:
+        raise UserError(f"--{flag}={path}: {error}") from error
+    return Image.fromarray(found[..., 0] if flag == "mask" else found)
 
 
 def settings(prompt: str, number: int, image: Image.Image, about: dict[str, Any]) -> str:

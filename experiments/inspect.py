@@ -36,6 +36,8 @@ from experiments.running import inspection
 def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError("give --config=..., for example --config=configs/digits_unet.py")
+    if PICTURE.value:
+        cli.writable_file(PICTURE.value)
     experiment, missing = inspection.look_at(CONFIG.value)
     console = Console(width=118, highlight=False)
 

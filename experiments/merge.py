@@ -57,6 +57,8 @@ def main(argv: Sequence[str]) -> None:
     out = expanded(OUT.value)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file, not a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out={out} is there already, with something in it: give a new folder")
     loaded = [load_model(path) for path in MODELS.value]
     model = loaded[0][0]
     for path, (other, _) in zip(MODELS.value[1:], loaded[1:], strict=True):

@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if not DINOV2.value:
         raise UserError(f"give --dinov2=..., the weights of DINOv2; they are published at {weights.DINOV2_SOURCE}")
     out = expanded(OUT.value)
-    cli.writable_directory(out.parent)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder, not a file for the features")
+    cli.writable_file(out)
     if CONFIG.value is None:
         raise UserError("give --config=..., the config of the training that will learn from the features")
     experiment = Experiment(CONFIG.value)
@@ -89,6 +87,8 @@ def write_features(
     with locked(out.with_name(f".{out.name}.lock"), "process {holder} makes them", wait=True):
         if _kept(record) == {"of": of, "features": sampled_digest(out) if out.is_file() else ""}:
             return count
+        if out.exists() and not record.exists():
+            raise UserError(f"{out} is in the way, and this program did not make it: give another --out")
         partial, progress_file = (out.with_name(f".{out.name}.partial{kind}") for kind in ("", ".json"))
         features, done = _begun(partial, _kept(progress_file), of)
         with ProgressBar(total=count, description="features", primary=True) as bar:

@@ -27,6 +27,12 @@ READS = {
     "variation": ("image", "label", "strength"),
     "invert": ("image", "label", "inversion"),
 }
+# The endings of the files that may be written beside the one that is named.
+BESIDE = {".npz": (".png", ".txt", ".webp"), ".png": (".webp",)}
+# Flags that a task would pass over: it finds the one noise of a picture, by its own sampler and without guidance.
+PASSED_OVER = {
+    "invert": ("num_samples", "sampler", "guidance", "guidance_scale", "guide", "guide_ema", "negative_prompt"),
+}
 WORKDIR = FLAGS.path("workdir", None, "directory of the run")
 TASK = FLAGS.choice("task", "sample", tuple(READS), "task to do")
 NUM_SAMPLES = FLAGS.integer(
@@ -99,7 +105,8 @@ def main(argv: Sequence[str]) -> None:
     workdir.read_config(WORKDIR.value)  # which registers the run's own parts
     if SAMPLING.sampler.value:
         check_sampler(SAMPLING.sampler.value)
-    cli.writable_directory(out.parent)
+    for suffix in (out.suffix, *BESIDE[out.suffix]):
+        cli.writable_file(out.with_suffix(suffix), read=(IMAGE.value, MASK.value, LATENTS.value, PROMPTS.value))
     if CODEC in workdir.read_config(WORKDIR.value):
         raise UserError(f"{WORKDIR.value} is a first stage, which draws no samples: experiments.evaluate reconstructs")
     experiment, params, source = restore_params(
@@ -119,6 +126,9 @@ def require_own_flags() -> None:
         if FLAGS[name] is not None:
             readers = ", ".join(task for task, flags in READS.items() if name in flags)
             raise UserError(f"--task={TASK.value} does not read --{name}; it is for --task={readers}")
+    for name in PASSED_OVER.get(TASK.value, ()):
+        if FLAGS[name] is not None:
+            raise UserError(f"--task={TASK.value} does not read --{name}: leave it out")
     for name in ("image", "mask"):
         if name in own and FLAGS[name] is None:
             raise UserError(f"--task={TASK.value} needs --{name}=..., a picture of the size of the data")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+import warnings
 import zipfile
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_what_is_no_file(tmp_path, reader):
     [
         *[("text", c) for c in (b"\xff\xfe\x00", b"caf\xe9")],
         *[("json", c) for c in (b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b"9" * 10_000, b"\x00")],
+        *[("rows", c) for c in (b'{"a": 1, "b": 2, "a": 1}', b'{"a": {"b": 1, "b": 2}}')],
         *[("rows", c) for c in (b"{}\n{", b"[1]\n", b"\xff\n", b"3\n", b"{}\n" + b"[" * 100_000)],
         *[("npz", c) for c in (b"", b"PK\x03\x04", b"no zip at all", b"\x93NUMPY\x01\x00")],
         *[("npy", c) for c in (b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", _promising((10**12,)))],
@@ -89,6 +91,24 @@ def test_no_allocation_follows_a_number_in_a_file(tmp_path):
     (tmp_path / "long.json").write_text("[" + "1," * 1000 + "1]")
     with pytest.raises(UserError, match="more than 100 bytes"):
         files.read_json(tmp_path / "long.json", list, limit=100)
+
+
+def test_an_npz_that_is_encrypted_and_one_with_an_array_twice(tmp_path):
+    _npz(tmp_path / "found.npz")
+    content = bytearray((tmp_path / "found.npz").read_bytes())
+    for magic, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(magic) + flags] |= 1
+    (tmp_path / "found.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"found\.npz .*encrypted"):
+        files.read_npz(tmp_path / "found.npz")
+    with zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for value in (1.0, 2.0):
+            out = io.BytesIO()
+            np.save(out, value)
+            archive.writestr("a.npy", out.getvalue())
+    with pytest.raises(UserError, match=r"twice\.npz .*an array twice"):
+        files.read_npz(tmp_path / "twice.npz")
 
 
 def test_what_is_right_is_read(tmp_path):

@@ -27,6 +27,7 @@ from diffusion_jax.data.listing import (
     held_out_rows,
     holds_pictures,
     list_pictures,
+    require_shown,
     sub_directories,
 )
 from diffusion_jax.data.pictures import read_image, read_size
@@ -182,6 +183,7 @@ def _numbered(
     if unknown := set(classes) - known:
         raise UserError(f"{root} has the class {min(unknown)!r}, which {first[0]} lacks")
     names = sorted(known)
+    require_shown(f"image folder {root}", [name for name in names if isinstance(name, str)])
     if not any(map(has_metadata, splits)):
         twins = {alike(name): name for name in names}
         if twin := next((name for name in names if twins[alike(name)] != name), None):

@@ -22,6 +22,8 @@ from diffusion_jax.specs import CONTROL
 
 EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 METADATA = "metadata.jsonl"
+_UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd"})
+_UNREAD_METADATA = frozenset({"metadata.csv", "metadata.parquet", "metadata.json", "metadata.jsonl"})
 MOST_CLASSES = 2**16  # that integer labels may number; no published set comes near it
 USUAL_SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabeled", "all"}
@@ -119,6 +121,15 @@ def holds_pictures(root: Path, *, directly: bool = False) -> bool:
     return next(_walk(root), None) is not None
 
 
+def require_shown(origin: object, names: Sequence[str]) -> None:
+    """Raise UserError if the name of a class is empty, or has control characters or bytes that are not UTF-8."""
+    for name in names:
+        if not name.strip():
+            raise UserError(f"{origin}: the name of a class is {name!r}: name the class")
+        if any(unicodedata.category(c) == "Cs" or c < " " or c == "\x7f" for c in name):
+            raise UserError(f"{origin}: class {name!r} has characters that cannot be shown: give it another name")
+
+
 def alike(name: str) -> str:
     """A form of a name that is equal for names which some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).casefold()
@@ -151,6 +162,8 @@ def content_hash(root: Path, listing: Listing, labels: Sequence[int] | None) -> 
 
 def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None, None, None]]:
     """Files below `root` with the first directory on their path (None for those in `root` itself)."""
+    if other := next((name for name, _ in _entries(root) if name.casefold() in _UNREAD_METADATA), None):
+        raise UserError(f"{root / other} is not read, {METADATA} is: write it as that, or move it away")
     found = [
         (file, state, file.partition("/")[0] if "/" in file else None, None, None)
         for file, state in sorted(_walk(root), key=lambda one: one[0])
@@ -207,6 +220,8 @@ def _rows(root: Path) -> Iterator[_Row]:
         kinds.add(type(label))
         if len(kinds) > 1 or not kinds <= {str, int, type(None)}:  # a bool is no int here
             raise UserError(f"{path} line {number}: labels must be all strings, all integers, or all missing")
+        if isinstance(label, str) and not label.strip():
+            raise UserError(f"{path} line {number}: the label of {name} is {label!r}: name the class, or drop the row")
         if isinstance(label, int) and not 0 <= label < MOST_CLASSES:
             wrong = "must not be negative" if label < 0 else f"must be below {MOST_CLASSES:,}"
             raise UserError(f"{path} line {number}: labels {wrong}")
@@ -239,6 +254,9 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 state = _state(root / folder / name)
                 _require_file(root / folder / name, state)
                 yield folder + name, state
+            elif os.path.splitext(name)[1].lower() in _UNREAD:
+                known = ", ".join(sorted(EXTENSIONS))
+                raise UserError(f"{root / folder / name}: pictures are read as {known}: convert it, or move it away")
 
 
 def _is_picture(name: str) -> bool:

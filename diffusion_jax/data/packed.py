@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from diffusion_jax.data.listing import MOST_CLASSES, USUAL_SPLITS, held_out_rows
+from diffusion_jax.data.listing import MOST_CLASSES, USUAL_SPLITS, held_out_rows, require_shown
 from diffusion_jax.data.pictures import decode_image
 from diffusion_jax.data.sources import Dataset, DatasetInfo, Example
 from diffusion_jax.errors import UserError
@@ -209,6 +209,7 @@ def _numbered(
         row = int(np.argmin(said))
         raise UserError(f"{rows.names[row]} has the label {int(said[row])}: labels are numbers from 0 on")
     if rows.class_names:
+        require_shown(root, rows.class_names)
         if numbers and int(said.max(initial=0)) >= len(rows.class_names):
             raise UserError(f"{root}: a label is {int(said.max())}, but there are {len(rows.class_names)} classes")
         return rows.class_names, said
@@ -223,6 +224,7 @@ def _numbered(
             raise UserError(f"{root} has the class {int(said.max())}, which its split 'train' lacks")
         return tuple(map(str, range(count))), said.astype(np.int32)
     names = sorted(set(known))
+    require_shown(root, names)
     number = {name: i for i, name in enumerate(names)}
     if unknown := sorted(set(said) - set(names)):
         raise UserError(f"{root} has the class {unknown[0]!r}, which its split 'train' lacks")

@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # for damaged files, which a
 
 FORMATS = {
     "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
     "GIF": (".gif",),
@@ -45,6 +45,7 @@ FORMATS = {
 }
 """The formats that are read, and the endings by which they are found; Pillow's other decoders are never used."""
 
+_TIFF = PIL.ExifTags.Base
 _SRGB_GAMMA = 0.45455  # value of a PNG's gAMA
 _SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # values of its cHRM
 _CLOSE = 2  # of 255: a profile that moves no colour further is sRGB
@@ -91,8 +92,11 @@ def read_size(path: str) -> tuple[int, int]:
       UserError, OSError: as `read_image`, as far as the beginning shows it.
     """
     with _opened(path) as picture:
-        lies = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (picture.width, picture.height) if lies else (picture.height, picture.width)
+        width, height = picture.size
+        if picture.format == "TIFF":  # Pillow says the size after the turn
+            width, height = (int(picture.tag_v2[tag]) for tag in (_TIFF.ImageWidth, _TIFF.ImageLength))
+        lies = picture.getexif().get(_TIFF.Orientation, 1) in (5, 6, 7, 8)
+        return (width, height) if lies else (height, width)
 
 
 @contextlib.contextmanager

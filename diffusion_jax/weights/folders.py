@@ -152,6 +152,12 @@ def _whole(files: list[Path], folder: Path) -> list[Path]:
         if any(Path(name).name != name or "\0" in name for name in names):
             raise UserError(f"{index} names files outside its folder")
     else:
+        counts = {re.search(r"-of-(\d+)", file.name)[1] for file in files}
+        if len(counts) > 1:
+            raise UserError(
+                f"{folder} has shards of several sets, of {' and of '.join(sorted(counts))}, and no index says which "
+                "is meant: move one away"
+            )
         count = re.search(r"-(\d+)-of-(\d+)", files[0].name)
         numbers = range(1, min(int(count[2]), 10_000) + 1)
         names = [re.sub(r"-\d+-of-", f"-{n:0{len(count[1])}d}-of-", files[0].name) for n in numbers]

@@ -10,12 +10,12 @@ A module has its name in its own network, either diffusers' or the original prog
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import parse_json
 
 _FACTORS = {
     "lora_A.weight": "down",
@@ -132,12 +132,7 @@ def strengths(metadata: Mapping[str, str], where: str) -> Strengths:
       UserError: it is damaged.
     """
     text = metadata.get("lora_adapter_metadata", "{}")
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: its lora_adapter_metadata is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: its lora_adapter_metadata is not a JSON object")
+    found = parse_json(text, f"{where}: its lora_adapter_metadata")
     settings: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         first, _, field = name.partition(".")
@@ -146,7 +141,25 @@ def strengths(metadata: Mapping[str, str], where: str) -> Strengths:
             settings.setdefault(component, {})[field] = value
         else:
             settings.setdefault(DENOISER, {})[name] = value
+    for own in settings.values():
+        _check_alphas(own, where)
     return Strengths(settings)
+
+
+def _check_alphas(own: Mapping[str, Any], where: str) -> None:
+    """Refuse strengths that are no finite numbers, and patterns that are none."""
+    patterns = own.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise UserError(f"{where}: alpha_pattern of its lora_adapter_metadata is {type(patterns).__name__}, no table")
+    for name, value in {"lora_alpha": own.get("lora_alpha"), **patterns}.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+        if not is_number and not (name == "lora_alpha" and value is None):
+            raise UserError(f"{where}: {name} of its lora_adapter_metadata is {str(value)[:40]}, no finite number")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{where}: {pattern!r} of its lora_adapter_metadata is no pattern: {error}") from error
 
 
 def spellings(modules: Iterable[str], *, strokes: bool) -> dict[str, str]:

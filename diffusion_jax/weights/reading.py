@@ -6,8 +6,9 @@ file decides what it is, not its name.
 
 import dataclasses
 import hashlib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_npz, regular_file
 from diffusion_jax.weights.entries import Weights, choose, says_average
 from diffusion_jax.weights.folders import SUFFIXES, averages_beside, locate, weight_files
+from diffusion_jax.weights.safetensors_header import header
 from diffusion_jax.weights.sniffing import recognise
 from diffusion_jax.weights.torch_files import read_torch_file
 
@@ -60,12 +62,23 @@ def read_weights(path: Path | str, *, entry: str | None = None) -> Weights:
     except UserError as error:
         names = ", ".join(file.name for file in files)
         raise UserError(f"cannot read the weights of {path}: {names}: {error}") from error
-    tree = trees[0] if len(trees) == 1 else {name: value for part in trees for name, value in _table(part).items()}
+    tree = trees[0] if len(trees) == 1 else _together(files, trees)
     return choose(tree, path, entry, (*located.notes, *notes))
 
 
-def _table(tree: Any) -> Mapping[str, Any]:
-    return tree if isinstance(tree, Mapping) else {}
+def _together(files: Sequence[Path], trees: Sequence[Any]) -> dict[str, Any]:
+    """The tensors of all shards; a name that two of them give different values is refused."""
+    found: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    for file, tree in zip(files, trees, strict=True):
+        for name, value in (tree if isinstance(tree, Mapping) else {}).items():
+            if name in found and not np.array_equal(np.asarray(found[name]), np.asarray(value)):
+                raise UserError(
+                    f"{file.parent}: {origin[name].name} and {file.name} both have {name}, and not the same: they are "
+                    "shards of two models, or one is damaged; fetch the folder again"
+                )
+            found[name], origin[name] = value, file
+    return found
 
 
 def _is_folder(path: Path) -> bool:
@@ -115,11 +128,24 @@ def write_state(path: Path | str, state: Mapping[str, np.ndarray], metadata: Map
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            small = {name for name in file.keys() if file.get_slice(name).get_dtype().startswith("F8_")}  # noqa: SIM118
+            whole = {name: file.get_tensor(name) for name in file.keys() if name not in small}  # noqa: SIM118
+        return whole | (_read_eight_bits(path, small) if small else {})
     except (SafetensorError, ValueError, OSError, TypeError, AttributeError, KeyError) as error:
         what = recognise(path)[1]
         reason = f"it is {what}" if what else error
         raise UserError(f"{path} is damaged or not a safetensors file: {reason}") from error
+
+
+def _read_eight_bits(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Tensors of eight-bit floats, which the library does not give as NumPy arrays."""
+    places, found = header(path), {}
+    with open(path, "rb") as file:
+        for name in names:
+            dtype, shape, start = places[name]
+            file.seek(start)
+            found[name] = np.frombuffer(file.read(math.prod(shape)), dtype).reshape(shape)
+    return found
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -4,35 +4,17 @@ A safetensors file is eight bytes with the length of a header, the header as JSO
 and the numbers. Files are read, not memory-mapped, so that memory for what has been read is counted once.
 """
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import regular_file
 from diffusion_jax.weights.folders import weight_files
 from diffusion_jax.weights.reading import read_weights
+from diffusion_jax.weights.safetensors_header import DTYPES, header
 
-DTYPES: Mapping[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-_MOST_HEADER = 2**27
+__all__ = ["DTYPES", "Streamed", "stream"]
 
 
 class Streamed(Mapping[str, np.ndarray]):
@@ -48,7 +30,7 @@ class Streamed(Mapping[str, np.ndarray]):
     def __init__(self, files: list[Path]):
         self._places: dict[str, tuple[Path, np.dtype, tuple[int, ...], int]] = {}
         for file in files:
-            for name, place in _header(file).items():
+            for name, place in header(file).items():
                 if name in self._places:
                     raise UserError(f"{file} and {self._places[name][0].name} both have {name}")
                 self._places[name] = (file, *place)
@@ -73,30 +55,6 @@ class Streamed(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def _header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
-    """The type, the shape and the place of every tensor of a file."""
-    size = regular_file(file).stat().st_size
-    try:
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > min(_MOST_HEADER, size - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
-        found = {name: _place(about, 8 + length, size) for name, about in header.items() if name != "__metadata__"}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is truncated or no safetensors file: {error}") from error
-    return found
-
-
-def _place(about: Any, base: int, size: int) -> tuple[np.dtype, tuple[int, ...], int]:
-    dtype, shape = DTYPES[about["dtype"]], tuple(int(length) for length in about["shape"])
-    start, end = about["data_offsets"]
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if min(shape, default=0) < 0 or start < 0 or end - start != count or base + end > size:
-        raise ValueError(f"it has {size} bytes, and a tensor ends at {base + end}")
-    return dtype, shape, base + start
 
 
 def stream(folder: Path) -> tuple[Mapping[str, np.ndarray], dict[str, np.dtype]]:

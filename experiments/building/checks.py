@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import weights
 from diffusion_jax.data.buckets import sides_of
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import expanded, read_npz
 from diffusion_jax.likelihood import METRICS
 from diffusion_jax.models import example_inputs, parameter_shapes
 from diffusion_jax.objectives import Objective
@@ -17,6 +18,7 @@ from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.schedulers import TIME_SAMPLERS
 from diffusion_jax.specs import FEATURES, GUIDANCE
+from diffusion_jax.weights.sniffing import recognise
 from experiments.building.latents import check_first_stage
 from experiments.ground.fields import ADAPTER, INIT, PARTS, check_fields
 
@@ -82,6 +84,7 @@ def check(experiment: "Experiment") -> None:
             f"objective {config.objective.name} needs a network of {experiment.objective.num_times} times, but the "
             f"config's has {experiment.network.num_times}: set model.num_times={experiment.objective.num_times}"
         )
+    check_judges(config)
     check_features(experiment)
     check_subject(experiment)
     if experiment.objective.reads_lpips:
@@ -93,9 +96,28 @@ def check(experiment: "Experiment") -> None:
         )
     _ = experiment.guidance()
     if experiment.validation_pipeline is not None:
+        if config.data.validation_split == config.data.split:
+            raise UserError(
+                f"data.validation_split={config.data.split} is the split that is trained on: name another one, or '' "
+                "for none"
+            )
         _ = experiment.validation_size
     elif config.log.validate_every or config.evaluation.metrics:
         raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+
+def check_judges(config: ConfigDict) -> None:
+    """Raise UserError if a file that an evaluation after training would read is there, and of another kind."""
+    for name in ("inception", "dinov2"):
+        path = config.evaluation[name]
+        if path and expanded(path).is_file():
+            reader, what = recognise(expanded(path))
+            if reader is None and what is not None:
+                raise UserError(f"evaluation.{name}={path} is {what}, and should be a file of weights")
+    for name in ("reference", "dinov2_reference"):
+        path = config.evaluation[name]
+        if path and expanded(path).is_file():
+            read_npz(path)
 
 
 def teacher_guidance(config: ConfigDict) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from diffusion_jax.data.prompts import checked
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import read_json_rows, read_text
 from experiments.building.wiring import Experiment
@@ -125,7 +126,13 @@ def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
                 raise UserError(f'line {number} of {file} has no "text" that is a string')
         prompts = [found for _, found in rows]
     else:
-        prompts = read_text(file).splitlines()
+        prompts = [line.removesuffix("\r") for line in read_text(file).split("\n")]
+        prompts = prompts if prompts[-1] else prompts[:-1]
     if not prompts:
         raise UserError(f"{file} holds no prompt")
+    for number, text in enumerate(prompts, start=1):
+        try:
+            checked(text)
+        except UserError as error:
+            raise UserError(f"prompt {number} of {file}: {error}") from error
     return prompts

@@ -15,6 +15,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.files import parse_json, read_npz, regular_file, replace_file
 from experiments.building.wiring import Experiment
 from experiments.evaluating.judging import HELD
+from experiments.ground.options import MOST_STEPS
 
 LATENTS = "latents"  # name in an .npz file of the noise, which is stored with its settings
 _HOW = "made"
@@ -86,6 +87,26 @@ def save_latents(path: Path, latents: Float[np.ndarray, "n ..."], how: Mapping[s
     replace_file(path, buffer.getvalue())
 
 
+def _settings(stored: np.ndarray, path: str) -> dict[str, Any]:
+    """The settings with which noise was found.
+
+    Raises:
+      UserError: they are none, or one of them is missing or of another type.
+    """
+    how = parse_json(stored.tobytes().decode(errors="replace"), path)
+    steps = how.get("steps")
+    good = {
+        "sampler": isinstance(how.get("sampler"), str),
+        "steps": isinstance(steps, int) and not isinstance(steps, bool) and 1 <= steps <= MOST_STEPS,
+        "label": "label" in how and isinstance(how["label"], str | None),
+    }
+    for name, is_good in good.items():
+        if not is_good:
+            said = f"{name} as {str(how[name])[:40]!r}" if name in how else f"no {name}"
+            raise UserError(f"--latents={path} is damaged: it says {said}; make it again with --task=invert")
+    return how
+
+
 def read_latents(experiment: Experiment, path: str) -> tuple[Float[np.ndarray, "n ..."], dict[str, Any]]:
     """Read a file that `save_latents` wrote.
 
@@ -97,7 +118,7 @@ def read_latents(experiment: Experiment, path: str) -> tuple[Float[np.ndarray, "
         raise UserError(
             f"--latents={path} holds no noise of --task=invert, but {', '.join(sorted(stored)) or 'nothing'}"
         )
-    latents, how = stored[LATENTS], parse_json(stored[_HOW].tobytes().decode(errors="replace"), path)
+    latents, how = stored[LATENTS], _settings(stored[_HOW], path)
     if latents.shape[1:] != wanted or latents.dtype != np.float32 or not len(latents):
         raise UserError(
             f"--latents={path} has the shape {list(latents.shape[1:])}, but this run diffuses {list(wanted)}"

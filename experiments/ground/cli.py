@@ -92,6 +92,7 @@ __all__ = [
     "weight",
     "whole_number",
     "writable_directory",
+    "writable_file",
 ]
 
 
@@ -278,3 +279,19 @@ def writable_directory(path: str | Path) -> Path:
             raise
         raise UserError(f"cannot write to {directory}: {error.strerror}") from error
     return directory
+
+
+def writable_file(path: str | Path, *, read: Sequence[str | None] = ()) -> Path:
+    """The path of a file that will be written, whose folder is created; `read` are files that the command reads.
+
+    Raises:
+      UserError: it is a folder, or one of the files that are read, or its folder cannot be written.
+    """
+    path = Path(expanded(str(path)))
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file to write: name a file in it")
+    for other in filter(None, read):
+        if path.is_file() and Path(other).is_file() and path.samefile(other):
+            raise UserError(f"{path} would be written over, and it is read ({other}): give another --out")
+    writable_directory(path.parent)
+    return path

@@ -259,7 +259,9 @@ def complete(config: ConfigDict, *, whole: bool = True) -> None:
     for name, (default, meaning) in _described().items():
         if name in _left_out(config):
             continue
-        if whole and default is REQUIRED and _value(config, name) in (ABSENT, ConfigDict()):
+        value = _value(config, name)
+        is_empty = value is ABSENT or (isinstance(value, ConfigDict) and not len(value))
+        if whole and default is REQUIRED and is_empty:
             raise UserError(f"the config lacks {name}, which has no default: {meaning}")
 
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax.errors import UserError
 from experiments.ground.config_files import HOME, INSTALLED, flatten, load_config, one_line, takes_resolution
 from experiments.ground.described import described
-from experiments.ground.fields import PARTS
+from experiments.ground.fields import PARTS, complete
 from experiments.ground.readers import Because, data_set_at, path_of, plain_text, whole_number
 from experiments.ground.renamed import new_flags
 
@@ -173,6 +173,8 @@ class Flags:
             raise
         except Exception as error:  # config_flags raises many types for a missing field, or one of another type
             raise UserError(_explain(argv, known, error, self._objective())) from error
+        if self._config is not None:  # --config.data={} takes away what the file has stated
+            complete(self._config)
         self.arguments = list(rest[1:])
         if self.arguments and not self._about_arguments:
             raise UserError(f"unexpected argument {_short(rest[1])}; options begin with --, see --help")

@@ -129,6 +129,8 @@ def lock_checkpoints(config: ConfigDict) -> Iterator[None]:
         yield
         return
     directory = Path(named).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"checkpoint.directory={named} is not a directory")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -221,7 +223,7 @@ def own_checkpoints(workdir: Path, config: ConfigDict, directory: Any, *, other_
       UserError: they belong to a run with another config.
     """
     file = epath.Path(directory) / OWNER
-    theirs = parse_json(file.read_text(), file) if file.exists() else {}
+    theirs = parse_json(file.read_bytes().decode("utf-8-sig", "replace"), file) if file.exists() else {}
     ours = {"run": digest(config, without=(*AFTER_TRAINING, STEPS)), "workdir": str(workdir), "format": _OWNER_FORMAT}
     known = theirs.get("format") == _OWNER_FORMAT
     steps = theirs.get("steps") if known else None

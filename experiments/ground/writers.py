@@ -357,7 +357,7 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: also a number of more digits than Python reads
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)

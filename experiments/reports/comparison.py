@@ -116,7 +116,7 @@ def _samples(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def noise(runs: Sequence[Run]) -> str:
     """Whether the samples start from the same noise, which is so for the same seed and size."""
-    seeds = {run.settings.get("seed") for run in runs}
+    seeds = {None if (seed := run.settings.get("seed")) is None else str(seed) for run in runs}
     sizes = {str([_field(run, "data", name) for name in ("dataset", "image_size")]) for run in runs}
     if seeds == {None}:
         return "Drawn at random; with which seeds is not known."

@@ -44,7 +44,7 @@ class Run:
             return {}
         try:
             content = json.loads((self.path / name).read_text())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             self.problems.append(f"{name} could not be read: {error}")
             return {}
         if not isinstance(content, dict):

@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_jax.adapters import MERGINGS, merge_models
 from diffusion_jax.errors import UserError
+from experiments import merge
 
 
 def tree(seed, size=200):
@@ -89,3 +90,13 @@ def test_what_does_not_fit_is_one_line():
         MERGINGS.build({"name": "ties", "density": 0.0})
     with pytest.raises(UserError, match="is not finite"):
         merged({"name": "linear"}, [A, {"network": {**B["network"], "bias": np.full(3, np.nan, np.float32)}}])
+
+
+def test_a_folder_with_something_in_it_is_not_written_over(tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    merge.FLAGS.read(["merge", "--models=a,b", f"--out={tmp_path}"])
+    try:
+        with pytest.raises(UserError, match="is there already, with something in it: give a new folder"):
+            merge.main([])
+    finally:
+        merge.FLAGS.assume_defaults()

@@ -11,7 +11,7 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 
-from diffusion_jax.data.pictures import read_image
+from diffusion_jax.data.pictures import read_image, read_size
 from diffusion_jax.errors import UserError
 from tests.data.damage import one_line_or_fine
 
@@ -108,7 +108,7 @@ def test_pictures_are_turned_as_exif_says(orientation, ending, tmp_path):
     options = {"lossless": True} if ending == "webp" else {"quality": 100} if ending == "jpg" else {}
     picture.save(tmp_path / f"a.{ending}", exif=exif, **options)
     seen = read_image(str(tmp_path / f"a.{ending}"))
-    assert seen.shape == upright.shape
+    assert seen.shape == upright.shape == (*read_size(str(tmp_path / f"a.{ending}")), 3)
     np.testing.assert_allclose(seen.astype(int), upright, atol=3)
 
 

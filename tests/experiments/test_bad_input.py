@@ -12,7 +12,8 @@ from diffusion_jax import __version__, data
 from diffusion_jax.errors import UserError
 from experiments import report
 from experiments.building.wiring import Experiment
-from experiments.ground import workdir
+from experiments.evaluating.asked import read_prompts
+from experiments.ground import cli, workdir
 from experiments.ground.cli import load_config
 
 
@@ -78,3 +79,51 @@ def test_a_port_in_use(tmp_path):
         port = taken.getsockname()[1]
         line = line_of(lambda: report.serve(tmp_path, "127.0.0.1", port))
     assert line.endswith("the port is in use: give another one, or 0 for any that is free")
+
+
+@pytest.mark.parametrize("group", ["data", "model", "process", "train", "optimizer"])
+def test_a_group_that_is_taken_away(group):
+    flags = cli.Flags("of_a_test", "")
+    flags.config()
+    line = line_of(lambda: flags.read(["program", "--config=configs/digits_unet.py", f"--config.{group}={{}}"]))
+    assert line.startswith(f"the config lacks {group}")
+
+
+def test_validation_on_what_is_trained_on():
+    config = load_config("configs/digits_unet.py")
+    config.data.validation_split = config.data.split
+    assert "is the split that is trained on" in line_of(lambda: Experiment(config).check())
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2", "reference", "dinov2_reference"])
+def test_a_file_of_an_evaluation_is_looked_at_before_the_training(name, tmp_path):
+    config = load_config("configs/digits_unet.py")
+    (tmp_path / "found").write_text("<!doctype html>")
+    config.evaluation[name] = str(tmp_path / "found")
+    assert str(tmp_path / "found") in line_of(lambda: Experiment(config).check())
+
+
+def test_checkpoints_in_a_file(tmp_path):
+    config = load_config("configs/digits_unet.py")
+    for path in ("/dev/null", str(tmp_path / "file")):
+        (tmp_path / "file").touch()
+        config.checkpoint.directory = path
+        line = line_of(workdir.lock_checkpoints(config).__enter__)
+        assert line == f"checkpoint.directory={path} is not a directory"
+
+
+def test_prompts_of_a_file_end_at_a_newline(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\u2028two\x85three\r\n\nfour\n".encode())
+    assert read_prompts(None, str(tmp_path / "a.txt")) == ["one\u2028two\x85three", "", "four"]
+    (tmp_path / "a.txt").write_bytes(b"last")
+    assert read_prompts(None, str(tmp_path / "a.txt")) == ["last"]
+
+
+@pytest.mark.parametrize(("text", "message"), [('"\\ud800"', "half a character"), (f'"{"x" * 70_000}"', "at most")])
+def test_prompts_that_can_not_be_read(text, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "good"}}\n{{"text": {text}}}\n')
+    line = line_of(lambda: read_prompts(None, str(tmp_path / "a.jsonl")))
+    assert line.startswith(f"prompt 2 of {tmp_path / 'a.jsonl'}: ")
+    assert message in line
+    (tmp_path / "empty.txt").touch()
+    assert line_of(lambda: read_prompts(None, str(tmp_path / "empty.txt"))).endswith("holds no prompt")

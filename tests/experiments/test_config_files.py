@@ -90,11 +90,19 @@ def test_an_argument_that_nobody_takes(tmp_path):
     assert "is not objective=NAME" in line_of("configs/digits_unet.py:objective=none")
 
 
-@pytest.mark.parametrize("content", ["[1]", "3", "{", "", '{"model": 3}', "null", '"text"'])
+@pytest.mark.parametrize("content", ["[1]", "3", "{", "", '{"model": 3}', '{"seed": 1, "seed": 2}', "null", '"text"'])
 def test_json_that_is_no_config(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     line_of(f"configs/from_json.py:{tmp_path / 'config.json'}")
     line_of(f"configs/from_json.py:{tmp_path / 'none.json'}")
+
+
+def test_json_with_a_byte_order_mark_and_json_that_is_no_file(tmp_path):
+    text = json.dumps(cli.load_config("configs/digits_unet.py").to_dict(), default=list)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert cli.load_config(f"configs/from_json.py:{tmp_path / 'config.json'}").model.name == "unet"
+    os.mkfifo(tmp_path / "pipe.json")
+    assert "is no regular file" in line_of(f"configs/from_json.py:{tmp_path / 'pipe.json'}")
 
 
 def test_the_same_for_ablations(tmp_path):

@@ -1,7 +1,9 @@
 """Commands that convert weights in both directions, and the table of parameters."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -10,11 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs.digits_unet import get_config
+from diffusion_jax import weights
 from diffusion_jax.data import DatasetInfo
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import UNet, init_params
 from diffusion_jax.specs import DataSpec
 from diffusion_jax.weights import weight_map, write_state
+from experiments import convert
 from experiments.ground import workdir
 from tests.processes import ROOT, TINY
 
@@ -44,11 +48,31 @@ def test_a_folder_becomes_a_run_and_a_file_again(command, tmp_path):
     assert np.isfinite(images).all()
 
     command.run("convert", f"--source={run}", f"--target={back}", "--format=diffusers_dit")
+    assert "is there already: give a new file" in command.fails("convert", f"--source={run}", f"--target={back}")
     theirs, ours = load_file(GOLDEN / "diffusion_pytorch_model.safetensors"), load_file(back)
     assert all(np.array_equal(ours[name], value) for name, value in theirs.items())
 
     error = command.fails("convert", f"--source={GOLDEN}", f"--target={run}")
     assert "has a run already" in error
+
+
+def test_a_run_is_written_by_one_conversion(tmp_path, monkeypatch):
+    """What another process has written, or is writing, while this one read the weights stays."""
+    convert.FLAGS.assume_defaults()
+    read = weights.read_weights
+    for there, message in ((True, "has a run already"), (False, f"process {os.getpid()} is training in")):
+        target = tmp_path / str(there)
+        target.mkdir()
+
+        def late(source, target=target, there=there, **options):
+            if there:
+                (target / "config.json").write_text("theirs")
+            return read(source, **options)
+
+        monkeypatch.setattr(weights, "read_weights", late)
+        with contextlib.nullcontext() if there else workdir.lock(target), pytest.raises(UserError, match=message):
+            convert.convert(GOLDEN, target)
+        assert not (target / "checkpoints").exists()
 
 
 SCHEDULER = {
@@ -150,10 +174,10 @@ def test_bad_conversions_are_one_line_and_leave_nothing(command, tmp_path):
     target = tmp_path / "run"
     assert "no file or folder" in command.fails("convert", "--source=/nowhere.pt", f"--target={target}")
     assert "no format 'dti'" in command.fails("convert", f"--source={GOLDEN}", f"--target={target}", "--format=dti")
-    weights = GOLDEN / "diffusion_pytorch_model.safetensors"
-    assert "give --config" in command.fails("convert", f"--source={weights}", f"--target={target}")
+    file = GOLDEN / "diffusion_pytorch_model.safetensors"
+    assert "give --config" in command.fails("convert", f"--source={file}", f"--target={target}")
     config = f"--config={ROOT}/configs/papers/dit_xl2_imagenet256.py"
-    error = command.fails("convert", f"--source={weights}", f"--target={target}", config)
+    error = command.fails("convert", f"--source={file}", f"--target={target}", config)
     assert "names of no format of a DiT" in error
     assert not target.exists()
 

@@ -1,9 +1,14 @@
 """experiments.generate writes PNG files with their settings for prompts, and a grid."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.errors import UserError
 from experiments import generate
 
 MODEL, SD15 = "tests/golden/pipelines/sdxl", "tests/golden/pipelines/sd15"
@@ -83,6 +88,44 @@ def test_outside_the_mask_of_a_published_model_the_bytes_are_those_of_the_pictur
     assert (drawn[mask > 0] != given[mask > 0]).any()
     for name, message in (("black", "is all black"), ("other", "they must have the same size")):
         assert message in command.fails("generate", *flags, f"--mask={tmp_path / name}.png", f"--out={tmp_path}")
+
+
+def test_pictures_are_read_as_they_are_seen(tmp_path):
+    """By the one reader of pictures: named formats, turned, laid on white, one frame of 8 bits, and no decoder's error
+    passes by."""
+    layered = np.zeros((4, 6, 4), np.uint8)
+    layered[:2] = (200, 10, 10, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(layered).save(tmp_path / "a.png", exif=exif)
+    seen = np.asarray(generate.opened(str(tmp_path / "a.png"), "image"))
+    assert seen.shape == (6, 4, 3)
+    np.testing.assert_array_equal(seen[:, 2:], np.full((6, 2, 3), (200, 10, 10)))
+    np.testing.assert_array_equal(seen[:, :2], np.full((6, 2, 3), 255))
+    assert generate.opened(str(tmp_path / "a.png"), "mask").mode == "L"
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
+    header = struct.pack(">IIBBBBB", 2**16, 2**16, 8, 2, 0, 0, 0)
+    huge = struct.pack(">I4s13sI", 13, b"IHDR", header, zlib.crc32(b"IHDR" + header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + huge + struct.pack(">I4sI", 0, b"IEND", 0xAE426082))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("deep.png", "moving.gif", "program.png", "bomb.png", "pipe.png"):
+        with pytest.raises(UserError, match=name):
+            generate.opened(str(tmp_path / name), "image")
+
+
+def test_pictures_of_others_are_not_written_over(tmp_path):
+    generate.require_own_pictures(tmp_path)
+    for name in ("00000.png", "grid.png"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        Image.new("RGB", (4, 4)).save(folder / name)
+        with pytest.raises(UserError, match=f"{name} there was not drawn by this command"):
+            generate.require_own_pictures(folder)
+        generate.save_png(Image.new("RGB", (4, 4)), folder / "00000.png", "a prompt")
+        generate.require_own_pictures(folder)
 
 
 def test_the_rule_of_guidance_is_that_of_the_flags(command, tmp_path):

@@ -68,6 +68,13 @@ def test_checkpoints_are_held_by_one_process(run, tmp_path):
             pass
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b"{", b"[" * 100_000])
+def test_a_damaged_record_of_whose_the_checkpoints_are(tmp_path, content):
+    (tmp_path / workdir.OWNER).write_bytes(content)
+    with pytest.raises(UserError, match=r"owner\.json"):
+        workdir.own_checkpoints(tmp_path, get_config(), tmp_path)
+
+
 def test_two_evaluations_at_once(command, run):
     arguments = ("evaluate", f"--workdir={run}", "--metrics=nearest_neighbours", "--num_samples=100")
     alone, _ = command.run(*arguments)

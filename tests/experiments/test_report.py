@@ -145,7 +145,9 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(workdir):
     (workdir / "config.json").write_text('{"model": ')
     (workdir / "evaluation.json").write_text("[1, 2]")
     (workdir / "timings.jsonl").write_text('what\n{"step": 1}\n')
+    (workdir / "environment.json").write_text("[" * 100_000)
     text = read(write_report(workdir)).text
+    assert "environment.json could not be read" in text
     assert "config.json could not be read" in text
     assert "evaluation.json holds no object" in text
     assert "timings.jsonl, line 1" in text

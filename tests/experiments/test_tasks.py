@@ -12,6 +12,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.samplers import GUIDANCE, INVERSIONS, PROJECTIONS
 from diffusion_jax.tasks import TASKS
 from experiments import sample
+from experiments.evaluating import requests
 from experiments.ground.renamed import with_new_names
 from tests.processes import ROOT
 
@@ -81,6 +82,26 @@ def test_there_and_back(do, tmp_path, name):
     text = do(f"--latents={latents}", f"--out={back}")
     assert f"by sampler {'rk45' if name == 'rk45' else 'ddim'} in 20 steps, label 7" in text
     assert np.abs(pixels(back).astype(int) - pixels(DIGIT)).max() <= (2 if name == "rk45" else 40)
+
+
+GOOD = {"sampler": "ddim", "steps": 2, "label": None}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *({**GOOD, "steps": steps} for steps in ("x", -3, 0, 2.5, True, None, 10**22, float("nan"), [2])),
+        *({**GOOD, "sampler": sampler} for sampler in (7, None, ["ddim"])),
+        *({**GOOD, "label": label} for label in (3, ["3"], {"a": 1})),
+        *({name: GOOD[name] for name in GOOD if name != gone} for gone in GOOD),
+        {},
+    ],
+)
+def test_settings_of_noise_that_can_not_be(how, tmp_path):
+    stored = np.frombuffer(json.dumps(how).encode(), np.uint8)
+    with pytest.raises(UserError, match=r"--latents=.* is damaged: it says") as error:
+        requests._settings(stored, str(tmp_path / "z.npz"))
+    assert "\n" not in str(error.value)
 
 
 def test_edits_and_variations(do, tmp_path):
@@ -194,6 +215,12 @@ def picture(path, size, value=255, mode="L"):
         (("--task=invert", "--image={digit}", "--out=x.png"), "--out must end in .npz"),
         (("--latents={digit}",), "is damaged or not an .npz file"),
         (("--latents={mask}", "--labels=3"), "--labels are for samples drawn from noise"),
+        (("--task=invert", "--image={digit}", "--num_samples=5"), "--task=invert does not read --num_samples"),
+        (("--task=invert", "--image={digit}", "--guidance_scale=5"), "--task=invert does not read --guidance_scale"),
+        (("--task=invert", "--image={digit}", "--sampler=heun"), "--task=invert does not read --sampler"),
+        (("--out={tmp}/folder.png",), "folder.png is a folder, not a file to write"),
+        (("--task=variation", "--image={big}", "--out={big}"), "and it is read ({big}): give another --out"),
+        (("--task=variation", "--num_samples=2", "--image={big}", "--out={tmp}/big.npz"), "and it is read ({big})"),
         (("--image={digit}",), "--task=sample does not read --image"),
         (("--guidance=apgg",), "unknown guidance rule 'apgg'; did you mean 'apg'"),
         (("--guidance=apg", "--guide=runs/x"), "--guide is for guidance autoguidance, but --guidance is apg"),
@@ -210,6 +237,7 @@ def picture(path, size, value=255, mode="L"):
 )
 def test_bad_requests_are_one_clear_line(do, tmp_path, arguments, message):
     files = {"digit": DIGIT, "mask": MASK, "tmp": tmp_path}
+    (tmp_path / "folder.png").mkdir()
     files |= {"big": picture(tmp_path / "big.png", 16), "black": picture(tmp_path / "black.png", 8, 0)}
     with pytest.raises(UserError) as refused:
         do(*(text.format(**files) for text in arguments))

@@ -135,9 +135,10 @@ def test_the_reader_tolerates_only_a_truncated_last_line(tmp_path):
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "los\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2"):
         read_metrics(path)
-    path.write_text("[1]\n")
-    with pytest.raises(UserError, match="line 1"):
-        read_metrics(path)
+    for line in ("[1]", "[" * 100_000, f'{{"step": {"9" * 5000}}}'):
+        path.write_text(f"{line}\n")
+        with pytest.raises(UserError, match="line 1"):
+            read_metrics(path)
     with pytest.raises(UserError, match="no such file"):
         read_metrics(tmp_path / "none.jsonl")
 

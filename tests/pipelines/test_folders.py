@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,25 @@ def test_loading_needs_little_more_than_the_weights(tmp_path):
         weights, peak = line.split()[1:]
         assert float(peak) <= 1.3 * float(weights), line
     assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        "[1]",
+        '{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}',
+        '{"a": {"dtype": "F32", "shape": "12", "data_offsets": [0, 9]}}',
+        "\xff",
+    ],
+)
+def test_headers_that_are_none(tmp_path, header):
+    content = header.encode("latin-1")
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + bytes(8))
+    with pytest.raises(UserError, match=r"m\.safetensors is truncated or no safetensors file"):
+        Streamed([tmp_path / "m.safetensors"])
 
 
 def test_tensors_of_every_type_are_read_from_their_files(tmp_path):

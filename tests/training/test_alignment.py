@@ -228,3 +228,7 @@ def test_features_go_on_where_they_were_stopped(data_dir, tmp_path):
     assert sum(seen) == 1437 - 900
     images, _ = experiment.pipeline.arrays()
     np.testing.assert_allclose(np.load(out)[:, 0, 0], images.mean(axis=(1, 2, 3)), rtol=1e-3)
+    np.save(tmp_path / "theirs.npy", np.ones(3))
+    with pytest.raises(UserError, match=r"theirs\.npy is in the way"):
+        prepare_features.write_features(experiment, stopped, tmp_path / "theirs.npy", (16, 2), 300)
+    assert np.load(tmp_path / "theirs.npy").tolist() == [1, 1, 1]

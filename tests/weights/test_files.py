@@ -8,6 +8,7 @@ import pickle
 import struct
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -159,6 +160,20 @@ def test_damaged_safetensors(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.safetensors is damaged"):
         read_state(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)])
+def test_floats_of_eight_bits(tmp_path, name, kind):
+    header = {"a": {"dtype": name, "shape": [2, 3], "data_offsets": [0, 6]}}
+    header["b"] = {"dtype": "F32", "shape": [2, 3], "data_offsets": [6, 30]}
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(
+        struct.pack("<Q", len(text)) + text + A.astype(kind).tobytes() + A.tobytes()
+    )
+    found = read_state(tmp_path / "a.safetensors")
+    assert found["a"].dtype == kind
+    np.testing.assert_array_equal(found["a"].astype(np.float32), A.astype(kind).astype(np.float32))
+    np.testing.assert_array_equal(found["b"], A)
 
 
 def test_npz_with_objects_is_refused(tmp_path):

@@ -66,6 +66,24 @@ def test_shards(tmp_path, variant, style, has_index):
         read_state(tmp_path)
 
 
+def test_one_name_in_two_shards(tmp_path):
+    names = [shard(number, 2) for number in (1, 2)]
+    for name, more in zip(names, ("b", "c"), strict=True):
+        save_file({"a": np.float32([1]), more: np.float32([2])}, tmp_path / name)
+    assert set(read_state(tmp_path)) == {"a", "b", "c"}
+    save_file({"a": np.float32([3])}, tmp_path / names[1])
+    with pytest.raises(UserError, match=rf"{names[0]} and {names[1]} both have a, and not the same"):
+        read_state(tmp_path)
+
+
+def test_shards_of_two_sets(tmp_path):
+    for count in (1, 2):
+        for number in range(1, count + 1):
+            save_file({f"a{number}": np.float32([count])}, tmp_path / shard(number, count))
+    with pytest.raises(UserError, match="of 00001 and of 00002, and no index"):
+        read_state(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}', "\xff"],

@@ -133,6 +133,28 @@ def test_alpha_lies_in_the_metadata_of_peft(tmp_path, bert):
         check(changed(targets, params, own), state, wanted)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[" * 100_000,
+        "[1]",
+        *('{"text_encoder.lora_alpha": ' + value + "}" for value in ("NaN", "1e999", '"6"', "[6]", "true")),
+        '{"text_encoder.lora_alpha": 6, "text_encoder.alpha_pattern": {"a": "6"}}',
+        '{"text_encoder.lora_alpha": 6, "text_encoder.alpha_pattern": {"a": NaN}}',
+        '{"text_encoder.lora_alpha": 6, "text_encoder.alpha_pattern": {"(": 6}}',
+        '{"text_encoder.lora_alpha": 6, "text_encoder.alpha_pattern": ["a"]}',
+    ],
+)
+def test_strengths_that_are_none(tmp_path, bert, settings):
+    targets, _, _ = bert
+    down, up = factors(0, 8, 8, 2)
+    module = f"text_encoder.{ATTENTION.format(1, 'query')}"
+    file = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    save_file(file, tmp_path / "lora.safetensors", {"lora_adapter_metadata": settings})
+    with pytest.raises(UserError, match=r"lora\.safetensors: .*lora_adapter_metadata"):
+        read_lora(tmp_path / "lora.safetensors", targets)
+
+
 def test_convolutions_biases_and_whole_differences(tmp_path, convolutional):
     targets, params, state = convolutional
     down, up = factors(1, 6, 4, 2, 3, 3)
