@@ -86,7 +86,7 @@ def test_every_cut_and_flip_of_an_npz(tmp_path):
 
 def test_no_allocation_follows_a_number_in_a_file(tmp_path):
     _zipped(tmp_path / "bomb.npz", _promising((2**40,)))
-    with pytest.raises(UserError, match="promises"):
+    with pytest.raises(UserError, match="announces"):
         files.read_npz(tmp_path / "bomb.npz")
     (tmp_path / "long.json").write_text("[" + "1," * 1000 + "1]")
     with pytest.raises(UserError, match="more than 100 bytes"):
@@ -204,7 +204,7 @@ def test_a_lock_is_held_by_one(tmp_path):
 
 def test_replacing_a_file_fails_without_a_trace(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(RunError, match="untouched"):
+    with pytest.raises(RunError, match="unchanged"):
         files.replace_file(tmp_path / "report.html", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 

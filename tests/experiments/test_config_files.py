@@ -102,7 +102,7 @@ def test_json_with_a_byte_order_mark_and_json_that_is_no_file(tmp_path):
     (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
     assert cli.load_config(f"configs/from_json.py:{tmp_path / 'config.json'}").model.name == "unet"
     os.mkfifo(tmp_path / "pipe.json")
-    assert "is no regular file" in line_of(f"configs/from_json.py:{tmp_path / 'pipe.json'}")
+    assert "is not a regular file" in line_of(f"configs/from_json.py:{tmp_path / 'pipe.json'}")
 
 
 def test_the_same_for_ablations(tmp_path):
