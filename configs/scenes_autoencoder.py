@@ -67,7 +67,7 @@ def _small(config: ConfigDict) -> ConfigDict:
     config.data.options.update(size=24, max_objects=2)
     config.data.options = ConfigDict({**config.data.options, "textured": False, "density": "sentence"})
     with config.unlocked():
-        config.codec.update(shortcut=True, whiten=True)
+        config.codec.update(shortcut=True)
     config.objective.penalty_weight = 2e-3
     config.train.steps = 2_500
     config.optimizer.warmup_steps = 100

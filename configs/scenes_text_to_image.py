@@ -40,7 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
             prediction=dict(name="velocity"),
             time_input=dict(name="scaled_t", scale=1000.0),
         ),
-        time_sampler=dict(name="logit_normal", mean=0.0, std=1.0, uniforms="low_discrepancy"),
+        time_sampler=dict(name="logit_normal", mean=0.0, std=1.0),
         objective=dict(name="flow_matching"),
         train=dict(steps=20_000, batch_size=64, conditioning_dropout=0.1),
         optimizer=dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0),
@@ -65,8 +65,7 @@ def _latents(config: ConfigDict) -> ConfigDict:
     config.data.update(dataset="latents:data/scenes_latents", image_size=6)
     config.data.options = ConfigDict()
     config.first_stage.path = "runs/scenes_autoencoder"
-    config.model.update(base_channels=64, channel_multipliers=(1, 2), attention_resolutions=(6, 3))
-    config.time_sampler.update(mean=0.4)
+    config.model.update(base_channels=48, channel_multipliers=(1, 2), attention_resolutions=(6, 3))
     with config.unlocked():
         config.model.scale_shift = True
     config.conditioning.text.length = 20
