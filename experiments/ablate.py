@@ -71,7 +71,7 @@ from experiments.ground import workdir
 from experiments.running.population import populations
 from experiments.sweeps.ablation import Ablation, Cell, assigned
 from experiments.sweeps.cells import damage, identity, is_done, result_file, stored
-from experiments.sweeps.differences import standing_in
+from experiments.sweeps.differences import check_cells_sample, standing_in
 from experiments.sweeps.page import write_page
 from experiments.sweeps.report import write_reports
 
@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{'done' if is_done(directory, cell) else 'open'}  {cell.label}, seed {cell.seed}")
         return 0
     available(open_experiment(standing_in(ablation.cells[0].config, ablation.base)), (ablation.metric,))
+    check_cells_sample(ablation.path, ablation.cells, ablation.base)
     with workdir.lock(directory):
         claim(directory, ablation)
         open_ = {

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from diffusion_jax.data.prompts import PromptTokenizer, checked
-from diffusion_jax.data.tokenizing import FileTokenizer
+from diffusion_jax.data.tokenizing import FileTokenizer, encodings, vocabulary_size
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import expanded, read_json, read_text
 
@@ -48,8 +48,10 @@ class FolderTokenizer(PromptTokenizer):
         """The tokenizer with one more word of `count` tokens, whose numbers follow those of all others.
 
         Raises:
-          UserError: one of the tokens exists already.
+          UserError: one of the tokens exists already, or numbers are left out, which the library would give to them.
         """
+        if self.library.get_vocab_size(with_added_tokens=True) != self.size:
+            raise UserError(f"the vocabulary in {self.folder} leaves numbers out, so no word can be added to it")
         for token in _tokens_of(word, count):
             if self.library.token_to_id(token) is not None:
                 raise UserError(f"the tokenizer in {self.folder} has a token {token!r} already: give another word")
@@ -62,7 +64,7 @@ class FolderTokenizer(PromptTokenizer):
 
     @property
     def size(self) -> int:
-        return self.library.get_vocab_size(with_added_tokens=True)
+        return self._read["size"]
 
     @property
     def pad(self) -> int:
@@ -79,8 +81,7 @@ class FolderTokenizer(PromptTokenizer):
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
         spelled = [self._spelled(checked(text)) for text in texts]
-        found = self.library.encode_batch(spelled, add_special_tokens=False)
-        return [np.asarray(one.ids, np.int32) for one in found]
+        return [np.asarray(one.ids, np.int32) for one in encodings(self.library, spelled, f"in {self.folder}")]
 
     def cut(self, texts: Sequence[str], length: int) -> list[str]:
         """The part of each text that `rows` of this length cuts off, as written; "" if nothing."""
@@ -95,7 +96,7 @@ class FolderTokenizer(PromptTokenizer):
         found = _read_folder(expanded(self.folder))
         for word, count in self.words:
             found["library"].add_tokens(_tokens_of(word, count))
-        return found
+        return {**found, "size": vocabulary_size(found["library"], self.folder)}
 
     def _spelled(self, text: str) -> str:
         """A text in which added words are replaced by all of their tokens."""

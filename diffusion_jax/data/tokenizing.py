@@ -13,6 +13,8 @@ from diffusion_jax.files import parse_json, read_text
 
 BYTES = "bytes"
 
+_MOST_TOKENS = 2**24  # no tokenizer has as many; a model's table has a row for each number
+
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
@@ -56,16 +58,42 @@ class FileTokenizer:
         """The library's own tokenizer, set neither to cut nor to pad."""
         return _read_library(self.path)
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
-        return self.library.get_vocab_size()
+        return vocabulary_size(self.library, self.path)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = self.library.encode_batch(list(texts), add_special_tokens=False)
-        return [np.asarray(one.ids, np.uint32) for one in found]
+        return [np.asarray(one.ids, np.uint32) for one in encodings(self.library, texts, self.path)]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self.library.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+
+def vocabulary_size(library: Any, place: object) -> int:
+    """How many numbers the tokens of a tokenizer from `place` need: one more than the largest, if some are left out.
+
+    Raises:
+      UserError: it needs more numbers than any tokenizer has.
+    """
+    numbers = library.get_vocab(with_added_tokens=True).values()
+    size = max(len(numbers), 1 + max(numbers, default=-1))
+    if size > _MOST_TOKENS:
+        raise UserError(
+            f"{place}: a token has the number {size - 1}, and there are {len(numbers)}; the file is damaged"
+        )
+    return size
+
+
+def encodings(library: Any, texts: Sequence[str], place: object) -> list[Any]:
+    """The library's tokens of each text, without those that begin and end it.
+
+    Raises:
+      UserError: the tokenizer has no token for a part of a text.
+    """
+    try:
+        return library.encode_batch(list(texts), add_special_tokens=False)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"the tokenizer {place} cannot read a text: {' '.join(str(error).split())}") from error
 
 
 def _read_library(path: str) -> Any:

@@ -63,15 +63,12 @@ def check(experiment: "Experiment") -> None:
     check_first_stage(config, experiment.info, experiment.first_stage)
     check_read(experiment)
     _ = (experiment.trainable, experiment.optimizer)
-    sampler, grid = experiment.sampler(), experiment.grid()
+    check_sampling(experiment)
+    experiment.known_ema(config.sampling.ema)
     if experiment.process.discrete:
-        sampler.check(experiment.process, grid.num_steps)
         values, known = experiment.process.num_tokens, experiment.info.spec.num_values
         if known not in (0, values):
             raise UserError(f"process.num_tokens is {values}; the text has {known} tokens: set it to that")
-    else:
-        sampler.constants(grid)
-    experiment.known_ema(config.sampling.ema)
     check_groups(experiment)
     if "teacher" in experiment.objective.needs and experiment.teacher_model is None:
         raise UserError(
@@ -104,6 +101,15 @@ def check(experiment: "Experiment") -> None:
         _ = experiment.validation_size
     elif config.log.validate_every or config.evaluation.metrics:
         raise UserError("log.validate_every and evaluation.metrics need held-out data: set data.validation_split")
+
+
+def check_sampling(experiment: "Experiment") -> None:
+    """Raise UserError if the config's sampler and its steps do not fit."""
+    sampler, grid = experiment.sampler(), experiment.grid()
+    if experiment.process.discrete:
+        sampler.check(experiment.process, grid.num_steps)
+    else:
+        sampler.constants(grid)
 
 
 def check_judges(config: ConfigDict) -> None:

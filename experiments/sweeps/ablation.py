@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ from experiments.sweeps import teaching
 from experiments.sweeps.differences import check_cells
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
+_OF_ALL_CELLS = {  # fields that no cell may set, and what sets them
+    "seed": "the seeds of the cells are SEEDS: name them there",
+    "evaluation.metrics": "all cells are compared by the same metrics: set them in get_config()",
+}
 BASE = "base."
 """The prefix of fields of the model that is trained before the cells."""
 
@@ -139,7 +144,8 @@ class Ablation:
         if of_base and base is None:
             raise UserError(f"{path} trains no base before its cells: it has no function base()")
         base = base if base is None else overridden(base, of_base)
-        config = overridden(config, {n: value for n, value in assignments.items() if not n.startswith(BASE)})
+        of_cells = {n: value for n, value in assignments.items() if not n.startswith(BASE)}
+        config = _assigned_config(path, axes, config, of_cells)
         keep = module.get("keep", lambda cell: True)
         cells = []
         for names in itertools.product(*axes.values()):
@@ -163,7 +169,7 @@ class Ablation:
         metric = module.get("METRIC", metrics[0])
         if metric not in metrics:
             raise UserError(f"METRIC of {path} is {metric!r}, which is not in evaluation.metrics: {', '.join(metrics)}")
-        title = ((module.get("__doc__") or "").strip() or path.stem).splitlines()[0]
+        title = (str(module.get("__doc__") or "").strip() or path.stem).splitlines()[0]
         return cls(
             path=path,
             title=title,
@@ -203,14 +209,53 @@ def _values(path: Path, axis: str, function: Any) -> dict[str, Mapping[str, Any]
         name, fields = str(entry[0]), dict(entry[1])
         if not name.strip() or not name.isprintable():
             raise UserError(f"sweep_{axis}() of {path}: {name!r} cannot be the name of a value")
-        if name in found:
-            raise UserError(f"sweep_{axis}() of {path} yields {name!r} twice: give every value a name of its own")
+        twin = next((other for other in found if _looks(other) == _looks(name)), None)
+        if twin is not None:
+            raise UserError(
+                f"sweep_{axis}() of {path} yields {name!r} twice: give every value a name of its own"
+                if twin == name
+                else f"sweep_{axis}() of {path}: the names {twin!a} and {name!a} look alike; "
+                "give every value a name of its own"
+            )
         if not all(isinstance(field, str) for field in fields):
             raise UserError(f"sweep_{axis}() of {path}: value {name!r} must name fields, 'group.field'")
+        for field in fields:
+            if field in _OF_ALL_CELLS:
+                raise UserError(f"sweep_{axis}() of {path}: value {name!r} sets {field}; {_OF_ALL_CELLS[field]}")
         found[name] = fields
     if not found:
         raise UserError(f"sweep_{axis}() of {path} yields nothing")
     return found
+
+
+def _looks(name: str) -> str:
+    """A name as a reader sees it: composed letters, and spaces that count once."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def _assigned_config(
+    path: Path, axes: Mapping[str, Mapping[str, Mapping[str, Any]]], config: ConfigDict, given: Mapping[str, Any]
+) -> ConfigDict:
+    """The config of every cell with the assignments of the command.
+
+    Raises:
+      UserError: an assignment would change no cell, or all trainings would write to one place.
+    """
+    if "seed" in given:
+        raise UserError(f"--set=seed={given['seed']}: {_OF_ALL_CELLS['seed']}")
+    for name, value in given.items():
+        for axis, values in axes.items():
+            if all(any(name == field or name.startswith(f"{field}.") for field in one) for one in values.values()):
+                raise UserError(
+                    f"--set={name}={value} changes nothing: every value of axis {axis} of {path} sets it; leave it out"
+                )
+    config = overridden(config, given)
+    if config.checkpoint.directory:
+        raise UserError(
+            f"{path}: checkpoint.directory={config.checkpoint.directory} would be the directory of every training; "
+            "leave it out: each has its own in the --workdir"
+        )
+    return config
 
 
 def _baseline(path: Path, axes: Mapping[str, Mapping[str, Any]], given: Any) -> dict[str, str]:

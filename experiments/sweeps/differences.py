@@ -19,12 +19,12 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.registry import Registry
 from diffusion_jax.samplers import GUIDANCE, SAMPLERS
 from diffusion_jax.schedulers import GRIDS
-from experiments.building.checks import READ_BY_OBJECTIVES
+from experiments.building.checks import READ_BY_OBJECTIVES, check_metric, check_sampling
 from experiments.building.kinds import open_experiment
 from experiments.building.wiring import Experiment
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
-from experiments.ground.fields import ADAPTER
+from experiments.ground.fields import ADAPTER, check_fields
 
 _NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.")  # fields that no number depends on
 
@@ -43,7 +43,8 @@ def check_cells(path: Path, cells: Sequence[Cell], base: ConfigDict | None = Non
     """Check that every cell of a seed is a separate experiment; `base` is the config of the model that they start from.
 
     Raises:
-      UserError: two cells have the same config, differ in nothing that is read, or have files of the same name.
+      UserError: a cell has a value that it cannot have; two cells have the same config, differ in nothing that is
+        read, or have files of the same name.
     """
     seen: dict[str, Cell] = {}
     models: dict[Any, Any] = {}
@@ -52,10 +53,40 @@ def check_cells(path: Path, cells: Sequence[Cell], base: ConfigDict | None = Non
         other = names.setdefault(cell.name.casefold(), cell)
         if other is not cell:
             raise UserError(f"{path}: {cell.label!r} and {other.label!r} have one name, {cell.name}")
+        _check_values(path, cell)
         if cell.seed == cells[0].seed:
             other = seen.setdefault(behaviour(cell.config, base, models), cell)
             if other is not cell:
                 raise UserError(f"{path}: {_why_alike(other, cell, base, models)}")
+
+
+def _check_values(path: Path, cell: Cell) -> None:
+    """Check what training and evaluation of a cell would refuse, before another cell is trained.
+
+    Raises:
+      UserError: a field has a value that it cannot have, or a metric is unknown; the message names the cell.
+    """
+    try:
+        check_fields(cell.config)
+        for name in cell.config.evaluation.metrics:
+            check_metric(name)
+    except UserError as error:
+        raise UserError(f"{path}: the cell {cell.label!r} cannot run: {error}") from error
+
+
+def check_cells_sample(path: Path, cells: Sequence[Cell], base: ConfigDict | None = None) -> None:
+    """Check that sampling of every cell can begin once its training is done; this needs the prepared data.
+
+    Raises:
+      UserError: a sampler, a grid, or a number of steps does not fit; the message names the cell.
+    """
+    models: dict[Any, Any] = {}
+    for cell in cells:
+        if cell.seed == cells[0].seed:
+            try:
+                check_sampling(_opened(standing_in(cell.config, base), models))
+            except UserError as error:
+                raise UserError(f"{path}: the cell {cell.label!r} cannot run: {error}") from error
 
 
 def standing_in(config: ConfigDict, base: ConfigDict | None) -> ConfigDict:

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from experiments.sweeps.ablation import Ablation, name_of_values
-from experiments.sweeps.differences import standing_in
+from experiments.sweeps.differences import check_cells_sample, standing_in
 from tests.experiments.test_ablation import FILE
 
 
@@ -212,3 +212,63 @@ def test_a_base_that_nothing_starts_from_or_cells_that_are_alike(file, old, new,
 def test_a_field_of_a_base_that_there_is_not(file):
     with pytest.raises(UserError, match=r"trains no base before its cells: it has no function base\(\)"):
         Ablation.read(file, ["base.train.steps=7"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"b", {"train.batch_size": 8, "seed": 5}', "value 'b' sets seed; the seeds of the cells are SEEDS"),
+        ('"b", {"evaluation.metrics": ("proxy_fd",)}', "sets evaluation.metrics; all cells are compared by the"),
+        ('"b", {"optimizer.learning_rate": float("nan")}', r"cell 'rate b, .*learning_rate .*nan"),
+        ('"b", {"train.batch_size": True}', r"cell 'rate b, .* cannot run: train\.batch_size"),
+        ('"b", {"evaluation.num_samples": -3}', r"cell 'rate b, .*evaluation\.num_samples"),
+        ('"b", {"sampling.steps": 0}', r"cell 'rate b, .*sampling\.steps"),
+        ('"low ", {"train.batch_size": 8}', r"the names 'low' and 'low ' look alike"),
+    ],
+)
+def test_values_that_no_cell_can_have_are_refused_before_any_is_trained(file, line, message):
+    file.write_text(with_rates('"low", {}', line))
+    with pytest.raises(UserError, match=message) as caught:
+        Ablation.read(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('{"sampling.grid": {"name": "nope"}}', "unknown .*nope"),
+        ('{"sampling.grid": {"name": "karras", "rho": -1.0}}', "rho"),
+    ],
+)
+def test_sampling_that_does_not_fit_is_refused_before_any_is_trained(file, fields, message):
+    file.write_text(with_rates('"low", {}', f'"b", {fields}'))
+    ablation = Ablation.read(file)
+    with pytest.raises(UserError, match=rf"cell 'rate b, sampler euler' cannot run: .*{message}"):
+        check_cells_sample(ablation.path, ablation.cells, ablation.base)
+
+
+def test_names_that_are_written_alike_are_one_name(file):
+    file.write_text(with_rates('"low", {}', '"\\u00e4", {"train.steps": 7}', '"a\\u0308", {"train.steps": 8}'))
+    with pytest.raises(UserError, match=r"the names '\\xe4' and 'a\\u0308' look alike"):
+        Ablation.read(file)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed=5", "--set=seed=5: the seeds of the cells are SEEDS"),
+        ("optimizer.learning_rate=0.5", "changes nothing: every value of axis rate of .* sets it"),
+        ("sampling.sampler.name=ddim", "changes nothing: every value of axis sampler"),
+        ("checkpoint.directory=/somewhere", "would be the directory of every training"),
+        ("evaluation.metrics=('class_accuracy', 'nope')", "nope"),
+        ("train.steps=-3", r"train\.steps"),
+    ],
+)
+def test_assignments_that_change_nothing_or_fit_no_cell_are_refused(file, assignment, message):
+    with pytest.raises(UserError, match=message):
+        Ablation.read(file, [assignment])
+
+
+def test_a_docstring_that_is_no_text(file):
+    file.write_text(FILE + "\n__doc__ = 3\n")
+    assert Ablation.read(file).title == "3"
