@@ -119,7 +119,9 @@ def test_prompts_of_a_file_end_at_a_newline(tmp_path):
     assert read_prompts(None, str(tmp_path / "a.txt")) == ["last"]
 
 
-@pytest.mark.parametrize(("text", "message"), [('"\\ud800"', "an incomplete character"), (f'"{"x" * 70_000}"', "at most")])
+@pytest.mark.parametrize(
+    ("text", "message"), [('"\\ud800"', "an incomplete character"), (f'"{"x" * 70_000}"', "at most")]
+)
 def test_prompts_that_can_not_be_read(text, message, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "good"}}\n{{"text": {text}}}\n')
     line = line_of(lambda: read_prompts(None, str(tmp_path / "a.jsonl")))
