@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,22 @@ def available(experiment: Experiment, names: tuple[str, ...]) -> tuple[tuple[str
     if names and len(reasons) == len(names):
         raise UserError(in_words(reasons))
     return tuple(name for name in names if name not in reasons), reasons
+
+
+def unread_fields(names: Sequence[str]) -> set[str]:
+    """The fields of config.evaluation that none of these metrics reads, of those that only some metrics read."""
+    facts = [METRICS.facts(name) for name in names]
+    reads = {word for one in facts for word in one.reads}
+    needs = {one.needs for one in facts}
+    read = {
+        **dict.fromkeys(("bins", "likelihood_images"), "model" in reads),
+        **{kind: kind in needs for kind in WEIGHTS},
+        "convention": INCEPTION in needs,
+        "prompt": "texts" in reads,
+        **{METRICS.facts(name).reference_field: False for name in METRICS if METRICS.facts(name).reference_field},
+        **{one.reference_field: True for one in facts if one.reference_field},
+    }
+    return {name for name, is_read in read.items() if not is_read}
 
 
 def in_words(reasons: dict[str, str]) -> str:

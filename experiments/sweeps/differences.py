@@ -22,6 +22,7 @@ from diffusion_jax.schedulers import GRIDS
 from experiments.building.checks import READ_BY_OBJECTIVES, check_metric, check_sampling
 from experiments.building.kinds import open_experiment
 from experiments.building.wiring import Experiment
+from experiments.evaluating.judging import unread_fields
 from experiments.ground import workdir
 from experiments.ground.cli import flatten
 from experiments.ground.fields import ADAPTER, check_fields
@@ -145,6 +146,8 @@ def behaviour(config: ConfigDict, base: ConfigDict | None = None, models: dict[A
     rule = GUIDANCE.build(sampling["guidance"])
     sampling["guidance"] = "none" if rule.neutral else repr(rule)
     del sampling["projection"], sampling["inversion"]  # read by tasks, and by no evaluation
+    for name in unread_fields(config.evaluation.metrics):
+        del read["evaluation"][name]
     fields = flatten(ConfigDict(read))
     kept = {name: value for name, value in fields.items() if not name.startswith(_NO_RESULT)}
     return json.dumps(kept, sort_keys=True, default=str)
