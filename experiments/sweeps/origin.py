@@ -1,8 +1,8 @@
 """The origin of an ablation's numbers, and what has changed since: stored in its results.json, shown on its page.
 
-A result makes this promise. The same commit, on the same kind of machine with the same versions, gives the same bits.
-On another machine, or after a code change that alters the order of a sum, rounding differs, and training amplifies
-that; a number then counts as repeated if it lies within the 95% interval of its row.
+A result makes this promise. The same commit, on the same kind of machine with the same versions and as many cores for
+each training, gives the same bits. On another machine, or after a code change that alters the order of a sum, rounding
+differs, and training amplifies that; a number then counts as repeated if it lies within the 95% interval of its row.
 """
 
 import ast
@@ -31,8 +31,9 @@ CODE = (
 )
 """The code that computes the numbers of the ablations here, besides the runner."""
 PROMISE = [
-    "The same commit gives the same bits on the same kind of machine with the same versions. Elsewhere rounding",
-    "differs, and training carries that on: a number is repeated when it lies within the 95% interval of its row.",
+    "The same commit gives the same bits on the same kind of machine with the same versions and as many cores for each",
+    "training. Elsewhere rounding differs, and training carries that on: a number is repeated when it lies within the",
+    "95% interval of its row.",
 ]
 _NO_RESULT = (*workdir.PLACE_FIELDS, "log.", "checkpoint.", "seed")  # fields that no number of a cell depends on
 _TAIL = "Numbers by seed: "
