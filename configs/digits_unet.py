@@ -1,8 +1,7 @@
 """Class-conditional EDM on scikit-learn's handwritten digits: the quickstart. No download.
 
 The recipe of Karras et al. 2022 (arXiv:2206.00364) trains a small U-Net on 1,437 real 8x8 images. Expected, after 3
-minutes on two CPU cores: a classifier trained on the real digits recognises the requested class in over 95% of 500
-samples.
+minutes on two CPU cores: a classifier of real digits recognises the requested class in over 95% of 500 samples.
 
 Topology: TPU v5e 2x2 (4 chips); the train step needs 0.07 GB per chip (compiled by libtpu 0.0.42.1).
 
