@@ -160,7 +160,7 @@ def _after(number: signal.Signals, code: int, out: str, err: str) -> str:
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL, err  # the end of the run is checked with that of the last one
         return RESUMED
-    assert code in (0, -number), err  # before and after training the signal has its usual effect
+    assert code in (0, -number, 128 + number), err  # before and after training the signal has its usual effect
     assert "Traceback" not in err, err
     return f"saved and said so; {RESUMED}" if "which is saved" in out else RESUMED
 
