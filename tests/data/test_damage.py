@@ -227,7 +227,7 @@ def test_metadata_of_a_folder(how, tmp_path, random_images):
     for i in range(9):
         PIL.Image.fromarray(random_images(4, 4, 3)).save(tmp_path / f"{i}.png")
     path = tmp_path / "metadata.jsonl"
-    path.write_text("".join(json.dumps({"file_name": f"{i}.png", "label": "xyz" * i}) + "\n" for i in range(9)))
+    path.write_text("".join(json.dumps({"file_name": f"{i}.png", "label": "xyz" * (i + 1)}) + "\n" for i in range(9)))
     spoil(path, how)
     if how == "missing":
         assert data.open_dataset(f"folder:{tmp_path}").info.num_classes == 0
