@@ -135,7 +135,7 @@ def test_what_an_average_lacks_comes_from_the_raw_weights(tmp_path):
 def test_several_averages_are_for_the_user_to_choose(tmp_path):
     emas = {"stds": [0.05, 0.1], "emas": [AVERAGE, RAW]}  # EDM2
     save_zip(tmp_path / "a.pt", tensors({"net": RAW, "ema": emas}))
-    with pytest.raises(UserError, match=r"several averages.*ema\.emas\.0, ema\.emas\.1; say which with --entry"):
+    with pytest.raises(UserError, match=r"several averages.*ema\.emas\.0, ema\.emas\.1; choose one with --entry"):
         read_state(tmp_path / "a.pt")
     np.testing.assert_array_equal(read_state(tmp_path / "a.pt", entry="ema.emas.0")["in.bias"], AVERAGE["in.bias"])
     with pytest.raises(UserError, match=r"no entry 'nothing'; there are: net, ema\.emas\.0, ema\.emas\.1"):
