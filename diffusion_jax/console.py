@@ -52,7 +52,8 @@ def flags_of(path: Path) -> list[str]:
     """The flags of a command, such as --workdir= and --restart, as its file says."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     found = [
-        f"--{call.args[0].value if call.args else call.func.attr}{'' if call.func.attr == 'boolean' else '='}"
+        f"--{ast.literal_eval(call.args[0]) if call.args else call.func.attr}"
+        f"{'' if call.func.attr == 'boolean' else '='}"
         for call in calls
         if isinstance(call.func, ast.Attribute)
         and isinstance(call.func.value, ast.Name)

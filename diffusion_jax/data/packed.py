@@ -244,8 +244,8 @@ def files_digest(root: Path, files: Sequence[str]) -> str:
         digest.update("".join(sampled_digest(root / file) for file in files).encode())
         return digest.hexdigest()
     for i in range(min(count, _SAMPLE)):
-        with open(root / files[i * count // min(count, _SAMPLE)], "rb") as file:
-            digest.update(file.read(_START))
+        with open(root / files[i * count // min(count, _SAMPLE)], "rb") as opened:
+            digest.update(opened.read(_START))
     return digest.hexdigest()
 
 

@@ -191,8 +191,10 @@ def open_scenes(
     if control not in ("none", *CONTROLS):
         raise UserError(unknown_name("kind of control picture", str(control), ["none", *CONTROLS]))
     source = SceneSource(options, split) if control == "none" else SteeredSceneSource(options, split, control)
+    sizes = None
     if pictures:
-        source = ShapedSceneSource(options, split, _shapes(pictures, control))
+        shaped = ShapedSceneSource(options, split, _shapes(pictures, control))
+        source, sizes = shaped, shaped.sizes
     info = DatasetInfo(
         name="scenes",
         split=split,
@@ -201,7 +203,6 @@ def open_scenes(
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
         fields=("text",) if control == "none" else ("text", CONTROL),
     )
-    sizes = source.sizes if pictures else None
     return Dataset(info=info, source=source, prompts=PromptSuite(options), sizes=sizes)
 
 
