@@ -118,3 +118,8 @@ def test_recipes_of_papers_take_real_latents(pictures, latents, name):
     assert experiment.shown.spec.shape == (8, 8, 3)
     with pytest.raises(UserError, match="is not FOLDER,FIRST_STAGE"):
         load_config(f"configs/papers/{name}_imagenet256.py:{latents}")
+
+
+def test_a_recipe_that_extends_another_takes_real_latents_too(latents):
+    config = load_config(f"configs/papers/repa_sit_xl2_imagenet256.py:{latents},{STAGE}")
+    assert (config.data.dataset, config.first_stage.path) == (f"latents:{latents}", str(STAGE))
