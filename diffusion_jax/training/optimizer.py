@@ -33,6 +33,44 @@ def radam(learning_rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps
     return optax.radam(learning_rate, b1=b1, b2=b2, eps=eps)
 
 
+@OPTIMIZERS.register("muon")
+def muon(
+    learning_rate: optax.Schedule,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+):
+    """Muon (Jordan et al. 2024) for all kernels, AdamW with Nesterov momentum for the other parameters.
+
+    A kernel moves by the orthogonal factor of its momentum, found by five Newton-Schulz iterations. The factor is
+    scaled to a root mean square of about 0.2 (Liu et al. 2025, arXiv:2502.16982, section 2.2), which is that of Adam,
+    so one learning rate serves all parameters. A convolution's kernel counts as a matrix [height * width * in, out];
+    each layer of a stack has a matrix of its own.
+    """
+    return optax.contrib.muon(
+        learning_rate,
+        beta=momentum,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=weight_decay,
+        adam_learning_rate=learning_rate,
+        muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(_matrix_axes, params),
+        consistent_rms=0.2,
+    )
+
+
+def _matrix_axes(path: tuple[Any, ...], x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a parameter are rows and columns of a matrix, and which count layers; None: it is not a kernel."""
+    if path[-1:] != (jax.tree_util.DictKey("kernel"),) or x.ndim < 2:
+        return None
+    inputs = (-4, -3, -2) if x.ndim >= 4 else (-2,)
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=(-1,))
+
+
 @OPTIMIZERS.register("sgd")
 def sgd(learning_rate: optax.Schedule, momentum: float = 0.0):
     """Stochastic gradient descent."""

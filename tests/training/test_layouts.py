@@ -25,8 +25,9 @@ def run(layout, step, init, batch):
 def reference(make_trainable, make_step, batch):
     """The same steps on one device without a layout. SGD reveals gradients of a wrong scale."""
 
-    def make(network):
-        step, init = make_step(make_trainable(network, **({"dropout": 0.3} if network == "unet" else {})))
+    def make(network, optimizer="sgd"):
+        trainable = make_trainable(network, **({"dropout": 0.3} if network == "unet" else {}))
+        step, init = make_step(trainable, optimizer=optimizer)
         state, losses = init(), []
         for number in range(STEPS):
             state, metrics = jax.jit(step)(state, batch(number))
@@ -61,6 +62,17 @@ def test_same_update_as_one_device(make_trainable, make_step, batch, reference, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), state, expected)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), expected.params, jax.device_get(init().params))
     assert max(jax.tree.leaves(moved)) > 1e-3, "the test must see an update"
+
+
+def test_muon_sees_whole_matrices_however_they_are_sharded(make_trainable, make_step, batch, reference):
+    """Its update of a number depends on the whole kernel, unlike those of the other optimizers."""
+    step, init = make_step(make_trainable("dit"), optimizer="muon")
+    one, expected = reference("dit", "muon")
+    several, losses = run(parallel.LAYOUTS.build({"name": "jit", "data": 2, "fsdp": 2, "tensor": 2}), step, init, batch)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, jax.device_get(init().params))
+    largest = max(jax.tree.leaves(moved))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02 * largest), several.params, one.params)
 
 
 def test_fsdp_shards_parameters_optimizer_and_ema(make_trainable, make_step):

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diffusion_jax.errors import UserError
@@ -70,3 +71,62 @@ def test_unknown_names_are_refused():
         make_optimizer({"name": "adam", "beta1": 0.5}, learning_rate=lambda step: 1.0)
     with pytest.raises(UserError, match="unknown learning-rate schedule 'polynomial'"):
         learning_rate_schedule(1.0, decay="polynomial", warmup_steps=0, total_steps=1)
+
+
+def _muon(params, gradient, **options):
+    """The first update of Muon with the learning rate 0.01."""
+    optimizer = make_optimizer({"name": "muon", **options}, learning_rate=lambda step: 0.01)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
+def _random(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (32, 32)])
+def test_muon_moves_a_kernel_by_an_orthogonal_matrix(shape):
+    """Newton-Schulz' five steps bring all singular values near 1, and the left and right vectors stay the gradient's;
+    the root mean square is 0.2 times the learning rate."""
+    gradient = _random(*shape)
+    update = np.asarray(_muon({"kernel": gradient}, {"kernel": gradient})["kernel"], np.float64)
+    left, _, right = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=False)
+    direction = -update / (0.01 * 0.2 * np.sqrt(max(shape)))
+    singular = left.T @ direction @ right.T
+    assert 0.5 < np.diag(singular).min() and np.diag(singular).max() < 1.3
+    np.testing.assert_allclose(singular - np.diag(np.diag(singular)), 0, atol=2e-3)
+    assert np.sqrt(np.mean(update**2)) == pytest.approx(0.002, rel=0.2)
+
+
+def test_muon_knows_no_scale_of_the_gradient():
+    gradient = _random(16, 24)
+    once, more = (_muon({"kernel": gradient}, {"kernel": factor * gradient})["kernel"] for factor in (1.0, 1000.0))
+    np.testing.assert_allclose(once, more, rtol=1e-3, atol=1e-7)
+
+
+def test_muon_sees_a_convolution_as_one_matrix_and_every_layer_as_its_own():
+    conv, stack = _random(3, 3, 4, 12), _random(2, 8, 12)
+    flat = conv.reshape(36, 12)
+    np.testing.assert_allclose(
+        _muon({"kernel": conv}, {"kernel": conv})["kernel"].reshape(36, 12),
+        _muon({"kernel": flat}, {"kernel": flat})["kernel"],
+        rtol=1e-4,
+        atol=1e-7,
+    )
+    both = _muon({"kernel": stack}, {"kernel": stack})["kernel"]
+    for layer in range(2):
+        alone = _muon({"kernel": stack[layer]}, {"kernel": stack[layer]})["kernel"]
+        np.testing.assert_allclose(both[layer], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_muon_leaves_all_but_kernels_to_adam():
+    """With Nesterov momentum; weight decay reaches all parameters."""
+    params = {"embedding": _random(10, 6), "bias": _random(6), "kernel": _random(6, 6)}
+    update = _muon(params, params)
+    adam = optax.nadamw(0.01, b1=0.9, b2=0.99, weight_decay=0.0)
+    expected = adam.update(params, adam.init(params), params)[0]
+    for name in ("embedding", "bias"):
+        np.testing.assert_allclose(update[name], expected[name], rtol=1e-6)
+    assert np.abs(update["kernel"] - expected["kernel"]).min() > 1e-3
+    decayed = _muon(params, params, weight_decay=0.5)
+    for name, value in params.items():
+        np.testing.assert_allclose(decayed[name] - update[name], -0.01 * 0.5 * value, atol=1e-6)
