@@ -92,7 +92,7 @@ from diffusion_jax import parallel
 from diffusion_jax.data.canvas import blended, resized
 from diffusion_jax.data.pictures import read_image
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import expanded, replace_file
+from diffusion_jax.files import expanded, locked, replace_file
 from diffusion_jax.pipelines import Pipeline
 from diffusion_jax.pipelines.single_file import is_single_file, read_single_file
 from experiments.building.checks import check_sampler
@@ -140,11 +140,12 @@ def main(argv: Sequence[str]) -> None:
         save_png(images[0], out, settings(prompts[0], 0, images[0], about))
         print(f"picture in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
         return
-    for number, image in enumerate(images):
-        prompt = prompts[number // each]
-        save_png(image, out / _name(number), settings(prompt, number % each, image, about))
-    shown = np.stack([np.asarray(image) for image in images[:_GRID]])
-    save_grid(shown, out / GRID, columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
+    with locked(out / ".lock", f"process {{holder}} writes pictures into {out}", wait=True):
+        for number, image in enumerate(images):
+            prompt = prompts[number // each]
+            save_png(image, out / _name(number), settings(prompt, number % each, image, about))
+        shown = np.stack([np.asarray(image) for image in images[:_GRID]])
+        save_grid(shown, out / GRID, columns=each if each > 1 and len(prompts) > 1 else None, scale=1)
     print(f"{len(images)} pictures in {about['steps']} steps of {about['sampler']}, seed {SEED.value}: {out}")
     print(f"picture: {out / GRID}")
 

@@ -18,12 +18,12 @@ import numpy as np
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedulers.arrays import Array, array_module, as_float
 from diffusion_jax.schedulers.schedule import SCHEDULES, NoiseSchedule
-from diffusion_jax.schedulers.variance_preserving import TableSchedule
+from diffusion_jax.schedulers.variance_preserving import BetaRange, TableSchedule
 
 
 @SCHEDULES.register("scaled_linear")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScaledLinear(TableSchedule):
+class ScaledLinear(BetaRange):
     """Square roots of betas equally spaced; the defaults are Stable Diffusion's, LDM itself ends at 0.0195 or
     0.0155."""
 
@@ -36,11 +36,8 @@ class ScaledLinear(TableSchedule):
 
 @SCHEDULES.register("sigmoid_betas")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SigmoidBetas(TableSchedule):
+class SigmoidBetas(BetaRange):
     """Betas on a sigmoid between beta_start and beta_end."""
-
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
 
     def betas(self) -> np.ndarray:
         return self.beta_start + (self.beta_end - self.beta_start) / (1 + np.exp(-np.linspace(-6, 6, self.num_steps)))

@@ -92,13 +92,23 @@ class TableSchedule(NoiseSchedule):
             return -self.alpha(t) * self.alpha_derivative(t) / self.sigma(t)
 
 
-@SCHEDULES.register("ddpm_linear")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPMLinear(TableSchedule):
-    """Betas equally spaced from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
+class BetaRange(TableSchedule):
+    """Base of the schedules whose betas rise from `beta_start` to `beta_end`."""
 
     beta_start: float = 1e-4
     beta_end: float = 2e-2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta_start > self.beta_end:
+            raise UserError(f"beta_start={self.beta_start:g} must not be above beta_end={self.beta_end:g}")
+
+
+@SCHEDULES.register("ddpm_linear")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPMLinear(BetaRange):
+    """Betas equally spaced from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
 
     def betas(self) -> np.ndarray:
         return np.linspace(self.beta_start, self.beta_end, self.num_steps)

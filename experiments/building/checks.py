@@ -64,7 +64,6 @@ def check(experiment: "Experiment") -> None:
     check_read(experiment)
     _ = (experiment.trainable, experiment.optimizer)
     check_sampling(experiment)
-    experiment.known_ema(config.sampling.ema)
     if experiment.process.discrete:
         values, known = experiment.process.num_tokens, experiment.info.spec.num_values
         if known not in (0, values):
@@ -104,7 +103,8 @@ def check(experiment: "Experiment") -> None:
 
 
 def check_sampling(experiment: "Experiment") -> None:
-    """Raise UserError if the config's sampler and its steps do not fit."""
+    """Raise UserError if the config's sampler and its steps do not fit, or no such average is kept."""
+    experiment.known_ema(experiment.config.sampling.ema)
     sampler, grid = experiment.sampler(), experiment.grid()
     if experiment.process.discrete:
         sampler.check(experiment.process, grid.num_steps)

@@ -1,9 +1,10 @@
 """Readers of flag values: each returns the meaning of a text, or raises ValueError."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from diffusion_jax.errors import UserError
 from experiments.ground.config_files import expanded
 
 
@@ -59,6 +60,14 @@ def assignment(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", text):
         raise ValueError
     return text
+
+
+def require_once(assignments: Sequence[str]) -> None:
+    """Raise UserError if two texts NAME=VALUE have one name."""
+    names = [text.partition("=")[0] for text in assignments]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--set={twice}=... is given {names.count(twice)} times: give it once")
 
 
 def finite_number(text: str) -> float:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
 from experiments.ground.options import MOST_STEPS, Flags
-from experiments.ground.readers import assignment
+from experiments.ground.readers import assignment, require_once
 
 _GROUPS = ("guidance", "projection", "inversion")
 
@@ -83,6 +83,7 @@ class SamplingFlags:
 
     def _set(self, sampling: ConfigDict) -> None:
         """Write the options of --set."""
+        require_once(self.options.value)
         for option in self.options.value:
             path, _, text = option.partition("=")
             group, _, field = path.partition(".")

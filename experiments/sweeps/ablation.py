@@ -34,6 +34,7 @@ from diffusion_jax.errors import UserError
 from experiments.ground import workdir
 from experiments.ground.config_files import call_get_config, find_config, flatten, guarded, load_config_module
 from experiments.ground.fields import PARTS
+from experiments.ground.readers import require_once
 from experiments.ground.renamed import new_field_names
 from experiments.sweeps import teaching
 from experiments.sweeps.differences import check_cells
@@ -139,6 +140,7 @@ class Ablation:
         seeds = _seeds(path, module.get("SEEDS", (0,)))
         config = call_get_config(module, path)
         base = _base(path, module, config)
+        require_once(assignments)
         assignments = dict(map(assigned, assignments))
         of_base = {n.removeprefix(BASE): value for n, value in assignments.items() if n.startswith(BASE)}
         if of_base and base is None:

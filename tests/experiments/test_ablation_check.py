@@ -241,6 +241,7 @@ def test_values_that_no_cell_can_have_are_refused_before_any_is_trained(file, li
     [
         ('{"sampling.grid": {"name": "nope"}}', "unknown .*nope"),
         ('{"sampling.grid": {"name": "karras", "rho": -1.0}}', "rho"),
+        ('{"sampling.ema": "half_life_7"}', "unknown average of the parameters 'half_life_7'"),
     ],
 )
 def test_sampling_that_does_not_fit_is_refused_before_any_is_trained(file, fields, message):
@@ -270,6 +271,11 @@ def test_names_that_are_written_alike_are_one_name(file):
 def test_assignments_that_change_nothing_or_fit_no_cell_are_refused(file, assignment, message):
     with pytest.raises(UserError, match=message):
         Ablation.read(file, [assignment])
+
+
+def test_a_field_that_is_assigned_twice_is_refused(file):
+    with pytest.raises(UserError, match=r"--set=train\.steps=\.\.\. is given 2 times: give it once"):
+        Ablation.read(file, ["train.steps=7", "train.conditioning_dropout=0.2", "train.steps=8"])
 
 
 def test_a_docstring_that_is_no_text(file):

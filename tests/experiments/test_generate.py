@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import locked
 from experiments import generate
 
 MODEL, SD15 = "tests/golden/pipelines/sdxl", "tests/golden/pipelines/sd15"
@@ -34,6 +35,18 @@ def test_pictures_a_grid_and_their_settings(command, tmp_path):
         assert grid.size == (36, 36)
     first, second = (np.asarray(Image.open(tmp_path / "out" / f"0000{i}.png")) for i in (0, 1))
     assert np.abs(first.astype(int) - second).max() > 0
+
+
+def test_a_folder_is_written_by_one_command_at_a_time(command, tmp_path):
+    flags = ["--prompt=a", "--num_images=2", "--steps=1", "--height=16", "--width=16"]
+    with locked(tmp_path / ".lock", ""):
+        process = command.start("generate", f"--model={SD15}", *flags, f"--out={tmp_path}")
+        said = next((line for line in process.stderr if line.startswith("waiting: ")), "")
+        assert f"process {os.getpid()} writes pictures into {tmp_path}" in said
+        assert not list(tmp_path.glob("*.png"))
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert "2 pictures" in out
 
 
 @pytest.mark.parametrize(

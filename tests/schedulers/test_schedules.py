@@ -181,6 +181,10 @@ def test_edm_reaches_beyond_its_ends():
     "spec",
     [
         {"name": "ddpm_linear", "beta_end": 1.5},
+        {"name": "ddpm_linear", "beta_start": 0.02, "beta_end": 1e-4},
+        {"name": "scaled_linear", "beta_start": 0.02},
+        {"name": "sigmoid_betas", "beta_end": 1e-5},
+        {"name": "vp_sde", "beta_min": 30.0},
         {"name": "ddpm_linear", "num_steps": 0},
         {"name": "edm", "sigma_min": 0.0},
         {"name": "cosin"},
