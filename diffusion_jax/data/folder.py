@@ -125,12 +125,13 @@ def open_folder(
         fields=tuple(n for n, column in (("text", listing.texts), (CONTROL, listing.controls)) if column),
     )
     source = FolderSource(str(root), listing.files, labels, channels, listing.texts, listing.controls)
-    return Dataset(info=info, source=source, sizes=source.sizes)
+    return Dataset(info=info, source=source, sizes=source.sizes, remarks=listing.remarks)
 
 
 def _part(listing: Listing, kept: Sequence[int]) -> Listing:
-    fields = {field.name: getattr(listing, field.name) for field in dataclasses.fields(listing)}
-    return Listing(**{name: tuple(values[i] for i in kept) if values else () for name, values in fields.items()})
+    columns = {name: getattr(listing, name) for name in ("files", "sizes", "classes", "texts", "controls")}
+    chosen = {name: tuple(values[i] for i in kept) if values else () for name, values in columns.items()}
+    return dataclasses.replace(listing, **chosen)
 
 
 def _find_split(whole: Path, split: str) -> tuple[Path, list[Path]]:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from diffusion_jax.specs import CONTROL
 
 EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 METADATA = "metadata.jsonl"
+_FIELDS = ("file_name", "label", "text", CONTROL)
+_SHOWN = 3  # names in a remark
 _UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".tga", ".psd"})
 _UNREAD_METADATA = frozenset({"metadata.csv", "metadata.parquet", "metadata.json", "metadata.jsonl"})
 MOST_CLASSES = 2**16  # that integer labels may number; no published set comes near it
@@ -48,6 +50,7 @@ class Listing:
       classes: the name or the number of each picture's class, or None.
       texts: the caption of each; () if there are none.
       controls: the path of each picture's control picture; () if there are none.
+      remarks: what is in the folder and not read, to be printed before training.
     """
 
     files: tuple[str, ...]
@@ -55,6 +58,7 @@ class Listing:
     classes: tuple[str | int | None, ...]
     texts: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def list_pictures(root: Path) -> Listing:
@@ -64,7 +68,8 @@ def list_pictures(root: Path) -> Listing:
       UserError: a picture is listed twice, empty, missing or no file, the metadata is wrong, or there are pictures both
         in class directories and beside them.
     """
-    found = _from_metadata(root) if has_metadata(root) else _from_directories(root)
+    rows = tuple(_rows(root)) if has_metadata(root) else None
+    found = _from_directories(root) if rows is None else _from_metadata(root, rows)
     numbers: dict[tuple[int, int], str] = {}
     names: dict[str, str] = {}
     for file, state, *_ in found:
@@ -77,7 +82,8 @@ def list_pictures(root: Path) -> Listing:
     files, states, classes, texts, controls = zip(*found, strict=True) if found else ((),) * 5
     texts, controls = (() if None in column else column for column in (texts, controls))
     sizes = tuple(state.st_size for state in states)
-    return Listing(files=files, sizes=sizes, classes=classes, texts=texts, controls=controls)
+    remarks = () if rows is None else _not_read(root, rows, {*files, *controls})
+    return Listing(files=files, sizes=sizes, classes=classes, texts=texts, controls=controls, remarks=remarks)
 
 
 def held_out_rows(names: Sequence[str], classes: Sequence[Any] | None, share: float, *, taken: bool) -> list[int]:
@@ -174,15 +180,45 @@ def _from_directories(root: Path) -> list[tuple[str, os.stat_result, str | None,
     return found
 
 
-def _from_metadata(root: Path) -> list[tuple[str, os.stat_result, str | int | None, str | None, str | None]]:
+def _from_metadata(
+    root: Path, rows: Iterable["_Row"]
+) -> list[tuple[str, os.stat_result, str | int | None, str | None, str | None]]:
     """Files, labels, captions and control pictures that the folder's metadata.jsonl lists."""
     found: dict[str, tuple[os.stat_result, str | int | None, str | None, str | None]] = {}
-    for row in _rows(root):
+    for row in rows:
         path, state = _inside(root, row.name)
         control = None if row.control is None else str(_inside(root, row.control)[0])
         if found.setdefault(str(path), (state, row.label, row.text, control))[0] is not state:
             raise UserError(f"{root / METADATA} lists {path} twice")
     return [(name, *rest) for name, rest in found.items()]
+
+
+def _not_read(root: Path, rows: Iterable["_Row"], listed: Collection[str]) -> tuple[str, ...]:
+    """Remarks on the fields of metadata.jsonl that are not read, and on the folder's pictures that it does not list."""
+    fields = sorted({field for row in rows for field in row.others})
+    left = sorted(set(_pictures_in(root)).difference(listed))
+    remarks = []
+    if fields:
+        remarks.append(f"{root / METADATA}: its {_some(fields)} is not read; {', '.join(_FIELDS)} are")
+    if left:
+        number = "a picture" if len(left) == 1 else f"{len(left):,} pictures"
+        remarks.append(f"{root / METADATA} does not list {number} of its folder, left out: {_some(left)}")
+    return tuple(remarks)
+
+
+def _pictures_in(root: Path) -> Iterator[str]:
+    """Paths of the pictures below a folder; links to directories are not followed."""
+    for folder, directories, files in os.walk(root):
+        directories[:] = filter(_is_shown, directories)
+        yield from (
+            PurePosixPath(folder, name).relative_to(root).as_posix()
+            for name in files
+            if _is_picture(name) and _is_shown(name)
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(ascii, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _inside(root: Path, name: str) -> tuple[PurePosixPath, os.stat_result]:
@@ -206,13 +242,14 @@ class _Row(NamedTuple):
     label: str | int | None
     text: str | None
     control: str | None
+    others: tuple[str, ...]
 
 
 def _rows(root: Path) -> Iterator[_Row]:
     """The rows of metadata.jsonl: the name of a file, its label, its caption and its control picture."""
     path, kinds, captioned, steered = root / METADATA, set(), None, None
     for number, row in read_json_rows(path):
-        name, label, text, control = (row.get(field) for field in ("file_name", "label", "text", CONTROL))
+        name, label, text, control = (row.get(field) for field in _FIELDS)
         captioned = "text" in row if captioned is None else captioned
         steered = CONTROL in row if steered is None else steered
         if not isinstance(name, str):
@@ -235,7 +272,7 @@ def _rows(root: Path) -> Iterator[_Row]:
                 f"{path} line {number}: {name} must have a {CONTROL} picture, the name of a file, as all rows have, or "
                 "none of them has one"
             )
-        yield _Row(name, label, text, control)
+        yield _Row(name, label, text, control, tuple(field for field in row if field not in _FIELDS))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -271,8 +308,11 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
             seen = [entry.name for entry in entries]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
-    shown = sorted(name for name in seen if not name.startswith(".") and name.casefold() not in _OF_SYSTEMS)
-    return [(name, os.path.isdir(folder / name)) for name in shown]
+    return [(name, os.path.isdir(folder / name)) for name in sorted(filter(_is_shown, seen))]
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
 
 
 def _state(path: Path) -> os.stat_result:
