@@ -16,7 +16,11 @@ from experiments.ground.config_files import load_config
 def scenes_config(argument="", config="configs/scenes_text_to_image.py", **fields):
     """The config of a scenes recipe with a small network and few examples."""
     made = load_config(f"{config}:{argument}" if argument else config)
-    made.model.update(base_channels=8, channel_multipliers=(1,), attention_resolutions=(), num_res_blocks=1)
+    small = {
+        "unet": dict(base_channels=8, channel_multipliers=(1,), attention_resolutions=(), num_res_blocks=1),
+        "dit": dict(hidden_size=8, depth=1, num_heads=2),
+    }
+    made.model.update(small[made.model.name])
     made.conditioning.text.update(length=20, encoder=ConfigDict(dict(name="transformer", width=8, depth=1)))
     made.conditioning.text.encoder.num_heads = 2
     if made.data.dataset == "scenes":

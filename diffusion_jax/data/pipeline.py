@@ -294,6 +294,19 @@ class Pipeline:
         batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
 
+    @property
+    def has_kinds(self) -> bool:
+        """Whether the data says what kind of picture each is, by classes or otherwise."""
+        return bool(self.info.num_classes) or self._opened.kinds is not None
+
+    def kinds(self, split: str | None = None, *, max_examples: int | None = None) -> np.ndarray | None:
+        """What the examples that `arrays` gives show, int32 [n], for judges of data without classes; None if the data
+        does not say."""
+        if split not in (None, self.split):
+            return dataclasses.replace(self, split=split).kinds(max_examples=max_examples)
+        of = self._opened.kinds
+        return of and of(spread(self.info.num_examples, max_examples))
+
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """Examples with every field of the data set, in the order of the source, cropped as in training."""
         return self._cropped.read_whole(indices)

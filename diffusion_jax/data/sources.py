@@ -123,6 +123,7 @@ class Dataset:
     `edits` describes the edits of its pairs (`scenes.edits.EditSource`); None if the data has none.
     `remarks` are notes on the data, to be printed before training.
     `sizes` gives height and width of every picture, [examples, 2]; None if all have one size.
+    `kinds` numbers what pictures show, for judges of data without classes: indices -> int32 [n]; None if it is unknown.
     """
 
     info: DatasetInfo
@@ -132,6 +133,7 @@ class Dataset:
     edits: Any = None
     remarks: tuple[str, ...] = ()
     sizes: Callable[[], np.ndarray] | None = None
+    kinds: Callable[[Sequence[int]], np.ndarray] | None = None
 
 
 AT_A_PATH = ("folder", "latents", "parquet", "arrow", "webdataset")

@@ -83,10 +83,10 @@ class ImageSet:
         )
 
 
-READS = ("samples", "train", "held_out", "texts", "prompts", "model", "reconstructions")
-"""What a metric may read: samples; training data; held-out data; the texts that samples were drawn for; prompts
-together with what the data knows about them; the model's own likelihood; reconstructions, where sample i belongs to
-held-out example i."""
+READS = ("samples", "train", "held_out", "classes", "texts", "prompts", "model", "reconstructions")
+"""What a metric may read: samples; training data; held-out data; the classes of all these; the texts that samples were
+drawn for; prompts together with what the data knows about them; the model's own likelihood; reconstructions, where
+sample i belongs to held-out example i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

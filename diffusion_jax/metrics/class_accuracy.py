@@ -40,7 +40,7 @@ class ClassAccuracy:
     )
     headline: ClassVar[str] = "accuracy"
     lower_is_better: ClassVar[bool] = False
-    reads: ClassVar[frozenset[str]] = frozenset({"samples", "train", "held_out"})
+    reads: ClassVar[frozenset[str]] = frozenset({"samples", "train", "held_out", "classes"})
     numbers: ClassVar[Mapping[str, Number]] = {
         "accuracy": Number(label="Samples of the asked-for class", kind="percent"),
         "classifier_test_accuracy": Number(label="The same classifier on held-out real images", kind="percent"),

@@ -159,9 +159,7 @@ def draw(
 
 def real_images(experiment: Experiment, split: str, spill: Path | None = None) -> ImageSet:
     """Real images in the network's form, cropped and resized, not augmented; a large set is stored in `spill`."""
-    limit = experiment.config.evaluation.max_real
-    images, labels = experiment.pictures.arrays(split, max_examples=limit, spill=spill)
-    return ImageSet(images=images, labels=labels)
+    return judging.labelled(experiment.pictures, split, experiment.config.evaluation.max_real, spill)
 
 
 def evaluate(

@@ -124,6 +124,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
         if experiment.objective.makes == "consistency":
             return f"objective {config.objective.name} teaches to jump to the end of the flow; it has no likelihood"
         return f"the loss of objective {config.objective.name} is not a bound on a likelihood"
+    if "classes" in facts.reads and not (info.num_classes if experiment.reconstructs else experiment.num_classes):
+        return "it counts samples of the class that was asked for, and this network is told none"
     if "texts" in facts.reads and not (experiment.num_classes and info.class_names):
         return "its texts are made of the names of classes, and the samples have none"
     if "prompts" in facts.reads and experiment.told_text is None:
@@ -135,6 +137,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
                 "its prompts, which say what a picture must show, come with "
                 f"{OF_PROMPTS[facts.requires]}; {config.data.dataset} has none"
             )
+    if facts.needs == PROXY and not experiment.pictures.has_kinds:
+        return f"its features are those of a classifier of the data, and {config.data.dataset} has no classes"
     lacking = [module for module in facts.modules if importlib.util.find_spec(module) is None]
     if lacking:
         return f"it needs {' and '.join(lacking)}: `pip install '.[{facts.extra}]'`"
@@ -205,6 +209,12 @@ def build_metrics(
 @functools.lru_cache(maxsize=1)
 def _clip(path: str) -> weights.Clip:
     return weights.read_clip(path)
+
+
+def labelled(pictures: data.Pipeline, split: str, most: int, spill: Path | None = None) -> ImageSet:
+    """Real images with their classes, or where the data has none, with the kinds of pictures that it tells apart."""
+    images, labels = pictures.arrays(split, max_examples=most, spill=spill)
+    return ImageSet(images=images, labels=pictures.kinds(split, max_examples=most) if labels is None else labels)
 
 
 def proxy(experiment: Experiment, train: ImageSet) -> tuple[FeatureSpace, Path]:

@@ -97,14 +97,9 @@ def _over(
     return result
 
 
-def held_out(experiment: FirstStageExperiment, count: int) -> tuple[Pictures, np.ndarray | None]:
-    """At most `count` held-out pictures, spread over the split, and their labels."""
-    return experiment.pipeline.arrays(experiment.config.data.validation_split, max_examples=count)
-
-
 def draw_pairs(experiment: FirstStageExperiment, params: Any, count: int, path: Path) -> Pictures:
     """Write held-out pictures, each above its reconstruction; returns the reconstructions."""
-    images, _ = held_out(experiment, count)
+    images, _ = experiment.pipeline.arrays(experiment.config.data.validation_split, max_examples=count)
     made = reconstructed(experiment, params, images)
     if parallel.is_primary():
         save_neighbours(images, made, path)
@@ -161,15 +156,15 @@ def evaluate(
       out: file for the numbers; by default evaluation.json.
     """
     config = experiment.config
-    images, labels = held_out(experiment, num_samples)
+    test = judging.labelled(experiment.pipeline, config.data.validation_split, num_samples)
+    images, labels = test.images, test.labels
     made = reconstructed(experiment, params, images)
-    train_images, train_labels = experiment.pipeline.arrays(max_examples=config.evaluation.max_real)
     latents = measured(experiment, params, images)
     if not parallel.is_primary():
         return {}
     if out is None:
         save_neighbours(images[:SHOWN], made[:SHOWN], directory / "samples" / "final.png")
-    train, test = ImageSet(images=train_images, labels=train_labels), ImageSet(images=images, labels=labels)
+    train = judging.labelled(experiment.pipeline, config.data.split, config.evaluation.max_real)
     metrics = judging.build_metrics(experiment, names, train)
     results = evaluate_all(metrics, ImageSet(images=made, labels=labels), train=train, test=test)
     numbers = {f"{name}_{channel}": value for name, values in latents.items() for channel, value in enumerate(values)}

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs.digits_unet import get_config
 from diffusion_jax.errors import UserError
@@ -19,6 +20,7 @@ from diffusion_jax.samplers import SAMPLERS, samplers_of
 from experiments.building.wiring import Experiment
 from experiments.evaluating import judging
 from tests.encoder_weights import write_tokenizer, written
+from tests.fresh_runs import scenes_config
 from tests.inception_weights import write_random_inception
 
 
@@ -104,6 +106,36 @@ def test_the_metrics_of_dinov2_and_clip_from_files(experiment, tmp_path):
     by_file = judging.build_metrics(experiment, ("fd_dinov2",), train, spaces)
     again = evaluate_all(by_file, samples, train=train, test=test)
     assert again["fd_dinov2"]["fd_dinov2"] == pytest.approx(results["fd_dinov2"]["fd_dinov2"], rel=1e-6)
+
+
+def test_a_proxy_of_data_without_classes_learns_the_kinds_that_the_data_tells_apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "ProxyTraining", lambda: ProxyTraining(steps=3, batch_size=8))
+    experiment = Experiment(scenes_config("small"))
+    experiment.config.data.data_dir = str(tmp_path)
+    assert judging.available(experiment, ("proxy_fd",)) == (("proxy_fd",), {})
+    train, test = (judging.labelled(experiment.pictures, split, 16) for split in ("train", "validation"))
+    assert len(set(train.labels)) > 5
+    metrics = judging.build_metrics(experiment, ("proxy_fd",), train)
+    found = evaluate_all(metrics, dataclasses.replace(test, labels=None), train=train, test=test)
+    assert math.isfinite(found["proxy_fd"]["proxy_fd"])
+    assert "classifier_test_accuracy" in judging.settings_of(metrics, test)["feature_spaces"]["proxy_fd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("proxy_fd", "its features are those of a classifier of the data, and folder:.* has no classes"),
+        ("class_accuracy", "it counts samples of the class that was asked for, and this network is told none"),
+    ],
+)
+def test_metrics_of_classes_are_refused_for_data_without_any(name, reason, tmp_path):
+    for number in range(4):
+        Image.fromarray(images(1, number).images[0, ..., 0]).save(tmp_path / f"{number}.png")
+    config = get_config()
+    config.data.update(dataset=f"folder:{tmp_path}", split="train", validation_split="train")
+    config.data.options = ConfigDict({"channels": 1})
+    with pytest.raises(UserError, match=f"no {name}: {reason}"):
+        judging.available(Experiment(config), (name,))
 
 
 def labelled(count, seed):

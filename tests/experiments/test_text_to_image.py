@@ -22,9 +22,9 @@ TINY = {
         "--config.evaluation.max_real=64",
     ),
     "scenes_text_to_image.py:latents": (
-        "--config.model.base_channels=8",
-        "--config.model.channel_multipliers=(1,)",
-        "--config.model.attention_resolutions=(6,)",
+        "--config.model.hidden_size=8",
+        "--config.model.depth=1",
+        "--config.model.num_heads=2",
         "--config.conditioning.text.encoder.width=8",
         "--config.conditioning.text.encoder.depth=1",
         "--config.train.steps=4",

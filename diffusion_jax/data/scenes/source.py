@@ -64,6 +64,13 @@ class SceneSource:
         """The captions; nothing is painted."""
         return [text for _, text, _ in self._made(indices)[1]]
 
+    def kinds(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The numbers of the pairs (shape, colour) of their largest objects."""
+        shapes, colours = SHAPES, tuple(COLOURS)
+        largest = (max(scene.objects, key=lambda one: one.box[2] - one.box[0]) for scene, *_ in self.described(indices))
+        numbers = [shapes.index(one.shape) * len(colours) + colours.index(one.colour) for one in largest]
+        return np.array(numbers, np.int32)
+
     def described(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> list[tuple[Scene, str, Requirement]]:
         """The graphs of these examples, their captions, and what the captions require."""
         return self._made(indices)[1]
@@ -156,8 +163,7 @@ def open_scenes(
     """Coloured shapes on grey grounds, with captions; the arguments are those of `SceneOptions`.
 
     Splits: "train"; "validation" and "test", with the same pairs of shape and colour; "held_out", where every picture
-      has a
-    pair that the others never show. `data_dir` is not used.
+    has a pair that the others never show. `data_dir` is not used.
 
     Args:
       size: side of the square pictures in pixels.
@@ -203,7 +209,7 @@ def open_scenes(
         fingerprint=hashlib.sha256(f"{VERSION} {source!r}".encode()).hexdigest(),
         fields=("text",) if control == "none" else ("text", CONTROL),
     )
-    return Dataset(info=info, source=source, prompts=PromptSuite(options), sizes=sizes)
+    return Dataset(info=info, source=source, prompts=PromptSuite(options), sizes=sizes, kinds=source.kinds)
 
 
 def _shapes(pictures: Sequence[str], control: str) -> tuple[tuple[int, int], ...]:

@@ -44,6 +44,17 @@ def test_bytes_are_pinned():
     assert found.hexdigest() == "f905fe8b150efd70736e7da7be339405c2d715590202900cb1b0ddcdbd45c442"
 
 
+def test_a_picture_is_of_the_kind_of_its_largest_object(source, described):
+    kinds = source.kinds(range(len(described)))
+    assert kinds.dtype == np.int32
+    for kind, (scene, *_) in zip(kinds, described, strict=True):
+        widths = [one.box[2] - one.box[0] for one in scene.objects]
+        largest = scene.objects[widths.index(max(widths))]
+        assert (SHAPES[kind // len(COLOURS)], list(COLOURS)[kind % len(COLOURS)]) == (largest.shape, largest.colour)
+    pipeline = data.Pipeline(dataset="scenes", batch_size=1, options={"num_examples": 40})
+    np.testing.assert_array_equal(pipeline.kinds(max_examples=4), pipeline.kinds()[[0, 10, 20, 30]])
+
+
 def test_every_example_is_another_picture():
     examples = SceneSource(SceneOptions(num_examples=2000), "train").__getitems__(range(2000))
     assert len({example["image"].tobytes() for example in examples}) == 2000
