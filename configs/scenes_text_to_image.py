@@ -71,6 +71,8 @@ def _latents(config: ConfigDict) -> ConfigDict:
     config.conditioning.text.length = 20
     config.train.update(steps=7_500, batch_size=32)
     config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=100, decay="linear")
+    with config.unlocked():
+        config.optimizer.momentum = 0.9
     config.ema.half_lives = (4_000,)
     config.sampling.update(steps=12, batch_size=60)
     config.sampling.guidance.interval = (0.0, 3.0)
