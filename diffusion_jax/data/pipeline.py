@@ -40,7 +40,7 @@ from diffusion_jax.data.batch_reader import BatchReader, open_features
 from diffusion_jax.data.buckets import BucketReader, bucket_seed, bucketed, cover_of, sides_of
 from diffusion_jax.data.holes import Holes, holes
 from diffusion_jax.data.order import spread
-from diffusion_jax.data.reading import Preparation, TransformedSource, read_all
+from diffusion_jax.data.reading import Preparation, TransformedSource, held, read_all
 from diffusion_jax.data.shuffled import shuffled_captions
 from diffusion_jax.data.sources import (
     ArraySource,
@@ -294,11 +294,6 @@ class Pipeline:
         batch = read_all(source, indices, file=file)
         return batch["image"], batch.get("label")
 
-    @property
-    def has_kinds(self) -> bool:
-        """Whether the data says what kind of picture each is, by classes or otherwise."""
-        return bool(self.info.num_classes) or self._opened.kinds is not None
-
     def kinds(self, split: str | None = None, *, max_examples: int | None = None) -> np.ndarray | None:
         """What the examples that `arrays` gives show, int32 [n], for judges of data without classes; None if the data
         does not say."""
@@ -406,7 +401,7 @@ class Pipeline:
         found = bucketed(self._opened, self.info, self._sides, self.prepare)
         if sum(len(one) * math.prod(one.shape) for one in found.values()) > self.memory_limit:
             return found
-        return {sides: _held(one) for sides, one in found.items()}
+        return {sides: held(one) for sides, one in found.items()}
 
     @functools.cached_property
     def _crop(self) -> transforms.Crop:
@@ -429,7 +424,7 @@ class Pipeline:
             size = sum(values.nbytes for values in source.read([0]).values())
         if info.num_examples * size > self.memory_limit:
             return source
-        return _held(source)
+        return held(source)
 
     def _iterate(self, reader: BatchReader | BucketReader, start_step: int) -> Iterator[Batch]:
         """Pass the reader to Grain: start at the step and read ahead."""
@@ -449,10 +444,3 @@ class Pipeline:
         stream = (batch for batch in iterator)
         weakref.finalize(stream, iterator.close)  # ends threads and workers, also at exit
         return stream
-
-
-def _held(source: TransformedSource) -> ArraySource:
-    """All examples, in memory."""
-    batch = read_all(source, np.arange(len(source)))
-    fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
-    return ArraySource(batch["image"], batch.get("label"), fields)

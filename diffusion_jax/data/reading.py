@@ -158,3 +158,10 @@ def read_all(
         for _ in pool.map(fill, range(0, len(indices), chunk)):
             pass  # raises the exception of a thread
     return whole
+
+
+def held(source: TransformedSource) -> ArraySource:
+    """All examples, in memory."""
+    batch = read_all(source, np.arange(len(source)))
+    fields = {name: values for name, values in batch.items() if name not in ("image", "label")}
+    return ArraySource(batch["image"], batch.get("label"), fields)

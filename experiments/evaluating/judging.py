@@ -137,7 +137,8 @@ def _obstacle(experiment: Experiment, facts: Facts) -> str:
                 "its prompts, which say what a picture must show, come with "
                 f"{OF_PROMPTS[facts.requires]}; {config.data.dataset} has none"
             )
-    if facts.needs == PROXY and not experiment.pictures.has_kinds:
+    pictures = experiment.pictures
+    if facts.needs == PROXY and not pictures.info.num_classes and pictures.kinds(max_examples=1) is None:
         return f"its features are those of a classifier of the data, and {config.data.dataset} has no classes"
     lacking = [module for module in facts.modules if importlib.util.find_spec(module) is None]
     if lacking:

@@ -306,17 +306,6 @@ def test_a_picture_listed_twice(second, folder):
         opened(folder)
 
 
-def test_what_metadata_leaves_out_is_said(folder):
-    """Also a caption under another field name, which would silently train without words."""
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "dog/a.png", "caption": "a dog"}))
-    fields, pictures = opened(folder).remarks
-    assert "its 'caption' is not read; file_name, label, text" in fields
-    assert pictures.endswith("does not list 2 pictures of its folder, left out: 'cat/c.jpg', 'cat/deep/b.PNG'")
-    rows = [{"file_name": name, "control": "dog/a.png"} for name in ("cat/c.jpg", "cat/deep/b.PNG")]
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert not opened(folder).remarks, "a control picture is read"
-
-
 def test_rows_end_at_a_newline_and_a_byte_order_mark_is_nothing(folder):
     row = json.dumps({"file_name": "dog/a.png", "label": "one\u2028two\x85three"}, ensure_ascii=False)
     (folder / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\n".encode())

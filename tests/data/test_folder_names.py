@@ -1,5 +1,6 @@
 """Folders of images: names of classes that can not be shown, and files that would be passed over in silence."""
 
+import json
 import os
 
 import numpy as np
@@ -69,3 +70,17 @@ def test_other_endings_of_jpeg(ending, tmp_path):
     (tmp_path / "cat").mkdir()
     PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "cat" / f"a.{ending}", format="JPEG")
     assert data.open_dataset(f"folder:{tmp_path}", split="train").info.num_examples == 1
+
+
+def test_what_metadata_leaves_out_is_said(tmp_path):
+    """Also a caption under another field name, which would silently train without words."""
+    for name in ("cat/b.PNG", "cat/c.jpg", "dog/a.png", ".hidden.png"):
+        picture(tmp_path / name)
+    rows = [{"file_name": "dog/a.png", "caption": "a dog"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields, pictures = data.open_dataset(f"folder:{tmp_path}").remarks
+    assert "its 'caption' is not read; file_name, label, text" in fields
+    assert pictures.endswith("does not list 2 pictures of its folder, left out: 'cat/b.PNG', 'cat/c.jpg'")
+    rows = [{"file_name": name, "control": "dog/a.png"} for name in ("cat/c.jpg", "cat/b.PNG")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert not data.open_dataset(f"folder:{tmp_path}").remarks, "a control picture is read"

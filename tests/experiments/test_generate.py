@@ -65,6 +65,10 @@ def test_a_folder_is_written_by_one_command_at_a_time(command, tmp_path):
         ((f"--model={SD15}", "--prompt=a", "--guidance=apg", "--guidance_scale=1"), "has no effect"),
         ((f"--model={SD15}", "--prompt=a", "--set=guidance.eta=0.5"), "give --guidance too"),
         ((f"--model={SD15}", "--prompt=a", "--guide=runs/worse"), "--guide is for a run"),
+        (
+            (f"--model={SD15}", "--prompt=a", "--guidance=apg", "--set=guidance.eta=0", "--set=guidance.eta=1"),
+            "--set=guidance.eta=... is given 2 times",
+        ),
         ((f"--model={SD15}", "--prompt=a", f"--ip_adapter={IP_ADAPTER}"), "each IP-Adapter has one picture"),
         ((f"--model={SD15}", "--prompt=a", "--reference=tests/golden/digit.png"), "each IP-Adapter has one picture"),
         ((f"--model={SD15}", "--prompt=a", f"--image_encoder={ENCODER}"), "--image_encoder belongs to --ip_adapter"),
